@@ -1,0 +1,225 @@
+"""What every head must do, tested on every head found in the package: a new file is tested by
+being there."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from visionkit.backbones.resnet import ResNet
+from visionkit.components import components
+from visionkit.data.shapes import Shapes
+from visionkit.data.sources import Source, collate
+from visionkit.model import VisionModel
+from visionkit.necks.fpn import FPN
+from visionkit.types import Head
+
+HEADS = components("heads")
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return Shapes(num_images=12, size=SIZE, seed=3)
+
+
+def small_model(cls: type[Head], dataset) -> VisionModel:
+    torch.manual_seed(0)
+    backbone = ResNet(depth=18, norm="group")
+    neck = FPN(backbone.levels, channels=32)
+    classes = dataset.vocabularies[cls.vocabulary].names if cls.vocabulary else ()
+    return VisionModel(backbone, neck, {"head": cls(neck.levels, classes)}, {"head": 1.0})
+
+
+def batch_of(dataset, indices):
+    samples = [dataset[i] for i in indices]
+    return collate([(sample.image, sample.target()) for sample in samples])
+
+
+def total(model, batch):
+    losses = model.losses(model.features(batch), batch, ["head"])
+    return model.weighted_sum(losses), losses["head"]
+
+
+def without_objects(batch):
+    for target in batch.targets:
+        for key in ("boxes", "labels", "masks", "iscrowd", "area"):
+            target[key] = target[key][:0]
+    return batch
+
+
+@pytest.fixture(params=sorted(HEADS))
+def head_class(request):
+    return HEADS[request.param]
+
+
+def test_heads_are_found():
+    names = {"classification.Classification", "localization.Localization"}
+    names |= {"detection.FasterRCNN", "detection.FCOS", "instance.MaskRCNN"}
+    assert names <= set(HEADS)
+
+
+def test_it_declares_what_it_needs(head_class, dataset):
+    assert head_class.needs and set(head_class.needs) <= set(dataset.keys)
+    assert head_class.vocabulary is None or head_class.vocabulary in dataset.vocabularies
+    metrics = head_class.evaluator(small_model(head_class, dataset).heads["head"], dataset)
+    assert head_class.main_metric in metrics.compute()
+
+
+def test_losses_are_finite_scalars_and_train_every_parameter(head_class, dataset):
+    model = small_model(head_class, dataset)
+    loss, terms = total(model, batch_of(dataset, range(4)))
+    assert all(term.shape == () and term.isfinite() for term in terms.values())
+    loss.backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None]
+    assert not missing
+    head = model.heads["head"]
+    assert all(p.grad.isfinite().all() for p in head.parameters())
+    assert sum(float(p.grad.abs().sum()) for p in head.parameters()) > 0
+
+
+def test_validation_loss_needs_no_gradients(head_class, dataset):
+    model = small_model(head_class, dataset).eval()
+    with torch.inference_mode():
+        loss, _ = total(model, batch_of(dataset, range(2)))
+    assert loss.isfinite()
+
+
+def test_pictures_without_objects(head_class, dataset):
+    model = small_model(head_class, dataset)
+    batch = without_objects(batch_of(dataset, range(2)))
+    loss, terms = total(model, batch)
+    assert all(term.isfinite() for term in terms.values())
+    loss.backward()
+    with torch.inference_mode():
+        found = model.eval().predictions(model.features(batch), batch, ["head"])["head"]
+    assert len(found) == 2
+
+
+def test_unlabelled_pictures_give_a_zero_loss_on_the_graph(head_class, dataset):
+    model = small_model(head_class, dataset)
+    batch = batch_of(dataset, range(2))
+    for target in batch.targets:
+        for key in set(target) - {"image_id", "size", "orig_size"}:
+            del target[key]
+    loss, _ = total(model, batch)
+    assert float(loss) == 0
+    loss.backward()
+
+
+def test_bfloat16_runs(head_class, dataset):
+    model = small_model(head_class, dataset)
+    batch = batch_of(dataset, range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, terms = total(model, batch)
+        assert all(term.dtype == torch.float32 for term in terms.values())
+    loss.backward()
+    assert loss.isfinite()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        model.eval().predictions(model.features(batch), batch, ["head"])
+
+
+def test_state_dict_round_trip_gives_the_same_predictions(head_class, dataset):
+    first, second = small_model(head_class, dataset), small_model(head_class, dataset)
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    second.load_state_dict(first.state_dict())
+    batch = batch_of(dataset, range(2))
+    with torch.inference_mode():
+        a, b = (m.eval().predictions(m.features(batch), batch, ["head"]) for m in (first, second))
+    for one, two in zip(a["head"], b["head"], strict=True):
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            same = torch.equal(value, two[key]) if torch.is_tensor(value) else value == two[key]
+            assert same, key
+
+
+def perfect(sample, num_labels, num_classes):
+    """The truth of a sample, as every kind of prediction at once."""
+    target = sample.target()
+    masks = target["masks"].numpy().astype(np.uint8)
+    largest = int(((target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1)).argmax())
+    label = target["labels"][largest]
+    return {
+        "boxes": target["boxes"],
+        "scores": torch.ones(len(target["labels"])),
+        "labels": target["labels"],
+        "masks": [coco_mask.encode(np.asfortranarray(mask)) for mask in masks],
+        "box": target["boxes"][largest],
+    }, {
+        "labels": torch.eye(num_labels)[label],
+        "class_id": torch.eye(num_classes)[target["class_id"]],
+    }
+
+
+def test_perfect_predictions_score_one(head_class, dataset):
+    evaluator = small_model(head_class, dataset).heads["head"].evaluator(dataset)
+    sizes = {key: len(v.names) for key, v in dataset.vocabularies.items()}
+    for i in range(len(dataset)):
+        prediction, probs = perfect(dataset[i], sizes["labels"], sizes["class_id"])
+        if head_class.vocabulary in probs:
+            prediction["probs"] = probs[head_class.vocabulary]
+            prediction["label"] = prediction["probs"].argmax()
+            prediction["score"] = prediction["probs"].max()
+        evaluator.update([prediction], batch_of(dataset, [i]))
+    metrics = evaluator.compute()
+    assert metrics[head_class.main_metric] == pytest.approx(1.0, abs=1e-3)
+    other = small_model(head_class, dataset).heads["head"].evaluator(dataset)
+    other.merge([evaluator.state(), other.state()])
+    assert other.compute() == pytest.approx(metrics, nan_ok=True)
+
+
+def test_two_pictures_are_overfitted(head_class, dataset):
+    """The whole chain learns: the main metric on the two training pictures becomes high."""
+    model = small_model(head_class, dataset)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batch = batch_of(dataset, [0, 1])
+    start = None
+    for _ in range(70):
+        optimizer.zero_grad()
+        loss, _ = total(model, batch)
+        start = start or float(loss)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimizer.step()
+    assert math.isfinite(float(loss)) and float(loss) < 0.5 * start
+    with torch.inference_mode():
+        model.eval()
+        found = model.predictions(model.features(batch), batch, ["head"])["head"]
+    pair = Subset(dataset, [0, 1])
+    evaluator = model.heads["head"].evaluator(pair)
+    evaluator.update(found, batch)
+    assert evaluator.compute()[head_class.main_metric] >= 0.5
+
+
+class Subset:
+    """Some pictures of a data set, as a data set."""
+
+    def __init__(self, dataset, indices):
+        self.dataset, self.indices = dataset, indices
+        self.keys, self.vocabularies = dataset.keys, dataset.vocabularies
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        return self.dataset[self.indices[index]]
+
+    def coco_truth(self):
+        truth = self.dataset.coco_truth()
+        ids = {self[i].image_id for i in range(len(self))}
+        return {
+            **truth,
+            "images": [image for image in truth["images"] if image["id"] in ids],
+            "annotations": [a for a in truth["annotations"] if a["image_id"] in ids],
+        }
+
+
+def test_sources_feed_heads(head_class, dataset):
+    source = Source("main", ["head"], dataset, dataset, batch_size=4, image_size=64)
+    batch = next(source.train_batches(seed=0, start=0, workers=0))
+    loss, _ = total(small_model(head_class, dataset), batch)
+    assert loss.isfinite()

@@ -1,0 +1,93 @@
+"""FPN against torchvision's, its level names, and one upsampling worked by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
+
+from visionkit.errors import ConfigError
+from visionkit.necks.fpn import FPN
+from visionkit.types import Level
+
+LEVELS = {"c2": Level(8, 4), "c3": Level(16, 8), "c4": Level(24, 16), "c5": Level(32, 32)}
+
+
+def maps(levels=LEVELS, side=100):
+    return {
+        name: torch.randn(2, level.channels, -(-side // level.stride), -(-side // level.stride))
+        for name, level in levels.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "extra, block, names",
+    [
+        ("none", None, []),
+        ("pool", LastLevelMaxPool(), ["p6"]),
+        ("p6p7", LastLevelP6P7(12, 12), ["p6", "p7"]),
+    ],
+)
+def test_it_is_that_of_torchvision(extra, block, names):
+    ours = FPN(LEVELS, channels=12, extra=extra)
+    theirs = FeaturePyramidNetwork([level.channels for level in LEVELS.values()], 12, block)
+    theirs.load_state_dict(ours.state_dict())
+    features = maps()
+    got, want = ours(features), theirs(features)
+    assert list(got) == list(ours.levels) == ["p2", "p3", "p4", "p5", *names]
+    for mine, other in zip(got.values(), want.values(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+    assert all(bias.count_nonzero() == 0 for n, bias in ours.state_dict().items() if "bias" in n)
+
+
+@pytest.mark.parametrize("extra", ["none", "pool", "p6", "p6p7"])
+def test_levels_tell_the_truth_and_every_parameter_trains(extra):
+    neck = FPN(LEVELS, channels=12, extra=extra)
+    got = neck(maps(side=128))
+    assert list(got) == list(neck.levels)
+    for name, x in got.items():
+        assert x.shape == (2, *neck.levels[name][:1], *[128 // neck.levels[name].stride] * 2)
+        assert name == f"p{neck.levels[name].stride.bit_length() - 1}"
+    sum(x.square().mean() for x in got.values()).backward()
+    assert all(p.grad.abs().sum() > 0 for p in neck.parameters())
+
+
+def test_p6_is_a_convolution_of_the_coarsest_output():
+    neck = FPN(LEVELS, channels=12, extra="p6")
+    got = neck(maps())
+    torch.testing.assert_close(got["p6"], neck.extra_blocks.p6(got["p5"]))
+    assert neck.extra_blocks.p6.stride == (2, 2)
+
+
+def test_the_coarse_map_is_added_to_the_fine_one():
+    neck = FPN({"c2": Level(1, 4), "c3": Level(1, 8)}, channels=1, extra="none")
+    for inner, layer in zip(neck.inner_blocks, neck.layer_blocks, strict=True):
+        nn.init.ones_(inner[0].weight)
+        nn.init.dirac_(layer[0].weight)
+    fine = torch.arange(9.0).view(1, 1, 3, 3)
+    got = neck({"c2": fine, "c3": torch.tensor([[[[10.0, 20.0], [30.0, 40.0]]]])})
+    upsampled = torch.tensor([[10.0, 10, 20], [10, 10, 20], [30, 30, 40]])
+    torch.testing.assert_close(got["p2"], fine + upsampled)
+
+
+def test_inputs_pick_levels():
+    neck = FPN(LEVELS, channels=12, inputs=["c5", "c3", "c4"], extra="p6p7")
+    assert list(neck(maps())) == list(neck.levels) == ["p3", "p4", "p5", "p6", "p7"]
+    for wrong in (["c9"], []):
+        with pytest.raises(ConfigError, match="c2, c3, c4, c5"):
+            FPN(LEVELS, inputs=wrong)
+
+
+def test_levels_of_one_stride_keep_their_names():
+    levels = {"f13": Level(8, 32), "f16": Level(16, 32)}
+    neck = FPN(levels, channels=12)
+    assert list(neck(maps(levels))) == list(neck.levels) == ["f13", "f16", "p6"]
+    assert [level.stride for level in neck.levels.values()] == [32, 32, 64]
+
+
+@pytest.mark.parametrize("norm, kind", [("batch", nn.BatchNorm2d), ("group", nn.GroupNorm)])
+def test_norms_follow_each_convolution(norm, kind):
+    neck = FPN(LEVELS, channels=48, norm=norm)
+    found = [m for m in neck.modules() if isinstance(m, kind)]
+    assert len(found) == 2 * len(LEVELS)
+    assert list(neck(maps())) == list(neck.levels)

@@ -1,0 +1,85 @@
+"""Schedules against values worked out by hand; parameter groups and the moving average."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from visionkit.config import TrainConfig
+from visionkit.errors import ConfigError
+from visionkit.optim import MovingAverage, build_optimizer, freeze, lr_factor, set_lr
+
+
+def test_cosine_after_linear_warmup():
+    config = TrainConfig(schedule="cosine", warmup_steps=4)
+    factors = [lr_factor(step, 24, config) for step in range(24)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[14] == pytest.approx(0.5)
+    assert factors[23] == pytest.approx(0.5 * (1 + math.cos(math.pi * 19 / 20)))
+
+
+def test_multistep_drops_at_its_milestones():
+    config = TrainConfig(schedule="multistep", milestones=[0.5, 0.9], gamma=0.1, warmup_steps=0)
+    factors = [lr_factor(step, 10, config) for step in range(10)]
+    assert factors == pytest.approx([1] * 5 + [0.1] * 4 + [0.01])
+
+
+def test_constant_and_default_warmup():
+    config = TrainConfig(schedule="constant")
+    assert lr_factor(0, 1000, config) == pytest.approx(1 / 101)
+    assert lr_factor(100, 1000, config) == 1
+
+
+def model():
+    return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+
+def test_groups_scale_by_name_and_do_not_decay_biases():
+    config = TrainConfig(lr=0.1, weight_decay=0.01, lr_scale={"^0": 0.5, "bias": 2.0})
+    net = model()
+    optimizer = build_optimizer(net, config)
+    set_lr(optimizer, 0.1)
+    found = {
+        id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]
+    }
+    assert found[id(net[0].weight)] == pytest.approx((0.05, 0.01))
+    assert found[id(net[0].bias)] == pytest.approx((0.1, 0.0))
+    assert found[id(net[1].weight)] == pytest.approx((0.1, 0.0))
+    assert found[id(net[2].bias)] == pytest.approx((0.2, 0.0))
+    assert len(found) == 6
+
+
+def test_sgd_is_the_plain_update():
+    net = nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(2.0)
+    optimizer = build_optimizer(net, TrainConfig(lr=0.1, momentum=0.0, weight_decay=0.0))
+    set_lr(optimizer, 0.1)
+    net(torch.tensor([[3.0]])).sum().backward()
+    optimizer.step()
+    assert net.weight.item() == pytest.approx(2.0 - 0.1 * 3.0)
+
+
+def test_freezing_by_name_and_its_mistakes():
+    net = model()
+    freeze(net, ["^0\\."])
+    assert [p.requires_grad for p in net[0].parameters()] == [False, False]
+    assert all(p.requires_grad for p in net[2].parameters())
+    with pytest.raises(ConfigError, match="no parameter matches"):
+        freeze(net, ["backbone"])
+    with pytest.raises(ConfigError, match="no parameter to train"):
+        freeze(net, ["."])
+
+
+def test_moving_average_follows_slowly_and_copies_statistics():
+    net = model()
+    average = MovingAverage(net, decay=0.9)
+    start = net[0].weight.detach().clone()
+    with torch.no_grad():
+        net[0].weight += 1.0
+        net[1].running_mean += 5.0
+    average.update(net, step=10**6)
+    assert torch.allclose(average.model[0].weight, start + 0.1)
+    assert torch.equal(average.model[1].running_mean, net[1].running_mean)
+    average.update(net, step=0)  # decay 1/10 at the start
+    assert torch.allclose(average.model[0].weight, start + 1 - 0.9 * 0.1)

@@ -1,0 +1,119 @@
+"""The fast RoIAlign against torchvision's operators."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torchvision.ops import MultiScaleRoIAlign
+
+from visionkit.ops import roi_align as module
+from visionkit.ops.roi_align import pyramid_level, roi_align
+
+STRIDES = [4, 8, 16, 32]
+
+
+def pyramid(h=512, w=640, channels=5, batch=2, strides=STRIDES):
+    torch.manual_seed(0)
+    return [
+        torch.randn(batch, channels, math.ceil(h / s), math.ceil(w / s), requires_grad=True)
+        for s in strides
+    ]
+
+
+def random_boxes(count, h=512, w=640):
+    center = torch.rand(count, 2) * torch.tensor([w, h])
+    extent = torch.exp(1.2 * torch.randn(count, 2) + 4.7)
+    return torch.cat([center - extent / 2, center + extent / 2], 1)  # many reach outside
+
+
+def torchvision_align(features, boxes, output_size, sampling_ratio):
+    names = [str(i) for i in range(len(features))]
+    pool = MultiScaleRoIAlign(names, output_size, sampling_ratio)
+    return pool(dict(zip(names, features, strict=True)), boxes, [(512, 640)] * len(features[0]))
+
+
+@pytest.mark.parametrize(("output_size", "sampling_ratio"), [(7, 2), (14, 2), (3, 1), (4, 3)])
+def test_equals_torchvision_forward_and_backward(output_size, sampling_ratio):
+    features = pyramid()
+    boxes = [random_boxes(60), random_boxes(30)]
+    ours = roi_align(features, boxes, STRIDES, output_size, sampling_ratio)
+    theirs = torchvision_align(features, boxes, output_size, sampling_ratio)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    upstream = torch.randn_like(theirs)
+    our_grads = torch.autograd.grad(ours, features, upstream)
+    their_grads = torch.autograd.grad(theirs, features, upstream)
+    torch.testing.assert_close(our_grads, their_grads, atol=1e-5, rtol=1e-5)
+    assert len(set(pyramid_level(torch.cat(boxes), STRIDES).tolist())) == 4
+
+
+def test_boxes_outside_the_picture_and_without_extent():
+    features = pyramid()
+    boxes = torch.tensor(
+        [
+            [-300.0, -300, -200, -200],  # far outside: zeros
+            [-30.0, -20, 900, 700],
+            [20.0, 30, 20, 30],
+            [639.0, 511, 640, 512],
+            [0.0, 0, 640, 512],
+        ]
+    )
+    ours = roi_align(features, [boxes, boxes[:0]], STRIDES, 7)
+    torch.testing.assert_close(
+        ours, torchvision_align(features, [boxes, boxes[:0]], 7, 2), atol=1e-5, rtol=0
+    )
+    assert not ours[0].any()
+
+
+def test_no_boxes_at_all_is_empty_and_keeps_the_graph():
+    features = pyramid()
+    pooled = roi_align(features, [torch.zeros(0, 4), torch.zeros(0, 4)], STRIDES, 7)
+    assert pooled.shape == (0, 5, 7, 7)
+    pooled.sum().backward()
+    assert not features[0].grad.any()
+
+
+def test_gpu_path_gives_the_same():
+    features = pyramid()
+    boxes, image = random_boxes(40), torch.arange(40) % 2
+    arguments = (boxes, image, pyramid_level(boxes, STRIDES), STRIDES, 7, 2)
+    torch.testing.assert_close(
+        module._pool_by_level(features, *arguments),
+        module._pool_bags(features, *arguments),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_bfloat16_features_give_bfloat16_and_gradients_summed_in_float32():
+    features = pyramid(channels=8)
+    half = [f.detach().bfloat16().requires_grad_() for f in features]
+    boxes = [random_boxes(300), random_boxes(300)]
+    pooled = roi_align(half, boxes, STRIDES, 7)
+    assert pooled.dtype == torch.bfloat16
+    exact = roi_align(features, boxes, STRIDES, 7)
+    torch.testing.assert_close(pooled.float(), exact, atol=0.05, rtol=0.02)
+    with torch.no_grad():
+        inferred = roi_align(half, boxes, STRIDES, 7)
+    assert inferred.dtype == torch.bfloat16
+    torch.testing.assert_close(inferred.float(), exact, atol=0.05, rtol=0.02)
+    half_grads = torch.autograd.grad(pooled.sum(), half)
+    grads = torch.autograd.grad(exact.sum(), features)
+    for ours, reference in zip(half_grads, grads, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.float(), reference, atol=0.02, rtol=0.01)
+
+
+def squares(*sides):
+    return torch.tensor([[0.0, 0, side, side] for side in sides])
+
+
+def test_level_follows_the_size_of_the_box():
+    sides = squares(10, 111.9, 112, 223.9, 224, 447.9, 448, 5000)
+    assert pyramid_level(sides, STRIDES).tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_levels_of_equal_stride_and_missing_octaves():
+    assert pyramid_level(squares(10, 224, 900), [32, 32]).tolist() == [0, 0, 0]
+    assert pyramid_level(squares(50, 120, 230, 500), [4, 16]).tolist() == [0, 0, 1, 1]

@@ -1,0 +1,49 @@
+"""Run directories: never taken by accident, never emptied of what is not ours."""
+
+import json
+
+import pytest
+
+from visionkit import rundir
+from visionkit.errors import ConfigError
+
+
+def choose(output, resume=False, overwrite=False, name="x"):
+    return rundir.choose(output, name, resume=resume, overwrite=overwrite)
+
+
+def test_without_a_name_runs_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [str(choose(None)) for _ in range(2)] == ["runs/x-001", "runs/x-002"]
+    (tmp_path / "runs/x-041").mkdir()
+    assert str(choose(None)) == "runs/x-042"
+
+
+def test_a_run_is_not_replaced_unless_told_so(tmp_path):
+    run = choose(str(tmp_path / "r"))
+    (run / "config.yaml").write_text("a: 1")
+    (run / "notes.txt").write_text("mine")
+    (run / "checkpoints/last.pt").touch()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        choose(str(run))
+    assert choose(str(run), resume=True) == run
+    assert (run / "checkpoints/last.pt").exists()
+    choose(str(run), overwrite=True)
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "notes.txt"]
+    assert not list((run / "checkpoints").iterdir())
+
+
+def test_an_output_that_cannot_be_a_directory(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be a directory"):
+        choose(str(tmp_path / "file"))
+
+
+def test_metrics_are_strict_json_and_forget_what_comes_again(tmp_path):
+    for step in (1, 2, 3):
+        rundir.append_metrics(tmp_path, {"step": step, "x": float("nan"), "y": float("inf")})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "x"')  # cut off by a crash
+    rundir.truncate_metrics(tmp_path, 2)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "x": None, "y": None}, {"step": 2, "x": None, "y": None}]

@@ -1,0 +1,111 @@
+"""Batches: a function of seed and step alone; padded; faults reach the user unwrapped."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from visionkit.data.sample import Sample
+from visionkit.data.sources import Source, Stream, collate
+from visionkit.data.transforms import HorizontalFlip
+from visionkit.errors import DataError
+from visionkit.types import Classes
+
+
+class Pictures:
+    """Pictures of different sizes whose pixels tell their index; one may be broken."""
+
+    keys = ("class_id",)
+    vocabularies: ClassVar = {"class_id": Classes(("a", "b"), (0, 1))}
+
+    def __init__(self, count, broken=None):
+        self.count, self.broken = count, broken
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise DataError(f"picture {index} is broken")
+        image = torch.full((3, 20 + index, 40), index, dtype=torch.uint8)
+        image[:, :, :20] += 100
+        return Sample(image, image_id=index, orig_size=(20 + index, 40), class_id=index % 2)
+
+
+def source(count=10, broken=None, transforms=(), image_size=40):
+    pictures = Pictures(count, broken)
+    return Source("main", ["x"], pictures, pictures, 4, image_size, transforms)
+
+
+def test_a_stream_passes_over_the_data_end_to_end():
+    stream = iter(Stream(10, batch_size=4, seed=0))
+    batches = [next(stream) for _ in range(5)]
+    indices = [index for batch in batches for index, _ in batch]
+    positions = [position for batch in batches for _, position in batch]
+    assert positions == list(range(20))
+    assert sorted(indices[:10]) == sorted(indices[10:]) == list(range(10))
+    assert indices[:10] != indices[10:]
+
+
+def test_a_stream_can_start_anywhere_and_fills_batches_from_few_pictures():
+    stream = iter(Stream(3, batch_size=8, seed=1))
+    batches = [next(stream) for _ in range(4)]
+    assert next(iter(Stream(3, batch_size=8, seed=1, start=3))) == batches[3]
+    assert [len(batch) for batch in batches] == [8] * 4
+    assert next(iter(Stream(3, batch_size=8, seed=2))) != batches[0]
+
+
+def take(batches, count):
+    return [next(batches) for _ in range(count)]
+
+
+def test_workers_change_nothing():
+    flipping = source(transforms=[HorizontalFlip(p=0.5)])
+    alone = take(flipping.train_batches(seed=3, start=1, workers=0), 4)
+    helped = take(flipping.train_batches(seed=3, start=1, workers=2), 4)
+    for one, two in zip(alone, helped, strict=True):
+        assert torch.equal(one.images, two.images)
+        assert [t["image_id"] for t in one.targets] == [t["image_id"] for t in two.targets]
+    flipped = {bool(b.images[i, 0, 0, 0] < 100) for b in alone for i in range(len(b))}
+    assert flipped == {True, False}
+
+
+def test_batches_are_padded_with_zeros_to_a_multiple_of_32():
+    batch = next(source().val_batches(workers=0))
+    assert batch.images.shape == (4, 3, 32, 64)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    for i, (h, w) in enumerate(batch.sizes):
+        assert (h, w) == (20 + i, 40)
+        assert (batch.images[i, :, :h, 20:w] == i).all()
+        assert not batch.images[i, :, h:].any() and not batch.images[i, :, :, w:].any()
+
+
+def test_validation_sees_every_picture_once():
+    seen = [t["image_id"] for b in source(9).val_batches(workers=2) for t in b.targets]
+    assert seen == list(range(9))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_an_error_of_the_users(workers):
+    with pytest.raises(DataError, match=r"^picture 5 is broken$"):
+        list(source(broken=5).val_batches(workers=workers))
+
+
+def test_pictures_are_resized_first():
+    batch = next(source(image_size=80).val_batches(workers=0))
+    assert batch.sizes[0] == (40, 80) and batch.targets[0]["orig_size"] == (20, 40)
+
+
+def test_global_random_generators_are_left_alone():
+    torch.manual_seed(0)
+    np.random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    take(source(transforms=[HorizontalFlip(p=0.5)]).train_batches(seed=0, start=0, workers=0), 3)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+def test_collate_hands_an_error_on():
+    error = DataError("x")
+    assert collate([error]) is error

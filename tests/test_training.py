@@ -1,0 +1,250 @@
+"""Whole runs on generated pictures: what they write, that they resume exactly, how they end."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import visionkit
+from visionkit import checkpoint
+from visionkit.errors import CheckpointError, ConfigError, DivergedError, Preempted
+from visionkit.training import train
+
+SHAPES = {"type": "shapes.Shapes", "num_images": 12, "size": 64}
+TASKS = ["classification", "localization", "detection", "instance_segmentation"]
+MAIN = {
+    "classification": "classification/top1",
+    "localization": "localization/loc50",
+    "detection": "detection/bbox/AP",
+    "instance_segmentation": "instance_segmentation/segm/AP",
+}
+
+
+def config(task, output, **settings):
+    small = {"steps": 4, "log_every": 1, "precision": "fp32", "plots": False, "ema": 0.9}
+    spec = {
+        "task": task,
+        "backbone": {"type": "resnet.ResNet", "depth": 18},
+        "data": {
+            "train": {**SHAPES, "seed": 0},
+            "val": {**SHAPES, "num_images": 5, "seed": 1},
+            "image_size": 64,
+            "batch_size": 4,
+            "workers": 0,
+        },
+        "train": {**small, **settings},
+        "output": str(output),
+    }
+    if task in ("detection", "instance_segmentation"):
+        spec["neck"] = {"type": "fpn.FPN", "channels": 32}
+    return spec
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_run_leaves_what_it_promises(task, tmp_path):
+    result = train(config(task, tmp_path / "run"))
+    run = result.directory
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "finished" and status["step"] == 4
+    logged = [line for line in lines(run) if line["kind"] == "train"]
+    assert [line["step"] for line in logged] == [1, 2, 3, 4]
+    assert {"epoch", "lr", "images_per_second", "train/total"} <= logged[0].keys()
+    terms = [key for key in logged[0] if key.startswith(f"train/{task}/")]
+    assert terms and all(math.isfinite(logged[0][key]) for key in terms)
+    last = [line for line in lines(run) if line["kind"] == "val"][-1]
+    assert last["step"] == 4
+    assert MAIN[task] in last
+    assert f"{task}/loss/{terms[0].split('/')[-1]}" in last
+
+    metrics = visionkit.evaluate(run)
+    assert metrics == pytest.approx(result.metrics, nan_ok=True)
+    assert json.loads((run / "eval/metrics.json").read_text()).keys() == metrics.keys()
+
+    picture = next(Path(os.environ["VISIONKIT_CACHE"]).rglob("images/*"))
+    prediction = visionkit.load(run).predict(picture)
+    assert prediction.heads.keys() == {task}
+    assert prediction.draw().size[0] >= 64
+    again = visionkit.load_config(run / "config.yaml")
+    assert again.to_dict() == checkpoint.load(run / "checkpoints/last.pt")["config"]
+
+
+def equal(a, b, path=""):
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            equal(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            equal(x, y, f"{path}/{i}")
+    elif torch.is_tensor(a):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b or (a != a and b != b), path
+
+
+def without_time(run):
+    return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines(run)]
+
+
+def interrupt_after(monkeypatch, steps):
+    """Ask the process to stop, as a scheduler would, when that many steps are done."""
+    from visionkit.progress import Progress
+
+    advance = Progress.advance
+
+    def advance_then_signal(self, *args, **kwargs):
+        advance(self, *args, **kwargs)
+        if self.step == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Progress, "advance", advance_then_signal)
+
+
+@pytest.mark.parametrize(
+    ("task", "stop_at", "workers"),
+    [
+        ("instance_segmentation", 2, 2),
+        ("classification", 3, 0),
+    ],
+)
+def test_a_stopped_run_resumes_bit_for_bit(task, stop_at, workers, tmp_path, monkeypatch):
+    settings = {"steps": 5, "log_every": 2, "accumulate": 2}
+    whole = train(config(task, tmp_path / "whole", **settings)).directory
+
+    spec = config(task, tmp_path / "parts", **settings)
+    spec["data"]["workers"] = workers
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, stop_at)
+        with pytest.raises(Preempted, match="--resume") as caught:
+            train(spec)
+    parts = tmp_path / "parts"
+    assert caught.value.exit_code == 75
+    assert json.loads((parts / "status.json").read_text())["state"] == "preempted"
+    assert checkpoint.load(parts / "checkpoints/last.pt")["step"] == stop_at
+    train(spec, resume=True)
+
+    final = [checkpoint.load(run / "checkpoints/last.pt") for run in (whole, parts)]
+    for state in final:
+        del state["config"]
+    equal(*final)
+    assert without_time(whole) == without_time(parts)
+
+
+def test_resuming_depends_on_the_optimizer_state(tmp_path, monkeypatch):
+    """A negative control: the comparison above notices when a part of the state is lost."""
+    settings = {"steps": 4}
+    whole = train(config("classification", tmp_path / "whole", **settings)).directory
+    spec = config("classification", tmp_path / "parts", **settings)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(Preempted):
+            train(spec)
+    last = tmp_path / "parts/checkpoints/last.pt"
+    state = checkpoint.load(last)
+    state["optimizer"]["state"] = {}
+    checkpoint.save(state, last)
+    train(spec, resume=True)
+    final = [checkpoint.load(r / "checkpoints/last.pt") for r in (whole, tmp_path / "parts")]
+    with pytest.raises(AssertionError):
+        equal(final[0]["model"], final[1]["model"])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch):
+    from visionkit.heads.classification import Classification
+
+    loss = Classification.loss
+    calls = []
+
+    def poisoned(self, features, batch):
+        calls.append(1)
+        terms = loss(self, features, batch)
+        return {k: v * (math.nan if len(calls) == 3 else 1) for k, v in terms.items()}
+
+    monkeypatch.setattr(Classification, "loss", poisoned)
+    with pytest.raises(DivergedError, match=r"step 3.*image ids \["):
+        train(config("classification", tmp_path / "run", validate=False))
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "diverged"
+
+
+def test_training_without_validation_and_for_epochs(tmp_path):
+    spec = config("classification", tmp_path / "run", validate=False, epochs=2)
+    del spec["train"]["steps"]
+    run = train(spec).directory
+    assert {line["kind"] for line in lines(run)} == {"train"}
+    assert lines(run)[-1]["step"] == 6 and lines(run)[-1]["epoch"] == 2.0
+    assert (run / "checkpoints/best.pt").exists()
+
+
+def test_early_stopping(tmp_path):
+    spec = config("classification", tmp_path / "run", lr=1e-12, steps=60, early_stop=2)
+    train(spec)
+    assert json.loads((tmp_path / "run/status.json").read_text())["step"] == 9
+
+
+def test_a_finished_run_is_not_replaced_and_can_be_resumed_without_harm(tmp_path):
+    spec = config("classification", tmp_path / "run")
+    train(spec)
+    before = (tmp_path / "run/metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(spec)
+    train(spec, resume=True)
+    assert (tmp_path / "run/metrics.jsonl").read_text() == before
+    with pytest.raises(CheckpointError, match="nothing to load"):
+        train(config("classification", tmp_path / "other"), resume=True)
+
+
+def test_a_best_metric_that_does_not_exist_is_told_before_training(tmp_path):
+    spec = config("classification", tmp_path / "run", best="classification/top2")
+    with pytest.raises(ConfigError, match="classification/top1"):
+        train(spec)
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_training_in_a_thread_leaves_signals_alone(tmp_path):
+    spec = config("classification", tmp_path / "run", validate=False, steps=1)
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=train, args=(spec,))
+    thread.start()
+    thread.join()
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "finished"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    """Same global batch, batch norm aside: the weights agree to rounding."""
+    spec = config("detection", tmp_path / "one", steps=2, ema=0.0, lr=0.01)
+    spec["backbone"]["norm"] = "group"
+    spec["head"] = {"type": "detection.FCOS"}
+    one = train(spec)
+    code = "import json, sys, visionkit; spec = json.loads(sys.argv[1]);visionkit.train(spec)"
+    spec["output"] = str(tmp_path / "two")
+    script = tmp_path / "two.py"
+    script.write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    result = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(script), json.dumps(spec)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(lines(tmp_path / "two")) == len(lines(one.directory))
+    ones, twos = (
+        [line for line in lines(r) if line["kind"] == "val"][-1]
+        for r in (one.directory, tmp_path / "two")
+    )
+    assert ones.keys() == twos.keys()

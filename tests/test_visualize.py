@@ -1,0 +1,288 @@
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.mask import encode
+
+from visionkit.plots import _loss_panels, read_records, series_of, smooth, write_plots
+from visionkit.visualize import CROWD, color_of, contact_sheet, draw, draw_target
+
+NAMES = ["cat", "dog", "fox"]
+WHITE = torch.full((3, 480, 640), 255, dtype=torch.uint8)
+
+
+def pixels(picture):
+    return np.asarray(picture).astype(int)
+
+
+def drawn_on(picture, blank=255):
+    """Where the picture is not blank any more: (h, w) bool."""
+    return (pixels(picture) != blank).any(2)
+
+
+def has_color(picture, color):
+    return (pixels(picture) == np.array(color)).all(2)
+
+
+def objects(boxes, labels, scores):
+    return {
+        "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "scores": torch.tensor(scores, dtype=torch.float32),
+    }
+
+
+# --- Predictions ---------------------------------------------------------------------------------
+
+
+def test_boxes_are_drawn_where_they_are_in_the_color_of_their_class():
+    picture = draw(WHITE, objects([[100, 200, 300, 400]], [1], [0.9]), NAMES)
+    assert picture.size == (640, 480)
+    mine = has_color(picture, color_of(1))
+    assert mine[200, 100:300].all() and mine[399, 100:300].all()
+    assert mine[200:400, 100].all() and mine[200:400, 299].all()
+    assert not drawn_on(picture)[220:390, 110:290].any()
+    assert not drawn_on(picture)[405:].any() and not drawn_on(picture)[:, 305:].any()
+
+
+def test_objects_below_the_threshold_are_left_out():
+    prediction = objects([[10, 10, 90, 90], [300, 300, 400, 400]], [0, 1], [0.9, 0.4])
+    assert not has_color(draw(WHITE, prediction, NAMES), color_of(1)).any()
+    assert has_color(draw(WHITE, prediction, NAMES, threshold=0.3), color_of(1)).any()
+
+
+def letters(prediction):
+    """How many pixels of the names, black or white on their backgrounds, can be seen."""
+    gray = torch.full_like(WHITE, 128)
+    picture = pixels(draw(gray, prediction, NAMES))
+    return ((picture == 0).all(2) | (picture == 255).all(2)).sum()
+
+
+CORNERS = [[0, 0, 8, 8], [632, 0, 640, 8], [632, 472, 640, 480], [0, 472, 8, 480]]
+
+
+@pytest.mark.parametrize("box", [*CORNERS, [0, 0, 640, 480]])
+def test_names_are_whole_wherever_the_box_is(box):
+    in_the_middle = objects([[300, 200, 308, 208]], [1], [0.99])
+    assert letters(objects([box], [1], [0.99])) == letters(in_the_middle) > 20
+
+
+def test_crowded_names_do_not_cover_each_other():
+    boxes = [[300 + i, 200 + i, 340 + i, 240 + i] for i in range(30)]
+    one = letters(objects(boxes[:1], [0], [0.9]))
+    shown, rest = divmod(letters(objects(boxes, [0] * 30, [0.9] * 30)), one)
+    assert rest == 0 and 1 < shown < 30  # whole names only
+    # No room is left, but a class that has no name yet gets one all the same.
+    late = objects([*boxes, [310, 210, 350, 250]], [0] * 30 + [1], [0.9] * 31)
+    alone = objects([[310, 210, 350, 250]], [1], [0.9])
+    tags = [has_color(draw(WHITE, p, NAMES), color_of(1)).sum() for p in (late, alone)]
+    assert tags[0] > 0.5 * tags[1]
+
+
+def test_masks_are_translucent_with_an_outline():
+    mask = np.zeros((480, 640), np.uint8)
+    mask[200:300, 200:400] = 1
+    prediction = objects([[200, 200, 400, 300]], [2], [0.8])
+    prediction["masks"] = [encode(np.asfortranarray(mask))]
+    picture = draw(torch.zeros(3, 480, 640, dtype=torch.uint8), prediction, NAMES)
+    inside = pixels(picture)[250, 300]
+    color = np.array(color_of(2))
+    assert (inside < color).all() and (inside > 0.2 * color).all()
+    assert not drawn_on(picture, blank=0)[320:, 420:].any()
+
+
+def test_small_pictures_are_enlarged_and_their_boxes_with_them():
+    small = torch.full((3, 120, 160), 255, dtype=torch.uint8)
+    picture = draw(small, objects([[40, 60, 80, 100]], [1], [0.9]), NAMES)
+    assert picture.size == (640, 480)
+    mine = has_color(picture, color_of(1))
+    assert mine[240, 160:320].all() and mine[399, 160:320].all()
+
+
+def test_several_heads_draw_on_the_same_picture():
+    small = torch.full((3, 120, 160), 255, dtype=torch.uint8)
+    first = draw(small, {"probs": torch.tensor([0.9, 0.06, 0.04])}, NAMES)
+    before = drawn_on(first)
+    second = draw(first, {"probs": torch.tensor([0.0, 0.0, 1.0])}, NAMES)
+    third = draw(second, objects([[40, 60, 80, 100]], [1], [0.9]), NAMES)
+    assert first.size == third.size == (640, 480)
+    below = before.any(1).nonzero()[0].max() + 1
+    assert has_color(second, color_of(2))[below:].any()  # not over the text of the first
+    assert (pixels(first)[:below] == pixels(second)[:below]).all()
+    assert has_color(third, color_of(1))[240, 160:320].all()  # at the first scale
+
+
+def test_the_best_classes_are_named_and_of_several_labels_those_present():
+    probs = torch.tensor([0.6, 0.38, 0.02])
+    single = draw(WHITE, {"probs": probs}, NAMES)
+    assert [has_color(single, color_of(i)).any() for i in range(3)] == [True, True, False]
+    several = draw(WHITE, {"probs": probs, "labels": torch.tensor([1])}, NAMES)
+    assert [has_color(several, color_of(i)).any() for i in range(3)] == [False, True, False]
+
+
+def test_one_box_with_its_class():
+    prediction = {"probs": torch.tensor([0.1, 0.9]), "box": torch.tensor([100.0, 200, 300, 400])}
+    mine = has_color(draw(WHITE, prediction, NAMES), color_of(1))
+    assert mine[200, 100:300].all() and mine[200:400, 299].all()
+
+
+def test_class_maps_are_colored_except_for_what_is_ignored():
+    classes = torch.full((480, 640), 255, dtype=torch.uint8)
+    classes[300:, :] = 1
+    picture = draw(torch.zeros(3, 480, 640, dtype=torch.uint8), {"semantic": classes}, NAMES)
+    assert not drawn_on(picture, blank=0)[100:300].any()
+    assert drawn_on(picture, blank=0)[300:].all()
+    assert has_color(picture, color_of(1))[:50].any()  # the name in full color
+
+
+def test_nothing_found_leaves_the_picture_and_the_input_as_they_are():
+    image = WHITE.clone()
+    picture = draw(image, {**objects([], [], []), "masks": []}, NAMES)
+    assert not drawn_on(picture).any()
+    draw(image, objects([[100, 200, 300, 400]], [1], [0.9]), NAMES)
+    assert torch.equal(image, WHITE)
+    source = Image.new("RGB", (640, 480), "white")
+    draw(source, objects([[100, 200, 300, 400]], [1], [0.9]), NAMES)
+    assert not drawn_on(source).any()
+
+
+def test_classes_differ_in_color():
+    colors = np.array([color_of(i) for i in range(80)])
+    distance = np.abs(colors[:, None] - colors[None]).sum(2)
+    neighbors = [distance[i, i + k] for i in range(70) for k in range(1, 6)]
+    assert min(neighbors) > 60
+    assert len({tuple(color) for color in colors}) == 80
+
+
+# --- Targets -------------------------------------------------------------------------------------
+
+
+def test_targets_show_objects_crowds_masks_and_the_class_of_the_picture():
+    masks = torch.zeros(2, 480, 640, dtype=torch.bool)
+    masks[0, 210:390, 110:290] = True
+    target = {
+        "size": (480, 640),
+        "boxes": torch.tensor([[100.0, 200, 300, 400], [400, 200, 600, 400]]),
+        "labels": torch.tensor([1, 2]),
+        "iscrowd": torch.tensor([False, True]),
+        "masks": masks,
+        "class_id": torch.tensor(0),
+    }
+    picture = draw_target(WHITE, target, {"labels": NAMES, "class_id": ["indoors"]})
+    assert has_color(picture, color_of(1))[200, 100:300].all()
+    assert has_color(picture, CROWD)[200, 400:600].all()
+    assert not has_color(picture, color_of(2)).any()
+    assert drawn_on(picture)[300, 200]
+    assert has_color(picture, color_of(0))[:30, :60].any()
+
+
+@pytest.mark.parametrize("class_id", [torch.tensor(1), torch.tensor([0.0, 1.0, 0.0])])
+def test_targets_of_classification_show_the_class(class_id):
+    picture = draw_target(WHITE, {"class_id": class_id}, NAMES)
+    assert [has_color(picture, color_of(i)).any() for i in range(3)] == [False, True, False]
+
+
+def test_contact_sheet_lays_pictures_out_in_rows():
+    pictures = [Image.new("RGB", (100, 60), color) for color in ("red", "green", "blue")]
+    sheet = contact_sheet(pictures, columns=2)
+    assert sheet.size == (8 + 2 * 108, 8 + 2 * 68)
+    assert sheet.getpixel((20, 20)) == (255, 0, 0)
+    assert sheet.getpixel((128, 20)) == (0, 128, 0)
+    assert sheet.getpixel((20, 88)) == (0, 0, 255)
+    assert sheet.getpixel((128, 88)) == (255, 255, 255)
+    assert contact_sheet([Image.new("RGB", (3000, 2000))], columns=3).size == (816, 549)
+
+
+@pytest.mark.skipif("VISIONKIT_TEST_DATA" not in os.environ, reason="needs the real test data")
+def test_real_annotations_are_drawn():
+    folder = Path(os.environ["VISIONKIT_TEST_DATA"]) / "coco_mini"
+    truth = json.loads((folder / "annotations/instances_val2017.json").read_text())
+    for image in truth["images"][:3]:
+        boxes = [a["bbox"] for a in truth["annotations"] if a["image_id"] == image["id"]]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in boxes]
+        with Image.open(folder / "val2017" / image["file_name"]) as picture:
+            drawn = draw(picture, objects(boxes, [0] * len(boxes), [1.0] * len(boxes)), NAMES)
+            assert max(drawn.size) == 640 > max(picture.size)
+            assert has_color(drawn, color_of(0)).any() == bool(boxes)
+
+
+# --- Curves --------------------------------------------------------------------------------------
+
+
+def write_metrics(path):
+    lines = []
+    for step in range(1, 61):
+        lines.append(
+            {"kind": "train", "step": step, "epoch": step / 10, "lr": 0.01, "images_per_second": 9}
+            | {"train/detection/box_reg": 1 / step, "train/total": 2 / step}
+        )
+        if step % 20 == 0:
+            lines.append(
+                {"kind": "val", "step": step, "epoch": step / 10, "detection/bbox/AP": step / 100}
+                | {"detection/bbox/APs": None, "detection/bbox/AP/$5 $ bill": 0.5}
+                | {"detection/loss/box_reg": math.nan}
+            )
+    text = "\n".join(json.dumps(line) for line in lines)
+    path.write_text(text + '\nnonsense\n[1]\n{"kind": "tra')
+    return path
+
+
+def test_curves_are_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    write_plots(write_metrics(tmp_path / "metrics.jsonl"), tmp_path / "plots")
+    names = ["losses.png", "metrics.png", "progress.png"]
+    assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == names
+    for name in names:
+        with Image.open(tmp_path / "plots" / name) as picture:
+            assert picture.width > 400 and len(np.unique(pixels(picture.convert("L")))) > 20
+
+
+def test_a_loss_is_drawn_with_its_validation_whatever_the_source():
+    points = [(1, 1.0)]
+    train = {"train/total": points, "train/a/box": points, "train/b/box": points}
+    val = {"a/loss/box": points, "street/b/loss/box": points, "places/b/loss/box": points}
+    panels = {title: [line[0] for line in lines] for title, lines in _loss_panels(train, val)}
+    assert panels == {
+        "total": ["training"],
+        "a/box": ["training", "validation"],
+        "b/box": ["training", "street/b/loss/box", "places/b/loss/box"],
+    }
+
+
+def test_series_hold_the_finite_values_over_the_steps(tmp_path):
+    records = read_records(write_metrics(tmp_path / "metrics.jsonl"))
+    assert len(records) == 63
+    val = series_of(r for r in records if r["kind"] == "val")
+    assert val["detection/bbox/AP"] == [(20, 0.2), (40, 0.4), (60, 0.6)]
+    assert set(val) == {"detection/bbox/AP", "detection/bbox/AP/$5 $ bill"}
+
+
+def test_a_run_without_records_has_no_curves(tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "metrics.jsonl").write_text("")
+    write_plots(tmp_path / "metrics.jsonl", tmp_path / "plots")
+    write_plots(tmp_path / "missing.jsonl", tmp_path / "plots")
+    assert list((tmp_path / "plots").iterdir()) == []
+
+
+def test_without_matplotlib_a_message_says_what_to_install(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    write_plots(write_metrics(tmp_path / "metrics.jsonl"), tmp_path / "plots")
+    assert "visionkit[plots]" in caplog.text and len(caplog.records) == 1
+    assert not (tmp_path / "plots").exists()
+
+
+def test_smoothing_keeps_a_constant_and_calms_noise():
+    assert smooth([2.0] * 50, 3) == pytest.approx(2.0)
+    noise = np.random.default_rng(0).normal(size=200)
+    assert smooth(noise, 5).std() < 0.5 * noise.std()
+    # It does not lag: a symmetric bump keeps its place.
+    bump = np.exp(-0.5 * (np.arange(101) - 50.0) ** 2 / 100)
+    assert smooth(bump, 4).argmax() == 50

@@ -1,0 +1,93 @@
+"""Box arithmetic. Boxes are xyxy, in any pixels; picture sizes are (h, w)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+Weights = tuple[float, float, float, float]
+
+# No box is more than 1000/16 times as long as its anchor: keeps exp() finite.
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def encode(boxes: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """Offsets (..., 4) that lead from anchors to boxes: dx, dy, dw, dh (Girshick et al. 2014).
+
+    Shapes broadcast. Both need a positive width and height. `weights` scale the four offsets.
+    """
+    x, y, w, h = _center_and_extent(anchors)
+    to_x, to_y, to_w, to_h = _center_and_extent(boxes)
+    wx, wy, ww, wh = weights
+    return torch.stack(
+        [
+            wx * (to_x - x) / w,
+            wy * (to_y - y) / h,
+            ww * torch.log(to_w / w),
+            wh * torch.log(to_h / h),
+        ],
+        dim=-1,
+    )
+
+
+def decode(offsets: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """The boxes (..., 4) at `offsets` from `anchors`: the inverse of `encode`. Shapes broadcast."""
+    x, y, w, h = _center_and_extent(anchors)
+    parts = zip(offsets.unbind(-1), weights, strict=True)
+    dx, dy, dw, dh = (part / weight for part, weight in parts)
+    center_x, center_y = dx * w + x, dy * h + y
+    half_w = 0.5 * (torch.exp(dw.clamp(max=MAX_LOG_SCALE)) * w)
+    half_h = 0.5 * (torch.exp(dh.clamp(max=MAX_LOG_SCALE)) * h)
+    corners = [center_x - half_w, center_y - half_h, center_x + half_w, center_y + half_h]
+    return torch.stack(corners, dim=-1)
+
+
+def _center_and_extent(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    w, h = x2 - x1, y2 - y1
+    return x1 + 0.5 * w, y1 + 0.5 * h, w, h
+
+
+def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) cut off at the border of a picture of that (h, w)."""
+    h, w = size
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    corners = [x1.clamp(0, w), y1.clamp(0, h), x2.clamp(0, w), y2.clamp(0, h)]
+    return torch.stack(corners, dim=-1)
+
+
+def to_original(boxes: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) of a picture at `size` in the pixels of the same picture at `orig_size`."""
+    scale_y, scale_x = (orig / now for now, orig in zip(size, orig_size, strict=True))
+    return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+
+
+def area(boxes: Tensor) -> Tensor:
+    """Width times height (...) of boxes (..., 4)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def pairwise_intersection(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
+    """Common area (N, M) of every box of the first with every box of the second."""
+    # One coordinate at a time: contiguous (N, M) rows are several times faster than (N, M, 2).
+    x1, y1, x2, y2 = boxes_N4[:, :, None].unbind(1)
+    to_x1, to_y1, to_x2, to_y2 = boxes_M4.unbind(1)
+    width = torch.minimum(x2, to_x2).sub_(torch.maximum(x1, to_x1)).clamp_(min=0)
+    height = torch.minimum(y2, to_y2).sub_(torch.maximum(y1, to_y1)).clamp_(min=0)
+    return width.mul_(height)
+
+
+def pairwise_iou(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
+    """Intersection over union (N, M), in 0..1; 0 where both boxes are empty."""
+    shared = pairwise_intersection(boxes_N4, boxes_M4)
+    union = area(boxes_N4)[:, None] + area(boxes_M4) - shared
+    return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def pairwise_coverage(boxes_N4: Tensor, regions_M4: Tensor) -> Tensor:
+    """Share (N, M) of each box's own area that lies within each region, in 0..1."""
+    own_area = area(boxes_N4)[:, None]
+    shared = pairwise_intersection(boxes_N4, regions_M4)
+    return shared / own_area.clamp(min=torch.finfo(own_area.dtype).tiny)

@@ -1,0 +1,199 @@
+"""From a checked config to objects: data sets and their sources, and the model."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+import torch
+
+from visionkit.components import resolve
+from visionkit.config import Config, missing_paths
+from visionkit.data.sources import Source
+from visionkit.errors import ConfigError, DataError
+from visionkit.model import VisionModel
+from visionkit.torchvision_weights import load_model_weights
+from visionkit.types import Classes, Dataset, Head
+
+log = logging.getLogger("visionkit")
+
+
+def build_sources(
+    config: Config, splits: tuple[str, ...], classes: dict[str, Classes] | None = None
+) -> list[Source]:
+    """The data sets of those splits (`train`, `val`), opened and checked against the heads.
+
+    `classes` by head, from a checkpoint, fix the class lists; otherwise the training split does,
+    and the validation split is matched to it by name. All problems are reported together.
+    """
+    problems = missing_paths(config, splits)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    sources: list[Source] = []
+    for name, spec in config.data.items():
+        names = _known_names(spec.feeds, config, classes or {})
+        opened: dict[str, Dataset | None] = {"train": None, "val": None}
+        for split in splits:
+            section = getattr(spec, split)
+            if section is None:
+                continue
+            try:
+                opened[split] = _open(section, names)
+            except DataError as error:
+                problems.append(f"data.{name}.{split}: {error}")
+                continue
+            names = names or _vocabulary(opened[split], spec.feeds, config)
+            problems += _check(name, split, opened[split], spec.feeds, config)
+        sources.append(
+            Source(
+                name=name,
+                feeds=spec.feeds,
+                batch_size=spec.batch_size,
+                image_size=spec.image_size,
+                transforms=[_make("data", t) for t in spec.transforms or ()],
+                eval_batch_size=config.train.eval_batch_size,
+                **opened,
+            )
+        )
+    if problems:
+        raise DataError("\n".join(problems))
+    return sources
+
+
+def head_classes(config: Config, sources: list[Source]) -> dict[str, Classes]:
+    """The class list of each head, from the data set that feeds it."""
+    found: dict[str, Classes] = {}
+    for source in sources:
+        dataset = source.train if source.train is not None else source.val
+        for head in source.feeds:
+            vocabulary = _head_class(config, head).vocabulary
+            found.setdefault(head, _class_list(dataset, vocabulary))
+    return found
+
+
+def build_model(
+    config: Config, classes: dict[str, Classes], *, pretrained: bool = True
+) -> VisionModel:
+    """The model of a config. With `pretrained=False` no weights file is looked for, because a
+    checkpoint's are about to be loaded."""
+    backbone = _make("backbones", _backbone_spec(config.backbone, pretrained))
+    neck = None if config.neck is None else _make("necks", config.neck, backbone.levels)
+    levels = backbone.levels if neck is None else neck.levels
+    heads, weights = {}, {}
+    for name, spec in config.heads.items():
+        knobs = {key: value for key, value in spec.items() if key != "weight"}
+        heads[name] = _make("heads", knobs, levels, classes[name].names)
+        weights[name] = spec.get("weight", 1.0)
+    model = VisionModel(backbone, neck, heads, weights)
+    if pretrained and config.weights:
+        load_model_weights(model, config.weights, classes)
+    return model
+
+
+def default_best(config: Config) -> str | None:
+    """The main metric of the first validated head; None if nothing is validated."""
+    validated = {name: spec for name, spec in config.data.items() if spec.val is not None}
+    if not validated:
+        return None
+    name, spec = next(iter(validated.items()))
+    prefix = f"{name}/" if len(validated) > 1 else ""
+    return f"{prefix}{spec.feeds[0]}/{_head_class(config, spec.feeds[0]).main_metric}"
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU of this process if there is one, else Apple's, else the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"train.device: {name!r} cannot be used here: {reason}") from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware computes in it, else float32."""
+    if name == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _make(section: str, spec: dict[str, Any], *injected: Any) -> Any:
+    knobs = {key: value for key, value in spec.items() if key != "type"}
+    return resolve(section, spec["type"])(*injected, **knobs)
+
+
+def _backbone_spec(spec: dict[str, Any], pretrained: bool) -> dict[str, Any]:
+    if pretrained or not spec.get("weights"):
+        return spec
+    spec = {**spec, "weights": None}
+    knobs = inspect.signature(resolve("backbones", spec["type"])).parameters
+    if "norm" in knobs and spec.get("norm", "auto") == "auto":
+        spec["norm"] = "frozen"  # what `auto` meant while there were weights
+    return spec
+
+
+def _open(section: dict[str, Any], names: dict[str, list[str]]) -> Dataset:
+    cls = resolve("data", section["type"])
+    accepts = inspect.signature(cls).parameters
+    if "classes" in accepts and "classes" not in section and len(names) == 1:
+        section = {**section, "classes": next(iter(names.values()))}
+    dataset = _make("data", section)
+    if len(dataset) == 0:
+        raise DataError(f"{section['type']}: holds no pictures")
+    return dataset
+
+
+def _head_class(config: Config, head: str) -> type[Head]:
+    return resolve("heads", config.heads[head]["type"])
+
+
+def _class_list(dataset: Dataset, vocabulary: str | None) -> Classes:
+    return dataset.vocabularies.get(vocabulary, Classes((), ())) if vocabulary else Classes((), ())
+
+
+def _known_names(
+    feeds: list[str], config: Config, classes: dict[str, Classes]
+) -> dict[str, list[str]]:
+    """Class names already fixed, by vocabulary."""
+    known = {}
+    for head in feeds:
+        if head in classes and classes[head].names:
+            known[_head_class(config, head).vocabulary] = list(classes[head].names)
+    return known
+
+
+def _vocabulary(dataset: Dataset, feeds: list[str], config: Config) -> dict[str, list[str]]:
+    lists = {}
+    for head in feeds:
+        vocabulary = _head_class(config, head).vocabulary
+        names = _class_list(dataset, vocabulary).names
+        if names:
+            lists[vocabulary] = list(names)
+    return lists
+
+
+def _check(
+    source: str, split: str, dataset: Dataset, feeds: list[str], config: Config
+) -> list[str]:
+    """Whether the data set labels what the heads it feeds need."""
+    problems = []
+    for head in feeds:
+        cls = _head_class(config, head)
+        for key in cls.needs:
+            if key not in dataset.keys:
+                problems.append(
+                    f"data.{source}.{split}: gives no {key!r} (needed by head {head!r}, "
+                    f"{cls.__name__}); it gives {', '.join(dataset.keys)}. "
+                    f"Feed {head!r} from another source"
+                )
+    return problems

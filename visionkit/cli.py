@@ -1,0 +1,190 @@
+"""The command line: `visionkit VERB ...`. Results go to standard output, the log to standard error.
+
+Nothing heavy is imported before a verb is known, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from pathlib import Path
+
+from visionkit.errors import ConfigError, VisionkitError
+
+OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, or that of the error (see visionkit.errors)."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("visionkit").setLevel(logging.INFO)
+    unknown = [word for word in rest if not OVERRIDE.match(word)]
+    if unknown:
+        parser.error(f"unknown argument {unknown[0]!r}; settings are given as key=value")
+    args.overrides = [*getattr(args, "overrides", ()), *(word.lstrip("-") for word in rest)]
+    try:
+        return args.run(args) or 0
+    except VisionkitError as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        _leave_process_group()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="visionkit",
+        description="Train, evaluate and use vision models described by one YAML file.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, run: object, text: str, aliases: tuple[str, ...] = ()):
+        sub = verbs.add_parser(
+            name, help=text, description=text, parents=[debug], aliases=list(aliases)
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = verb("train", _train, "train the model that a config describes")
+    sub.add_argument("config", nargs="?", help="a YAML file; not needed with --resume RUN")
+    _add_overrides(sub)
+    sub.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue a run")
+    sub.add_argument("--overwrite", action="store_true", help="replace the run in output=")
+
+    sub = verb("eval", _eval, "metrics of a trained run on validation data", aliases=("val",))
+    sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
+    _add_overrides(sub)
+    sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    sub = verb("predict", _predict, "run a trained model on pictures")
+    sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
+    sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="or key=value settings")
+    sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
+    sub.add_argument("--threshold", type=float, default=0.5, help="lowest score to draw (0.5)")
+
+    sub = verb("config", _config, "check a config and print it complete, in the long form")
+    sub.add_argument("config", help="a YAML file")
+    _add_overrides(sub)
+
+    sub = verb("list", _list, "the components that a config can name")
+    sections = ["heads", "backbones", "necks", "datasets", "transforms"]
+    sub.add_argument("section", nargs="?", choices=sections)
+
+    sub = verb("data", None, "generate data")
+    kinds = sub.add_subparsers(metavar="KIND", required=True)
+    sub = kinds.add_parser("shapes", parents=[debug], help="pictures of shapes, in COCO format")
+    sub.set_defaults(run=_data_shapes)
+    sub.add_argument("out", metavar="OUT", help="a new folder")
+    sub.add_argument("--images", type=int, default=600)
+    sub.add_argument("--size", type=int, default=160, help="side in pixels")
+    sub.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _add_overrides(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from visionkit.config import load_config
+    from visionkit.training import train
+
+    config, resume = args.config, args.resume
+    if isinstance(resume, str) and (resume.endswith((".yaml", ".yml")) or OVERRIDE.match(resume)):
+        words = [resume, *([config] if config else [])]  # `--resume` stood before the config
+        config = next((word for word in words if not OVERRIDE.match(word)), None)
+        args.overrides += [word for word in words if OVERRIDE.match(word)]
+        resume = True
+    if isinstance(resume, str):
+        words = [config, *args.overrides] if config else args.overrides
+        run = Path(resume)
+        if not (run / "config.yaml").is_file():
+            raise ConfigError(f"--resume: {run} holds no run (no config.yaml)")
+        config, args.overrides = str(run / "config.yaml"), [*words, f"output={run}"]
+        resume = True
+    if config is None:
+        raise ConfigError("train: give a config file, or --resume RUN")
+    checked = load_config(config, args.overrides)
+    if resume and checked.output is None:
+        raise ConfigError("--resume: say which run: `--resume RUN`, or output=RUN")
+    run = train(checked, resume=bool(resume), overwrite=args.overwrite)
+    for name, value in run.metrics.items():
+        if name.count("/") <= 2 and "/AP/" not in name:
+            print(f"{name}: {value:.4f}")
+    print(f"run: {run.directory}")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from visionkit import distributed
+    from visionkit.evaluation import evaluate
+    from visionkit.rundir import to_json
+
+    metrics = evaluate(args.run_directory, args.overrides)
+    if distributed.rank() != 0:
+        return
+    if args.json:
+        print(to_json(metrics))
+        return
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.4f}" if value == value else f"{name:<{width}}  n/a")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from visionkit.predict import load
+    from visionkit.results import predict_files
+
+    settings = [w for w in args.inputs if OVERRIDE.match(w) and not Path(w).exists()]
+    inputs = [word for word in args.inputs if word not in settings]
+    if not inputs:
+        raise ConfigError("predict: give at least one picture or folder")
+    predictor = load(args.run_directory, [*settings, *args.overrides])
+    broken = predict_files(predictor, inputs, args.out, threshold=args.threshold)
+    print(f"wrote {args.out}/predictions.json and the overlays", end="")
+    print(f"; {broken} pictures could not be read" if broken else "")
+
+
+def _config(args: argparse.Namespace) -> None:
+    from visionkit.config import load_config
+
+    print(load_config(args.config, args.overrides).to_yaml(), end="")
+
+
+def _list(args: argparse.Namespace) -> None:
+    from visionkit.components import describe
+
+    sections = ["heads", "backbones", "necks", "datasets", "transforms"]
+    for section in [args.section] if args.section else sections:
+        print(describe(section))
+
+
+def _data_shapes(args: argparse.Namespace) -> None:
+    from visionkit.data.shapes import generate_shapes
+
+    generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
+    print(f"wrote {args.images} pictures and annotations.json to {args.out}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"visionkit {version('visionkit')}"
+    except PackageNotFoundError:
+        return "visionkit (not installed)"
+
+
+def _leave_process_group() -> None:
+    if "visionkit.distributed" in sys.modules:
+        sys.modules["visionkit.distributed"].teardown()

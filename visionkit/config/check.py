@@ -1,0 +1,198 @@
+"""Checks a long form, section by section and then across sections, and makes a Config of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+from torch import nn
+
+from visionkit.components import INJECTED, components, resolve, unknown
+from visionkit.config.forms import default_transforms
+from visionkit.config.problems import Problems
+from visionkit.config.resolved import SOURCE_KEYS, Config, SourceConfig
+from visionkit.config.schema import Knob, check_arguments, convert, knobs, mismatch
+from visionkit.config.training import TrainConfig, problems_of
+from visionkit.config.yaml import Key
+from visionkit.errors import ConfigError
+from visionkit.types import Natural, NonNegative
+
+TOP = {
+    "name": str,
+    "backbone": dict,
+    "neck": dict | None,
+    "heads": dict,
+    "data": dict | None,
+    "train": dict | None,
+    "weights": str | None,
+    "output": str | None,
+}
+
+
+def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
+    """Raises ConfigError with all problems, those found before included."""
+    given = check_arguments(long, {key: Knob(TOP[key], None) for key in TOP}, (), problems)
+    name = given.get("name", name)
+    if name != os.path.basename(name) or name in ("", ".", ".."):
+        problems.add(("name",), f"got {name!r}; expected a name that can be a folder's")
+    backbone = _check_component("backbones", long.get("backbone"), ("backbone",), problems)
+    neck = given.get("neck")
+    if neck is not None:
+        neck = _check_component("necks", neck, ("neck",), problems)
+    heads = _check_heads(given.get("heads", {}), problems)
+    data = given.get("data") or {}
+    workers, sources = _check_data(data, heads, problems)
+    if "heads" in given:
+        _check_feeding(given["heads"], sources, problems)
+        if isinstance(long.get("data", {}), dict | None) and not data.keys() - {"workers"}:
+            problems.add(("data",), "names no pictures")
+    train = _check_training(given.get("train") or {}, problems)
+    _check_best(train.best, given.get("heads", {}), sources, problems)
+    problems.raise_found()
+    return Config(
+        name=name,
+        backbone=backbone,
+        neck=neck,
+        heads=heads,
+        data=sources,
+        workers=workers,
+        train=train,
+        weights=given.get("weights"),
+        output=given.get("output"),
+    )
+
+
+def _check_component(section: str, spec: Any, key: Key, problems: Problems) -> dict[str, Any]:
+    """The type and the fitting arguments; without a known type, nothing else is checked."""
+    if not isinstance(spec, dict):
+        found = "missing; expected a mapping" if spec is None else mismatch(spec, dict)
+        problems.add(key, found)
+        return {}
+    if "type" not in spec:
+        problems.add(key, unknown("", components(section), "names no type"))
+        return {}
+    try:
+        cls = resolve(section, spec["type"])
+        accepted = knobs(cls, INJECTED.get(section, ()))
+    except ConfigError as error:
+        problems.add((*key, "type"), str(error))
+        return {}
+    arguments = {name: value for name, value in spec.items() if name != "type"}
+    return {"type": spec["type"], **check_arguments(arguments, accepted, key, problems)}
+
+
+def _check_heads(given: dict[str, Any], problems: Problems) -> dict[str, dict[str, Any]]:
+    heads = {}
+    for name, spec in given.items():
+        key = ("heads", name)
+        _check_name(key, problems, taken=hasattr(nn.ModuleDict(), name))
+        weight = 1.0
+        if isinstance(spec, dict) and "weight" in spec:
+            spec = dict(spec)
+            weight = spec.pop("weight")
+            try:
+                weight = convert(weight, NonNegative)
+            except ValueError:
+                problems.add((*key, "weight"), mismatch(weight, NonNegative))
+        checked = _check_component("heads", spec, key, problems)
+        heads[name] = {"type": checked.pop("type", ""), "weight": weight, **checked}
+    return heads
+
+
+def _check_data(
+    given: dict[str, Any], heads: dict[str, dict[str, Any]], problems: Problems
+) -> tuple[int, dict[str, SourceConfig]]:
+    workers = given.get("workers", min(2, os.cpu_count() or 1))
+    try:
+        convert(workers, Natural)
+    except ValueError:
+        problems.add(("data", "workers"), mismatch(workers, Natural))
+    sources = {}
+    for name, spec in given.items():
+        key = ("data", name)
+        if name == "workers":
+            continue
+        _check_name(key, problems, taken=name in SOURCE_KEYS)
+        if isinstance(spec, dict):
+            sources[name] = _check_source(spec, heads, key, problems)
+        elif name not in SOURCE_KEYS:
+            problems.add(key, mismatch(spec, dict))
+    return workers, sources
+
+
+def _check_source(
+    spec: dict[str, Any], heads: dict[str, dict[str, Any]], key: Key, problems: Problems
+) -> SourceConfig:
+    fitting = check_arguments(spec, knobs(SourceConfig), key, problems)
+    if spec.get("train") is None and spec.get("val") is None:
+        problems.add(key, "has neither 'train' nor 'val'; expected a data set for one of them")
+    size = fitting.get("image_size")
+    if isinstance(size, tuple) and size[0] > size[1]:
+        problems.add((*key, "image_size"), f"got {list(size)}; expected [shortest, longest]")
+    for split in ("train", "val"):
+        if fitting.get(split) is not None:
+            fitting[split] = _check_component("datasets", fitting[split], (*key, split), problems)
+    if fitting.get("transforms") is None:
+        types = [heads[head]["type"] for head in fitting.get("feeds", ()) if head in heads]
+        fitting["transforms"] = default_transforms(types)
+    fitting["transforms"] = [
+        _check_component("transforms", transform, (*key, "transforms", str(index)), problems)
+        for index, transform in enumerate(fitting["transforms"])
+    ]
+    return SourceConfig(**{"feeds": [], **fitting})
+
+
+def _check_feeding(
+    heads: dict[str, Any], sources: dict[str, SourceConfig], problems: Problems
+) -> None:
+    if not heads:
+        problems.add(("heads",), "names no head")
+    for name, source in sources.items():
+        key = ("data", name, "feeds")
+        for head in source.feeds:
+            if head not in heads:
+                problems.add(key, unknown(head, heads, f"there is no head {head!r}"))
+        if len(set(source.feeds)) != len(source.feeds):
+            problems.add(key, f"got {source.feeds}; expected each head once")
+    fed = {head for source in sources.values() for head in source.feeds}
+    for head in heads:
+        if sources and head not in fed:
+            problems.add(("heads", head), "is fed by no source; add it to the 'feeds' of one")
+
+
+def _check_training(given: dict[str, Any], problems: Problems) -> TrainConfig:
+    fitting = check_arguments(given, knobs(TrainConfig), ("train",), problems)
+    if given.get("steps") is not None and given.get("epochs") is not None:
+        problems.add(("train", "steps"), "not together with 'epochs'; expected one of the two")
+    if fitting.get("steps") is not None:
+        fitting["epochs"] = None
+    train = TrainConfig(**fitting)
+    for name, message in problems_of(train).items():
+        problems.add(("train", *name.split(".")), message)
+    return train
+
+
+def _check_best(
+    best: str | None,
+    heads: dict[str, Any],
+    sources: dict[str, SourceConfig],
+    problems: Problems,
+) -> None:
+    """`head/metric` or `source/head/metric`."""
+    if best is None or not heads:
+        return
+    first, _, rest = best.partition("/")
+    second, _, metric = rest.partition("/")
+    if (first in heads and rest) or (first in sources and second in heads and metric):
+        return
+    problems.add(
+        ("train", "best"), unknown(first, heads, f"got {best!r}; expected head/metric, with a head")
+    )
+
+
+def _check_name(key: Key, problems: Problems, *, taken: bool) -> None:
+    if taken:
+        problems.add(key, f"{key[-1]!r} has a meaning of its own; choose another name")
+    elif not re.fullmatch(r"[^\W\d][\w-]*", key[-1]):
+        problems.add(key, f"got the name {key[-1]!r}; expected letters, digits, '_' and '-'")

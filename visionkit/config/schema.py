@@ -1,0 +1,185 @@
+"""The signature is the schema: values are checked against annotations of keyword arguments."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from visionkit.components import unknown
+from visionkit.config.problems import Problems, shorten
+from visionkit.config.yaml import Key
+from visionkit.errors import ConfigError
+from visionkit.types import InputPath, Range
+
+REQUIRED = inspect.Parameter.empty
+LISTS, MAPPINGS = (list, tuple, Sequence, Iterable, Collection), (dict, Mapping)
+PATH = get_args(InputPath)[1]
+
+
+class Knob(NamedTuple):
+    """One keyword argument: what it may be, and its default or REQUIRED."""
+
+    annotation: Any
+    default: Any
+
+
+def knobs(cls: type, injected: Collection[str] = ()) -> dict[str, Knob]:
+    """The keyword arguments of a class, without those that visionkit itself passes.
+
+    Raises ConfigError if the annotations cannot be read.
+    """
+    try:
+        hints = get_type_hints(cls.__init__, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise ConfigError(
+            f"the annotations of {cls.__module__}.{cls.__qualname__} cannot be read: {error}"
+        ) from error
+    return {
+        name: Knob(hints.get(name, Any), parameter.default)
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in injected
+    }
+
+
+def check_arguments(
+    given: Mapping[str, Any], accepted: Mapping[str, Knob], key: Key, problems: Problems
+) -> dict[str, Any]:
+    """The given values that fit, as their annotations have them; `problems` gets the others."""
+    fitting = {}
+    for name, value in given.items():
+        if name not in accepted:
+            problems.add((*key, str(name)), unknown(name, accepted))
+            continue
+        try:
+            fitting[name] = convert(value, accepted[name].annotation)
+        except ValueError:
+            problems.add((*key, name), mismatch(value, accepted[name].annotation))
+    for name, knob in accepted.items():
+        if knob.default is REQUIRED and name not in given:
+            problems.add((*key, name), f"missing; expected {expected(knob.annotation)}")
+    return fitting
+
+
+def mismatch(value: Any, annotation: Any) -> str:
+    return f"got {shorten(repr(value))}; expected {expected(annotation)}"
+
+
+def convert(value: Any, annotation: Any) -> Any:
+    """The value as annotated: 1 becomes 1.0 for a float, a list a tuple. ValueError if it misfits.
+
+    Annotations beyond those of `visionkit.types` and the plain containers accept anything.
+    """
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Annotated:
+        return _in_range(convert(value, args[0]), args[1:])
+    if origin in (Union, UnionType):
+        return _first_fitting(value, args)
+    if origin is Literal:
+        return _require(value, any(value == a and type(value) is type(a) for a in args))
+    if origin in (None, NoneType):
+        return _require(value, value is None)
+    if origin is bool:
+        return _require(value, isinstance(value, bool))
+    if origin is int:
+        return _require(value, isinstance(value, int) and not isinstance(value, bool))
+    if origin is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return float(_require(value, number and math.isfinite(value)))
+    if origin is str:
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        return _require(value, isinstance(value, str))
+    if origin in LISTS:
+        return _convert_list(value, origin, args)
+    if origin in MAPPINGS:
+        return _convert_mapping(value, args)
+    return value
+
+
+def expected(annotation: Any) -> str:
+    """An annotation in words: `an integer >= 1`, `'sgd' or 'adamw'`."""
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+    if origin is Annotated:
+        if PATH in args[1:]:
+            return "a path"
+        return " ".join([expected(args[0]), *(str(r) for r in args[1:] if isinstance(r, Range))])
+    if origin in (Union, UnionType):
+        return " or ".join(expected(option) for option in args)
+    if origin is Literal:
+        return " or ".join(repr(option) for option in args)
+    if origin in (None, NoneType):
+        return "null"
+    if origin is tuple and args and Ellipsis not in args:
+        return f"a list of {len(args)} ({', '.join(expected(item) for item in args)})"
+    if origin in LISTS:
+        return f"a list (each {expected(args[0])})" if args and args[0] is not Any else "a list"
+    if origin in MAPPINGS:
+        return (
+            f"a mapping (each value {expected(args[1])})"
+            if args and args[1] is not Any
+            else "a mapping"
+        )
+    return words.get(origin, "any value")
+
+
+def paths_in(value: Any, annotation: Any) -> list[str]:
+    """The input paths among the values of an argument."""
+    origin, args = get_origin(annotation) or annotation, get_args(annotation)
+    if origin is Annotated:
+        return [value] if PATH in args[1:] and isinstance(value, str) else []
+    if origin in LISTS or origin in MAPPINGS:
+        items = value.values() if isinstance(value, Mapping) else value
+        inner = args[-1] if origin in MAPPINGS else args[0] if args else Any
+        fits = isinstance(value, (list, tuple, dict))
+        return [path for item in items for path in paths_in(item, inner)] if fits else []
+    if origin in (Union, UnionType):
+        literal = any(
+            get_origin(option) is Literal and value in get_args(option) for option in args
+        )
+        return [] if literal else [path for option in args for path in paths_in(value, option)]
+    return []
+
+
+def _require(value: Any, fits: bool) -> Any:
+    if not fits:
+        raise ValueError(value)
+    return value
+
+
+def _in_range(value: Any, metadata: tuple[Any, ...]) -> Any:
+    ranges = [bound for bound in metadata if isinstance(bound, Range)]
+    number = isinstance(value, (int, float))
+    return _require(value, not number or all(value in bound for bound in ranges))
+
+
+def _first_fitting(value: Any, options: tuple[Any, ...]) -> Any:
+    """Converted by an option that keeps the type if there is one: 1 stays 1 in float | int."""
+    results = []
+    for option in options:
+        try:
+            results.append(convert(value, option))
+        except ValueError:
+            continue
+    unchanged = [result for result in results if type(result) is type(value)]
+    _require(value, bool(results))
+    return (unchanged or results)[0]
+
+
+def _convert_list(value: Any, origin: Any, args: tuple[Any, ...]) -> list[Any] | tuple[Any, ...]:
+    _require(value, isinstance(value, (list, tuple)))
+    if origin is not tuple:
+        return [convert(item, args[0] if args else Any) for item in value]
+    if not args or Ellipsis in args:
+        return tuple(convert(item, args[0] if args else Any) for item in value)
+    _require(value, len(value) == len(args))
+    return tuple(convert(item, arg) for item, arg in zip(value, args, strict=True))
+
+
+def _convert_mapping(value: Any, args: tuple[Any, ...]) -> dict[str, Any]:
+    _require(value, isinstance(value, Mapping) and all(isinstance(name, str) for name in value))
+    return {name: convert(item, args[1] if args else Any) for name, item in value.items()}

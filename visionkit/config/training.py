@@ -1,0 +1,92 @@
+"""The `train:` section: every setting of a run, its default, its range, and what it means."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Annotated, Literal
+
+from visionkit.types import Count, Fraction, Natural, NonNegative, Positive, Range
+
+Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The comments are the help texts that `settings` returns."""
+
+    epochs: Count | None = 12  # passes over the largest source; null when `steps` is given
+    steps: Count | None = None  # optimizer steps, instead of `epochs`
+    lr: Positive = 0.01  # learning rate after the warm-up
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # SGD with momentum, or AdamW
+    momentum: Annotated[float, Range(0, 1)] = 0.9  # of SGD
+    weight_decay: NonNegative = 1e-4  # of weights; biases and norms are not decayed
+    warmup_steps: Natural | None = None  # linear warm-up; null: a tenth of the run, at most 500
+    schedule: Literal["cosine", "multistep", "constant"] = "cosine"  # of the learning rate
+    milestones: list[Fraction] = field(  # parts of the run after which `multistep` lowers the rate
+        default_factory=lambda: [0.67, 0.92]
+    )
+    gamma: Positive = 0.1  # factor of the learning rate at each milestone
+    accumulate: Count = 1  # batches of each source per optimizer step
+    clip_norm: Positive | None = 10.0  # largest norm of the whole gradient; null: no limit
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
+    channels_last: bool = True  # memory order of images and features; faster for convolutions
+    ema: Annotated[float, Range(0, 1)] = 0.0  # decay of the moving average of weights; 0: none
+    freeze: list[str] = field(default_factory=list)  # regexes of parameters that are not trained
+    lr_scale: dict[str, NonNegative] = field(  # factors of the learning rate by regex
+        default_factory=dict
+    )
+    early_stop: Count | None = None  # validations without improvement before the run ends
+    best: str | None = None  # metric of the best checkpoint; null: the first head's main metric
+    validate: bool | Count = True  # after every epoch; a number: every so many; false: never
+    eval_batch_size: Count | None = None  # null: the source's own batch size
+    log_every: Count = 20  # steps between two lines of the log
+    seed: Seed = 0  # of weights, order of pictures and augmentation
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
+    deterministic: bool = False  # only algorithms that repeat bit by bit, also on a GPU
+    plots: bool = True  # write curves and pictures to the run directory
+
+
+def problems_of(config: TrainConfig) -> dict[str, str]:
+    """What annotations cannot say, by the name of the setting."""
+    found = {}
+    if config.epochs is None and config.steps is None:
+        found["epochs"] = "got None, and no steps; expected one of the two"
+    if config.ema == 1:
+        found["ema"] = "got 1.0, which never changes; expected a number >= 0 and < 1"
+    if config.momentum == 1:
+        found["momentum"] = "got 1.0, which never settles; expected a number >= 0 and < 1"
+    for index, pattern in enumerate(config.freeze):
+        if reason := _regex_fault(pattern):
+            found[f"freeze.{index}"] = reason
+    for pattern in config.lr_scale:
+        if reason := _regex_fault(pattern):
+            found["lr_scale"] = reason
+    return found
+
+
+def settings() -> list[tuple[str, str, object, str]]:
+    """Name, allowed values, default and help of each setting, for the config reference."""
+    from visionkit.config.schema import expected, knobs
+
+    source = inspect.getsource(TrainConfig)
+    help_texts = dict(re.findall(r"^    (\w+): .*?  # (.+)$", source, re.MULTILINE))
+    annotations = knobs(TrainConfig)
+    return [
+        (
+            item.name,
+            expected(annotations[item.name].annotation),
+            item.default if item.default is not MISSING else item.default_factory(),
+            help_texts[item.name],
+        )
+        for item in fields(TrainConfig)
+    ]
+
+
+def _regex_fault(pattern: str) -> str | None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return f"got {pattern!r}, which is not a regular expression: {error}"
+    return None

@@ -1,0 +1,238 @@
+"""Pictures with a COCO annotation file: boxes, masks, crowds, and labels of whole pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from visionkit.data import coco_index
+from visionkit.data.files import check_present
+from visionkit.data.images import load_image, load_label_map
+from visionkit.data.problems import Problems, check_classes
+from visionkit.data.sample import Sample
+from visionkit.data.segmentation_table import SegmentationTable
+from visionkit.errors import DataError
+from visionkit.types import Classes, InputPath
+
+log = logging.getLogger("visionkit")
+
+
+class Coco:
+    """The pictures of a folder and what a COCO JSON file says about them.
+
+    Checked as a whole at construction; `DataError` lists all that is wrong. Boxes without extent
+    or outside their picture are left out and counted in `dropped`; a missing area is computed, a
+    missing iscrowd is 0; objects without a segmentation among others that have one get an empty
+    mask. Samples hold xyxy boxes clipped to the picture.
+
+    Beyond COCO, an image record may have `class_id` (an index into the list `image_classes` at
+    the top of the file), `identity` (a number) and `semantic` (the name of a map of class numbers
+    into the list `semantic_classes`, 255 = ignore, relative to the annotation file).
+
+    classes: names in label order, the same as the file's, which may have other ids; by default
+        those of the file in the order of their ids.
+    other_classes: "ignore" leaves out the objects of classes that are not in `classes`.
+    masks: False leaves the segmentations unread, True demands them; None takes what is there.
+    exif: whether boxes belong to the upright picture ("apply") or to the pixels as stored.
+    """
+
+    def __init__(
+        self,
+        images: InputPath,
+        annotations: InputPath,
+        *,
+        classes: list[str] | None = None,
+        other_classes: Literal["error", "ignore"] = "error",
+        masks: bool | None = None,
+        exif: Literal["apply", "ignore"] = "apply",
+    ):
+        self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
+        data = coco_index.read_coco(annotations)
+        problems = Problems(f"annotation file {annotations}")
+        categories = coco_index.read_categories(data["categories"], problems)
+        names = {key: _names(data, key, problems) for key in ("image_classes", "semantic_classes")}
+        self._images = coco_index.read_images(data["images"], len(names["image_classes"]), problems)
+        objects = coco_index.read_objects(data["annotations"], self._images, categories, problems)
+        table = coco_index.read_segmentations(
+            data["annotations"], objects, self._images, masks, problems
+        )
+        problems.raise_any()
+        check_present(self.images, self._images.file_names)
+        check_present(self.annotations.parent, filter(None, self._images.semantic))
+
+        self.image_ids: list[int] = self._images.ids.tolist()
+        self.file_names: list[str] = self._images.file_names
+        self.vocabularies = {"labels": _pick(categories, classes, other_classes, problems.source)}
+        self._keep_objects(objects, table)
+        self._describe(names)
+
+    def _keep_objects(
+        self, objects: coco_index.ObjectTable, table: SegmentationTable | None
+    ) -> None:
+        """Sort the objects by picture, without the unusable ones."""
+        sizes = self._images.sizes[objects.image]
+        corners = objects.bbox + np.pad(objects.bbox[:, :2], [(0, 0), (2, 0)])  # xywh -> xyxy
+        boxes = corners.clip(0, np.tile(sizes[:, ::-1], 2))
+        extent = boxes[:, 2:] - boxes[:, :2]
+        label_of = {id_: label for label, id_ in enumerate(self.vocabularies["labels"].ids)}
+        labels = np.array([label_of.get(c, -1) for c in objects.category.tolist()], np.int64)
+
+        unlisted = labels < 0
+        degenerate = ~unlisted & (objects.bbox[:, 2:] <= 0).any(1)
+        outside = ~unlisted & ~degenerate & (extent <= 0).any(1)
+        order = np.argsort(objects.image, kind="stable")
+        order = order[~(unlisted | degenerate | outside)[order]]
+
+        self._rows = order  # where each object stands in the file
+        self._starts = np.searchsorted(objects.image[order], np.arange(len(self._images.ids) + 1))
+        self._boxes = boxes[order].astype(np.float32)
+        self._labels = labels[order]
+        self._iscrowd = objects.iscrowd[order]
+        self._area = coco_index.filled_areas(objects, table)[order]
+        self._table = table
+        self.dropped = {
+            "boxes without extent": int(degenerate.sum()),
+            "boxes outside their picture": int(outside.sum()),
+            "objects of other classes": int(unlisted.sum()),
+        }
+        self._warn(corners[order], sizes[order])
+
+    def _warn(self, corners: np.ndarray, sizes: np.ndarray) -> None:
+        """Log once what was left out or looks wrong."""
+        notes = [f"{count} {what} left out" for what, count in self.dropped.items() if count]
+        if self._table is not None:
+            bare = self._table.is_empty()[self._rows].sum()
+            if bare:
+                notes.append(f"{bare} objects without a segmentation get an empty mask")
+        overhang = (corners[:, 2:] > 1.05 * sizes[:, ::-1]).any(1).sum()
+        if overhang > 0.05 * len(corners):
+            notes.append(
+                f"{overhang} boxes reach far beyond their picture; "
+                "are they really [x, y, width, height]?"
+            )
+        if notes:
+            log.warning("%s: %s", self.annotations, "; ".join(notes))
+
+    def _describe(self, names: dict[str, list[str]]) -> None:
+        images = self._images
+        keys = ["boxes", "labels", "iscrowd", "area"]
+        if self._table is not None:
+            keys.append("masks")
+        if (images.class_ids >= 0).any():
+            keys.append("class_id")
+            self.vocabularies["class_id"] = _numbered(names["image_classes"])
+        if any(images.semantic):
+            keys.append("semantic")
+            self.vocabularies["semantic"] = _numbered(names["semantic_classes"])
+        if (images.identities >= 0).any():
+            keys.append("identity")
+        self.keys: tuple[str, ...] = tuple(keys)
+
+    def image_path(self, index: int) -> Path:
+        return self.images / self.file_names[index]
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        path = self.image_path(index)
+        size = tuple(self._images.sizes[index].tolist())
+        sample = Sample(load_image(path, exif=self.exif), self.image_ids[index], size)
+        self._check_size(path, sample.size, size)
+
+        objects = range(*self._starts[index : index + 2].tolist())
+        span = slice(objects.start, objects.stop)
+        sample.boxes, sample.labels = self._boxes[span], self._labels[span]
+        sample.iscrowd, sample.area = self._iscrowd[span], self._area[span].astype(np.float32)
+        if self._table is not None:
+            sample.segmentations = [self._table[self._rows[i]] for i in objects]
+        if self._images.class_ids[index] >= 0:
+            sample.class_id = int(self._images.class_ids[index])
+        if self._images.identities[index] >= 0:
+            sample.identity = int(self._images.identities[index])
+        if self._images.semantic[index]:
+            sample.semantic = self._load_semantic(self._images.semantic[index], size)
+        return sample
+
+    def _check_size(self, path: Path, found: tuple[int, int], expected: tuple[int, int]) -> None:
+        if found == expected:
+            return
+        other = "ignore" if self.exif == "apply" else "apply"
+        hint = (
+            f"swapped, so perhaps its EXIF orientation: try exif={other}"
+            if found == expected[::-1]
+            else "annotations and picture do not belong together: resize neither alone"
+        )
+        raise DataError(
+            f"picture {path} is {found[1]}x{found[0]}, but {self.annotations} says "
+            f"{expected[1]}x{expected[0]} ({hint})"
+        )
+
+    def _load_semantic(self, name: str, size: tuple[int, int]):
+        path = self.annotations.parent / name
+        labels = load_label_map(path)
+        if tuple(labels.shape) != size:
+            raise DataError(f"semantic map {path} is {tuple(labels.shape)} (h, w), not {size}")
+        known = len(self.vocabularies["semantic"].names)
+        highest = int(labels.where(labels != 255, 0).max())
+        if highest >= known:
+            raise DataError(
+                f"semantic map {path} has the value {highest}, but 'semantic_classes' has "
+                f"{known} names (255 = ignore)"
+            )
+        return labels
+
+    def coco_truth(self) -> dict[str, Any]:
+        """The ground truth for a COCO evaluator, with the exact numbers of the file.
+
+        All annotations of `vocabularies["labels"]`, also those that training leaves out; only a
+        missing id, area, iscrowd or segmentation (as an empty RLE, if others have one) is added.
+        """
+        data = coco_index.read_coco(self.annotations)
+        sizes = dict(zip(self.image_ids, self._images.sizes.tolist(), strict=True))
+        ids = self.vocabularies["labels"].ids
+        areas = dict(zip(self._rows.tolist(), self._area.tolist(), strict=True))
+        annotations = []
+        for row, record in enumerate(data["annotations"]):
+            if record["category_id"] not in ids:
+                continue
+            size = sizes[record["image_id"]]
+            defaults = {"id": row + 1, "iscrowd": 0, "area": areas.get(row, 0.0)}
+            if self._table is not None and not record.get("segmentation"):
+                defaults["segmentation"] = {"size": size, "counts": [size[0] * size[1]]}
+            fill = {key: value for key, value in defaults.items() if record.get(key) in (None, [])}
+            annotations.append({**record, **fill})
+        records = {record["id"]: record for record in data["categories"]}
+        return {
+            "images": data["images"],
+            "annotations": annotations,
+            "categories": [records[id_] for id_ in ids],
+        }
+
+
+def _names(data: dict[str, Any], key: str, problems: Problems) -> list[str]:
+    names = data.get(key, [])
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return names
+    problems.add(key, "must be a list of names")
+    return []
+
+
+def _numbered(names: list[str]) -> Classes:
+    return Classes(tuple(names), tuple(range(len(names))))
+
+
+def _pick(found: Classes, wanted: list[str] | None, others: str, source: str) -> Classes:
+    if wanted is None:
+        return found
+    check_classes(source, found.names, wanted, missing_ok=False, unknown_ok=others == "ignore")
+    id_of = dict(zip(found.names, found.ids, strict=True))
+    return Classes(tuple(wanted), tuple(id_of[name] for name in wanted))

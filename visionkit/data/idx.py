@@ -1,0 +1,90 @@
+"""IDX files, the format of MNIST and its successors, plain or gzip-compressed."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from visionkit.data.files import diagnose
+from visionkit.data.problems import check_classes
+from visionkit.data.sample import Sample
+from visionkit.errors import DataError
+from visionkit.types import Classes, InputPath
+
+_UNSIGNED_BYTE = 0x08
+_MAX_BYTES = 2**33
+
+
+class Idx:
+    """Gray pictures of one size with a class each, from a file of pictures and one of labels.
+
+    Raises `DataError` if a file is damaged, is of another kind, or the two do not match.
+
+    classes: names in label order; by default the numbers from 0 to the highest label.
+    """
+
+    keys = ("class_id",)
+
+    def __init__(self, images: InputPath, labels: InputPath, *, classes: list[str] | None = None):
+        self._images = _read(images, dims=3)  # (n, h, w) uint8
+        self._labels = _read(labels, dims=1)
+        if not len(self._images) or len(self._images) != len(self._labels):
+            raise DataError(
+                f"{images} has {len(self._images)} pictures and {labels} has "
+                f"{len(self._labels)} labels: need as many, and at least one"
+            )
+        highest = int(self._labels.max())
+        names = [str(number) for number in range(highest + 1)] if classes is None else classes
+        check_classes(str(labels), names, names, missing_ok=False, unknown_ok=False)
+        if highest >= len(names):
+            raise DataError(
+                f"{labels} has the label {highest}, but classes has {len(names)} names: "
+                f"name all {highest + 1}"
+            )
+        self.vocabularies = {"class_id": Classes(tuple(names), tuple(range(len(names))))}
+        self.image_ids = list(range(len(self._images)))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        image = torch.from_numpy(self._images[index]).repeat(3, 1, 1)
+        size = (image.shape[1], image.shape[2])
+        return Sample(image, image_id=index, orig_size=size, class_id=int(self._labels[index]))
+
+
+def _read(path: str, dims: int) -> np.ndarray:
+    """The array of unsigned bytes with `dims` dimensions in an IDX file."""
+    try:
+        with open(path, "rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_gzip else open(path, "rb") as file:
+            magic = file.read(4)
+            if magic != bytes([0, 0, _UNSIGNED_BYTE, dims]):
+                raise DataError(
+                    f"IDX file {path} begins with 0x{magic.hex()}, not 0x000008{dims:02x}: need "
+                    f"bytes in {dims} dimension{'s' * (dims > 1)}; are pictures and labels swapped?"
+                )
+            shape = struct.unpack(f">{dims}I", file.read(4 * dims))
+            size = math.prod(shape)
+            if size > _MAX_BYTES:
+                raise DataError(f"IDX file {path} says that it holds {size} bytes: too many")
+            data = bytearray(file.read(size))
+            if len(data) < size or file.read(1):
+                raise DataError(
+                    f"IDX file {path} should hold {size} bytes ({'x'.join(map(str, shape))}) after "
+                    f"its header, but holds {'more' if len(data) == size else len(data)}"
+                )
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise DataError(f"IDX file {path} {diagnose(path)} [{error}]") from error
+    return np.frombuffer(data, np.uint8).reshape(shape)

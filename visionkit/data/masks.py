@@ -1,0 +1,110 @@
+"""The outline of one object, moved as numbers and painted once, at the final size.
+
+`Polygons` and `Bitmap` are the two kinds; both are exact under flips and crops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Polygons:
+    """One object as the union of polygons; none at all is an empty mask."""
+
+    points: np.ndarray  # (P, 2) float64 (x, y), the polygons one after another
+    ends: np.ndarray  # (K,) where each polygon ends in `points`
+
+    def map(self, scale: np.ndarray, offset: np.ndarray) -> Polygons:
+        """Each point goes to `scale * point + offset`; both are (x, y)."""
+        return Polygons(self.points * scale + offset, self.ends)
+
+    def paint(self, canvas: np.ndarray) -> None:
+        """Set the object's pixels of `canvas` (h, w) uint8, which must be zero, to one.
+
+        The same pixels as pycocotools', but only the window around the object is painted.
+        """
+        if not len(self.points):
+            return
+        size = canvas.shape[::-1]
+        low = np.clip(np.floor(self.points.min(0)).astype(int) - 1, 0, size)
+        high = np.clip(np.ceil(self.points.max(0)).astype(int) + 1, 0, size)
+        if (high <= low).any():
+            return
+        # pycocotools rounds to fifths of a pixel; doing so first makes the shift exact.
+        points = np.where(low > 0, np.floor(5 * self.points + 0.5) / 5 - low, self.points)
+        polygons = [part.ravel() for part in np.split(points, self.ends[:-1])]
+        width, height = (high - low).tolist()
+        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        canvas[low[1] : high[1], low[0] : high[0]] = coco_mask.decode(rle)
+
+
+@dataclass(frozen=True)
+class Bitmap:
+    """One object as pixels (run-length coded) and where they have been moved to since."""
+
+    counts: bytes  # COCO's compressed run lengths
+    size: tuple[int, int]  # (h, w) of the coded pixels
+    scale: np.ndarray | float = 1.0  # (x, y): a coded point lies at scale * point + offset now
+    offset: np.ndarray | float = 0.0
+
+    def map(self, scale: np.ndarray, offset: np.ndarray) -> Bitmap:
+        """Each point goes to `scale * point + offset`; both are (x, y)."""
+        return replace(self, scale=self.scale * scale, offset=self.offset * scale + offset)
+
+    def paint(self, canvas: np.ndarray) -> None:
+        """Set the object's pixels of `canvas` (h, w) uint8, which must be zero, to one.
+
+        Each pixel takes the value of the coded pixel that its center falls into.
+        """
+        coded = coco_mask.decode({"size": list(self.size), "counts": self.counts})
+        scale, offset = np.broadcast_to(self.scale, 2), np.broadcast_to(self.offset, 2)
+        rows, columns = (
+            np.floor((np.arange(canvas.shape[axis]) + 0.5 - offset[1 - axis]) / scale[1 - axis])
+            for axis in (0, 1)
+        )
+        inside_y = np.flatnonzero((rows >= 0) & (rows < self.size[0]))
+        inside_x = np.flatnonzero((columns >= 0) & (columns < self.size[1]))
+        source = np.ix_(rows[inside_y].astype(int), columns[inside_x].astype(int))
+        canvas[np.ix_(inside_y, inside_x)] = coded[source]
+
+
+Segmentation: TypeAlias = Polygons | Bitmap
+
+
+def paint(segmentations: Sequence[Segmentation], size: tuple[int, int]) -> Tensor:
+    """The masks (N, h, w) bool of N objects in a picture of `size` (h, w)."""
+    canvas = np.zeros((len(segmentations), *size), np.uint8)
+    for mask, segmentation in zip(canvas, segmentations, strict=True):
+        segmentation.paint(mask)
+    return torch.from_numpy(canvas).view(torch.bool)
+
+
+def run_lengths(counts: bytes) -> np.ndarray:
+    """The run lengths in COCO's compressed form; `ValueError` if it is not in that form.
+
+    Six bits per character: five of the number, low ones first, and one for "goes on"; from the
+    fourth number on, the difference to the one two places before is stored.
+    """
+    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    last = (codes & 32) == 0  # the last character of each number
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
+        raise ValueError("not a compressed run-length code")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    lengths = ends - starts + 1
+    if lengths.max() > 7:
+        raise ValueError("a run length needs more than 32 bits")
+    shift = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
+    numbers = np.add.reduceat((codes & 31) << shift, starts)
+    numbers -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)  # sign
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers

@@ -1,0 +1,142 @@
+"""One picture and its labels before batching; each geometric change moves them all together.
+
+Objects stay polygons until the end and are painted once, at the final size: cheaper and more exact
+than resizing full-frame masks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from visionkit.data.masks import Segmentation, paint
+from visionkit.types import Target
+
+
+@dataclass
+class Sample:
+    """A picture with what is known about it. `None` means not labelled.
+
+    Geometry methods return a new sample; nothing is changed in place.
+    """
+
+    image: Tensor  # (3, h, w) uint8
+    image_id: int
+    orig_size: tuple[int, int]
+    boxes: np.ndarray | None = None  # (N, 4) float32 xyxy
+    labels: np.ndarray | None = None  # (N,) int64
+    iscrowd: np.ndarray | None = None  # (N,) bool
+    area: np.ndarray | None = None  # (N,) float32, original pixels
+    segmentations: list[Segmentation] | None = None  # N polygon lists or bitmaps
+    cut: np.ndarray | None = None  # (N,) bool: objects that a crop has cut
+    semantic: Tensor | None = None  # (h, w) uint8
+    class_id: int | None = None
+    identity: int | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)  # keys of the user's own heads
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.shape[-2], self.image.shape[-1]
+
+    def resize(self, size: tuple[int, int]) -> Sample:
+        """The same picture at `size` (h, w); antialiased, labels nearest."""
+        (old_h, old_w), (h, w) = self.size, size
+        if (old_h, old_w) == (h, w):
+            return self
+        moved = self._map((w / old_w, h / old_h), (0, 0), size)
+        moved.image = F.resize(self.image, [h, w], antialias=True)
+        if self.semantic is not None:
+            nearest = F.InterpolationMode.NEAREST_EXACT
+            moved.semantic = F.resize(self.semantic[None], [h, w], interpolation=nearest)[0]
+        return moved
+
+    def crop(self, top: int, left: int, height: int, width: int) -> Sample:
+        """The window of that size, which must lie inside the picture; boxes are clipped."""
+        window = (..., slice(top, top + height), slice(left, left + width))
+        moved = self._map((1, 1), (-left, -top), (height, width))
+        moved.image = self.image[window]
+        if self.boxes is not None:
+            low, high = [left, top], [left + width, top + height]
+            moved.cut = ((self.boxes[:, :2] < low) | (self.boxes[:, 2:] > high)).any(1)
+            if self.cut is not None:
+                moved.cut |= self.cut
+        if self.semantic is not None:
+            moved.semantic = self.semantic[window]
+        return moved
+
+    def hflip(self) -> Sample:
+        """Mirrored left to right."""
+        return self._flip(-1, (-1, 1), (self.size[1], 0))
+
+    def vflip(self) -> Sample:
+        """Mirrored top to bottom."""
+        return self._flip(-2, (1, -1), (0, self.size[0]))
+
+    def _flip(self, dim: int, scale: tuple[int, int], offset: tuple[int, int]) -> Sample:
+        moved = self._map(scale, offset, self.size)
+        moved.image = self.image.flip(dim)
+        if self.semantic is not None:
+            moved.semantic = self.semantic.flip(dim)
+        return moved
+
+    def _map(
+        self, scale: tuple[float, float], offset: tuple[float, float], size: tuple[int, int]
+    ) -> Sample:
+        """Points (x, y) go to `scale * point + offset`; boxes are clipped to `size` (h, w)."""
+        moved = replace(self)
+        factor, shift = np.array(scale, float), np.array(offset, float)
+        if self.boxes is not None:
+            corners = self.boxes.reshape(-1, 2, 2) * factor + shift
+            boxes = np.concatenate([corners.min(1), corners.max(1)], 1)
+            moved.boxes = boxes.clip(0, [size[1], size[0]] * 2).astype(np.float32)
+        if self.segmentations is not None:
+            moved.segmentations = [s.map(factor, shift) for s in self.segmentations]
+        return moved
+
+    def target(self) -> Target:
+        """The labels as tensors. Objects that a crop or a resize made smaller than one pixel go;
+        with masks, the box of a cut object is that of its visible part.
+        """
+        target: Target = {"image_id": self.image_id, "size": self.size, "orig_size": self.orig_size}
+        if self.class_id is not None:
+            target["class_id"] = torch.tensor(self.class_id)
+        if self.identity is not None:
+            target["identity"] = torch.tensor(self.identity)
+        if self.semantic is not None:
+            target["semantic"] = self.semantic.contiguous()
+        if self.boxes is not None:
+            self._add_objects(target)
+        target.update(self.extra)  # type: ignore[typeddict-item]
+        return target
+
+    def _add_objects(self, target: Target) -> None:
+        rows = np.flatnonzero(_has_extent(self.boxes))
+        boxes = self.boxes[rows]
+        if self.segmentations is not None:
+            masks = paint([self.segmentations[i] for i in rows], self.size)
+            if self.cut is not None and self.cut[rows].any():
+                for i in np.flatnonzero(self.cut[rows]):
+                    boxes[i] = _bounds(masks[i])
+                seen = _has_extent(boxes)
+                rows, boxes, masks = rows[seen], boxes[seen], masks[torch.from_numpy(seen)]
+            target["masks"] = masks
+        target["boxes"] = torch.from_numpy(boxes)
+        target["labels"] = torch.from_numpy(self.labels[rows])
+        target["iscrowd"] = torch.from_numpy(self.iscrowd[rows])
+        target["area"] = torch.from_numpy(self.area[rows])
+
+
+def _has_extent(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
+
+
+def _bounds(mask: Tensor) -> list[int]:
+    """The box around the set pixels of an (h, w) mask; zeros if there are none."""
+    if not mask.any():
+        return [0, 0, 0, 0]
+    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]

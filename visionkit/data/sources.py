@@ -1,0 +1,151 @@
+"""From data sets to batches: what every source of a training run does.
+
+Training batches are a function of (seed, step) alone, so that a resumed run sees what an
+uninterrupted one would have seen, whatever the number of loader workers or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from visionkit import distributed
+from visionkit.data.sample import Sample
+from visionkit.data.transforms import fit
+from visionkit.errors import VisionkitError
+from visionkit.signals import outlive_first_signal
+from visionkit.types import Batch, Dataset, Target
+
+DIVISOR = 32  # batches are padded to a multiple of the coarsest stride of the usual backbones
+
+
+@dataclass
+class Source:
+    """Data sets with one labelling, the heads they feed, and how their batches are made."""
+
+    name: str
+    feeds: list[str]
+    train: Dataset | None
+    val: Dataset | None
+    batch_size: int
+    image_size: int | tuple[int, int]
+    transforms: Sequence[Any] = field(default_factory=tuple)
+    eval_batch_size: int | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches until every training picture has been seen."""
+        return -(-len(self.train) // self.batch_size)
+
+    def train_batches(self, *, seed: int, start: int, workers: int) -> Iterator[Batch]:
+        """Endless shuffled batches of this process, from batch number `start` on."""
+        view = View(self.train, self.transforms, self.image_size, seed)
+        stream = Stream(len(self.train), self.batch_size, seed, start)
+        return _batches(DataLoader(view, batch_sampler=stream, **_loading(workers)))
+
+    def val_batches(self, *, workers: int) -> Iterator[Batch]:
+        """Every validation picture once. Processes share whole batches, so that a picture is
+        padded, and therefore scored, alike whatever their number."""
+        size = self.eval_batch_size or self.batch_size
+        indices = range(len(self.val))
+        batches = [[(i, 0) for i in indices[k : k + size]] for k in indices[::size]]
+        mine = batches[distributed.rank() :: distributed.world_size()]
+        view = View(self.val, (), self.image_size, seed=0)
+        return _batches(DataLoader(view, batch_sampler=mine, **_loading(workers)))
+
+
+class Stream:
+    """Batches of (index, position): one endless walk through shuffled passes over a data set.
+
+    A batch that begins at the end of a pass is filled from the next one, so every batch is full,
+    also when the data set is smaller than a batch. With several processes each takes its share
+    of the positions of a batch.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0) -> None:
+        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+        self.rank, self.world_size = distributed.rank(), distributed.world_size()
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number = self.start
+        while True:
+            first = number * self.batch_size
+            positions = range(first + self.rank, first + self.batch_size, self.world_size)
+            yield [(int(self._order(p // self.length)[p % self.length]), p) for p in positions]
+            number += 1
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+
+
+class View(TorchDataset):
+    """A data set seen through transforms. The randomness of an item is keyed by its position in
+    the stream; a fault of the data travels as a value, so that it reaches the user unwrapped."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        transforms: Sequence[Any],
+        image_size: int | tuple[int, int],
+        seed: int,
+    ) -> None:
+        self.dataset, self.transforms, self.seed = dataset, transforms, seed
+        self.image_size = image_size
+        self.resize_first = not any(transform.resizes for transform in transforms)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, ticket: tuple[int, int]) -> tuple[torch.Tensor, Target] | VisionkitError:
+        index, position = ticket
+        try:
+            sample: Sample = self.dataset[index]
+        except VisionkitError as error:
+            return error
+        rng = np.random.default_rng((self.seed, position, 1))
+        if self.resize_first:
+            sample = sample.resize(fit(sample.size, self.image_size))
+        for transform in self.transforms:
+            sample = transform(sample, rng, self.image_size)
+        return sample.image, sample.target()
+
+
+def collate(items: list[tuple[torch.Tensor, Target] | VisionkitError]) -> Batch | VisionkitError:
+    """Pad pictures at the right and the bottom to one size, a multiple of `DIVISOR`."""
+    for item in items:
+        if isinstance(item, VisionkitError):
+            return item
+    height = max(image.shape[1] for image, _ in items)
+    width = max(image.shape[2] for image, _ in items)
+    height, width = (-(-side // DIVISOR) * DIVISOR for side in (height, width))
+    images = torch.zeros((len(items), 3, height, width), dtype=torch.uint8).to(
+        memory_format=torch.channels_last
+    )
+    for slot, (image, _) in zip(images, items, strict=True):
+        slot[:, : image.shape[1], : image.shape[2]] = image
+    return Batch(images, [target for _, target in items])
+
+
+def _loading(workers: int) -> dict[str, Any]:
+    return {
+        "collate_fn": collate,
+        "num_workers": workers,
+        "worker_init_fn": outlive_first_signal,
+        "pin_memory": torch.cuda.is_available(),
+        "generator": torch.Generator(),  # or it would draw from the one that the model uses
+    }
+
+
+def _batches(loader: DataLoader) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, VisionkitError):
+            raise batch
+        yield batch

@@ -1,0 +1,239 @@
+"""Random changes of training pictures, labels moved along, and the rule of the network's size.
+
+A transform is called as `transform(sample, rng, image_size)`; all its randomness comes from `rng`.
+One that has `resizes` set brings the picture to the network's size itself; otherwise the picture
+has been resized before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Annotated, ClassVar, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionkit.data.sample import Sample
+from visionkit.types import Fraction, NonNegative, Positive, Range
+
+ImageSize: TypeAlias = int | tuple[int, int]  # longest side, or (shortest, longest)
+Turn: TypeAlias = Annotated[float, Range(low=0, high=0.5)]
+
+
+def fit(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
+    """The (h, w) of a picture of `size` (h, w) in the network, its aspect kept.
+
+    With one number the longest side becomes that. With (shortest, longest) the shortest side
+    becomes the first number unless the longest would pass the second, rounded down as in
+    torchvision's `GeneralizedRCNNTransform(min_size, max_size)`.
+    """
+    if isinstance(image_size, int):
+        scale = image_size / max(size)
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    shortest, longest = image_size
+    scale = min(shortest / min(size), longest / max(size))
+    return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
+
+
+def window(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
+    """The largest (h, w) that a random crop of a picture of `size` may have in the network."""
+    if isinstance(image_size, int):
+        return image_size, image_size
+    return fit(size, image_size)
+
+
+class HorizontalFlip:
+    """Mirrors left to right with probability `p`."""
+
+    resizes: ClassVar[bool] = False
+
+    def __init__(self, *, p: Fraction = 0.5):
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, size: ImageSize) -> Sample:
+        return sample.hflip() if rng.random() < self.p else sample
+
+
+class VerticalFlip:
+    """Mirrors top to bottom with probability `p`."""
+
+    resizes: ClassVar[bool] = False
+
+    def __init__(self, *, p: Fraction = 0.5):
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, size: ImageSize) -> Sample:
+        return sample.vflip() if rng.random() < self.p else sample
+
+
+class ScaleJitter:
+    """Large-scale jitter: resizes to `low` to `high` times the fitted size; what is then larger
+    than the network's window is cropped at random, what is smaller stays so (Ghiasi et al.,
+    "Simple Copy-Paste", 2021). Done with probability `p`, else the picture is only fitted.
+    """
+
+    resizes: ClassVar[bool] = True
+
+    def __init__(self, *, low: Positive = 0.5, high: Positive = 1.5, p: Fraction = 1.0):
+        if low > high:
+            raise ValueError(f"low is {low}, high is {high}: low must not be the larger one")
+        self.low, self.high, self.p = low, high, p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, size: ImageSize) -> Sample:
+        fitted = fit(sample.size, size)
+        if rng.random() >= self.p:
+            return sample.resize(fitted)
+        jitter = rng.uniform(self.low, self.high)
+        scaled = [max(1, round(side * jitter)) for side in fitted]
+        wanted = [min(pair) for pair in zip(scaled, window(sample.size, size), strict=True)]
+        # Cropping before resizing gives the same picture and touches fewer pixels.
+        height, width = (
+            max(1, round(old * part / whole))
+            for old, part, whole in zip(sample.size, wanted, scaled, strict=True)
+        )
+        return _random_window(sample, rng, height, width).resize((wanted[0], wanted[1]))
+
+
+class RandomResizedCrop:
+    """A window of `scale` times the picture's area and `ratio` width to height, resized to the
+    network's size (a square if that is one number). For classification (Szegedy et al., 2014).
+    """
+
+    resizes: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        scale: tuple[Positive, Positive] = (0.35, 1.0),
+        ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3),
+    ):
+        if scale[0] > scale[1] or scale[1] > 1 or ratio[0] > ratio[1]:
+            raise ValueError(
+                f"scale is {scale}, ratio is {ratio}: each must rise, and scale not pass 1"
+            )
+        self.scale, self.ratio = scale, ratio
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, size: ImageSize) -> Sample:
+        area = sample.size[0] * sample.size[1] * rng.uniform(*self.scale)
+        ratio = math.exp(rng.uniform(*np.log(self.ratio)))
+        height = min(sample.size[0], max(1, round(math.sqrt(area / ratio))))
+        width = min(sample.size[1], max(1, round(math.sqrt(area * ratio))))
+        return _random_window(sample, rng, height, width).resize(window(sample.size, size))
+
+
+class RandomCrop:
+    """With probability `p` a window with sides of at least `low` times the picture's that holds
+    the center of an object, if there is one.
+    """
+
+    resizes: ClassVar[bool] = False
+
+    def __init__(self, *, low: Fraction = 0.5, p: Fraction = 0.5):
+        self.low, self.p = low, p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, size: ImageSize) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        height, width = (max(1, round(s * rng.uniform(self.low, 1))) for s in sample.size)
+        return _random_window(sample, rng, height, width, around=_some_center(sample, rng))
+
+
+class ColorJitter:
+    """Random brightness, contrast, saturation (factors of 1 ± the argument, not below 0) and hue
+    (a turn of up to that part of the color circle).
+
+    All four are one linear map of the RGB values, rounded and clipped once. Hue turns the plane
+    of equal luma, which is much cheaper than the way over HSV.
+    """
+
+    resizes: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        *,
+        brightness: NonNegative = 0.2,
+        contrast: NonNegative = 0.2,
+        saturation: NonNegative = 0.2,
+        hue: Turn = 0.02,
+    ):
+        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
+        self.hue = hue
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, size: ImageSize) -> Sample:
+        brightness, contrast, saturation = (
+            rng.uniform(max(0.0, 1 - spread), 1 + spread)
+            for spread in (self.brightness, self.contrast, self.saturation)
+        )
+        pixels = _pixels(sample.image)
+        gray = brightness * (pixels.mean(0) @ pixels.new_tensor(_TO_YIQ[0]))
+        matrix = brightness * contrast * color_map(saturation, rng.uniform(-self.hue, self.hue))
+        return _recolored(sample, pixels, matrix, (1 - contrast) * gray)
+
+
+class Grayscale:
+    """Takes the color away with probability `p`."""
+
+    resizes: ClassVar[bool] = False
+
+    def __init__(self, *, p: Fraction = 0.1):
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator, size: ImageSize) -> Sample:
+        if rng.random() >= self.p:
+            return sample
+        return _recolored(sample, _pixels(sample.image), color_map(0.0, 0.0), 0.0)
+
+
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def color_map(saturation: float, turn: float) -> np.ndarray:
+    """The (3, 3) map of RGB values that scales color by `saturation` and turns it by `turn` of a
+    full circle (red to green to blue), luma unchanged.
+    """
+    sin, cos = math.sin(2 * math.pi * turn), math.cos(2 * math.pi * turn)
+    turned = np.array([[cos, sin], [-sin, cos]]) * saturation
+    in_yiq = np.block([[np.ones((1, 1)), np.zeros((1, 2))], [np.zeros((2, 1)), turned]])
+    return np.linalg.inv(_TO_YIQ) @ in_yiq @ _TO_YIQ
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """(h * w, 3) float32."""
+    return image.permute(1, 2, 0).reshape(-1, 3).float()
+
+
+def _recolored(
+    sample: Sample, pixels: Tensor, matrix: np.ndarray, offset: Tensor | float
+) -> Sample:
+    colors = pixels @ pixels.new_tensor(matrix.T) + offset
+    image = colors.round_().clamp_(0, 255).to(torch.uint8).view(*sample.size, 3)
+    return replace(sample, image=image.permute(2, 0, 1))
+
+
+def _random_window(
+    sample: Sample,
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    around: tuple[float, float] | None = None,
+) -> Sample:
+    """The sample cropped to `height` x `width`, so that the point `around` (y, x) is inside."""
+    if (height, width) == sample.size:
+        return sample
+    corner = []
+    for side, part, point in zip(sample.size, (height, width), around or (None, None), strict=True):
+        low, high = 0, side - part
+        if point is not None:
+            low, high = max(low, math.ceil(point) - part), min(high, math.floor(point))
+        corner.append(int(rng.integers(low, high + 1)))
+    return sample.crop(*corner, height, width)
+
+
+def _some_center(sample: Sample, rng: np.random.Generator) -> tuple[float, float] | None:
+    """The center (y, x) of one object at random, if there is any."""
+    if sample.boxes is None or sample.iscrowd is None or sample.iscrowd.all():
+        return None
+    box = sample.boxes[rng.choice(np.flatnonzero(~sample.iscrowd))]
+    return float(box[1] + box[3]) / 2, float(box[0] + box[2]) / 2

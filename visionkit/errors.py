@@ -1,0 +1,42 @@
+"""Errors that are the user's to mend. Each says what, where, what was found, what to do.
+
+The command line prints them without a traceback and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class VisionkitError(Exception):
+    """Base of the errors below; from Python, catch this one."""
+
+    exit_code = 1
+
+
+class ConfigError(VisionkitError, ValueError):
+    """The config or the command line is wrong. Collects all problems of a config in one report."""
+
+    exit_code = 2
+
+
+class DataError(VisionkitError, ValueError):
+    """A data set, an annotation file or a picture is wrong."""
+
+    exit_code = 3
+
+
+class CheckpointError(VisionkitError, RuntimeError):
+    """A checkpoint or a weights file cannot be used."""
+
+    exit_code = 4
+
+
+class DivergedError(VisionkitError, ArithmeticError):
+    """A loss or a gradient is not finite."""
+
+    exit_code = 5
+
+
+class Preempted(VisionkitError):
+    """A signal asked a run to stop; its state is saved and it can be resumed."""
+
+    exit_code = 75

@@ -1,0 +1,136 @@
+"""Validation: the loop without gradients. Losses and metrics come from one pass of the backbone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from visionkit import distributed, rundir
+from visionkit.build import build_sources
+from visionkit.data.sources import Source
+from visionkit.errors import ConfigError
+from visionkit.metrics.coco import CocoEvaluator
+from visionkit.model import VisionModel
+from visionkit.predict import load
+from visionkit.types import Evaluator
+
+
+def evaluate(
+    run: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> dict[str, float]:
+    """Metrics of a trained run on its validation data, or on others given by `overrides`.
+
+    Names are `<head>/<metric>`. The figures go to RUN/eval/metrics.json, and the scored
+    detections to RUN/eval/<head>_bbox.json (and _segm.json), which pycocotools reads as they are.
+    """
+    distributed.setup()
+    predictor = load(run, overrides)
+    sources = build_sources(predictor.config, ("val",), predictor.classes)
+    if not any(source.val is not None for source in sources):
+        raise ConfigError("data: no source has a 'val' section; give data.val.images=..., ...")
+    metrics, evaluators = evaluate_model(
+        predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
+    )
+    if Path(run).is_dir() and distributed.rank() == 0:
+        folder = Path(run) / "eval"
+        folder.mkdir(exist_ok=True)
+        rundir.write_text(folder / "metrics.json", rundir.to_json(metrics) + "\n")
+        for name, evaluator in evaluators.items():
+            if isinstance(evaluator, CocoEvaluator):
+                for iou_type in evaluator.types:
+                    file = folder / f"{name.replace('/', '_')}_{iou_type}.json"
+                    rundir.write_text(file, rundir.to_json(evaluator.result_file(iou_type)))
+    return metrics
+
+
+def evaluate_model(
+    model: VisionModel,
+    sources: Iterable[Source],
+    *,
+    dtype: torch.dtype,
+    workers: int,
+    losses: bool = True,
+) -> tuple[dict[str, float], dict[str, Evaluator]]:
+    """Metrics of every head on every validation source, and the evaluators that computed them.
+
+    Names are `<head>/<metric>`, with `<source>/` in front when several sources are validated;
+    validation losses are `<head>/loss/<term>`, the mean over the pictures. Training state, the
+    random generator included, is left as it was.
+    """
+    sources = [source for source in sources if source.val is not None]
+    was_training = model.training
+    metrics: dict[str, float] = {}
+    evaluators: dict[str, Evaluator] = {}
+    model.eval()
+    try:
+        for source in sources:
+            prefix = f"{source.name}/" if len(sources) > 1 else ""
+            found = _evaluate_source(model, source, dtype=dtype, workers=workers, losses=losses)
+            for head, (evaluator, values) in found.items():
+                evaluators[prefix + head] = evaluator
+                metrics |= {f"{prefix}{head}/{name}": value for name, value in values.items()}
+    finally:
+        model.train(was_training)
+    return metrics, evaluators
+
+
+def metric_names(model: VisionModel, sources: Iterable[Source]) -> list[str]:
+    """The names that `evaluate_model` will use, losses aside."""
+    sources = [source for source in sources if source.val is not None]
+    return [
+        f"{source.name}/{head}/{name}" if len(sources) > 1 else f"{head}/{name}"
+        for source in sources
+        for head in source.feeds
+        for name in model.heads[head].evaluator(source.val).compute()
+    ]
+
+
+@torch.inference_mode()
+def _evaluate_source(
+    model: VisionModel, source: Source, *, dtype: torch.dtype, workers: int, losses: bool
+) -> dict[str, tuple[Evaluator, dict[str, float]]]:
+    device = next(model.parameters()).device
+    evaluators = {name: model.heads[name].evaluator(source.val) for name in source.feeds}
+    sums: dict[tuple[str, str], float] = defaultdict(float)
+    batches = source.val_batches(workers=workers)
+    size = source.eval_batch_size or source.batch_size
+    total = -(-len(source.val) // (size * distributed.world_size()))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # two-stage heads sample regions for their losses
+        for batch in tqdm(batches, total=total, desc="validating", leave=False, disable=None):
+            batch = batch.to(device)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                features = model.features(batch)
+                predictions = model.predictions(features, batch, source.feeds)
+                terms = model.losses(features, batch, source.feeds) if losses else {}
+            for name, evaluator in evaluators.items():
+                evaluator.update(predictions[name], batch)
+            for head, values in terms.items():
+                for term, value in values.items():
+                    sums[head, term] += float(value) * len(batch)
+    return _gathered(evaluators, sums, len(source.val))
+
+
+def _gathered(
+    evaluators: dict[str, Evaluator], sums: dict[tuple[str, str], float], count: int
+) -> dict[str, tuple[Evaluator, dict[str, float]]]:
+    """Join what the processes found; every process computes the same metrics."""
+    totals: dict[tuple[str, str], float] = defaultdict(float)
+    for part in distributed.gather(dict(sums)):
+        for key, value in part.items():
+            totals[key] += value
+    found = {}
+    for name, evaluator in evaluators.items():
+        evaluator.merge(distributed.gather(evaluator.state()))
+        metrics = evaluator.compute()
+        terms = {term: value / count for (head, term), value in totals.items() if head == name}
+        if terms:
+            metrics |= {f"loss/{term}": value for term, value in terms.items()}
+            metrics["loss/total"] = sum(terms.values())
+        found[name] = (evaluator, metrics)
+    return found

@@ -1,0 +1,124 @@
+"""Boxes of many objects: Faster R-CNN in two stages; FCOS, in one, is written in `fcos`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from visionkit.boxes import to_original
+from visionkit.heads.fcos import FCOS
+from visionkit.heads.rcnn.anchors import Anchors
+from visionkit.heads.rcnn.boxes import BoxStage
+from visionkit.heads.rcnn.matching import Sampler, labelled, objects_of, zero_losses
+from visionkit.heads.rcnn.pooling import RegionPool
+from visionkit.heads.rcnn.proposals import Counts, RegionProposals
+from visionkit.metrics.coco import CocoEvaluator
+from visionkit.types import Batch, Count, Dataset, Evaluator, Fraction, Head, Level, Positive
+
+__all__ = ["FCOS", "FasterRCNN"]
+
+
+class FasterRCNN(Head):
+    """Proposes regions from anchors, then classifies and refines them (Ren et al. 2015).
+
+    With a feature pyramid as in Lin et al. 2017. Parts, parameter names and defaults are
+    torchvision's, so its checkpoints fit. Thresholds named `iou` are in 0..1.
+
+    anchor_sizes: for each level a list of sizes in pixels; by default [8 * stride].
+    anchor_ratios: height / width of the anchors; each size comes in each ratio.
+    rpn_convs: hidden convolutions of the proposal network.
+    rpn_fg_iou, rpn_bg_iou: an anchor is positive from the one overlap with an object, negative
+        below the other, and ignored between them.
+    rpn_batch_size, rpn_positive_fraction: anchors per image in the loss; share of positives.
+    rpn_pre_nms_*, rpn_post_nms_*: proposals kept per level before, and per image after
+        non-maximum suppression at `rpn_nms_iou`: `train` in the loss, `test` in predictions.
+    rpn_score_threshold: least objectness of a proposal.
+    roi_levels: levels that regions are read from; by default those of stride 32 and finer.
+    box_pool_size, sampling_ratio: bins per region side; samples per bin side.
+    box_hidden: width of the two hidden layers over a region.
+    box_fg_iou, box_bg_iou, box_batch_size, box_positive_fraction: as for the anchors, but for the
+        regions of the second stage.
+    box_score_threshold, box_nms_iou, max_detections: which detections are predicted.
+    """
+
+    needs = ("boxes", "labels")
+    vocabulary = "labels"
+    main_metric = "bbox/AP"
+    terms = ("objectness", "rpn_box", "classifier", "box_reg")
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        anchor_sizes: list[list[Positive]] | None = None,
+        anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0),
+        rpn_convs: Count = 1,
+        rpn_fg_iou: Fraction = 0.7,
+        rpn_bg_iou: Fraction = 0.3,
+        rpn_batch_size: Count = 256,
+        rpn_positive_fraction: Fraction = 0.5,
+        rpn_pre_nms_train: Count = 2000,
+        rpn_pre_nms_test: Count = 1000,
+        rpn_post_nms_train: Count = 2000,
+        rpn_post_nms_test: Count = 1000,
+        rpn_nms_iou: Fraction = 0.7,
+        rpn_score_threshold: Fraction = 0.0,
+        roi_levels: list[str] | None = None,
+        box_pool_size: Count = 7,
+        sampling_ratio: Count = 2,
+        box_hidden: Count = 1024,
+        box_fg_iou: Fraction = 0.5,
+        box_bg_iou: Fraction = 0.5,
+        box_batch_size: Count = 512,
+        box_positive_fraction: Fraction = 0.25,
+        box_score_threshold: Fraction = 0.05,
+        box_nms_iou: Fraction = 0.5,
+        max_detections: Count = 100,
+    ) -> None:
+        super().__init__()
+        self.rpn = RegionProposals(
+            levels,
+            Anchors(levels, anchor_sizes, anchor_ratios),
+            Sampler(rpn_fg_iou, rpn_bg_iou, True, rpn_batch_size, rpn_positive_fraction),
+            convs=rpn_convs,
+            train=Counts(rpn_pre_nms_train, rpn_post_nms_train),
+            test=Counts(rpn_pre_nms_test, rpn_post_nms_test),
+            nms_iou=rpn_nms_iou,
+            score_threshold=rpn_score_threshold,
+        )
+        self.roi_heads = BoxStage(
+            len(classes),
+            RegionPool(levels, roi_levels, box_pool_size, sampling_ratio),
+            Sampler(box_fg_iou, box_bg_iou, False, box_batch_size, box_positive_fraction),
+            hidden=box_hidden,
+            score_threshold=box_score_threshold,
+            nms_iou=box_nms_iou,
+            max_detections=max_detections,
+        )
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Draws anchors and regions at random. The same in training and in evaluation mode."""
+        features, batch = labelled(features, batch, self.needs)
+        if not len(batch):
+            return zero_losses(self, features, self.terms)
+        objects = [objects_of(target) for target in batch.targets]
+        candidates = self.rpn(features, batch.images.shape[-2:])
+        losses = self.rpn.loss(candidates, objects)
+        proposals = self.rpn.propose(candidates, batch.sizes, self.rpn.train_counts)
+        regions = self.roi_heads.sample(proposals, objects)
+        return losses | self.roi_heads.loss(features, regions)
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+        """For each image `boxes` (N, 4) in original pixels, `scores` and `labels`, best first."""
+        candidates = self.rpn(features, batch.images.shape[-2:])
+        proposals = self.rpn.propose(candidates, batch.sizes, self.rpn.test_counts)
+        detections = self.roi_heads.detect(features, proposals, batch.sizes)
+        for found, target in zip(detections, batch.targets, strict=True):
+            found["boxes"] = to_original(found["boxes"], target["size"], target["orig_size"])
+        return detections
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        return CocoEvaluator(dataset, types=("bbox",))

@@ -1,0 +1,146 @@
+"""Boxes and masks of many objects: Mask R-CNN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visionkit.boxes import to_original
+from visionkit.heads.rcnn.anchors import Anchors
+from visionkit.heads.rcnn.boxes import BoxStage, Regions
+from visionkit.heads.rcnn.masks import (
+    MaskHead,
+    MaskPredictor,
+    encode_masks,
+    mask_loss,
+    mask_targets,
+)
+from visionkit.heads.rcnn.matching import Objects, Sampler, labelled, objects_of, zero_losses
+from visionkit.heads.rcnn.pooling import RegionPool
+from visionkit.heads.rcnn.proposals import Counts, RegionProposals
+from visionkit.metrics.coco import CocoEvaluator
+from visionkit.types import Batch, Count, Dataset, Evaluator, Fraction, Head, Level, Positive
+
+
+class MaskRCNN(Head):
+    """Faster R-CNN with a branch that draws each object's mask (He et al. 2017).
+
+    All knobs but the last three are those of `detection.FasterRCNN`.
+
+    mask_pool_size: bins per region side; the mask has twice as many.
+    mask_channels, mask_convs: width and number of the mask branch's hidden convolutions.
+    """
+
+    needs = ("boxes", "labels", "masks")
+    vocabulary = "labels"
+    main_metric = "segm/AP"
+    terms = ("objectness", "rpn_box", "classifier", "box_reg", "mask")
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        anchor_sizes: list[list[Positive]] | None = None,
+        anchor_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0),
+        rpn_convs: Count = 1,
+        rpn_fg_iou: Fraction = 0.7,
+        rpn_bg_iou: Fraction = 0.3,
+        rpn_batch_size: Count = 256,
+        rpn_positive_fraction: Fraction = 0.5,
+        rpn_pre_nms_train: Count = 2000,
+        rpn_pre_nms_test: Count = 1000,
+        rpn_post_nms_train: Count = 2000,
+        rpn_post_nms_test: Count = 1000,
+        rpn_nms_iou: Fraction = 0.7,
+        rpn_score_threshold: Fraction = 0.0,
+        roi_levels: list[str] | None = None,
+        box_pool_size: Count = 7,
+        sampling_ratio: Count = 2,
+        box_hidden: Count = 1024,
+        box_fg_iou: Fraction = 0.5,
+        box_bg_iou: Fraction = 0.5,
+        box_batch_size: Count = 512,
+        box_positive_fraction: Fraction = 0.25,
+        box_score_threshold: Fraction = 0.05,
+        box_nms_iou: Fraction = 0.5,
+        max_detections: Count = 100,
+        mask_pool_size: Count = 14,
+        mask_channels: Count = 256,
+        mask_convs: Count = 4,
+    ) -> None:
+        super().__init__()
+        self.rpn = RegionProposals(
+            levels,
+            Anchors(levels, anchor_sizes, anchor_ratios),
+            Sampler(rpn_fg_iou, rpn_bg_iou, True, rpn_batch_size, rpn_positive_fraction),
+            convs=rpn_convs,
+            train=Counts(rpn_pre_nms_train, rpn_post_nms_train),
+            test=Counts(rpn_pre_nms_test, rpn_post_nms_test),
+            nms_iou=rpn_nms_iou,
+            score_threshold=rpn_score_threshold,
+        )
+        self.roi_heads = BoxStage(
+            len(classes),
+            RegionPool(levels, roi_levels, box_pool_size, sampling_ratio),
+            Sampler(box_fg_iou, box_bg_iou, False, box_batch_size, box_positive_fraction),
+            hidden=box_hidden,
+            score_threshold=box_score_threshold,
+            nms_iou=box_nms_iou,
+            max_detections=max_detections,
+        )
+        self.mask_pool = RegionPool(levels, roi_levels, mask_pool_size, sampling_ratio)
+        # Beside the box modules, where torchvision's checkpoints have them.
+        self.roi_heads.mask_head = MaskHead(self.mask_pool.channels, mask_channels, mask_convs)
+        self.roi_heads.mask_predictor = MaskPredictor(mask_channels, mask_channels, len(classes))
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Draws anchors and regions at random. The same in training and in evaluation mode."""
+        features, batch = labelled(features, batch, self.needs)
+        if not len(batch):
+            return zero_losses(self, features, self.terms)
+        objects = [objects_of(target) for target in batch.targets]
+        candidates = self.rpn(features, batch.images.shape[-2:])
+        losses = self.rpn.loss(candidates, objects)
+        proposals = self.rpn.propose(candidates, batch.sizes, self.rpn.train_counts)
+        regions = self.roi_heads.sample(proposals, objects)
+        losses |= self.roi_heads.loss(features, regions)
+        return losses | {"mask": self._mask_loss(features, regions, objects)}
+
+    def _mask_loss(
+        self, features: dict[str, Tensor], regions: Regions, objects: Sequence[Objects]
+    ) -> Tensor:
+        boxes, matched, classes = regions.positive()
+        logits = self._mask_logits(features, boxes, classes)
+        masks = [image_objects.masks for image_objects in objects]
+        return mask_loss(logits, mask_targets(boxes, matched, masks, logits.shape[-1]))
+
+    def _mask_logits(
+        self, features: dict[str, Tensor], boxes: Sequence[Tensor], classes: Tensor
+    ) -> Tensor:
+        """(R, 2s, 2s) for the boxes of all images; `classes` (R,) count background as 0."""
+        hidden = self.roi_heads.mask_head(self.mask_pool(features, boxes))
+        return self.roi_heads.mask_predictor(hidden, classes)
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+        """For each image `boxes` (N, 4), `scores`, `labels` and `masks`, best first.
+
+        In original pixels; masks are N dicts of COCO's compressed RLE.
+        """
+        candidates = self.rpn(features, batch.images.shape[-2:])
+        proposals = self.rpn.propose(candidates, batch.sizes, self.rpn.test_counts)
+        detections = self.roi_heads.detect(features, proposals, batch.sizes)
+        boxes = [found["boxes"] for found in detections]
+        classes = torch.cat([found["labels"] for found in detections]) + 1
+        probs = self._mask_logits(features, boxes, classes).sigmoid()
+        probs = probs.split([len(b) for b in boxes])
+        for found, mask_probs, target in zip(detections, probs, batch.targets, strict=True):
+            found["boxes"] = to_original(found["boxes"], target["size"], target["orig_size"])
+            found["masks"] = encode_masks(mask_probs, found["boxes"], target["orig_size"])
+        return detections
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        return CocoEvaluator(dataset, types=("bbox", "segm"))

@@ -1,0 +1,77 @@
+"""Accuracy of one class and one box per picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visionkit.boxes import area, pairwise_iou, to_original
+from visionkit.errors import DivergedError
+from visionkit.types import Batch, Target
+
+
+def largest_objects(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
+    """The object with the largest box of each picture, crowd regions aside.
+
+    Gives boxes (B, 4), labels (B,) and found (B,) bool, on the device of the targets. Where a
+    picture has no object, or is not labelled, found is False and the others are zero.
+    """
+    device = next((t["boxes"].device for t in targets if "boxes" in t), None)
+    boxes = torch.zeros(len(targets), 4, device=device)
+    labels = torch.zeros(len(targets), dtype=torch.int64, device=device)
+    found = torch.zeros(len(targets), dtype=torch.bool, device=device)
+    for i, target in enumerate(targets):
+        if "boxes" not in target or "labels" not in target or len(target["boxes"]) == 0:
+            continue
+        areas = area(target["boxes"])
+        if "iscrowd" in target:
+            areas = areas.masked_fill(target["iscrowd"], -1)
+        # Indexed by a tensor, and no `if` on a value: the accelerator is never waited for.
+        largest = areas.argmax()
+        found[i] = areas[largest] >= 0
+        boxes[i] = target["boxes"][largest] * found[i]
+        labels[i] = target["labels"][largest] * found[i]
+    return boxes, labels, found
+
+
+class LocalizationAccuracy:
+    """`top1` (class right), `mean_iou` (of the box), `loc50` and `loc75`, all in [0, 1].
+
+    `loc50` counts the pictures whose class is right and whose box has IoU >= 0.5 with the truth,
+    the criterion of ILSVRC (Russakovsky et al. 2015); `loc75` asks for IoU >= 0.75. The truth is
+    the largest object of the picture, in original pixels; pictures without one are left out.
+    """
+
+    names = ("top1", "mean_iou", "loc50", "loc75")
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64)
+
+    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
+        boxes, labels, found = largest_objects(batch.targets)
+        for i in found.nonzero()[:, 0].tolist():
+            target, box = batch.targets[i], predictions[i]["box"].float().cpu()
+            if not box.isfinite().all():
+                raise DivergedError(f"image {target.get('image_id')}: the box is not finite")
+            truth = to_original(boxes[i].cpu(), target["size"], target["orig_size"])
+            right = int(predictions[i]["probs"].argmax()) == int(labels[i])
+            iou = pairwise_iou(box[None].double(), truth[None].double()).item()
+            scores = [right, iou, right and iou >= 0.5, right and iou >= 0.75]
+            self.sums += torch.tensor(scores, dtype=torch.float64)
+            self.images += 1
+
+    def state(self) -> tuple[int, list[float]]:
+        return self.images, self.sums.tolist()
+
+    def merge(self, states: Sequence[tuple[int, list[float]]]) -> None:
+        self.images = sum(images for images, _ in states)
+        self.sums = torch.tensor([sums for _, sums in states], dtype=torch.float64).sum(0)
+
+    def compute(self) -> dict[str, float]:
+        means = [total / self.images if self.images else math.nan for total in self.sums.tolist()]
+        return dict(zip(self.names, means, strict=True))

@@ -1,0 +1,90 @@
+"""Optimizers, learning-rate schedules as functions of the step, and the moving average."""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import math
+import re
+
+import torch
+from torch import nn
+
+from visionkit.config import TrainConfig
+from visionkit.errors import ConfigError
+
+
+def freeze(model: nn.Module, patterns: list[str]) -> None:
+    """Stop training the parameters whose names match one of the regexes."""
+    names = [name for name, _ in model.named_parameters()]
+    unused = [p for p in patterns if not any(re.search(p, name) for name in names)]
+    if unused:
+        raise ConfigError(
+            f"train.freeze: no parameter matches {unused}; names look like {names[0]!r}"
+        )
+    for name, parameter in model.named_parameters():
+        if any(re.search(pattern, name) for pattern in patterns):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"train.freeze: {patterns} leaves no parameter to train")
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD or AdamW. Biases and norms are not decayed; `lr_scale` multiplies by name.
+
+    Each group keeps its share of the learning rate as `scale`; see `set_lr`.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = math.prod(f for p, f in config.lr_scale.items() if re.search(p, name))
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((float(scale), decay), []).append(parameter)
+    params = [
+        {"params": members, "scale": scale, "weight_decay": decay}
+        for (scale, decay), members in groups.items()
+    ]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(params, lr=config.lr, fused=True)
+    return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, fused=True)
+
+
+def lr_factor(step: int, total: int, config: TrainConfig) -> float:
+    """That step's share of `train.lr`: linear warm-up, then the schedule."""
+    warmup = config.warmup_steps
+    if warmup is None:
+        warmup = min(total // 10, 500)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if config.schedule == "cosine":
+        done = (step - warmup) / max(total - warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "multistep":
+        passed = bisect.bisect_right([m * total for m in sorted(config.milestones)], step)
+        return config.gamma**passed
+    return 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+class MovingAverage:
+    """A copy of the model whose weights follow it slowly (Polyak averaging).
+
+    The decay starts small, min(decay, (1 + n) / (10 + n)) after n updates, so that the random
+    start is forgotten quickly. Buffers, such as batch statistics, are copied as they are.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for buffer, source in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(source)

@@ -1,0 +1,200 @@
+"""From a picture to predictions in its own pixels, with a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools.mask import decode
+from torch import Tensor
+
+from visionkit import checkpoint
+from visionkit.build import build_model, pick_device, pick_precision
+from visionkit.config import Config, load_config
+from visionkit.data.images import load_image
+from visionkit.data.sample import Sample
+from visionkit.data.sources import collate
+from visionkit.data.transforms import fit
+from visionkit.errors import CheckpointError, ConfigError
+from visionkit.model import VisionModel
+from visionkit.types import Classes
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass
+class Prediction:
+    """What a model found in one picture.
+
+    `heads` holds each head's result as a dict of CPU tensors in the picture's own pixels. The
+    properties are shortcuts to the one head that has such a result.
+    """
+
+    heads: dict[str, dict[str, Any]]
+    classes: dict[str, Classes]
+    image: Tensor  # (3, h, w) uint8
+
+    @property
+    def boxes(self) -> Tensor:
+        """(N, 4) float32 xyxy; (1, 4) for localization."""
+        head, key = self._only("boxes", "box")
+        return self.heads[head][key].reshape(-1, 4)
+
+    @property
+    def scores(self) -> Tensor:
+        """(N,) from 0 to 1, falling."""
+        head, key = self._only("scores", "score")
+        return self.heads[head][key].reshape(-1)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, indices into the class list."""
+        head, key = self._only("labels", "label")
+        return self.heads[head][key].reshape(-1)
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each label."""
+        head, _ = self._only("labels", "label")
+        return [self.classes[head].names[label] for label in self.labels.tolist()]
+
+    @property
+    def probs(self) -> Tensor:
+        """(K,) class probabilities of the whole picture."""
+        head, key = self._only("probs")
+        return self.heads[head][key]
+
+    @property
+    def masks(self) -> np.ndarray:
+        """(N, h, w) bool; `heads[...]["masks"]` holds them run-length encoded."""
+        head, key = self._only("masks")
+        rles = self.heads[head][key]
+        shape = self.image.shape[1:]
+        full = [decode(rle).astype(bool) for rle in rles]
+        return np.stack(full) if full else np.zeros((0, *shape), bool)
+
+    def _only(self, *keys: str) -> tuple[str, str]:
+        found = [(head, key) for head, r in self.heads.items() for key in keys if key in r]
+        if len(found) != 1:
+            heads = ", ".join(self.heads)
+            count = "no head gives" if not found else "several heads give"
+            raise AttributeError(f"{count} {keys[0]!r}; look into .heads, which holds {heads}")
+        return found[0]
+
+    def draw(self, *, threshold: float = 0.5) -> Image.Image:
+        """The picture with every head's result drawn over it."""
+        from visionkit.visualize import draw
+
+        picture: Any = self.image
+        for head, result in self.heads.items():
+            picture = draw(picture, result, self.classes[head].names, threshold=threshold)
+        return picture
+
+
+class Predictor:
+    """A trained model with everything needed to use it on pictures; see `load`."""
+
+    def __init__(
+        self,
+        model: VisionModel,
+        config: Config,
+        classes: dict[str, Classes],
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.model, self.config, self.classes = model, config, classes
+        self.device, self.dtype = device, dtype
+        self._image_size = {h: s.image_size for s in config.data.values() for h in s.feeds}
+
+    def predict(self, picture: Picture) -> Prediction:
+        """Predictions for a file, a PIL picture, an RGB uint8 array (h, w, 3) or tensor (3, h, w).
+
+        Raises DataError if a file cannot be read as a picture.
+        """
+        return self.predict_batch([picture])[0]
+
+    @torch.inference_mode()
+    def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction]:
+        """Predictions for several pictures at once; the heads of one size share the backbone."""
+        images = [_as_tensor(picture) for picture in pictures]
+        results: list[dict[str, dict[str, Any]]] = [{} for _ in images]
+        for size in dict.fromkeys(self._image_size.values()):
+            heads = [head for head, s in self._image_size.items() if s == size]
+            batch = collate([_item(image, i, size) for i, image in enumerate(images)])
+            batch = batch.to(self.device)
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                features = self.model.features(batch)
+                predictions = self.model.predictions(features, batch, heads)
+            for head in heads:
+                for result, prediction in zip(results, predictions[head], strict=True):
+                    result[head] = {key: _to_cpu(value) for key, value in prediction.items()}
+        return [
+            Prediction(result, self.classes, image)
+            for result, image in zip(results, images, strict=True)
+        ]
+
+
+def load(run: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Predictor:
+    """The trained model of a run directory (its best checkpoint) or of a checkpoint file.
+
+    `overrides` change the config it was trained with, for example
+    `{"data.image_size": 640, "train.precision": "fp32", "train.device": "cpu"}`.
+    """
+    path = checkpoint.checkpoint_of(run)
+    state = checkpoint.load(path)
+    config, classes = saved_config(state, path, overrides)
+    model = build_model(config, classes, pretrained=False)
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit its config: {error}") from error
+    device = pick_device(config.train.device)
+    dtype = pick_precision(config.train.precision, device)
+    model = model.to(device).eval()
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    return Predictor(model, config, classes, device=device, dtype=dtype)
+
+
+def saved_config(
+    state: dict[str, Any], path: Path, overrides: Mapping[str, Any] | Sequence[str]
+) -> tuple[Config, dict[str, Classes]]:
+    """The config and the class lists that a checkpoint carries."""
+    missing = {"config", "classes", "model"} - state.keys()
+    if missing:
+        raise CheckpointError(f"{path}: is not a checkpoint of a run; it lacks {sorted(missing)}")
+    classes = {
+        head: Classes(tuple(c["names"]), tuple(c["ids"])) for head, c in state["classes"].items()
+    }
+    return load_config(state["config"], overrides), classes
+
+
+def _as_tensor(picture: Picture) -> Tensor:
+    if isinstance(picture, (str, Path)):
+        return load_image(picture)
+    if isinstance(picture, Image.Image):
+        picture = np.asarray(picture.convert("RGB"))
+    if isinstance(picture, np.ndarray):
+        picture = torch.from_numpy(picture.copy()).permute(2, 0, 1) if picture.ndim == 3 else None
+    if not isinstance(picture, Tensor) or picture.dtype != torch.uint8 or picture.shape[0] != 3:
+        raise ConfigError(
+            "predict: got something that is not a picture; give a file name, a PIL picture, "
+            "an RGB uint8 array (h, w, 3) or a uint8 tensor (3, h, w)"
+        )
+    return picture
+
+
+def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Tensor, Any]:
+    sample = Sample(image, image_id, orig_size=tuple(image.shape[1:]))
+    sample = sample.resize(fit(sample.size, size))
+    return sample.image, sample.target()
+
+
+def _to_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value

@@ -1,0 +1,182 @@
+"""Where a run stands: step and epoch, what is logged, the best validation so far."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from visionkit import distributed, rundir
+from visionkit.build import default_best
+from visionkit.config import Config
+
+log = logging.getLogger("visionkit")
+SAVE_EVERY_SECONDS = 600
+
+
+class Progress:
+    """Counts steps, averages and writes what they report, and says when something is due."""
+
+    def __init__(self, config: Config, run: Path, total_steps: int, steps_per_epoch: int) -> None:
+        self.settings = config.train
+        self.run = run
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self.best_name = config.train.best or default_best(config)
+        self.best_value: float | None = None
+        self.stale = 0  # validations since the best one
+        self.validated_at = 0  # step
+        self._sums: dict[str, Tensor] = {}
+        self._now: dict[str, Tensor] = {}
+        self._images = self._steps = 0
+        self._main = distributed.rank() == 0
+
+    # --- the log ---
+
+    def begin(self) -> None:
+        self._since = self._saved_at = time.perf_counter()
+        if self._main:
+            rundir.truncate_metrics(self.run, self.step)
+            self._write_status("running")
+        show = self._main and sys.stderr.isatty()
+        self._bar = tqdm(total=self.total_steps, initial=self.step, disable=not show, unit="step")
+
+    def note(self, losses: dict[str, dict[str, Tensor]], total: Tensor) -> None:
+        """Take in one batch's unweighted loss terms and the weighted total."""
+        terms = {f"{h}/{t}": value.detach() for h, ts in losses.items() for t, value in ts.items()}
+        terms["total"] = total.detach()
+        for name, value in terms.items():
+            share = value if name == "total" else value / self.settings.accumulate
+            self._now[name] = self._now.get(name, 0) + share
+
+    def last_losses(self) -> dict[str, float]:
+        """The loss terms of the current step."""
+        values = torch.stack(list(self._now.values())).tolist()
+        return dict(zip(self._now, values, strict=True))
+
+    def advance(self, images: int, *, lr: float, norm: Tensor) -> None:
+        """One step is done."""
+        self.step += 1
+        self._steps += 1
+        self._images += images * distributed.world_size()
+        self._now["grad_norm"] = norm
+        for name, value in self._now.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._now = {}
+        self._bar.update()
+        if self.step % self.settings.log_every == 0 or self.step == self.total_steps:
+            self._log(lr)
+
+    def _log(self, lr: float) -> None:
+        now = time.perf_counter()
+        means = {name: float(value) / self._steps for name, value in self._sums.items()}
+        rate = self._images / (now - self._since)
+        record = {
+            "kind": "train",
+            "step": self.step,
+            "epoch": self.epoch,
+            "lr": lr,
+            "images_per_second": round(rate, 3),
+            **{f"train/{name}": value for name, value in means.items()},
+        }
+        self._restart_window()
+        if not self._main:
+            return
+        rundir.append_metrics(self.run, record)
+        self._write_status("running")
+        terms = ", ".join(f"{n.split('/')[-1]} {v:.3f}" for n, v in means.items() if "/" in n)
+        line = f"loss {means['total']:.3f} ({terms})  lr {lr:.2g}  {rate:.1f} images/s"
+        self._bar.set_postfix_str(f"loss {means['total']:.3f}")
+        if self._bar.disable:
+            log.info("step %d/%d  epoch %.1f  %s", self.step, self.total_steps, self.epoch, line)
+
+    def _restart_window(self) -> None:
+        self._sums, self._images, self._steps = {}, 0, 0
+        self._since = time.perf_counter()
+
+    @property
+    def epoch(self) -> float:
+        return round(self.step / self.steps_per_epoch, 3)
+
+    # --- what is due ---
+
+    @property
+    def validation_due(self) -> bool:
+        every = self.settings.validate
+        if not every or self.best_name is None or self.step in (0, self.validated_at):
+            return False
+        return self.step % (int(every) * self.steps_per_epoch) == 0 or self.step == self.total_steps
+
+    @property
+    def save_due(self) -> bool:
+        if self.step in (self.validated_at, self.total_steps):
+            return True
+        overdue = time.perf_counter() - self._saved_at > SAVE_EVERY_SECONDS
+        return self._main and overdue
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.settings.early_stop is not None and self.stale >= self.settings.early_stop
+
+    def validated(self, metrics: dict[str, float]) -> bool:
+        """Record a validation; whether it is the best so far. NaN never is."""
+        self.metrics, self.validated_at = metrics, self.step
+        value = metrics[self.best_name]
+        if "/loss/" in self.best_name:
+            improved = self.best_value is None or value < self.best_value
+        else:
+            improved = self.best_value is None or value > self.best_value
+        improved = improved and value == value
+        self.stale = 0 if improved else self.stale + 1
+        if improved:
+            self.best_value = value
+        if self._main:
+            record = {"kind": "val", "step": self.step, "epoch": self.epoch, **metrics}
+            rundir.append_metrics(self.run, record)
+            best = "n/a" if self.best_value is None else f"{self.best_value:.4f}"
+            log.info("step %d: %s %.4f (best %s)", self.step, self.best_name, value, best)
+        self._restart_window()
+        return improved
+
+    def finish(self, state: str, **details: Any) -> None:
+        self._bar.close()
+        if self._main:
+            self._write_status(state, **details)
+
+    def _write_status(self, state: str, **details: Any) -> None:
+        rundir.write_status(
+            self.run,
+            state,
+            step=self.step,
+            total_steps=self.total_steps,
+            epoch=self.epoch,
+            **details,
+        )
+
+    # --- the checkpoint ---
+
+    def saved(self) -> None:
+        self._saved_at = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "metrics": self.metrics,
+            "validated_at": self.validated_at,
+            "best": {"name": self.best_name, "value": self.best_value, "stale": self.stale},
+            "window": {"sums": self._sums, "images": self._images, "steps": self._steps},
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step, self.metrics = state["step"], state["metrics"]
+        self.validated_at = state["validated_at"]
+        self.best_value, self.stale = state["best"]["value"], state["best"]["stale"]
+        window = state["window"]
+        self._sums, self._images, self._steps = window["sums"], window["images"], window["steps"]

@@ -1,0 +1,99 @@
+"""The directory of a run: where it is, what lies in it, and who may write to it.
+
+config.yaml          the resolved config; `visionkit train config.yaml` repeats the run
+metrics.jsonl        one JSON object for each logged step and each validation
+status.json          running, finished, preempted, failed or diverged, and at which step
+checkpoints/         last.pt to resume from, best.pt to predict with
+plots/               curves, training pictures, validation pictures
+eval/                figures and result files of `visionkit eval`
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from visionkit.errors import ConfigError
+
+CONTENT = ("config.yaml", "metrics.jsonl", "status.json", "checkpoints", "plots", "eval")
+
+
+def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> Path:
+    """The directory of a new or resumed run, created; `runs/<name>-NNN` if none is named.
+
+    A directory that already holds a run is refused, unless it is to be resumed or overwritten.
+    Overwriting deletes what a run leaves there and nothing else.
+    """
+    run = _next_free(Path("runs"), name) if output is None else Path(output)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output: {run} cannot be a directory: {error.strerror}") from error
+    if not os.access(run, os.W_OK):
+        raise ConfigError(f"output: {run} cannot be written to")
+    if holds_run(run) and not resume:
+        if not overwrite:
+            raise ConfigError(
+                f"output: {run} already holds a run; choose another directory, continue it with "
+                f"--resume, or replace it with --overwrite"
+            )
+        for item in CONTENT:
+            path = run / item
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (run / "checkpoints").mkdir(exist_ok=True)
+    return run
+
+
+def holds_run(directory: Path) -> bool:
+    return (directory / "config.yaml").exists() or (directory / "metrics.jsonl").exists()
+
+
+def write_status(run: Path, state: str, **details: Any) -> None:
+    write_text(run / "status.json", to_json({"state": state, "pid": os.getpid(), **details}) + "\n")
+
+
+def append_metrics(run: Path, record: dict[str, Any]) -> None:
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(to_json(record) + "\n")
+
+
+def truncate_metrics(run: Path, step: int) -> None:
+    """Forget what was logged after that step, because it is about to be computed again."""
+    path = run / "metrics.jsonl"
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_text(path, "".join(kept))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file as a whole."""
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def to_json(record: Any) -> str:
+    """Strict JSON: a number that is not finite becomes null."""
+    return json.dumps(_finite(record), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _next_free(parent: Path, name: str) -> Path:
+    taken = [0]
+    for entry in parent.glob(f"{name}-*"):
+        match = re.fullmatch(re.escape(name) + r"-(\d+)", entry.name)
+        taken += [int(match[1])] if match else []
+    return parent / f"{name}-{max(taken) + 1:03d}"

@@ -1,0 +1,47 @@
+"""Being asked to stop: SIGTERM, SIGUSR1 and Ctrl-C let the current step finish first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
+)
+
+
+class StopRequest:
+    """While entered, the first signal sets `received`, and a second one leaves at once.
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+
+    def __enter__(self) -> StopRequest:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in STOPPING}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _frame: object) -> None:
+        if self.received:
+            os._exit(130 if number == signal.SIGINT else 128 + number)
+        self.received = signal.Signals(number).name
+
+
+def outlive_first_signal(_worker: int) -> None:
+    """For loader workers: a signal to the whole process group must not take the pictures away
+    that the current step still needs. The second signal ends them, as it ends the run."""
+
+    def forgive(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in STOPPING:
+        signal.signal(number, forgive)

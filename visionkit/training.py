@@ -1,0 +1,241 @@
+"""Training: `train` sets the stage, `_fit` is the loop, and the loop is all there is."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visionkit import checkpoint, distributed, rundir
+from visionkit.build import (
+    build_model,
+    build_sources,
+    head_classes,
+    pick_device,
+    pick_precision,
+)
+from visionkit.config import Config, load_config
+from visionkit.data.sources import Source
+from visionkit.errors import ConfigError, DivergedError, Preempted
+from visionkit.evaluation import evaluate_model, metric_names
+from visionkit.model import VisionModel
+from visionkit.optim import MovingAverage, build_optimizer, freeze, lr_factor, set_lr
+from visionkit.progress import Progress
+from visionkit.report import picture_training_batch, picture_validation, write_curves
+from visionkit.signals import StopRequest
+from visionkit.training_state import TrainingState
+from visionkit.types import Batch, Classes
+
+log = logging.getLogger("visionkit")
+
+
+class Run(NamedTuple):
+    """What training leaves: the run directory, and the metrics of its last validation."""
+
+    directory: Path
+    metrics: dict[str, float]
+
+
+def train(
+    config: str | Path | Mapping[str, Any] | Config,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Run:
+    """Train the model that a config describes and write everything to a run directory.
+
+    `config` is a YAML file, a dict of the same form, or a checked Config; `overrides` are dotted
+    keys with values. With `resume`, continue the run in `config.output` where its last checkpoint
+    left it; with `overwrite`, replace it. Raises ConfigError, DataError, CheckpointError,
+    DivergedError for what the user can mend, and Preempted when a signal asked to stop.
+    """
+    if not isinstance(config, Config):
+        config = load_config(config, overrides)
+    distributed.setup()
+    device = pick_device(config.train.device)
+    dtype = pick_precision(config.train.precision, device)
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    sources = build_sources(config, ("train", "val") if config.train.validate else ("train",))
+    _check_training(config, sources)
+    classes = head_classes(config, sources)
+    torch.manual_seed(config.train.seed)
+    model = build_model(config, classes).to(device)
+    if config.train.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    freeze(model, config.train.freeze)
+    _check_best(config, model, sources)
+
+    run = _claim_directory(config, resume=resume, overwrite=overwrite)
+    saved = checkpoint.load(checkpoint.checkpoint_of(run, resume=True)) if resume else None
+    if distributed.rank() == 0:
+        rundir.write_text(run / "config.yaml", config.to_yaml())
+    log.info("run %s: %s on %s", run, str(dtype).removeprefix("torch."), device)
+    try:
+        return _fit(config, run, model, sources, classes, saved, device=device, dtype=dtype)
+    except Preempted:
+        raise
+    except BaseException as error:
+        failed = "diverged" if isinstance(error, DivergedError) else "failed"
+        if distributed.rank() == 0:
+            rundir.write_status(run, failed, reason=f"{type(error).__name__}: {error}")
+        raise
+
+
+def _fit(
+    config: Config,
+    run: Path,
+    model: VisionModel,
+    sources: list[Source],
+    classes: dict[str, Classes],
+    saved: dict[str, Any] | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Run:
+    settings = config.train
+    steps_per_epoch = max(-(-s.steps_per_epoch // settings.accumulate) for s in sources)
+    total_steps = settings.steps or settings.epochs * steps_per_epoch
+    optimizer = build_optimizer(model, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    average = MovingAverage(model, settings.ema) if settings.ema else None
+    progress = Progress(config, run, total_steps, steps_per_epoch)
+    state = TrainingState(config, run, classes, model, optimizer, scaler, average, progress)
+    if saved is not None:
+        state.restore(saved)
+    distributed.broadcast_state(model)
+
+    batches = {
+        source.name: source.train_batches(
+            seed=settings.seed, start=progress.step * settings.accumulate, workers=config.workers
+        )
+        for source in sources
+    }
+
+    def validate_if_due() -> None:
+        if progress.validation_due:
+            metrics, _ = evaluate_model(state.smooth, sources, dtype=dtype, workers=config.workers)
+            if progress.validated(metrics):
+                state.save_best()
+
+    model.train()
+    progress.begin()
+    validate_if_due()  # where a stopped run had no time for it
+    with StopRequest() as stop:
+        while progress.step < total_steps and not progress.stopped_early:
+            step = progress.step
+            torch.manual_seed(_step_seed(settings.seed, step))
+            set_lr(optimizer, settings.lr * lr_factor(step, total_steps, settings))
+            optimizer.zero_grad(set_to_none=True)
+
+            seen: list[Batch] = []
+            for _ in range(settings.accumulate):
+                for source in sources:
+                    batch = next(batches[source.name])
+                    if step == 0 and not seen:
+                        picture_training_batch(run, batch, source, classes)
+                    batch = batch.to(device)
+                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                        features = model.features(batch)
+                        losses = model.losses(features, batch, source.feeds)
+                        loss = model.weighted_sum(losses) / settings.accumulate
+                    scaler.scale(loss).backward()
+                    progress.note(losses, loss)
+                    seen.append(batch)
+
+            distributed.average_gradients(model.parameters())
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(
+                [p for p in model.parameters() if p.grad is not None],
+                settings.clip_norm or math.inf,
+            )
+            _check_finite(norm, progress, seen, scaler)
+            scaler.step(optimizer)
+            scaler.update()
+            if average:
+                average.update(model, step)
+            progress.advance(sum(map(len, seen)), lr=optimizer.param_groups[0]["lr"], norm=norm)
+
+            interrupted = distributed.any_of(bool(stop.received), device)
+            if not interrupted:
+                validate_if_due()
+            if progress.save_due or interrupted:
+                state.save_last()
+            if interrupted:
+                progress.finish("preempted", reason=stop.received)
+                raise Preempted(
+                    f"stopped by {stop.received or 'another process'} after step {progress.step}; "
+                    f"continue with: visionkit train --resume {run}"
+                )
+
+    if not (run / "checkpoints" / "best.pt").exists():
+        state.save_best()
+    picture_validation(run, state.smooth, sources, classes, dtype=dtype)
+    progress.finish("finished")
+    write_curves(run, settings.plots)
+    return Run(run, progress.metrics)
+
+
+def _check_training(config: Config, sources: list[Source]) -> None:
+    for source in sources:
+        if source.train is None:
+            raise ConfigError(f"data.{source.name}: has no 'train' section; nothing to train on")
+        if source.batch_size % distributed.world_size():
+            raise ConfigError(
+                f"data.{source.name}.batch_size: {source.batch_size} pictures cannot be shared "
+                f"by {distributed.world_size()} processes; use a multiple"
+            )
+
+
+def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> None:
+    """A metric that nobody computes should not come to light after the first epoch."""
+    best = config.train.best
+    if best is None or "/loss/" in best:
+        return
+    names = metric_names(model, sources)
+    if best not in names:
+        raise ConfigError(
+            f"train.best: no validation gives {best!r}; it gives {', '.join(names) or 'nothing'}"
+        )
+
+
+def _claim_directory(config: Config, *, resume: bool, overwrite: bool) -> Path:
+    """Process 0 chooses the run directory for all."""
+    chosen: Any = None
+    if distributed.rank() == 0:
+        try:
+            chosen = rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
+        except ConfigError as error:
+            chosen = error
+    chosen = distributed.gather(chosen)[0]
+    if isinstance(chosen, ConfigError):
+        raise chosen
+    return chosen
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """A step's randomness depends on nothing that went before it, so resuming needs no history."""
+    return int(np.random.SeedSequence((seed, step, distributed.rank())).generate_state(1)[0])
+
+
+def _check_finite(
+    norm: Tensor, progress: Progress, seen: list[Batch], scaler: torch.amp.GradScaler
+) -> None:
+    """Stop before a loss or a gradient that is not finite reaches the weights."""
+    terms = progress.last_losses()
+    broken = [name for name, value in terms.items() if not math.isfinite(value)]
+    gradients_count = not scaler.is_enabled()  # fp16 skips steps with infinite gradients by design
+    if broken or (gradients_count and not math.isfinite(float(norm))):
+        images = [target["image_id"] for batch in seen for target in batch.targets]
+        what = f"loss {', '.join(broken)}" if broken else "gradient"
+        raise DivergedError(
+            f"step {progress.step + 1}: the {what} is not finite ({terms}; gradient norm "
+            f"{float(norm):g}); image ids {images}. The weights are as after the step before. "
+            f"Try a smaller train.lr, or train.precision=fp32"
+        )

@@ -1,0 +1,180 @@
+"""The contracts between the parts of visionkit. Read this file first.
+
+A data set gives samples; a source turns them into a `Batch`; a backbone (and a neck) turns a batch
+into named feature maps; a `Head` turns feature maps into losses or predictions; an `Evaluator`
+turns predictions into metrics. Nothing else needs to know how any of them works inside.
+
+Conventions, everywhere: boxes are xyxy floats in input pixels, unless a name says otherwise
+(`boxes_orig`, `boxes_cxcywh`); labels count from 0 and have no background class; (h, w) order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+
+class Level(NamedTuple):
+    """One feature map of a backbone or a neck: its channels, and input pixels per cell."""
+
+    channels: int
+    stride: int
+
+
+class Classes(NamedTuple):
+    """Class names in label order, and the id that each has in the data set's own files."""
+
+    names: tuple[str, ...]
+    ids: tuple[int, ...]
+
+
+class Target(TypedDict, total=False):
+    """What is known about one image of a batch. An absent key means: not labelled."""
+
+    image_id: int
+    size: tuple[int, int]  # (h, w) of the picture in the batch; what lies beyond is padding
+    orig_size: tuple[int, int]  # (h, w) of the picture as stored and annotated
+    class_id: Tensor  # () int64: class of the whole image
+    boxes: Tensor  # (N, 4) float32
+    labels: Tensor  # (N,) int64
+    masks: Tensor  # (N, h, w) bool, at `size`, without padding
+    iscrowd: Tensor  # (N,) bool: a region of many objects; neither object nor background
+    area: Tensor  # (N,) float32, in original pixels
+    semantic: Tensor  # (h, w) uint8 class map at `size`; 255 = ignore
+    identity: Tensor  # () int64: who or what the picture shows, for embeddings
+
+
+@dataclass
+class Batch:
+    """Images padded at the right and the bottom to one size, and a target for each."""
+
+    images: Tensor  # (B, 3, H, W) uint8, RGB
+    targets: list[Target]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The valid (h, w) of each image."""
+        return [target["size"] for target in self.targets]
+
+    def to(self, device: torch.device | str) -> Batch:
+        def move(value: Any) -> Any:
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        targets = [{key: move(value) for key, value in t.items()} for t in self.targets]
+        return Batch(move(self.images), targets)  # type: ignore[arg-type]
+
+    def pin_memory(self) -> Batch:
+        def pin(value: Any) -> Any:
+            return value.pin_memory() if isinstance(value, Tensor) else value
+
+        targets = [{key: pin(value) for key, value in t.items()} for t in self.targets]
+        return Batch(pin(self.images), targets)  # type: ignore[arg-type]
+
+
+class Backbone(Protocol):
+    """A trunk: pixels in, named feature maps out. A neck is the same, feature maps in and out.
+
+    `forward(images (B,3,H,W) uint8, sizes)` normalises the pixels itself, so that batches travel
+    as bytes and a checkpoint is self-contained. Beyond each image's valid size the normalised
+    input is zero. The order of `levels` is from fine to coarse.
+    """
+
+    levels: dict[str, Level]
+
+    def __call__(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]: ...
+
+
+class Head(nn.Module):
+    """Base of all heads: what a task computes from the shared features.
+
+    A head is built as `SomeHead(levels, classes, *, its own knobs)`: `levels` describes the
+    feature maps it will get, `classes` are the names of what it tells apart; the keyword-only
+    knobs are what a config may set. It then implements the three methods below.
+    """
+
+    needs: ClassVar[tuple[str, ...]]  # the target keys without which it cannot be trained
+    vocabulary: ClassVar[str | None] = None  # target key whose class list it predicts
+    main_metric: ClassVar[str]  # the metric that picks the best checkpoint by default
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Scalar loss terms by name; zero but attached to the graph where nothing is labelled."""
+        raise NotImplementedError
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+        """One plain dict for each image, boxes and masks in the *original* image's pixels."""
+        raise NotImplementedError
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        """A fresh evaluator of this head's predictions on that data set."""
+        raise NotImplementedError
+
+
+class Evaluator(Protocol):
+    """One evaluation of one head. Keeps counts and records, never averages of averages."""
+
+    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None: ...
+
+    def state(self) -> Any:
+        """What other processes need for `merge`: picklable."""
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """Replace the own state by the union of all processes' states."""
+
+    def compute(self) -> dict[str, float]:
+        """Metrics by name; NaN where a metric is not defined (no ground truth)."""
+
+
+class Dataset(Protocol):
+    """Pictures and what is known about them, before any transform.
+
+    `__getitem__` gives a `visionkit.data.sample.Sample`. `keys` are the target keys that its
+    samples carry; `vocabularies` the class list behind each key that has one.
+    """
+
+    keys: tuple[str, ...]
+    vocabularies: dict[str, Classes]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+# --- What a config value may be: ranges stand in the annotation of a component's argument. ---
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number in a signature, `low <= x <= high`, or `low < x` with `open`."""
+
+    low: float | None = None
+    high: float | None = None
+    open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        if self.low is not None and (value <= self.low if self.open else value < self.low):
+            return False
+        return self.high is None or value <= self.high
+
+    def __str__(self) -> str:
+        low = "" if self.low is None else f"{'>' if self.open else '>='} {self.low:g}"
+        high = "" if self.high is None else f"<= {self.high:g}"
+        return " and ".join(part for part in (low, high) if part)
+
+
+Count = Annotated[int, Range(low=1)]
+Natural = Annotated[int, Range(low=0)]
+Positive = Annotated[float, Range(low=0, open=True)]
+NonNegative = Annotated[float, Range(low=0)]
+Fraction = Annotated[float, Range(low=0, high=1)]
+InputPath = Annotated[str, "path"]  # a file or folder that must exist before a run starts
