@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visionkit.data.images import load_image, load_label_map
+from visionkit.data.images import is_image_file, load_image, load_label_map
 from visionkit.errors import DataError
 
 ORIENTATION = 0x0112
@@ -132,7 +132,7 @@ def test_size_is_checked_before_decoding(tmp_path):
         with pytest.raises(DataError, match=rf"{side}.png.*smaller"):
             load_image(bomb)
     Image.new("RGB", (11, 10)).save(tmp_path / "small.png")
-    with pytest.raises(DataError, match="11x10.*limit of 100"):
+    with pytest.raises(DataError, match=r"11x10.*limit of 100"):
         load_image(tmp_path / "small.png", max_pixels=100)
 
 
@@ -182,6 +182,13 @@ def test_damaged_files_give_data_errors_only(tmp_path, suffix):
             failures += 1
             assert "bad." in str(error)
     assert failures >= 2
+
+
+def test_picture_files_are_known_by_name(tmp_path):
+    for name in ("a.jpg", "b.PNG", ".hidden.png", "c.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    assert {p.name for p in tmp_path.iterdir() if is_image_file(p)} == {"a.jpg", "b.PNG"}
 
 
 def test_the_content_decides_not_the_suffix(tmp_path):

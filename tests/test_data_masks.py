@@ -116,8 +116,10 @@ def test_a_table_gives_back_what_was_put_in():
     two = [[0, 0, 4, 0, 4, 4], [5, 5, 9, 5, 9, 7, 5, 7]]
     table = table_of(two, compressed, None, uncompressed, [], [two[1]], size=(8, 10))
     assert len(table) == 6
-    expected = [reference(two, (8, 10)), mask, 0 * mask, mask, 0 * mask, reference(two[1:], (8, 10))]
-    for found, wanted in zip(paint([table[i] for i in range(6)], (8, 10)).numpy(), expected, strict=True):
+    both, second = reference(two, (8, 10)), reference(two[1:], (8, 10))
+    expected = [both, mask, 0 * mask, mask, 0 * mask, second]
+    painted = paint([table[i] for i in range(6)], (8, 10)).numpy()
+    for found, wanted in zip(painted, expected, strict=True):
         assert (found == wanted).all()
     assert table.is_empty().tolist() == [False, False, True, False, True, False]
     assert len(table.unpaintable()) == 0

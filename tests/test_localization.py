@@ -75,7 +75,7 @@ def test_losses_are_finite_and_reach_every_parameter(loss):
     features = random_features(2, requires_grad=True)
     losses = head.loss(features, batch_of(target([[10, 20, 70, 100]], [1]), target([], [])))
     assert set(losses) == {"classification", "box", "attention"}
-    assert all(0 < value < 10 for value in losses.values())
+    assert all(0 < value < 20 for value in losses.values())
     sum(losses.values()).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
@@ -150,3 +150,11 @@ def test_the_default_level_has_cells_of_at_most_32_pixels():
     pyramid = {f"p{i}": Level(8, 2**i) for i in range(3, 8)}
     assert coarsest_useful(pyramid) == "p5"
     assert coarsest_useful({"p6": Level(8, 64), "p7": Level(8, 128)}) == "p6"
+
+
+def test_the_box_weight_scales_its_term_alone():
+    features, batch = random_features(1), batch_of(target([[10, 20, 70, 100]], [1]))
+    once, twice = (Localization(LEVELS, CLASSES, channels=32, box_weight=w) for w in (1.0, 2.0))
+    twice.load_state_dict(once.state_dict())
+    before, after = items(once.loss(features, batch)), items(twice.loss(features, batch))
+    assert after == pytest.approx({**before, "box": 2 * before["box"]})

@@ -1,4 +1,4 @@
-"""The parts of the two-stage heads, and what both heads promise."""
+"""What both two-stage heads promise."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 import torch
 from pycocotools import mask as coco_mask
-from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 from torchvision.ops import box_iou
 
 from visionkit.errors import ConfigError
 from visionkit.heads.detection import FasterRCNN
 from visionkit.heads.instance import MaskRCNN
-from visionkit.heads.rcnn.anchors import Anchors
-from visionkit.heads.rcnn.masks import encode_masks, encode_patch, mask_targets, paste
-from visionkit.heads.rcnn.matching import BACKGROUND, IGNORED, Objects, Sampler, objects_of
 from visionkit.types import Batch, Level
 
 LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}
@@ -79,180 +75,6 @@ def telling_features(batch):
             image[4:6] = image[:2] - image[:2].roll(1, 2)
         features[name] = cells
     return features
-
-
-def objects(boxes, crowds=()):
-    boxes, crowds = torch.tensor(boxes).view(-1, 4), torch.tensor(crowds).view(-1, 4)
-    return Objects(boxes, torch.zeros(len(boxes), dtype=torch.int64), crowds, None)
-
-
-# --- anchors ---
-
-
-def test_anchors_by_hand():
-    anchors = Anchors(LEVELS, None, [0.25, 1.0])
-    cells = [torch.zeros(1, 8, 2, 3), torch.zeros(1, 8, 1, 2)]
-    result = anchors(cells, (16, 24))
-    assert result.shape == (2 * (6 + 2), 4)
-    assert result[0].tolist() == [-64, -16, 64, 16]  # size 8 * 8, height / width = 1/4
-    assert result[1].tolist() == [-32, -32, 32, 32]
-    assert result[3].tolist() == [8 - 32, -32, 8 + 32, 32]  # next column
-    assert result[7].tolist() == [-32, 8 - 32, 32, 8 + 32]  # next row
-    assert result[13].tolist() == [-64, -64, 64, 64]  # size 8 * 16
-    assert result[15].tolist() == [12 - 64, -64, 12 + 64, 64]  # 24 pixels in 2 cells
-
-
-def test_anchors_are_not_part_of_a_checkpoint():
-    assert not Anchors(LEVELS, None, [1.0]).state_dict()
-
-
-@pytest.mark.parametrize("sizes", [[[8]], [[8], [8, 16]], [[], []]])
-def test_anchor_sizes_must_fit_the_levels(sizes):
-    with pytest.raises(ConfigError, match="anchor_sizes"):
-        Anchors(LEVELS, sizes, [1.0])
-
-
-# --- matching and sampling ---
-
-
-def match_naively(sampler, boxes, objects):
-    iou = box_iou(boxes, objects.boxes)
-    matched = []
-    for row in iou:
-        best = row.max().item()
-        known = best >= sampler.fg_iou
-        if sampler.best_for_each:
-            known |= any(0 < row[m] == iou[:, m].max() for m in range(len(row)))
-        unsure = IGNORED if best >= sampler.bg_iou else BACKGROUND
-        matched.append(int(row.argmax()) if known else unsure)
-    return matched
-
-
-@pytest.mark.parametrize("best_for_each", [True, False])
-def test_matching_equals_a_naive_loop(best_for_each):
-    sampler = Sampler(0.6, 0.3, best_for_each, 10, 0.5)
-    corner = torch.rand(300, 2) * 50
-    boxes = torch.cat([corner, corner + torch.rand(300, 2) * 30 + 1], 1)
-    truth = Objects(boxes[:7] + 2, torch.zeros(7), boxes[:0], None)
-    matched = sampler.match(boxes, truth)
-    assert matched.tolist() == match_naively(sampler, boxes, truth)
-    assert {BACKGROUND, IGNORED} < set(matched.tolist())
-
-
-def test_an_object_that_no_box_touches_matches_nothing():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
-    sampler = Sampler(0.7, 0.3, True, 10, 0.5)
-    far = objects([[100.0, 100, 110, 110]])
-    assert sampler.match(boxes, far).tolist() == [BACKGROUND, BACKGROUND]
-
-
-def test_background_in_a_crowd_is_ignored_but_objects_there_are_not():
-    boxes = torch.tensor(
-        [[0.0, 0, 10, 10], [14, 0, 24, 10], [16, 0, 26, 10], [0, 12, 4, 16], [50, 50, 60, 60]]
-    )
-    truth = objects([[0.0, 0, 10, 10]], crowds=[[0.0, 0, 20, 20]])
-    matched = Sampler(0.5, 0.5, False, 10, 0.5).match(boxes, truth)
-    assert matched.tolist() == [0, IGNORED, BACKGROUND, IGNORED, BACKGROUND]
-
-
-def test_crowds_are_not_objects():
-    target = make_target(*OBJECTS[0])
-    target["iscrowd"] = torch.tensor([True, False])
-    truth = objects_of(target)
-    assert truth.boxes.tolist() == [OBJECTS[0][0][1]]
-    assert truth.labels.tolist() == [1]
-    assert truth.crowds.tolist() == [OBJECTS[0][0][0]]
-    assert truth.masks.equal(target["masks"][1:])
-    target["iscrowd"][:] = False
-    assert len(objects_of(target).boxes) == 2
-
-
-def test_sampling_counts_and_randomness():
-    boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(100, 1)
-    boxes[30:] += 200
-    truth = objects([[0.0, 0, 10, 10]])
-
-    def draw(batch_size, fraction):
-        torch.manual_seed(3)
-        _, positive, negative = Sampler(0.5, 0.5, False, batch_size, fraction)(boxes, truth)
-        assert (positive < 30).all()
-        assert (negative >= 30).all()
-        assert len({*positive.tolist(), *negative.tolist()}) == len(positive) + len(negative)
-        return positive.tolist(), negative.tolist()
-
-    positive, negative = draw(20, 0.25)
-    assert (len(positive), len(negative)) == (5, 15)
-    assert draw(20, 0.25) == (positive, negative)
-    assert sorted(positive) != list(range(5))
-    assert [len(part) for part in draw(90, 0.5)] == [30, 60]  # too few positives: more negatives
-    assert [len(part) for part in draw(1000, 0.5)] == [30, 70]
-
-
-def test_thresholds_must_be_in_order():
-    with pytest.raises(ConfigError, match="bg_iou"):
-        FasterRCNN(LEVELS, CLASSES, box_fg_iou=0.4, box_bg_iou=0.5)
-
-
-# --- masks ---
-
-
-def paste_whole(probs, box, size):
-    patch, top, left = paste(probs, box, size)
-    whole = torch.zeros(size)
-    whole[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
-    return whole
-
-
-@pytest.mark.parametrize(
-    "box",
-    [
-        [10.0, 12, 50, 40],
-        [10.3, 12.7, 11.1, 12.9],  # under a pixel
-        [0.0, 0, 90, 60],
-        [-20.5, -30.2, 40, 35.5],
-        [70.0, 50, 200, 300],
-        [-300.0, -200, 700, 500],  # far greater than the picture
-        [5.0, 5, 5, 5],
-    ],
-)
-def test_paste_equals_torchvision(box):
-    probs, size = torch.rand(28, 28), (60, 90)
-    expected = paste_masks_in_image(probs[None, None], torch.tensor([box]), size)[0, 0]
-    torch.testing.assert_close(paste_whole(probs, torch.tensor(box), size), expected)
-    assert expected.any()
-
-
-@pytest.mark.parametrize("box", [[200.0, 10, 240, 30], [-50.0, -50, -10, -10], [10, 90, 30, 99]])
-def test_paste_outside_of_the_picture_is_empty(box):
-    (mask,) = encode_masks(torch.ones(1, 28, 28), torch.tensor([box]), (60, 90))
-    assert mask["size"] == [60, 90]
-    assert coco_mask.area(mask) == 0
-
-
-@pytest.mark.parametrize(
-    ("top", "left", "shape"), [(0, 0, (7, 9)), (2, 3, (4, 5)), (6, 8, (1, 1)), (0, 8, (7, 1))]
-)
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_encoded_patch_equals_pycocotools(top, left, shape, density):
-    patch = np.random.default_rng(0).random(shape) < density
-    whole = np.zeros((7, 9), np.uint8, order="F")
-    whole[top : top + shape[0], left : left + shape[1]] = patch
-    assert encode_patch(patch, top, left, (7, 9)) == coco_mask.encode(whole)
-
-
-def test_mask_targets_equal_torchvision():
-    masks = [torch.rand(3, 40, 50) > 0.5, torch.rand(1, 64, 32) > 0.5, torch.rand(0, 9, 9) > 0]
-    boxes = [torch.rand(5, 4) * 20, torch.rand(2, 4) * 20, torch.zeros(0, 4)]
-    boxes = [torch.cat([b[:, :2], b[:, 2:] + 21], 1) for b in boxes]
-    matched = [torch.tensor([2, 0, 1, 2, 2]), torch.tensor([0, 0]), torch.zeros(0).long()]
-    targets = mask_targets(boxes, matched, masks, 28)
-    expected = [
-        project_masks_on_boxes(m, b, i, 28) for m, b, i in zip(masks, boxes, matched, strict=True)
-    ]
-    torch.testing.assert_close(targets, torch.cat(expected))
-
-
-# --- heads ---
 
 
 @pytest.fixture(params=HEADS, ids=lambda head: head.__name__)
@@ -342,6 +164,11 @@ def test_nothing_found_gives_empty_predictions(head):
         assert found["scores"].shape == (0,)
         assert found["labels"].dtype == torch.int64
         assert found.get("masks", []) == []
+
+
+def test_thresholds_must_be_in_order():
+    with pytest.raises(ConfigError, match="bg_iou"):
+        FasterRCNN(LEVELS, CLASSES, box_fg_iou=0.4, box_bg_iou=0.5)
 
 
 def test_levels_of_unequal_channels_are_refused():

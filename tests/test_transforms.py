@@ -75,7 +75,7 @@ def iou(a, b):
 @pytest.mark.parametrize("transform", GEOMETRIC, ids=lambda t: type(t).__name__)
 def test_masks_boxes_and_maps_stay_on_what_the_picture_shows(transform, image_size):
     seen = 0
-    for seed in range(12):
+    for seed in range(6):
         moved = transform(scene(seed, (240, 320)), np.random.default_rng(seed), image_size)
         target = moved.target()
         assert target["size"] == tuple(moved.image.shape[1:])
@@ -93,7 +93,7 @@ def test_masks_boxes_and_maps_stay_on_what_the_picture_shows(transform, image_si
             assert (box - tight).abs().max() <= 3.5
         for label in set(range(3)) - set(target["labels"].tolist()):
             assert shown(moved.image, label).sum() < 200
-    assert seen > 10
+    assert seen > 5
 
 
 @pytest.mark.parametrize("name", ["hflip", "vflip", "crop"])
@@ -239,7 +239,9 @@ def test_fit_makes_the_longest_side_the_size():
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.integers(20, 400), st.integers(20, 400), st.sampled_from([(80, 133), (100, 100), (64, 500)]))
+@given(
+    st.integers(20, 400), st.integers(20, 400), st.sampled_from([(80, 133), (100, 100), (64, 500)])
+)
 def test_fit_rounds_as_torchvision_does(height, width, image_size):
     transform = GeneralizedRCNNTransform(*image_size, [0.0] * 3, [1.0] * 3, size_divisible=1)
     (expected,) = transform([torch.zeros(3, height, width)])[0].image_sizes
@@ -278,7 +280,7 @@ def test_random_crop_keeps_the_center_of_an_object():
         sample.iscrowd[2] = True
         moved = T.RandomCrop(low=0.1, p=1)(sample, rng, 96)
         left, top = moved.segmentations[0].points[0] - sample.segmentations[0].points[0]
-        inside = centers[:2] + [left, top]
+        inside = centers[:2] + np.array([left, top])
         assert ((inside >= 0) & (inside <= [moved.size[1], moved.size[0]])).all(1).any()
         assert moved.size[0] >= 12 and moved.size[1] >= 16
 

@@ -43,8 +43,11 @@ def build_sources(
             except DataError as error:
                 problems.append(f"data.{name}.{split}: {error}")
                 continue
-            names = names or _vocabulary(opened[split], spec.feeds, config)
-            problems += _check(name, split, opened[split], spec.feeds, config)
+            found = _vocabulary(opened[split], spec.feeds, config)
+            where = f"data.{name}.{split}"
+            problems += _check_classes(where, found, names)
+            problems += _check_keys(where, opened[split], spec.feeds, config)
+            names = found | names
         sources.append(
             Source(
                 name=name,
@@ -144,9 +147,9 @@ def _backbone_spec(spec: dict[str, Any], pretrained: bool) -> dict[str, Any]:
 
 def _open(section: dict[str, Any], names: dict[str, list[str]]) -> Dataset:
     cls = resolve("data", section["type"])
-    accepts = inspect.signature(cls).parameters
-    if "classes" in accepts and "classes" not in section and len(names) == 1:
-        section = {**section, "classes": next(iter(names.values()))}
+    fixed = names.get(getattr(cls, "vocabulary", None))
+    if fixed and "classes" not in section:
+        section = {**section, "classes": fixed}
     dataset = _make("data", section)
     if len(dataset) == 0:
         raise DataError(f"{section['type']}: holds no pictures")
@@ -182,9 +185,18 @@ def _vocabulary(dataset: Dataset, feeds: list[str], config: Config) -> dict[str,
     return lists
 
 
-def _check(
-    source: str, split: str, dataset: Dataset, feeds: list[str], config: Config
+def _check_classes(
+    where: str, found: dict[str, list[str]], names: dict[str, list[str]]
 ) -> list[str]:
+    """Whether class lists that a data set could not be asked to match do agree."""
+    return [
+        f"{where}: has the {key} classes {listed}, where training has {names[key]}"
+        for key, listed in found.items()
+        if key in names and names[key] != listed
+    ]
+
+
+def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[str]:
     """Whether the data set labels what the heads it feeds need."""
     problems = []
     for head in feeds:
@@ -192,8 +204,7 @@ def _check(
         for key in cls.needs:
             if key not in dataset.keys:
                 problems.append(
-                    f"data.{source}.{split}: gives no {key!r} (needed by head {head!r}, "
-                    f"{cls.__name__}); it gives {', '.join(dataset.keys)}. "
-                    f"Feed {head!r} from another source"
+                    f"{where}: gives no {key!r} (needed by head {head!r}, {cls.__name__}); it "
+                    f"gives {', '.join(dataset.keys)}. Feed {head!r} from another source"
                 )
     return problems

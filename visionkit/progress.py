@@ -28,7 +28,7 @@ class Progress:
         self.run = run
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.step = 0
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}  # of the best validation
         self.best_name = config.train.best or default_best(config)
         self.best_value: float | None = None
         self.stale = 0  # validations since the best one
@@ -127,7 +127,7 @@ class Progress:
 
     def validated(self, metrics: dict[str, float]) -> bool:
         """Record a validation; whether it is the best so far. NaN never is."""
-        self.metrics, self.validated_at = metrics, self.step
+        self.validated_at = self.step
         value = metrics[self.best_name]
         if "/loss/" in self.best_name:
             improved = self.best_value is None or value < self.best_value
@@ -137,6 +137,8 @@ class Progress:
         self.stale = 0 if improved else self.stale + 1
         if improved:
             self.best_value = value
+        if improved or not self.metrics:
+            self.metrics = metrics
         if self._main:
             record = {"kind": "val", "step": self.step, "epoch": self.epoch, **metrics}
             rundir.append_metrics(self.run, record)

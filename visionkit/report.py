@@ -40,10 +40,10 @@ def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
 
 @_never_fatal
 def picture_training_batch(
-    run: Path, batch: Batch, source: Source, classes: dict[str, Classes]
+    run: Path, batch: Batch, source: Source, model: VisionModel, classes: dict[str, Classes]
 ) -> None:
     """plots/train_<source>.jpg: what the model sees, after augmentation, with its labels."""
-    names = classes[source.feeds[0]].names
+    names = {model.heads[head].vocabulary: classes[head].names for head in source.feeds}
     pictures = []
     for image, target in list(zip(batch.images, batch.targets, strict=True))[:PICTURES]:
         h, w = target["size"]

@@ -7,6 +7,7 @@ torchvision name maps to ours by its prefix alone.
 from __future__ import annotations
 
 import logging
+import re
 
 import torch
 from torch import Tensor
@@ -51,7 +52,19 @@ def load_model_weights(model: VisionModel, path: str, classes: dict[str, Classes
     _load_fitting(model, state, path)
 
 
+# Names in older torchvision files, before each convolution got a module of its own.
+LEGACY = (
+    (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
+)
+
+
 def _our_name(name: str, head: str) -> str:
+    for pattern, replacement in LEGACY:
+        name = re.sub(pattern, replacement, name)
+    legacy_mask = re.match(r"^roi_heads\.mask_head\.mask_fcn(\d+)\.(weight|bias)$", name)
+    if legacy_mask:
+        name = f"roi_heads.mask_head.{int(legacy_mask[1]) - 1}.0.{legacy_mask[2]}"
     if name.startswith("backbone.fpn."):
         return name.replace("backbone.fpn.", "neck.", 1)
     return name if name.startswith("backbone.") else f"heads.{head}.{name}"

@@ -36,7 +36,7 @@ log = logging.getLogger("visionkit")
 
 
 class Run(NamedTuple):
-    """What training leaves: the run directory, and the metrics of its last validation."""
+    """What training leaves: the run directory, and the metrics of its best checkpoint."""
 
     directory: Path
     metrics: dict[str, float]
@@ -139,7 +139,7 @@ def _fit(
                 for source in sources:
                     batch = next(batches[source.name])
                     if step == 0 and not seen:
-                        picture_training_batch(run, batch, source, classes)
+                        picture_training_batch(run, batch, source, model, classes)
                     batch = batch.to(device)
                     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                         features = model.features(batch)

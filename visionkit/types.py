@@ -137,8 +137,11 @@ class Dataset(Protocol):
     """Pictures and what is known about them, before any transform.
 
     `__getitem__` gives a `visionkit.data.sample.Sample`. `keys` are the target keys that its
-    samples carry; `vocabularies` the class list behind each key that has one.
+    samples carry; `vocabularies` the class list behind each key that has one; `vocabulary` the
+    key of the one that the constructor's argument `classes` fixes, by name.
     """
+
+    vocabulary: ClassVar[str]
 
     keys: tuple[str, ...]
     vocabularies: dict[str, Classes]

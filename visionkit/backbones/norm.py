@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import gcd
 from typing import Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from visionkit.errors import ConfigError
+from visionkit.ops.norm import group_norm
 
 Norm = Literal["auto", "batch", "frozen", "group"]
 
@@ -26,11 +26,6 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
         return torch.addcmul(shift.to(x.dtype).view(-1, 1, 1), x, scale.to(x.dtype).view(-1, 1, 1))
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, or of as many as divide both 32 and the channels (Wu and He 2018)."""
-    return nn.GroupNorm(gcd(32, channels), channels)
 
 
 def resolve(norm: Norm, weights: str | None) -> Norm:

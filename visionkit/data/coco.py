@@ -40,6 +40,8 @@ class Coco:
     exif: whether boxes belong to the upright picture ("apply") or to the pixels as stored.
     """
 
+    vocabulary = "labels"
+
     def __init__(
         self,
         images: InputPath,

@@ -65,7 +65,7 @@ def _unsafe(name: str) -> str | None:
         return "must not hold a zero byte"
     if "\\" in name:
         return "must have / between folders"
-    if name.startswith("/") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
+    if name.startswith("/") or re.match(r"[A-Za-z]:|\w+://", name):
         return "must be relative to the folder of pictures"
     if ".." in name.split("/"):
         return "must not leave the folder of pictures"
@@ -91,7 +91,7 @@ def report_repeats(
 
 def place(kind: str, index: int, record: Record) -> str:
     """For example `annotations[1532] (id 88121)`."""
-    return f"{kind}[{index}] (id {record['id']})" if "id" in record else f"{kind}[{index}]"
+    return f"{kind}[{index}] (id {short(record['id'])})" if "id" in record else f"{kind}[{index}]"
 
 
 def short(value: Any) -> str:

@@ -26,6 +26,7 @@ class ImageFolder:
     """
 
     keys = ("class_id",)
+    vocabulary = "class_id"
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ class Idx:
     """
 
     keys = ("class_id",)
+    vocabulary = "class_id"
 
     def __init__(self, images: InputPath, labels: InputPath, *, classes: list[str] | None = None):
         self._images = _read(images, dims=3)  # (n, h, w) uint8
@@ -70,6 +71,8 @@ def _read(path: str, dims: int) -> np.ndarray:
             is_gzip = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if is_gzip else open(path, "rb") as file:
             magic = file.read(4)
+            if len(magic) < 4:
+                raise EOFError("no header")
             if magic != bytes([0, 0, _UNSIGNED_BYTE, dims]):
                 raise DataError(
                     f"IDX file {path} begins with 0x{magic.hex()}, not 0x000008{dims:02x}: need "

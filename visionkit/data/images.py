@@ -5,6 +5,7 @@ Pillow decodes, never `torchvision.io`, which can crash the process on a damaged
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether the name is that of a visible file in a format that `load_image` reads."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def load_image(
@@ -63,7 +69,9 @@ def load_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return values.view(labels.height, labels.width)
 
 
-def _open(path: str | Path, max_pixels: int, convert) -> Image.Image:
+def _open(
+    path: str | Path, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:

@@ -17,7 +17,7 @@ SHAPES = ("circle", "cross", "ring", "square", "star", "triangle")
 TEXTURES = ("blobs", "checks", "dots", "stripes", "waves", "weave")
 
 _SMOOTH = 4  # edges are drawn at this multiple of the size and averaged
-_MIN_VISIBLE = 0.35  # of an object, and at least `_MIN_PIXELS`
+_MIN_VISIBLE = 0.5  # of an object, and at least `_MIN_PIXELS`
 _MIN_PIXELS = 24
 
 
@@ -153,9 +153,8 @@ def _random_shape(rng: np.random.Generator, size: int, color: np.ndarray) -> Sha
 
 
 def _inside(outline: np.ndarray, size: int) -> np.ndarray:
-    return coco_mask.decode(coco_mask.frPyObjects([outline.ravel()], size, size))[..., 0].astype(
-        bool
-    )
+    (rle,) = coco_mask.frPyObjects([outline.ravel()], size, size)
+    return coco_mask.decode(rle).astype(bool)
 
 
 def _ring(count: int, *radii: float, start: float = 0.0) -> np.ndarray:
@@ -193,9 +192,8 @@ def _fill(canvas: np.ndarray, rng: np.random.Generator, shape: Shape) -> None:
         corners = (outline - [left, top]) * _SMOOTH - 0.5
         pen.polygon(corners.ravel().tolist(), fill=ink)
     alpha = np.asarray(window.reduce(_SMOOTH), np.float32)[..., None] / 255
-    y, x = (
-        np.mgrid[top:bottom, left:right] - np.array([top + bottom, left + right])[:, None, None] / 2
-    )
+    middle = np.array([top + bottom, left + right])[:, None, None] / 2
+    y, x = np.mgrid[top:bottom, left:right] - middle
     slope = rng.uniform(-0.3, 0.3, 2) / max(right - left, bottom - top)
     shaded = shape.color * (1 + slope[0] * y + slope[1] * x)[..., None]
     part = canvas[top:bottom, left:right]

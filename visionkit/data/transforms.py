@@ -167,7 +167,7 @@ class ColorJitter:
             for spread in (self.brightness, self.contrast, self.saturation)
         )
         pixels = _pixels(sample.image)
-        gray = brightness * (pixels.mean(0) @ pixels.new_tensor(_TO_YIQ[0]))
+        gray = brightness * float(_TO_YIQ[0] @ pixels.mean(1).numpy())
         matrix = brightness * contrast * color_map(saturation, rng.uniform(-self.hue, self.hue))
         return _recolored(sample, pixels, matrix, (1 - contrast) * gray)
 
@@ -200,16 +200,13 @@ def color_map(saturation: float, turn: float) -> np.ndarray:
 
 
 def _pixels(image: Tensor) -> Tensor:
-    """(h * w, 3) float32."""
-    return image.permute(1, 2, 0).reshape(-1, 3).float()
+    """(3, h * w) float32."""
+    return image.reshape(3, -1).float()
 
 
-def _recolored(
-    sample: Sample, pixels: Tensor, matrix: np.ndarray, offset: Tensor | float
-) -> Sample:
-    colors = pixels @ pixels.new_tensor(matrix.T) + offset
-    image = colors.round_().clamp_(0, 255).to(torch.uint8).view(*sample.size, 3)
-    return replace(sample, image=image.permute(2, 0, 1))
+def _recolored(sample: Sample, pixels: Tensor, matrix: np.ndarray, offset: float) -> Sample:
+    colors = (pixels.new_tensor(matrix) @ pixels).add_(offset).round_().clamp_(0, 255)
+    return replace(sample, image=colors.to(torch.uint8).view(3, *sample.size))
 
 
 def _random_window(

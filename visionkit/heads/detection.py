@@ -37,7 +37,8 @@ class FasterRCNN(Head):
     rpn_score_threshold: least objectness of a proposal.
     roi_levels: levels that regions are read from; by default those of stride 32 and finer.
     box_pool_size, sampling_ratio: bins per region side; samples per bin side.
-    box_hidden: width of the two hidden layers over a region.
+    box_hidden: width of the two hidden layers over a region; by default 4 times the channels of
+        the levels, which is torchvision's 1024 at its 256.
     box_fg_iou, box_bg_iou, box_batch_size, box_positive_fraction: as for the anchors, but for the
         regions of the second stage.
     box_score_threshold, box_nms_iou, max_detections: which detections are predicted.
@@ -69,7 +70,7 @@ class FasterRCNN(Head):
         roi_levels: list[str] | None = None,
         box_pool_size: Count = 7,
         sampling_ratio: Count = 2,
-        box_hidden: Count = 1024,
+        box_hidden: Count | None = None,
         box_fg_iou: Fraction = 0.5,
         box_bg_iou: Fraction = 0.5,
         box_batch_size: Count = 512,
@@ -82,7 +83,13 @@ class FasterRCNN(Head):
         self.rpn = RegionProposals(
             levels,
             Anchors(levels, anchor_sizes, anchor_ratios),
-            Sampler(rpn_fg_iou, rpn_bg_iou, True, rpn_batch_size, rpn_positive_fraction),
+            Sampler(
+                rpn_fg_iou,
+                rpn_bg_iou,
+                best_for_each=True,
+                batch_size=rpn_batch_size,
+                positive_fraction=rpn_positive_fraction,
+            ),
             convs=rpn_convs,
             train=Counts(rpn_pre_nms_train, rpn_post_nms_train),
             test=Counts(rpn_pre_nms_test, rpn_post_nms_test),
@@ -92,7 +99,13 @@ class FasterRCNN(Head):
         self.roi_heads = BoxStage(
             len(classes),
             RegionPool(levels, roi_levels, box_pool_size, sampling_ratio),
-            Sampler(box_fg_iou, box_bg_iou, False, box_batch_size, box_positive_fraction),
+            Sampler(
+                box_fg_iou,
+                box_bg_iou,
+                best_for_each=False,
+                batch_size=box_batch_size,
+                positive_fraction=box_positive_fraction,
+            ),
             hidden=box_hidden,
             score_threshold=box_score_threshold,
             nms_iou=box_nms_iou,

@@ -21,6 +21,7 @@ from visionkit.errors import ConfigError
 from visionkit.heads.fcos_matching import Points, Truth, decode, grid, match, true_centerness
 from visionkit.losses import giou_loss, sigmoid_focal_loss
 from visionkit.metrics.coco import CocoEvaluator
+from visionkit.ops.norm import group_norm
 from visionkit.types import (
     Batch,
     Count,
@@ -247,7 +248,7 @@ def tower(channels: int, num_convs: int, norm: str) -> nn.Sequential:
     for _ in range(num_convs):
         layers.append(conv3x3(channels, channels))
         if norm == "group":
-            layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
+            layers.append(group_norm(channels))
         layers.append(nn.ReLU())
     return nn.Sequential(*layers)
 

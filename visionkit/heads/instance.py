@@ -31,7 +31,8 @@ class MaskRCNN(Head):
     All knobs but the last three are those of `detection.FasterRCNN`.
 
     mask_pool_size: bins per region side; the mask has twice as many.
-    mask_channels, mask_convs: width and number of the mask branch's hidden convolutions.
+    mask_channels, mask_convs: width and number of the mask branch's hidden convolutions; by
+        default as wide as the levels.
     """
 
     needs = ("boxes", "labels", "masks")
@@ -60,7 +61,7 @@ class MaskRCNN(Head):
         roi_levels: list[str] | None = None,
         box_pool_size: Count = 7,
         sampling_ratio: Count = 2,
-        box_hidden: Count = 1024,
+        box_hidden: Count | None = None,
         box_fg_iou: Fraction = 0.5,
         box_bg_iou: Fraction = 0.5,
         box_batch_size: Count = 512,
@@ -69,14 +70,20 @@ class MaskRCNN(Head):
         box_nms_iou: Fraction = 0.5,
         max_detections: Count = 100,
         mask_pool_size: Count = 14,
-        mask_channels: Count = 256,
+        mask_channels: Count | None = None,
         mask_convs: Count = 4,
     ) -> None:
         super().__init__()
         self.rpn = RegionProposals(
             levels,
             Anchors(levels, anchor_sizes, anchor_ratios),
-            Sampler(rpn_fg_iou, rpn_bg_iou, True, rpn_batch_size, rpn_positive_fraction),
+            Sampler(
+                rpn_fg_iou,
+                rpn_bg_iou,
+                best_for_each=True,
+                batch_size=rpn_batch_size,
+                positive_fraction=rpn_positive_fraction,
+            ),
             convs=rpn_convs,
             train=Counts(rpn_pre_nms_train, rpn_post_nms_train),
             test=Counts(rpn_pre_nms_test, rpn_post_nms_test),
@@ -86,7 +93,13 @@ class MaskRCNN(Head):
         self.roi_heads = BoxStage(
             len(classes),
             RegionPool(levels, roi_levels, box_pool_size, sampling_ratio),
-            Sampler(box_fg_iou, box_bg_iou, False, box_batch_size, box_positive_fraction),
+            Sampler(
+                box_fg_iou,
+                box_bg_iou,
+                best_for_each=False,
+                batch_size=box_batch_size,
+                positive_fraction=box_positive_fraction,
+            ),
             hidden=box_hidden,
             score_threshold=box_score_threshold,
             nms_iou=box_nms_iou,
@@ -94,6 +107,7 @@ class MaskRCNN(Head):
         )
         self.mask_pool = RegionPool(levels, roi_levels, mask_pool_size, sampling_ratio)
         # Beside the box modules, where torchvision's checkpoints have them.
+        mask_channels = mask_channels or self.mask_pool.channels
         self.roi_heads.mask_head = MaskHead(self.mask_pool.channels, mask_channels, mask_convs)
         self.roi_heads.mask_predictor = MaskPredictor(mask_channels, mask_channels, len(classes))
 

@@ -13,8 +13,19 @@ from visionkit.boxes import to_original
 from visionkit.heads.classification import pick_level
 from visionkit.losses import giou_loss
 from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
+from visionkit.ops.norm import group_norm
 from visionkit.ops.pooling import masked_mean, valid_cells
-from visionkit.types import Batch, Count, Dataset, Evaluator, Fraction, Head, Level, Natural
+from visionkit.types import (
+    Batch,
+    Count,
+    Dataset,
+    Evaluator,
+    Fraction,
+    Head,
+    Level,
+    Natural,
+    Positive,
+)
 
 
 class Output(NamedTuple):
@@ -41,6 +52,7 @@ class Localization(Head):
     level: the feature map to read; by default the coarsest whose stride is at most 32.
     num_convs, channels: depth and width of the box branch.
     loss: `giou`, or `smooth_l1` of the four sides in units of the picture.
+    box_weight: factor of `box` among the three terms; the box is the slowest to learn.
     """
 
     needs = ("boxes", "labels")
@@ -57,6 +69,7 @@ class Localization(Head):
         channels: Count = 128,
         dropout: Fraction = 0.0,
         loss: Literal["smooth_l1", "giou"] = "giou",
+        box_weight: Positive = 5.0,
         label_smoothing: Fraction = 0.0,
     ):
         super().__init__()
@@ -64,6 +77,7 @@ class Localization(Head):
         self.level = pick_level(levels, level, default=coarsest_useful(levels))
         self.stride = levels[self.level].stride
         self.box_loss = loss
+        self.box_weight = box_weight
         self.label_smoothing = label_smoothing
         in_channels = levels[self.level].channels
         self.tower, width = conv_tower(in_channels, channels, num_convs)
@@ -101,7 +115,7 @@ class Localization(Head):
             "classification": F.cross_entropy(
                 output.class_logits, labels, label_smoothing=self.label_smoothing, reduction="none"
             ),
-            "box": self._box_losses(output.boxes, truth),
+            "box": self.box_weight * self._box_losses(output.boxes, truth),
             "attention": attention_losses(output, truth),
         }
         count = found.sum().clamp(min=1)
@@ -167,10 +181,9 @@ def conv_tower(in_channels: int, channels: int, num_convs: int) -> tuple[nn.Modu
     """`num_convs` times 3x3 convolution, group norm, ReLU; and the channels that come out."""
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        groups = next(g for g in (32, 16, 8, 4, 2, 1) if channels % g == 0)
         layers += [
             nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-            nn.GroupNorm(groups, channels),
+            group_norm(channels),
             nn.ReLU(),
         ]
         in_channels = channels

@@ -13,8 +13,8 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelP6P7,
 )
 
-from visionkit.backbones.norm import group_norm
 from visionkit.errors import ConfigError
+from visionkit.ops.norm import group_norm
 from visionkit.types import Count, Level
 
 

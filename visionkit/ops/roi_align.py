@@ -116,8 +116,8 @@ def _bags(
 ) -> tuple[Tensor, Tensor]:
     """For every bin the cells to add up, as table rows, and their weights: (R * P * P, taps)."""
     sizes = torch.tensor([f.shape[-2:] for f in features])
-    ends = (len(features[0]) * sizes.prod(1)).cumsum(0)
-    starts = ends - len(features[0]) * sizes.prod(1)
+    lengths = len(features[0]) * sizes.prod(1)
+    starts = lengths.cumsum(0) - lengths
     h, w = sizes[level].unbind(1)
     scale = (1 / torch.tensor(strides, dtype=torch.float32))[level]
     x1, y1, x2, y2 = (boxes * scale[:, None]).unbind(1)

@@ -64,6 +64,7 @@ class BoxPredictor(nn.Module):
 class BoxStage(nn.Module):
     """Learns from sampled proposals; turns proposals into detections.
 
+    hidden: width of the box head; by default 4 times the pool's channels.
     score_threshold: the least probability of a class for a detection.
     nms_iou: of two detections of one class that overlap more than that, the worse goes.
     max_detections: most detections per image, over all classes.
@@ -75,7 +76,7 @@ class BoxStage(nn.Module):
         pool: RegionPool,
         sampler: Sampler,
         *,
-        hidden: int,
+        hidden: int | None,
         score_threshold: float,
         nms_iou: float,
         max_detections: int,
@@ -83,6 +84,7 @@ class BoxStage(nn.Module):
         super().__init__()
         self.pool = pool
         self.sampler = sampler
+        hidden = hidden or 4 * pool.channels
         self.box_head = BoxHead(pool.channels, pool.size, hidden)
         self.box_predictor = BoxPredictor(hidden, num_classes)
         self.score_threshold = score_threshold

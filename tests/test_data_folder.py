@@ -1,0 +1,123 @@
+"""Classification data: folders of classes, and IDX files."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visionkit.data.folder import ImageFolder
+from visionkit.data.idx import Idx
+from visionkit.errors import DataError
+from visionkit.types import Classes
+
+
+def put(root, *names, value=50, size=(6, 4)):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size, value).save(path, format="PNG")
+
+
+def test_folders_are_classes(tmp_path):
+    put(tmp_path, "dog/1.png", "dog/deep/2.JPG", "cat/0.webp", "ant/9.png")
+    put(tmp_path, "cat/.hidden.png", "__MACOSX/x.png", ".git/x.png", "cat/__MACOSX/a.png")
+    (tmp_path / "dog" / "Thumbs.db").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no class")
+    data = ImageFolder(str(tmp_path))
+    assert data.keys == ("class_id",)
+    assert data.vocabularies == {"class_id": Classes(("ant", "cat", "dog"), (0, 1, 2))}
+    assert data.file_names == ["ant/9.png", "cat/0.webp", "dog/1.png", "dog/deep/2.JPG"]
+    assert [sample.class_id for sample in data] == [0, 1, 2, 2]
+    sample = data[3]
+    assert sample.image_id == 3 and sample.size == sample.orig_size == (4, 6)
+    assert sample.image.tolist() == [[[50] * 6] * 4] * 3
+    assert data.image_path(3) == tmp_path / "dog" / "deep" / "2.JPG"
+    with pytest.raises(IndexError):
+        data[4]
+
+
+def test_classes_of_another_split_are_matched_by_name(tmp_path):
+    put(tmp_path, "dog/1.png", "ant/9.png")
+    data = ImageFolder(str(tmp_path), classes=["dog", "cat", "ant"])
+    assert data.vocabularies["class_id"].names == ("dog", "cat", "ant")
+    assert [sample.class_id for sample in data] == [2, 0]
+    with pytest.raises(DataError, match=r"not expected: 'ant'") as caught:
+        ImageFolder(str(tmp_path), classes=["dog", "Ant"])
+    assert "missing here: 'Ant'" in str(caught.value)
+
+
+def test_folders_without_classes_or_pictures(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        ImageFolder(str(tmp_path / "none"))
+    put(tmp_path, "loose.png")
+    with pytest.raises(DataError, match="no class folders"):
+        ImageFolder(str(tmp_path))
+    put(tmp_path, "dog/1.png")
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "Thumbs.db").write_text("x")
+    with pytest.raises(DataError, match="cat holds no pictures"):
+        ImageFolder(str(tmp_path))
+
+
+def idx_bytes(array):
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return header + array.astype(np.uint8).tobytes()
+
+
+PICTURES = np.arange(5 * 4 * 3).reshape(5, 4, 3)
+LABELS = np.array([0, 2, 1, 2, 0])
+
+
+def idx_files(folder, images=None, labels=None):
+    images = idx_bytes(PICTURES) if images is None else images
+    labels = idx_bytes(LABELS) if labels is None else labels
+    (folder / "images").write_bytes(images)
+    (folder / "labels").write_bytes(labels)
+    return str(folder / "images"), str(folder / "labels")
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx_files_plain_and_compressed(tmp_path, pack):
+    data = Idx(*idx_files(tmp_path, pack(idx_bytes(PICTURES)), pack(idx_bytes(LABELS))))
+    assert len(data) == 5 and data.keys == ("class_id",)
+    assert data.vocabularies == {"class_id": Classes(("0", "1", "2"), (0, 1, 2))}
+    assert [sample.class_id for sample in data] == LABELS.tolist()
+    assert data[1].image.tolist() == [PICTURES[1].tolist()] * 3
+    assert data[1].size == data[1].orig_size == (4, 3)
+
+
+def test_idx_class_names(tmp_path):
+    data = Idx(*idx_files(tmp_path), classes=["shirt", "shoe", "bag", "hat"])
+    assert data.vocabularies["class_id"].names == ("shirt", "shoe", "bag", "hat")
+    with pytest.raises(DataError, match=r"label 2.*2 names"):
+        Idx(*idx_files(tmp_path), classes=["shirt", "shoe"])
+    with pytest.raises(DataError, match="more than once"):
+        Idx(*idx_files(tmp_path), classes=["shirt", "shoe", "shoe"])
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (b"", "is empty"),
+        (b"GARBAGE!", "begins with 0x47415242"),
+        (idx_bytes(LABELS), "pictures and labels swapped"),
+        (idx_bytes(PICTURES)[:-1], "should hold 60 bytes.*holds 59"),
+        (idx_bytes(PICTURES) + b"x", "holds more"),
+        (idx_bytes(PICTURES)[:9], "damaged"),
+        (idx_bytes(PICTURES[:3]), "3 pictures.*5 labels"),
+        (bytes([0, 0, 13, 3]) + bytes(12), "begins with"),
+        (bytes([0, 0, 8, 3]) + b"\xff" * 12, "too many"),
+        (gzip.compress(idx_bytes(PICTURES))[:-12], "images"),
+        (b"\x1f\x8b garbage", "images"),
+    ],
+)
+def test_idx_faults(tmp_path, images, message):
+    with pytest.raises(DataError, match=message):
+        Idx(*idx_files(tmp_path, images=images))
+
+
+def test_missing_idx_file(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        Idx(str(tmp_path / "a"), str(tmp_path / "b"))

@@ -1,0 +1,89 @@
+import math
+
+import pytest
+import torch
+
+from visionkit.heads.fcos import FCOS
+from visionkit.heads.fcos_matching import Points, Truth, match, true_centerness
+from visionkit.types import Level
+
+LEVELS = {"p3": Level(32, 8), "p4": Level(32, 16), "p5": Level(32, 32)}
+
+
+def points_over(size):
+    features = {
+        k: torch.zeros(1, 32, *(s // level.stride for s in size)) for k, level in LEVELS.items()
+    }
+    return FCOS(LEVELS, ["thing"], num_convs=0).points(features, size)
+
+
+def target(boxes):
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    labels = torch.zeros(len(boxes), dtype=torch.int64)
+    return {"boxes": boxes, "labels": labels, "iscrowd": torch.zeros(len(boxes)).bool()}
+
+
+def random_target(count, generator):
+    corner = torch.rand(count, 2, generator=generator) * 45
+    extent = 8 + torch.rand(count, 2, generator=generator) * 26
+    return target(torch.cat([corner, corner + extent], 1).tolist())
+
+
+def naive_match(points, boxes, iscrowd, radius):
+    matched, ignored = [], []
+    for (x, y), size, smallest, largest in zip(*(p.tolist() for p in points), strict=True):
+        best, best_area, in_crowd = -1, math.inf, False
+        for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+            sides = [x - x1, y - y1, x2 - x, y2 - y]
+            if min(sides) <= 0:
+                continue
+            if iscrowd[i]:
+                in_crowd = True
+                continue
+            near = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) < radius * size
+            box_area = (x2 - x1) * (y2 - y1)
+            if near and smallest < max(sides) < largest and box_area < best_area:
+                best, best_area = i, box_area
+        matched.append(best)
+        ignored.append(in_crowd)
+    return matched, ignored
+
+
+@pytest.mark.parametrize("radius", [0.7, 1.5, 3.0])
+def test_matching_equals_a_naive_loop(radius):
+    generator = torch.Generator().manual_seed(7)
+    targets = [random_target(n, generator) for n in (9, 0, 4)]
+    targets[0]["iscrowd"][:3] = True
+    points = points_over((64, 64))
+    matched, ignored = match(points, Truth.of(targets, "cpu"), radius)
+    assert (matched >= 0).any() and ignored.any()
+    for i, one in enumerate(targets):
+        expected = naive_match(points, one["boxes"], one["iscrowd"], radius)
+        assert (matched[i].tolist(), ignored[i].tolist()) == expected
+
+
+def test_matching_in_chunks_is_the_same():
+    generator = torch.Generator().manual_seed(7)
+    some = random_target(40, generator)
+    points = points_over((64, 64))
+    many = Points(*(torch.cat([column] * 1500) for column in points))  # more pairs than one chunk
+    truth = Truth.of([some], "cpu")
+    assert len(many.sizes) * truth.labels.numel() > 2**22
+    once, repeated = match(points, truth, 1.5)[0], match(many, truth, 1.5)[0]
+    assert torch.equal(once.repeat(1, 1500), repeated)
+
+
+def test_objects_go_to_the_level_of_their_size():
+    points = points_over((256, 256))
+    boxes = [[0, 0, 40, 40], [60, 60, 160, 160], [0, 0, 250, 250]]
+    matched, _ = match(points, Truth.of([target(boxes)], "cpu"), 1.5)
+    sizes = [set(points.sizes[matched[0] == i].tolist()) for i in range(3)]
+    # The farthest side is up to 64 pixels off on the first level, to 128 on the second.
+    assert sizes == [{8.0}, {8.0, 16.0}, {32.0}]
+
+
+def test_centerness_is_one_in_the_middle_and_falls_to_the_sides():
+    box = torch.tensor([[0.0, 0.0, 100.0, 100.0]] * 3)
+    points = torch.tensor([[50.0, 50.0], [20.0, 50.0], [20.0, 80.0]])
+    # sqrt(20/80 * 50/50) = 1/2 ; sqrt(20/80 * 20/80) = 1/4
+    assert true_centerness(points, box).tolist() == pytest.approx([1, 0.5, 0.25])
