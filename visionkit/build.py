@@ -38,13 +38,13 @@ def build_sources(
             section = getattr(spec, split)
             if section is None:
                 continue
+            where = f"data.{split}" if name == "main" else f"data.{name}.{split}"
             try:
                 opened[split] = _open(section, names)
             except DataError as error:
-                problems.append(f"data.{name}.{split}: {error}")
+                problems.append(f"{where}: {error}")
                 continue
             found = _vocabulary(opened[split], spec.feeds, config)
-            where = f"data.{name}.{split}"
             problems += _check_classes(where, found, names)
             problems += _check_keys(where, opened[split], spec.feeds, config)
             names = found | names

@@ -44,10 +44,12 @@ def picture_training_batch(
 ) -> None:
     """plots/train_<source>.jpg: what the model sees, after augmentation, with its labels."""
     names = {model.heads[head].vocabulary: classes[head].names for head in source.feeds}
+    shown = {"size", *(key for head in source.feeds for key in model.heads[head].needs)}
     pictures = []
     for image, target in list(zip(batch.images, batch.targets, strict=True))[:PICTURES]:
         h, w = target["size"]
-        pictures.append(draw_target(image[:, :h, :w], target, names))
+        known = {key: value for key, value in target.items() if key in shown}
+        pictures.append(draw_target(image[:, :h, :w], known, names))
     contact_sheet(pictures, columns=3).save(run / "plots" / f"train_{source.name}.jpg")
 
 

@@ -170,8 +170,8 @@ class Range:
         return self.high is None or value <= self.high
 
     def __str__(self) -> str:
-        low = "" if self.low is None else f"{'>' if self.open else '>='} {self.low:g}"
-        high = "" if self.high is None else f"<= {self.high:g}"
+        low = "" if self.low is None else f"{'>' if self.open else '>='} {self.low:.10g}"
+        high = "" if self.high is None else f"<= {self.high:.10g}"
         return " and ".join(part for part in (low, high) if part)
 
 

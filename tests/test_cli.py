@@ -1,0 +1,186 @@
+"""The command line: verbs, exit codes, messages without tracebacks, results on standard output."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from visionkit.cli import main
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+SMALL = [
+    "backbone.depth=18",
+    "data.train.num_images=12",
+    "data.val.num_images=6",
+    "data.train.size=64",
+    "data.val.size=64",
+    "data.image_size=64",
+    "data.batch_size=4",
+    "data.workers=0",
+    "train.epochs=null",
+    "train.steps=3",
+    "train.plots=false",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A Mask R-CNN run of a few steps, trained by the command."""
+    output = tmp_path_factory.mktemp("cli") / "run"
+    words = [str(CONFIGS / "instance_segmentation.yaml"), *SMALL, f"output={output}"]
+    assert main(["train", *words, "head.box_score_threshold=0.0"]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    assert (
+        main(["data", "shapes", str(folder), "--images", "5", "--size", "64", "--seed", "9"]) == 0
+    )
+    return folder
+
+
+@pytest.mark.parametrize("config", sorted(p.name for p in CONFIGS.glob("*.yaml")))
+def test_every_shipped_config_trains_as_it_stands(config, tmp_path, capsys):
+    words = ["train", str(CONFIGS / config), *SMALL, "train.steps=1", f"output={tmp_path / 'run'}"]
+    assert main(words) == 0
+    assert f"run: {tmp_path / 'run'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", sorted(p.name for p in CONFIGS.glob("*.yaml")))
+def test_every_shipped_config_prints_what_reloads_to_the_same(config, tmp_path, capsys):
+    assert main(["config", str(CONFIGS / config), "train.lr=1e-3"]) == 0
+    first = capsys.readouterr().out
+    (tmp_path / config).write_text(first)
+    assert main(["config", str(tmp_path / config)]) == 0
+    assert capsys.readouterr().out == first and "lr: 0.001" in first
+
+
+def test_eval_prints_one_json_object_that_pycocotools_confirms(run, shapes, capsys):
+    data = [
+        f"data.val.images={shapes / 'images'}",
+        f"data.val.annotations={shapes / 'annotations.json'}",
+    ]
+    assert main(["eval", str(run), "--json", *data]) == 0
+    printed = capsys.readouterr()
+    metrics = json.loads(printed.out)
+    for iou_type in ("bbox", "segm"):
+        truth = COCO(str(shapes / "annotations.json"))
+        found = truth.loadRes(str(run / f"eval/instance_segmentation_{iou_type}.json"))
+        evaluation = COCOeval(truth, found, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert metrics[f"instance_segmentation/{iou_type}/AP"] == evaluation.stats[0]
+        assert metrics[f"instance_segmentation/{iou_type}/AR100"] == evaluation.stats[8]
+    assert "instance_segmentation/loss/total" in metrics
+
+
+def test_predict_writes_records_and_overlays_and_skips_broken_pictures(
+    run, shapes, tmp_path, capsys
+):
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "b.png"):
+        Image.new("RGB", (90, 60), "gray").save(tmp_path / "in" / name)
+    Image.new("L", (50, 70)).save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8\xff nonsense")
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(tmp_path / "in"), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "1 pictures could not be read" in printed.out
+    records = json.loads((out / "predictions.json").read_text())
+    assert {Path(r["file_name"]).name for r in records} <= {"a.jpg", "b.png", "a.png"}
+    record = records[0]
+    assert {
+        "image_id",
+        "category_id",
+        "category_name",
+        "bbox",
+        "score",
+        "segmentation",
+    } <= record.keys()
+    assert record["segmentation"]["size"] in ([60, 90], [70, 50])
+    assert sorted(p.name for p in out.glob("*.jpg")) == ["a.jpg", "a_2.jpg", "b.jpg"]
+
+
+def test_predict_never_writes_over_pictures(run, shapes, capsys):
+    assert main(["predict", str(run), str(shapes / "images"), "--out", str(shapes / "images")]) == 2
+    assert "choose another folder" in capsys.readouterr().err
+
+
+def test_resume_of_a_finished_run(run, capsys):
+    assert main(["train", "--resume", str(run)]) == 0
+    assert main(["train", "--resume", str(run), "train.steps=4"]) == 0
+    assert json.loads((run / "status.json").read_text())["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
+        (["train"], 2, "give a config file"),
+        (["train", str(CONFIGS / "detection.yaml"), "train.lrr=1"], 2, "did you mean 'lr'"),
+        (["train", "--resume", "nowhere"], 2, "holds no run"),
+        (["eval", "nowhere"], 4, "no such run"),
+        (["predict", "nowhere", "x.jpg", "--out", "y"], 4, "no such run"),
+        (
+            [
+                "train",
+                str(CONFIGS / "detection.yaml"),
+                "data.train.images=no",
+                "data.train.annotations=no",
+            ],
+            2,
+            "no",
+        ),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(words, code, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code
+    printed = capsys.readouterr()
+    assert says in printed.err and "Traceback" not in printed.err and not printed.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_annotation_file_is_a_data_error(tmp_path, capsys, shapes):
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"images": [')
+    words = [f"data.train.images={shapes / 'images'}", f"data.train.annotations={bad}"]
+    code = main(["train", str(CONFIGS / "detection.yaml"), *words, f"output={tmp_path / 'r'}"])
+    assert code == 3 and "bad.json" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+
+
+def test_training_on_new_data_and_validating_on_generated_data_is_told(tmp_path, capsys, shapes):
+    truth = json.loads((shapes / "annotations.json").read_text())
+    for category in truth["categories"]:
+        category["name"] = category["name"].upper()
+    (shapes / "upper.json").write_text(json.dumps(truth))
+    words = [
+        f"data.train.images={shapes / 'images'}",
+        f"data.train.annotations={shapes / 'upper.json'}",
+    ]
+    assert main(["train", str(CONFIGS / "detection.yaml"), *words, *SMALL[2:3]]) == 3
+    printed = capsys.readouterr().err
+    assert "data.val" in printed and "CIRCLE" in printed
+
+
+def test_help_is_quick_and_list_names_the_components(capsys):
+    result = subprocess.run(
+        [sys.executable, "-m", "visionkit", "--help"], capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "predict" in result.stdout
+    code = "import sys, visionkit.cli; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert main(["list", "heads"]) == 0
+    assert "instance.MaskRCNN" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as unknown:
+        main(["trian", "x"])
+    assert unknown.value.code == 2
