@@ -223,3 +223,14 @@ def test_sources_feed_heads(head_class, dataset):
     batch = next(source.train_batches(seed=0, start=0, workers=0))
     loss, _ = total(small_model(head_class, dataset), batch)
     assert loss.isfinite()
+
+
+def test_an_object_without_a_mask_trains_its_box_and_not_its_mask(dataset):
+    model = small_model(HEADS["instance.MaskRCNN"], dataset)
+    batch = batch_of(dataset, [0, 1])
+    for target in batch.targets:
+        target["masks"] = torch.zeros_like(target["masks"])
+    _, terms = total(model, batch)
+    assert float(terms["mask"]) == 0 and float(terms["box_reg"]) > 0
+    batch.targets[0]["masks"][0, :8, :8] = True
+    assert float(total(model, batch)[1]["mask"]) > 0

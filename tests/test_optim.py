@@ -8,6 +8,7 @@ from torch import nn
 
 from visionkit.config import TrainConfig
 from visionkit.errors import ConfigError
+from visionkit.model import VisionModel
 from visionkit.optim import MovingAverage, build_optimizer, freeze, lr_factor, set_lr
 
 
@@ -83,3 +84,17 @@ def test_moving_average_follows_slowly_and_copies_statistics():
     assert torch.equal(average.model[1].running_mean, net[1].running_mean)
     average.update(net, step=0)  # decay 1/10 at the start
     assert torch.allclose(average.model[0].weight, start + 1 - 0.9 * 0.1)
+
+
+def test_frozen_batch_norms_keep_their_statistics():
+    body = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    vision = VisionModel(body, None, {}, {})
+    freeze(vision, ["backbone.1", "backbone.0.bias"])
+    before = body[1].running_mean.clone()
+    vision.train()
+    body(torch.rand(2, 3, 4, 4))
+    assert torch.equal(body[1].running_mean, before)
+    body[1].requires_grad_(True)
+    vision.train()
+    body(torch.rand(2, 3, 4, 4))
+    assert not torch.equal(body[1].running_mean, before)

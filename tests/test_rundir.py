@@ -41,9 +41,13 @@ def test_an_output_that_cannot_be_a_directory(tmp_path):
 
 def test_metrics_are_strict_json_and_forget_what_comes_again(tmp_path):
     for step in (1, 2, 3):
-        rundir.append_metrics(tmp_path, {"step": step, "x": float("nan"), "y": float("inf")})
+        rundir.append_metrics(tmp_path, {"kind": "train", "step": step, "x": float("nan")})
+        rundir.append_metrics(tmp_path, {"kind": "val", "step": step, "x": float("inf")})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "x"')  # cut off by a crash
-    rundir.truncate_metrics(tmp_path, 2)
+    rundir.truncate_metrics(tmp_path, 2, 1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [{"step": 1, "x": None, "y": None}, {"step": 2, "x": None, "y": None}]
+    assert [(line["kind"], line["step"]) for line in lines] == [
+        ("train", 1), ("val", 1), ("train", 2),
+    ]  # fmt: skip
+    assert all(line["x"] is None for line in lines)

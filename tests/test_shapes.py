@@ -1,7 +1,6 @@
 """Generated shapes: a real COCO data set, the same for the same seed, consistent in all labels."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -138,7 +137,7 @@ def test_the_data_set_class_draws_once_into_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VISIONKIT_CACHE", str(tmp_path))
     first = Shapes(num_images=4, size=64, seed=1)
     times = [path.stat().st_mtime_ns for path in tmp_path.rglob("*")]
-    order = ["star", "ring", "circle", "cross", "square", "triangle"]
+    order = ["star", "ring", "circle", "square", "triangle"]
     second = Shapes(num_images=4, size=64, seed=1, classes=order)
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*")] == times
     assert second.vocabularies["labels"].names == tuple(order)
@@ -153,9 +152,3 @@ def test_plain_coco_json(folder):
     content = json.loads((folder / "annotations.json").read_text())
     assert {"images", "annotations", "categories"} <= content.keys()
     assert all(len(a["bbox"]) == 4 and a["area"] > 0 for a in content["annotations"])
-
-
-def test_speed(tmp_path):
-    start = time.process_time()
-    generate_shapes(tmp_path / "out", images=50, size=160)
-    assert (time.process_time() - start) / 50 < 0.03  # measured 0.004 on an idle core

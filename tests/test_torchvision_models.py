@@ -36,7 +36,7 @@ MOBILENET = {
     },
     "data": {"train": {"type": "shapes.Shapes"}, "val": {"type": "shapes.Shapes"}},
 }
-RESNET = ["backbone.depth=50", "neck.channels=256", "backbone.norm=frozen"]
+RESNET = ["backbone.depth=50", "neck.channels=256", "backbone.norm=batch"]
 MODELS = {
     "fasterrcnn_resnet50_fpn": (CONFIGS / "detection.yaml", RESNET),
     "maskrcnn_resnet50_fpn": (CONFIGS / "instance_segmentation.yaml", RESNET),
@@ -72,8 +72,8 @@ def torchvision_model(name):
     model.eval()
     with torch.no_grad():
         for layer, gain in {
-            "box_predictor.cls_score": 40, "box_predictor.bbox_pred": 5, "rpn.head.cls_logits": 20,
-            "rpn.head.bbox_pred": 10, "mask_fcn_logits": 5,
+            "box_predictor.cls_score": 20, "box_predictor.bbox_pred": 1, "rpn.head.cls_logits": 5,
+            "rpn.head.bbox_pred": 1, "mask_fcn_logits": 5,
             "classification_head.cls_logits": 20, "bbox_reg": 5,
         }.items():  # fmt: skip
             for key, value in model.named_parameters():
@@ -114,6 +114,7 @@ def test_a_torchvision_checkpoint_gives_the_same_predictions(name, pictures, tmp
         assert len(prediction.labels) == len(theirs_in_image["labels"]) > 5
         assert torch.equal(prediction.labels, theirs_in_image["labels"] - shift)
         torch.testing.assert_close(prediction.scores, theirs_in_image["scores"], atol=1e-4, rtol=0)
+        # In pixels: rounding grows on its way through a random, deep network.
         torch.testing.assert_close(prediction.boxes, theirs_in_image["boxes"], atol=1e-3, rtol=1e-4)
         for rle, mask in zip(
             prediction.heads[head].get("masks", ()), theirs_in_image.get("masks", ()), strict=True

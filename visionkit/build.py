@@ -11,7 +11,7 @@ import torch
 from visionkit.components import resolve
 from visionkit.config import Config, missing_paths
 from visionkit.data.sources import Source
-from visionkit.errors import ConfigError, DataError
+from visionkit.errors import ConfigError, DataError, VisionkitError
 from visionkit.model import VisionModel
 from visionkit.torchvision_weights import load_model_weights
 from visionkit.types import Classes, Dataset, Head
@@ -132,7 +132,12 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 def _make(section: str, spec: dict[str, Any], *injected: Any) -> Any:
     knobs = {key: value for key, value in spec.items() if key != "type"}
-    return resolve(section, spec["type"])(*injected, **knobs)
+    try:
+        return resolve(section, spec["type"])(*injected, **knobs)
+    except VisionkitError:
+        raise
+    except ValueError as error:  # a component's own word on a value that its annotation allows
+        raise ConfigError(f"{section}: {spec['type']}: {error}") from error
 
 
 def _backbone_spec(spec: dict[str, Any], pretrained: bool) -> dict[str, Any]:

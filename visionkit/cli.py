@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from visionkit.errors import ConfigError, VisionkitError
+from visionkit.errors import ConfigError, Preempted, VisionkitError
 
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
 
@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     except VisionkitError as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        label = "" if isinstance(error, Preempted) else "error: "
+        print(f"{label}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -97,6 +98,7 @@ def _add_overrides(sub: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from visionkit import distributed
     from visionkit.config import load_config
     from visionkit.training import train
 
@@ -119,10 +121,9 @@ def _train(args: argparse.Namespace) -> None:
     if resume and checked.output is None:
         raise ConfigError("--resume: say which run: `--resume RUN`, or output=RUN")
     run = train(checked, resume=bool(resume), overwrite=args.overwrite)
-    for name, value in run.metrics.items():
-        if name.count("/") <= 2 and "/AP/" not in name:
-            print(f"{name}: {value:.4f}")
-    print(f"run: {run.directory}")
+    if distributed.rank() == 0:
+        _print_metrics(run.metrics)
+        print(f"run: {run.directory}")
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -136,7 +137,11 @@ def _eval(args: argparse.Namespace) -> None:
     if args.json:
         print(to_json(metrics))
         return
-    width = max(map(len, metrics))
+    _print_metrics(metrics)
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
         print(f"{name:<{width}}  {value:.4f}" if value == value else f"{name:<{width}}  n/a")
 

@@ -29,6 +29,14 @@ class VisionModel(nn.Module):
         self.heads = nn.ModuleDict(heads)
         self.loss_weights = loss_weights
 
+    def train(self, mode: bool = True) -> VisionModel:
+        """As usual, except that batch norms whose weights are frozen keep their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                module.train(mode and module.weight.requires_grad)
+        return self
+
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Named feature maps (B, C, h, w), from fine to coarse."""
         features = self.backbone(batch.images, batch.sizes)

@@ -43,7 +43,7 @@ class Progress:
     def begin(self) -> None:
         self._since = self._saved_at = time.perf_counter()
         if self._main:
-            rundir.truncate_metrics(self.run, self.step)
+            rundir.truncate_metrics(self.run, self.step, self.validated_at)
             self._write_status("running")
         show = self._main and sys.stderr.isatty()
         self._bar = tqdm(total=self.total_steps, initial=self.step, disable=not show, unit="step")
@@ -116,7 +116,7 @@ class Progress:
 
     @property
     def save_due(self) -> bool:
-        if self.step in (self.validated_at, self.total_steps):
+        if self.validation_due:  # which may take long, and is repeated if it is cut off
             return True
         overdue = time.perf_counter() - self._saved_at > SAVE_EVERY_SECONDS
         return self._main and overdue

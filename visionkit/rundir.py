@@ -62,12 +62,17 @@ def append_metrics(run: Path, record: dict[str, Any]) -> None:
         file.write(to_json(record) + "\n")
 
 
-def truncate_metrics(run: Path, step: int) -> None:
-    """Forget what was logged after that step, because it is about to be computed again."""
+def truncate_metrics(run: Path, step: int, validated_at: int) -> None:
+    """Forget what was logged after that step, and what was validated after the other, because
+    it is about to be computed again."""
+    last = {"train": step, "val": validated_at}
     path = run / "metrics.jsonl"
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        kept = [
+            to_json(record) + "\n" for record in records if record["step"] <= last[record["kind"]]
+        ]
         write_text(path, "".join(kept))
 
 

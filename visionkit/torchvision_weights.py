@@ -100,7 +100,7 @@ def _load_fitting(model: VisionModel, state: dict[str, Tensor], path: str) -> No
     model.load_state_dict(fitting, strict=False)
     reports = {
         "another shape": [n for n in state if n in ours and n not in fitting],
-        "not in the model": [n for n in state if n not in ours],
+        "not in the model": [n for n in state if n not in ours and "num_batches" not in n],
         "not in the file": [n for n in ours if n not in state and "num_batches" not in n],
     }
     log.info("%s: loaded %d of %d tensors", path, len(fitting), len(ours))

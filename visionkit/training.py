@@ -126,8 +126,8 @@ def _fit(
 
     model.train()
     progress.begin()
-    validate_if_due()  # where a stopped run had no time for it
     with StopRequest() as stop:
+        validate_if_due()  # where a stopped run did not come to it
         while progress.step < total_steps and not progress.stopped_early:
             step = progress.step
             torch.manual_seed(_step_seed(settings.seed, step))
@@ -163,8 +163,6 @@ def _fit(
             progress.advance(sum(map(len, seen)), lr=optimizer.param_groups[0]["lr"], norm=norm)
 
             interrupted = distributed.any_of(bool(stop.received), device)
-            if not interrupted:
-                validate_if_due()
             if progress.save_due or interrupted:
                 state.save_last()
             if interrupted:
@@ -173,7 +171,9 @@ def _fit(
                     f"stopped by {stop.received or 'another process'} after step {progress.step}; "
                     f"continue with: visionkit train --resume {run}"
                 )
+            validate_if_due()
 
+    state.save_last()
     if not (run / "checkpoints" / "best.pt").exists():
         state.save_best()
     picture_validation(run, state.smooth, sources, classes, dtype=dtype)

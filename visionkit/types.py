@@ -41,7 +41,7 @@ class Target(TypedDict, total=False):
     class_id: Tensor  # () int64: class of the whole image
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int64
-    masks: Tensor  # (N, h, w) bool, at `size`, without padding
+    masks: Tensor  # (N, h, w) bool, at `size`, without padding; all False = mask not known
     iscrowd: Tensor  # (N,) bool: a region of many objects; neither object nor background
     area: Tensor  # (N,) float32, in original pixels
     semantic: Tensor  # (h, w) uint8 class map at `size`; 255 = ignore

@@ -27,7 +27,7 @@ class Coco:
     Checked as a whole at construction; `DataError` lists all that is wrong. Boxes without extent
     or outside their picture are left out and counted in `dropped`; a missing area is computed, a
     missing iscrowd is 0; objects without a segmentation among others that have one get an empty
-    mask. Samples hold xyxy boxes clipped to the picture.
+    mask, which says that none is known. Samples hold xyxy boxes clipped to the picture.
 
     Beyond COCO, an image record may have `class_id` (an index into the list `image_classes` at
     the top of the file), `identity` (a number) and `semantic` (the name of a map of class numbers
@@ -196,21 +196,17 @@ class Coco:
         """The ground truth for a COCO evaluator, with the exact numbers of the file.
 
         All annotations of `vocabularies["labels"]`, also those that training leaves out; only a
-        missing id, area, iscrowd or segmentation (as an empty RLE, if others have one) is added.
+        missing id, area or iscrowd is added.
         """
         data = coco_index.read_coco(self.annotations)
-        sizes = dict(zip(self.image_ids, self._images.sizes.tolist(), strict=True))
         ids = self.vocabularies["labels"].ids
         areas = dict(zip(self._rows.tolist(), self._area.tolist(), strict=True))
         annotations = []
         for row, record in enumerate(data["annotations"]):
             if record["category_id"] not in ids:
                 continue
-            size = sizes[record["image_id"]]
             defaults = {"id": row + 1, "iscrowd": 0, "area": areas.get(row, 0.0)}
-            if self._table is not None and not record.get("segmentation"):
-                defaults["segmentation"] = {"size": size, "counts": [size[0] * size[1]]}
-            fill = {key: value for key, value in defaults.items() if record.get(key) in (None, [])}
+            fill = {key: value for key, value in defaults.items() if record.get(key) is None}
             annotations.append({**record, **fill})
         records = {record["id"]: record for record in data["categories"]}
         return {

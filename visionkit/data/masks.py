@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -17,10 +17,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Polygons:
-    """One object as the union of polygons; none at all is an empty mask."""
+    """One object as the union of polygons; none at all says that its outline is not known."""
 
     points: np.ndarray  # (P, 2) float64 (x, y), the polygons one after another
     ends: np.ndarray  # (K,) where each polygon ends in `points`
+
+    @property
+    def known(self) -> bool:
+        return len(self.points) > 0
 
     def map(self, scale: np.ndarray, offset: np.ndarray) -> Polygons:
         """Each point goes to `scale * point + offset`; both are (x, y)."""
@@ -31,7 +35,7 @@ class Polygons:
 
         The same pixels as pycocotools', but only the window around the object is painted.
         """
-        if not len(self.points):
+        if not self.known:
             return
         size = canvas.shape[::-1]
         low = np.clip(np.floor(self.points.min(0)).astype(int) - 1, 0, size)
@@ -54,6 +58,7 @@ class Bitmap:
     size: tuple[int, int]  # (h, w) of the coded pixels
     scale: np.ndarray | float = 1.0  # (x, y): a coded point lies at scale * point + offset now
     offset: np.ndarray | float = 0.0
+    known: ClassVar[bool] = True
 
     def map(self, scale: np.ndarray, offset: np.ndarray) -> Bitmap:
         """Each point goes to `scale * point + offset`; both are (x, y)."""

@@ -120,7 +120,8 @@ class Sample:
             masks = paint([self.segmentations[i] for i in rows], self.size)
             if self.cut is not None and self.cut[rows].any():
                 for i in np.flatnonzero(self.cut[rows]):
-                    boxes[i] = _bounds(masks[i])
+                    if self.segmentations[rows[i]].known:
+                        boxes[i] = _bounds(masks[i])
                 seen = _has_extent(boxes)
                 rows, boxes, masks = rows[seen], boxes[seen], masks[torch.from_numpy(seen)]
             target["masks"] = masks

@@ -21,7 +21,7 @@ VERSION = 1  # of what is drawn: raise it whenever the same seed gives other fil
 
 _PARTS = {"images", "semantic", "annotations.json"}
 _PICTURES_PER_IDENTITY = 8
-_MAX_OBJECTS = 6
+_MAX_OBJECTS = 5
 
 
 class Shapes(Coco):

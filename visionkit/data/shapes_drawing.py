@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
-SHAPES = ("circle", "cross", "ring", "square", "star", "triangle")
+SHAPES = ("circle", "ring", "square", "star", "triangle")
 TEXTURES = ("blobs", "checks", "dots", "stripes", "waves", "weave")
 
 _SMOOTH = 4  # edges are drawn at this multiple of the size and averaged
-_MIN_VISIBLE = 0.5  # of an object, and at least `_MIN_PIXELS`
+_MIN_VISIBLE = 0.7  # of an object, and at least `_MIN_PIXELS`
 _MIN_PIXELS = 24
 
 
@@ -136,7 +136,7 @@ def _free_shape(
 
 def _random_shape(rng: np.random.Generator, size: int, color: np.ndarray) -> Shape:
     label = int(rng.integers(len(SHAPES)))
-    radius = math.exp(rng.uniform(math.log(0.05), math.log(0.25))) * size
+    radius = math.exp(rng.uniform(math.log(0.1), math.log(0.3))) * size
     aspect = math.exp(rng.uniform(-0.2, 0.2))
     angle = rng.uniform(0, 2 * math.pi)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -164,15 +164,8 @@ def _ring(count: int, *radii: float, start: float = 0.0) -> np.ndarray:
     return np.stack([distances * np.cos(angles), distances * np.sin(angles)], 1)
 
 
-def _plus(arm: float) -> np.ndarray:
-    a, b = arm, 0.95
-    corners = [(a, b), (a, a), (b, a), (b, -a), (a, -a), (a, -b)]
-    return np.array(corners + [(-x, -y) for x, y in corners])
-
-
 _OUTLINES = {
     "circle": [_ring(40, 0.95)],
-    "cross": [_plus(0.3)],
     "ring": [_ring(40, 1.0), _ring(40, 0.55)],
     "square": [_ring(4, 1.1, start=math.pi / 4)],
     "star": [_ring(10, 1.1, 0.45)],
@@ -204,7 +197,7 @@ def _new_color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
     """A color that differs from those taken."""
     candidates = [
         np.array(colorsys.hsv_to_rgb(*rng.uniform([0, 0.3, 0.3], [1, 1, 1])), np.float32)
-        for _ in range(4)
+        for _ in range(8)
     ]
     return max(candidates, key=lambda color: min(np.abs(color - t).sum() for t in taken))
 

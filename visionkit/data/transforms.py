@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from visionkit.data.sample import Sample
+from visionkit.errors import ConfigError
 from visionkit.types import Fraction, NonNegative, Positive, Range
 
 ImageSize: TypeAlias = int | tuple[int, int]  # longest side, or (shortest, longest)
@@ -78,7 +79,7 @@ class ScaleJitter:
 
     def __init__(self, *, low: Positive = 0.5, high: Positive = 1.5, p: Fraction = 1.0):
         if low > high:
-            raise ValueError(f"low is {low}, high is {high}: low must not be the larger one")
+            raise ConfigError(f"low is {low}, high is {high}: low must not be the larger one")
         self.low, self.high, self.p = low, high, p
 
     def __call__(self, sample: Sample, rng: np.random.Generator, size: ImageSize) -> Sample:
@@ -110,7 +111,7 @@ class RandomResizedCrop:
         ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3),
     ):
         if scale[0] > scale[1] or scale[1] > 1 or ratio[0] > ratio[1]:
-            raise ValueError(
+            raise ConfigError(
                 f"scale is {scale}, ratio is {ratio}: each must rise, and scale not pass 1"
             )
         self.scale, self.ratio = scale, ratio

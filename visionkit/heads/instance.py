@@ -127,9 +127,10 @@ class MaskRCNN(Head):
     def _mask_loss(
         self, features: dict[str, Tensor], regions: Regions, objects: Sequence[Objects]
     ) -> Tensor:
-        boxes, matched, classes = regions.positive()
-        logits = self._mask_logits(features, boxes, classes)
         masks = [image_objects.masks for image_objects in objects]
+        drawn = [image_masks.flatten(1).any(1) for image_masks in masks]
+        boxes, matched, classes = regions.positive(drawn)
+        logits = self._mask_logits(features, boxes, classes)
         return mask_loss(logits, mask_targets(boxes, matched, masks, logits.shape[-1]))
 
     def _mask_logits(

@@ -26,12 +26,16 @@ class Regions(NamedTuple):
     classes: Tensor  # (R,) for all images
     goals: Tensor  # (R, 4) box of the object for all images; the region's own for background
 
-    def positive(self) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Boxes and matched objects for each image, and classes for all, without background."""
-        keep = [matched >= 0 for matched in self.matched]
+    def positive(self, drawn: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Boxes and matched objects for each image, and classes for all: the regions of objects
+        whose mask is known, which `drawn` (M_i,) bool tells for each image."""
+        keep = []
+        for matched, known in zip(self.matched, drawn, strict=True):
+            keep.append(matched >= 0)
+            keep[-1][matched >= 0] = known[matched[matched >= 0]]
         boxes = [b[k] for b, k in zip(self.boxes, keep, strict=True)]
         matched = [m[k] for m, k in zip(self.matched, keep, strict=True)]
-        return boxes, matched, self.classes[self.classes > 0]
+        return boxes, matched, self.classes[torch.cat(keep)]
 
 
 class BoxHead(nn.Module):
