@@ -184,3 +184,13 @@ def test_help_is_quick_and_list_names_the_components(capsys):
     with pytest.raises(SystemExit) as unknown:
         main(["trian", "x"])
     assert unknown.value.code == 2
+
+
+def test_settings_that_fit_another_data_set_replace_the_generated_one(capsys):
+    config = str(CONFIGS / "classification.yaml")
+    assert main(["config", config, "data.train.images=a.gz", "data.train.labels=b.gz"]) == 0
+    printed = capsys.readouterr().out
+    assert "train: {type: idx.Idx, images: a.gz, labels: b.gz}" in printed
+    assert "val: {type: shapes.Shapes" in printed
+    assert main(["config", config, "data.train.root=DIR"]) == 0
+    assert "train: {type: folder.ImageFolder, root: DIR}" in capsys.readouterr().out

@@ -91,3 +91,19 @@ def test_norms_follow_each_convolution(norm, kind):
     found = [m for m in neck.modules() if isinstance(m, kind)]
     assert len(found) == 2 * len(LEVELS)
     assert list(neck(maps())) == list(neck.levels)
+
+
+def test_gradients_of_a_level_of_one_cell_are_whole_in_bfloat16():
+    """torch's own bfloat16 convolution leaves garbage in them on a CPU."""
+    torch.manual_seed(0)
+    fpn = FPN({"c5": Level(96, 32)}, channels=96, extra="p6p7")
+    x = torch.randn(4, 96, 2, 2)
+    gradients = []
+    for enabled in (True, False):
+        junk = [torch.full((96 * 96 * 9,), 1e30) for _ in range(4)]
+        del junk  # memory that a careless kernel would hand out as it is
+        fpn.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            fpn({"c5": x})["p7"].float().square().sum().backward()
+        gradients.append(fpn.extra_blocks.p7.weight.grad.clone())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0.1, atol=0.05)

@@ -21,7 +21,11 @@ from visionkit.errors import ConfigError
 
 log = logging.getLogger("visionkit")
 
-OWN_DATA = ("coco.Coco", "folder.ImageFolder", "idx.Idx")  # tried in this order in the long form
+OWN_DATA = (
+    "coco.Coco",
+    "folder.ImageFolder",
+    "idx.Idx",
+)  # tried after the task's own, in this order
 INSTEAD = {("train", "steps"): ("train", "epochs"), ("train", "epochs"): ("train", "steps")}
 
 
@@ -110,7 +114,7 @@ def _fresh_start(
         return {**kept, "type": new_type} if new_type != current_type else None
     if kind != "datasets" or _accepts(kind, current_type, inside):
         return None
-    for own in defaults if task is not None else OWN_DATA:
+    for own in (*defaults, *OWN_DATA):
         if own != current_type and _accepts(kind, own, inside):
             log.info("%s: now of type %s, which has %s", ".".join(section), own, ", ".join(inside))
             return {"type": own}

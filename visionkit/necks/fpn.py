@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import (
     ExtraFPNBlock,
     FeaturePyramidNetwork,
     LastLevelMaxPool,
-    LastLevelP6P7,
 )
 
 from visionkit.errors import ConfigError
@@ -68,25 +68,35 @@ class FPN(FeaturePyramidNetwork):
 
 
 def _extra_block(extra: str, channels: int) -> ExtraFPNBlock | None:
-    if extra == "pool":
-        return LastLevelMaxPool()
-    if extra == "p6":
-        return _LastLevelP6(channels)
-    if extra == "p6p7":
-        return LastLevelP6P7(channels, channels)
-    return None
+    if extra == "none":
+        return None
+    return LastLevelMaxPool() if extra == "pool" else _ExtraConvs(channels, extra == "p6p7")
 
 
-class _LastLevelP6(ExtraFPNBlock):
-    """One more level by a convolution of stride 2 over the coarsest output."""
+class _ExtraConvs(ExtraFPNBlock):
+    """One or two more levels, by convolutions of stride 2 over the coarsest output."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, two: bool) -> None:
         super().__init__()
-        self.p6 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
-        nn.init.kaiming_uniform_(self.p6.weight, a=1)
-        nn.init.zeros_(self.p6.bias)
+        for name in ("p6", "p7")[: 1 + two]:
+            conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)
+            self.add_module(name, conv)
 
     def forward(
         self, outputs: list[Tensor], inputs: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
-        return [*outputs, self.p6(outputs[-1])], [*names, "p6"]
+        for name, conv in self.named_children():
+            x = outputs[-1]
+            outputs = [*outputs, _convolve(conv, x if name == "p6" else x.relu())]
+        return outputs, [*names, *(name for name, _ in self.named_children())]
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """On a CPU, torch 2.14 leaves parts of the weight's gradient uninitialized when a convolution
+    of stride 2 sees a map of a single cell in bfloat16. There float32 costs nothing."""
+    if x.shape[-2:] != (1, 1):
+        return conv(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return conv(x.float()).to(x.dtype)
