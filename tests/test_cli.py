@@ -194,3 +194,21 @@ def test_settings_that_fit_another_data_set_replace_the_generated_one(capsys):
     assert "val: {type: shapes.Shapes" in printed
     assert main(["config", config, "data.train.root=DIR"]) == 0
     assert "train: {type: folder.ImageFolder, root: DIR}" in capsys.readouterr().out
+
+
+def test_a_broken_picture_ends_the_process_with_its_workers(shapes, tmp_path):
+    (tmp_path / "images").mkdir()
+    for picture in (shapes / "images").iterdir():
+        (tmp_path / "images" / picture.name).write_bytes(picture.read_bytes())
+    broken = sorted((tmp_path / "images").iterdir())[2]
+    broken.write_bytes(b"broken")
+    words = ["train", str(CONFIGS / "detection_fcos.yaml"), "data.image_size=64", "train.steps=2"]
+    for split in ("train", "val"):
+        words += [f"data.{split}.images={tmp_path / 'images'}"]
+        words += [f"data.{split}.annotations={shapes / 'annotations.json'}"]
+    words += ["data.workers=2", "data.batch_size=4", f"output={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "visionkit", *words]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 3
+    assert broken.name in result.stderr and "Traceback" not in result.stderr
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,9 @@ def _evaluate_source(
     device = next(model.parameters()).device
     evaluators = {name: model.heads[name].evaluator(source.val) for name in source.feeds}
     sums: dict[tuple[str, str], float] = defaultdict(float)
-    batches = source.val_batches(workers=workers)
     size = source.eval_batch_size or source.batch_size
     total = -(-len(source.val) // (size * distributed.world_size()))
-    with torch.random.fork_rng():
+    with closing(source.val_batches(workers=workers)) as batches, torch.random.fork_rng():
         torch.manual_seed(0)  # two-stage heads sample regions for their losses
         for batch in tqdm(batches, total=total, desc="validating", leave=False, disable=None):
             batch = batch.to(device)

@@ -9,6 +9,7 @@ import threading
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
 )
+GRACE_SECONDS = 20
 
 
 class StopRequest:
@@ -38,10 +39,12 @@ class StopRequest:
 
 def outlive_first_signal(_worker: int) -> None:
     """For loader workers: a signal to the whole process group must not take the pictures away
-    that the current step still needs. The second signal ends them, as it ends the run."""
+    that the current step still needs. They end with the run, and at the latest when the grace
+    is over or a second signal comes."""
 
     def forgive(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
+        signal.alarm(GRACE_SECONDS)
 
     for number in STOPPING:
         signal.signal(number, forgive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Iterable, Mapping
@@ -126,7 +127,10 @@ def _fit(
 
     model.train()
     progress.begin()
-    with StopRequest() as stop:
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        for endless in batches.values():
+            stack.callback(endless.close)  # ends its workers
         validate_if_due()  # where a stopped run did not come to it
         while progress.step < total_steps and not progress.stopped_early:
             step = progress.step

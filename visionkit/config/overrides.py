@@ -25,7 +25,7 @@ OWN_DATA = (
     "coco.Coco",
     "folder.ImageFolder",
     "idx.Idx",
-)  # tried after the task's own, in this order
+)  # tried after the task's own
 INSTEAD = {("train", "steps"): ("train", "epochs"), ("train", "epochs"): ("train", "steps")}
 
 

@@ -6,7 +6,7 @@ uninterrupted one would have seen, whatever the number of loader workers or proc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -44,13 +44,13 @@ class Source:
         """Batches until every training picture has been seen."""
         return -(-len(self.train) // self.batch_size)
 
-    def train_batches(self, *, seed: int, start: int, workers: int) -> Iterator[Batch]:
+    def train_batches(self, *, seed: int, start: int, workers: int) -> Generator[Batch, None, None]:
         """Endless shuffled batches of this process, from batch number `start` on."""
         view = View(self.train, self.transforms, self.image_size, seed)
         stream = Stream(len(self.train), self.batch_size, seed, start)
         return _batches(DataLoader(view, batch_sampler=stream, **_loading(workers)))
 
-    def val_batches(self, *, workers: int) -> Iterator[Batch]:
+    def val_batches(self, *, workers: int) -> Generator[Batch, None, None]:
         """Every validation picture once. Processes share whole batches, so that a picture is
         padded, and therefore scored, alike whatever their number."""
         size = self.eval_batch_size or self.batch_size
@@ -144,7 +144,7 @@ def _loading(workers: int) -> dict[str, Any]:
     }
 
 
-def _batches(loader: DataLoader) -> Iterator[Batch]:
+def _batches(loader: DataLoader) -> Generator[Batch, None, None]:
     for batch in loader:
         if isinstance(batch, VisionkitError):
             raise batch
