@@ -213,7 +213,7 @@ weight: x
         "missing ), unterminated subpattern at position 0",
         "c.yaml:17: train.best: got 'toy/AP'; expected head/metric, with a head; "
         "did you mean 'toys'? valid: toys",
-        "c.yaml:18: train.seed: got 4294967296; expected an integer >= 0 and <= 4.29497e+09",
+        "c.yaml:18: train.seed: got 4294967296; expected an integer >= 0 and <= 4294967295",
         "c.yaml:19: weight: unknown key; did you mean 'weights'? "
         "valid: backbone, data, head, name, neck, output, task, train, weights",
     ]

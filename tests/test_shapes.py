@@ -35,7 +35,7 @@ def test_every_target_key_is_there(data):
         *("boxes", "labels", "iscrowd", "area", "masks", "class_id", "semantic", "identity")
     }
     assert len(data) == NUM_IMAGES and not any(data.dropped.values())
-    assert len(data.vocabularies["labels"].names) == 6
+    assert len(data.vocabularies["labels"].names) == 5
     for sample in data:
         assert set(data.keys) <= sample.target().keys()
         assert sample.size == (96, 96)
@@ -63,9 +63,9 @@ def test_both_kinds_of_segmentation_overlaps_and_a_range_of_sizes(data):
     sides = np.concatenate([(s.boxes[:, 2:] - s.boxes[:, :2]).max(1) for s in data])
     assert sides.max() > 3.5 * sides.min()
     counts = {len(sample.boxes) for sample in data}
-    assert min(counts) >= 1 and max(counts) == 6
+    assert min(counts) >= 1 and max(counts) == 5
     labels = np.bincount(np.concatenate([sample.labels for sample in data]))
-    assert len(labels) == 6 and labels.min() > 0.5 * labels.mean()
+    assert len(labels) == 5 and labels.min() > 0.5 * labels.mean()
 
 
 def test_objects_can_be_seen(data):

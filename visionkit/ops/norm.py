@@ -8,7 +8,7 @@ from torch import nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups (Wu and He 2018), or of the most that leave two channels to a group:
-    a map of one cell has nothing else to normalize over."""
-    groups = gcd(32, channels // 2) if channels % 2 == 0 else 1
-    return nn.GroupNorm(groups, channels)
+    """GroupNorm of 32 groups, or of as many as divide both 32 and the channels (Wu and He 2018);
+    never of single channels, which a map of one cell leaves nothing to normalize over."""
+    groups = gcd(32, channels)
+    return nn.GroupNorm(groups if groups < channels else max(1, channels // 2), channels)
