@@ -114,6 +114,48 @@ def test_predict_never_writes_over_pictures(run, shapes, capsys):
     assert "choose another folder" in capsys.readouterr().err
 
 
+def test_predict_leaves_other_peoples_files_and_can_be_repeated(run, shapes, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "000001.jpg").write_bytes(b"mine")
+    pictures = str(shapes / "images")
+    assert main(["predict", str(run), pictures, "--out", str(tmp_path / "mine")]) == 2
+    assert (tmp_path / "mine" / "000001.jpg").read_bytes() == b"mine"
+    for _ in range(2):
+        assert main(["predict", str(run), pictures, "--out", str(tmp_path / "new")]) == 0
+    assert len(list((tmp_path / "new").glob("*.jpg"))) == 5
+
+
+def test_a_resume_that_does_not_fit_changes_nothing(run, capsys):
+    before = (run / "config.yaml").read_text()
+    assert main(["train", "--resume", str(run), "backbone.depth=34"]) == 4
+    assert "does not fit the config" in capsys.readouterr().err
+    assert (run / "config.yaml").read_text() == before
+    assert main(["train", "--resume", str(run), "--overwrite"]) == 2
+
+
+def test_training_without_any_object_is_refused(shapes, tmp_path, capsys):
+    truth = json.loads((shapes / "annotations.json").read_text())
+    (tmp_path / "none.json").write_text(
+        json.dumps(
+            {
+                **truth,
+                "image_classes": [],
+                "annotations": [],
+                "images": [
+                    {k: v for k, v in i.items() if k != "class_id"} for i in truth["images"]
+                ],
+            }
+        )
+    )
+    (tmp_path / "semantic").symlink_to(shapes / "semantic")
+    words = [
+        f"data.train.images={shapes / 'images'}",
+        f"data.train.annotations={tmp_path / 'none.json'}",
+    ]
+    assert main(["train", str(CONFIGS / "detection.yaml"), *words, "data.val=null"]) == 3
+    assert "nothing to learn" in capsys.readouterr().err
+
+
 def test_resume_of_a_finished_run(run, capsys):
     assert main(["train", "--resume", str(run)]) == 0
     assert main(["train", "--resume", str(run), "train.steps=4"]) == 0

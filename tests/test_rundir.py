@@ -1,6 +1,9 @@
 """Run directories: never taken by accident, never emptied of what is not ours."""
 
+import contextlib
 import json
+import os
+import subprocess
 
 import pytest
 
@@ -51,3 +54,34 @@ def test_metrics_are_strict_json_and_forget_what_comes_again(tmp_path):
         ("train", 1), ("val", 1), ("train", 2),
     ]  # fmt: skip
     assert all(line["x"] is None for line in lines)
+
+
+def test_a_run_that_is_being_trained_is_left_alone(tmp_path):
+    run = choose(str(tmp_path / "r"))
+    (run / "config.yaml").write_text("a: 1")
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        with monkeypatched_pid(sleeper.pid):
+            rundir.write_status(run, "running")
+        for how in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(ConfigError, match=f"trained by process {sleeper.pid}"):
+                choose(str(run), **how)
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    choose(str(run), resume=True)  # its process is gone
+
+
+def test_a_run_that_saved_nothing_can_be_started_again(tmp_path):
+    run = choose(str(tmp_path / "r"))
+    (run / "config.yaml").write_text("a: 1")
+    rundir.write_status(run, "failed")
+    choose(str(run))
+    assert not (run / "config.yaml").exists()
+
+
+@contextlib.contextmanager
+def monkeypatched_pid(pid):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: pid)
+        yield

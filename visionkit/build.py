@@ -42,11 +42,18 @@ def build_sources(
             try:
                 opened[split] = _open(section, names)
             except DataError as error:
-                problems.append(f"{where}: {error}")
+                problems.append(f"{where}: {error}{_still_generated(spec, split)}")
                 continue
             found = _vocabulary(opened[split], spec.feeds, config)
             problems += _check_classes(where, found, names)
             problems += _check_keys(where, opened[split], spec.feeds, config)
+            if (
+                getattr(opened[split], "num_objects", 1) == 0
+                and "class_id" not in opened[split].keys
+            ):
+                nothing = f"{where}: no object is annotated"
+                problems += [f"{nothing}; there is nothing to learn"] * (split == "train")
+                log.warning("%s", nothing)
             names = found | names
         sources.append(
             Source(
@@ -188,6 +195,15 @@ def _vocabulary(dataset: Dataset, feeds: list[str], config: Config) -> dict[str,
         if names:
             lists[vocabulary] = list(names)
     return lists
+
+
+def _still_generated(spec: Any, split: str) -> str:
+    """A hint for who replaced the training data of a shipped config and forgot the validation."""
+    if split != "val" or spec.train is None:
+        return ""
+    if spec.val["type"] != "shapes.Shapes" or spec.train["type"] == "shapes.Shapes":
+        return ""
+    return "\n  data.val is still generated shapes: give your own, or data.val=null for none"
 
 
 def _check_classes(

@@ -62,8 +62,10 @@ def load_tensors(path: str | Path) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises anything on a file that is not one of its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(f"{path}: cannot be read as weights: {reason}") from error
+        raise CheckpointError(
+            f"{path}: cannot be read: it is cut short, no file of weights, or holds more than "
+            f"tensors and plain values ({type(error).__name__})"
+        ) from error
 
 
 def checkpoint_of(run: str | Path, *, resume: bool = False) -> Path:
@@ -80,7 +82,10 @@ def checkpoint_of(run: str | Path, *, resume: bool = False) -> Path:
     for name in names:
         if (run / "checkpoints" / name).is_file():
             return run / "checkpoints" / name
-    raise CheckpointError(f"{run}: holds no checkpoints/{' or '.join(names)}; nothing to load")
+    hint = "; start it again without --resume" if resume else ""
+    raise CheckpointError(
+        f"{run}: holds no checkpoints/{' or '.join(names)}; nothing to load{hint}"
+    )
 
 
 def _root_cause(error: BaseException) -> str:

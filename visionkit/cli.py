@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -27,13 +28,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown argument {unknown[0]!r}; settings are given as key=value")
     args.overrides = [*getattr(args, "overrides", ()), *(word.lstrip("-") for word in rest)]
     try:
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
     except VisionkitError as error:
         if args.debug:
             raise
         label = "" if isinstance(error, Preempted) else "error: "
         print(f"{label}{error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
     finally:
@@ -115,6 +121,8 @@ def _train(args: argparse.Namespace) -> None:
             raise ConfigError(f"--resume: {run} holds no run (no config.yaml)")
         config, args.overrides = str(run / "config.yaml"), [*words, f"output={run}"]
         resume = True
+    if resume and args.overwrite:
+        raise ConfigError("train: --resume continues a run and --overwrite replaces it; give one")
     if config is None:
         raise ConfigError("train: give a config file, or --resume RUN")
     checked = load_config(config, args.overrides)

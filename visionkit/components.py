@@ -41,7 +41,10 @@ def resolve(section: str, type_name: str) -> type:
     if not isinstance(found, type):
         nearby = [f"{module_name}.{name}" for name in _own_classes(theirs)]
         valid = [*components(section), *nearby]
-        raise ConfigError(unknown(type_name, valid, f"unknown type {type_name!r}"))
+        what = f"unknown type {type_name!r}"
+        if theirs is None:
+            what += " (one of your own must be importable from this folder or PYTHONPATH)"
+        raise ConfigError(unknown(type_name, valid, what))
     if section == "heads" and not issubclass(found, Head):
         raise ConfigError(f"{type_name} must derive from visionkit.types.Head")
     return found

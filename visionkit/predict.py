@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools.mask import decode
 from torch import Tensor
 
@@ -153,7 +153,7 @@ def load(run: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> 
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit its config: {error}") from error
+        raise CheckpointError(f"{path}: does not fit its config: {str(error)[:500]}") from error
     device = pick_device(config.train.device)
     dtype = pick_precision(config.train.precision, device)
     model = model.to(device).eval()
@@ -179,7 +179,7 @@ def _as_tensor(picture: Picture) -> Tensor:
     if isinstance(picture, (str, Path)):
         return load_image(picture)
     if isinstance(picture, Image.Image):
-        picture = np.asarray(picture.convert("RGB"))
+        picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     if isinstance(picture, np.ndarray):
         picture = torch.from_numpy(picture.copy()).permute(2, 0, 1) if picture.ndim == 3 else None
     if not isinstance(picture, Tensor) or picture.dtype != torch.uint8 or picture.shape[0] != 3:

@@ -29,10 +29,9 @@ def predict_files(
     Writes OUT/predictions.json with every prediction and, for each picture, an overlay of those
     with a score of at least `threshold`. A broken picture is reported and left out.
     """
-    files = list(_find(inputs))
     out = Path(out)
-    _refuse_overwriting(files, out)
-    out.mkdir(parents=True, exist_ok=True)
+    files = [file for file in _find(inputs) if not _is_inside(file, out)]
+    _prepare(out, inputs)
     records, taken, broken = [], set(), 0
     for image_id, file in enumerate(files, start=1):
         try:
@@ -88,6 +87,7 @@ def _records_of(
 
 
 def _find(inputs: Sequence[str | Path]) -> Iterable[Path]:
+    """The pictures that are meant, in the order of their paths."""
     missing = [str(path) for path in map(Path, inputs) if not path.exists()]
     if missing:
         raise DataError(f"predict: no such file or folder: {', '.join(missing)}")
@@ -99,14 +99,21 @@ def _find(inputs: Sequence[str | Path]) -> Iterable[Path]:
     return found
 
 
-def _refuse_overwriting(files: Sequence[Path], out: Path) -> None:
-    if out.resolve() in {file.resolve().parent for file in files}:
-        raise ConfigError(
-            f"--out: {out} is where the pictures lie; choose another folder, so that no overlay "
-            f"replaces a picture"
-        )
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out: {out} is a file; give a folder")
+def _is_inside(file: Path, folder: Path) -> bool:
+    return folder.resolve() in file.resolve().parents
+
+
+def _prepare(out: Path, inputs: Sequence[str | Path]) -> None:
+    """Make the folder. One that holds anything but earlier predictions is refused, so that no
+    overlay ever replaces a picture of the user's."""
+    if any(out.resolve() in (Path(p).resolve(), Path(p).resolve().parent) for p in inputs):
+        raise ConfigError(f"--out: {out} is where the pictures lie; choose another folder")
+    try:
+        if out.exists() and any(out.iterdir()) and not (out / "predictions.json").exists():
+            raise ConfigError(f"--out: {out} holds other files; choose a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be a folder: {error.strerror}") from error
 
 
 def _free_name(file: Path, taken: set[str]) -> str:

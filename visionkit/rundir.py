@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ CONTENT = ("config.yaml", "metrics.jsonl", "status.json", "checkpoints", "plots"
 def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> Path:
     """The directory of a new or resumed run, created; `runs/<name>-NNN` if none is named.
 
-    A directory that already holds a run is refused, unless it is to be resumed or overwritten.
-    Overwriting deletes what a run leaves there and nothing else.
+    A directory that already holds a run is refused, unless it is to be resumed or overwritten, or
+    ended before it saved anything. Overwriting deletes what a run leaves there and nothing else.
+    A run that a living process of this machine is training is never touched.
     """
     run = _next_free(Path("runs"), name) if output is None else Path(output)
     try:
@@ -36,8 +38,9 @@ def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> P
         raise ConfigError(f"output: {run} cannot be a directory: {error.strerror}") from error
     if not os.access(run, os.W_OK):
         raise ConfigError(f"output: {run} cannot be written to")
+    _refuse_running(run)
     if holds_run(run) and not resume:
-        if not overwrite:
+        if not overwrite and not _saved_nothing(run):
             raise ConfigError(
                 f"output: {run} already holds a run; choose another directory, continue it with "
                 f"--resume, or replace it with --overwrite"
@@ -54,7 +57,39 @@ def holds_run(directory: Path) -> bool:
 
 
 def write_status(run: Path, state: str, **details: Any) -> None:
-    write_text(run / "status.json", to_json({"state": state, "pid": os.getpid(), **details}) + "\n")
+    status = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), **details}
+    write_text(run / "status.json", to_json(status) + "\n")
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """The content of status.json; empty if there is none."""
+    try:
+        status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _refuse_running(run: Path) -> None:
+    status = read_status(run)
+    pid = status.get("pid")
+    here = status.get("state") == "running" and status.get("host") == socket.gethostname()
+    if here and isinstance(pid, int) and pid != os.getpid() and _is_alive(pid):
+        raise ConfigError(f"output: {run} is being trained by process {pid}; stop that one first")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return True
+
+
+def _saved_nothing(run: Path) -> bool:
+    return bool(read_status(run)) and not list((run / "checkpoints").glob("*.pt"))
 
 
 def append_metrics(run: Path, record: dict[str, Any]) -> None:

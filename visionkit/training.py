@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,8 +76,6 @@ def train(
 
     run = _claim_directory(config, resume=resume, overwrite=overwrite)
     saved = checkpoint.load(checkpoint.checkpoint_of(run, resume=True)) if resume else None
-    if distributed.rank() == 0:
-        rundir.write_text(run / "config.yaml", config.to_yaml())
     log.info("run %s: %s on %s", run, str(dtype).removeprefix("torch."), device)
     try:
         return _fit(config, run, model, sources, classes, saved, device=device, dtype=dtype)
@@ -84,7 +83,7 @@ def train(
         raise
     except BaseException as error:
         failed = "diverged" if isinstance(error, DivergedError) else "failed"
-        if distributed.rank() == 0:
+        if distributed.rank() == 0 and rundir.read_status(run).get("pid") == os.getpid():
             rundir.write_status(run, failed, reason=f"{type(error).__name__}: {error}")
         raise
 
@@ -110,6 +109,12 @@ def _fit(
     state = TrainingState(config, run, classes, model, optimizer, scaler, average, progress)
     if saved is not None:
         state.restore(saved)
+    if distributed.rank() == 0:
+        rundir.write_text(run / "config.yaml", config.to_yaml())
+    if progress.step >= total_steps:
+        log.info(
+            "%s is finished at step %d; more train.steps or train.epochs go on", run, progress.step
+        )
     distributed.broadcast_state(model)
 
     batches = {

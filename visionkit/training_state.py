@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from visionkit.model import VisionModel
 from visionkit.optim import MovingAverage
 from visionkit.progress import Progress
 from visionkit.types import Classes
+
+log = logging.getLogger("visionkit")
 
 
 @dataclass
@@ -77,10 +80,23 @@ class TrainingState:
                 self.average.model.load_state_dict(saved["average"])
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
-                f"--resume: the checkpoint does not fit the config: {error}"
+                f"--resume: the checkpoint does not fit the config: {str(error)[:500]}"
             ) from error
+        for key, (old, new) in _changes(saved["config"], self.config.to_dict()).items():
+            log.info("resumed with another %s: %s instead of %s", key, new, old)
         self.progress.restore(saved)
 
     def _identity(self) -> dict[str, Any]:
         classes = {h: {"names": list(c.names), "ids": list(c.ids)} for h, c in self.classes.items()}
         return {"config": self.config.to_dict(), "name": self.config.name, "classes": classes}
+
+
+def _changes(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = {}
+        for name in {**old, **new}:
+            found |= _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        return found
+    same = old == new or (isinstance(old, (list, tuple)) and list(old) == list(new or ()))
+    return {} if same or key == "output" else {key: (old, new)}

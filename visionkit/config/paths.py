@@ -26,7 +26,7 @@ def missing_paths(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
         for name, knob in knobs(resolve(section, spec["type"]), INJECTED.get(section, ())).items():
             found += [(f"{key}.{name}", p) for p in paths_in(spec.get(name), knob.annotation)]
     return [
-        f"{key}: got {path!r}; there is no such file or folder"
+        f"{key}: got {path!r}; there is no such file or folder (seen from {Path.cwd()})"
         for key, path in dict.fromkeys(found)
         if not Path(path).exists()
     ]

@@ -101,6 +101,7 @@ class Coco:
             "boxes outside their picture": int(outside.sum()),
             "objects of other classes": int(unlisted.sum()),
         }
+        self.num_objects = int((~self._iscrowd).sum())
         self._warn(corners[order], sizes[order])
 
     def _warn(self, corners: np.ndarray, sizes: np.ndarray) -> None:
@@ -169,7 +170,7 @@ class Coco:
             return
         other = "ignore" if self.exif == "apply" else "apply"
         hint = (
-            f"swapped, so perhaps its EXIF orientation: try exif={other}"
+            f"swapped: the sizes in the file are wrong, or set the data set's `exif: {other}`"
             if found == expected[::-1]
             else "annotations and picture do not belong together: resize neither alone"
         )
