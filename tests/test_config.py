@@ -281,10 +281,11 @@ def test_a_component_that_cannot_be_imported_says_why():
 def test_missing_paths_name_the_key_and_only_the_asked_splits():
     config = load(SHORT.replace("depth: 50", "weights: w.pth") + "weights: all.pth\n")
     Path("a").mkdir()
+    missing = f"; there is no such file or folder (seen from {Path.cwd()})"
     assert missing_paths(config) == [
-        "weights: got 'all.pth'; there is no such file or folder",
-        "backbone.weights: got 'w.pth'; there is no such file or folder",
-        "data.train.annotations: got 'b'; there is no such file or folder",
+        f"weights: got 'all.pth'{missing}",
+        f"backbone.weights: got 'w.pth'{missing}",
+        f"data.train.annotations: got 'b'{missing}",
     ]
     assert missing_paths(config, ("val",)) == []
     assert (
