@@ -30,10 +30,10 @@ def predict_files(
     with a score of at least `threshold`. A broken picture is reported and left out.
     """
     out = Path(out)
-    files = [file for file in _find(inputs) if not _is_inside(file, out)]
+    files = {file: name for file, name in _find(inputs) if not _is_inside(file, out)}
     _prepare(out, inputs)
     records, taken, broken = [], set(), 0
-    for image_id, file in enumerate(files, start=1):
+    for image_id, (file, name) in enumerate(files.items(), start=1):
         try:
             prediction = predictor.predict(file)
         except DataError as error:
@@ -41,7 +41,7 @@ def predict_files(
             broken += 1
             continue
         for record in to_records(prediction, image_id):
-            records.append({"file_name": str(file), **record})
+            records.append({"file_name": name, **record})
         _save(prediction.draw(threshold=threshold), out / _free_name(file, taken))
     rundir.write_text(out / "predictions.json", rundir.to_json(records) + "\n")
     if broken == len(files):
@@ -86,14 +86,17 @@ def _records_of(
     return [record]
 
 
-def _find(inputs: Sequence[str | Path]) -> Iterable[Path]:
-    """The pictures that are meant, in the order of their paths."""
+def _find(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
+    """The pictures that are meant, each with its name: relative to the folder that was given, as
+    in a COCO file."""
     missing = [str(path) for path in map(Path, inputs) if not path.exists()]
     if missing:
         raise DataError(f"predict: no such file or folder: {', '.join(missing)}")
     found = []
     for path in map(Path, inputs):
-        found += sorted(filter(is_image_file, path.rglob("*"))) if path.is_dir() else [path]
+        inside = sorted(filter(is_image_file, path.rglob("*"))) if path.is_dir() else []
+        found += [(file, file.relative_to(path).as_posix()) for file in inside]
+        found += [] if path.is_dir() else [(path, path.name)]
     if not found:
         raise DataError(f"predict: no pictures in {', '.join(map(str, inputs))}")
     return found
