@@ -41,10 +41,15 @@ class Target(TypedDict, total=False):
     class_id: Tensor  # () int64: class of the whole image
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int64
+    labelled: (
+        Tensor  # (K,) bool: classes of `labels` of which every object is labelled; absent: all
+    )
     masks: Tensor  # (N, h, w) bool, at `size`, without padding; all False = mask not known
     iscrowd: Tensor  # (N,) bool: a region of many objects; neither object nor background
     area: Tensor  # (N,) float32, in original pixels
+    attributes: Tensor  # (N, A) float32 for each object: 1 yes, 0 no, NaN not known
     semantic: Tensor  # (h, w) uint8 class map at `size`; 255 = ignore
+    semantic_labelled: Tensor  # (S,) bool; what is of another class may be any of the others
     identity: Tensor  # () int64: who or what the picture shows, for embeddings
 
 
@@ -103,6 +108,7 @@ class Head(nn.Module):
 
     needs: ClassVar[tuple[str, ...]]  # the target keys without which it cannot be trained
     vocabulary: ClassVar[str | None] = None  # target key whose class list it predicts
+    on: str | None = None  # head whose boxes it describes; it finds them as `boxes` of the targets
     main_metric: ClassVar[str]  # the metric that picks the best checkpoint by default
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -29,11 +29,14 @@ class Sample:
     orig_size: tuple[int, int]
     boxes: np.ndarray | None = None  # (N, 4) float32 xyxy
     labels: np.ndarray | None = None  # (N,) int64
+    attributes: np.ndarray | None = None  # (N, A) float32: 1 yes, 0 no, NaN not known
     iscrowd: np.ndarray | None = None  # (N,) bool
     area: np.ndarray | None = None  # (N,) float32, original pixels
     segmentations: list[Segmentation] | None = None  # N polygon lists or bitmaps
     cut: np.ndarray | None = None  # (N,) bool: objects that a crop has cut
+    labelled: np.ndarray | None = None  # (K,) bool, see `Target`; None = all classes
     semantic: Tensor | None = None  # (h, w) uint8
+    semantic_labelled: np.ndarray | None = None  # (S,) bool; None = all classes
     class_id: int | None = None
     identity: int | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)  # keys of the user's own heads
@@ -108,6 +111,8 @@ class Sample:
             target["identity"] = torch.tensor(self.identity)
         if self.semantic is not None:
             target["semantic"] = self.semantic.contiguous()
+            if self.semantic_labelled is not None:
+                target["semantic_labelled"] = torch.from_numpy(self.semantic_labelled)
         if self.boxes is not None:
             self._add_objects(target)
         target.update(self.extra)  # type: ignore[typeddict-item]
@@ -129,6 +134,10 @@ class Sample:
         target["labels"] = torch.from_numpy(self.labels[rows])
         target["iscrowd"] = torch.from_numpy(self.iscrowd[rows])
         target["area"] = torch.from_numpy(self.area[rows])
+        if self.attributes is not None:
+            target["attributes"] = torch.from_numpy(self.attributes[rows])
+        if self.labelled is not None:
+            target["labelled"] = torch.from_numpy(self.labelled)
 
 
 def _has_extent(boxes: np.ndarray) -> np.ndarray:
