@@ -28,6 +28,16 @@ def sigmoid_focal_loss(
     return balance * missed**gamma * cross_entropy
 
 
+def marginal_cross_entropy(logits: Tensor, possible: Tensor) -> Tensor:
+    """-log of the total probability of the classes that are possible (Shi et al. 2021): (...,).
+
+    `logits` (..., K), `possible` (..., K) bool with at least one in each row. With exactly one it
+    is the softmax cross-entropy.
+    """
+    logits = logits.float()
+    return logits.logsumexp(-1) - logits.masked_fill(~possible, -torch.inf).logsumexp(-1)
+
+
 def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     """1 - generalized IoU of boxes (..., 4) with targets (..., 4), in 0..2 (Rezatofighi 2019)."""
     boxes, targets = boxes.float(), targets.float()

@@ -113,7 +113,8 @@ class FCOS(Head):
         """Sums over the cells, divided by the number of cells that lie in an object.
 
         `classification` is the focal loss, `box_reg` 1 - GIoU, `centerness` cross-entropy. Cells
-        in a crowd region are not taught that they show background.
+        in a crowd region are not taught that they show background, and none is taught anything
+        about a class that is not labelled in its picture, but by an object of that class.
         """
         output = self(features)
         labelled = [i for i, t in enumerate(batch.targets) if all(key in t for key in self.needs)]
@@ -137,6 +138,10 @@ class FCOS(Head):
             output.class_logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma
         )
 
+        taught = (found | ~ignored)[..., None].expand_as(one_hot)  # (B, P, K)
+        if truth.labelled is not None:
+            taught = taught & (truth.labelled[:, None] | one_hot)
+
         image, point = found.nonzero(as_tuple=True)
         truth_boxes = truth.boxes[image, matched[image, point]]
         boxes = decode(output.distances[image, point], points, point)
@@ -145,7 +150,7 @@ class FCOS(Head):
             output.centerness_logits[image, point], centerness, reduction="sum"
         )
         return {
-            "classification": (class_losses * (found | ~ignored)[..., None]).sum() / count,
+            "classification": (class_losses * taught).sum() / count,
             "box_reg": giou_loss(boxes, truth_boxes).sum() / count,
             "centerness": centerness_losses / count,
         }

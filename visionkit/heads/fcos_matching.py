@@ -29,18 +29,24 @@ class Truth(NamedTuple):
     boxes: Tensor  # (B, N, 4)
     labels: Tensor  # (B, N)
     iscrowd: Tensor  # (B, N)
+    labelled: Tensor | None  # (B, K) bool; None: all classes everywhere
 
     @classmethod
     def of(cls, targets: Sequence[Target], device: torch.device) -> Truth:
         boxes = torch.zeros(0, 1, 4, device=device)
         if not targets:
-            return cls(boxes, boxes[..., 0].long(), boxes[..., 0].bool())
+            return cls(boxes, boxes[..., 0].long(), boxes[..., 0].bool(), None)
         labels = [target["labels"] for target in targets]
         iscrowd = [t.get("iscrowd", torch.zeros_like(t["labels"]).bool()) for t in targets]
         # One empty box more, so that there is something to index in a batch without objects.
         columns = [[target["boxes"] for target in targets], labels, iscrowd]
         padded = [pad_sequence(column, batch_first=True) for column in columns]
-        return cls(*(torch.cat([p, p.new_zeros(len(p), 1, *p.shape[2:])], 1) for p in padded))
+        padded = [torch.cat([p, p.new_zeros(len(p), 1, *p.shape[2:])], 1) for p in padded]
+        labelled = [target["labelled"] for target in targets if "labelled" in target]
+        if labelled:
+            every = torch.ones_like(labelled[0])
+            labelled = [target.get("labelled", every) for target in targets]
+        return cls(*padded, torch.stack(labelled) if labelled else None)
 
 
 def match(points: Points, truth: Truth, radius: float) -> tuple[Tensor, Tensor]:

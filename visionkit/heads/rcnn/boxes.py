@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms
 from visionkit.boxes import clip, decode, encode
 from visionkit.heads.rcnn.matching import Objects, Sampler
 from visionkit.heads.rcnn.pooling import RegionPool
+from visionkit.losses import marginal_cross_entropy
 
 OFFSET_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # makes the offsets' spread about 1
 MIN_EXTENT = 1e-2  # pixels; detections that are thinner than that are dropped
@@ -25,6 +26,7 @@ class Regions(NamedTuple):
     matched: list[Tensor]  # (R_i,) for each image: its object, or negative
     classes: Tensor  # (R,) for all images
     goals: Tensor  # (R, 4) box of the object for all images; the region's own for background
+    possible: Tensor | None  # (R, K + 1) bool: what each may show; None: its class alone
 
     def positive(self, drawn: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Boxes and matched objects for each image, and classes for all: the regions of objects
@@ -86,6 +88,7 @@ class BoxStage(nn.Module):
         max_detections: int,
     ) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.pool = pool
         self.sampler = sampler
         hidden = hidden or 4 * pool.channels
@@ -104,7 +107,7 @@ class BoxStage(nn.Module):
     @torch.no_grad()
     def sample(self, proposals: Sequence[Tensor], objects: Sequence[Objects]) -> Regions:
         """Draws regions among the proposals and the objects' own boxes."""
-        boxes, matches, classes, goals = [], [], [], []
+        boxes, matches, classes, goals, partly = [], [], [], [], False
         for found, image_objects in zip(proposals, objects, strict=True):
             found = torch.cat([found, image_objects.boxes])
             matched, positive, negative = self.sampler(found, image_objects)
@@ -115,16 +118,26 @@ class BoxStage(nn.Module):
             classes.append(torch.zeros_like(negative))
             goals.append(image_objects.boxes[matched[positive]])
             goals.append(found[negative])
-        return Regions(boxes, matches, torch.cat(classes), torch.cat(goals))
+            partly |= image_objects.may_lack_some
+        classes = torch.cat(classes)
+        possible = _possible(classes, boxes, objects, self.num_classes) if partly else None
+        return Regions(boxes, matches, classes, torch.cat(goals), possible)
 
     def loss(self, features: dict[str, Tensor], regions: Regions) -> dict[str, Tensor]:
-        """`classifier` and `box_reg`, each divided by the number of regions."""
+        """`classifier` and `box_reg`, each divided by the number of regions.
+
+        A region without an object shows background or one of the classes that are not labelled
+        in its picture: only their sum is raised (the marginal loss of Shi et al. 2021).
+        """
         logits, offsets = self(features, regions.boxes)
         positive = torch.where(regions.classes > 0)[0]
         goals = encode(regions.goals[positive], torch.cat(regions.boxes)[positive], OFFSET_WEIGHTS)
         own_offsets = offsets[positive, regions.classes[positive]]
         count = max(len(logits), 1)
-        classifier = F.cross_entropy(logits, regions.classes, reduction="sum")
+        if regions.possible is None:
+            classifier = F.cross_entropy(logits, regions.classes, reduction="sum")
+        else:
+            classifier = marginal_cross_entropy(logits, regions.possible).sum()
         box_reg = F.smooth_l1_loss(own_offsets, goals, beta=1 / 9, reduction="sum")
         return {"classifier": classifier / count, "box_reg": box_reg / count}
 
@@ -158,3 +171,19 @@ class BoxStage(nn.Module):
         boxes, scores, labels = boxes[solid], scores[solid], labels[solid]
         keep = batched_nms(boxes, scores, labels, self.nms_iou)[: self.max_detections]
         return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+
+def _possible(
+    classes: Tensor, boxes: Sequence[Tensor], objects: Sequence[Objects], num_classes: int
+) -> Tensor:
+    """(R, K + 1): the class of a region; for background also what its picture does not label."""
+    possible = F.one_hot(classes, num_classes + 1).bool()
+    for rows, background, image_objects in zip(
+        possible.split([len(b) for b in boxes]),
+        (classes == 0).split([len(b) for b in boxes]),
+        objects,
+        strict=True,
+    ):
+        if image_objects.may_lack_some:
+            rows[:, 1:] |= background[:, None] & ~image_objects.labelled
+    return possible

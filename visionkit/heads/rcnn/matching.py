@@ -23,17 +23,23 @@ class Objects(NamedTuple):
     labels: Tensor  # (M,)
     crowds: Tensor  # (C, 4)
     masks: Tensor | None  # (M, h, w) bool
+    labelled: Tensor | None = None  # (K,) bool; None: all classes
+
+    @property
+    def may_lack_some(self) -> bool:
+        """Whether there may be objects of which nothing is known."""
+        return self.labelled is not None and not bool(self.labelled.all())
 
 
 def objects_of(target: Target) -> Objects:
     boxes, labels, masks = target["boxes"], target["labels"], target.get("masks")
+    labelled = target.get("labelled")
     crowd = target.get("iscrowd")
     if crowd is None or not crowd.any():
-        return Objects(boxes, labels, boxes[:0], masks)
+        return Objects(boxes, labels, boxes[:0], masks, labelled)
     single = ~crowd
-    return Objects(
-        boxes[single], labels[single], boxes[crowd], None if masks is None else masks[single]
-    )
+    single_masks = None if masks is None else masks[single]
+    return Objects(boxes[single], labels[single], boxes[crowd], single_masks, labelled)
 
 
 def labelled(
@@ -98,12 +104,16 @@ class Sampler:
             matched[in_crowd & (matched == BACKGROUND)] = IGNORED
         return matched
 
-    def __call__(self, boxes: Tensor, objects: Objects) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(
+        self, boxes: Tensor, objects: Objects, unsure: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The matching of all boxes, and indices of the drawn positives and of the negatives.
 
-        Draws from torch's global generator.
+        Background that `unsure` (N,) bool marks is ignored. Draws from torch's global generator.
         """
         matched = self.match(boxes, objects)
+        if unsure is not None:
+            matched[unsure & (matched == BACKGROUND)] = IGNORED
         positive = torch.where(matched >= 0)[0]
         negative = torch.where(matched == BACKGROUND)[0]
         most = int(self.batch_size * self.positive_fraction)

@@ -118,11 +118,16 @@ class RegionProposals(nn.Module):
         return boxes[batched_nms(boxes, scores, levels, self.nms_iou)]
 
     def loss(self, candidates: Candidates, objects: Sequence[Objects]) -> dict[str, Tensor]:
-        """`objectness` and `rpn_box`, each divided by the number of anchors drawn."""
+        """`objectness` and `rpn_box`, each divided by the number of anchors drawn.
+
+        Where some classes are not labelled, an anchor that is taken for an object and matches
+        none may be one of theirs; it is not taught that it shows background.
+        """
         anchors = candidates.anchors
         logits, truths, offsets, goals = [], [], [], []
         for index, image_objects in enumerate(objects):
-            matched, positive, negative = self.sampler(anchors, image_objects)
+            unsure = candidates.logits[index] > 0 if image_objects.may_lack_some else None
+            matched, positive, negative = self.sampler(anchors, image_objects, unsure)
             logits.append(candidates.logits[index, torch.cat([positive, negative])])
             truths.append(torch.ones(len(positive), device=anchors.device))
             truths.append(torch.zeros(len(negative), device=anchors.device))

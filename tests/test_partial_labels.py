@@ -1,0 +1,105 @@
+"""Unlabelled is not negative: what the losses of the detectors make of partly labelled pictures."""
+
+import pytest
+import torch
+
+from visionkit.backbones.resnet import ResNet
+from visionkit.components import components
+from visionkit.data.shapes import Shapes
+from visionkit.data.sources import collate
+from visionkit.heads.rcnn.matching import Objects, Sampler
+from visionkit.losses import marginal_cross_entropy
+from visionkit.model import VisionModel
+from visionkit.necks.fpn import FPN
+
+HEADS = ["detection.FasterRCNN", "detection.FCOS", "instance.MaskRCNN"]
+
+
+def test_the_marginal_loss_by_hand():
+    logits = torch.tensor([[0.1, 0.2, 0.7]]).log()
+    one = marginal_cross_entropy(logits, torch.tensor([[False, True, False]]))
+    two = marginal_cross_entropy(logits, torch.tensor([[True, True, False]]))
+    assert one.item() == pytest.approx(-torch.tensor(0.2).log().item(), abs=1e-6)
+    assert two.item() == pytest.approx(-torch.tensor(0.3).log().item(), abs=1e-6)
+
+
+def test_the_marginal_loss_does_not_choose_among_what_is_possible():
+    logits = torch.zeros(1, 3, requires_grad=True)
+    marginal_cross_entropy(logits, torch.tensor([[True, True, False]])).sum().backward()
+    a, b, c = logits.grad[0].tolist()
+    assert a == pytest.approx(b) and a < 0 < c
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return Shapes(num_images=6, size=96, seed=3)
+
+
+def model_of(name, dataset):
+    torch.manual_seed(0)
+    backbone = ResNet(depth=18, norm="group")
+    neck = FPN(backbone.levels, channels=32)
+    head = components("heads")[name](neck.levels, dataset.vocabularies["labels"].names)
+    return VisionModel(backbone, neck, {"head": head}, {"head": 1.0})
+
+
+def batch_of(dataset, labelled=None):
+    """Two pictures; with `labelled`, only the objects of those classes are known."""
+    batch = collate([(s.image, s.target()) for s in (dataset[0], dataset[1])])
+    if labelled is not None:
+        known = torch.zeros(len(dataset.vocabularies["labels"].names), dtype=torch.bool)
+        known[labelled] = True
+        for target in batch.targets:
+            keep = known[target["labels"]]
+            for key in ("boxes", "labels", "masks", "iscrowd", "area"):
+                target[key] = target[key][keep]
+            target["labelled"] = known
+    return batch
+
+
+def losses_of(model, batch):
+    torch.manual_seed(1)
+    return model.losses(model.features(batch), batch, ["head"])["head"]
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_all_classes_labelled_is_the_usual_loss(name, dataset):
+    model = model_of(name, dataset)
+    usual = losses_of(model, batch_of(dataset))
+    marked = losses_of(model, batch_of(dataset, [0, 1, 2, 3, 4]))
+    for term, value in usual.items():
+        assert torch.equal(value, marked[term]), term
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_class_logits_of_unlabelled_classes_are_never_lowered(name, dataset):
+    """With nothing but class 0 labelled and no object of it, the bias of each other class gets no
+    push downwards; without the mark it does."""
+    pushes = {}
+    for marked in (True, False):
+        model = model_of(name, dataset)
+        batch = batch_of(dataset, [0])
+        for target in batch.targets:
+            for key in ("boxes", "labels", "masks", "iscrowd", "area"):
+                target[key] = target[key][:0]
+            if not marked:
+                del target["labelled"]
+        sum(losses_of(model, batch).values()).backward()
+        layer = "cls_logits" if name == "detection.FCOS" else "cls_score"
+        (bias,) = [p for n, p in model.named_parameters() if n.endswith(f"{layer}.bias")]
+        pushes[marked] = bias.grad if name == "detection.FCOS" else bias.grad[1:]
+    assert (pushes[False] > 0).all()  # a positive gradient lowers the logit
+    assert pushes[True][0] > 0 and (pushes[True][1:] <= 0).all()
+    if name == "detection.FCOS":
+        assert (pushes[True][1:] == 0).all()
+
+
+def test_background_that_looks_like_an_object_is_not_drawn_where_it_is_unsure():
+    sampler = Sampler(0.5, 0.5, best_for_each=False, batch_size=8, positive_fraction=0.5)
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]])
+    objects = Objects(boxes[:1], torch.zeros(1).long(), boxes[:0], None)
+    unsure = torch.tensor([True, True, False])
+    _, positive, negative = sampler(boxes, objects, unsure)
+    assert positive.tolist() == [0] and negative.tolist() == [2]
+    _, _, negative = sampler(boxes, objects)
+    assert sorted(negative.tolist()) == [1, 2]
