@@ -26,10 +26,11 @@ def test_folders_are_classes(tmp_path):
     (tmp_path / "dog" / "Thumbs.db").write_text("no picture")
     (tmp_path / "notes.txt").write_text("no class")
     data = ImageFolder(str(tmp_path))
-    assert data.keys == ("class_id",)
+    assert data.keys == ("class_id", "identity")
     assert data.vocabularies == {"class_id": Classes(("ant", "cat", "dog"), (0, 1, 2))}
     assert data.file_names == ["ant/9.png", "cat/0.webp", "dog/1.png", "dog/deep/2.JPG"]
     assert [sample.class_id for sample in data] == [0, 1, 2, 2]
+    assert [sample.identity for sample in data] == data.identities.tolist() == [0, 1, 2, 2]
     sample = data[3]
     assert sample.image_id == 3 and sample.size == sample.orig_size == (4, 6)
     assert sample.image.tolist() == [[[50] * 6] * 4] * 3
@@ -46,6 +47,23 @@ def test_classes_of_another_split_are_matched_by_name(tmp_path):
     with pytest.raises(DataError, match=r"not expected: 'ant'") as caught:
         ImageFolder(str(tmp_path), classes=["dog", "Ant"])
     assert "missing here: 'Ant'" in str(caught.value)
+
+
+def test_only_some_class_folders(tmp_path):
+    put(tmp_path, "dog/1.png", "cat/2.png", "ant/9.png")
+    (tmp_path / "empty").mkdir()
+    data = ImageFolder(str(tmp_path), only=["dog", "ant"])
+    assert data.vocabularies["class_id"] == Classes(("dog", "ant"), (0, 1))
+    assert data.file_names == ["ant/9.png", "dog/1.png"]
+    assert [(s.class_id, s.identity) for s in data] == [(1, 1), (0, 0)]
+    for only, message in [
+        (["dog", "cta"], "'cta', which is no class here; did you mean 'cat'"),
+        (["zebra"], "there are ant, cat, dog, empty"),
+        ([], "at least one"),
+        (["dog", "dog"], "each once"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            ImageFolder(str(tmp_path), only=only)
 
 
 def test_folders_without_classes_or_pictures(tmp_path):
@@ -81,7 +99,7 @@ def idx_files(folder, images=None, labels=None):
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_idx_files_plain_and_compressed(tmp_path, pack):
     data = Idx(*idx_files(tmp_path, pack(idx_bytes(PICTURES)), pack(idx_bytes(LABELS))))
-    assert len(data) == 5 and data.keys == ("class_id",)
+    assert len(data) == 5 and data.keys == ("class_id", "identity")
     assert data.vocabularies == {"class_id": Classes(("0", "1", "2"), (0, 1, 2))}
     assert [sample.class_id for sample in data] == LABELS.tolist()
     assert data[1].image.tolist() == [PICTURES[1].tolist()] * 3
@@ -95,6 +113,19 @@ def test_idx_class_names(tmp_path):
         Idx(*idx_files(tmp_path), classes=["shirt", "shoe"])
     with pytest.raises(DataError, match="more than once"):
         Idx(*idx_files(tmp_path), classes=["shirt", "shoe", "shoe"])
+
+
+def test_only_some_idx_classes(tmp_path):
+    files = idx_files(tmp_path)
+    data = Idx(*files, classes=["shirt", "shoe", "bag", "hat"], only=["bag", "shirt"])
+    assert data.vocabularies["class_id"] == Classes(("bag", "shirt"), (2, 0))
+    assert len(data) == 4 and data.image_ids == [s.image_id for s in data] == [0, 1, 3, 4]
+    assert [s.class_id for s in data] == data.identities.tolist() == [1, 0, 0, 1]
+    assert data[1].image.tolist() == [PICTURES[1].tolist()] * 3
+    assert data[2].image.tolist() == [PICTURES[3].tolist()] * 3
+    assert len(Idx(*files, only=["1"])) == 1
+    with pytest.raises(DataError, match=r"labels: only names 'bug'.*'bag'"):
+        Idx(*files, classes=["shirt", "shoe", "bag"], only=["bug"])
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from visionkit.data.coco import Coco
 from visionkit.data.masks import Polygons
 from visionkit.data.shapes import Shapes, generate_shapes
+from visionkit.data.shapes_drawing import COLORS, SHAPES, color_name
 from visionkit.errors import DataError
 
 NUM_IMAGES = 96
@@ -32,7 +34,8 @@ def contents(folder):
 
 def test_every_target_key_is_there(data):
     assert set(data.keys) == {
-        *("boxes", "labels", "iscrowd", "area", "masks", "class_id", "semantic", "identity")
+        *("boxes", "labels", "iscrowd", "area", "masks", "class_id", "semantic", "identity"),
+        "attributes",
     }
     assert len(data) == NUM_IMAGES and not any(data.dropped.values())
     assert len(data.vocabularies["labels"].names) == 5
@@ -146,6 +149,70 @@ def test_the_data_set_class_draws_once_into_the_cache(tmp_path, monkeypatch):
     other = Shapes(num_images=4, size=64, seed=2)
     assert not torch.equal(first[2].image, other[2].image)
     assert "masks" not in Shapes(num_images=4, size=64, seed=1, masks=False).keys
+
+
+def test_pictures_stay_those_of_the_first_version(tmp_path):
+    """Whatever is added to the annotations; results on them can be compared over the years."""
+    generate_shapes(tmp_path / "out", images=2, size=48, seed=3)
+    for name, mean, pixels in (
+        ("000001", [139.1, 106.2, 121.6], [1625, 494, 185, 0, 0, 0]),
+        ("000002", [133.5, 110.3, 92.8], [1980, 0, 324, 0, 0, 0]),
+    ):
+        picture = np.asarray(Image.open(tmp_path / "out" / "images" / f"{name}.jpg"))
+        assert picture.mean((0, 1)) == pytest.approx(mean, abs=0.5)
+        classes = np.asarray(Image.open(tmp_path / "out" / "semantic" / f"{name}.png"))
+        assert np.bincount(classes.ravel(), minlength=6).tolist() == pixels
+
+
+def test_attributes_tell_what_can_be_seen(folder, data):
+    content = json.loads((folder / "annotations.json").read_text())
+    records = content["annotations"]
+    assert {r["attributes"]["color"] for r in records} == set(COLORS)
+    covered = [r["attributes"]["covered"] for r in records]
+    assert 0.1 < np.mean(covered) < 0.6
+    overlaps = [r["attributes"]["overlaps"] for r in records]
+    assert {kind for kinds in overlaps for kind in kinds} == set(SHAPES)
+    assert all(kinds == sorted(set(kinds)) for kinds in overlaps)
+    assert all(kinds for kinds, hidden in zip(overlaps, covered, strict=True) if hidden)
+    # A plain outline is drawn for what is whole and inside; overlapping boxes go with overlaps.
+    plain = [isinstance(r["segmentation"], list) for r in records]
+    assert not any(p and hidden for p, hidden in zip(plain, covered, strict=True))
+    objects = [(i, box) for i, sample in enumerate(data) for box in sample.boxes]
+    for (picture, box), kinds in zip(objects, overlaps, strict=True):
+        near = [b for p, b in objects if p == picture and b is not box and meets(b, box)]
+        assert len(kinds) <= len(near)
+
+
+def meets(a, b):
+    return (np.maximum(a[:2], b[:2]) <= np.minimum(a[2:], b[2:])).all()
+
+
+def test_the_class_list_of_attributes_is_that_of_all_pictures(tmp_path):
+    generate_shapes(tmp_path / "one", images=1, size=48)
+    content = json.loads((tmp_path / "one" / "annotations.json").read_text())
+    assert content["attribute_classes"] == [
+        *("color=red", "color=yellow", "color=green", "color=cyan", "color=blue"),
+        *("color=magenta", "color=gray", "covered", "overlaps:circle", "overlaps:ring"),
+        *("overlaps:square", "overlaps:star", "overlaps:triangle"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("color", "name"),
+    [
+        ((1, 0, 0), "red"),
+        ((1, 0.1, 0.3), "red"),
+        ((0.9, 0.8, 0.1), "yellow"),
+        ((0.2, 0.7, 0.1), "green"),
+        ((0.1, 0.6, 0.7), "cyan"),
+        ((0.1, 0.2, 0.9), "blue"),
+        ((0.6, 0.1, 0.7), "magenta"),
+        ((0.5, 0.5, 0.5), "gray"),
+        ((0.7, 0.5, 0.45), "gray"),
+    ],
+)
+def test_names_of_colors(color, name):
+    assert color_name(np.array(color, np.float32)) == name
 
 
 def test_plain_coco_json(folder):

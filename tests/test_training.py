@@ -203,7 +203,7 @@ def test_a_finished_run_is_not_replaced_and_can_be_resumed_without_harm(tmp_path
         train(spec)
     train(spec, resume=True)
     assert (tmp_path / "run/metrics.jsonl").read_text() == before
-    with pytest.raises(CheckpointError, match="nothing to load"):
+    with pytest.raises(CheckpointError, match="no such run directory"):
         train(config("classification", tmp_path / "other"), resume=True)
 
 

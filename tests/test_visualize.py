@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from pycocotools.mask import encode
 
+from visionkit.canvas import GRAY, color_of
 from visionkit.plots import _loss_panels, read_records, series_of, smooth, write_plots
-from visionkit.visualize import CROWD, color_of, contact_sheet, draw, draw_target
+from visionkit.visualize import contact_sheet, draw, draw_target
 
 NAMES = ["cat", "dog", "fox"]
 WHITE = torch.full((3, 480, 640), 255, dtype=torch.uint8)
@@ -176,7 +177,7 @@ def test_targets_show_objects_crowds_masks_and_the_class_of_the_picture():
     }
     picture = draw_target(WHITE, target, {"labels": NAMES, "class_id": ["indoors"]})
     assert has_color(picture, color_of(1))[200, 100:300].all()
-    assert has_color(picture, CROWD)[200, 400:600].all()
+    assert has_color(picture, GRAY)[200, 400:600].all()
     assert not has_color(picture, color_of(2)).any()
     assert drawn_on(picture)[300, 200]
     assert has_color(picture, color_of(0))[:30, :60].any()

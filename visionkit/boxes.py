@@ -64,6 +64,11 @@ def to_original(boxes: Tensor, size: tuple[int, int], orig_size: tuple[int, int]
     return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
 
 
+def to_input(boxes: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
+    """The inverse of `to_original`."""
+    return to_original(boxes, orig_size, size)
+
+
 def area(boxes: Tensor) -> Tensor:
     """Width times height (...) of boxes (..., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

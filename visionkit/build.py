@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from visionkit.class_lists import class_lists, classes_of_heads, relabelled
 from visionkit.components import resolve
 from visionkit.config import Config, missing_paths
 from visionkit.data.sources import Source
@@ -24,62 +25,56 @@ def build_sources(
 ) -> list[Source]:
     """The data sets of those splits (`train`, `val`), opened and checked against the heads.
 
-    `classes` by head, from a checkpoint, fix the class lists; otherwise the training split does,
-    and the validation split is matched to it by name. All problems are reported together.
+    `classes` by head, from a checkpoint, fix the class lists; otherwise the training data do. All
+    data sets are matched to them by name. All problems are reported together.
     """
     problems = missing_paths(config, splits)
     if problems:
         raise ConfigError("\n".join(problems))
-    sources: list[Source] = []
+    opened: dict[tuple[str, str], Dataset] = {}
+    wanted = 0
     for name, spec in config.data.items():
-        names = _known_names(spec.feeds, config, classes or {})
-        opened: dict[str, Dataset | None] = {"train": None, "val": None}
         for split in splits:
             section = getattr(spec, split)
             if section is None:
                 continue
-            where = f"data.{split}" if name == "main" else f"data.{name}.{split}"
+            where = _where(name, split)
+            wanted += 1
             try:
-                opened[split] = _open(section, names)
+                opened[name, split] = _open(section)
             except DataError as error:
                 problems.append(f"{where}: {error}{_still_generated(spec, split)}")
                 continue
-            found = _vocabulary(opened[split], spec.feeds, config)
-            problems += _check_classes(where, found, names)
-            problems += _check_keys(where, opened[split], spec.feeds, config)
-            if (
-                getattr(opened[split], "num_objects", 1) == 0
-                and "class_id" not in opened[split].keys
-            ):
-                nothing = f"{where}: no object is annotated"
-                problems += [f"{nothing}; there is nothing to learn"] * (split == "train")
-                log.warning("%s", nothing)
-            names = found | names
-        sources.append(
-            Source(
-                name=name,
-                feeds=spec.feeds,
-                batch_size=spec.batch_size,
-                image_size=spec.image_size,
-                transforms=[_make("data", t) for t in spec.transforms or ()],
-                eval_batch_size=config.train.eval_batch_size,
-                **opened,
-            )
-        )
+            problems += _check_keys(where, opened[name, split], spec.feeds, config)
+            problems += _check_content(where, opened[name, split], split)
+    lists = class_lists(_vocabularies(config), config.data, opened, classes or {})
+    for (name, split), dataset in opened.items() if len(opened) == wanted else ():
+        where, spec = _where(name, split), config.data[name]
+        try:
+            opened[name, split] = relabelled(where, dataset, lists[name], spec.labelled)
+        except DataError as error:
+            problems.append(f"{where}: {error}{_still_generated(spec, split)}")
     if problems:
         raise DataError("\n".join(problems))
-    return sources
+    return [
+        Source(
+            name=name,
+            feeds=spec.feeds,
+            train=opened.get((name, "train")),
+            val=opened.get((name, "val")),
+            batch_size=spec.batch_size,
+            image_size=spec.image_size,
+            transforms=[_make("data", t) for t in spec.transforms or ()],
+            eval_batch_size=config.train.eval_batch_size,
+            per_identity=spec.per_identity,
+        )
+        for name, spec in config.data.items()
+    ]
 
 
 def head_classes(config: Config, sources: list[Source]) -> dict[str, Classes]:
-    """The class list of each head, from the data set that feeds it."""
-    found: dict[str, Classes] = {}
-    for source in sources:
-        dataset = source.train if source.train is not None else source.val
-        for head in source.feeds:
-            vocabulary = _head_class(config, head).vocabulary
-            found.setdefault(head, _class_list(dataset, vocabulary))
-    return found
+    """The class list of each head that is fed, from the data sets that feed it."""
+    return classes_of_heads(_vocabularies(config), sources)
 
 
 def build_model(
@@ -95,7 +90,8 @@ def build_model(
         knobs = {key: value for key, value in spec.items() if key != "weight"}
         heads[name] = _make("heads", knobs, levels, classes[name].names)
         weights[name] = spec.get("weight", 1.0)
-    model = VisionModel(backbone, neck, heads, weights)
+    learned = config.train.weighting == "uncertainty"
+    model = VisionModel(backbone, neck, heads, weights, learned_weights=learned)
     if pretrained and config.weights:
         load_model_weights(model, config.weights, classes)
     return model
@@ -157,44 +153,24 @@ def _backbone_spec(spec: dict[str, Any], pretrained: bool) -> dict[str, Any]:
     return spec
 
 
-def _open(section: dict[str, Any], names: dict[str, list[str]]) -> Dataset:
-    cls = resolve("data", section["type"])
-    fixed = names.get(getattr(cls, "vocabulary", None))
-    if fixed and "classes" not in section:
-        section = {**section, "classes": fixed}
+def _open(section: dict[str, Any]) -> Dataset:
     dataset = _make("data", section)
     if len(dataset) == 0:
         raise DataError(f"{section['type']}: holds no pictures")
     return dataset
 
 
+def _where(source: str, split: str) -> str:
+    return f"data.{split}" if source == "main" else f"data.{source}.{split}"
+
+
+def _vocabularies(config: Config) -> dict[str, str | None]:
+    """The target key whose classes each head predicts."""
+    return {head: _head_class(config, head).vocabulary for head in config.heads}
+
+
 def _head_class(config: Config, head: str) -> type[Head]:
     return resolve("heads", config.heads[head]["type"])
-
-
-def _class_list(dataset: Dataset, vocabulary: str | None) -> Classes:
-    return dataset.vocabularies.get(vocabulary, Classes((), ())) if vocabulary else Classes((), ())
-
-
-def _known_names(
-    feeds: list[str], config: Config, classes: dict[str, Classes]
-) -> dict[str, list[str]]:
-    """Class names already fixed, by vocabulary."""
-    known = {}
-    for head in feeds:
-        if head in classes and classes[head].names:
-            known[_head_class(config, head).vocabulary] = list(classes[head].names)
-    return known
-
-
-def _vocabulary(dataset: Dataset, feeds: list[str], config: Config) -> dict[str, list[str]]:
-    lists = {}
-    for head in feeds:
-        vocabulary = _head_class(config, head).vocabulary
-        names = _class_list(dataset, vocabulary).names
-        if names:
-            lists[vocabulary] = list(names)
-    return lists
 
 
 def _still_generated(spec: Any, split: str) -> str:
@@ -206,15 +182,13 @@ def _still_generated(spec: Any, split: str) -> str:
     return "\n  data.val is still generated shapes: give your own, or data.val=null for none"
 
 
-def _check_classes(
-    where: str, found: dict[str, list[str]], names: dict[str, list[str]]
-) -> list[str]:
-    """Whether class lists that a data set could not be asked to match do agree."""
-    return [
-        f"{where}: has the {key} classes {listed}, where training has {names[key]}"
-        for key, listed in found.items()
-        if key in names and names[key] != listed
-    ]
+def _check_content(where: str, dataset: Dataset, split: str) -> list[str]:
+    """Whether there is anything to learn from a data set of objects."""
+    if getattr(dataset, "num_objects", 1) > 0 or "class_id" in dataset.keys:
+        return []
+    log.warning("%s: no object is annotated", where)
+    nothing = f"{where}: no object is annotated; there is nothing to learn"
+    return [nothing] if split == "train" else []
 
 
 def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[str]:
@@ -224,8 +198,9 @@ def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) 
         cls = _head_class(config, head)
         for key in cls.needs:
             if key not in dataset.keys:
+                gives = ", ".join(dataset.keys) or "pictures alone"
                 problems.append(
                     f"{where}: gives no {key!r} (needed by head {head!r}, {cls.__name__}); it "
-                    f"gives {', '.join(dataset.keys)}. Feed {head!r} from another source"
+                    f"gives {gives}. Feed {head!r} from another source"
                 )
     return problems

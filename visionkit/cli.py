@@ -73,12 +73,23 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
     _add_overrides(sub)
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    sub.add_argument("--heads", type=_words, metavar="A,B", help="only these heads")
 
     sub = verb("predict", _predict, "run a trained model on pictures")
     sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
     sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="or key=value settings")
     sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
-    sub.add_argument("--threshold", type=float, default=0.5, help="lowest score to draw (0.5)")
+    sub.add_argument("--threshold", type=_share, default=0.5, help="lowest score to draw (0.5)")
+    sub.add_argument("--heads", type=_words, metavar="A,B", help="only these heads")
+
+    sub = verb("search", _search, "the pictures of a gallery that are nearest to some others")
+    sub.add_argument("run_directory", metavar="RUN", help="a run with an embedding head")
+    sub.add_argument("query", metavar="QUERY", help="a picture or a folder of pictures")
+    sub.add_argument("gallery", metavar="GALLERY", help="a folder of pictures")
+    _add_overrides(sub)
+    sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
+    sub.add_argument("--top", type=_count, default=5, help="how many to find for each (5)")
+    sub.add_argument("--head", help="which embedding, if the model has several")
 
     sub = verb("config", _config, "check a config and print it complete, in the long form")
     sub.add_argument("config", help="a YAML file")
@@ -139,7 +150,7 @@ def _eval(args: argparse.Namespace) -> None:
     from visionkit.evaluation import evaluate
     from visionkit.rundir import to_json
 
-    metrics = evaluate(args.run_directory, args.overrides)
+    metrics = evaluate(args.run_directory, args.overrides, heads=args.heads)
     if distributed.rank() != 0:
         return
     if args.json:
@@ -162,10 +173,19 @@ def _predict(args: argparse.Namespace) -> None:
     inputs = [word for word in args.inputs if word not in settings]
     if not inputs:
         raise ConfigError("predict: give at least one picture or folder")
-    predictor = load(args.run_directory, [*settings, *args.overrides])
+    predictor = load(args.run_directory, [*settings, *args.overrides], heads=args.heads)
     broken = predict_files(predictor, inputs, args.out, threshold=args.threshold)
     print(f"wrote {args.out}/predictions.json and the overlays", end="")
     print(f"; {broken} pictures could not be read" if broken else "")
+
+
+def _search(args: argparse.Namespace) -> None:
+    from visionkit.predict import load
+    from visionkit.search import search_files
+
+    predictor = load(args.run_directory, args.overrides)
+    search_files(predictor, [args.query], [args.gallery], args.out, top=args.top, head=args.head)
+    print(f"wrote {args.out}/matches.json and matches.jpg")
 
 
 def _config(args: argparse.Namespace) -> None:
@@ -187,6 +207,22 @@ def _data_shapes(args: argparse.Namespace) -> None:
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
     print(f"wrote {args.images} pictures and annotations.json to {args.out}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"got {text}; expected a number from 0 to 1")
+    return float(text)
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; expected an integer >= 1")
+    return int(text)
 
 
 def _version() -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def setup() -> None:
@@ -56,6 +56,14 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         count = parameter.numel()
         parameter.grad.copy_(flat[offset : offset + count].view_as(parameter))
         offset += count
+
+
+def average(tensor: Tensor) -> Tensor:
+    """Its mean over all processes."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+        tensor /= world_size()
+    return tensor
 
 
 def broadcast_state(model: nn.Module) -> None:

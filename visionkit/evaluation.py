@@ -22,16 +22,23 @@ from visionkit.types import Evaluator
 
 
 def evaluate(
-    run: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()
+    run: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    heads: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Metrics of a trained run on its validation data, or on others given by `overrides`.
 
-    Names are `<head>/<metric>`. The figures go to RUN/eval/metrics.json, and the scored
-    detections to RUN/eval/<head>_bbox.json (and _segm.json), which pycocotools reads as they are.
+    With `heads`, only of those. Names are `<head>/<metric>`. The figures go to
+    RUN/eval/metrics.json, and the scored detections to RUN/eval/<head>_bbox.json (and
+    _segm.json), which pycocotools reads as they are.
     """
     distributed.setup()
-    predictor = load(run, overrides)
+    predictor = load(run, overrides, heads=heads)
     sources = build_sources(predictor.config, ("val",), predictor.classes)
+    for source in sources:
+        source.feeds = [head for head in source.feeds if head in predictor.heads]
+    sources = [source for source in sources if source.feeds]
     if not any(source.val is not None for source in sources):
         raise ConfigError("data: no source has a 'val' section; give data.val.images=..., ...")
     metrics, evaluators = evaluate_model(

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from visionkit.types import Batch, Head
+from visionkit.boxes import to_input
+from visionkit.errors import ConfigError
+from visionkit.types import Batch, Head, Target
 
 
 class VisionModel(nn.Module):
     """One backbone under one or several heads.
 
-    The features of a batch are computed once, for all the heads that it feeds.
+    The features of a batch are computed once, for all the heads that it feeds. `loss_weights` are
+    the factors of the heads' losses; with `learned_weights` each is also divided by a variance
+    that is learned (Kendall et al. 2018).
     """
 
     def __init__(
@@ -22,12 +27,20 @@ class VisionModel(nn.Module):
         neck: nn.Module | None,
         heads: dict[str, Head],
         loss_weights: dict[str, float],
+        *,
+        learned_weights: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.neck = neck
         self.heads = nn.ModuleDict(heads)
         self.loss_weights = loss_weights
+        self.log_variances = nn.ParameterDict()
+        if learned_weights:
+            self.log_variances.update({name: nn.Parameter(torch.zeros(())) for name in heads})
+        for name, head in heads.items():
+            if head.on is not None and (head.on not in heads or heads[head.on].on is not None):
+                raise ConfigError(f"heads.{name}.on: got {head.on!r}; expected a head with boxes")
 
     def train(self, mode: bool = True) -> VisionModel:
         """As usual, except that batch norms whose weights are frozen keep their statistics."""
@@ -51,9 +64,46 @@ class VisionModel(nn.Module):
     def predictions(
         self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
     ) -> dict[str, list[dict[str, Any]]]:
-        """Each head's predictions, a list with one dict for each image."""
-        return {name: self.heads[name].predict(features, batch) for name in heads}
+        """Each head's predictions, a list with one dict for each image.
 
-    def weighted_sum(self, losses: dict[str, dict[str, Tensor]]) -> Tensor:
-        """The one number to minimize."""
-        return sum(self.loss_weights[name] * sum(terms.values()) for name, terms in losses.items())
+        A head that describes the boxes of another is asked about the boxes which that one finds;
+        they are in its own predictions too.
+        """
+        heads = list(heads)
+        bases = [name for name in heads if self.heads[name].on is None]
+        bases += [on for name in heads if (on := self.heads[name].on) and on not in bases]
+        found = {name: self.heads[name].predict(features, batch) for name in dict.fromkeys(bases)}
+        for name in heads:
+            if name not in found:
+                objects = found[self.heads[name].on]
+                described = self.heads[name].predict(features, _with_boxes(batch, objects))
+                found[name] = [
+                    {**more, "boxes": one["boxes"], "scores": one["scores"]}
+                    for more, one in zip(described, objects, strict=True)
+                ]
+        return {name: found[name] for name in heads}
+
+    def weighted(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What each head adds to the one number to minimize."""
+        parts = {}
+        for name, terms in losses.items():
+            parts[name] = self.loss_weights[name] * sum(terms.values())
+            if name in self.log_variances:
+                log_variance = self.log_variances[name]
+                parts[name] = parts[name] * torch.exp(-log_variance) + log_variance / 2
+        return parts
+
+    def effective_weights(self) -> dict[str, float]:
+        """The factor of each head's loss as it stands."""
+        learned = {name: float(torch.exp(-s.detach())) for name, s in self.log_variances.items()}
+        return {name: w * learned.get(name, 1.0) for name, w in self.loss_weights.items()}
+
+
+def _with_boxes(batch: Batch, predictions: list[dict[str, Any]]) -> Batch:
+    """The batch with predicted boxes in the place of all labels."""
+    targets: list[Target] = []
+    for target, found in zip(batch.targets, predictions, strict=True):
+        sizes = {key: target[key] for key in ("image_id", "size", "orig_size")}
+        boxes = to_input(found["boxes"], target["size"], target["orig_size"])
+        targets.append({**sizes, "boxes": boxes})  # type: ignore[typeddict-item]
+    return Batch(batch.images, targets)

@@ -70,6 +70,18 @@ class Prediction:
         return self.heads[head][key]
 
     @property
+    def semantic(self) -> Tensor:
+        """(h, w) uint8 class map."""
+        head, key = self._only("semantic")
+        return self.heads[head][key]
+
+    @property
+    def vector(self) -> Tensor:
+        """(D,) float32 embedding of length 1."""
+        head, key = self._only("vector")
+        return self.heads[head][key]
+
+    @property
     def masks(self) -> np.ndarray:
         """(N, h, w) bool; `heads[...]["masks"]` holds them run-length encoded."""
         head, key = self._only("masks")
@@ -79,7 +91,12 @@ class Prediction:
         return np.stack(full) if full else np.zeros((0, *shape), bool)
 
     def _only(self, *keys: str) -> tuple[str, str]:
-        found = [(head, key) for head, r in self.heads.items() for key in keys if key in r]
+        found = [
+            (head, key)
+            for head, result in self.heads.items()
+            for key in keys
+            if key in result and "attributes" not in result  # which repeats another head's boxes
+        ]
         if len(found) != 1:
             heads = ", ".join(self.heads)
             count = "no head gives" if not found else "several heads give"
@@ -88,12 +105,10 @@ class Prediction:
 
     def draw(self, *, threshold: float = 0.5) -> Image.Image:
         """The picture with every head's result drawn over it."""
-        from visionkit.visualize import draw
+        from visionkit.visualize import draw_all
 
-        picture: Any = self.image
-        for head, result in self.heads.items():
-            picture = draw(picture, result, self.classes[head].names, threshold=threshold)
-        return picture
+        names = {head: self.classes[head].names for head in self.heads}
+        return draw_all(self.image, self.heads, names, threshold=threshold)
 
 
 class Predictor:
@@ -107,10 +122,13 @@ class Predictor:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        heads: Sequence[str] | None = None,
     ) -> None:
         self.model, self.config, self.classes = model, config, classes
         self.device, self.dtype = device, dtype
-        self._image_size = {h: s.image_size for s in config.data.values() for h in s.feeds}
+        sizes = {h: s.image_size for s in config.data.values() for h in s.feeds}
+        self.heads = _chosen(heads, [*config.heads])
+        self._image_size = {head: sizes[head] for head in self.heads}
 
     def predict(self, picture: Picture) -> Prediction:
         """Predictions for a file, a PIL picture, an RGB uint8 array (h, w, 3) or tensor (3, h, w).
@@ -140,8 +158,15 @@ class Predictor:
         ]
 
 
-def load(run: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Predictor:
+def load(
+    run: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    heads: Sequence[str] | None = None,
+) -> Predictor:
     """The trained model of a run directory (its best checkpoint) or of a checkpoint file.
+
+    With `heads`, only those predict.
 
     `overrides` change the config it was trained with, for example
     `{"data.image_size": 640, "train.precision": "fp32", "train.device": "cpu"}`.
@@ -159,7 +184,14 @@ def load(run: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> 
     model = model.to(device).eval()
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    return Predictor(model, config, classes, device=device, dtype=dtype)
+    return Predictor(model, config, classes, device=device, dtype=dtype, heads=heads)
+
+
+def _chosen(heads: Sequence[str] | None, known: list[str]) -> list[str]:
+    unknown = [head for head in heads or () if head not in known]
+    if unknown:
+        raise ConfigError(f"heads: the model has no head {unknown[0]!r}; it has {', '.join(known)}")
+    return [head for head in known if heads is None or head in heads]
 
 
 def saved_config(

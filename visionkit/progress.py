@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from visionkit import distributed, rundir
+from visionkit.best import Best
 from visionkit.build import default_best
 from visionkit.config import Config
 
@@ -29,8 +31,8 @@ class Progress:
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.step = 0
         self.metrics: dict[str, float] = {}  # of the best validation
-        self.best_name = config.train.best or default_best(config)
-        self.best_value: float | None = None
+        self.best = Best(config.train.best or default_best(config), config.train.no_worse_than)
+        self.best_score: float | None = None
         self.stale = 0  # validations since the best one
         self.validated_at = 0  # step
         self._sums: dict[str, Tensor] = {}
@@ -61,8 +63,10 @@ class Progress:
         values = torch.stack(list(self._now.values())).tolist()
         return dict(zip(self._now, values, strict=True))
 
-    def advance(self, images: int, *, lr: float, norm: Tensor) -> None:
-        """One step is done."""
+    def advance(
+        self, images: int, *, lr: float, norm: Tensor, combined: Mapping[str, float]
+    ) -> None:
+        """One step is done; `combined` are figures on how the heads' losses became one."""
         self.step += 1
         self._steps += 1
         self._images += images * distributed.world_size()
@@ -72,9 +76,9 @@ class Progress:
         self._now = {}
         self._bar.update()
         if self.step % self.settings.log_every == 0 or self.step == self.total_steps:
-            self._log(lr)
+            self._log(lr, combined)
 
-    def _log(self, lr: float) -> None:
+    def _log(self, lr: float, combined: Mapping[str, float]) -> None:
         now = time.perf_counter()
         means = {name: float(value) / self._steps for name, value in self._sums.items()}
         rate = self._images / (now - self._since)
@@ -85,6 +89,7 @@ class Progress:
             "lr": lr,
             "images_per_second": round(rate, 3),
             **{f"train/{name}": value for name, value in means.items()},
+            **combined,
         }
         self._restart_window()
         if not self._main:
@@ -110,7 +115,7 @@ class Progress:
     @property
     def validation_due(self) -> bool:
         every = self.settings.validate
-        if not every or self.best_name is None or self.step in (0, self.validated_at):
+        if not every or not self.best.names or self.step in (0, self.validated_at):
             return False
         return self.step % (int(every) * self.steps_per_epoch) == 0 or self.step == self.total_steps
 
@@ -128,22 +133,18 @@ class Progress:
     def validated(self, metrics: dict[str, float]) -> bool:
         """Record a validation; whether it is the best so far. NaN never is."""
         self.validated_at = self.step
-        value = metrics[self.best_name]
-        if "/loss/" in self.best_name:
-            improved = self.best_value is None or value < self.best_value
-        else:
-            improved = self.best_value is None or value > self.best_value
-        improved = improved and value == value
+        score = self.best.score(metrics)
+        improved = score == score and (self.best_score is None or score > self.best_score)
         self.stale = 0 if improved else self.stale + 1
         if improved:
-            self.best_value = value
+            self.best_score = score
         if improved or not self.metrics:
             self.metrics = metrics
         if self._main:
             record = {"kind": "val", "step": self.step, "epoch": self.epoch, **metrics}
             rundir.append_metrics(self.run, record)
-            best = "n/a" if self.best_value is None else f"{self.best_value:.4f}"
-            log.info("step %d: %s %.4f (best %s)", self.step, self.best_name, value, best)
+            note = " (the best so far)" if improved else ""
+            log.info("step %d: %s%s", self.step, self.best.describe(metrics), note)
         self._restart_window()
         return improved
 
@@ -172,13 +173,13 @@ class Progress:
             "step": self.step,
             "metrics": self.metrics,
             "validated_at": self.validated_at,
-            "best": {"name": self.best_name, "value": self.best_value, "stale": self.stale},
+            "best": {"score": self.best_score, "stale": self.stale},
             "window": {"sums": self._sums, "images": self._images, "steps": self._steps},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step, self.metrics = state["step"], state["metrics"]
         self.validated_at = state["validated_at"]
-        self.best_value, self.stale = state["best"]["value"], state["best"]["stale"]
+        self.best_score, self.stale = state["best"]["score"], state["best"]["stale"]
         window = state["window"]
         self._sums, self._images, self._steps = window["sums"], window["images"], window["steps"]

@@ -18,7 +18,7 @@ from visionkit.data.transforms import fit
 from visionkit.model import VisionModel
 from visionkit.plots import write_plots
 from visionkit.types import Batch, Classes
-from visionkit.visualize import contact_sheet, draw, draw_target
+from visionkit.visualize import contact_sheet, draw_all, draw_target
 
 log = logging.getLogger("visionkit")
 PICTURES = 9
@@ -74,12 +74,11 @@ def picture_validation(
         batch = collate([(sample.image, sample.target()) for sample in small]).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             predictions = model.predictions(model.features(batch), batch, source.feeds)
-        pictures = []
-        for i, sample in enumerate(samples):
-            picture = sample.image
-            for head in source.feeds:
-                picture = draw(picture, predictions[head][i], classes[head].names)
-            pictures.append(picture)
+        names = {head: classes[head].names for head in source.feeds}
+        pictures = [
+            draw_all(sample.image, {head: found[i] for head, found in predictions.items()}, names)
+            for i, sample in enumerate(samples)
+        ]
         contact_sheet(pictures, columns=3).save(run / "plots" / f"val_{source.name}.jpg")
 
 

@@ -7,18 +7,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from visionkit import rundir
+from visionkit.canvas import color_of
 from visionkit.data.images import is_image_file
 from visionkit.errors import ConfigError, DataError
+from visionkit.latent import write_latent_pictures
 from visionkit.metrics.coco import coco_results
 from visionkit.predict import Prediction, Predictor
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
 TOP = 5
+PREDICTIONS, VECTORS = "predictions.json", "vectors.npz"
 
 
 def predict_files(
@@ -27,12 +31,14 @@ def predict_files(
     """Predict pictures and folders of pictures; returns how many could not be read.
 
     Writes OUT/predictions.json with every prediction and, for each picture, an overlay of those
-    with a score of at least `threshold`. A broken picture is reported and left out.
+    with a score of at least `threshold`, and its class maps; OUT/vectors.npz with the embeddings;
+    pictures of the latent space of a VAE. A broken picture is reported and left out.
     """
     out = Path(out)
-    files = {file: name for file, name in _find(inputs) if not _is_inside(file, out)}
-    _prepare(out, inputs)
+    files = {file: name for file, name in find_pictures(inputs) if not _is_inside(file, out)}
+    prepare_out(out, inputs, marker=PREDICTIONS)
     records, taken, broken = [], set(), 0
+    vectors = Vectors()
     for image_id, (file, name) in enumerate(files.items(), start=1):
         try:
             prediction = predictor.predict(file)
@@ -40,13 +46,55 @@ def predict_files(
             log.error("skipped: %s", error)
             broken += 1
             continue
+        overlay = out / _free_name(file, taken)
+        extra = _write_maps(prediction, overlay) | vectors.add(name, prediction)
         for record in to_records(prediction, image_id):
-            records.append({"file_name": name, **record})
-        _save(prediction.draw(threshold=threshold), out / _free_name(file, taken))
-    rundir.write_text(out / "predictions.json", rundir.to_json(records) + "\n")
+            records.append({"file_name": name, **record, **extra.get(record["head"], {})})
+        prediction.draw(threshold=threshold).convert("RGB").save(overlay, quality=92)
+    rundir.write_text(out / PREDICTIONS, rundir.to_json(records) + "\n")
+    vectors.save(out)
+    write_latent_pictures(predictor, out)
     if broken == len(files):
         raise DataError(f"predict: none of the {len(files)} pictures could be read")
     return broken
+
+
+class Vectors:
+    """Embeddings of many pictures, on their way to OUT/vectors.npz."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, list[str]] = {}
+        self.rows: dict[str, list[np.ndarray]] = {}
+
+    def add(self, name: str, prediction: Prediction) -> dict[str, dict[str, Any]]:
+        """Where in the file the vectors of one picture stand, by head."""
+        places = {}
+        for head, result in prediction.heads.items():
+            if "vector" in result:
+                self.names.setdefault(head, []).append(name)
+                self.rows.setdefault(head, []).append(result["vector"].numpy())
+                places[head] = {"vectors": VECTORS, "row": len(self.rows[head]) - 1}
+        return places
+
+    def save(self, out: Path) -> None:
+        """`<head>` (N, D) float32 and `<head>_names` (N,), if there are any."""
+        arrays = {head: np.stack(rows) for head, rows in self.rows.items()}
+        arrays |= {f"{head}_names": np.array(names) for head, names in self.names.items()}
+        if arrays:
+            np.savez(out / VECTORS, **arrays)
+
+
+def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, Any]]:
+    """Class maps as palette PNGs, whose pixel values are the classes' numbers."""
+    written = {}
+    for head, result in prediction.heads.items():
+        if "semantic" in result:
+            path = overlay.with_name(f"{overlay.stem}_{head}.png")
+            picture = Image.fromarray(result["semantic"].numpy(), mode="P")
+            picture.putpalette([part for label in range(256) for part in color_of(label)])
+            picture.save(path)
+            written[head] = {"map": path.name}
+    return written
 
 
 def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
@@ -69,6 +117,8 @@ def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
 def _records_of(
     result: dict[str, Any], image_id: int, classes: Classes
 ) -> Iterable[dict[str, Any]]:
+    if "attributes" in result:
+        return _attribute_records(result, image_id, classes)
     if "boxes" in result:
         return coco_results(result, image_id, classes)
     record: dict[str, Any] = {"image_id": image_id}
@@ -81,12 +131,31 @@ def _records_of(
     if "box" in result:
         x1, y1, x2, y2 = result["box"].double().tolist()
         record["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-    if len(record) == 1:  # a head of the user's own
+    if "semantic" in result:
+        labels, counts = result["semantic"].unique(return_counts=True)
+        pixels = zip(labels.tolist(), counts.tolist(), strict=True)
+        record["pixels"] = {classes.names[label]: count for label, count in pixels}
+    if len(record) == 1 and not result.keys() & {"vector", "reconstruction"}:  # a user's own head
         record |= {k: v.tolist() if isinstance(v, Tensor) else v for k, v in result.items()}
     return [record]
 
 
-def _find(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
+def _attribute_records(
+    result: dict[str, Any], image_id: int, classes: Classes
+) -> list[dict[str, Any]]:
+    """The boxes of the head that found them, each with the probability of every attribute."""
+    records = []
+    for box, score, probs in zip(
+        result["boxes"].double(), result["scores"].tolist(), result["attributes"], strict=True
+    ):
+        x1, y1, x2, y2 = box.tolist()
+        answers = dict(zip(classes.names, probs.tolist(), strict=True))
+        bbox = [x1, y1, x2 - x1, y2 - y1]
+        records.append({"image_id": image_id, "bbox": bbox, "score": score, "attributes": answers})
+    return records
+
+
+def find_pictures(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
     """The pictures that are meant, each with its name: relative to the folder that was given, as
     in a COCO file."""
     missing = [str(path) for path in map(Path, inputs) if not path.exists()]
@@ -106,13 +175,13 @@ def _is_inside(file: Path, folder: Path) -> bool:
     return folder.resolve() in file.resolve().parents
 
 
-def _prepare(out: Path, inputs: Sequence[str | Path]) -> None:
-    """Make the folder. One that holds anything but earlier predictions is refused, so that no
-    overlay ever replaces a picture of the user's."""
+def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
+    """Make the folder. One that holds anything but earlier results, which the file `marker` tells,
+    is refused, so that nothing ever replaces a picture of the user's."""
     if any(out.resolve() in (Path(p).resolve(), Path(p).resolve().parent) for p in inputs):
         raise ConfigError(f"--out: {out} is where the pictures lie; choose another folder")
     try:
-        if out.exists() and any(out.iterdir()) and not (out / "predictions.json").exists():
+        if out.exists() and any(out.iterdir()) and not (out / marker).exists():
             raise ConfigError(f"--out: {out} holds other files; choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -126,7 +195,3 @@ def _free_name(file: Path, taken: set[str]) -> str:
         name = f"{file.stem}_{number}.jpg"
     taken.add(name)
     return name
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    picture.convert("RGB").save(path, quality=92)

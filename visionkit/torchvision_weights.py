@@ -1,4 +1,5 @@
-"""Whole-model weights: a visionkit checkpoint, or a state_dict of a torchvision detector.
+"""Whole-model weights: a visionkit checkpoint, or a state_dict of a torchvision detector or
+segmentation model.
 
 visionkit keeps torchvision's parameter names inside the backbone, the neck and the heads, so a
 torchvision name maps to ours by its prefix alone.
@@ -41,15 +42,31 @@ def load_model_weights(model: VisionModel, path: str, classes: dict[str, Classes
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: is not a state_dict of tensors")
     if any(name.startswith(("rpn.", "head.", "backbone.fpn.")) for name in state):
-        if len(model.heads) != 1:
-            raise CheckpointError(
-                f"{path}: holds one torchvision detector, but this model has {len(model.heads)} "
-                f"heads; load it into a model with one"
-            )
-        head = next(iter(model.heads))
+        head = _only_head(model, path)
         state = {_our_name(name, head): tensor for name, tensor in state.items()}
         state = _pick_coco_rows(state, head, model, classes[head].names)
+    elif any(name.startswith("classifier.") for name in state) and any(
+        name.startswith("backbone.") for name in state
+    ):
+        head = _only_head(model, path)
+        state = {_segmentation_name(name, head): tensor for name, tensor in state.items()}
     _load_fitting(model, state, path)
+
+
+def _only_head(model: VisionModel, path: str) -> str:
+    if len(model.heads) != 1:
+        raise CheckpointError(
+            f"{path}: is a torchvision model for one task, but this model has {len(model.heads)} "
+            f"heads; load it into a model with one"
+        )
+    return next(iter(model.heads))
+
+
+def _segmentation_name(name: str, head: str) -> str:
+    """`backbone.layer1...` is `backbone.body.layer1...` here, `classifier...` is in the head."""
+    if name.startswith("backbone."):
+        return name.replace("backbone.", "backbone.body.", 1)
+    return f"heads.{head}.{name}"
 
 
 # Names in older torchvision files, before each convolution got a module of its own.

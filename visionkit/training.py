@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionkit import checkpoint, distributed, rundir
+from visionkit import checkpoint, distributed, growth, rundir
+from visionkit.best import Best
 from visionkit.build import (
     build_model,
     build_sources,
@@ -26,6 +27,7 @@ from visionkit.config import Config, load_config
 from visionkit.data.sources import Source
 from visionkit.errors import ConfigError, DivergedError, Preempted
 from visionkit.evaluation import evaluate_model, metric_names
+from visionkit.gradients import combiner
 from visionkit.model import VisionModel
 from visionkit.optim import MovingAverage, build_optimizer, freeze, lr_factor, set_lr
 from visionkit.progress import Progress
@@ -64,18 +66,24 @@ def train(
     device = pick_device(config.train.device)
     dtype = pick_precision(config.train.precision, device)
     torch.use_deterministic_algorithms(config.train.deterministic)
-    sources = build_sources(config, ("train", "val") if config.train.validate else ("train",))
+    saved = _last_of(config) if resume else None
+    origin = growth.origin(config) if saved is None else None
+    taken_over = growth.classes_taken_over(config, saved or origin)
+    splits = ("train", "val") if config.train.validate else ("train",)
+    sources = build_sources(config, splits, taken_over)
     _check_training(config, sources)
-    classes = head_classes(config, sources)
+    classes = {**head_classes(config, sources), **taken_over}
     torch.manual_seed(config.train.seed)
-    model = build_model(config, classes).to(device)
+    model = build_model(config, classes, pretrained=config.init_from is None)
+    if origin is not None:
+        growth.load_origin(model, config, origin)
+    model = model.to(device)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    freeze(model, config.train.freeze)
+    freeze(model, growth.frozen_patterns(config))
     _check_best(config, model, sources)
 
     run = _claim_directory(config, resume=resume, overwrite=overwrite)
-    saved = checkpoint.load(checkpoint.checkpoint_of(run, resume=True)) if resume else None
     log.info("run %s: %s on %s", run, str(dtype).removeprefix("torch."), device)
     try:
         return _fit(config, run, model, sources, classes, saved, device=device, dtype=dtype)
@@ -100,11 +108,13 @@ def _fit(
     dtype: torch.dtype,
 ) -> Run:
     settings = config.train
-    steps_per_epoch = max(-(-s.steps_per_epoch // settings.accumulate) for s in sources)
+    trained = [source for source in sources if source.train is not None]
+    steps_per_epoch = max(-(-s.steps_per_epoch // settings.accumulate) for s in trained)
     total_steps = settings.steps or settings.epochs * steps_per_epoch
     optimizer = build_optimizer(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = MovingAverage(model, settings.ema) if settings.ema else None
+    gradients = combiner(settings.weighting, model)
     progress = Progress(config, run, total_steps, steps_per_epoch)
     state = TrainingState(config, run, classes, model, optimizer, scaler, average, progress)
     if saved is not None:
@@ -121,7 +131,7 @@ def _fit(
         source.name: source.train_batches(
             seed=settings.seed, start=progress.step * settings.accumulate, workers=config.workers
         )
-        for source in sources
+        for source in trained
     }
 
     def validate_if_due() -> None:
@@ -145,7 +155,7 @@ def _fit(
 
             seen: list[Batch] = []
             for _ in range(settings.accumulate):
-                for source in sources:
+                for source in trained:
                     batch = next(batches[source.name])
                     if step == 0 and not seen:
                         picture_training_batch(run, batch, source, model, classes)
@@ -153,11 +163,14 @@ def _fit(
                     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                         features = model.features(batch)
                         losses = model.losses(features, batch, source.feeds)
-                        loss = model.weighted_sum(losses) / settings.accumulate
-                    scaler.scale(loss).backward()
-                    progress.note(losses, loss)
+                        parts = model.weighted(losses)
+                    gradients.backward(
+                        {head: scaler.scale(p / settings.accumulate) for head, p in parts.items()}
+                    )
+                    progress.note(losses, sum(parts.values()) / settings.accumulate)
                     seen.append(batch)
 
+            combined = gradients.finish(step)
             distributed.average_gradients(model.parameters())
             scaler.unscale_(optimizer)
             norm = torch.nn.utils.clip_grad_norm_(
@@ -169,7 +182,13 @@ def _fit(
             scaler.update()
             if average:
                 average.update(model, step)
-            progress.advance(sum(map(len, seen)), lr=optimizer.param_groups[0]["lr"], norm=norm)
+            combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
+            progress.advance(
+                sum(map(len, seen)),
+                lr=optimizer.param_groups[0]["lr"],
+                norm=norm,
+                combined=combined,
+            )
 
             interrupted = distributed.any_of(bool(stop.received), device)
             if progress.save_due or interrupted:
@@ -192,9 +211,15 @@ def _fit(
 
 
 def _check_training(config: Config, sources: list[Source]) -> None:
+    """A source without training data only validates; every new head needs one that has some."""
+    trained = {head for source in sources if source.train is not None for head in source.feeds}
+    taken_over = config.init_from["heads"] if config.init_from else ()
+    for head in config.heads:
+        if head not in trained and head not in taken_over:
+            raise ConfigError(f"heads.{head}: no source with a 'train' section feeds it")
+    if not trained:
+        raise ConfigError("data: no source has a 'train' section; nothing to train on")
     for source in sources:
-        if source.train is None:
-            raise ConfigError(f"data.{source.name}: has no 'train' section; nothing to train on")
         if source.batch_size % distributed.world_size():
             raise ConfigError(
                 f"data.{source.name}.batch_size: {source.batch_size} pictures cannot be shared "
@@ -202,16 +227,21 @@ def _check_training(config: Config, sources: list[Source]) -> None:
             )
 
 
+def _last_of(config: Config) -> dict[str, Any]:
+    if config.output is None:
+        raise ConfigError("resume: say which run with `output`")
+    return checkpoint.load(checkpoint.checkpoint_of(config.output, resume=True))
+
+
 def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> None:
     """A metric that nobody computes should not come to light after the first epoch."""
-    best = config.train.best
-    if best is None or "/loss/" in best:
-        return
     names = metric_names(model, sources)
-    if best not in names:
-        raise ConfigError(
-            f"train.best: no validation gives {best!r}; it gives {', '.join(names) or 'nothing'}"
-        )
+    for wanted in Best(config.train.best, config.train.no_worse_than).names:
+        if "/loss/" not in wanted and wanted not in names:
+            raise ConfigError(
+                f"train.best: no validation gives {wanted!r}; it gives "
+                f"{', '.join(names) or 'nothing'}"
+            )
 
 
 def _claim_directory(config: Config, *, resume: bool, overwrite: bool) -> Path:

@@ -143,11 +143,10 @@ class Dataset(Protocol):
     """Pictures and what is known about them, before any transform.
 
     `__getitem__` gives a `visionkit.data.sample.Sample`. `keys` are the target keys that its
-    samples carry; `vocabularies` the class list behind each key that has one; `vocabulary` the
-    key of the one that the constructor's argument `classes` fixes, by name.
+    samples carry; `vocabularies` the class list behind each key that has one. One that is scored
+    as objects also has `coco_truth()`, one with class maps `semantic_truth(image_id)`, and one
+    with `identity` the numbers `identities` (N,) of all pictures.
     """
-
-    vocabulary: ClassVar[str]
 
     keys: tuple[str, ...]
     vocabularies: dict[str, Classes]

@@ -41,15 +41,20 @@ class MobileNetV2(Trunk):
 
 
 class MobileNetV3(Trunk):
-    """MobileNetV3, levels c2..c5. Knobs: see `Trunk`.
+    """MobileNetV3, levels c2..c5. Knobs: see `Trunk`, and
 
-    torchvision's detectors take the taps [13, 16] of the large one, with `norm_eps: 1e-5`.
+    `dilated`: the last stage keeps the stride of the one before it and dilates its convolutions
+    instead: c5 has stride 16, as c4. For class maps (Chen et al. 2017).
+
+    torchvision's detectors take the taps [13, 16] of the large one, with `norm_eps: 1e-5`, its
+    DeepLabV3 the taps [4, 16] of the large dilated one.
     """
 
     def __init__(
         self,
         *,
         size: Literal["small", "large"] = "large",
+        dilated: bool = False,
         taps: list[int] | None = None,
         weights: str | None = None,
         norm: Norm = "auto",
@@ -61,7 +66,8 @@ class MobileNetV3(Trunk):
         arch = f"mobilenet_v3_{size}"
         super().__init__(
             arch,
-            get_model(arch),
+            get_model(arch, dilated=dilated),
+            undilated=get_model(arch) if dilated else None,
             taps=taps,
             weights=weights,
             norm=norm,

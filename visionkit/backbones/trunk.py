@@ -52,6 +52,7 @@ class Trunk(nn.Module):
         root: str = "features",
         steps: Sequence[str] | None = None,
         finest: int = 4,
+        undilated: nn.Module | None = None,
         taps: list[int] | None = None,
         weights: str | None = None,
         norm: Norm = "auto",
@@ -64,6 +65,8 @@ class Trunk(nn.Module):
 
         `steps` are the modules of the root in the order they run, by default its children. They
         give the levels from stride `finest` on, or the maps after the steps numbered in `taps`.
+        Where `model` is dilated, `undilated` is the same one without: its strides tell where
+        levels and stages end, and how they are called.
         """
         super().__init__()
         classifier_keys = list(model.state_dict())
@@ -72,12 +75,16 @@ class Trunk(nn.Module):
         check_norms(found, norm, norm_eps)
         steps = list(steps or (name for name, _ in whole.named_children()))
         maps = _measure([whole.get_submodule(step) for step in steps])
-        names = _last_of_each_stride(maps, finest) if taps is None else _numbered(taps, steps)
-        steps, maps = steps[: max(names) + 1], maps[: max(names) + 1]
+        strides = [level.stride for level in maps]
+        if undilated is not None:
+            plain = undilated.get_submodule(root)
+            strides = [level.stride for level in _measure([plain.get_submodule(s) for s in steps])]
+        names = _last_of_each_stride(strides, finest) if taps is None else _numbered(taps, steps)
+        steps, strides = steps[: max(names) + 1], strides[: max(names) + 1]
 
         self.levels = {name: maps[index] for index, name in names.items()}
         self._plan = [(step, names.get(index)) for index, step in enumerate(steps)]
-        self._frozen = _leading(steps, maps, freeze_at)
+        self._frozen = _leading(steps, strides, freeze_at)
         self.normalize = Normalize(mean, std)
         kept = dict.fromkeys(step.partition(".")[0] for step in steps)
         self.body = nn.Sequential(OrderedDict((name, getattr(whole, name)) for name in kept))
@@ -129,9 +136,9 @@ def _measure(modules: Sequence[nn.Module]) -> list[Level]:
     return maps
 
 
-def _last_of_each_stride(maps: Sequence[Level], finest: int) -> dict[int, str]:
+def _last_of_each_stride(strides: Sequence[int], finest: int) -> dict[int, str]:
     """Names of the levels by the index of their step."""
-    last = {level.stride: index for index, level in enumerate(maps)}
+    last = {stride: index for index, stride in enumerate(strides)}
     return {
         index: f"c{stride.bit_length() - 1}" for stride, index in last.items() if stride >= finest
     }
@@ -143,10 +150,10 @@ def _numbered(taps: Sequence[int], steps: Sequence[str]) -> dict[int, str]:
     return {tap: f"f{tap}" for tap in sorted(taps)}
 
 
-def _leading(steps: Sequence[str], maps: Sequence[Level], freeze_at: int) -> list[str]:
+def _leading(steps: Sequence[str], strides: Sequence[int], freeze_at: int) -> list[str]:
     """The steps of the first `freeze_at` stages."""
-    strides = list(dict.fromkeys(level.stride for level in maps))
-    if freeze_at > len(strides):
-        raise ConfigError(f"freeze_at: got {freeze_at}; this trunk has {len(strides)} stages")
-    frozen = strides[:freeze_at]
-    return [step for step, level in zip(steps, maps, strict=True) if level.stride in frozen]
+    stages = list(dict.fromkeys(strides))
+    if freeze_at > len(stages):
+        raise ConfigError(f"freeze_at: got {freeze_at}; this trunk has {len(stages)} stages")
+    frozen = stages[:freeze_at]
+    return [step for step, stride in zip(steps, strides, strict=True) if stride in frozen]

@@ -26,6 +26,7 @@ TOP = {
     "data": dict | None,
     "train": dict | None,
     "weights": str | None,
+    "init_from": str | dict[str, Any] | None,
     "output": str | None,
 }
 
@@ -42,13 +43,15 @@ def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
         neck = _check_component("necks", neck, ("neck",), problems)
     heads = _check_heads(given.get("heads", {}), problems)
     data = given.get("data") or {}
-    workers, sources = _check_data(data, heads, problems)
+    origin = given.get("init_from")
+    taken_over = origin.get("heads", []) if isinstance(origin, dict) else []
+    workers, sources = _check_data(data, heads, taken_over, problems)
     if "heads" in given:
-        _check_feeding(given["heads"], sources, problems)
+        _check_feeding(given["heads"], sources, taken_over, problems)
         if isinstance(long.get("data", {}), dict | None) and not data.keys() - {"workers"}:
             problems.add(("data",), "names no pictures")
     train = _check_training(given.get("train") or {}, problems)
-    _check_best(train.best, given.get("heads", {}), sources, problems)
+    _check_best(train, given.get("heads", {}), sources, problems)
     problems.raise_found()
     return Config(
         name=name,
@@ -59,6 +62,7 @@ def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
         workers=workers,
         train=train,
         weights=given.get("weights"),
+        init_from=origin if isinstance(origin, dict) else None,
         output=given.get("output"),
     )
 
@@ -101,7 +105,10 @@ def _check_heads(given: dict[str, Any], problems: Problems) -> dict[str, dict[st
 
 
 def _check_data(
-    given: dict[str, Any], heads: dict[str, dict[str, Any]], problems: Problems
+    given: dict[str, Any],
+    heads: dict[str, dict[str, Any]],
+    taken_over: list[str],
+    problems: Problems,
 ) -> tuple[int, dict[str, SourceConfig]]:
     workers = given.get("workers", min(2, os.cpu_count() or 1))
     try:
@@ -116,6 +123,11 @@ def _check_data(
         _check_name(key, problems, taken=name in SOURCE_KEYS)
         if isinstance(spec, dict):
             sources[name] = _check_source(spec, heads, key, problems)
+            nothing = spec.get("train") is None and spec.get("val") is None
+            if nothing and not set(sources[name].feeds) & set(taken_over):
+                problems.add(
+                    key, "has neither 'train' nor 'val'; expected a data set for one of them"
+                )
         elif name not in SOURCE_KEYS:
             problems.add(key, mismatch(spec, dict))
     return workers, sources
@@ -125,11 +137,13 @@ def _check_source(
     spec: dict[str, Any], heads: dict[str, dict[str, Any]], key: Key, problems: Problems
 ) -> SourceConfig:
     fitting = check_arguments(spec, knobs(SourceConfig), key, problems)
-    if spec.get("train") is None and spec.get("val") is None:
-        problems.add(key, "has neither 'train' nor 'val'; expected a data set for one of them")
     size = fitting.get("image_size")
     if isinstance(size, tuple) and size[0] > size[1]:
         problems.add((*key, "image_size"), f"got {list(size)}; expected [shortest, longest]")
+    group, batch_size = fitting.get("per_identity"), fitting.get("batch_size", 8)
+    if group and (batch_size % group or batch_size < 2 * group):
+        wanted = f"a divisor of batch_size, which is {batch_size}, for at least two identities"
+        problems.add((*key, "per_identity"), f"got {group}; expected {wanted}")
     for split in ("train", "val"):
         if fitting.get(split) is not None:
             fitting[split] = _check_component("datasets", fitting[split], (*key, split), problems)
@@ -144,7 +158,10 @@ def _check_source(
 
 
 def _check_feeding(
-    heads: dict[str, Any], sources: dict[str, SourceConfig], problems: Problems
+    heads: dict[str, Any],
+    sources: dict[str, SourceConfig],
+    taken_over: list[str],
+    problems: Problems,
 ) -> None:
     if not heads:
         problems.add(("heads",), "names no head")
@@ -157,7 +174,7 @@ def _check_feeding(
             problems.add(key, f"got {source.feeds}; expected each head once")
     fed = {head for source in sources.values() for head in source.feeds}
     for head in heads:
-        if sources and head not in fed:
+        if sources and head not in fed and head not in taken_over:
             problems.add(("heads", head), "is fed by no source; add it to the 'feeds' of one")
 
 
@@ -174,21 +191,21 @@ def _check_training(given: dict[str, Any], problems: Problems) -> TrainConfig:
 
 
 def _check_best(
-    best: str | None,
+    train: TrainConfig,
     heads: dict[str, Any],
     sources: dict[str, SourceConfig],
     problems: Problems,
 ) -> None:
     """`head/metric` or `source/head/metric`."""
-    if best is None or not heads:
-        return
-    first, _, rest = best.partition("/")
-    second, _, metric = rest.partition("/")
-    if (first in heads and rest) or (first in sources and second in heads and metric):
-        return
-    problems.add(
-        ("train", "best"), unknown(first, heads, f"got {best!r}; expected head/metric, with a head")
-    )
+    best = [train.best] if isinstance(train.best, str) else [*(train.best or ())]
+    for key, names in {"best": best, "no_worse_than": train.no_worse_than}.items():
+        for name in names if heads else ():
+            first, _, rest = name.partition("/")
+            second, _, metric = rest.partition("/")
+            if (first in heads and rest) or (first in sources and second in heads and metric):
+                continue
+            what = f"got {name!r}; expected head/metric, with a head"
+            problems.add(("train", key), unknown(first, heads, what))
 
 
 def _check_name(key: Key, problems: Problems, *, taken: bool) -> None:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionkit.components import unknown
+from visionkit.config.growth import with_origin
 from visionkit.config.problems import Problems
 
-SECTIONS = ("name", "backbone", "neck", "data", "train", "weights", "output")
+SECTIONS = ("name", "backbone", "neck", "data", "train", "weights", "init_from", "output")
 SOURCE = "main"  # name of the only source of a short form
 
 FLIP = {"type": "transforms.HorizontalFlip"}
@@ -30,6 +31,7 @@ class Task:
     transforms: tuple[dict[str, Any], ...]
     neck: str | None = None
     backbone: str = "resnet.ResNet"
+    per_identity: int | None = None
 
 
 TASKS = {
@@ -37,6 +39,11 @@ TASKS = {
     "localization": Task("localization.Localization", "coco.Coco", OBJECTS),
     "detection": Task("detection.FasterRCNN", "coco.Coco", OBJECTS, neck="fpn.FPN"),
     "instance_segmentation": Task("instance.MaskRCNN", "coco.Coco", OBJECTS, neck="fpn.FPN"),
+    "semantic_segmentation": Task(
+        "semantic.SemanticFPN", "label_maps.LabelMaps", OBJECTS, neck="fpn.FPN"
+    ),
+    "embedding": Task("embedding.Embedding", "folder.ImageFolder", WHOLE_PICTURE, per_identity=4),
+    "autoencoder": Task("autoencoder.Autoencoder", "pictures.Pictures", (FLIP,)),
 }
 
 
@@ -45,6 +52,10 @@ def to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
 
     Where the task is not known, `heads` and `data` are missing from the result.
     """
+    return with_origin(_to_long_form(config, problems), problems)
+
+
+def _to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
     is_long = "heads" in config and "task" not in config
     valid = (*SECTIONS, "heads") if is_long else (*SECTIONS, "task", "head")
     for key in config:
@@ -65,9 +76,10 @@ def to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
         return {**long, "backbone": _with_type(config.get("backbone"), Task.backbone)}
     problems.renamed(("heads", name), ("head",))
     problems.renamed(("data", SOURCE), ("data",))
-    long["backbone"] = _with_type(config.get("backbone"), task.backbone)
-    if "neck" in config or task.neck:
-        long["neck"] = _neck(config, task)
+    if "init_from" not in config:
+        long["backbone"] = _with_type(config.get("backbone"), task.backbone)
+        if "neck" in config or task.neck:
+            long["neck"] = _neck(config, task)
     long["heads"] = {name: _with_type(config.get("head"), task.head)}
     long["data"] = _long_data(config.get("data"), name, task)
     return long
@@ -76,6 +88,7 @@ def to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
 def default_transforms(head_types: Iterable[str]) -> list[dict[str, Any]]:
     """The augmentation that suits all of these heads; none where one of them is not visionkit's."""
     by_module = {task.head.partition(".")[0]: task.transforms for task in TASKS.values()}
+    by_module["attributes"] = OBJECTS
     suited = [by_module.get(head_type.partition(".")[0], ()) for head_type in head_types]
     shared = [t for t in suited[0] if all(t in others for others in suited)] if suited else []
     return copy.deepcopy(shared)
@@ -95,6 +108,8 @@ def _long_data(given: Any, name: str, task: Task) -> Any:
     for split in ("train", "val"):
         if source.get(split) is not None:
             source[split] = _with_type(source[split], task.dataset)
+    if task.per_identity:
+        source.setdefault("per_identity", task.per_identity)
     if source.get("transforms") is None:
         source["transforms"] = [dict(transform) for transform in task.transforms]
     return {**workers, SOURCE: source}

@@ -15,7 +15,7 @@ from visionkit.components import INJECTED, resolve
 from visionkit.config.forms import TASKS
 from visionkit.config.problems import Problems, shorten
 from visionkit.config.resolved import SOURCE_KEYS
-from visionkit.config.schema import knobs
+from visionkit.config.schema import REQUIRED, knobs
 from visionkit.config.yaml import Key, parse
 from visionkit.errors import ConfigError
 
@@ -25,6 +25,7 @@ OWN_DATA = (
     "coco.Coco",
     "folder.ImageFolder",
     "idx.Idx",
+    "label_maps.LabelMaps",
 )  # tried after the task's own
 INSTEAD = {("train", "steps"): ("train", "epochs"), ("train", "epochs"): ("train", "steps")}
 
@@ -114,10 +115,11 @@ def _fresh_start(
         return {**kept, "type": new_type} if new_type != current_type else None
     if kind != "datasets" or _accepts(kind, current_type, inside):
         return None
-    for own in (*defaults, *OWN_DATA):
-        if own != current_type and _accepts(kind, own, inside):
-            log.info("%s: now of type %s, which has %s", ".".join(section), own, ", ".join(inside))
-            return {"type": own}
+    fitting = [own for own in (*defaults, *OWN_DATA) if _accepts(kind, own, inside)]
+    complete = [own for own in fitting if not _required(kind, own) - set(inside)]
+    for own in [*complete, *fitting][:1]:
+        log.info("%s: now of type %s, which has %s", ".".join(section), own, ", ".join(inside))
+        return {"type": own}
     return None
 
 
@@ -144,6 +146,11 @@ def _accepts(kind: str, type_name: str | None, names: Iterable[str]) -> bool:
     except ConfigError:
         return False
     return set(names) <= set(accepted)
+
+
+def _required(kind: str, type_name: str) -> set[str]:
+    accepted = knobs(resolve(kind, type_name), INJECTED.get(kind, ()))
+    return {name for name, knob in accepted.items() if knob.default is REQUIRED}
 
 
 def _get(config: Any, key: Key) -> Any:

@@ -21,7 +21,8 @@ def missing_paths(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
     trunk = config.backbone.get("weights")
     if "train" in splits:
         found += [("weights", config.weights)] if config.weights else []
-        found += [("backbone.weights", trunk)] if trunk not in (None, "default") else []
+        read = trunk not in (None, "default") and config.init_from is None
+        found += [("backbone.weights", trunk)] if read else []
     for key, section, spec in _components(config, splits):
         for name, knob in knobs(resolve(section, spec["type"]), INJECTED.get(section, ())).items():
             found += [(f"{key}.{name}", p) for p in paths_in(spec.get(name), knob.annotation)]

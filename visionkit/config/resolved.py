@@ -20,6 +20,8 @@ class SourceConfig:
     batch_size: Count = 8
     image_size: Side | tuple[Side, Side] = 320  # longest side, or at most (shortest, longest)
     transforms: list[dict[str, Any]] | None = None  # null: the default of the heads; []: none
+    labelled: list[str] | None = None  # the classes that are labelled here; null: all it has
+    per_identity: Annotated[int, Range(2)] | None = None  # pictures of each identity in a batch
     train: dict[str, Any] | None = None
     val: dict[str, Any] | None = None
 
@@ -39,6 +41,7 @@ class Config:
     workers: int  # processes that load pictures, for each source
     train: TrainConfig
     weights: str | None = None  # file with weights of a whole model to begin from
+    init_from: dict[str, Any] | None = None  # `run` to grow from, `heads` taken over from it
     output: str | None = None  # run directory; None: runs/<name>-NNN
 
     def to_dict(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from visionkit.types import Count, Fraction, Natural, NonNegative, Positive, Range
 
+Metrics = str | dict[str, float]
 Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
 
 
@@ -30,6 +31,7 @@ class TrainConfig:
     gamma: Positive = 0.1  # factor of the learning rate at each milestone
     accumulate: Count = 1  # batches of each source per optimizer step
     clip_norm: Positive | None = 10.0  # largest norm of the whole gradient; null: no limit
+    weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"  # of the heads' losses
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     channels_last: bool = True  # memory order of images and features; faster for convolutions
     ema: Annotated[float, Range(0, 1)] = 0.0  # decay of the moving average of weights; 0: none
@@ -38,7 +40,10 @@ class TrainConfig:
         default_factory=dict
     )
     early_stop: Count | None = None  # validations without improvement before the run ends
-    best: str | None = None  # metric of the best checkpoint; null: the first head's main metric
+    best: Metrics | None = None  # metric of the best checkpoint, or several with their weights
+    no_worse_than: dict[str, float] = field(  # metrics and the values that the best one must reach
+        default_factory=dict
+    )
     validate: bool | Count = True  # after every epoch; a number: every so many; false: never
     eval_batch_size: Count | None = None  # null: the source's own batch size
     log_every: Count = 20  # steps between two lines of the log

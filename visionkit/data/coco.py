@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from visionkit.data import coco_index
+from visionkit.data.coco_attributes import AttributeTable, read_attributes
+from visionkit.data.coco_federated import is_federated, present_in, read_labelled
 from visionkit.data.files import check_present
 from visionkit.data.images import load_image, load_label_map
 from visionkit.data.problems import Problems, check_classes
 from visionkit.data.sample import Sample
 from visionkit.data.segmentation_table import SegmentationTable
+from visionkit.data.semantic_maps import paint_classes
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
 
@@ -31,16 +35,18 @@ class Coco:
 
     Beyond COCO, an image record may have `class_id` (an index into the list `image_classes` at
     the top of the file), `identity` (a number) and `semantic` (the name of a map of class numbers
-    into the list `semantic_classes`, 255 = ignore, relative to the annotation file).
+    into the list `semantic_classes`, 255 = ignore, relative to the annotation file). As in LVIS,
+    `neg_category_ids` and `not_exhaustive_category_ids` say which classes are labelled in it. An
+    annotation may have `attributes`; see `coco_attributes`.
 
     classes: names in label order, the same as the file's, which may have other ids; by default
         those of the file in the order of their ids.
     other_classes: "ignore" leaves out the objects of classes that are not in `classes`.
     masks: False leaves the segmentations unread, True demands them; None takes what is there.
+    semantic: "paint" makes the class maps from the masks; "files" takes those that are named.
+    attributes: names of those to read; by default all that there are, [] for none.
     exif: whether boxes belong to the upright picture ("apply") or to the pixels as stored.
     """
-
-    vocabulary = "labels"
 
     def __init__(
         self,
@@ -50,27 +56,42 @@ class Coco:
         classes: list[str] | None = None,
         other_classes: Literal["error", "ignore"] = "error",
         masks: bool | None = None,
+        semantic: Literal["files", "paint"] = "files",
+        attributes: list[str] | None = None,
         exif: Literal["apply", "ignore"] = "apply",
     ):
         self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
+        self.other_classes = other_classes
+        masks = True if semantic == "paint" else masks
         data = coco_index.read_coco(annotations)
         problems = Problems(f"annotation file {annotations}")
         categories = coco_index.read_categories(data["categories"], problems)
-        names = {key: _names(data, key, problems) for key in ("image_classes", "semantic_classes")}
+        lists = ("image_classes", "semantic_classes", "attribute_classes")
+        names = {key: _names(data, key, problems) for key in lists}
         self._images = coco_index.read_images(data["images"], len(names["image_classes"]), problems)
         objects = coco_index.read_objects(data["annotations"], self._images, categories, problems)
         table = coco_index.read_segmentations(
             data["annotations"], objects, self._images, masks, problems
         )
+        described = read_attributes(
+            data["annotations"], problems, wanted=attributes, listed=names["attribute_classes"]
+        )
+        self._labelled_ids = None
+        if is_federated(data["images"]):
+            present = present_in(objects.image, objects.category, len(data["images"]))
+            self._labelled_ids = read_labelled(data["images"], present, categories.ids, problems)
         problems.raise_any()
         check_present(self.images, self._images.file_names)
         check_present(self.annotations.parent, filter(None, self._images.semantic))
 
         self.image_ids: list[int] = self._images.ids.tolist()
+        self._index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
         self.file_names: list[str] = self._images.file_names
         self.vocabularies = {"labels": _pick(categories, classes, other_classes, problems.source)}
         self._keep_objects(objects, table)
-        self._describe(names)
+        self._attributes = None if described is None else described.values[self._rows]
+        self._paints = semantic == "paint"
+        self._describe(names, described)
 
     def _keep_objects(
         self, objects: coco_index.ObjectTable, table: SegmentationTable | None
@@ -120,7 +141,7 @@ class Coco:
         if notes:
             log.warning("%s: %s", self.annotations, "; ".join(notes))
 
-    def _describe(self, names: dict[str, list[str]]) -> None:
+    def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
         images = self._images
         keys = ["boxes", "labels", "iscrowd", "area"]
         if self._table is not None:
@@ -128,11 +149,18 @@ class Coco:
         if (images.class_ids >= 0).any():
             keys.append("class_id")
             self.vocabularies["class_id"] = _numbered(names["image_classes"])
-        if any(images.semantic):
+        if described is not None:
+            keys.append("attributes")
+            self.vocabularies["attributes"] = described.classes
+        if self._paints or any(images.semantic):
             keys.append("semantic")
-            self.vocabularies["semantic"] = _numbered(names["semantic_classes"])
+            painted = ["background", *self.vocabularies["labels"].names]
+            self.vocabularies["semantic"] = _numbered(
+                painted if self._paints else names["semantic_classes"]
+            )
         if (images.identities >= 0).any():
             keys.append("identity")
+            self.identities = images.identities
         self.keys: tuple[str, ...] = tuple(keys)
 
     def image_path(self, index: int) -> Path:
@@ -151,19 +179,47 @@ class Coco:
         sample = Sample(load_image(path, exif=self.exif), self.image_ids[index], size)
         self._check_size(path, sample.size, size)
 
-        objects = range(*self._starts[index : index + 2].tolist())
-        span = slice(objects.start, objects.stop)
+        span = self._span(index)
         sample.boxes, sample.labels = self._boxes[span], self._labels[span]
         sample.iscrowd, sample.area = self._iscrowd[span], self._area[span].astype(np.float32)
         if self._table is not None:
-            sample.segmentations = [self._table[self._rows[i]] for i in objects]
+            sample.segmentations = [self._table[row] for row in self._rows[span]]
+        if self._attributes is not None:
+            sample.attributes = self._attributes[span]
+        if self._labelled_ids is not None and self._labelled_ids[index] is not None:
+            ids = self.vocabularies["labels"].ids
+            sample.labelled = np.isin(ids, list(self._labelled_ids[index]))
         if self._images.class_ids[index] >= 0:
             sample.class_id = int(self._images.class_ids[index])
         if self._images.identities[index] >= 0:
             sample.identity = int(self._images.identities[index])
-        if self._images.semantic[index]:
-            sample.semantic = self._load_semantic(self._images.semantic[index], size)
+        sample.semantic = self._semantic(index)
         return sample
+
+    def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """All objects that are not crowd regions: the index of their picture, boxes (A, 4) xyxy,
+        labels, and their rows in the list of annotations."""
+        image = np.repeat(np.arange(len(self)), np.diff(self._starts))
+        single = ~self._iscrowd
+        columns = (image, self._boxes, self._labels, self._rows)
+        return tuple(column[single] for column in columns)  # type: ignore[return-value]
+
+    def semantic_truth(self, image_id: int) -> Tensor | None:
+        """The class map (h, w) uint8 of that picture as annotated; None where it has none."""
+        return self._semantic(self._index_of[image_id])
+
+    def _span(self, index: int) -> slice:
+        """Where the objects of a picture stand among all."""
+        return slice(*self._starts[index : index + 2].tolist())
+
+    def _semantic(self, index: int) -> Tensor | None:
+        size = tuple(self._images.sizes[index].tolist())
+        if self._paints:
+            span = self._span(index)
+            segmentations = [self._table[row] for row in self._rows[span]]
+            return paint_classes(segmentations, self._labels[span], self._boxes[span], size)
+        name = self._images.semantic[index]
+        return self._load_semantic(name, size) if name else None
 
     def _check_size(self, path: Path, found: tuple[int, int], expected: tuple[int, int]) -> None:
         if found == expected:
@@ -179,7 +235,7 @@ class Coco:
             f"{expected[1]}x{expected[0]} ({hint})"
         )
 
-    def _load_semantic(self, name: str, size: tuple[int, int]):
+    def _load_semantic(self, name: str, size: tuple[int, int]) -> Tensor:
         path = self.annotations.parent / name
         labels = load_label_map(path)
         if tuple(labels.shape) != size:

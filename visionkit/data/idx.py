@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from visionkit.data.files import diagnose
+from visionkit.data.folder import kept_classes
 from visionkit.data.problems import check_classes
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
@@ -24,23 +25,42 @@ _MAX_BYTES = 2**33
 class Idx:
     """Gray pictures of one size with a class each, from a file of pictures and one of labels.
 
-    Raises `DataError` if a file is damaged, is of another kind, or the two do not match.
+    Without `labels` they have no class. For embeddings the class is the picture's identity as
+    well. Raises `DataError` if a file is damaged, is of another kind, or the two do not match.
 
     classes: names in label order; by default the numbers from 0 to the highest label.
+    only: the classes whose pictures are kept; they become the class list, in this order, and
+        their ids are the labels of the file.
     """
 
-    keys = ("class_id",)
-    vocabulary = "class_id"
-
-    def __init__(self, images: InputPath, labels: InputPath, *, classes: list[str] | None = None):
+    def __init__(
+        self,
+        images: InputPath,
+        labels: InputPath | None = None,
+        *,
+        classes: list[str] | None = None,
+        only: list[str] | None = None,
+    ):
         self._images = _read(images, dims=3)  # (n, h, w) uint8
-        self._labels = _read(labels, dims=1)
-        if not len(self._images) or len(self._images) != len(self._labels):
+        self.keys: tuple[str, ...] = ()
+        self.vocabularies: dict[str, Classes] = {}
+        self.identities = np.full(len(self._images), -1)  # (N,) int64
+        self.image_ids = list(range(len(self._images)))  # where each picture stands in the file
+        if labels is not None:
+            self._read_labels(images, labels, classes, only)
+        elif classes is not None or only is not None:
+            raise DataError(f"{images}: classes and only need labels: name that file too")
+
+    def _read_labels(
+        self, images: str, labels: str, classes: list[str] | None, only: list[str] | None
+    ) -> None:
+        found = _read(labels, dims=1)
+        if not len(self._images) or len(self._images) != len(found):
             raise DataError(
                 f"{images} has {len(self._images)} pictures and {labels} has "
-                f"{len(self._labels)} labels: need as many, and at least one"
+                f"{len(found)} labels: need as many, and at least one"
             )
-        highest = int(self._labels.max())
+        highest = int(found.max())
         names = [str(number) for number in range(highest + 1)] if classes is None else classes
         check_classes(str(labels), names, names, missing_ok=False, unknown_ok=False)
         if highest >= len(names):
@@ -48,20 +68,29 @@ class Idx:
                 f"{labels} has the label {highest}, but classes has {len(names)} names: "
                 f"name all {highest + 1}"
             )
-        self.vocabularies = {"class_id": Classes(tuple(names), tuple(range(len(names))))}
-        self.image_ids = list(range(len(self._images)))
+        ids = list(range(len(names))) if only is None else kept_classes(str(labels), names, only)
+        class_of = np.full(max(256, len(names)), -1, np.int64)  # of a byte
+        class_of[ids] = np.arange(len(ids))
+        class_ids = class_of[found]
+        rows = np.flatnonzero(class_ids >= 0)
+        self.keys = ("class_id", "identity")
+        self.identities = class_ids[rows]
+        self.vocabularies = {"class_id": Classes(tuple(names[i] for i in ids), tuple(ids))}
+        self.image_ids = rows.tolist()
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.image_ids)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        image = torch.from_numpy(self._images[index]).repeat(3, 1, 1)
+        row = self.image_ids[index]
+        class_id = int(self.identities[index]) if self.keys else None
+        image = torch.from_numpy(self._images[row]).repeat(3, 1, 1)
         size = (image.shape[1], image.shape[2])
-        return Sample(image, image_id=index, orig_size=size, class_id=int(self._labels[index]))
+        return Sample(image, row, orig_size=size, class_id=class_id, identity=class_id)
 
 
 def _read(path: str, dims: int) -> np.ndarray:

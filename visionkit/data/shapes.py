@@ -13,11 +13,19 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from visionkit.data.coco import Coco
-from visionkit.data.shapes_drawing import SHAPES, TEXTURES, Shape, draw, random_place
+from visionkit.data.shapes_drawing import (
+    COLORS,
+    SHAPES,
+    TEXTURES,
+    Shape,
+    color_name,
+    draw,
+    random_place,
+)
 from visionkit.errors import DataError
 from visionkit.types import Count, Natural, Range
 
-VERSION = 1  # of what is drawn: raise it whenever the same seed gives other files
+VERSION = 2  # of the files: raise it whenever the same seed gives other ones
 
 _PARTS = {"images", "semantic", "annotations.json"}
 _PICTURES_PER_IDENTITY = 8
@@ -29,7 +37,9 @@ class Shapes(Coco):
 
     They are drawn once, into $VISIONKIT_CACHE or ~/.cache/visionkit. Objects are shapes, the
     class of a picture is its background's texture, and pictures with the same `identity` show
-    the same place: texture, coarseness, direction and colors.
+    the same place: texture, coarseness, direction and colors. Attributes of an object are its
+    `color`, whether another one hides a part of it (`covered`), and the kinds of shape that it
+    `overlaps`, above or below.
     """
 
     def __init__(
@@ -120,7 +130,7 @@ def _write(folder: Path, images: int, size: int, seed: int) -> None:
             }
         )
         for shape in shapes:
-            annotations.append(_annotation(len(annotations) + 1, index + 1, shape))
+            annotations.append(_annotation(len(annotations) + 1, index + 1, shape, shapes))
     data = {
         "info": {"visionkit_shapes": VERSION, "images": images, "size": size, "seed": seed},
         "images": records,
@@ -128,12 +138,23 @@ def _write(folder: Path, images: int, size: int, seed: int) -> None:
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(SHAPES)],
         "image_classes": TEXTURES,
         "semantic_classes": ["background", *SHAPES],
+        # Else a small data set would lack the classes that happen not to occur.
+        "attribute_classes": [
+            *(f"color={name}" for name in COLORS),
+            "covered",
+            *(f"overlaps:{name}" for name in SHAPES),
+        ],
     }
     (folder / "annotations.json").write_text(json.dumps(data))
 
 
-def _annotation(annotation_id: int, image_id: int, shape: Shape) -> dict[str, Any]:
-    """A polygon where one outline says it all; run lengths where there are holes or cuts."""
+def _annotation(
+    annotation_id: int, image_id: int, shape: Shape, shapes: list[Shape]
+) -> dict[str, Any]:
+    """A polygon where one outline says it all; run lengths where there are holes or cuts.
+
+    `shapes` are all those of the picture.
+    """
     rle = coco_mask.encode(np.asfortranarray(shape.visible, np.uint8))
     if shape.is_plain:
         segmentation: Any = [shape.outlines[0].ravel().tolist()]
@@ -147,6 +168,16 @@ def _annotation(annotation_id: int, image_id: int, shape: Shape) -> dict[str, An
         "area": int(shape.visible.sum()),
         "iscrowd": 0,
         "segmentation": segmentation,
+        "attributes": _attributes(shape, shapes),
+    }
+
+
+def _attributes(shape: Shape, shapes: list[Shape]) -> dict[str, Any]:
+    others = [s for s in shapes if s is not shape and (s.mask & shape.mask).any()]
+    return {
+        "color": color_name(shape.color),
+        "covered": bool((shape.mask != shape.visible).any()),
+        "overlaps": sorted({SHAPES[other.label] for other in others}),
     }
 
 

@@ -15,7 +15,9 @@ from pycocotools import mask as coco_mask
 
 SHAPES = ("circle", "ring", "square", "star", "triangle")
 TEXTURES = ("blobs", "checks", "dots", "stripes", "waves", "weave")
+COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta", "gray")  # hues 60 degrees apart
 
+_LEAST_CHROMA = 0.3  # a color with less difference between its channels is called gray
 _SMOOTH = 4  # edges are drawn at this multiple of the size and averaged
 _MIN_VISIBLE = 0.7  # of an object, and at least `_MIN_PIXELS`
 _MIN_PIXELS = 24
@@ -200,6 +202,15 @@ def _new_color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
         for _ in range(8)
     ]
     return max(candidates, key=lambda color: min(np.abs(color - t).sum() for t in taken))
+
+
+def color_name(color: np.ndarray) -> str:
+    """The nearest of six hues, or gray, for an RGB color (3,) in 0..1."""
+    *hues, gray = COLORS
+    if color.max() - color.min() < _LEAST_CHROMA:
+        return gray
+    hue, _, _ = colorsys.rgb_to_hsv(*color.tolist())
+    return hues[round(hue * len(hues)) % len(hues)]
 
 
 def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> Image.Image:

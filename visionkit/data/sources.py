@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from visionkit import distributed
+from visionkit.data.identity_stream import IdentityStream
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
 from visionkit.errors import VisionkitError
@@ -38,6 +39,7 @@ class Source:
     image_size: int | tuple[int, int]
     transforms: Sequence[Any] = field(default_factory=tuple)
     eval_batch_size: int | None = None
+    per_identity: int | None = None  # pictures of each identity in a training batch
 
     @property
     def steps_per_epoch(self) -> int:
@@ -47,7 +49,12 @@ class Source:
     def train_batches(self, *, seed: int, start: int, workers: int) -> Generator[Batch, None, None]:
         """Endless shuffled batches of this process, from batch number `start` on."""
         view = View(self.train, self.transforms, self.image_size, seed)
-        stream = Stream(len(self.train), self.batch_size, seed, start)
+        if self.per_identity is None:
+            stream = Stream(len(self.train), self.batch_size, seed, start)
+        else:
+            stream = IdentityStream(
+                self.train.identities, self.batch_size, self.per_identity, seed, start
+            )
         return _batches(DataLoader(view, batch_sampler=stream, **_loading(workers)))
 
     def val_batches(self, *, workers: int) -> Generator[Batch, None, None]:

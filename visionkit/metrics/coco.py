@@ -20,6 +20,7 @@ from pycocotools.mask import area as rle_area
 from pycocotools.mask import toBbox as rle_to_box
 
 from visionkit.errors import DataError
+from visionkit.metrics.coco_partial import labelled_only, with_incomplete_as_crowds
 from visionkit.types import Batch, Classes
 
 IouType = Literal["bbox", "segm"]
@@ -28,6 +29,8 @@ STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 
 class CocoEvaluator:
     """Collects the detections of a data set and scores them against its original annotations.
+
+    Detections of classes that the data set, or a picture of it, does not label are left out.
 
     Metrics are named `bbox/AP`, `bbox/AP50`, ..., `bbox/AR100`, and `bbox/AP/<class>`; the same
     with `segm/` where masks are scored.
@@ -53,7 +56,8 @@ class CocoEvaluator:
         truth = self.dataset.coco_truth()
         metrics = {}
         for iou_type in self.types:
-            scores = evaluate_coco(truth, self.result_file(iou_type), iou_type)
+            results = labelled_only(truth, self.result_file(iou_type), self.classes.ids)
+            scores = evaluate_coco(with_incomplete_as_crowds(truth), results, iou_type)
             metrics |= {f"{iou_type}/{name}": value for name, value in scores.items()}
         return metrics
 

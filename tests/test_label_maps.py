@@ -1,0 +1,159 @@
+"""Pictures with class maps: numbers, palettes and colors, pairing, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visionkit.data.label_maps import LabelMaps
+from visionkit.errors import DataError
+from visionkit.types import Classes
+
+CLASSES = ["background", "cat", "dog"]
+PALETTE = {"background": [0, 0, 0], "cat": [255, 0, 0], "dog": [0, 64, 128]}
+
+
+def picture(path, size=(3, 2), exif=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (9, 8, 7)).save(path, **({"exif": exif} if exif else {}))
+
+
+def numbers(path, values, palette=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.array(values, np.uint8))
+    if palette:
+        image.putpalette([200, 100, 50] * 256)  # all alike: only the stored numbers tell
+    image.save(path)
+
+
+def colors(path, values):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.array(values, np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    picture(tmp_path / "images" / "b.jpg")
+    picture(tmp_path / "images" / "deep" / "a.png")
+    numbers(tmp_path / "labels" / "b.png", [[0, 1, 2], [255, 0, 0]])
+    numbers(tmp_path / "labels" / "deep" / "a.png", [[2, 2, 2], [1, 1, 1]], palette=True)
+    return tmp_path
+
+
+def opened(folder, **knobs):
+    return LabelMaps(str(folder / "images"), str(folder / "labels"), **knobs)
+
+
+def test_maps_of_numbers(folder):
+    picture(folder / "images" / ".hidden.png")
+    (folder / "labels" / "notes.txt").write_text("no map")
+    data = opened(folder, classes=CLASSES)
+    assert data.keys == ("semantic",) and data.vocabulary == "semantic"
+    assert data.vocabularies == {"semantic": Classes(tuple(CLASSES), (0, 1, 2))}
+    assert data.file_names == ["b.jpg", "deep/a.png"] and data.image_ids == [0, 1]
+    assert data.image_path(1) == folder / "images" / "deep" / "a.png"
+    first, second = data
+    assert first.image_id == 0 and first.size == first.orig_size == (2, 3)
+    assert first.semantic.dtype == torch.uint8
+    assert first.semantic.tolist() == [[0, 1, 2], [255, 0, 0]]
+    assert second.semantic.tolist() == [[2, 2, 2], [1, 1, 1]]
+    assert torch.equal(data.semantic_truth(1), second.semantic)
+    with pytest.raises(IndexError):
+        data[2]
+
+
+def test_names_of_the_classes_come_from_a_file_beside_the_maps(folder):
+    with pytest.raises(DataError, match=r"give `classes`, or write them into .*classes.txt"):
+        opened(folder)
+    (folder / "classes.txt").write_text("background\ncat\n\ndog\n")
+    assert opened(folder).vocabularies["semantic"].names == tuple(CLASSES)
+    # Another split fixes the order: the numbers follow the names.
+    data = opened(folder, classes=["dog", "background", "cat"])
+    assert data[0].semantic.tolist() == [[1, 2, 0], [255, 1, 1]]
+    with pytest.raises(DataError, match="not expected: 'dog'"):
+        opened(folder, classes=["background", "cat"])
+
+
+def test_ignored_and_first_number(folder):
+    numbers(folder / "labels" / "b.png", [[0, 1, 2], [3, 0, 0]])
+    data = opened(folder, classes=CLASSES, ignore=0, first=1)
+    assert data[0].semantic.tolist() == [[255, 0, 1], [2, 255, 255]]
+    numbers(folder / "labels" / "b.png", [[0, 1, 2], [255, 0, 0]])
+    with pytest.raises(DataError, match=r"b\.png has the value 255, which is none of the 3"):
+        opened(folder, classes=CLASSES, ignore=None)[0]
+
+
+def test_values_beyond_the_classes(folder):
+    numbers(folder / "labels" / "b.png", [[0, 3, 9], [255, 0, 0]])
+    data = opened(folder, classes=CLASSES)
+    with pytest.raises(DataError, match=r"b\.png has the values 3, 9, which are none of the 3"):
+        data[0]
+
+
+def test_maps_of_colors(folder):
+    red, blue, black, gray = [255, 0, 0], [0, 64, 128], [0, 0, 0], [224, 224, 192]
+    colors(folder / "labels" / "b.png", [[red, blue, black], [gray, red, red]])
+    colors(folder / "labels" / "deep" / "a.png", [[blue] * 3, [black] * 3])
+    data = opened(folder, palette={"ignore": gray, **PALETTE})
+    assert data.vocabularies["semantic"].names == tuple(CLASSES)
+    assert data[0].semantic.tolist() == [[1, 2, 0], [255, 1, 1]]
+    data = opened(folder, palette={**PALETTE, "ignore": gray}, classes=["dog", "cat", "background"])
+    assert data[0].semantic.tolist() == [[1, 0, 2], [255, 1, 1]]
+    with pytest.raises(DataError, match=r"1 pixels of 1 colors .* \[224, 224, 192\]"):
+        opened(folder, palette=PALETTE)[0]
+    with pytest.raises(DataError, match="two names have the same color"):
+        opened(folder, palette={**PALETTE, "fox": red})
+    with pytest.raises(DataError, match="missing here: 'fox'"):
+        opened(folder, palette=PALETTE, classes=[*CLASSES, "fox"])
+
+
+def test_unpaired_files_are_all_named(folder):
+    picture(folder / "images" / "lonely.jpg")
+    picture(folder / "images" / "b.webp")
+    numbers(folder / "labels" / "extra.png", [[0]])
+    with pytest.raises(DataError) as caught:
+        opened(folder, classes=CLASSES)
+    message = str(caught.value)
+    assert "3 problems" in message
+    assert "lonely.jpg: there is no map lonely.png in" in message
+    assert "extra.png: there is no picture of that name in" in message
+    assert "b.webp: b.jpg has the same name but for its suffix" in message
+
+
+def test_a_split_names_what_is_used(folder):
+    picture(folder / "images" / "lonely.jpg")
+    (folder / "train.txt").write_text("deep/a\n")
+    assert opened(folder, classes=CLASSES, split=str(folder / "train.txt")).file_names == [
+        "deep/a.png"
+    ]
+    (folder / "train.txt").write_text("deep/a\nnone\n")
+    with pytest.raises(DataError, match="2 problems"):
+        opened(folder, classes=CLASSES, split=str(folder / "train.txt"))
+    with pytest.raises(DataError, match=r"absent\.txt does not exist"):
+        opened(folder, classes=CLASSES, split=str(folder / "absent.txt"))
+
+
+def test_sizes_that_differ(folder):
+    numbers(folder / "labels" / "b.png", [[0, 1], [1, 1]])
+    with pytest.raises(DataError, match=r"b\.png is 2x2, but its picture .*b\.jpg is 3x2"):
+        opened(folder, classes=CLASSES)[0]
+
+
+def test_exif(folder):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(folder / "images" / "b.jpg", exif=turned)
+    with pytest.raises(DataError, match="perhaps the data set needs `exif: ignore`"):
+        opened(folder, classes=CLASSES)[0]
+    assert opened(folder, classes=CLASSES, exif="ignore")[0].size == (2, 3)
+
+
+def test_empty_and_missing_folders(tmp_path):
+    with pytest.raises(DataError, match="images does not exist"):
+        opened(tmp_path, classes=CLASSES)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(DataError, match="found none"):
+        opened(tmp_path, classes=CLASSES)
+    with pytest.raises(DataError, match="names 256 classes"):
+        opened(tmp_path, classes=[str(k) for k in range(256)])

@@ -1,0 +1,171 @@
+"""A data set in the terms of a run: its labels renumbered, and what it does not label marked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from visionkit.attribute_names import groups
+from visionkit.data.problems import check_classes
+from visionkit.data.sample import Sample
+from visionkit.errors import DataError
+from visionkit.types import Classes, Dataset
+
+ABSENT = -1
+IGNORE = 255  # in a class map
+PARTIAL = {"labels": "labelled", "semantic": "semantic_labelled"}  # vocabulary: mark of a sample
+
+
+class Relabelled:
+    """A data set whose classes are matched by name to the class lists of the run.
+
+    Classes that are only numbered ("0", "1", ...) are matched by position. A class that the data
+    set does not have, or that `labelled` leaves out, counts as not labelled: its objects are gone,
+    samples carry the mark, and `coco_truth` does not know it. All else is the data set's own.
+
+    classes: the names to match, by vocabulary.
+    labelled: the classes of objects or class maps that are labelled here; None: all there are.
+
+    Raises DataError for a class that is not in the lists, unless the data set says
+    `other_classes = "ignore"`.
+    """
+
+    def __init__(
+        self, dataset: Dataset, classes: Mapping[str, Sequence[str]], labelled: list[str] | None
+    ) -> None:
+        self.dataset = dataset
+        self.keys = dataset.keys
+        self.vocabularies = dict(dataset.vocabularies)
+        self.unlabelled: dict[str, list[str]] = {}  # names, by vocabulary
+        self._tables: dict[str, np.ndarray] = {}  # new label of each own label
+        self._marks: dict[str, np.ndarray] = {}  # (K,) bool
+        if not hasattr(dataset, "semantic_truth"):
+            self.semantic_truth = None  # a method only where the data set has it
+        ignore_others = getattr(dataset, "other_classes", "error") == "ignore"
+        _check_labelled(labelled, dataset.vocabularies)
+        for key, own in dataset.vocabularies.items():
+            names = tuple(classes.get(key, own.names))
+            table = _match(own.names, names, key, ignore_others=ignore_others)
+            self.vocabularies[key] = Classes(names, _ids(own, table, len(names)))
+            self._tables[key] = table
+            if key in PARTIAL:
+                self._marks[key] = self._mark(key, names, table, labelled)
+
+    def _mark(
+        self, key: str, names: tuple[str, ...], table: np.ndarray, labelled: list[str] | None
+    ) -> np.ndarray:
+        known = np.isin(np.arange(len(names)), table)
+        if labelled is not None and any(name in names for name in labelled):
+            known &= np.isin(names, labelled)
+        if not known.all():
+            self.unlabelled[key] = [n for n, k in zip(names, known, strict=True) if not k]
+        return known
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "dataset":  # while a copy is being unpickled
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = replace(self.dataset[index])
+        if sample.class_id is not None and np.ndim(sample.class_id) == 0:
+            class_id = int(self._tables["class_id"][sample.class_id])
+            sample.class_id = None if class_id == ABSENT else class_id
+        if sample.labels is not None:
+            self._relabel_objects(sample)
+        if sample.semantic is not None:
+            sample.semantic = self._relabel_map(sample.semantic)
+            sample.semantic_labelled = self._combined("semantic", sample.semantic_labelled)
+        return sample
+
+    def _relabel_objects(self, sample: Sample) -> None:
+        labels = self._tables["labels"][sample.labels]
+        keep = np.flatnonzero((labels != ABSENT) & self._marks["labels"][labels])
+        sample.labels = labels[keep]
+        for column in ("boxes", "iscrowd", "area", "cut", "attributes"):
+            values = getattr(sample, column)
+            setattr(sample, column, None if values is None else values[keep])
+        if sample.segmentations is not None:
+            sample.segmentations = [sample.segmentations[i] for i in keep]
+        if sample.attributes is not None:
+            sample.attributes = self._relabel_attributes(sample.attributes)
+        sample.labelled = self._combined("labels", sample.labelled)
+
+    def _relabel_attributes(self, values: np.ndarray) -> np.ndarray:
+        table = self._tables["attributes"]
+        moved = np.full((len(values), len(self.vocabularies["attributes"].names)), np.nan)
+        moved[:, table[table != ABSENT]] = values[:, table != ABSENT]
+        for group in groups(self.vocabularies["attributes"].names).values():
+            answers = moved[:, group.columns]
+            known = ~np.isnan(answers).all(1)  # then what this data set never says is a no
+            answers[known] = np.nan_to_num(answers[known])
+            moved[:, group.columns] = answers
+        return moved.astype(np.float32)
+
+    def _relabel_map(self, classes: torch.Tensor) -> torch.Tensor:
+        table = np.full(256, IGNORE, np.uint8)
+        own = self._tables["semantic"]
+        table[: len(own)] = np.where(own == ABSENT, IGNORE, own)
+        return torch.from_numpy(table)[classes.long()]
+
+    def _combined(self, key: str, own: np.ndarray | None) -> np.ndarray | None:
+        """The mark of the source and the sample's own, which may be None for no mark."""
+        mark = self._marks[key]
+        if own is not None:
+            table, moved = self._tables[key], np.zeros(len(mark), bool)
+            moved[table[table != ABSENT]] = own[table != ABSENT]
+            return mark & moved
+        return None if mark.all() else mark
+
+    def semantic_truth(self, image_id: int) -> torch.Tensor | None:
+        classes = self.dataset.semantic_truth(image_id)
+        return None if classes is None else self._relabel_map(classes)
+
+    def coco_truth(self) -> dict[str, Any]:
+        """The ground truth of the labelled classes."""
+        truth = self.dataset.coco_truth()
+        classes, mark = self.vocabularies["labels"], self._marks["labels"]
+        ids = {id_ for id_, labelled in zip(classes.ids, mark, strict=True) if labelled}
+        return {
+            **truth,
+            "categories": [c for c in truth["categories"] if c["id"] in ids],
+            "annotations": [a for a in truth["annotations"] if a["category_id"] in ids],
+        }
+
+
+def _match(
+    own: tuple[str, ...], names: tuple[str, ...], key: str, *, ignore_others: bool
+) -> np.ndarray:
+    """For each own class its place among `names`, or ABSENT."""
+    if own == tuple(map(str, range(len(own)))) and len(own) <= len(names):
+        return np.arange(len(own))
+    check_classes(f"{key} classes", own, names, missing_ok=True, unknown_ok=ignore_others)
+    place = {name: index for index, name in enumerate(names)}
+    return np.array([place.get(name, ABSENT) for name in own], np.int64)
+
+
+def _ids(own: Classes, table: np.ndarray, count: int) -> tuple[int, ...]:
+    """The data set's id of each class; for those that it lacks, numbers that it does not use."""
+    fresh = max(own.ids, default=0) + 1
+    ids = [fresh + i for i in range(count)]
+    for id_, label in zip(own.ids, table.tolist(), strict=True):
+        if label != ABSENT:
+            ids[label] = id_
+    return tuple(ids)
+
+
+def _check_labelled(labelled: list[str] | None, vocabularies: Mapping[str, Classes]) -> None:
+    names = {name for key in PARTIAL if key in vocabularies for name in vocabularies[key].names}
+    unknown = [name for name in labelled or () if name not in names]
+    if unknown:
+        raise DataError(f"labelled: there is no class {unknown[0]!r}; it has {sorted(names)}")
