@@ -1,77 +1,77 @@
-"""Trained to the end: pictures that label some of the classes each are worth nearly as much as
-pictures that label all, and only because what is not labelled is not taken for background.
+"""Trained to the end: pictures that label one class each are worth as much as the same pictures
+with all their labels, and only because what is not labelled is not taken for background.
 
-Takes half an hour on two cores: `pytest -m slow tests/test_partial_label_training.py -s`.
+Takes about twenty-five minutes on two cores:
+
+    VISIONKIT_CACHE=/tmp/cache pytest -m slow tests/test_partial_label_training.py -s
 """
 
 import json
 
 import pytest
 
-from visionkit.data.shapes import generate_shapes
+from visionkit.data.shapes import SHAPES, generate_shapes
 from visionkit.training import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-SIZE, PICTURES, STEPS = 128, 500, 400
-HALVES = (["circle", "ring"], ["square", "star", "triangle"])
-HEADS = {
-    "one-stage": ({"type": "detection.FCOS", "score_threshold": 0.05}, "bbox/AP"),
+SIZE, PICTURES = 96, 400
+HEADS = {  # head, main metric
+    # At a score of 0.5, from which predictions are drawn. The focal loss keeps the order of scores
+    # even where four of five labels say "background", so AP alone would hide that all are low.
+    "one-stage": ({"type": "detection.FCOS", "num_convs": 2, "score_threshold": 0.5}, "bbox/AP"),
     "two-stage with masks": (
         {"type": "instance.MaskRCNN", "box_batch_size": 64, "rpn_pre_nms_train": 500},
         "segm/AP",
     ),
     "class map": ({"type": "semantic.SemanticFPN"}, "mIoU"),
 }
+STEPS = {"one-stage": 600, "two-stage with masks": 500, "class map": 300}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The same pictures three times: all objects annotated, and one half of the classes each.
+    """The same pictures six times: all objects annotated, and those of one class each.
 
     Every file lists all classes, so that nothing but `labelled` tells what is missing.
     """
     root = tmp_path_factory.mktemp("shapes")
     generate_shapes(root / "train", images=PICTURES, size=SIZE, seed=0)
-    generate_shapes(root / "val", images=100, size=SIZE, seed=1)
+    generate_shapes(root / "val", images=150, size=SIZE, seed=1)
     data = json.loads((root / "train/annotations.json").read_text())
-    id_of = {category["name"]: category["id"] for category in data["categories"]}
-    for number, names in enumerate(HALVES):
-        ids = {id_of[name] for name in names}
-        kept = [a for a in data["annotations"] if a["category_id"] in ids]
-        (root / f"train/half{number}.json").write_text(json.dumps({**data, "annotations": kept}))
+    for category in data["categories"]:
+        kept = [a for a in data["annotations"] if a["category_id"] == category["id"]]
+        part = json.dumps({**data, "annotations": kept})
+        (root / f"train/{category['name']}.json").write_text(part)
     return root
 
 
-def score(folder, output, head, metric, sources):
+def score(folder, output, kind, sources):
+    """The main metric of a head trained on `sources`: annotation file and labelled classes."""
+    head, metric = HEADS[kind]
+
     def coco(split, file):
-        painted = {"semantic": "paint"} if metric == "mIoU" else {}
-        images, annotations = str(folder / split / "images"), str(folder / file)
+        painted = {"semantic": "paint"} if kind == "class map" else {}
+        images, annotations = str(folder / split / "images"), str(folder / split / file)
         return {"type": "coco.Coco", "images": images, "annotations": annotations, **painted}
 
-    common = {"feeds": ["head"], "image_size": SIZE}
     flip = [{"type": "transforms.HorizontalFlip"}]
+    common = {"feeds": ["head"], "image_size": SIZE, "batch_size": 8, "transforms": flip}
     data = {
-        name: {
-            **common,
-            "batch_size": 8 // len(sources),
-            "transforms": flip,
-            "train": coco("train", file),
-            "labelled": labelled,
-        }
-        for name, (file, labelled) in sources.items()
+        f"source{number}": {**common, "train": coco("train", file), "labelled": labelled}
+        for number, (file, labelled) in enumerate(sources)
     }
-    data["truth"] = {**common, "val": coco("val", "val/annotations.json")}
+    data["truth"] = {**common, "val": coco("val", "annotations.json")}
     spec = {
-        "backbone": {"type": "resnet.ResNet", "depth": 18},
-        "neck": {"type": "fpn.FPN", "channels": 64},
+        "backbone": {"type": "tiny.TinyCNN", "channels": [32, 64, 96, 128], "norm": "batch"},
+        "neck": {"type": "fpn.FPN", "channels": 48, "inputs": ["c2", "c3", "c4"]},
         "heads": {"head": head},
-        "data": data,
+        "data": {"workers": 1, **data},
         "train": {
             "optimizer": "adamw",
-            "lr": 1e-3,
+            "lr": 2e-3,
             "weight_decay": 0.05,
-            "steps": STEPS,
+            "steps": STEPS[kind],
             "validate": 1000,
         },
         "output": str(output),
@@ -80,15 +80,13 @@ def score(folder, output, head, metric, sources):
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_halves_of_the_labels_reach_nine_tenths(kind, folder, tmp_path):
-    head, metric = HEADS[kind]
-    halves = [(f"train/half{number}.json", names) for number, names in enumerate(HALVES)]
-    full = score(folder, tmp_path / "full", head, metric, {"all": ("train/annotations.json", None)})
-    partial = score(
-        folder, tmp_path / "partial", head, metric, dict(zip("ab", halves, strict=True))
-    )
-    unmarked = {name: (file, None) for name, (file, _) in zip("ab", halves, strict=True)}
-    naive = score(folder, tmp_path / "naive", head, metric, unmarked)
-    print(f"\n{kind}: {metric} full {full:.3f}, partial {partial:.3f}, naive {naive:.3f}")
+def test_one_class_at_a_time_reaches_nine_tenths(kind, folder, tmp_path):
+    """A step sees eight pictures with all their labels, or eight for each class with just that
+    one: the same number of labels."""
+    parts = [(f"{name}.json", [name]) for name in SHAPES]
+    full = score(folder, tmp_path / "full", kind, [("annotations.json", None)])
+    partial = score(folder, tmp_path / "partial", kind, parts)
+    naive = score(folder, tmp_path / "naive", kind, [(file, None) for file, _ in parts])
+    print(f"\n{kind}: {HEADS[kind][1]} full {full:.3f}, partial {partial:.3f}, naive {naive:.3f}")
     assert partial >= 0.9 * full
     assert naive < 0.9 * full

@@ -18,13 +18,16 @@ from visionkit.errors import CheckpointError, ConfigError, DivergedError, Preemp
 from visionkit.training import train
 
 SHAPES = {"type": "shapes.Shapes", "num_images": 12, "size": 64}
-TASKS = ["classification", "localization", "detection", "instance_segmentation"]
 MAIN = {
     "classification": "classification/top1",
     "localization": "localization/loc50",
     "detection": "detection/bbox/AP",
     "instance_segmentation": "instance_segmentation/segm/AP",
+    "semantic_segmentation": "semantic_segmentation/mIoU",
+    "embedding": "embedding/recall@1",
+    "autoencoder": "autoencoder/psnr",
 }
+TASKS = list(MAIN)
 
 
 def config(task, output, **settings):
@@ -42,8 +45,12 @@ def config(task, output, **settings):
         "train": {**small, **settings},
         "output": str(output),
     }
-    if task in ("detection", "instance_segmentation"):
+    if task in ("detection", "instance_segmentation", "semantic_segmentation"):
         spec["neck"] = {"type": "fpn.FPN", "channels": 32}
+    if task == "embedding":
+        spec["data"]["per_identity"] = 2
+    if task == "autoencoder":
+        spec["head"] = {"type": "autoencoder.VAE", "latent": 2}
     return spec
 
 
@@ -119,6 +126,9 @@ def interrupt_after(monkeypatch, steps):
     [
         ("instance_segmentation", 2, 2),
         ("classification", 3, 0),
+        ("semantic_segmentation", 2, 0),
+        ("embedding", 3, 2),
+        ("autoencoder", 2, 0),
     ],
 )
 def test_a_stopped_run_resumes_bit_for_bit(task, stop_at, workers, tmp_path, monkeypatch):

@@ -82,8 +82,10 @@ class Canvas:
         self.picture.paste(color, (left, top), outline)
 
     def class_map(self, labels: Tensor, names: Names) -> None:
-        """A translucent color for every cell of (h, w), none for 255; and what they mean."""
+        """A translucent color for every cell of (h, w), none for 255 and for a class that is called
+        background; and what the colors mean."""
         index = np.asarray(labels.cpu()).astype(np.uint8)
+        index = np.where(np.isin(index, backgrounds(names)), np.uint8(255), index)
         palette = np.array([color_of(label) for label in range(256)], np.uint8)
         size, nearest = self.picture.size, Image.Resampling.NEAREST
         colors = Image.fromarray(palette[index]).resize(size, nearest)
@@ -159,6 +161,11 @@ class Canvas:
         bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
         at = (place[0] + self.pad, place[1] + self.pad / 2)
         self.pen.text(at, text, fill="black" if bright else "white", font=self.font)
+
+
+def backgrounds(names: Names) -> list[int]:
+    """The classes that say that there is nothing."""
+    return [label for label, name in enumerate(names) if name.lower() == "background"]
 
 
 def name_of(names: Names, label: int) -> str:

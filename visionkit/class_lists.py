@@ -53,6 +53,8 @@ def relabelled(
         return dataset
     matched = Relabelled(dataset, classes, labelled)
     for key, names in matched.unlabelled.items():
+        if key not in classes:
+            continue
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         log.info("%s: does not label the %s classes %s; they are left out", where, key, shown)
     return matched

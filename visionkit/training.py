@@ -154,10 +154,10 @@ def _fit(
             optimizer.zero_grad(set_to_none=True)
 
             seen: list[Batch] = []
-            for _ in range(settings.accumulate):
+            for micro in range(settings.accumulate):
                 for source in trained:
                     batch = next(batches[source.name])
-                    if step == 0 and not seen:
+                    if step == micro == 0:
                         picture_training_batch(run, batch, source, model, classes)
                     batch = batch.to(device)
                     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -182,7 +182,8 @@ def _fit(
             scaler.update()
             if average:
                 average.update(model, step)
-            combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
+            if len(model.heads) > 1:
+                combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
             progress.advance(
                 sum(map(len, seen)),
                 lr=optimizer.param_groups[0]["lr"],
@@ -203,6 +204,8 @@ def _fit(
 
     state.save_last()
     if not (run / "checkpoints" / "best.pt").exists():
+        if settings.no_worse_than:
+            log.warning("no validation kept to train.no_worse_than: best.pt is the last state")
         state.save_best()
     picture_validation(run, state.smooth, sources, classes, dtype=dtype)
     progress.finish("finished")

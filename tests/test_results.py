@@ -1,0 +1,129 @@
+"""What `predict` writes for each kind of head, and the overlay that shows them together."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visionkit.predict import Prediction
+from visionkit.results import VECTORS, Vectors, _write_maps, predict_files, to_records
+from visionkit.types import Classes
+from visionkit.visualize import draw, draw_all
+
+IMAGE = torch.full((3, 40, 60), 128, dtype=torch.uint8)
+THINGS = Classes(("cat", "dog"), (3, 7))
+STUFF = Classes(("background", "road"), (0, 1))
+LOOKS = Classes(("color=red", "color=blue", "open"), (0, 1, 2))
+
+
+@pytest.fixture
+def prediction():
+    boxes = torch.tensor([[5.0, 5, 25, 30], [30, 8, 50, 35]])
+    scores = torch.tensor([0.9, 0.6])
+    semantic = torch.zeros(40, 60, dtype=torch.uint8)
+    semantic[:, 30:] = 1
+    heads = {
+        "words": {"probs": torch.tensor([0.2, 0.8]), "label": torch.tensor(1)},
+        "objects": {"boxes": boxes, "scores": scores, "labels": torch.tensor([0, 1])},
+        "map": {"semantic": semantic},
+        "looks": {
+            "boxes": boxes,
+            "scores": scores,
+            "attributes": torch.tensor([[0.9, 0.1, 0.7], [0.2, 0.8, 0.1]]),
+        },
+        "vector": {"vector": torch.tensor([0.6, 0.8])},
+        "again": {"reconstruction": IMAGE[:, :20, :30] // 2},
+    }
+    none = Classes((), ())
+    classes = {"words": THINGS, "objects": THINGS, "map": STUFF, "looks": LOOKS}
+    return Prediction(heads, {**classes, "vector": none, "again": none}, IMAGE)
+
+
+def test_records_of_all_heads(prediction):
+    records = to_records(prediction, 5)
+    by_head = {record["head"]: record for record in records}
+    assert [r["category_name"] for r in records if r["head"] == "objects"] == ["cat", "dog"]
+    assert by_head["map"]["pixels"] == {"background": 1200, "road": 1200}
+    looks = [record for record in records if record["head"] == "looks"]
+    assert looks[0]["bbox"] == [5, 5, 20, 25]
+    assert looks[1]["attributes"] == pytest.approx(
+        {"color=red": 0.2, "color=blue": 0.8, "open": 0.1}
+    )
+    assert set(by_head["vector"]) == {"head", "image_id"}
+    assert set(by_head["again"]) == {"head", "image_id"}
+    json.dumps(records)
+
+
+def test_shortcuts_name_the_one_head(prediction):
+    assert torch.equal(prediction.boxes, prediction.heads["objects"]["boxes"])
+    assert prediction.semantic.shape == (40, 60)
+    assert prediction.vector.tolist() == pytest.approx([0.6, 0.8])
+
+
+def test_class_maps_are_index_pictures(prediction, tmp_path):
+    assert _write_maps(prediction, tmp_path / "a.jpg") == {"map": {"map": "a_map.png"}}
+    stored = Image.open(tmp_path / "a_map.png")
+    assert stored.mode == "P"
+    assert np.array_equal(np.asarray(stored), prediction.heads["map"]["semantic"].numpy())
+
+
+def test_vectors_come_with_names(prediction, tmp_path):
+    vectors = Vectors()
+    assert vectors.add("a.jpg", prediction)["vector"]["row"] == 0
+    assert vectors.add("b/c.jpg", prediction) == {"vector": {"vectors": VECTORS, "row": 1}}
+    vectors.save(tmp_path)
+    stored = np.load(tmp_path / VECTORS)
+    assert stored["vector"].shape == (2, 2)
+    assert stored["vector_names"].tolist() == ["a.jpg", "b/c.jpg"]
+
+
+def test_without_vectors_there_is_no_file(tmp_path):
+    Vectors().save(tmp_path)
+    assert not (tmp_path / VECTORS).exists()
+
+
+def test_one_overlay_shows_all_heads(prediction):
+    names = {head: classes.names for head, classes in prediction.classes.items()}
+    picture = np.asarray(draw_all(IMAGE, prediction.heads, names))
+    alone = np.asarray(draw(IMAGE, {}, ()))
+    assert picture.shape[1] == 2 * alone.shape[1]  # the reconstruction at the right
+    left, right = np.split(picture, 2, axis=1)
+    assert abs(float(right.mean()) - 64) < 2
+    for head in ("words", "objects", "map", "looks"):
+        rest = {name: result for name, result in prediction.heads.items() if name != head}
+        assert not np.array_equal(picture, np.asarray(draw_all(IMAGE, rest, names))), head
+    # The map lies below the boxes, in whatever order the heads come.
+    turned = dict(reversed(prediction.heads.items()))
+    assert np.array_equal(left, np.asarray(draw_all(IMAGE, turned, names))[:, : left.shape[1]])
+
+
+class OfPrediction:
+    """Stands for a predictor that always gives the same."""
+
+    class Model:
+        def __init__(self):
+            self.heads = {}
+
+    def __init__(self, prediction):
+        self.prediction, self.model = prediction, self.Model()
+
+    def predict(self, file):
+        return self.prediction
+
+
+def test_files_of_a_joint_model(prediction, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        Image.new("RGB", (60, 40)).save(tmp_path / "in" / f"{name}.png")
+    out = tmp_path / "out"
+    assert predict_files(OfPrediction(prediction), [tmp_path / "in"], out) == 0
+    found = {path.name for path in out.iterdir()}
+    assert found == {"a.jpg", "b.jpg", "a_map.png", "b_map.png", VECTORS, "predictions.json"}
+    records = json.loads((out / "predictions.json").read_text())
+    maps = [record for record in records if record["head"] == "map"]
+    assert [record["map"] for record in maps] == ["a_map.png", "b_map.png"]
+    rows = [record["row"] for record in records if record["head"] == "vector"]
+    assert rows == [0, 1]
+    predict_files(OfPrediction(prediction), [tmp_path / "in"], out)  # again, over its own results
