@@ -1,7 +1,7 @@
-"""Trained to the end: pictures that label one class each are worth as much as the same pictures
-with all their labels, and only because what is not labelled is not taken for background.
+"""Trained for real: pictures that label one class each are worth nearly as much as the same
+pictures with all their labels, and only because what is not labelled is not taken for background.
 
-Takes about twenty-five minutes on two cores:
+Takes about twenty minutes on two cores:
 
     VISIONKIT_CACHE=/tmp/cache pytest -m slow tests/test_partial_label_training.py -s
 """
@@ -11,22 +11,26 @@ import json
 import pytest
 
 from visionkit.data.shapes import SHAPES, generate_shapes
+from visionkit.evaluation import evaluate
 from visionkit.training import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 SIZE, PICTURES = 96, 400
+HALF = {  # settings under which a head predicts from a score of 0.5 on, as overlays are drawn
+    "one-stage": ["head.score_threshold=0.5"],
+    "two-stage with masks": ["head.box_score_threshold=0.5"],
+    "class map": [],
+}
 HEADS = {  # head, main metric
-    # At a score of 0.5, from which predictions are drawn. The focal loss keeps the order of scores
-    # even where four of five labels say "background", so AP alone would hide that all are low.
-    "one-stage": ({"type": "detection.FCOS", "num_convs": 2, "score_threshold": 0.5}, "bbox/AP"),
+    "one-stage": ({"type": "detection.FCOS", "num_convs": 2, "score_threshold": 0.05}, "bbox/AP"),
     "two-stage with masks": (
         {"type": "instance.MaskRCNN", "box_batch_size": 64, "rpn_pre_nms_train": 500},
         "segm/AP",
     ),
     "class map": ({"type": "semantic.SemanticFPN"}, "mIoU"),
 }
-STEPS = {"one-stage": 600, "two-stage with masks": 500, "class map": 300}
+STEPS = {"one-stage": 600, "two-stage with masks": 300, "class map": 300}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,8 @@ def folder(tmp_path_factory):
 
 
 def score(folder, output, kind, sources):
-    """The main metric of a head trained on `sources`: annotation file and labelled classes."""
+    """The main metric of a head trained on `sources` (annotation file, labelled classes): with
+    all its predictions, and with those of a score of at least 0.5."""
     head, metric = HEADS[kind]
 
     def coco(split, file):
@@ -76,17 +81,24 @@ def score(folder, output, kind, sources):
         },
         "output": str(output),
     }
-    return train(spec).metrics[f"head/{metric}"]
+    run = train(spec)
+    surest = evaluate(run.directory, HALF[kind])
+    return run.metrics[f"head/{metric}"], surest[f"head/{metric}"]
 
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_one_class_at_a_time_reaches_nine_tenths(kind, folder, tmp_path):
     """A step sees eight pictures with all their labels, or eight for each class with just that
-    one: the same number of labels."""
+    one: the same number of labels.
+
+    AP looks at the order of scores alone, which a detector keeps even when four of five labels
+    call an object background; that all scores are low then shows at a score of 0.5.
+    """
     parts = [(f"{name}.json", [name]) for name in SHAPES]
     full = score(folder, tmp_path / "full", kind, [("annotations.json", None)])
     partial = score(folder, tmp_path / "partial", kind, parts)
     naive = score(folder, tmp_path / "naive", kind, [(file, None) for file, _ in parts])
-    print(f"\n{kind}: {HEADS[kind][1]} full {full:.3f}, partial {partial:.3f}, naive {naive:.3f}")
-    assert partial >= 0.9 * full
-    assert naive < 0.9 * full
+    for name, found in {"full": full, "partial": partial, "naive": naive}.items():
+        print(f"{kind}, {name}: {HEADS[kind][1]} {found[0]:.3f}, from 0.5 on {found[1]:.3f}")
+    assert partial[0] >= 0.9 * full[0]
+    assert naive[1] < 0.75 * partial[1]

@@ -7,6 +7,7 @@ from visionkit.backbones.resnet import ResNet
 from visionkit.components import components
 from visionkit.data.shapes import Shapes
 from visionkit.data.sources import collate
+from visionkit.heads.rcnn.boxes import believed
 from visionkit.heads.rcnn.matching import Objects, Sampler
 from visionkit.losses import marginal_cross_entropy
 from visionkit.model import VisionModel
@@ -72,12 +73,14 @@ def test_all_classes_labelled_is_the_usual_loss(name, dataset):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_class_logits_of_unlabelled_classes_are_never_lowered(name, dataset):
+def test_class_logits_of_unlabelled_classes_are_not_lowered(name, dataset):
     """With nothing but class 0 labelled and no object of it, the bias of each other class gets no
-    push downwards; without the mark it does."""
+    push downwards where the network expects these classes; without the mark it does."""
     pushes = {}
     for marked in (True, False):
         model = model_of(name, dataset)
+        if name != "detection.FCOS":
+            model.heads["head"].roi_heads.box_predictor.cls_score.bias.data[0] = -5
         batch = batch_of(dataset, [0])
         for target in batch.targets:
             for key in ("boxes", "labels", "masks", "iscrowd", "area"):
@@ -92,6 +95,15 @@ def test_class_logits_of_unlabelled_classes_are_never_lowered(name, dataset):
     assert pushes[True][0] > 0 and (pushes[True][1:] <= 0).all()
     if name == "detection.FCOS":
         assert (pushes[True][1:] == 0).all()
+
+
+def test_a_region_is_background_unless_an_unlabelled_class_is_more_probable():
+    """Classes: background, 1 (labelled), 2 and 3 (not labelled)."""
+    possible = torch.tensor([[True, False, True, True]] * 3 + [[False, True, False, False]])
+    logits = torch.tensor([[1.0, 9, 0, 0], [1.0, 9, 2, 0], [1.0, 9, 0, 1.5], [5.0, 0, 0, 0]])
+    expected = possible.clone()
+    expected[0, 2:] = False
+    assert torch.equal(believed(logits, possible), expected)
 
 
 def test_background_that_looks_like_an_object_is_not_drawn_where_it_is_unsure():

@@ -127,7 +127,9 @@ class BoxStage(nn.Module):
         """`classifier` and `box_reg`, each divided by the number of regions.
 
         A region without an object shows background or one of the classes that are not labelled
-        in its picture: only their sum is raised (the marginal loss of Shi et al. 2021).
+        in its picture. Where the network finds one of those more probable than background, only
+        the sum of all of them is raised (the marginal loss of Shi et al. 2021); elsewhere it is
+        background. The sum alone would leave background without a teacher for too long.
         """
         logits, offsets = self(features, regions.boxes)
         positive = torch.where(regions.classes > 0)[0]
@@ -137,7 +139,8 @@ class BoxStage(nn.Module):
         if regions.possible is None:
             classifier = F.cross_entropy(logits, regions.classes, reduction="sum")
         else:
-            classifier = marginal_cross_entropy(logits, regions.possible).sum()
+            possible = believed(logits.detach(), regions.possible)
+            classifier = marginal_cross_entropy(logits, possible).sum()
         box_reg = F.smooth_l1_loss(own_offsets, goals, beta=1 / 9, reduction="sum")
         return {"classifier": classifier / count, "box_reg": box_reg / count}
 
@@ -171,6 +174,14 @@ class BoxStage(nn.Module):
         boxes, scores, labels = boxes[solid], scores[solid], labels[solid]
         keep = batched_nms(boxes, scores, labels, self.nms_iou)[: self.max_detections]
         return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+
+def believed(logits: Tensor, possible: Tensor) -> Tensor:
+    """What regions may show (R, K + 1), less the classes that are not labelled wherever background
+    is more probable than each of them."""
+    others = logits.masked_fill(~possible, -torch.inf)[:, 1:].amax(1)
+    background = possible[:, 0] & (logits[:, 0] >= others)
+    return possible & ~F.pad(background[:, None].expand(-1, possible.shape[1] - 1), (1, 0))
 
 
 def _possible(
