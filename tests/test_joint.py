@@ -174,7 +174,9 @@ def test_the_best_checkpoint_by_several_metrics_and_guards():
 def test_unknown_metrics_are_found_before_training(tmp_path):
     heads = {"objects": OBJECTS, "scene": SCENE}
     spec = config(tmp_path / "run", heads, {"all": source(*heads)}, best={"scene/top": 1.0})
-    with pytest.raises(ConfigError, match="no validation gives 'scene/top'; it gives objects/bbox"):
+    with pytest.raises(
+        ConfigError, match="no validation gives 'scene/top'; did you mean 'scene/top"
+    ):
         train(spec)
     spec["train"] |= {"best": None, "no_worse_than": {"scenery/top1": 0.5}}
     with pytest.raises(ConfigError, match=r"train\.no_worse_than: got 'scenery/top1'"):
@@ -233,6 +235,8 @@ class TestGrowing:
         assert {"main/classification/top1", "main_before/map/mIoU"} <= last.keys()
         before = visionkit.evaluate(first)
         assert last["main_before/map/mIoU"] == pytest.approx(before["map/mIoU"], abs=1e-6)
+        only = visionkit.evaluate(run, heads=["map"])  # by the same names
+        assert only["main_before/map/mIoU"] == pytest.approx(last["main_before/map/mIoU"])
 
     def test_without_freezing_the_statistics_move(self, first, tmp_path):
         """A negative control of the first test."""
@@ -254,8 +258,11 @@ class TestGrowing:
 
     def test_faults_are_told(self, first, tmp_path):
         spec = self.grown(tmp_path / "nowhere", tmp_path / "run")
-        with pytest.raises(ConfigError, match=r"init_from: .*no such run"):
+        with pytest.raises(ConfigError, match=r"^config: init_from: .*no such run[^\n]*$"):
             train(spec)
+        with pytest.raises(ConfigError, match=r"no parameter matches \['old heads'\]"):
+            plain = config(tmp_path / "x", {"scene": SCENE}, {"all": source("scene")})
+            train({**plain, "train": {**plain["train"], "freeze": ["old heads"]}})
         spec = self.grown(first, tmp_path / "run")
         spec["backbone"] = {"type": "resnet.ResNet", "depth": 34}
         with pytest.raises(ConfigError, match="backbone: is not that of"):

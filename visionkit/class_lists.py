@@ -56,7 +56,7 @@ def relabelled(
         if key not in classes:
             continue
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        log.info("%s: does not label the %s classes %s; they are left out", where, key, shown)
+        log.info("%s: not labelled here: %s (%s); left out of losses and scores", where, shown, key)
     return matched
 
 

@@ -175,7 +175,7 @@ def _predict(args: argparse.Namespace) -> None:
         raise ConfigError("predict: give at least one picture or folder")
     predictor = load(args.run_directory, [*settings, *args.overrides], heads=args.heads)
     broken = predict_files(predictor, inputs, args.out, threshold=args.threshold)
-    print(f"wrote {args.out}/predictions.json and the overlays", end="")
+    print(f"wrote {args.out}/predictions.json, the overlays and what else the heads give", end="")
     print(f"; {broken} pictures could not be read" if broken else "")
 
 

@@ -38,7 +38,6 @@ def evaluate(
     sources = build_sources(predictor.config, ("val",), predictor.classes)
     for source in sources:
         source.feeds = [head for head in source.feeds if head in predictor.heads]
-    sources = [source for source in sources if source.feeds]
     if not any(source.val is not None for source in sources):
         raise ConfigError("data: no source has a 'val' section; give data.val.images=..., ...")
     metrics, evaluators = evaluate_model(
@@ -77,6 +76,8 @@ def evaluate_model(
     model.eval()
     try:
         for source in sources:
+            if not source.feeds:
+                continue
             prefix = f"{source.name}/" if len(sources) > 1 else ""
             found = _evaluate_source(model, source, dtype=dtype, workers=workers, losses=losses)
             for head, (evaluator, values) in found.items():

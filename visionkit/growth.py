@@ -57,9 +57,11 @@ def load_origin(model: VisionModel, config: Config, state: dict[str, Any]) -> No
 
 def frozen_patterns(config: Config) -> list[str]:
     """`train.freeze` as regexes."""
-    heads = config.init_from["heads"] if config.init_from else []
+    if config.init_from is None:
+        return config.train.freeze
+    old = [f"^heads\\.{head}\\." for head in config.init_from["heads"]]
     return [
         regex
         for pattern in config.train.freeze
-        for regex in ([f"^heads\\.{h}\\." for h in heads] if pattern == OLD_HEADS else [pattern])
+        for regex in (old if pattern == OLD_HEADS else [pattern])
     ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visionkit.boxes import to_input
+from visionkit.components import unknown
 from visionkit.errors import ConfigError
 from visionkit.types import Batch, Head, Target
 
@@ -40,7 +41,9 @@ class VisionModel(nn.Module):
             self.log_variances.update({name: nn.Parameter(torch.zeros(())) for name in heads})
         for name, head in heads.items():
             if head.on is not None and (head.on not in heads or heads[head.on].on is not None):
-                raise ConfigError(f"heads.{name}.on: got {head.on!r}; expected a head with boxes")
+                with_boxes = [other for other, one in heads.items() if one.on is None]
+                what = f"heads.{name}.on: got {head.on!r}; expected a head that finds boxes"
+                raise ConfigError(unknown(head.on, with_boxes, what))
 
     def train(self, mode: bool = True) -> VisionModel:
         """As usual, except that batch norms whose weights are frozen keep their statistics."""

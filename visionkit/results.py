@@ -135,6 +135,8 @@ def _records_of(
         labels, counts = result["semantic"].unique(return_counts=True)
         pixels = zip(labels.tolist(), counts.tolist(), strict=True)
         record["pixels"] = {classes.names[label]: count for label, count in pixels}
+    if "kl" in result:
+        record |= {"kl": float(result["kl"]), "latent_mean": result["latent_mean"].tolist()}
     if len(record) == 1 and not result.keys() & {"vector", "reconstruction"}:  # a user's own head
         record |= {k: v.tolist() if isinstance(v, Tensor) else v for k, v in result.items()}
     return [record]
@@ -160,14 +162,14 @@ def find_pictures(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
     in a COCO file."""
     missing = [str(path) for path in map(Path, inputs) if not path.exists()]
     if missing:
-        raise DataError(f"predict: no such file or folder: {', '.join(missing)}")
+        raise DataError(f"no such file or folder: {', '.join(missing)}")
     found = []
     for path in map(Path, inputs):
         inside = sorted(filter(is_image_file, path.rglob("*"))) if path.is_dir() else []
         found += [(file, file.relative_to(path).as_posix()) for file in inside]
         found += [] if path.is_dir() else [(path, path.name)]
     if not found:
-        raise DataError(f"predict: no pictures in {', '.join(map(str, inputs))}")
+        raise DataError(f"no pictures in {', '.join(map(str, inputs))}")
     return found
 
 

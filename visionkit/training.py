@@ -23,6 +23,7 @@ from visionkit.build import (
     pick_device,
     pick_precision,
 )
+from visionkit.components import unknown
 from visionkit.config import Config, load_config
 from visionkit.data.sources import Source
 from visionkit.errors import ConfigError, DivergedError, Preempted
@@ -241,10 +242,8 @@ def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> No
     names = metric_names(model, sources)
     for wanted in Best(config.train.best, config.train.no_worse_than).names:
         if "/loss/" not in wanted and wanted not in names:
-            raise ConfigError(
-                f"train.best: no validation gives {wanted!r}; it gives "
-                f"{', '.join(names) or 'nothing'}"
-            )
+            what = f"train.best: no validation gives {wanted!r}"
+            raise ConfigError(unknown(wanted, names, what))
 
 
 def _claim_directory(config: Config, *, resume: bool, overwrite: bool) -> Path:

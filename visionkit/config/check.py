@@ -204,8 +204,12 @@ def _check_best(
             second, _, metric = rest.partition("/")
             if (first in heads and rest) or (first in sources and second in heads and metric):
                 continue
-            what = f"got {name!r}; expected head/metric, with a head"
-            problems.add(("train", key), unknown(first, heads, what))
+            several = sum(source.val is not None for source in sources.values()) > 1
+            valid = [f"{s}/{h}" if several else h for s in sources for h in sources[s].feeds]
+            form = "source/head/metric" if several else "head/metric"
+            what = f"got {name!r}; expected {form}, with a head"
+            given = f"{first}/{second}" if several else first
+            problems.add(("train", key), unknown(given, dict.fromkeys(valid), what))
 
 
 def _check_name(key: Key, problems: Problems, *, taken: bool) -> None:

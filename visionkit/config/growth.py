@@ -23,7 +23,7 @@ def with_origin(long: dict[str, Any], problems: Problems) -> dict[str, Any]:
         old = checkpoint.load(checkpoint.checkpoint_of(run))["config"]
     except VisionkitError as error:
         problems.add(("init_from",), str(error))
-        return long
+        problems.raise_found()  # what else is missing may well be there
     grown = dict(long)
     for part in ("backbone", "neck"):
         given = long.get(part)

@@ -35,7 +35,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     channels_last: bool = True  # memory order of images and features; faster for convolutions
     ema: Annotated[float, Range(0, 1)] = 0.0  # decay of the moving average of weights; 0: none
-    freeze: list[str] = field(default_factory=list)  # regexes of parameters that are not trained
+    freeze: list[str] = field(  # regexes of parameters not trained; `old heads` with `init_from`
+        default_factory=list
+    )
     lr_scale: dict[str, NonNegative] = field(  # factors of the learning rate by regex
         default_factory=dict
     )
