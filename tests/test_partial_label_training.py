@@ -3,7 +3,7 @@ pictures with all their labels, and only because what is not labelled is not tak
 
 Takes about twenty minutes on two cores:
 
-    VISIONKIT_CACHE=/tmp/cache pytest -m slow tests/test_partial_label_training.py -s
+    pytest -m slow tests/test_partial_label_training.py -s
 """
 
 import json
