@@ -101,4 +101,4 @@ def test_one_class_at_a_time_reaches_nine_tenths(kind, folder, tmp_path):
     for name, found in {"full": full, "partial": partial, "naive": naive}.items():
         print(f"{kind}, {name}: {HEADS[kind][1]} {found[0]:.3f}, from 0.5 on {found[1]:.3f}")
     assert partial[0] >= 0.9 * full[0]
-    assert naive[1] < 0.85 * partial[1]
+    assert naive[1] < 0.75 * partial[1]
