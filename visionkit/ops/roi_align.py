@@ -2,7 +2,7 @@
 
 On a CPU, torchvision's operator runs its backward on one thread and reads memory across channels.
 Here every output bin is a weighted sum of feature cells, each a row of channels: one embedding bag
-for all boxes, levels and images, equal to 1e-5 and many times faster.
+for all boxes, levels and images, equal to 1e-5 and many times faster; see `bags`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
 from visionkit.boxes import area
+from visionkit.ops.bags import weighted_sums
 
 
 def roi_align(
@@ -93,16 +93,11 @@ def _pool_bags(
     sampling_ratio: int,
 ) -> Tensor:
     """As sums over bags of table rows. The indices take less memory than the result."""
-    dtype, channels = features[0].dtype, features[0].shape[1]
+    channels = features[0].shape[1]
     table = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])
-    if table.requires_grad and torch.is_grad_enabled():
-        table = table.float()  # thousands of small gradients meet in one cell: too many for bf16
-    cells, weights = _bags(features, boxes, image, level, strides, output_size, sampling_ratio)
-    sums = F.embedding_bag(
-        cells, table, per_sample_weights=weights.to(table.dtype), mode="sum"
-    )  # (R * P * P, C)
-    grid = sums.view(len(boxes), output_size, output_size, channels).permute(0, 3, 1, 2)
-    return grid.to(dtype)
+    bags = _bags(features, boxes, image, level, strides, output_size, sampling_ratio)
+    sums = weighted_sums(table, *bags)  # (R * P * P, C)
+    return sums.view(len(boxes), output_size, output_size, channels).permute(0, 3, 1, 2)
 
 
 def _bags(
@@ -113,8 +108,9 @@ def _bags(
     strides: Sequence[int],
     output_size: int,
     sampling_ratio: int,
-) -> tuple[Tensor, Tensor]:
-    """For every bin the cells to add up, as table rows, and their weights: (R * P * P, taps)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For every bin the cells to add up: table rows (N,) and their weights (N,), bin by bin, and
+    how many each of the R * P * P bins has."""
     sizes = torch.tensor([f.shape[-2:] for f in features])
     lengths = len(features[0]) * sizes.prod(1)
     starts = lengths.cumsum(0) - lengths
@@ -128,8 +124,9 @@ def _bags(
     rows = first[:, None, None] + rows * w[:, None, None]
     cells = rows[:, :, None, :, None] + columns[:, None, :, None, :]  # (R, P, P, T, T)
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-    taps = (2 * sampling_ratio) ** 2
-    return cells.view(-1, taps), weights.view(-1, taps)
+    counts = (weights > 0).sum((3, 4)).flatten()
+    used = weights.flatten().nonzero()[:, 0]
+    return cells.flatten()[used], weights.flatten()[used], counts
 
 
 def _taps(
@@ -137,8 +134,9 @@ def _taps(
 ) -> tuple[Tensor, Tensor]:
     """Along one axis: the cells that each bin averages, and their weights, both (R, P, T).
 
-    Samples interpolate between two cells, so a bin has T = 2 * sampling_ratio taps. A sample more
-    than one cell outside the map counts as zero.
+    Samples interpolate between two cells, so a bin has T = 2 * sampling_ratio taps. Those on the
+    same cell become one; the others have weight zero then, as has a sample more than one cell
+    outside the map.
     """
     bin_size = ((high - low).clamp(min=1) / output_size)[:, None]
     sample = torch.arange(output_size * sampling_ratio)
@@ -154,4 +152,15 @@ def _taps(
     cells = torch.stack([near, far], dim=-1)
     weights = torch.stack([(1 - far_weight) * share, far_weight * share], dim=-1)
     shape = (len(low), output_size, 2 * sampling_ratio)
-    return cells.view(shape), weights.view(shape)
+    return cells.view(shape), _merged(cells.view(shape), weights.view(shape))
+
+
+def _merged(cells: Tensor, weights: Tensor) -> Tensor:
+    """The weights (R, P, T), those of equal cells of a bin gathered at the first of them."""
+    merged = list(weights.unbind(2))
+    for later in range(1, len(merged)):
+        for earlier in range(later):
+            moved = torch.where(cells[..., later] == cells[..., earlier], merged[later], 0)
+            merged[earlier] = merged[earlier] + moved
+            merged[later] = merged[later] - moved
+    return torch.stack(merged, dim=2)
