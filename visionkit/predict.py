@@ -22,6 +22,7 @@ from visionkit.data.sources import collate
 from visionkit.data.transforms import fit
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.model import VisionModel
+from visionkit.ops.folding import fold_norms
 from visionkit.types import Classes
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -130,6 +131,25 @@ class Predictor:
         self.heads = _chosen(heads, [*config.heads])
         self._image_size = {head: sizes[head] for head in self.heads}
 
+    @classmethod
+    def of(
+        cls,
+        model: VisionModel,
+        config: Config,
+        classes: dict[str, Classes],
+        *,
+        heads: Sequence[str] | None = None,
+    ) -> Predictor:
+        """A trained model on the device and in the precision of its config, made fast for use:
+        its batch norms become part of its convolutions. It cannot be trained any more."""
+        device = pick_device(config.train.device)
+        dtype = pick_precision(config.train.precision, device)
+        model = model.to(device).eval()
+        fold_norms(model)
+        if config.train.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        return cls(model, config, classes, device=device, dtype=dtype, heads=heads)
+
     def predict(self, picture: Picture) -> Prediction:
         """Predictions for a file, a PIL picture, an RGB uint8 array (h, w, 3) or tensor (3, h, w).
 
@@ -179,12 +199,7 @@ def load(
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit its config: {str(error)[:500]}") from error
-    device = pick_device(config.train.device)
-    dtype = pick_precision(config.train.precision, device)
-    model = model.to(device).eval()
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    return Predictor(model, config, classes, device=device, dtype=dtype, heads=heads)
+    return Predictor.of(model, config, classes, heads=heads)
 
 
 def _chosen(heads: Sequence[str] | None, known: list[str]) -> list[str]:

@@ -1,13 +1,13 @@
 """torchvision's detectors against visionkit's on the same work: training steps and predictions.
 
-    python scripts/bench/detectors.py train   --images DIR --annotations FILE.json
-    python scripts/bench/detectors.py predict --images DIR --annotations FILE.json --model fasterrcnn
+    python scripts/bench/detectors.py train --images DIR --annotations FILE
+    python scripts/bench/detectors.py predict --model fasterrcnn --images DIR --annotations FILE
 
 Both sides start from the same random weights, read the same COCO files at 320 px in batches of 2,
 one process, loader included, and learn the same parameters with the same numbers of proposals and
 regions. Every measurement is a process of its own; the sides take turns. Prints medians over all
-counted steps, the ratio to torchvision's, and peak memory, as JSON. For predictions the outputs
-are compared too.
+counted steps, the ratio to torchvision's, and peak memory, as JSON. For predictions the float32
+outputs on pictures of exactly that size, which neither side resizes, are compared too.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import torch
 import torchvision
+from PIL import Image
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
 import visionkit
+from visionkit.build import build_model
 from visionkit.config import Config, load_config
 from visionkit.data.coco import Coco
 from visionkit.predict import Predictor
@@ -77,6 +81,7 @@ def rival(args: argparse.Namespace) -> torch.nn.Module:
         max_size=SIZE,
     )
     if args.what == "predict":
+        settle_norms(model, args)
         gains = {"cls_score": args.gain, "rpn.head.cls_logits": 5, "mask_fcn_logits": 5}
         for name, parameter in model.named_parameters():
             for layer, gain in gains.items():
@@ -84,17 +89,33 @@ def rival(args: argparse.Namespace) -> torch.nn.Module:
     return model
 
 
+@torch.no_grad()
+def settle_norms(model: torch.nn.Module, args: argparse.Namespace) -> None:
+    """Batch statistics of real pictures; with those of the start, scores would be all 0 or 1."""
+    data = dataset(args)
+    model.backbone.train()
+    for norm in model.backbone.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = None  # the plain mean
+    for i in range(4):
+        pictures = [data[2 * i].image / 255, data[2 * i + 1].image / 255]
+        model.backbone(model.transform(pictures)[0].tensors)
+
+
 def dataset(args: argparse.Namespace) -> Coco:
     return Coco(args.images, args.annotations, masks=False)
 
 
 def rival_loader(args: argparse.Namespace) -> torch.utils.data.DataLoader:
-    """torchvision's data set wrapper and v2 transforms, as its references use them. The pictures
-    are those with objects, which its models need in training."""
-    steps = [v2.ToImage()]
-    if args.what == "train":
-        steps.append(v2.RandomHorizontalFlip(0.5))
-    steps += [v2.ToDtype(torch.float32, scale=True), v2.SanitizeBoundingBoxes(), v2.ToPureTensor()]
+    """torchvision's data set wrapper and v2 transforms, as its references use them, on the
+    pictures with objects."""
+    steps = [
+        v2.ToImage(),
+        v2.RandomHorizontalFlip(0.5),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.SanitizeBoundingBoxes(),
+        v2.ToPureTensor(),
+    ]
     pictures = torchvision.datasets.CocoDetection(
         args.images, args.annotations, transforms=v2.Compose(steps)
     )
@@ -109,13 +130,13 @@ def rival_loader(args: argparse.Namespace) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(
         torch.utils.data.Subset(wrapped, usable),
         batch_size=BATCH,
-        shuffle=args.what == "train",
+        shuffle=True,
         drop_last=True,
         collate_fn=lambda items: tuple(zip(*items, strict=True)),
     )
 
 
-def rival_train(args: argparse.Namespace) -> list[float]:
+def rival_train(args: argparse.Namespace, precision: str) -> list[float]:
     model = rival(args).train()
     numbers = {id_: n for n, id_ in enumerate(dataset(args).vocabularies["labels"].ids, start=1)}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -164,34 +185,112 @@ def our_train(args: argparse.Namespace, precision: str) -> list[float]:
     return [BATCH / json.loads(line)["images_per_second"] for line in lines][WARM_UP:]
 
 
-def rival_predict(args: argparse.Namespace) -> tuple[list[float], list[dict]]:
+def our_predictor(args: argparse.Namespace, precision: str) -> Predictor:
+    """As `visionkit.load` makes it, without the training run that it needs."""
+    config = our_config(args, precision)
+    classes = {next(iter(config.heads)): dataset(args).vocabularies["labels"]}
+    return Predictor.of(build_model(config, classes), config, classes)
+
+
+def rival_predictor(args: argparse.Namespace) -> Callable[[list[Path]], list[dict]]:
     model = rival(args)
     model.load_state_dict(torch.load(args.weights))
     model.eval()
-    seconds, found, start = [], [], time.perf_counter()
-    with torch.inference_mode():
-        for images, _ in islice(rival_loader(args), args.steps + WARM_UP):
-            found += model(list(images))
-            seconds.append(time.perf_counter() - start)
-            start = time.perf_counter()
-    return seconds[WARM_UP:], found
+
+    @torch.inference_mode()
+    def predict(files: list[Path]) -> list[dict]:
+        pictures = [Image.open(file).convert("RGB") for file in files]
+        return model([F.to_dtype(F.to_image(p), torch.float32, scale=True) for p in pictures])
+
+    return predict
 
 
-def our_predict(args: argparse.Namespace, precision: str) -> tuple[list[float], list[dict]]:
-    """As `visionkit.load` would prepare it, without the training run that it needs."""
-    torch.manual_seed(0)
-    config = our_config(args, precision)
+def predict(args: argparse.Namespace, side: str) -> dict:
+    """Seconds for each batch, from files to predictions, and how many objects were found."""
+    if side == "torchvision":
+        run = rival_predictor(args)
+    else:
+        run = our_predictor(args, SIDES[side]).predict_batch
     data = dataset(args)
-    classes = {"main": data.vocabularies["labels"]}
-    predictor = Predictor.of(build_model(config, classes), config, classes)
-    files = [data.image_path(i) for i in range(len(data)) if data[i].boxes.size]
-    seconds, found, start = [], [], time.perf_counter()
+    files = [data.image_path(i % len(data)) for i in range((args.steps + WARM_UP) * BATCH)]
+    seconds, objects = [], 0
     for number in range(args.steps + WARM_UP):
-        predictions = predictor.predict_batch(files[number * BATCH : (number + 1) * BATCH])
-        seconds.append(time.perf_counter() - start)
-        found += [one.heads["main"] for one in predictions]
         start = time.perf_counter()
-    return seconds[WARM_UP:], found
+        found = run(files[number * BATCH : (number + 1) * BATCH])
+        seconds.append(time.perf_counter() - start)
+        objects += sum(len(f["boxes"] if isinstance(f, dict) else f.boxes) for f in found)
+    return {"seconds": seconds[WARM_UP:], "objects": objects}
+
+
+def compare(args: argparse.Namespace) -> dict:
+    """Both sides in float32 on 8 pictures of 320 px: the share of torchvision's objects that
+    visionkit finds too, with the same label and nearly the same box, and their differences."""
+    data, worst = dataset(args), {"box": 0.0, "score": 0.0, "mask pixels": 0.0}
+    ours, theirs = our_predictor(args, "fp32"), rival_predictor(args)
+    objects = found_too = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for i in range(8):
+            file, picture = Path(scratch) / f"{i}.png", Image.open(data.image_path(i))
+            scale = SIZE / max(picture.size)
+            picture.resize([max(1, round(side * scale)) for side in picture.size]).save(file)
+            found, (expected,) = ours.predict(file), theirs([file])
+            objects += len(expected["labels"])
+            masks = torch.from_numpy(found.masks) if "masks" in expected else None
+            for k, label in enumerate(expected["labels"] - 1):
+                gaps = (found.boxes - expected["boxes"][k]).abs().amax(1)
+                gaps[found.labels != label] = torch.inf
+                if not len(gaps) or gaps.min() > 0.5:
+                    continue
+                found_too += 1
+                same = int(gaps.argmin())
+                differences = {"box": gaps[same]}
+                differences["score"] = (found.scores[same] - expected["scores"][k]).abs()
+                if masks is not None:
+                    other = masks[same] ^ (expected["masks"][k, 0] > 0.5)
+                    differences["mask pixels"] = other.float().mean()
+                worst |= {name: max(worst[name], float(d)) for name, d in differences.items()}
+    return {"objects": objects, "found by both": found_too / objects, "largest difference": worst}
+
+
+def in_process(args: argparse.Namespace, side: str) -> dict:
+    """One measurement in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--weights", args.weights, "--side", side]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(args: argparse.Namespace, side: str) -> dict:
+    if side == "compare":
+        return compare(args)
+    if args.what == "predict":
+        result = predict(args, side)
+    else:
+        train = rival_train if side == "torchvision" else our_train
+        result = {"seconds": train(args, SIDES[side])}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {**result, "peak_mb": peak}
+
+
+def all_sides(args: argparse.Namespace) -> dict:
+    rounds: dict[str, list[dict]] = {side: [] for side in SIDES}
+    for _ in range(args.rounds):
+        for side in SIDES:
+            rounds[side].append(in_process(args, side))
+    report: dict = {"work": f"{args.what} {NAMES[args.model]}", "threads": torch.get_num_threads()}
+    base = 0.0
+    for side, results in rounds.items():
+        median = statistics.median(second for r in results for second in r["seconds"])
+        base = base or median
+        report[side] = {
+            "images_per_second": round(BATCH / median, 3),
+            "ratio": round(base / median, 2),
+            "peak_mb": statistics.median(r["peak_mb"] for r in results),
+        }
+        if args.what == "predict":
+            report[side]["objects"] = results[0]["objects"]
+    if args.what == "predict":
+        report["compared"] = in_process(args, "compare")
+    return report
 
 
 def main() -> None:
@@ -202,4 +301,18 @@ def main() -> None:
     parser.add_argument("--annotations", required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--gain", type=float, default=30, help="of the class scores")
+    parser.add_argument("--gain", type=float, default=10, help="of the class scores to predict")
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        print(json.dumps(measure(args, args.side)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        args.weights = f"{scratch}/weights.pth"
+        torch.save(rival(args).state_dict(), args.weights)
+        print(json.dumps(all_sides(args), indent=2))
+
+
+if __name__ == "__main__":
+    main()
