@@ -18,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from visionkit import distributed
 from visionkit.data.identity_stream import IdentityStream
+from visionkit.data.parcel import Parcel, pack
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
 from visionkit.errors import VisionkitError
@@ -133,17 +134,23 @@ def collate(items: list[tuple[torch.Tensor, Target] | VisionkitError]) -> Batch 
     height = max(image.shape[1] for image, _ in items)
     width = max(image.shape[2] for image, _ in items)
     height, width = (-(-side // DIVISOR) * DIVISOR for side in (height, width))
-    images = torch.zeros((len(items), 3, height, width), dtype=torch.uint8).to(
-        memory_format=torch.channels_last
-    )
+    images = torch.zeros((len(items), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for slot, (image, _) in zip(images, items, strict=True):
         slot[:, : image.shape[1], : image.shape[2]] = image
     return Batch(images, [target for _, target in items])
 
 
+def collate_packed(
+    items: list[tuple[torch.Tensor, Target] | VisionkitError],
+) -> Parcel | VisionkitError:
+    """The same for the way out of a worker."""
+    batch = collate(items)
+    return pack(batch) if isinstance(batch, Batch) else batch
+
+
 def _loading(workers: int) -> dict[str, Any]:
     return {
-        "collate_fn": collate,
+        "collate_fn": collate_packed if workers else collate,
         "num_workers": workers,
         "worker_init_fn": outlive_first_signal,
         "pin_memory": torch.cuda.is_available(),
@@ -155,4 +162,4 @@ def _batches(loader: DataLoader) -> Generator[Batch, None, None]:
     for batch in loader:
         if isinstance(batch, VisionkitError):
             raise batch
-        yield batch
+        yield batch.unpack() if isinstance(batch, Parcel) else batch
