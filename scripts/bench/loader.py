@@ -4,9 +4,9 @@
 
 `torchvision_float` is CocoDetection behind `wrap_dataset_for_transforms_v2` and a v2 pipeline that
 resizes floats, as its detection models do; `torchvision_uint8` is the same with the resize before
-the conversion, which is faster. Both pad the batch. `visionkit` is `Source.train_batches`. All see the same
-pictures in the same order, with masks and with boxes alone. Several rounds in turn, each with fresh
-workers and some batches before the clock starts; prints medians and ratios as JSON.
+the conversion, which is faster. Both pad the batch. `visionkit` is `Source.train_batches`. All see
+the same pictures in the same order, with masks and with boxes alone. Several rounds in turn, each
+with fresh workers and some batches before the clock starts; prints medians and ratios as JSON.
 """
 
 from __future__ import annotations
