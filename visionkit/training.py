@@ -179,6 +179,7 @@ def _fit(
                     )
                     progress.note(losses, sum(parts.values()) / settings.accumulate)
                     seen.append(batch)
+                    del features, losses, parts  # or they lived until the next ones are computed
 
             combined = gradients.finish(step)
             distributed.average_gradients(parameters)

@@ -68,15 +68,15 @@ class Loaded:
 class Clock:
     """Hands out the loaded batches, and times the steps between two of them and the bare ones."""
 
-    def __init__(self, loaded: Loaded, steps: int) -> None:
-        self.loaded, self.steps = loaded, steps
+    def __init__(self, loaded: Loaded, steps: int, clock: Callable[[], float]) -> None:
+        self.loaded, self.steps, self.clock = loaded, steps, clock
         self.ours: list[float] = []  # seconds per step, for each segment
         self.bare: list[float] = []
 
     def now(self) -> float:
         if self.loaded.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return self.clock()
 
     def first(self, name: str) -> Iterator[Batch]:
         """The batches of the source that a step begins with."""
@@ -118,7 +118,8 @@ def measure(args: argparse.Namespace) -> dict:
         ]
         overrides += [f"train.steps={(args.segments + 1) * args.steps + 1}", "train.epochs=null"]
         config = load_config(args.config, overrides)
-        clock = Clock(Loaded(config, args.batches), args.steps)
+        timer = time.process_time if args.cpu_time else time.perf_counter
+        clock = Clock(Loaded(config, args.batches), args.steps, timer)
         with mock.patch.object(Source, "train_batches", clock.batches_of()):
             visionkit.train(config)
     ours, bare = clock.ours[1:], clock.bare[1:]  # the first ones are a warm-up
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=12)
     parser.add_argument("--steps", type=int, default=20, help="in a segment")
     parser.add_argument("--batches", type=int, default=4, help="different ones")
+    parser.add_argument("--cpu-time", action="store_true", help="for a machine that is busy")
     args = parser.parse_args()
     logging.getLogger("visionkit").setLevel(logging.WARNING)
     print(json.dumps(measure(args), indent=2))
