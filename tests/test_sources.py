@@ -9,7 +9,7 @@ import torch
 from visionkit.data.sample import Sample
 from visionkit.data.sources import Source, Stream, collate
 from visionkit.data.transforms import HorizontalFlip
-from visionkit.errors import DataError
+from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
 
 
@@ -54,6 +54,56 @@ def test_a_stream_can_start_anywhere_and_fills_batches_from_few_pictures():
     assert next(iter(Stream(3, batch_size=8, seed=1, start=3))) == batches[3]
     assert [len(batch) for batch in batches] == [8] * 4
     assert next(iter(Stream(3, batch_size=8, seed=2))) != batches[0]
+
+
+def shapes(count, seed=0):
+    """Sizes of pictures that are wide, square or high."""
+    choices = np.array([[24, 40], [32, 32], [40, 24]])
+    return choices[np.random.default_rng(seed).integers(3, size=count)]
+
+
+def grouped(length, batch_size, start=0):
+    sizes = shapes(length)
+    return iter(Stream(length, batch_size, seed=5, start=start, ratios=sizes[:, 0] / sizes[:, 1]))
+
+
+def test_grouped_batches_hold_the_same_pictures_with_the_same_positions():
+    plain = iter(Stream(80, 4, seed=5))
+    expected = [ticket for _ in range(40) for ticket in next(plain)]
+    found = take(grouped(80, 4), 40)
+    assert sorted(t for batch in found for t in batch) == sorted(expected)
+    assert [t for batch in found for t in batch] != expected
+    for pool in range(0, 40, 8):  # no picture leaves the 8 batches that it came in
+        together = {t for batch in found[pool : pool + 8] for t in batch}
+        assert together == set(expected[pool * 4 : (pool + 8) * 4])
+    assert next(grouped(80, 4, start=13)) == found[13]
+
+
+def test_grouped_batches_are_of_few_shapes_in_no_order_of_shape():
+    sizes = shapes(800)
+    counts, first = [], []
+    for batch in take(grouped(800, 8), 96):
+        counts.append(len({tuple(sizes[index]) for index, _ in batch}))
+        first.append(tuple(sizes[batch[0][0]]))
+    assert np.mean(counts) < 1.5  # at most two of eight batches lie on a border
+    assert len(set(first[::8])) == 3
+
+
+def test_a_grouped_batch_repeats_a_picture_only_where_two_passes_meet():
+    for batch in take(grouped(8, 4), 40):  # several passes in each pool
+        assert len({index for index, _ in batch}) == 4
+
+
+def test_grouping_needs_the_sizes_of_the_pictures():
+    ungroupable = source()
+    ungroupable.group_shapes = True
+    with pytest.raises(ConfigError, match=r"data.main.group_shapes: .*leave it out"):
+        ungroupable.train_batches(seed=0, start=0, workers=0)
+    ungroupable.train.sizes = np.array([(20 + i, 40) for i in range(10)])
+    batches = take(ungroupable.train_batches(seed=0, start=0, workers=0), 8)
+    seen = [t["image_id"] for batch in batches for t in batch.targets]
+    counts = np.bincount(seen, minlength=10)
+    assert counts.sum() == 32 and set(counts) <= {3, 4}  # three passes, and a part of the fourth
 
 
 def take(batches, count):

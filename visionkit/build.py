@@ -67,6 +67,7 @@ def build_sources(
             transforms=[_make("data", t) for t in spec.transforms or ()],
             eval_batch_size=config.train.eval_batch_size,
             per_identity=spec.per_identity,
+            group_shapes=spec.group_shapes,
         )
         for name, spec in config.data.items()
     ]

@@ -91,6 +91,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--top", type=_count, default=5, help="how many to find for each (5)")
     sub.add_argument("--head", help="which embedding, if the model has several")
 
+    sub = verb("bench", _bench, "where the time and memory of a config go; nothing is written")
+    sub.add_argument("config", help="a YAML file")
+    _add_overrides(sub)
+    sub.add_argument("--steps", type=_count, default=20, help="training steps to time (20)")
+    sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
     sub = verb("config", _config, "check a config and print it complete, in the long form")
     sub.add_argument("config", help="a YAML file")
     _add_overrides(sub)
@@ -186,6 +192,15 @@ def _search(args: argparse.Namespace) -> None:
     predictor = load(args.run_directory, args.overrides)
     search_files(predictor, [args.query], [args.gallery], args.out, top=args.top, head=args.head)
     print(f"wrote {args.out}/matches.json and matches.jpg")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from visionkit.benchmark import benchmark
+    from visionkit.benchmark_report import report
+    from visionkit.rundir import to_json
+
+    result = benchmark(args.config, args.overrides, steps=args.steps)
+    print(to_json(result) if args.json else report(result))
 
 
 def _config(args: argparse.Namespace) -> None:

@@ -53,15 +53,15 @@ class Progress:
     def note(self, losses: dict[str, dict[str, Tensor]], total: Tensor) -> None:
         """Take in one batch's unweighted loss terms and the weighted total."""
         terms = {f"{h}/{t}": value.detach() for h, ts in losses.items() for t, value in ts.items()}
+        if self.settings.accumulate > 1:
+            terms = {name: value / self.settings.accumulate for name, value in terms.items()}
         terms["total"] = total.detach()
-        for name, value in terms.items():
-            share = value if name == "total" else value / self.settings.accumulate
-            self._now[name] = self._now.get(name, 0) + share
+        _add(terms, self._now)
 
-    def last_losses(self) -> dict[str, float]:
-        """The loss terms of the current step."""
-        values = torch.stack(list(self._now.values())).tolist()
-        return dict(zip(self._now, values, strict=True))
+    def last_losses(self, norm: Tensor) -> tuple[dict[str, float], float]:
+        """The loss terms of the current step, and `norm`: a GPU is waited for only once."""
+        *values, norm_value = torch.stack([*self._now.values(), norm]).tolist()
+        return dict(zip(self._now, values, strict=True)), norm_value
 
     def advance(
         self, images: int, *, lr: float, norm: Tensor, combined: Mapping[str, float]
@@ -71,8 +71,7 @@ class Progress:
         self._steps += 1
         self._images += images * distributed.world_size()
         self._now["grad_norm"] = norm
-        for name, value in self._now.items():
-            self._sums[name] = self._sums.get(name, 0) + value
+        _add(self._now, self._sums)
         self._now = {}
         self._bar.update()
         if self.step % self.settings.log_every == 0 or self.step == self.total_steps:
@@ -183,3 +182,8 @@ class Progress:
         self.best_score, self.stale = state["best"]["score"], state["best"]["stale"]
         window = state["window"]
         self._sums, self._images, self._steps = window["sums"], window["images"], window["steps"]
+
+
+def _add(terms: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+    for name, value in terms.items():
+        sums[name] = sums[name] + value if name in sums else value

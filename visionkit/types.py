@@ -145,7 +145,8 @@ class Dataset(Protocol):
     `__getitem__` gives a `visionkit.data.sample.Sample`. `keys` are the target keys that its
     samples carry; `vocabularies` the class list behind each key that has one. One that is scored
     as objects also has `coco_truth()`, one with class maps `semantic_truth(image_id)`, and one
-    with `identity` the numbers `identities` (N,) of all pictures.
+    with `identity` the numbers `identities` (N,) of all pictures. One that knows the size of every
+    picture before it reads any has `sizes` (N, 2), of (h, w).
     """
 
     keys: tuple[str, ...]

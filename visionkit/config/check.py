@@ -144,6 +144,10 @@ def _check_source(
     if group and (batch_size % group or batch_size < 2 * group):
         wanted = f"a divisor of batch_size, which is {batch_size}, for at least two identities"
         problems.add((*key, "per_identity"), f"got {group}; expected {wanted}")
+    if group and fitting.get("group_shapes"):
+        problems.add(
+            (*key, "group_shapes"), "not together with 'per_identity'; expected one of the two"
+        )
     for split in ("train", "val"):
         if fitting.get(split) is not None:
             fitting[split] = _check_component("datasets", fitting[split], (*key, split), problems)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeAlias
@@ -37,17 +38,21 @@ class Polygons:
         """
         if not self.known:
             return
-        size = canvas.shape[::-1]
-        low = np.clip(np.floor(self.points.min(0)).astype(int) - 1, 0, size)
-        high = np.clip(np.ceil(self.points.max(0)).astype(int) + 1, 0, size)
-        if (high <= low).any():
+        (left, top), (right, bottom) = self.points.min(0).tolist(), self.points.max(0).tolist()
+        left, top = max(math.floor(left) - 1, 0), max(math.floor(top) - 1, 0)
+        width = min(math.ceil(right) + 1, canvas.shape[1]) - left
+        height = min(math.ceil(bottom) + 1, canvas.shape[0]) - top
+        if width <= 0 or height <= 0:
             return
-        # pycocotools rounds to fifths of a pixel; doing so first makes the shift exact.
-        points = np.where(low > 0, np.floor(5 * self.points + 0.5) / 5 - low, self.points)
-        polygons = [part.ravel() for part in np.split(points, self.ends[:-1])]
-        width, height = (high - low).tolist()
-        rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-        canvas[low[1] : high[1], low[0] : high[0]] = coco_mask.decode(rle)
+        points = self.points
+        if left or top:
+            # pycocotools rounds to fifths of a pixel; doing so first makes the shift exact.
+            low = np.array([left, top])
+            points = np.where(low > 0, np.floor(5 * points + 0.5) / 5 - low, points)
+        parts = np.split(points, self.ends[:-1]) if len(self.ends) > 1 else [points]
+        rles = coco_mask.frPyObjects([part.ravel() for part in parts], height, width)
+        rle = coco_mask.merge(rles) if len(rles) > 1 else rles[0]
+        canvas[top : top + height, left : left + width] = coco_mask.decode(rle)
 
 
 @dataclass(frozen=True)

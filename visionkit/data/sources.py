@@ -18,12 +18,14 @@ from torch.utils.data import Dataset as TorchDataset
 
 from visionkit import distributed
 from visionkit.data.identity_stream import IdentityStream
+from visionkit.data.parcel import Parcel, pack
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
-from visionkit.errors import VisionkitError
+from visionkit.errors import ConfigError, VisionkitError
 from visionkit.signals import outlive_first_signal
 from visionkit.types import Batch, Dataset, Target
 
+POOL = 8  # batches among which pictures are dealt by their aspect ratio
 DIVISOR = 32  # batches are padded to a multiple of the coarsest stride of the usual backbones
 
 
@@ -40,6 +42,7 @@ class Source:
     transforms: Sequence[Any] = field(default_factory=tuple)
     eval_batch_size: int | None = None
     per_identity: int | None = None  # pictures of each identity in a training batch
+    group_shapes: bool = False  # training batches of pictures of similar aspect ratio
 
     @property
     def steps_per_epoch(self) -> int:
@@ -50,7 +53,8 @@ class Source:
         """Endless shuffled batches of this process, from batch number `start` on."""
         view = View(self.train, self.transforms, self.image_size, seed)
         if self.per_identity is None:
-            stream = Stream(len(self.train), self.batch_size, seed, start)
+            ratios = _aspect_ratios(self.train, self.name) if self.group_shapes else None
+            stream = Stream(len(self.train), self.batch_size, seed, start, ratios)
         else:
             stream = IdentityStream(
                 self.train.identities, self.batch_size, self.per_identity, seed, start
@@ -74,20 +78,52 @@ class Stream:
     A batch that begins at the end of a pass is filled from the next one, so every batch is full,
     also when the data set is smaller than a batch. With several processes each takes its share
     of the positions of a batch.
+
+    ratios: (N,) height / width of each picture. With them the pictures of every `POOL` batches
+        are dealt anew, by ratio, and these batches come in a random order: less is padded. A
+        picture keeps its position, which its augmentation is keyed by.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        ratios: np.ndarray | None = None,
+    ) -> None:
         self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+        self.ratios = ratios
         self.rank, self.world_size = distributed.rank(), distributed.world_size()
         self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._pool = lru_cache(maxsize=1)(self._deal)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         number = self.start
         while True:
-            first = number * self.batch_size
-            positions = range(first + self.rank, first + self.batch_size, self.world_size)
-            yield [(int(self._order(p // self.length)[p % self.length]), p) for p in positions]
+            positions = self._positions(number)[self.rank :: self.world_size]
+            yield [(self._index(p), p) for p in positions]
             number += 1
+
+    def _positions(self, number: int) -> Sequence[int]:
+        """Where the pictures of that batch stand in the stream."""
+        if self.ratios is None:
+            return range(number * self.batch_size, (number + 1) * self.batch_size)
+        pool, place = divmod(number, POOL)
+        return self._pool(pool)[place].tolist()
+
+    def _index(self, position: int) -> int:
+        return int(self._order(position // self.length)[position % self.length])
+
+    def _deal(self, pool: int) -> np.ndarray:
+        """The positions in each batch of that pool: (POOL, batch_size). Passes are not mixed, or
+        a picture would lie in a batch with itself."""
+        size = POOL * self.batch_size
+        positions = np.arange(pool * size, (pool + 1) * size)
+        ratios = self.ratios[[self._index(p) for p in positions.tolist()]]
+        batches = positions[np.lexsort((ratios, positions // self.length))]
+        rng = np.random.default_rng((self.seed, pool, 3))
+        return rng.permutation(batches.reshape(POOL, self.batch_size))
 
     def _shuffle(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(self.length)
@@ -133,17 +169,23 @@ def collate(items: list[tuple[torch.Tensor, Target] | VisionkitError]) -> Batch 
     height = max(image.shape[1] for image, _ in items)
     width = max(image.shape[2] for image, _ in items)
     height, width = (-(-side // DIVISOR) * DIVISOR for side in (height, width))
-    images = torch.zeros((len(items), 3, height, width), dtype=torch.uint8).to(
-        memory_format=torch.channels_last
-    )
+    images = torch.zeros((len(items), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for slot, (image, _) in zip(images, items, strict=True):
         slot[:, : image.shape[1], : image.shape[2]] = image
     return Batch(images, [target for _, target in items])
 
 
+def collate_packed(
+    items: list[tuple[torch.Tensor, Target] | VisionkitError],
+) -> Parcel | VisionkitError:
+    """The same for the way out of a worker."""
+    batch = collate(items)
+    return pack(batch) if isinstance(batch, Batch) else batch
+
+
 def _loading(workers: int) -> dict[str, Any]:
     return {
-        "collate_fn": collate,
+        "collate_fn": collate_packed if workers else collate,
         "num_workers": workers,
         "worker_init_fn": outlive_first_signal,
         "pin_memory": torch.cuda.is_available(),
@@ -151,8 +193,18 @@ def _loading(workers: int) -> dict[str, Any]:
     }
 
 
+def _aspect_ratios(dataset: Dataset, source: str) -> np.ndarray:
+    sizes = getattr(dataset, "sizes", None)
+    if sizes is None:
+        raise ConfigError(
+            f"data.{source}.group_shapes: this data set does not know the sizes of its pictures "
+            "before it reads them; leave it out"
+        )
+    return sizes[:, 0] / sizes[:, 1]
+
+
 def _batches(loader: DataLoader) -> Generator[Batch, None, None]:
     for batch in loader:
         if isinstance(batch, VisionkitError):
             raise batch
-        yield batch
+        yield batch.unpack() if isinstance(batch, Parcel) else batch
