@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def _boxes(records: Sequence[Record], masks: list[Any] | None, problems: Problem
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # False for NaN
 
 
 def _check_masks(
