@@ -1,4 +1,4 @@
-"""COCO figures of both engines: equal to raw pycocotools on valid input, and right where it is not."""
+"""COCO figures of both engines: equal to raw pycocotools' on valid input; the rest is refused."""
 
 import contextlib
 import copy

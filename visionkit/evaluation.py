@@ -16,7 +16,7 @@ from visionkit.build import build_sources
 from visionkit.data.sources import Source
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco import CocoEvaluator
-from visionkit.metrics.coco_engines import engine_version
+from visionkit.metrics.coco_engines import engine_version, pick_engine
 from visionkit.model import VisionModel
 from visionkit.predict import load
 from visionkit.types import Evaluator
@@ -56,7 +56,7 @@ def evaluate_run(
         predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
     )
     coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
-    facts = {"coco_engine": engine_version(e.engine) for e in coco.values()}
+    facts = {"coco_engine": engine_version(pick_engine())} if coco else {}
     if Path(run).is_dir() and distributed.rank() == 0:
         folder = Path(run) / "eval"
         folder.mkdir(exist_ok=True)

@@ -104,11 +104,9 @@ def read_results(path: str | Path, block: int = BLOCK) -> Iterator[list[Any]]:
 def _last_end(text: bytes) -> int:
     """Where the last record that another one follows may end; 0 if there is none."""
     for start in (max(0, len(text) - (1 << 16)), 0):
-        last = None
-        for last in BETWEEN.finditer(text, start):
-            pass
-        if last:
-            return last.start() + 1
+        ends = [match.start() + 1 for match in BETWEEN.finditer(text, start)]
+        if ends:
+            return ends[-1]
     return 0
 
 

@@ -11,9 +11,7 @@ import numpy as np
 from visionkit.metrics.coco_detections import Detections
 
 
-def labelled_only(
-    truth: dict[str, Any], results: Detections, own_ids: Sequence[int]
-) -> Detections:
+def labelled_only(truth: dict[str, Any], results: Detections, own_ids: Sequence[int]) -> Detections:
     """The results that can be right or wrong.
 
     Out go those of the model's own classes (`own_ids`) that are not among the categories of the

@@ -115,9 +115,7 @@ def _unique(kind: str, records: Sequence[Record], key: str, problems: Problems) 
     return ids
 
 
-def _rows(
-    key: str, records: Sequence[Record], known: np.ndarray, problems: Problems
-) -> np.ndarray:
+def _rows(key: str, records: Sequence[Record], known: np.ndarray, problems: Problems) -> np.ndarray:
     ids = _integers("annotations", records, key, problems)
     rows = rows_of(ids, known)
     for i in np.flatnonzero(rows < 0):
