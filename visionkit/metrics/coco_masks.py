@@ -61,7 +61,7 @@ def _numbers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The signed numbers that the characters (five bits each, low ones first) stand for, and
     characters that belong to a number of more than 32 bits."""
-    numbers = ((chars[ends] ^ 16) - np.int16(16)).astype(np.int64)  # most have one character
+    numbers = ((chars[ends] ^ 16).astype(np.int8) - np.int8(16)).astype(np.int64)  # of most
     others = np.flatnonzero(~last)  # characters that another one follows
     if not len(others):
         return numbers, others
