@@ -206,6 +206,8 @@ def test_whole_numbers_written_otherwise_are_the_same_ids(engine):
     assert evaluate_coco(one_object(), [odd], "bbox", engine)["AP"] == pytest.approx(1)
     odd = {**PERFECT, "image_id": np.int64(1), "bbox": np.array([10.0, 10, 40, 30])}
     assert evaluate_coco(one_object(), [odd], "bbox", engine)["AP"] == pytest.approx(1)
+    with pytest.raises(DataError, match=r"^1 detections(.|\n)*result 1 "):
+        evaluate_coco(one_object(), [odd, {**odd, "score": "1"}], "bbox", engine)
 
 
 SQUARE = rectangle([10, 10, 40, 30], (80, 100))

@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
+from numbers import Real
 from operator import itemgetter
 from typing import Any
 
@@ -90,8 +91,8 @@ class Door:
     def __init__(self, truth: Truth, iou_type: IouType, source: str = "") -> None:
         self.truth, self.iou_type, self.source = truth, iou_type, source
         self.parts: list[Detections] = []
-        self.problems: list[str] = []
-        self.seen = 0
+        self.seen = self.refused = 0
+        self.told: list[str] = []  # of the first that were refused
 
     def admit(self, results: Sequence[dict[str, Any]] | Detections) -> None:
         """Check some more; COCO result records or columns."""
@@ -103,25 +104,26 @@ class Door:
             except (KeyError, TypeError, ValueError, OverflowError):  # one is strange; which?
                 numbers, results = self._one_by_one(numbers, results)
         results, wrong = self._measured(results)
-        for i in np.flatnonzero(wrong):
+        rows = np.flatnonzero(wrong)
+        self.refused += len(rows)
+        for i in rows[: self.LIMIT - len(self.told)]:
             record = results[np.array([i])].records()[0]
-            self._report(numbers[i], record, _fault(record, self.truth, self.iou_type) or DAMAGED)
+            self._tell(numbers[i], record, _fault(record, self.truth, self.iou_type) or DAMAGED)
         self.parts.append(results)
 
     def detections(self) -> Detections:
         """Everything that was admitted; `DataError` lists all that is wrong with it."""
-        if self.problems:
-            shown = "\n  ".join(self.problems[: self.LIMIT])
-            more = len(self.problems) - self.LIMIT
-            shown += f"\n  ... and {more} more" if more > 0 else ""
-            raise DataError(
-                f"{self.source}{len(self.problems)} detections cannot be scored:\n  {shown}"
-            )
+        if self.refused:
+            shown = "\n  ".join(self.told)
+            more = self.refused - len(self.told)
+            shown += f"\n  ... and {more} more" if more else ""
+            raise DataError(f"{self.source}{self.refused} detections cannot be scored:\n  {shown}")
         return joined(self.parts, self.iou_type)
 
-    def _report(self, number: int, record: Any, fault: str) -> None:
-        image_id = record.get("image_id") if isinstance(record, dict) else None
-        self.problems.append(f"result {number} (image_id {image_id!r}): {fault}")
+    def _tell(self, number: int, record: Any, fault: str) -> None:
+        if len(self.told) < self.LIMIT:
+            image_id = record.get("image_id") if isinstance(record, dict) else None
+            self.told.append(f"result {number} (image_id {image_id!r}): {fault}")
 
     def _one_by_one(
         self, numbers: np.ndarray, records: Sequence[Any]
@@ -130,7 +132,8 @@ class Door:
         for i, (number, record) in enumerate(zip(numbers, records, strict=True)):
             fault = _fault(record, self.truth, self.iou_type)
             if fault:
-                self._report(number, record, fault)
+                self.refused += 1
+                self._tell(number, record, fault)
             else:
                 ids = {key: int(record[key]) for key in ("image_id", "category_id")}
                 sound.append((i, {**record, **ids}))
@@ -187,16 +190,15 @@ def _fault(record: Any, truth: Truth, iou_type: IouType) -> str | None:
     if missing:
         return f"misses the key {missing[0]!r}"
     image, category = record["image_id"], record["category_id"]
-    row = _row(image, truth.image_ids)
-    if row < 0:
+    if not _is_number(image) or image not in truth.image_rows:
         return "no such image in the annotations"
-    if _row(category, truth.category_ids) < 0:
+    if not _is_number(category) or category not in truth.category_rows:
         return f"category_id {category!r} is not in the annotations"
     score = record["score"]
     if not _is_number(score) or not 0 <= score <= 1:
         return f"score {score!r} is not a number from 0 to 1"
     if iou_type == "segm":
-        return _mask_fault(record["segmentation"], truth.sizes[row].tolist())
+        return _mask_fault(record["segmentation"], truth.sizes[truth.image_rows[image]].tolist())
     box = record["bbox"]
     is_box = isinstance(box, list | tuple | np.ndarray) and len(box) == 4
     if not is_box or not all(map(_is_number, box)) or box[2] < 0 or box[3] < 0:
@@ -215,12 +217,5 @@ def _mask_fault(mask: Any, expected: list[int]) -> str | None:
     return None
 
 
-def _row(id_: Any, known: np.ndarray) -> int:
-    """The row of an id of any type, or -1."""
-    if not _is_number(id_) or id_ != int(id_) or abs(id_) >= 2**63:
-        return -1
-    return int(rows_of(np.array([int(id_)]), known)[0])
-
-
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # False for NaN
+    return isinstance(value, Real) and abs(value) <= sys.float_info.max  # False for NaN

@@ -6,6 +6,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal
@@ -37,6 +38,16 @@ class Truth:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    @cached_property
+    def image_rows(self) -> dict[int, int]:
+        """The row of each image id."""
+        return {id_: row for row, id_ in enumerate(self.image_ids.tolist())}
+
+    @cached_property
+    def category_rows(self) -> dict[int, int]:
+        """The row of each category id."""
+        return {id_: row for row, id_ in enumerate(self.category_ids.tolist())}
 
 
 def read_truth(truth: dict[str, Any], iou_type: IouType, source: str = "ground truth") -> Truth:
