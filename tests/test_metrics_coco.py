@@ -283,6 +283,18 @@ def test_wrong_masks_of_annotations_are_refused(engine, mask, says):
         evaluate_coco(one_object(segmentation=mask), [], "segm", engine)
 
 
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_nothing_at_all_is_not_defined(engine, iou_type):
+    nothing = {"images": [], "categories": [], "annotations": []}
+    assert all(map(math.isnan, evaluate_coco(nothing, [], iou_type, engine).values()))
+    truth = {**one_object(segmentation=SQUARE), "images": []}
+    with pytest.raises(DataError, match=r"1 problem\n(.*)'image_id' 1: no such image"):
+        evaluate_coco(truth, [], iou_type, engine)
+    found = {**PERFECT, "segmentation": SQUARE}
+    with pytest.raises(DataError, match=r"1 detections(.|\n)*no such image"):
+        evaluate_coco({**one_object(), "images": [], "annotations": []}, [found], iou_type, engine)
+
+
 def test_repeated_ids_and_names_are_refused():
     for kind, change in (("images", {}), ("categories", {}), ("categories", {"id": 2})):
         truth = one_object()

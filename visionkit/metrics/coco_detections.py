@@ -15,7 +15,7 @@ import numpy as np
 
 from visionkit.errors import DataError
 from visionkit.metrics.coco_masks import rle_totals
-from visionkit.metrics.coco_truth import IouType, Truth, rows_of
+from visionkit.metrics.coco_truth import IouType, Truth, rows_of, sizes_of
 
 KEY = {"bbox": "bbox", "segm": "segmentation"}
 
@@ -149,7 +149,7 @@ class Door:
             wrong |= ~np.isfinite(found.boxes).all(1) | (found.boxes[:, 2:] < 0).any(1)
             return replace(found, areas=found.boxes[:, 2] * found.boxes[:, 3]), wrong
         sizes = _sizes(found.masks)
-        wrong |= (sizes != self.truth.sizes[image]).any(1)
+        wrong |= (sizes != sizes_of(image, self.truth.sizes)).any(1)
         covered, filled = rle_totals([mask["counts"] for mask in found.masks])
         return replace(found, areas=filled.astype(float)), wrong | (covered != sizes.prod(1))
 

@@ -75,9 +75,9 @@ def read_truth(truth: dict[str, Any], iou_type: IouType, source: str = "ground t
     masks = None
     if iou_type == "segm":
         masks = [record.get("segmentation") or None for record in annotations]
-        _check_masks(annotations, masks, sizes[image], problems)
+        _check_masks(annotations, masks, sizes_of(image, sizes), problems)
     boxes = _boxes(annotations, masks, problems)
-    areas = _areas(annotations, boxes, masks, sizes[image], problems)
+    areas = _areas(annotations, boxes, masks, sizes_of(image, sizes), problems)
     problems.raise_any()
     iscrowd = np.array([bool(record.get("iscrowd")) for record in annotations], bool)
     for i, mask in enumerate(masks or ()):
@@ -105,6 +105,11 @@ def rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
         return np.full(len(ids), -1)
     rows = np.minimum(np.searchsorted(known, ids), len(known) - 1)
     return np.where(known[rows] == ids, rows, -1)
+
+
+def sizes_of(image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(N, 2) h, w of the images in those rows; 0 for row -1."""
+    return np.concatenate([sizes, np.zeros((1, 2), np.int64)])[image]
 
 
 def _integers(
@@ -161,10 +166,11 @@ def _is_finite(value: Any) -> bool:
 def _check_masks(
     records: Sequence[Record], masks: list[Any], sizes: np.ndarray, problems: Problems
 ) -> None:
-    rows = [i for i, mask in enumerate(masks) if isinstance(mask, list)]
+    known = sizes.any(1).tolist()  # an unknown image is a problem of its own
+    rows = [i for i, mask in enumerate(masks) if known[i] and isinstance(mask, list)]
     if polygons_sound([masks[i] for i in rows], sizes[rows]):
         rows = []
-    rows += [i for i, mask in enumerate(masks) if mask and not isinstance(mask, list)]
+    rows += [i for i, m in enumerate(masks) if known[i] and m and not isinstance(m, list)]
     compressed = []
     for i in sorted(rows):
         size = sizes[i].tolist()
