@@ -1,4 +1,4 @@
-"""COCO figures: equal to raw pycocotools on valid input, and right where pycocotools is not."""
+"""COCO figures of both engines: equal to raw pycocotools' on valid input; the rest is refused."""
 
 import contextlib
 import copy
@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -18,6 +18,12 @@ from pycocotools.cocoeval import COCOeval
 from visionkit.errors import DataError
 from visionkit.metrics.coco import STATS, CocoEvaluator, coco_results, evaluate_coco
 from visionkit.types import Batch, Classes
+
+
+@pytest.fixture(params=["pycocotools", "hotcoco"])
+def engine(request):
+    pytest.importorskip(request.param)
+    return request.param
 
 
 def rectangle(box, size):
@@ -86,15 +92,19 @@ def only(results, iou_type):
     return [{k: v for k, v in r.items() if k != leave_out} for r in results]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(st.integers(0, 10**6), st.integers(1, 3), st.sampled_from(["bbox", "segm"]))
-def test_every_figure_equals_pycocotools_bit_for_bit(seed, num_categories, iou_type):
+def test_every_figure_equals_pycocotools_bit_for_bit(engine, seed, num_categories, iou_type):
     truth, results = scene(seed, num_categories=num_categories)
     results = only(results, iou_type)
     if not results:
         return
     expected = raw_pycocotools(truth, results, iou_type)
-    found = evaluate_coco(truth, results, iou_type)
+    found = evaluate_coco(truth, results, iou_type, engine)
     for name, value in zip(STATS, expected.stats, strict=True):
         assert (math.isnan(found[name]) and value == -1) or found[name] == value, name
     precision = expected.eval["precision"][:, :, :, 0, -1]
@@ -117,26 +127,26 @@ def one_object(**changes):
 PERFECT = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 30], "score": 0.9}
 
 
-def test_a_perfect_detection_scores_one_also_on_annotation_id_zero():
-    assert evaluate_coco(one_object(), [PERFECT], "bbox")["AP"] == pytest.approx(1)
-    assert evaluate_coco(one_object(id=0), [PERFECT], "bbox")["AP"] == pytest.approx(1)
+def test_a_perfect_detection_scores_one_also_on_annotation_id_zero(engine):
+    assert evaluate_coco(one_object(), [PERFECT], "bbox", engine)["AP"] == pytest.approx(1)
+    assert evaluate_coco(one_object(id=0), [PERFECT], "bbox", engine)["AP"] == pytest.approx(1)
 
 
-def test_annotations_with_the_same_id_all_count():
+def test_annotations_with_the_same_id_all_count(engine):
     truth = one_object()
     truth["annotations"].append({**truth["annotations"][0], "bbox": [60, 50, 20, 20]})
     both = [PERFECT, {**PERFECT, "bbox": [60, 50, 20, 20]}]
-    assert evaluate_coco(truth, both, "bbox")["AP"] == pytest.approx(1)
-    assert evaluate_coco(truth, [PERFECT], "bbox")["AR100"] == pytest.approx(0.5)
+    assert evaluate_coco(truth, both, "bbox", engine)["AP"] == pytest.approx(1)
+    assert evaluate_coco(truth, [PERFECT], "bbox", engine)["AR100"] == pytest.approx(0.5)
 
 
-def test_no_detections_score_zero_and_no_objects_are_undefined():
-    assert evaluate_coco(one_object(), [], "bbox")["AP"] == 0
+def test_no_detections_score_zero_and_no_objects_are_undefined(engine):
+    assert evaluate_coco(one_object(), [], "bbox", engine)["AP"] == 0
     empty = {**one_object(), "annotations": []}
-    assert math.isnan(evaluate_coco(empty, [PERFECT], "bbox")["AP"])
-    assert math.isnan(evaluate_coco(empty, [], "bbox")["AP/cat"])
+    assert math.isnan(evaluate_coco(empty, [PERFECT], "bbox", engine)["AP"])
+    assert math.isnan(evaluate_coco(empty, [], "bbox", engine)["AP/cat"])
     only_crowd = one_object(iscrowd=1)
-    assert math.isnan(evaluate_coco(only_crowd, [PERFECT], "bbox")["AP"])
+    assert math.isnan(evaluate_coco(only_crowd, [PERFECT], "bbox", engine)["AP"])
 
 
 @pytest.mark.parametrize(
@@ -149,20 +159,160 @@ def test_no_detections_score_zero_and_no_objects_are_undefined():
         ({"score": 1.5}, "score"),
         ({"image_id": 99}, "no such image"),
         ({"category_id": 7}, "category_id 7"),
+        ({"image_id": 1.5}, "no such image"),
+        ({"image_id": [1]}, "no such image"),
+        ({"image_id": 10**30}, "no such image"),
+        ({"category_id": None}, "category_id None"),
+        ({"score": "0.5"}, "score '0.5'"),
+        ({"score": None}, "score None"),
+        ({"bbox": ["1", 2, 3, 4]}, "bbox"),
+        ({"bbox": None}, "bbox None"),
+        ({"bbox": [10, 10, 10**400, 3]}, "bbox"),
     ],
 )
-def test_what_pycocotools_scores_wrongly_is_refused(change, says):
+def test_what_the_engines_score_wrongly_is_refused(engine, change, says):
     with pytest.raises(DataError, match=says) as caught:
-        evaluate_coco(one_object(), [PERFECT, {**PERFECT, **change}], "bbox")
+        evaluate_coco(one_object(), [PERFECT, {**PERFECT, **change}], "bbox", engine)
     assert "result 1" in str(caught.value)
 
 
-def test_an_object_without_a_mask_is_ignored_when_masks_are_scored():
+def test_an_object_without_a_mask_is_ignored_when_masks_are_scored(engine):
     truth = one_object(segmentation=rectangle([10, 10, 40, 30], (80, 100)))
     truth["annotations"].append({**one_object()["annotations"][0], "bbox": [60, 50, 20, 20]})
     found = {k: v for k, v in PERFECT.items() if k != "bbox"}
     found["segmentation"] = rectangle([10, 10, 40, 30], (80, 100))
-    assert evaluate_coco(truth, [found], "segm")["AP"] == pytest.approx(1)
+    assert evaluate_coco(truth, [found], "segm", engine)["AP"] == pytest.approx(1)
+
+
+def test_all_that_is_wrong_is_listed_by_its_number_in_the_order_of_the_file(engine):
+    results = [PERFECT] * 40
+    for i in (3, 17):
+        results[i] = {**PERFECT, "score": 2}
+    results[20] = {k: v for k, v in PERFECT.items() if k != "score"}
+    results[21] = "nonsense"
+    with pytest.raises(DataError) as caught:
+        evaluate_coco(one_object(), results, "bbox", engine)
+    said = str(caught.value)
+    assert "4 detections cannot be scored" in said and "result 20 (image_id 1): misses" in said
+    order = [said.index(f"result {i} ") for i in (3, 17, 20, 21)]
+    assert order == sorted(order)
+    with pytest.raises(DataError, match=r"40 detections(.|\n)*result 19 (.|\n)* and 20 more"):
+        evaluate_coco(one_object(), [{**PERFECT, "image_id": 9}] * 40, "bbox", engine)
+
+
+def test_whole_numbers_written_otherwise_are_the_same_ids(engine):
+    """Some files have 1.0 for 1; numpy's own numbers come from programs."""
+    odd = {"image_id": 1.0, "category_id": 1.0, "score": True, "bbox": (10.0, 10, 40, 30)}
+    assert evaluate_coco(one_object(), [odd], "bbox", engine)["AP"] == pytest.approx(1)
+    odd = {**PERFECT, "image_id": np.int64(1), "bbox": np.array([10.0, 10, 40, 30])}
+    assert evaluate_coco(one_object(), [odd], "bbox", engine)["AP"] == pytest.approx(1)
+    with pytest.raises(DataError, match=r"^1 detections(.|\n)*result 1 "):
+        evaluate_coco(one_object(), [odd, {**odd, "score": "1"}], "bbox", engine)
+
+
+SQUARE = rectangle([10, 10, 40, 30], (80, 100))
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        (rectangle([10, 10, 40, 30], (100, 80)), r"mask of size \[100, 80\] on an image of"),
+        ({**SQUARE, "size": "80x100"}, "mask of size '80x100'"),
+        ({**SQUARE, "size": None}, "mask of size None"),
+        ({**SQUARE, "counts": SQUARE["counts"][:-1]}, "damaged"),
+        ({**SQUARE, "counts": SQUARE["counts"][:-3]}, "damaged"),  # ends with the object
+        ({**SQUARE, "counts": ""}, "damaged"),
+        ({**SQUARE, "counts": SQUARE["counts"] + "1"}, "damaged"),
+        ({**SQUARE, "counts": "\x01" + SQUARE["counts"]}, "damaged"),
+        ({**SQUARE, "counts": "é" + SQUARE["counts"]}, "damaged"),
+        ({**SQUARE, "counts": "€" + SQUARE["counts"]}, "damaged"),
+        ({**SQUARE, "counts": [10, 20]}, "compressed text"),
+        ([[10, 10, 50, 10, 50, 40]], "not a run-length code"),
+        ({"size": [80, 100]}, "not a run-length code"),
+        (None, "not a run-length code"),
+    ],
+)
+def test_masks_that_the_engines_score_wrongly_or_never_end_with_are_refused(engine, mask, says):
+    truth = one_object(segmentation=SQUARE)
+    found = {"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": SQUARE}
+    assert evaluate_coco(truth, [found], "segm", engine)["AP"] == pytest.approx(1)
+    with pytest.raises(DataError, match=says) as caught:
+        evaluate_coco(truth, [found, {**found, "segmentation": mask}, found], "segm", engine)
+    assert "1 detections" in str(caught.value) and "result 1 (image_id 1)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"bbox": [10, 10, float("nan"), 30]}, "'bbox' is"),
+        ({"bbox": [10, 10, 4]}, "'bbox' is"),
+        ({"bbox": None}, "'bbox' is None"),
+        ({"image_id": 99}, "'image_id' 99: no such image"),
+        ({"image_id": "1"}, "'image_id' is '1': must be a whole number"),
+        ({"category_id": 7}, "'category_id' 7: no such category"),
+        ({"area": float("nan")}, "'area' is nan"),
+        ({"area": "12"}, "'area' is '12'"),
+    ],
+)
+def test_wrong_annotations_are_refused(engine, change, says):
+    for iou_type in ("bbox", "segm"):
+        with pytest.raises(DataError, match=says) as caught:
+            evaluate_coco(one_object(**change), [], iou_type, engine)
+        assert "annotations[0] (id 1)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("mask", "says"),
+    [
+        ([[1, 2, 3, 4]], "4 numbers"),
+        ([[1, 2, 3, 4, 5, 6, 7]], "7 numbers"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "not finite"),
+        ([[1, 2, 3, 4, 5, 1e6]], "farther away"),
+        ([[1, 2, 3, 4, 5, "6"]], "else than numbers"),
+        ([1, 2, 3, 4, 5, 6], "list of polygons"),
+        ("no", "list of polygons"),
+        ({"size": [8, 10], "counts": SQUARE["counts"]}, "RLE size"),
+        ({"size": [80, 100], "counts": [10, 20]}, "add up to 30"),
+        ({"size": [80, 100], "counts": [-10, 8010]}, "RLE counts must be"),
+        ({"size": [80, 100], "counts": SQUARE["counts"][:-1]}, "damaged"),
+        ({"size": [80, 100]}, "RLE counts must be"),
+    ],
+)
+def test_wrong_masks_of_annotations_are_refused(engine, mask, says):
+    with pytest.raises(DataError, match=says):
+        evaluate_coco(one_object(segmentation=mask), [], "segm", engine)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_nothing_at_all_is_not_defined(engine, iou_type):
+    nothing = {"images": [], "categories": [], "annotations": []}
+    assert all(map(math.isnan, evaluate_coco(nothing, [], iou_type, engine).values()))
+    truth = {**one_object(segmentation=SQUARE), "images": []}
+    with pytest.raises(DataError, match=r"1 problem\n(.*)'image_id' 1: no such image"):
+        evaluate_coco(truth, [], iou_type, engine)
+    found = {**PERFECT, "segmentation": SQUARE}
+    with pytest.raises(DataError, match=r"1 detections(.|\n)*no such image"):
+        evaluate_coco({**one_object(), "images": [], "annotations": []}, [found], iou_type, engine)
+
+
+def test_repeated_ids_and_names_are_refused():
+    for kind, change in (("images", {}), ("categories", {}), ("categories", {"id": 2})):
+        truth = one_object()
+        truth[kind].append({**truth[kind][0], **change})
+        with pytest.raises(DataError, match=rf"{kind}\[1\].*must be unique"):
+            evaluate_coco(truth, [], "bbox")
+
+
+def test_a_missing_area_is_that_of_the_mask_or_the_box(engine):
+    triangle = [[10, 10, 70, 10, 10, 70]]  # 1,800 pixels: medium; its box of 3,600 is, too
+    small = [[10, 10, 50, 10, 10, 50]]  # 800 pixels: small, but its box is medium
+    for mask, range_ in ((triangle, "m"), (small, "s")):
+        truth = one_object(segmentation=mask, bbox=[10, 10, 40, 40])
+        del truth["annotations"][0]["area"]
+        scores = evaluate_coco(truth, [], "segm", engine)
+        assert scores[f"AP{range_}"] == 0
+        assert math.isnan(scores["APs" if range_ == "m" else "APm"])
+        assert evaluate_coco(truth, [], "bbox", engine)["APm"] == 0
 
 
 class Boxes:
@@ -176,7 +326,8 @@ class Boxes:
         return truth
 
 
-def test_the_evaluator_writes_the_files_own_ids_and_merges_processes():
+def test_the_evaluator_writes_the_files_own_ids_and_merges_processes(engine, monkeypatch):
+    monkeypatch.setenv("VISIONKIT_COCO_ENGINE", engine)
     prediction = {
         "boxes": torch.tensor([[10.0, 10, 50, 40]]),
         "scores": torch.tensor([0.5]),
@@ -190,3 +341,21 @@ def test_the_evaluator_writes_the_files_own_ids_and_merges_processes():
     second.merge([second.state(), first.state()])
     assert second.compute()["bbox/AP"] == pytest.approx(1)
     assert second.compute()["bbox/AP/dog"] == pytest.approx(1)
+    assert second.engine == engine
+    assert second.result_file("bbox") == [record]
+    with pytest.raises(DataError, match="image_id 1 have no masks"):
+        second.result_file("segm")
+
+
+def test_mask_results_have_no_boxes():
+    prediction = {
+        "boxes": torch.tensor([[10.0, 10, 50, 40]]),
+        "scores": torch.tensor([0.5]),
+        "labels": torch.tensor([0]),
+        "masks": [{"size": [80, 100], "counts": SQUARE["counts"].encode()}],
+    }
+    evaluator = CocoEvaluator(Boxes(), types=("bbox", "segm"))
+    evaluator.update([prediction], Batch(torch.zeros(1, 3, 32, 32), [{"image_id": 1}]))
+    record = {"image_id": 1, "category_id": 90, "score": 0.5, "segmentation": SQUARE}
+    assert evaluator.result_file("segm") == [record]
+    assert "segmentation" not in evaluator.result_file("bbox")[0]

@@ -24,6 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("visionkit").setLevel(logging.INFO)
     unknown = [word for word in rest if not OVERRIDE.match(word)]
+    if unknown and not unknown[0].startswith("-") and getattr(args, "run_directory", "") is None:
+        args.run_directory = unknown.pop(0)  # it stood behind an option
+        rest.remove(args.run_directory)
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}; settings are given as key=value")
     args.overrides = [*getattr(args, "overrides", ()), *(word.lstrip("-") for word in rest)]
@@ -69,11 +72,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue a run")
     sub.add_argument("--overwrite", action="store_true", help="replace the run in output=")
 
-    sub = verb("eval", _eval, "metrics of a trained run on validation data", aliases=("val",))
-    sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
+    text = "metrics of a trained run on validation data, or of a COCO result file"
+    sub = verb("eval", _eval, text, aliases=("val",))
+    sub.add_argument("run_directory", nargs="?", metavar="RUN", help="a run or a checkpoint")
     _add_overrides(sub)
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
     sub.add_argument("--heads", type=_words, metavar="A,B", help="only these heads")
+    sub.add_argument("--gt", metavar="FILE", help="COCO annotations; with --pred, instead of RUN")
+    sub.add_argument("--pred", metavar="FILE", help="COCO results to score, without a model")
+    sub.add_argument("--type", choices=["bbox", "segm"], help="score boxes (default) or masks")
+    engines = ["hotcoco", "pycocotools"]
+    sub.add_argument("--engine", choices=engines, help="what computes them; same figures")
 
     sub = verb("predict", _predict, "run a trained model on pictures")
     sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
@@ -152,17 +161,44 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
+    if args.gt or args.pred:
+        _eval_files(args)
+        return
+    if args.run_directory is None:
+        raise ConfigError("eval: give a run, or --gt FILE --pred FILE")
+    if args.type or args.engine:
+        raise ConfigError(
+            "eval: --type and --engine go with --gt and --pred; a run's heads know what to score, "
+            "and the environment's VISIONKIT_COCO_ENGINE chooses an engine"
+        )
     from visionkit import distributed
-    from visionkit.evaluation import evaluate
+    from visionkit.evaluation import evaluate_run
+
+    metrics, facts = evaluate_run(args.run_directory, args.overrides, heads=args.heads)
+    if distributed.rank() == 0:
+        _show(metrics, facts, args.json)
+
+
+def _eval_files(args: argparse.Namespace) -> None:
+    if not (args.gt and args.pred):
+        raise ConfigError("eval: --gt FILE and --pred FILE belong together")
+    if args.run_directory or args.overrides or args.heads:
+        raise ConfigError("eval: --gt and --pred score files; leave out RUN, settings and --heads")
+    from visionkit.metrics.coco_engines import engine_version, pick_engine
+    from visionkit.metrics.coco_files import evaluate_files
+
+    engine = pick_engine(args.engine)
+    metrics = evaluate_files(args.gt, args.pred, args.type or "bbox", engine)
+    _show(metrics, {"coco_engine": engine_version(engine)}, args.json)
+
+
+def _show(metrics: dict[str, float], facts: dict[str, str], as_json: bool) -> None:
     from visionkit.rundir import to_json
 
-    metrics = evaluate(args.run_directory, args.overrides, heads=args.heads)
-    if distributed.rank() != 0:
-        return
-    if args.json:
-        print(to_json(metrics))
-        return
-    _print_metrics(metrics)
+    if as_json:
+        print(to_json({**metrics, **facts}))
+    else:
+        _print_metrics(metrics)
 
 
 def _print_metrics(metrics: dict[str, float]) -> None:

@@ -16,6 +16,7 @@ from visionkit.build import build_sources
 from visionkit.data.sources import Source
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco import CocoEvaluator
+from visionkit.metrics.coco_engines import engine_version, pick_engine
 from visionkit.model import VisionModel
 from visionkit.predict import load
 from visionkit.types import Evaluator
@@ -33,6 +34,17 @@ def evaluate(
     RUN/eval/metrics.json, and the scored detections to RUN/eval/<head>_bbox.json (and
     _segm.json), which pycocotools reads as they are.
     """
+    return evaluate_run(run, overrides, heads=heads)[0]
+
+
+def evaluate_run(
+    run: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    heads: Sequence[str] | None = None,
+) -> tuple[dict[str, float], dict[str, str]]:
+    """`evaluate`, and what else RUN/eval/metrics.json says: `coco_engine`, the program that
+    computed the COCO figures, and its version."""
     distributed.setup()
     predictor = load(run, overrides, heads=heads)
     sources = build_sources(predictor.config, ("val",), predictor.classes)
@@ -43,16 +55,17 @@ def evaluate(
     metrics, evaluators = evaluate_model(
         predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
     )
+    coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
+    facts = {"coco_engine": engine_version(pick_engine())} if coco else {}
     if Path(run).is_dir() and distributed.rank() == 0:
         folder = Path(run) / "eval"
         folder.mkdir(exist_ok=True)
-        rundir.write_text(folder / "metrics.json", rundir.to_json(metrics) + "\n")
-        for name, evaluator in evaluators.items():
-            if isinstance(evaluator, CocoEvaluator):
-                for iou_type in evaluator.types:
-                    file = folder / f"{name.replace('/', '_')}_{iou_type}.json"
-                    rundir.write_text(file, rundir.to_json(evaluator.result_file(iou_type)))
-    return metrics
+        rundir.write_text(folder / "metrics.json", rundir.to_json({**metrics, **facts}) + "\n")
+        for name, evaluator in coco.items():
+            for iou_type in evaluator.types:
+                file = folder / f"{name.replace('/', '_')}_{iou_type}.json"
+                rundir.write_text(file, rundir.to_json(evaluator.result_file(iou_type)))
+    return metrics, facts
 
 
 def evaluate_model(

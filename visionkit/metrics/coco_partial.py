@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-Records = list[dict[str, Any]]
+import numpy as np
+
+from visionkit.metrics.coco_detections import Detections
 
 
-def labelled_only(
-    truth: dict[str, Any], results: Sequence[dict[str, Any]], own_ids: Sequence[int]
-) -> Records:
+def labelled_only(truth: dict[str, Any], results: Detections, own_ids: Sequence[int]) -> Detections:
     """The results that can be right or wrong.
 
     Out go those of the model's own classes (`own_ids`) that are not among the categories of the
@@ -26,16 +26,16 @@ def labelled_only(
         if image.get("neg_category_ids") is not None
     }
     if not left_out and not checked:
-        return list(results)
+        return results
     for annotation in truth["annotations"]:
         if annotation["image_id"] in checked:
             checked[annotation["image_id"]].add(annotation["category_id"])
-    return [
-        result
-        for result in results
-        if result["category_id"] not in left_out
-        and result["category_id"] in checked.get(result["image_id"], (result["category_id"],))
+    pairs = zip(results.image_ids.tolist(), results.category_ids.tolist(), strict=True)
+    kept = [
+        category not in left_out and category in checked.get(image, (category,))
+        for image, category in pairs
     ]
+    return results[np.array(kept, bool)]
 
 
 def with_incomplete_as_crowds(truth: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,158 @@
+"""COCO evaluation: pycocotools against visionkit, in turn, at the size of COCO val2017.
+
+    python scripts/bench/coco_eval.py [--rounds 3] [--types bbox,segm] [--data DIR]
+
+Every figure comes from a fresh process. `process` is a whole one, start to exit: reading both
+files, evaluation, summary; pycocotools does it by its own calls COCO, loadRes, evaluate,
+accumulate, summarize, visionkit by `visionkit eval --gt --pred`. `call` starts from the parsed
+JSON: createIndex, loadRes and the evaluation, against `evaluate_coco`, which checks and packs the
+same data. `matching` starts from what is loaded: COCO objects against packed tables. Prints
+medians, ratios, peak memory and the largest difference of any of the twelve figures as JSON, and
+the same for CPU seconds, which other programs on the machine change less. The files are made by
+scripts/bench/coco_scale.py, in a temporary folder unless --data names one that has them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from coco_scale import write_files
+
+PYCOCOTOOLS_PROCESS = """
+import json, sys
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+truth = COCO(sys.argv[1])
+evaluation = COCOeval(truth, truth.loadRes(sys.argv[2]), sys.argv[3])
+evaluation.evaluate()
+evaluation.accumulate()
+evaluation.summarize()
+print(json.dumps({"figures": evaluation.stats.tolist()}))
+"""
+
+PYCOCOTOOLS_CALL = """
+import json, sys, time
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+truth, results = (json.load(open(path)) for path in sys.argv[1:3])
+clock = lambda: (time.perf_counter(), time.process_time())
+start = clock()
+coco = COCO()
+coco.dataset = truth
+coco.createIndex()
+found = coco.loadRes(results)
+loaded = clock()
+evaluation = COCOeval(coco, found, sys.argv[3])
+evaluation.evaluate()
+evaluation.accumulate()
+evaluation.summarize()
+end = clock()
+print(json.dumps({
+    "call s": end[0] - start[0], "call cpu s": end[1] - start[1],
+    "matching s": end[0] - loaded[0], "matching cpu s": end[1] - loaded[1],
+}))
+"""
+
+VISIONKIT_CALL = """
+import json, sys, time
+from visionkit.metrics.coco import evaluate_coco, figures
+from visionkit.metrics.coco_detections import Door
+from visionkit.metrics.coco_engines import pick_engine
+from visionkit.metrics.coco_truth import read_truth
+truth, results = (json.load(open(path)) for path in sys.argv[1:3])
+iou_type, engine = sys.argv[3], pick_engine(sys.argv[4])
+clock = lambda: (time.perf_counter(), time.process_time())
+start = clock()
+evaluate_coco(truth, results, iou_type, engine)
+end = clock()
+door = Door(read_truth(truth, iou_type), iou_type)
+door.admit(results)
+found = door.detections()
+loaded = clock()
+figures(door.truth, found, iou_type, engine)
+matched = clock()
+print(json.dumps({
+    "call s": end[0] - start[0], "call cpu s": end[1] - start[1],
+    "matching s": matched[0] - loaded[0], "matching cpu s": matched[1] - loaded[1],
+}))
+"""
+
+
+def run(command: list[str]) -> tuple[dict[str, Any], dict[str, float]]:
+    """The JSON in the last line that a process prints, and what the process took."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    printed = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command[:3]} ended with code {process.returncode}")
+    return json.loads(printed.splitlines()[-1]), {
+        "process s": seconds,
+        "process cpu s": usage.ru_utime + usage.ru_stime,
+        "peak MB": usage.ru_maxrss / 1000,
+    }
+
+
+def compare(folder: Path, iou_type: str, rounds: int, engine: str) -> dict[str, Any]:
+    """Everything measured of one kind of results."""
+    files = [str(folder / "truth.json"), str(folder / f"{iou_type}.json")]
+    python = [sys.executable, "-c"]
+    cli = [sys.executable, "-m", "visionkit", "eval", "--gt", files[0], "--pred", files[1]]
+    cli += ["--type", iou_type, "--engine", engine, "--json"]
+    measured: dict[str, list[float]] = {}
+    worst = 0.0
+
+    def note(who: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            measured.setdefault(f"{who} {name}", []).append(value)
+
+    for _ in range(rounds):
+        theirs, taken = run([*python, PYCOCOTOOLS_PROCESS, *files, iou_type])
+        note("pycocotools", taken)
+        ours, taken = run(cli)
+        note("visionkit", taken)
+        expected, found = theirs["figures"], list(ours.values())[:12]
+        pairs = [(a, -1 if b is None else b) for a, b in zip(expected, found, strict=True)]
+        worst = max(worst, *(abs(a - b) for a, b in pairs))
+        note("pycocotools", run([*python, PYCOCOTOOLS_CALL, *files, iou_type])[0])
+        note("visionkit", run([*python, VISIONKIT_CALL, *files, iou_type, engine])[0])
+    medians = {name: round(statistics.median(values), 3) for name, values in measured.items()}
+    ratios = {
+        f"{name} ratio": round(medians[f"pycocotools {name}"] / medians[f"visionkit {name}"], 1)
+        for name in (name.removeprefix("visionkit ") for name in medians if "visionkit" in name)
+    }
+    return {**medians, **ratios, "largest difference": worst, "engine": ours["coco_engine"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--types", default="bbox,segm")
+    parser.add_argument("--engine", default="hotcoco")
+    parser.add_argument(
+        "--data", type=Path, help="folder of coco_scale.py, made if it is not there"
+    )
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.data or Path(temporary)
+        if not (folder / "segm.json").exists():
+            write_files(folder, num_images=5000, num_objects=36000)
+        for iou_type in args.types.split(","):
+            measured = compare(folder, iou_type, args.rounds, args.engine)
+            print(json.dumps({iou_type: measured}, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The two COCO engines give the same arrays, bit for bit, on everything the door lets in."""
+
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+from test_metrics_coco import only, rectangle, scene
+
+from visionkit.errors import ConfigError
+from visionkit.metrics import coco_engines
+from visionkit.metrics.coco import evaluate_coco
+from visionkit.metrics.coco_detections import Door
+from visionkit.metrics.coco_engines import match, pick_engine
+from visionkit.metrics.coco_masks import rle_totals
+from visionkit.metrics.coco_partial import labelled_only, with_incomplete_as_crowds
+from visionkit.metrics.coco_truth import read_truth
+
+H, W = 100, 120
+
+
+def ellipse(box, corners):
+    x, y, w, h = box
+    angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+    points = np.stack([x + w / 2 * (1 + np.cos(angles)), y + h / 2 * (1 + np.sin(angles))], 1)
+    return [points.round(2).ravel().tolist()]
+
+
+def uncompressed(rle):
+    flat = coco_mask.decode({**rle, "counts": rle["counts"].encode()}).ravel(order="F")
+    ends = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
+    return {**rle, "counts": [0] * int(flat[0]) + np.diff(ends).tolist()}
+
+
+def wild(seed):
+    """A scene with everything that is valid: ids in any order and of any size, unused categories,
+    empty images, crowds of each kind, missing masks, ties of score and of IoU, more than 100
+    detections of a class in an image, boxes without extent and beyond the picture."""
+    rng = np.random.default_rng(seed)
+    truth, results = scene(seed, int(rng.integers(1, 9)), int(rng.integers(1, 4)))
+    truth["categories"] += [{"id": 3, "name": "unused"}, {"id": 10**15, "name": "unused too"}]
+    for record in truth["images"] + truth["annotations"] + results:
+        key = "image_id" if "image_id" in record else "id"
+        record[key] = (-1) ** record[key] * (record[key] + 2**53)
+    for part in (truth["images"], truth["categories"], truth["annotations"], results):
+        rng.shuffle(part)
+    for annotation in truth["annotations"]:
+        kind = rng.integers(6)
+        if kind < 3:
+            annotation["segmentation"] = ellipse(annotation["bbox"], int(rng.integers(3, 14)))
+        elif kind == 3:
+            annotation["segmentation"] = uncompressed(annotation["segmentation"])
+        elif kind == 4:
+            annotation["segmentation"] = [None, [], {}][rng.integers(3)]
+        if rng.random() < 0.1:
+            annotation["area"] = [0, 32**2, 96**2, 1e5**2, 1e11][rng.integers(5)]
+        if rng.random() < 0.1:
+            annotation["bbox"][int(rng.integers(2, 4))] = 0
+    whole, coarse, beyond = rng.random(3) < 0.3
+    for result in results:
+        result["bbox"] = [float(round(v)) if whole else v for v in result["bbox"]]
+        result["bbox"][0] -= 90.0 * bool(beyond and rng.random() < 0.5)
+        result["score"] = round(result["score"], 1) if coarse else result["score"]
+    if results and rng.random() < 0.4:
+        results += [dict(results[i]) for i in rng.integers(0, len(results), 150)]
+        box = results[0]["bbox"]
+        results += [{**results[0], "bbox": [v + 0.01 * i for v in box]} for i in range(110)]
+    return truth, results
+
+
+def both(truth, detections, iou_type):
+    pytest.importorskip("hotcoco")
+    door = Door(read_truth(truth, iou_type), iou_type)
+    door.admit(detections)
+    found = door.detections()
+    return [match(door.truth, found, iou_type, name) for name in ("pycocotools", "hotcoco")]
+
+
+def assert_equal(truth, results, iou_type):
+    for expected, found in zip(*both(truth, results, iou_type), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["bbox", "segm"]))
+def test_the_engines_are_equal_bit_for_bit(seed, iou_type):
+    truth, results = wild(seed)
+    assert_equal(truth, only(results, iou_type), iou_type)
+    assert_equal(truth, [], iou_type)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(["bbox", "segm"]))
+def test_they_are_equal_where_pictures_are_labelled_in_part(seed, iou_type):
+    truth, results = wild(seed)
+    rng = np.random.default_rng(seed)
+    ids = [category["id"] for category in truth["categories"]]
+    for image in truth["images"]:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            if rng.random() < 0.6:
+                image[key] = [i for i in ids if rng.random() < 0.4]
+    door = Door(read_truth(truth, iou_type), iou_type)
+    door.admit(only(results, iou_type))
+    scored = labelled_only(truth, door.detections(), ids)
+    assert_equal(with_incomplete_as_crowds(truth), scored, iou_type)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_a_scene_scores_something_and_the_scores_are_not_trivial(iou_type):
+    """That the equality above compares more than zeros."""
+    truth, results = wild(4)
+    scores = evaluate_coco(truth, only(results, iou_type), iou_type)
+    assert 0.05 < scores["AP"] < 0.95 and scores["AP50"] > scores["AP75"]
+
+
+def test_the_engine_is_chosen_by_argument_then_environment_then_what_is_there(monkeypatch):
+    monkeypatch.delenv("VISIONKIT_COCO_ENGINE", raising=False)
+    monkeypatch.setattr(coco_engines, "find_spec", lambda name: object())
+    assert pick_engine() == "hotcoco"
+    monkeypatch.setenv("VISIONKIT_COCO_ENGINE", "pycocotools")
+    assert pick_engine() == "pycocotools" and pick_engine("hotcoco") == "hotcoco"
+    monkeypatch.setenv("VISIONKIT_COCO_ENGINE", "detectron")
+    with pytest.raises(ConfigError, match="VISIONKIT_COCO_ENGINE: there is no COCO engine"):
+        pick_engine()
+
+
+def test_without_hotcoco_pycocotools_is_used_and_asking_for_it_is_an_error(monkeypatch):
+    monkeypatch.delenv("VISIONKIT_COCO_ENGINE", raising=False)
+    monkeypatch.setattr(coco_engines, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "hotcoco", None)  # importing it fails
+    assert pick_engine() == "pycocotools"
+    truth, results = wild(4)
+    assert evaluate_coco(truth, only(results, "bbox"), "bbox")["AP"] > 0.05
+    with pytest.raises(ConfigError, match=r"hotcoco is not installed.*visionkit\[fast\]"):
+        evaluate_coco(truth, [], "bbox", "hotcoco")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5000), min_size=1, max_size=12), min_size=0, max_size=5))
+def test_totals_of_run_lengths(objects):
+    codes = []
+    for lengths in objects:
+        rle = {"size": [1, sum(lengths)], "counts": lengths}
+        codes.append(coco_mask.frPyObjects(rle, 1, sum(lengths))["counts"])
+    covered, filled = rle_totals(codes)
+    assert covered.tolist() == [sum(lengths) for lengths in objects]
+    assert filled.tolist() == [sum(lengths[1::2]) for lengths in objects]
+
+
+def test_a_damaged_code_does_not_touch_its_neighbours(monkeypatch):
+    good = rectangle([10, 10, 40, 30], (H, W))["counts"]
+    cut = good[:-1]  # its last number goes on: into the next code, if that were not prevented
+    codes = [good, cut, good, "", good, "~" + good, good, "o" * 12 + "0", good, "\x00", good]
+    for chunk in (1, 2, 3, 1024):
+        monkeypatch.setattr("visionkit.metrics.coco_masks.CHUNK", chunk)
+        covered, filled = rle_totals(codes)
+        assert (covered[::2] == H * W).all() and (filled[::2] == 1200).all()
+        assert (covered[1::2] < H * W).all()
+    assert rle_totals([])[0].tolist() == []

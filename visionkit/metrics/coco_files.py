@@ -1,0 +1,117 @@
+"""Scoring a COCO result file against an annotation file, without a model."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from visionkit.collector import paused_collector
+from visionkit.data.files import diagnose
+from visionkit.errors import DataError
+from visionkit.metrics.coco import figures, tell_engine
+from visionkit.metrics.coco_detections import Door
+from visionkit.metrics.coco_engines import pick_engine
+from visionkit.metrics.coco_truth import IouType, Truth, read_truth
+
+log = logging.getLogger("visionkit")
+BLOCK = 1 << 22  # bytes parsed at once: memory for the records of a block, not of the file
+BETWEEN = re.compile(rb"\}\s*,\s*\{")
+
+
+def evaluate_files(
+    truth: str | Path, results: str | Path, iou_type: IouType, engine: str | None = None
+) -> dict[str, float]:
+    """The twelve COCO figures and `AP/<class>` of a result file.
+
+    `truth` is a COCO annotation file, `results` a file in COCO's result format. Raises DataError,
+    listing everything that is wrong with one of the files.
+    """
+    engine = pick_engine(engine)
+    tell_engine(engine)
+    with paused_collector():
+        door = Door(_truth_of(truth, iou_type), iou_type, source=f"{results}: ")
+        for records in read_results(results):
+            if iou_type == "segm" and not door.seen and _has_boxes(records):
+                log.info(
+                    "%s has boxes too: they are not used, and APs, APm, APl, ARs, ARm, ARl go by "
+                    "the area of the masks; COCO.loadRes would take that of the boxes",
+                    results,
+                )
+            door.admit(records)
+        return figures(door.truth, door.detections(), iou_type, engine)
+
+
+def _has_boxes(records: list[Any]) -> bool:
+    return any(isinstance(record, dict) and record.get("bbox") for record in records[:1])
+
+
+def _truth_of(path: str | Path, iou_type: IouType) -> Truth:
+    try:
+        data = json.loads(Path(path).read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"annotation file {path} {diagnose(path)} [{error}]") from None
+    if not isinstance(data, dict):
+        raise DataError(
+            f"annotation file {path} holds a {type(data).__name__}, not an object with 'images', "
+            "'annotations' and 'categories' (a list is COCO's format for results)"
+        )
+    for key in ("images", "annotations", "categories"):
+        records = data.get(key)
+        if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
+            fault = "missing" if key not in data else "not a list of objects"
+            raise DataError(f"annotation file {path}: '{key}' is {fault}; is it a COCO file?")
+    return read_truth(data, iou_type, source=f"annotation file {path}")
+
+
+def read_results(path: str | Path, block: int = BLOCK) -> Iterator[list[Any]]:
+    """The records of a JSON list, parsed about `block` bytes at a time, in the order of the file.
+
+    A block ends between two records. What looks like such a place inside a record or a text does
+    not parse, and is then parsed together with the next block.
+    """
+    try:
+        with open(path, "rb") as file:
+            rest, wanted = file.read(block).removeprefix(b"\xef\xbb\xbf").lstrip(), block
+            if rest[:1] == b"{":
+                raise DataError(
+                    f"result file {path} holds an object, not a list of records "
+                    '{"image_id", "category_id", "bbox" or "segmentation", "score"}'
+                )
+            while True:
+                cut = _last_end(rest)
+                records = _parsed(rest[:cut] + b"]") if cut else None
+                if records is not None:
+                    yield records
+                    rest, wanted = b"[" + rest[cut:].lstrip()[1:], block
+                more = file.read(wanted)
+                if not more:
+                    break
+                rest, wanted = rest + more, wanted + block
+        records = json.loads(rest)
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"result file {path} {diagnose(path)} [{error}]") from None
+    if not isinstance(records, list):
+        raise DataError(f"result file {path} holds a {type(records).__name__}, not a list")
+    yield records
+
+
+def _last_end(text: bytes) -> int:
+    """Where the last record that another one follows may end; 0 if there is none."""
+    for start in (max(0, len(text) - (1 << 16)), 0):
+        ends = [match.start() + 1 for match in BETWEEN.finditer(text, start)]
+        if ends:
+            return ends[-1]
+    return 0
+
+
+def _parsed(text: bytes) -> list[Any] | None:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -1,0 +1,229 @@
+"""The ground truth of a COCO evaluation: checked, numbered and packed into columns."""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from operator import itemgetter
+from typing import Any, Literal
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from visionkit.data.coco_columns import Record, place, report_repeats, short, whole_numbers
+from visionkit.data.problems import Problems
+from visionkit.metrics.coco_masks import polygon_fault, polygons_sound, rle_totals
+
+IouType = Literal["bbox", "segm"]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Objects refer to images and categories by their row; both are sorted by their id."""
+
+    image_ids: np.ndarray  # (I,) int64
+    sizes: np.ndarray  # (I, 2) int64 h, w; 0 where boxes are scored and the file does not say
+    category_ids: np.ndarray  # (C,) int64
+    names: tuple[str, ...]  # (C,)
+    image: np.ndarray  # (A,) rows
+    category: np.ndarray  # (A,) rows
+    boxes: np.ndarray  # (A, 4) float64 x, y, w, h
+    areas: np.ndarray  # (A,) float64
+    iscrowd: np.ndarray  # (A,) bool
+    masks: list[Any] | None  # (A,) polygons or RLE, when masks are scored
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @cached_property
+    def image_rows(self) -> dict[int, int]:
+        """The row of each image id."""
+        return {id_: row for row, id_ in enumerate(self.image_ids.tolist())}
+
+    @cached_property
+    def category_rows(self) -> dict[int, int]:
+        """The row of each category id."""
+        return {id_: row for row, id_ in enumerate(self.category_ids.tolist())}
+
+
+def read_truth(truth: dict[str, Any], iou_type: IouType, source: str = "ground truth") -> Truth:
+    """Pack a COCO dict; `DataError` lists what could not be scored or would be scored wrongly.
+
+    For masks, an object without one becomes a region to ignore, its box. A missing area is that
+    of the mask when masks are scored, else that of the box; a missing iscrowd is 0.
+    """
+    problems = Problems(source)
+    images, categories, annotations = (truth[k] for k in ("images", "categories", "annotations"))
+    image_ids = _unique("images", images, "id", problems)
+    category_ids = _unique("categories", categories, "id", problems)
+    names = [str(category.get("name")) for category in categories]
+    report_repeats("categories", categories, "name", names, [True] * len(names), problems)
+    sizes = np.zeros((len(images), 2), np.int64)
+    if iou_type == "segm":
+        for side, key in enumerate(("height", "width")):
+            sizes[:, side] = _integers("images", images, key, problems, low=1)
+    problems.raise_any()  # what follows looks the rows up
+
+    by_id, by_category = np.argsort(image_ids), np.argsort(category_ids)
+    image_ids, category_ids, sizes = image_ids[by_id], category_ids[by_category], sizes[by_id]
+    image = _rows("image_id", annotations, image_ids, problems)
+    category = _rows("category_id", annotations, category_ids, problems)
+    masks = None
+    if iou_type == "segm":
+        masks = [record.get("segmentation") or None for record in annotations]
+        _check_masks(annotations, masks, sizes_of(image, sizes), problems)
+    boxes = _boxes(annotations, masks, problems)
+    areas = _areas(annotations, boxes, masks, sizes_of(image, sizes), problems)
+    problems.raise_any()
+    iscrowd = np.array([bool(record.get("iscrowd")) for record in annotations], bool)
+    for i, mask in enumerate(masks or ()):
+        if mask is None:
+            x, y, w, h = boxes[i].tolist()
+            masks[i] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+            iscrowd[i] = True
+    return Truth(
+        image_ids=image_ids,
+        sizes=sizes,
+        category_ids=category_ids,
+        names=tuple(names[i] for i in by_category),
+        image=image,
+        category=category,
+        boxes=boxes,
+        areas=areas,
+        iscrowd=iscrowd,
+        masks=masks,
+    )
+
+
+def rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Where each of `ids` stands in the sorted `known`; -1 where it does not."""
+    if not len(known):
+        return np.full(len(ids), -1)
+    rows = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[rows] == ids, rows, -1)
+
+
+def sizes_of(image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(N, 2) h, w of the images in those rows; 0 for row -1."""
+    return np.concatenate([sizes, np.zeros((1, 2), np.int64)])[image]
+
+
+def _integers(
+    kind: str, records: Sequence[Record], key: str, problems: Problems, **bounds: int
+) -> np.ndarray:
+    try:
+        column = np.array(array("q", map(itemgetter(key), records)), np.int64)
+        if not len(column) or column.min() >= bounds.get("low", column.min()):
+            return column
+    except (KeyError, TypeError, OverflowError):
+        pass  # the slow way finds the record
+    return whole_numbers(kind, list(records), key, problems, **bounds)[0]
+
+
+def _unique(kind: str, records: Sequence[Record], key: str, problems: Problems) -> np.ndarray:
+    ids = _integers(kind, records, key, problems)
+    if len(np.unique(ids)) < len(ids):
+        report_repeats(kind, list(records), key, ids.tolist(), [True] * len(ids), problems)
+    return ids
+
+
+def _rows(key: str, records: Sequence[Record], known: np.ndarray, problems: Problems) -> np.ndarray:
+    ids = _integers("annotations", records, key, problems)
+    rows = rows_of(ids, known)
+    for i in np.flatnonzero(rows < 0):
+        what = key.removesuffix("_id")
+        problems.add(place("annotations", i, records[i]), f"'{key}' {ids[i]}: no such {what}")
+    return rows
+
+
+def _boxes(records: Sequence[Record], masks: list[Any] | None, problems: Problems) -> np.ndarray:
+    """Boxes (A, 4); zeros where masks are scored and there is one."""
+    found = [record.get("bbox") for record in records]
+    if masks is not None:
+        found = [(0, 0, 0, 0) if mask else box for box, mask in zip(found, masks, strict=True)]
+    try:
+        if all(len(box) == 4 for box in found):
+            boxes = np.array(array("d", chain.from_iterable(found))).reshape(-1, 4)
+            if np.isfinite(boxes).all():
+                return boxes
+    except (TypeError, OverflowError):
+        pass  # the slow way finds the record
+    for i, box in enumerate(found):
+        if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_finite, box)):
+            what = f"'bbox' is {short(box)}: must be [x, y, width, height], finite numbers"
+            problems.add(place("annotations", i, records[i]), what)
+    return np.zeros((len(found), 4))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # False for NaN
+
+
+def _check_masks(
+    records: Sequence[Record], masks: list[Any], sizes: np.ndarray, problems: Problems
+) -> None:
+    known = sizes.any(1).tolist()  # an unknown image is a problem of its own
+    rows = [i for i, mask in enumerate(masks) if known[i] and isinstance(mask, list)]
+    if polygons_sound([masks[i] for i in rows], sizes[rows]):
+        rows = []
+    rows += [i for i, m in enumerate(masks) if known[i] and m and not isinstance(m, list)]
+    compressed = []
+    for i in sorted(rows):
+        size = sizes[i].tolist()
+        is_rle = isinstance(masks[i], dict)
+        fault = (_rle_fault if is_rle else polygon_fault)(masks[i], size)
+        if fault:
+            problems.add(place("annotations", i, records[i]), f"'segmentation': {fault}")
+        elif is_rle and not isinstance(masks[i]["counts"], list):
+            compressed.append(i)
+    covered, _ = rle_totals([masks[i]["counts"] for i in compressed])
+    for i in np.array(compressed, int)[covered != sizes[compressed].prod(1)]:
+        what = "'segmentation': the RLE counts are damaged, or do not add up to the picture's size"
+        problems.add(place("annotations", i, records[i]), what)
+
+
+def _rle_fault(rle: dict[str, Any], size: list[int]) -> str | None:
+    if list(rle.get("size") or ()) != size:
+        return f"RLE size is {rle.get('size')}, but the picture's is {size} (h, w)"
+    counts = rle.get("counts")
+    if isinstance(counts, str | bytes):
+        return None
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        return "RLE counts must be a list of run lengths or a compressed string"
+    if sum(counts) != size[0] * size[1]:
+        return f"RLE counts add up to {sum(counts)}, but {size} (h, w) are {size[0] * size[1]}"
+    return None
+
+
+def _areas(
+    records: Sequence[Record],
+    boxes: np.ndarray,
+    masks: list[Any] | None,
+    sizes: np.ndarray,
+    problems: Problems,
+) -> np.ndarray:
+    found = [record.get("area") for record in records]
+    for i, area in enumerate(found):
+        if area is None:
+            found[i] = 0.0
+            if not problems.count:  # of masks that are sound
+                mask = masks[i] if masks is not None else None
+                found[i] = _area_of(mask, boxes[i], sizes[i])
+        elif not isinstance(area, int | float) or not abs(area) < 1e18:
+            what = f"'area' is {short(area)}: must be a finite number, or left out"
+            problems.add(place("annotations", i, records[i]), what)
+            found[i] = 0.0
+    return np.array(found, np.float64)
+
+
+def _area_of(mask: Any, box: np.ndarray, size: np.ndarray) -> float:
+    if not mask:
+        return float(box[2] * box[3])
+    if isinstance(mask, dict) and not isinstance(mask["counts"], list):
+        return float(coco_mask.area(mask))
+    rle = coco_mask.frPyObjects(mask, *size.tolist())
+    return float(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
