@@ -37,7 +37,7 @@ def publish(entry: Path, write: Callable[[Path], None], limit: int = LIMIT) -> N
             with suppress(FileExistsError):
                 unfinished.rename(entry)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        remove(unfinished)
     trim(entry.parent, limit, keep=entry)
 
 
@@ -45,6 +45,15 @@ def touch(entry: Path) -> None:
     """Note that an entry was used; nothing happens where that is not allowed."""
     with suppress(OSError):
         os.utime(entry)
+
+
+def remove(entry: Path) -> None:
+    """Remove an entry, or whatever stands in its place, as far as that is allowed."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            entry.unlink()
 
 
 def trim(folder: Path, limit: int, keep: Path | None = None) -> None:
@@ -55,15 +64,15 @@ def trim(folder: Path, limit: int, keep: Path | None = None) -> None:
             used = entry.stat().st_mtime
             if entry.name.startswith("."):
                 if used < time.time() - _ABANDONED:
-                    shutil.rmtree(entry, ignore_errors=True)
+                    remove(entry)
             else:
                 sizes.append((used, entry, _size(entry)))
     total = sum(size for _, _, size in sizes)
     for _, entry, size in sorted(sizes):
         if total > limit and entry != keep:
-            shutil.rmtree(entry, ignore_errors=True)
+            remove(entry)
             total -= size
 
 
 def _size(entry: Path) -> int:
-    return sum(path.stat().st_size for path in entry.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file())

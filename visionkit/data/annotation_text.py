@@ -55,7 +55,8 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
     records, end, cut = _records(text, cut)
     if not records or not all(type(record) is dict for record in records):
         return Piece(None, end=end, all_objects=not records)
-    extras = [_extras(record) for record in records]
+    marked = cut is not None
+    extras = [_extras(record, marked) for record in records]
     texts = [json.dumps(extra).encode() if extra else b"" for extra in extras]
     columns = {
         "id": np.array([r["id"] if _is_id(r.get("id")) else ABSENT for r in records], np.int64),
@@ -70,7 +71,7 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
     return Piece(
         columns | masks,
         frozenset(key for extra in extras for key in extra),
-        any(record.get("segmentation") or KEY in record for record in records),
+        any(record.get("segmentation") or (marked and KEY in record) for record in records),
         faults,
         end,
     )
@@ -97,7 +98,9 @@ def _segmentations(
 ) -> tuple[Columns, tuple[tuple[int, str], ...]]:
     """Their columns, and what is wrong with them."""
     writer, faults = SegmentationTableWriter(), []
-    kinds = [POLYGONS if KEY in r else _kind(r.get("segmentation")) for r in records]
+    kinds = [
+        POLYGONS if cut is not None and KEY in r else _kind(r.get("segmentation")) for r in records
+    ]
     for i, record in enumerate(records):
         try:
             writer.append(record.get("segmentation"))
@@ -207,9 +210,11 @@ def _kind(segmentation: Any) -> int:
     return OTHER
 
 
-def _extras(record: Record) -> Record:
+def _extras(record: Record, marked: bool) -> Record:
     """What the columns do not hold: other keys, and values that a column cannot tell."""
-    untold = {key: value for key, value in record.items() if key not in CORE and key != KEY}
+    untold = {key: value for key, value in record.items() if key not in CORE}
+    if marked:
+        untold.pop(KEY, None)
     if "id" in record and not _is_id(record["id"]):
         untold["id"] = record["id"]
     for key in ("area", "iscrowd"):

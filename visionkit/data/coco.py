@@ -72,7 +72,8 @@ class Coco:
         self._labelled_ids = self._read_labelled(problems)
         problems.raise_any()
         check_present(self.images, index.images.names.texts())
-        check_present(self.annotations.parent, filter(None, index.images.semantic.texts()))
+        if len(index.images.semantic.data):
+            check_present(self.annotations.parent, filter(None, index.images.semantic.texts()))
 
         self.image_ids: list[int] = index.images.ids.tolist()
         self.vocabularies = {
@@ -119,7 +120,7 @@ class Coco:
         by_id = np.argsort(known)
         place = np.searchsorted(known[by_id], objects.category).clip(max=len(known) - 1)
         labels = np.where(known[by_id[place]] == objects.category, by_id[place], -1)
-        boxes = objects.boxes(np.arange(len(labels)), self._index.images)
+        boxes = objects.boxes(slice(None), self._index.images)
         extent = boxes[:, 2:] - boxes[:, :2]
 
         unlisted = labels < 0

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from pathlib import Path
 
-from visionkit.cache import cache_folder, publish, touch
+from visionkit.cache import cache_folder, publish, remove, touch
 from visionkit.data.coco_index import CocoIndex, from_folder, read_index
 from visionkit.data.index_store import content_key
 
@@ -51,7 +50,7 @@ def _find(path: Path, entry: Path) -> CocoIndex | None:
         index = from_folder(path, entry)
     except (OSError, ValueError) as error:
         log.warning("%s: its index in the cache cannot be used, made anew [%s]", path, error)
-        shutil.rmtree(entry, ignore_errors=True)
+        remove(entry)
         return None
     touch(entry)
     return index

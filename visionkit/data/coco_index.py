@@ -49,7 +49,7 @@ class CocoIndex:
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Another process maps the same files instead of getting a copy of the arrays."""
         if self.folder is not None:
-            return from_folder, (self.path, self.folder)
+            return _reopened, (self.path, self.folder)
         return CocoIndex, tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     def save(self, folder: Path) -> None:
@@ -73,6 +73,13 @@ def from_folder(path: Path, folder: Path) -> CocoIndex:
         )
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder} holds something else: {error!r}") from None
+
+
+def _reopened(path: Path, folder: Path) -> CocoIndex:
+    try:
+        return from_folder(path, folder)
+    except (OSError, ValueError):  # removed since
+        return read_index(path)
 
 
 def read_index(path: Path, piece: int = PIECE) -> CocoIndex:

@@ -126,11 +126,13 @@ class ObjectTable:
         """The id and what `extra` tells, of all records."""
         return _extra_records(self.ids, self.extras)
 
-    def boxes(self, rows: np.ndarray, images: ImageTable) -> np.ndarray:
+    def boxes(self, rows: np.ndarray | slice, images: ImageTable) -> np.ndarray:
         """(N, 4) float64 xyxy of those rows, clipped to their pictures."""
-        bbox = self.bbox[rows]
-        corners = bbox + np.pad(bbox[:, :2], [(0, 0), (2, 0)])
-        return corners.clip(0, np.tile(images.sizes[self.image[rows], ::-1], 2))
+        bbox, sizes = self.bbox[rows], images.sizes[self.image[rows], ::-1]
+        boxes = np.empty(bbox.shape)
+        np.clip(bbox[:, :2], 0, sizes, out=boxes[:, :2])
+        np.clip(bbox[:, :2] + bbox[:, 2:], 0, sizes, out=boxes[:, 2:])
+        return boxes
 
     def _segmentation(self, row: int) -> Any:
         found = self.masks[row]

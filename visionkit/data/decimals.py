@@ -38,7 +38,7 @@ def read_numbers(text: bytes) -> Numbers | None:
 
     A number with an exponent is two runs with an `e` between, which the caller must look for.
     """
-    padded = b"".join((_PAD, text, b" "))
+    padded = b"".join((_PAD, text, b"  "))
     chars = np.frombuffer(padded, np.uint8)
     is_number = (chars - np.uint8(45)) <= 12  # "-" to "9"; lower characters wrap around
     if np.count_nonzero(chars == 47):  # the slash, the only other one between
@@ -56,7 +56,7 @@ def read_numbers(text: bytes) -> Numbers | None:
             return None
         try:
             block, found = _values(padded, chars, digits, end)
-        except ValueError:  # two points in a long number
+        except ValueError:
             return None
         points += found
         if negative is not None:
@@ -66,7 +66,7 @@ def read_numbers(text: bytes) -> Numbers | None:
     if negatives != minuses or points != np.count_nonzero(chars == 46):
         return None  # a minus inside of a number, or two points in one
     before = len(_PAD) - 1
-    return Numbers(values, starts - before, ends - before, chars[before:])
+    return Numbers(values, starts - before, ends - before, chars[before:-1])
 
 
 def _malformed(chars: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> bool:
@@ -79,7 +79,10 @@ def _malformed(chars: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> bool:
 def _values(
     text: bytes, chars: np.ndarray, starts: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """The numbers there, which have no sign, and how many points were found in them."""
+    """The numbers there, which have no sign, and how many points were found in them.
+
+    Raises ValueError for some that have two.
+    """
     words = np.lib.stride_tricks.as_strided(chars[:8].view(U), (len(chars) - 7,), (1,))
     length = ends - starts
     whole, places, point = _digits(words[ends - 8], np.minimum(length, 8))
@@ -88,6 +91,8 @@ def _values(
     middle = np.flatnonzero((length > 8) & (length <= WIDEST))
     if len(middle):
         high, above, high_point = _digits(words[ends[middle] - 16], length[middle] - 8)
+        if (point[middle] & high_point).any():
+            raise ValueError("a number has two points")
         high *= np.where(point[middle], U(10**7), U(10**8))
         places = np.where(high_point, 8 + above, places[middle])
         values[middle] = (high + whole[middle]).astype(np.float64) / _POWERS[places]
