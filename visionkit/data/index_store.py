@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,22 +32,13 @@ def content_key(path: Path) -> str:
     return hashlib.sha256(b"".join([str(size).encode(), *digests])).hexdigest()
 
 
-def save(
-    folder: Path, arrays: Mapping[str, np.ndarray | Sequence[np.ndarray]], meta: Mapping[str, Any]
-) -> None:
-    """Write arrays, each as a whole or in pieces to join, and `meta`, which must be JSON."""
+def save(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write the arrays, and `meta`, which must be JSON."""
     columns = {}
     for name, array in arrays.items():
-        pieces = [array] if isinstance(array, np.ndarray) else array
-        shape = (sum(map(len, pieces)), *pieces[0].shape[1:])
-        header = {"descr": pieces[0].dtype.str, "fortran_order": False, "shape": shape}
-        checksum = 0
-        with (folder / f"{name}.npy").open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
-            for piece in map(np.ascontiguousarray, pieces):
-                file.write(piece.data)
-                checksum = zlib.crc32(piece.data, checksum)
-        columns[name] = {"dtype": header["descr"], "shape": list(shape), "crc32": checksum}
+        array = np.ascontiguousarray(array)
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        columns[name] = {"dtype": array.dtype.str, "shape": array.shape, "crc32": _checksum(array)}
     text = json.dumps({"columns": columns, "meta": meta})
     (folder / META).write_text(text, encoding="utf-8")
 
@@ -73,6 +64,10 @@ def _map(folder: Path, name: str, said: dict[str, Any]) -> np.ndarray:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.dtype.str != said["dtype"] or list(array.shape) != said["shape"]:
         raise ValueError(f"{path} holds {array.dtype}{array.shape}, not what was written")
-    if array.nbytes <= _CHECKED and zlib.crc32(array.data) != said["crc32"]:
+    if _checksum(array) != said["crc32"]:
         raise ValueError(f"{path} has changed since it was written")
     return array
+
+
+def _checksum(array: np.ndarray) -> int | None:
+    return zlib.crc32(array.data) if 0 < array.nbytes <= _CHECKED else None
