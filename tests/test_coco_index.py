@@ -192,6 +192,18 @@ def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):
         index_of(tmp_path, data, piece=400)
 
 
+def test_coordinates_lose_nothing_by_being_kept_as_hundredths(tmp_path):
+    records = plain(30)
+    for i, record in enumerate(records):
+        places = 2 if i < 20 else 5
+        outline = [[round(value, places) for value in part] for part in record["segmentation"]]
+        record["segmentation"] = outline
+    for last, kind in ((20, np.int32), (30, np.float64)):
+        index = index_of(tmp_path, content(records[:last]), piece=900)
+        assert index.objects.masks.points.dtype == kind
+        check(index, content(records[:last]))
+
+
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
     text = json.dumps(content([]))
     with pytest.raises(DataError, match="'images' is there twice"):

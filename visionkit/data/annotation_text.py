@@ -22,7 +22,7 @@ from visionkit.data.coco_tables import COMPRESSED, OTHER, POLYGONS, UNCOMPRESSED
 from visionkit.data.json_lists import elements
 from visionkit.data.polygon_text import KEY, Cut, cut_polygons
 from visionkit.data.problems import Problems
-from visionkit.data.segmentation_table import SegmentationTableWriter, farthest
+from visionkit.data.segmentation_table import SegmentationTableWriter, compact, farthest
 from visionkit.data.uniform_records import read_uniform
 
 _NUMBERS = {"id", "image_id", "category_id", "area", "iscrowd"}
@@ -57,7 +57,7 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
         return Piece(None, end=end, all_objects=not records)
     marked = cut is not None
     extras = [_extras(record, marked) for record in records]
-    texts = [json.dumps(extra).encode() if extra else b"" for extra in extras]
+    texts = [json.dumps(extra) if extra else "" for extra in extras]
     columns = {
         "id": np.array([r["id"] if _is_id(r.get("id")) else ABSENT for r in records], np.int64),
         "image_id": _ids(records, "image_id", first, problems),
@@ -125,6 +125,7 @@ def _segmentations(
 
 def _polygons(points: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> Columns:
     reach = farthest(points, sizes, counts)
+    points = compact(points)
     return {"points": points, "polygon_sizes": sizes, "polygon_counts": counts, "reach": reach}
 
 
@@ -186,7 +187,7 @@ def _uniform(cut: Cut) -> Columns | None:
         "codes": np.empty(0, np.uint8),
         "code_sizes": zeros,
         "rle_sizes": np.zeros((count, 2), np.int64),
-        **packed("extras", [b""] * count),
+        **packed("extras", [""] * count),
     }
 
 

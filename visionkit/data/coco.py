@@ -67,7 +67,7 @@ class Coco:
         self._index = index = open_index(annotations)
         problems = Problems(f"annotation file {annotations}")
         problems.extend(index.faults)
-        self._masks = self._choose_masks(semantic == "paint" or masks, problems)
+        self._has_masks = self._choose_masks(semantic == "paint" or masks, problems)
         described = self._read_attributes(attributes, problems)
         self._labelled_ids = self._read_labelled(problems)
         problems.raise_any()
@@ -89,14 +89,18 @@ class Coco:
         """Of all pictures, relative to their folder."""
         return self._index.images.names.texts()
 
-    def _choose_masks(self, wanted: bool | None, problems: Problems) -> SegmentationTable | None:
-        """The segmentations; None if there are none or none are wanted."""
+    @property
+    def _masks(self) -> SegmentationTable | None:
+        return self._index.objects.masks if self._has_masks else None
+
+    def _choose_masks(self, wanted: bool | None, problems: Problems) -> bool:
+        """Whether there are segmentations and they are wanted."""
         if wanted and not self._index.has_masks:
             problems.add("annotations", "none has a 'segmentation', but masks are asked for")
-        if wanted is False or not self._index.has_masks:
-            return None
-        problems.extend(self._index.mask_faults)
-        return self._index.objects.masks
+        chosen = wanted is not False and self._index.has_masks
+        if chosen:
+            problems.extend(self._index.mask_faults)
+        return chosen
 
     def _read_attributes(
         self, wanted: list[str] | None, problems: Problems
@@ -132,7 +136,7 @@ class Coco:
         self._rows = order.astype(np.int32)  # where each object stands in the file
         self._starts = np.searchsorted(objects.image[order], np.arange(len(self) + 1))
         self._labels = labels[order].astype(np.int32)
-        self._area = filled_areas(objects, self._index.images, masks=self._masks is not None)
+        self._area = filled_areas(objects, self._index.images, masks=self._has_masks)
         self.dropped = {
             "boxes without extent": int(degenerate.sum()),
             "boxes outside their picture": int(outside.sum()),
@@ -145,7 +149,7 @@ class Coco:
         """Log once what was left out or looks wrong."""
         objects, sizes = self._index.objects, self._index.images.sizes
         notes = [f"{count} {what} left out" for what, count in self.dropped.items() if count]
-        if self._masks is not None:
+        if self._has_masks:
             bare = self._masks.is_empty()[self._rows].sum()
             if bare:
                 notes.append(f"{bare} objects without a segmentation get an empty mask")
@@ -160,9 +164,8 @@ class Coco:
             log.warning("%s: %s", self.annotations, "; ".join(notes))
 
     def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
-        images = self._index.images
-        keys = ["boxes", "labels", "iscrowd", "area"]
-        if self._masks is not None:
+        images, keys = self._index.images, ["boxes", "labels", "iscrowd", "area"]
+        if self._has_masks:
             keys.append("masks")
         if (images.class_ids >= 0).any():
             keys.append("class_id")
@@ -202,7 +205,7 @@ class Coco:
         sample.boxes = objects.boxes(rows, images).astype(np.float32)
         sample.labels = self._labels[span].astype(np.int64)
         sample.iscrowd, sample.area = objects.iscrowd[rows] == 1, self._area[rows].astype("f4")
-        if self._masks is not None:
+        if self._has_masks:
             sample.segmentations = [self._masks[row] for row in rows]
         if self._attributes is not None:
             sample.attributes = self._attributes[span]
@@ -228,8 +231,8 @@ class Coco:
     def identifiers(self, key: str, rows: np.ndarray) -> np.ndarray:
         """A number for each value, a whole number or a text, of that key in those rows of the list
         of annotations; -1 where there is none. Raises DataError for other values."""
-        source = f"annotation file {self.annotations}"
-        return read_identifiers(self._index.objects, key, rows.tolist(), Problems(source))
+        problems = Problems(f"annotation file {self.annotations}")
+        return read_identifiers(self._index.objects, key, rows.tolist(), problems)
 
     def semantic_truth(self, image_id: int) -> Tensor | None:
         """The class map (h, w) uint8 of that picture as annotated; None where it has none."""

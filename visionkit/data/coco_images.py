@@ -16,12 +16,13 @@ from visionkit.data.coco_columns import (
     short,
     whole_numbers,
 )
-from visionkit.data.coco_tables import Gathered, ImageTable, encoded, packed
+from visionkit.data.coco_tables import Gathered, ImageTable, packed
 from visionkit.data.images import MAX_PIXELS
 from visionkit.data.json_lists import Data, elements
 from visionkit.data.problems import Problems
 from visionkit.types import Classes
 
+_REQUIRED = {"id", "file_name", "height", "width"}
 _TOLD = ("id", "file_name", "height", "width", "class_id", "identity", "semantic")
 
 
@@ -82,7 +83,7 @@ class ImageReader:
             "identities": whole_numbers("images", records, "identity", problems, **optional)[0],
         }
         for name, values in texts.items():
-            columns |= packed(name, list(map(encoded, values)))
+            columns |= packed(name, values)
         return columns
 
 
@@ -103,6 +104,8 @@ def read_categories(records: list[Record], problems: Problems) -> Classes:
 
 def _extras(record: Record) -> Record:
     """What the columns do not hold: other keys, and values that a column cannot tell."""
+    if record.keys() == _REQUIRED:
+        return {}
     return {
         key: value
         for key, value in record.items()

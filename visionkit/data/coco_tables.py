@@ -40,16 +40,14 @@ class Texts:
         return [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
 
 
-def encoded(text: str) -> bytes:
-    """As `Texts.text` decodes it: JSON can escape halves of characters."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def packed(name: str, texts: Sequence[bytes]) -> dict[str, np.ndarray]:
-    """Those texts as the two columns `name` and `name_sizes`."""
+def packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those texts as the two columns `name` and `name_sizes`, for `Gathered.texts`."""
+    data, sizes = "".join(texts), map(len, texts)
+    if not data.isascii():  # JSON can escape halves of characters
+        sizes = (len(text.encode("utf-8", "surrogatepass")) for text in texts)
     return {
-        name: np.frombuffer(b"".join(texts), np.uint8),
-        f"{name}_sizes": np.fromiter(map(len, texts), np.int64, len(texts)),
+        name: np.frombuffer(data.encode("utf-8", "surrogatepass"), np.uint8),
+        f"{name}_sizes": np.fromiter(sizes, np.int64, len(texts)),
     }
 
 
@@ -162,6 +160,10 @@ class Gathered:
             whole = self._bytes.setdefault(name, bytearray())
             if part.size:
                 whole += np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+
+    def replace(self, name: str, column: np.ndarray) -> None:
+        self._bytes.pop(name, None)
+        self.add({name: column})
 
     def column(self, name: str, dtype: type, width: int | None = None) -> np.ndarray:
         """That column as (N,) or (N, width)."""

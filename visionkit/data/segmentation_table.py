@@ -16,7 +16,7 @@ from visionkit.data.masks import Bitmap, Polygons, Segmentation, run_lengths
 class SegmentationTable:
     """`table[i]` is the segmentation of object i; see `SegmentationTableWriter`."""
 
-    points: np.ndarray  # (P, 2) float64, of all polygons
+    points: np.ndarray  # (P, 2) of all polygons, float64, or int32 as `compact` makes them
     polygon_ends: np.ndarray  # (K,) where each polygon ends in `points`
     polygon_counts: np.ndarray  # (N+1,) how many polygons there are before each object
     codes: np.ndarray  # (C,) uint8, the run-length codes of all bitmaps
@@ -35,7 +35,7 @@ class SegmentationTable:
         begin = int(self.polygon_ends[first - 1]) if first else 0
         ends = np.array(self.polygon_ends[first:last])
         stop = int(ends[-1]) if len(ends) else begin
-        return Polygons(np.array(self.points[begin:stop]), ends - begin)
+        return Polygons(expanded(self.points[begin:stop]), ends - begin)
 
     def is_empty(self) -> np.ndarray:
         """(N,) bool: the objects without polygons or pixels."""
@@ -46,6 +46,23 @@ class SegmentationTable:
         size (N, 2) h, w of their picture. Painting one could take all memory.
         """
         return np.flatnonzero(~(self.reach <= 10 * sizes[:, ::-1]).all(1))  # also where it is NaN
+
+
+def compact(points: np.ndarray) -> np.ndarray:
+    """Float64 coordinates as int32 hundredths where that loses nothing, else as they are.
+
+    A decimal with two places is read as the double nearest to it, and so is the quotient of two
+    whole numbers: `expanded` gives back the same double.
+    """
+    hundredths = np.rint(points * 100)
+    if (np.abs(hundredths) < 2**31).all() and (hundredths / 100 == points).all():
+        return hundredths.astype(np.int32)
+    return points
+
+
+def expanded(points: np.ndarray) -> np.ndarray:
+    """A new array of the float64 coordinates that `compact` was given."""
+    return points / 100 if points.dtype == np.int32 else np.array(points)
 
 
 def farthest(points: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
