@@ -187,6 +187,9 @@ def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(read_ahead, "cores", lambda: 2)
     data = content(plain(60) + ODD + plain(60, seed=1))
     check(index_of(tmp_path, data, piece=400), data)
+    hint = {"note": '"annotations": [{', "annotations": [{}, {}]}  # other lists of that name
+    check(index_of(tmp_path, {"info": hint, **{k: v for k, v in data.items() if k != "info"}},
+                   piece=400), data)  # fmt: skip
     data["annotations"][100]["bbox"] = None
     with pytest.raises(DataError, match=r"1 problem\n.*annotations\[100\]"):
         index_of(tmp_path, data, piece=400)

@@ -105,9 +105,8 @@ class Coco:
     def _read_attributes(
         self, wanted: list[str] | None, problems: Problems
     ) -> AttributeTable | None:
-        has_any = "attributes" in self._index.object_keys
-        records = self._index.objects.extra_records() if has_any else []
-        listed = self._index.names["attribute_classes"]
+        index, listed = self._index, self._index.names["attribute_classes"]
+        records = index.objects.extra_records() if "attributes" in index.object_keys else []
         return read_attributes(records, problems, wanted=wanted, listed=listed)
 
     def _read_labelled(self, problems: Problems) -> list[frozenset[int] | None] | None:
@@ -229,8 +228,7 @@ class Coco:
         return image, boxes.astype(np.float32), self._labels[single].astype(np.int64), rows
 
     def identifiers(self, key: str, rows: np.ndarray) -> np.ndarray:
-        """A number for each value, a whole number or a text, of that key in those rows of the list
-        of annotations; -1 where there is none. Raises DataError for other values."""
+        """(N,) numbers, alike for alike values of that key in those rows; see `identifiers`."""
         problems = Problems(f"annotation file {self.annotations}")
         return read_identifiers(self._index.objects, key, rows.tolist(), problems)
 
@@ -243,10 +241,9 @@ class Coco:
         return slice(*self._starts[index : index + 2].tolist())
 
     def _semantic(self, index: int) -> Tensor | None:
-        images = self._index.images
+        images, span = self._index.images, self._span(index)
         size = tuple(images.sizes[index].tolist())
         if self._paints:
-            span = self._span(index)
             rows = self._rows[span]
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
             masks = [self._masks[row] for row in rows]

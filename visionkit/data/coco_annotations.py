@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -14,6 +15,8 @@ from visionkit.data.json_lists import Data, proposals
 from visionkit.data.problems import Problems
 from visionkit.data.read_ahead import ReadAhead, can_help
 from visionkit.data.segmentation_table import SegmentationTable, expanded
+
+_LIST = re.compile(rb'"annotations"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*')
 
 
 class AnnotationReader:
@@ -34,9 +37,13 @@ class AnnotationReader:
         self.all_objects = True  # no element is anything else than a JSON object
         self.has_masks = False  # whether any has a segmentation
         self._ahead: ReadAhead | None = None
+        self._begun = -1  # where the list begins that is read ahead
         self._stack = ExitStack()
 
     def __enter__(self) -> AnnotationReader:
+        probable = _LIST.search(self.data)  # long before the images are read
+        if probable:
+            self._read_ahead(probable.end())
         return self
 
     def __exit__(
@@ -63,10 +70,18 @@ class AnnotationReader:
 
     def _ahead_of(self, start: int, stop: int) -> Piece | None:
         """What another process read there, if it could."""
-        if self._ahead is None and can_help(len(self.data) - start):
+        if self.count == 0 and start != self._begun:
+            self._read_ahead(start)
+        return self._ahead and self._ahead.get(start, stop)
+
+    def _read_ahead(self, start: int) -> None:
+        """Have other processes read a list that begins at `start`, or may begin there: what they
+        found is only used if it does."""
+        self._stack.close()
+        self._begun, self._ahead = start, None
+        if can_help(len(self.data) - start):
             spans = proposals(self.data, start, self.piece)
             self._ahead = self._stack.enter_context(ReadAhead(self.data, read_faultless, spans))
-        return self._ahead and self._ahead.get(start, stop)
 
     def _alike(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Columns with points of the type of those before; from the first piece on whose points
