@@ -29,10 +29,10 @@ def reference(parts, size):
     return coco_mask.decode(rle).astype(bool)
 
 
-def table_of(*segmentations, size):
+def table_of(*segmentations):
     writer = SegmentationTableWriter()
     for segmentation in segmentations:
-        writer.append(segmentation, size)
+        writer.append(segmentation)
     return writer.table()
 
 
@@ -114,7 +114,7 @@ def test_a_table_gives_back_what_was_put_in():
     compressed = {"size": [8, 10], "counts": rle["counts"].decode()}
     uncompressed = {"size": [8, 10], "counts": run_lengths(rle["counts"]).tolist()}
     two = [[0, 0, 4, 0, 4, 4], [5, 5, 9, 5, 9, 7, 5, 7]]
-    table = table_of(two, compressed, None, uncompressed, [], [two[1]], size=(8, 10))
+    table = table_of(two, compressed, None, uncompressed, [], [two[1]])
     assert len(table) == 6
     both, second = reference(two, (8, 10)), reference(two[1:], (8, 10))
     expected = [both, mask, 0 * mask, mask, 0 * mask, second]
@@ -122,7 +122,7 @@ def test_a_table_gives_back_what_was_put_in():
     for found, wanted in zip(painted, expected, strict=True):
         assert (found == wanted).all()
     assert table.is_empty().tolist() == [False, False, True, False, True, False]
-    assert len(table.unpaintable()) == 0
+    assert len(table.unpaintable(np.full((6, 2), [8, 10]))) == 0
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_table_gives_back_what_was_put_in():
         ([[1, 1, "5", 5, 3, 3]], "something else than numbers"),
         ([[1, 1, None, 5, 3, 3]], "something else than numbers"),
         ([[10**400, 1, 1, 5, 3, 3]], "something else than numbers"),
-        ({"size": [4, 5], "counts": [20]}, r"size is \[4, 5\]"),
+        ({"size": [4, 5, 1], "counts": [20]}, r"size is \[4, 5, 1\]"),
         ({"size": [8, 10], "counts": [20, 30]}, "add up to 50"),
         ({"size": [8, 10], "counts": [100, -20]}, "negative"),
         ({"size": [8, 10], "counts": [40.0, 40]}, "whole numbers"),
@@ -150,12 +150,12 @@ def test_a_table_gives_back_what_was_put_in():
 )
 def test_malformed_segmentations(segmentation, message):
     with pytest.raises(ValueError, match=message):
-        table_of(segmentation, size=(8, 10))
+        table_of(segmentation)
 
 
 def test_coordinates_that_would_take_all_memory_are_found():
     bad = [float("nan"), float("inf"), -float("inf"), 1e9, 101.0]
     rows = [[[1, 1, value, 5, 3, 3]] for value in bad]
-    table = table_of([[1, 1, 5, 5, 3, 3]], *rows, [[1, 1, 99.0, 5, 3, 79.0]], size=(8, 10))
-    assert table.unpaintable().tolist() == [1, 2, 3, 4, 5]
-    assert table_of([[1, 1, 5, 5, 3, 81.0]], size=(8, 10)).unpaintable().tolist() == [0]
+    table = table_of([[1, 1, 5, 5, 3, 3]], *rows, [[1, 1, 99.0, 5, 3, 79.0]])
+    assert table.unpaintable(np.full((7, 2), [8, 10])).tolist() == [1, 2, 3, 4, 5]
+    assert table_of([[1, 1, 5, 5, 3, 81.0]]).unpaintable(np.array([[8, 10]])).tolist() == [0]

@@ -10,10 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from visionkit.data import coco_index
 from visionkit.data.coco_attributes import AttributeTable, read_attributes
+from visionkit.data.coco_cache import open_index
 from visionkit.data.coco_federated import is_federated, present_in, read_labelled
+from visionkit.data.coco_truth import coco_truth, filled_areas
 from visionkit.data.files import check_present
+from visionkit.data.identifiers import read_identifiers
 from visionkit.data.images import load_image, load_label_map
 from visionkit.data.problems import Problems, check_classes
 from visionkit.data.sample import Sample
@@ -62,47 +64,67 @@ class Coco:
     ):
         self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
         self.other_classes = other_classes
-        masks = True if semantic == "paint" else masks
-        data = coco_index.read_coco(annotations)
+        self._index = index = open_index(annotations)
         problems = Problems(f"annotation file {annotations}")
-        categories = coco_index.read_categories(data["categories"], problems)
-        lists = ("image_classes", "semantic_classes", "attribute_classes")
-        names = {key: _names(data, key, problems) for key in lists}
-        self._images = coco_index.read_images(data["images"], len(names["image_classes"]), problems)
-        objects = coco_index.read_objects(data["annotations"], self._images, categories, problems)
-        table = coco_index.read_segmentations(
-            data["annotations"], objects, self._images, masks, problems
-        )
-        described = read_attributes(
-            data["annotations"], problems, wanted=attributes, listed=names["attribute_classes"]
-        )
-        self._labelled_ids = None
-        if is_federated(data["images"]):
-            present = present_in(objects.image, objects.category, len(data["images"]))
-            self._labelled_ids = read_labelled(data["images"], present, categories.ids, problems)
+        problems.extend(index.faults)
+        self._has_masks = self._choose_masks(semantic == "paint" or masks, problems)
+        described = self._read_attributes(attributes, problems)
+        self._labelled_ids = self._read_labelled(problems)
         problems.raise_any()
-        check_present(self.images, self._images.file_names)
-        check_present(self.annotations.parent, filter(None, self._images.semantic))
+        check_present(self.images, index.images.names.texts())
+        if len(index.images.semantic.data):
+            check_present(self.annotations.parent, filter(None, index.images.semantic.texts()))
 
-        self.image_ids: list[int] = self._images.ids.tolist()
-        self._index_of = {image_id: index for index, image_id in enumerate(self.image_ids)}
-        self.file_names: list[str] = self._images.file_names
-        self.vocabularies = {"labels": _pick(categories, classes, other_classes, problems.source)}
-        self._keep_objects(objects, table)
+        self.image_ids: list[int] = index.images.ids.tolist()
+        self.vocabularies = {
+            "labels": _pick(index.classes, classes, other_classes, problems.source)
+        }
+        self._keep_objects()
         self._attributes = None if described is None else described.values[self._rows]
         self._paints = semantic == "paint"
-        self._describe(names, described)
+        self._describe(index.names, described)
 
-    def _keep_objects(
-        self, objects: coco_index.ObjectTable, table: SegmentationTable | None
-    ) -> None:
+    @property
+    def file_names(self) -> list[str]:
+        """Of all pictures, relative to their folder."""
+        return self._index.images.names.texts()
+
+    @property
+    def _masks(self) -> SegmentationTable | None:
+        return self._index.objects.masks if self._has_masks else None
+
+    def _choose_masks(self, wanted: bool | None, problems: Problems) -> bool:
+        """Whether there are segmentations and they are wanted."""
+        if wanted and not self._index.has_masks:
+            problems.add("annotations", "none has a 'segmentation', but masks are asked for")
+        chosen = wanted is not False and self._index.has_masks
+        if chosen:
+            problems.extend(self._index.mask_faults)
+        return chosen
+
+    def _read_attributes(
+        self, wanted: list[str] | None, problems: Problems
+    ) -> AttributeTable | None:
+        index, listed = self._index, self._index.names["attribute_classes"]
+        records = index.objects.extra_records() if "attributes" in index.object_keys else []
+        return read_attributes(records, problems, wanted=wanted, listed=listed)
+
+    def _read_labelled(self, problems: Problems) -> list[frozenset[int] | None] | None:
+        """The ids of the classes labelled in each picture, where the file says so."""
+        index = self._index
+        if not is_federated(index.image_keys):
+            return None
+        present = present_in(index.objects.image, index.objects.category, len(index.images.ids))
+        return read_labelled(index.images.extra_records(), present, index.classes.ids, problems)
+
+    def _keep_objects(self) -> None:
         """Sort the objects by picture, without the unusable ones."""
-        sizes = self._images.sizes[objects.image]
-        corners = objects.bbox + np.pad(objects.bbox[:, :2], [(0, 0), (2, 0)])  # xywh -> xyxy
-        boxes = corners.clip(0, np.tile(sizes[:, ::-1], 2))
+        objects, known = self._index.objects, np.array(self.vocabularies["labels"].ids)
+        by_id = np.argsort(known)
+        place = np.searchsorted(known[by_id], objects.category).clip(max=len(known) - 1)
+        labels = np.where(known[by_id[place]] == objects.category, by_id[place], -1)
+        boxes = objects.boxes(slice(None), self._index.images)
         extent = boxes[:, 2:] - boxes[:, :2]
-        label_of = {id_: label for label, id_ in enumerate(self.vocabularies["labels"].ids)}
-        labels = np.array([label_of.get(c, -1) for c in objects.category.tolist()], np.int64)
 
         unlisted = labels < 0
         degenerate = ~unlisted & (objects.bbox[:, 2:] <= 0).any(1)
@@ -110,30 +132,29 @@ class Coco:
         order = np.argsort(objects.image, kind="stable")
         order = order[~(unlisted | degenerate | outside)[order]]
 
-        self._rows = order  # where each object stands in the file
-        self._starts = np.searchsorted(objects.image[order], np.arange(len(self._images.ids) + 1))
-        self._boxes = boxes[order].astype(np.float32)
-        self._labels = labels[order]
-        self._iscrowd = objects.iscrowd[order]
-        self._area = coco_index.filled_areas(objects, table)[order]
-        self._table = table
+        self._rows = order.astype(np.int32)  # where each object stands in the file
+        self._starts = np.searchsorted(objects.image[order], np.arange(len(self) + 1))
+        self._labels = labels[order].astype(np.int32)
+        self._area = filled_areas(objects, self._index.images, masks=self._has_masks)
         self.dropped = {
             "boxes without extent": int(degenerate.sum()),
             "boxes outside their picture": int(outside.sum()),
             "objects of other classes": int(unlisted.sum()),
         }
-        self.num_objects = int((~self._iscrowd).sum())
-        self._warn(corners[order], sizes[order])
+        self.num_objects = int((objects.iscrowd[order] != 1).sum())
+        self._warn()
 
-    def _warn(self, corners: np.ndarray, sizes: np.ndarray) -> None:
+    def _warn(self) -> None:
         """Log once what was left out or looks wrong."""
+        objects, sizes = self._index.objects, self._index.images.sizes
         notes = [f"{count} {what} left out" for what, count in self.dropped.items() if count]
-        if self._table is not None:
-            bare = self._table.is_empty()[self._rows].sum()
+        if self._has_masks:
+            bare = self._masks.is_empty()[self._rows].sum()
             if bare:
                 notes.append(f"{bare} objects without a segmentation get an empty mask")
-        overhang = (corners[:, 2:] > 1.05 * sizes[:, ::-1]).any(1).sum()
-        if overhang > 0.05 * len(corners):
+        reach = (objects.bbox[:, :2] + objects.bbox[:, 2:])[self._rows]  # x2, y2
+        overhang = (reach > 1.05 * sizes[objects.image[self._rows], ::-1]).any(1).sum()
+        if overhang > 0.05 * len(reach):
             notes.append(
                 f"{overhang} boxes reach far beyond their picture; "
                 "are they really [x, y, width, height]?"
@@ -142,9 +163,8 @@ class Coco:
             log.warning("%s: %s", self.annotations, "; ".join(notes))
 
     def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
-        images = self._images
-        keys = ["boxes", "labels", "iscrowd", "area"]
-        if self._table is not None:
+        images, keys = self._index.images, ["boxes", "labels", "iscrowd", "area"]
+        if self._has_masks:
             keys.append("masks")
         if (images.class_ids >= 0).any():
             keys.append("class_id")
@@ -152,7 +172,7 @@ class Coco:
         if described is not None:
             keys.append("attributes")
             self.vocabularies["attributes"] = described.classes
-        if self._paints or any(images.semantic):
+        if self._paints or len(images.semantic.data):
             keys.append("semantic")
             painted = ["background", *self.vocabularies["labels"].names]
             self.vocabularies["semantic"] = _numbered(
@@ -164,61 +184,71 @@ class Coco:
         self.keys: tuple[str, ...] = tuple(keys)
 
     def image_path(self, index: int) -> Path:
-        return self.images / self.file_names[index]
+        return self.images / self._index.images.names.text(index)
 
     def __len__(self) -> int:
-        return len(self.file_names)
+        return len(self._index.images.ids)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        path = self.image_path(index)
-        size = tuple(self._images.sizes[index].tolist())
+        path, images = self.image_path(index), self._index.images
+        size = tuple(images.sizes[index].tolist())
         sample = Sample(load_image(path, exif=self.exif), self.image_ids[index], size)
         self._check_size(path, sample.size, size)
 
         span = self._span(index)
-        sample.boxes, sample.labels = self._boxes[span], self._labels[span]
-        sample.iscrowd, sample.area = self._iscrowd[span], self._area[span].astype(np.float32)
-        if self._table is not None:
-            sample.segmentations = [self._table[row] for row in self._rows[span]]
+        rows, objects = self._rows[span], self._index.objects
+        sample.boxes = objects.boxes(rows, images).astype(np.float32)
+        sample.labels = self._labels[span].astype(np.int64)
+        sample.iscrowd, sample.area = objects.iscrowd[rows] == 1, self._area[rows].astype("f4")
+        if self._has_masks:
+            sample.segmentations = [self._masks[row] for row in rows]
         if self._attributes is not None:
             sample.attributes = self._attributes[span]
         if self._labelled_ids is not None and self._labelled_ids[index] is not None:
             ids = self.vocabularies["labels"].ids
             sample.labelled = np.isin(ids, list(self._labelled_ids[index]))
-        if self._images.class_ids[index] >= 0:
-            sample.class_id = int(self._images.class_ids[index])
-        if self._images.identities[index] >= 0:
-            sample.identity = int(self._images.identities[index])
+        if images.class_ids[index] >= 0:
+            sample.class_id = int(images.class_ids[index])
+        if images.identities[index] >= 0:
+            sample.identity = int(images.identities[index])
         sample.semantic = self._semantic(index)
         return sample
 
     def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """All objects that are not crowd regions: the index of their picture, boxes (A, 4) xyxy,
         labels, and their rows in the list of annotations."""
-        image = np.repeat(np.arange(len(self)), np.diff(self._starts))
-        single = ~self._iscrowd
-        columns = (image, self._boxes, self._labels, self._rows)
-        return tuple(column[single] for column in columns)  # type: ignore[return-value]
+        single = self._index.objects.iscrowd[self._rows] != 1
+        image = np.repeat(np.arange(len(self)), np.diff(self._starts))[single]
+        rows = self._rows[single].astype(np.int64)
+        boxes = self._index.objects.boxes(rows, self._index.images)
+        return image, boxes.astype(np.float32), self._labels[single].astype(np.int64), rows
+
+    def identifiers(self, key: str, rows: np.ndarray) -> np.ndarray:
+        """(N,) numbers, alike for alike values of that key in those rows; see `identifiers`."""
+        problems = Problems(f"annotation file {self.annotations}")
+        return read_identifiers(self._index.objects, key, rows.tolist(), problems)
 
     def semantic_truth(self, image_id: int) -> Tensor | None:
         """The class map (h, w) uint8 of that picture as annotated; None where it has none."""
-        return self._semantic(self._index_of[image_id])
+        return self._semantic(self.image_ids.index(image_id))
 
     def _span(self, index: int) -> slice:
         """Where the objects of a picture stand among all."""
         return slice(*self._starts[index : index + 2].tolist())
 
     def _semantic(self, index: int) -> Tensor | None:
-        size = tuple(self._images.sizes[index].tolist())
+        images, span = self._index.images, self._span(index)
+        size = tuple(images.sizes[index].tolist())
         if self._paints:
-            span = self._span(index)
-            segmentations = [self._table[row] for row in self._rows[span]]
-            return paint_classes(segmentations, self._labels[span], self._boxes[span], size)
-        name = self._images.semantic[index]
+            rows = self._rows[span]
+            boxes = self._index.objects.boxes(rows, images).astype(np.float32)
+            masks = [self._masks[row] for row in rows]
+            return paint_classes(masks, self._labels[span], boxes, size)
+        name = images.semantic.text(index)
         return self._load_semantic(name, size) if name else None
 
     def _check_size(self, path: Path, found: tuple[int, int], expected: tuple[int, int]) -> None:
@@ -255,30 +285,7 @@ class Coco:
         All annotations of `vocabularies["labels"]`, also those that training leaves out; only a
         missing id, area or iscrowd is added.
         """
-        data = coco_index.read_coco(self.annotations)
-        ids = self.vocabularies["labels"].ids
-        areas = dict(zip(self._rows.tolist(), self._area.tolist(), strict=True))
-        annotations = []
-        for row, record in enumerate(data["annotations"]):
-            if record["category_id"] not in ids:
-                continue
-            defaults = {"id": row + 1, "iscrowd": 0, "area": areas.get(row, 0.0)}
-            fill = {key: value for key, value in defaults.items() if record.get(key) is None}
-            annotations.append({**record, **fill})
-        records = {record["id"]: record for record in data["categories"]}
-        return {
-            "images": data["images"],
-            "annotations": annotations,
-            "categories": [records[id_] for id_ in ids],
-        }
-
-
-def _names(data: dict[str, Any], key: str, problems: Problems) -> list[str]:
-    names = data.get(key, [])
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return names
-    problems.add(key, "must be a list of names")
-    return []
+        return coco_truth(self._index, self.vocabularies["labels"].ids, self._area)
 
 
 def _numbered(names: list[str]) -> Classes:

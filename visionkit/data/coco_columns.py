@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,40 +15,129 @@ from visionkit.data.problems import Problems
 
 Record = dict[str, Any]
 
+# The keys of an annotation that columns hold.
+CORE = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+ABSENT = -(2**63)  # in a column of ids
+LARGEST = 2**62
+
 
 def whole_numbers(
     kind: str,
-    records: list[Record],
+    records: Sequence[Record],
     key: str,
     problems: Problems,
     *,
     required: bool = True,
-    low: int = -(2**62),
+    low: int = -LARGEST,
+    first: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One column as int64, and where it is valid; -1 where it is absent or bad."""
+    """One column as int64, and where it is valid; -1 where it is absent or bad.
+
+    `first` is the place of the first record in its list, here and below.
+    """
+    values = [record.get(key) for record in records]
+    found = _plain(values, int)
+    if found is not None and low <= found.min() and found.max() <= LARGEST:
+        return found, np.ones(len(records), bool)
     numbers, valid = [-1] * len(records), [False] * len(records)
-    for i, record in enumerate(records):
-        value = record.get(key)
+    for i, value in enumerate(values):
         if value is None and not required:
             continue
         is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
-        if is_whole and low <= value <= 2**62:
+        if is_whole and low <= value <= LARGEST:
             numbers[i], valid[i] = int(value), True
         else:
-            bound = f" of at least {low}" if low > -(2**62) else ""
+            bound = f" of at least {low}" if low > -LARGEST else ""
             hint = " (without quotes)" if isinstance(value, str) else ""
-            found = f"is {short(value)}" if key in record else "is missing"
+            what = f"is {short(value)}" if key in records[i] else "is missing"
             problems.add(
-                place(kind, i, record), f"'{key}' {found}: must be a whole number{bound}{hint}"
+                place(kind, first + i, records[i]),
+                f"'{key}' {what}: must be a whole number{bound}{hint}",
             )
     return np.array(numbers, np.int64), np.array(valid, bool)
 
 
-def file_names(records: list[Record], key: str, problems: Problems, *, required: bool) -> list[str]:
+def boxes(records: Sequence[Record], problems: Problems, first: int = 0) -> np.ndarray:
+    """The column 'bbox' (N, 4) float64; zeros where it is bad."""
+    values = [record.get("bbox") for record in records]
+    if set(map(type, values)) == {list} and set(map(len, values)) == {4}:
+        found = _plain(list(chain.from_iterable(values)), float)
+        if found is not None:
+            return found.reshape(-1, 4)
+    numbers = array("d")
+    for i, box in enumerate(values):
+        try:
+            if not isinstance(box, list) or len(box) != 4:
+                raise TypeError
+            numbers.fromlist(box)
+        except (TypeError, OverflowError):
+            problems.add(
+                place("annotations", first + i, records[i]),
+                f"'bbox' is {short(box)}: must be four numbers [x, y, width, height]",
+            )
+            del numbers[4 * i :]
+            numbers.extend((0, 0, 0, 0))
+    return np.array(numbers).reshape(-1, 4)
+
+
+def areas(records: Sequence[Record], problems: Problems, first: int = 0) -> np.ndarray:
+    """The column 'area' float64; NaN where it is absent or bad."""
+    values = [record.get("area") for record in records]
+    found = _plain(values, float)
+    if found is not None and ((found >= 0) & (found < 1e15)).all():
+        return found
+    column = np.full(len(records), np.nan)
+    for i, area in enumerate(values):
+        if area is None:
+            continue
+        if isinstance(area, int | float) and 0 <= area < 1e15:
+            column[i] = area
+        else:
+            problems.add(
+                place("annotations", first + i, records[i]),
+                f"'area' is {short(area)}: must be a number of at least 0, or left out",
+            )
+    return column
+
+
+def crowds(records: Sequence[Record], problems: Problems, first: int = 0) -> np.ndarray:
+    """The column 'iscrowd' int8; -1 where it is absent or bad."""
+    values = [record.get("iscrowd") for record in records]
+    found = _plain(values, int)
+    if found is not None and ((found == 0) | (found == 1)).all():
+        return found.astype(np.int8)
+    column = np.full(len(records), -1, np.int8)
+    for i, value in enumerate(values):
+        if value in (0, 1):
+            column[i] = value
+        elif value:
+            problems.add(
+                place("annotations", first + i, records[i]),
+                f"'iscrowd' is {short(value)}: must be 0 or 1, or left out",
+            )
+    return column
+
+
+def _plain(values: list[Any], kind: type) -> np.ndarray | None:
+    """The values as an array if all are plain numbers of that kind; whole ones are floats too."""
+    kinds = {int} if kind is int else {int, float}
+    if not values or not kinds.issuperset(map(type, values)):
+        return None
+    try:
+        return np.array(values, np.int64 if kind is int else np.float64)
+    except OverflowError:
+        return None
+
+
+def file_names(
+    records: Sequence[Record], key: str, problems: Problems, *, required: bool, first: int = 0
+) -> list[str]:
     """One column of relative paths; "" where it is absent or bad."""
+    values = [record.get(key) for record in records]
+    if set(map(type, values)) == {str} and all(map(_HARMLESS.fullmatch, values)):
+        return values
     names = []
-    for i, record in enumerate(records):
-        name = record.get(key)
+    for i, (record, name) in enumerate(zip(records, values, strict=True)):
         if name is None and not required:
             fault = None
         elif not isinstance(name, str) or not name:
@@ -54,9 +145,12 @@ def file_names(records: list[Record], key: str, problems: Problems, *, required:
         else:
             fault = _unsafe(name)
         if fault:
-            problems.add(place("images", i, record), f"'{key}' is {short(name)}: {fault}")
+            problems.add(place("images", first + i, record), f"'{key}' is {short(name)}: {fault}")
         names.append("" if fault or name is None else name)
     return names
+
+
+_HARMLESS = re.compile(r"(?:[\w-]+[./ ])*[\w-]+")  # most names; `_unsafe` finds nothing in them
 
 
 def _unsafe(name: str) -> str | None:
@@ -74,7 +168,7 @@ def _unsafe(name: str) -> str | None:
 
 def report_repeats(
     kind: str,
-    records: list[Record],
+    record: Callable[[int], Record],
     key: str,
     values: list[Any],
     valid: Iterable[bool],
@@ -84,7 +178,7 @@ def report_repeats(
     for i, (value, counts) in enumerate(zip(values, valid, strict=True)):
         if counts and first.setdefault(value, i) != i:
             problems.add(
-                place(kind, i, records[i]),
+                place(kind, i, record(i)),
                 f"'{key}' {value!r} is already that of {kind}[{first[value]}]: must be unique",
             )
 

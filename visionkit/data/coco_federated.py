@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 
@@ -49,5 +49,6 @@ def present_in(image: np.ndarray, category: np.ndarray, count: int) -> list[set[
     return found
 
 
-def is_federated(records: list[dict[str, Any]]) -> bool:
-    return any(NEGATIVE in record or INCOMPLETE in record for record in records)
+def is_federated(keys: Collection[str]) -> bool:
+    """Whether image records with such keys say so."""
+    return NEGATIVE in keys or INCOMPLETE in keys

@@ -5,14 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from visionkit.data.coco import Coco
-from visionkit.data.coco_columns import place, short
-from visionkit.data.coco_index import read_coco
-from visionkit.data.problems import Problems
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 from visionkit.types import Count, InputPath, NonNegative
@@ -72,7 +69,7 @@ class Crops:
         self.image_ids: list[int] = rows[large].tolist()
         self.identities = self._labels  # (N,) int64, -1 where it is not known
         if identity is not None:
-            self.identities = _identities(annotations, identity, self.image_ids)
+            self.identities = self._coco.identifiers(identity, rows[large])
         small = int((~large).sum())
         self.dropped = {**self._coco.dropped, "objects smaller than min_size": small}
         if small:
@@ -108,23 +105,3 @@ def _grown(boxes: np.ndarray, margin: float) -> np.ndarray:
     extra = margin * (boxes[:, 2:] - boxes[:, :2])
     low, high = np.floor(boxes[:, :2] - extra), np.ceil(boxes[:, 2:] + extra)
     return np.concatenate([low, high], 1).astype(np.int64)
-
-
-def _identities(annotations: str, key: str, rows: list[int]) -> np.ndarray:
-    """A number for each value of that key in those rows of the file; -1 where there is none."""
-    records = read_coco(annotations)["annotations"]
-    problems = Problems(f"annotation file {annotations}")
-    values: list[Any] = [records[row].get(key) for row in rows]
-    for row, value in zip(rows, values, strict=True):
-        if value is not None and type(value) not in (int, str):
-            problems.add(
-                place("annotations", row, records[row]),
-                f"{key!r} is {short(value)}: must be a whole number or a text, or left out",
-            )
-    problems.raise_any()
-    known = sorted({str(value) for value in values if value is not None})
-    if not known:
-        raise DataError(f"annotation file {annotations}: no object has {key!r} (`identity`)")
-    number_of = {value: number for number, value in enumerate(known)}
-    numbers = [-1 if value is None else number_of[str(value)] for value in values]
-    return np.array(numbers, np.int64)

@@ -39,9 +39,9 @@ def check_present(root: Path, names: Iterable[str]) -> None:
     """`DataError` naming the files that are missing under `root`; lists each folder once."""
     if not root.is_dir():
         raise DataError(f"folder of pictures {root} does not exist or is no folder")
-    present: dict[str, set[str]] = {}
+    present: dict[str, set[str]] = {"": set(os.listdir(root))}
     problems = Problems(f"folder of pictures {root}")
-    for name in names:
+    for name in (name for name in names if name not in present[""]):
         folder, base = os.path.split(name)
         if folder not in present:
             path = root / folder

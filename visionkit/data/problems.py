@@ -22,6 +22,11 @@ class Problems:
         if len(self._shown) < self.LIMIT:
             self._shown.append(f"  {where}: {what}")
 
+    def extend(self, other: Problems) -> None:
+        """Add those of another report about the same file."""
+        self.count += other.count
+        self._shown += other._shown[: self.LIMIT - len(self._shown)]
+
     def raise_any(self) -> None:
         """`DataError` if anything was added."""
         if not self.count:

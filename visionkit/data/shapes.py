@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from visionkit.cache import cache_folder
 from visionkit.data.coco import Coco
 from visionkit.data.shapes_drawing import (
     COLORS,
@@ -35,7 +35,7 @@ _MAX_OBJECTS = 5
 class Shapes(Coco):
     """Generated pictures of shapes on textures, the same for the same arguments.
 
-    They are drawn once, into $VISIONKIT_CACHE or ~/.cache/visionkit. Objects are shapes, the
+    They are drawn once, into the cache folder. Objects are shapes, the
     class of a picture is its background's texture, and pictures with the same `identity` show
     the same place: texture, coarseness, direction and colors. Attributes of an object are its
     `color`, whether another one hides a part of it (`covered`), and the kinds of shape that it
@@ -51,8 +51,7 @@ class Shapes(Coco):
         classes: list[str] | None = None,
         masks: bool | None = None,
     ):
-        cache = Path(os.environ.get("VISIONKIT_CACHE") or Path.home() / ".cache" / "visionkit")
-        folder = cache / f"shapes-v{VERSION}-{num_images}x{size}-{seed}"
+        folder = cache_folder() / f"shapes-v{VERSION}-{num_images}x{size}-{seed}"
         if not (folder / "annotations.json").exists():
             generate_shapes(folder, images=num_images, size=size, seed=seed)
         super().__init__(

@@ -1,0 +1,216 @@
+"""Opening a COCO annotation file: pycocotools against visionkit, in turn, each in a new process.
+
+    python scripts/bench/annotations.py [--rounds 3] [--images 118287] [--objects 860001]
+    python scripts/bench/annotations.py --file instances_train2017.json
+
+By default it makes a file of the size of COCO train2017 (0.5 GB, all objects polygons). Printed
+are, as JSON, the medians of the seconds and of the peak of resident memory of
+
+- `pycocotools`: `COCO(file)`,
+- `first`: `coco.Coco(folder, file)` with an empty cache,
+- `later`: the same once more,
+- `worker`: the private memory of one more loader worker that has read samples all over the file,
+
+and the ratios. Imports are not timed. `{side}_base_mb` is the memory after the imports alone. Peaks
+are of the main process; those that help it at the first opening have the key `helper_peak_mb`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+WIDTH, HEIGHT = 640, 480
+SAMPLES = 2000  # that a worker reads before its memory is taken
+
+
+def write_file(path: Path, num_images: int, num_objects: int) -> None:
+    """Synthetic annotations: outlines with 8 to 39 corners, two decimals, 80 classes."""
+    rng = np.random.default_rng(0)
+    images = [
+        {"id": 5 * i + 3, "file_name": f"{i:012d}.jpg", "height": HEIGHT, "width": WIDTH}
+        for i in range(num_images)
+    ]
+    categories = [{"id": i + 1, "name": f"class {i}"} for i in range(80)]
+    with path.open("w") as file:
+        file.write(f'{{"images": {json.dumps(images)}, "categories": {json.dumps(categories)}, ')
+        file.write('"annotations": [')
+        for k in range(num_objects):
+            corners = int(rng.integers(8, 40))
+            angles = np.sort(rng.random(corners)) * 2 * np.pi
+            radii = np.exp(rng.normal(3.3, 0.8, 2)).clip(4, 200)
+            center = radii + rng.random(2) * ([WIDTH, HEIGHT] - 2 * radii)
+            points = center + radii * np.stack([np.cos(angles), np.sin(angles)], 1)
+            low, high = points.min(0), points.max(0)
+            record = {
+                "id": k + 1,
+                "image_id": 5 * int(rng.integers(num_images)) + 3,
+                "category_id": int(rng.integers(1, 81)),
+                "iscrowd": 0,
+                "bbox": np.concatenate([low, high - low]).round(2).tolist(),
+                "area": float(np.prod(high - low)) * 0.7,
+                "segmentation": [points.round(2).ravel().tolist()],
+            }
+            file.write((", " if k else "") + json.dumps(record))
+        file.write("]}")
+
+
+def make_pictures(folder: Path, annotations: Path) -> None:
+    """A gray picture for each size, and a link to it for each name in the file."""
+    from PIL import Image
+
+    folder.mkdir()
+    for record in json.loads(annotations.read_bytes())["images"]:
+        size = record["width"], record["height"]
+        source = folder.parent / f"{size[0]}x{size[1]}.jpg"
+        if not source.exists():
+            Image.new("RGB", size, (90, 90, 90)).save(source)
+        path = folder / record["file_name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(source)
+
+
+def peak_mb() -> float:
+    """Of this process; `ru_maxrss` would begin with the peak of the one that started it."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) / 1024
+
+
+def private_mb() -> float:
+    """Memory of this process that it shares with no other."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def measure_pycocotools(annotations: str, folder: str) -> dict[str, float]:
+    from pycocotools.coco import COCO
+
+    base, start = peak_mb(), time.perf_counter()
+    sys.stdout = sys.stderr  # it prints its progress
+    COCO(annotations)
+    sys.stdout = sys.__stdout__
+    return {"seconds": time.perf_counter() - start, "peak_mb": peak_mb(), "base_mb": base}
+
+
+def measure_visionkit(annotations: str, folder: str) -> dict[str, float]:
+    from visionkit.data.coco import Coco
+
+    base, start = peak_mb(), time.perf_counter()
+    Coco(folder, annotations)
+    seconds = time.perf_counter() - start
+    helpers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return {
+        "seconds": seconds,
+        "peak_mb": peak_mb(),
+        "base_mb": base,
+        "helper_peak_mb": helpers,
+    }
+
+
+class Probe:
+    """A data set whose items are the private memory of the process that gives them."""
+
+    def __init__(self, dataset, samples):
+        self.dataset, self.samples = dataset, samples
+
+    def __len__(self):
+        return self.samples
+
+    def __getitem__(self, index):
+        self.dataset[index * len(self.dataset) // self.samples].target()
+        return private_mb() if index == self.samples - 1 else 0.0
+
+
+def measure_worker(annotations: str, folder: str) -> dict[str, float]:
+    """Two workers, so that what both hold counts as shared; the second one's is taken."""
+    from torch.utils.data import DataLoader
+
+    from visionkit.data.coco import Coco
+
+    samples = min(SAMPLES, 2 * len(Coco(folder, annotations)))
+    loader = DataLoader(Probe(Coco(folder, annotations), samples), batch_size=1, num_workers=2)
+    return {"private_mb": max(float(batch) for batch in loader)}
+
+
+def run(side: str, annotations: Path, folder: Path, cache: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--measure", side, "--file", str(annotations)]
+    environment = {**os.environ, "VISIONKIT_CACHE": str(cache)}
+    result = subprocess.run(
+        [*command, "--pictures", str(folder)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return json.loads(result.stdout)
+
+
+def compare(annotations: Path, rounds: int, work: Path) -> dict[str, float]:
+    folder = work / "pictures"
+    make_pictures(folder, annotations)
+    found: dict[str, list[float]] = {}
+    for number in range(rounds):
+        cache = work / f"cache{number}"
+        turns = {
+            "pycocotools": ("pycocotools", cache),
+            "first": ("visionkit", cache),
+            "later": ("visionkit", cache),
+            "worker": ("worker", cache),
+        }
+        for name, (side, place) in turns.items():
+            for key, value in run(side, annotations, folder, place).items():
+                found.setdefault(f"{name}_{key}", []).append(value)
+    medians = {key: round(statistics.median(values), 3) for key, values in found.items()}
+    slow = medians["pycocotools_seconds"]
+    ratios = {f"{n}_ratio": round(slow / medians[f"{n}_seconds"], 2) for n in ("first", "later")}
+    return medians | ratios
+
+
+MEASURES = {
+    "pycocotools": measure_pycocotools,
+    "visionkit": measure_visionkit,
+    "worker": measure_worker,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--file", type=Path, help="an annotation file, instead of a made one")
+    parser.add_argument("--images", type=int, default=118_287)
+    parser.add_argument("--objects", type=int, default=860_001)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
+    parser.add_argument("--pictures", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        print(json.dumps(MEASURES[args.measure](str(args.file), args.pictures)))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        annotations = args.file or work / "annotations.json"
+        if args.file is None:
+            write_file(annotations, args.images, args.objects)
+        result = {
+            "bytes": annotations.stat().st_size,
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            **compare(annotations.resolve(), args.rounds, work),
+        }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""The index of a large file in the cache: found by content, never in the way."""
+
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_coco_index import ODD, check, content, plain
+
+from visionkit import cache
+from visionkit.data import coco_cache
+from visionkit.data.coco import Coco
+from visionkit.data.coco_cache import open_index
+from visionkit.data.coco_tables import flat
+from visionkit.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(coco_cache, "SMALLEST", 0)
+    monkeypatch.setenv("VISIONKIT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "annotations"
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content(plain(20) + ODD)))
+    return path
+
+
+def entries(folder):
+    return sorted(folder.iterdir()) if folder.exists() else []
+
+
+def test_the_second_opening_reads_no_json(path, folder, monkeypatch, caplog):
+    first = open_index(path)
+    assert entries(folder) == [first.folder]
+    monkeypatch.setattr(coco_cache, "read_index", None)
+    second = open_index(path)
+    check(second, content(plain(20) + ODD))
+    assert (second.names, second.has_masks) == (first.names, first.has_masks)
+    assert (second.image_keys, second.object_keys) == (first.image_keys, first.object_keys)
+    assert not caplog.records
+
+
+def test_every_column_is_that_of_a_fresh_reading(path):
+    open_index(path)
+    kept, fresh = open_index(path), coco_cache.read_index(path)
+    for table in ("images", "objects"):
+        expected = flat(getattr(fresh, table), table)
+        found = flat(getattr(kept, table), table)
+        assert found.keys() == expected.keys()
+        for name, column in expected.items():
+            assert found[name].dtype == column.dtype
+            np.testing.assert_array_equal(found[name], column)
+
+
+def test_it_is_found_by_content_alone(path, folder, tmp_path, monkeypatch):
+    open_index(path)
+    copy = tmp_path / "elsewhere.json"
+    shutil.copy(path, copy)
+    monkeypatch.setattr(coco_cache, "read_index", None)
+    assert open_index(copy).path == copy
+
+
+def test_other_content_of_the_same_size_and_time_is_seen(path, folder):
+    open_index(path)
+    before = path.stat()
+    path.write_text(path.read_text().replace('"ox"', '"yk"'))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert open_index(path).categories[0]["name"] == "yk"
+    assert len(entries(folder)) == 2
+
+
+def test_small_files_and_files_with_faults_are_not_kept(path, folder, monkeypatch):
+    monkeypatch.setattr(coco_cache, "SMALLEST", 1 << 20)
+    assert open_index(path).folder is None
+    monkeypatch.setattr(coco_cache, "SMALLEST", 0)
+    path.write_text(json.dumps(content([{**ODD[0], "bbox": None}])))
+    for _ in range(2):
+        assert open_index(path).faults.count == 1
+    path.write_text(json.dumps(content([{**ODD[0], "segmentation": [[1]]}])))
+    for _ in range(2):
+        assert open_index(path).mask_faults.count == 1
+    assert entries(folder) == []
+
+
+def spoil_truncate(entry):
+    column = entry / "objects.bbox.npy"
+    column.write_bytes(column.read_bytes()[:-8])
+
+
+def spoil_change(entry):
+    column = entry / "objects.masks.codes.npy"
+    data = bytearray(column.read_bytes())
+    data[-1] ^= 1
+    column.write_bytes(data)
+
+
+def spoil_pickle(entry):
+    array = np.empty(3, object)
+    array[:] = [print, {}, []]
+    np.save(entry / "objects.area.npy", array, allow_pickle=True)
+
+
+def spoil_other(entry):
+    np.save(entry / "objects.image.npy", np.zeros(3, np.float32))
+
+
+def spoil_meta(entry):
+    (entry / "index.json").write_text("{}")
+
+
+def spoil_text(entry):
+    (entry / "index.json").write_bytes(b"\x00\xff" * 20)
+
+
+def spoil_list(entry):
+    (entry / "index.json").write_text("[1, 2]")
+
+
+def spoil_missing(entry):
+    (entry / "images.ids.npy").unlink()
+
+
+def spoil_file(entry):
+    shutil.rmtree(entry)
+    entry.write_text("not a folder")
+
+
+SPOILERS = [value for name, value in sorted(globals().items()) if name.startswith("spoil_")]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_a_damaged_or_foreign_entry_is_made_anew(path, folder, spoil, caplog):
+    spoil(open_index(path).folder)
+    with caplog.at_level(logging.WARNING, "visionkit"):
+        check(open_index(path), content(plain(20) + ODD))
+    assert "made anew" in caplog.text
+    caplog.clear()
+    check(open_index(path), content(plain(20) + ODD))
+    assert not caplog.records
+
+
+def test_another_version_is_another_entry(path, folder, monkeypatch):
+    open_index(path)
+    monkeypatch.setattr(coco_cache, "FORMAT", coco_cache.FORMAT + 1)
+    open_index(path)
+    assert len(entries(folder)) == 2
+
+
+@pytest.mark.parametrize("blocked", ["a file", "no right", "disk full"])
+def test_without_a_cache_it_works_and_says_so(path, folder, blocked, monkeypatch, caplog):
+    if blocked == "a file":
+        folder.parent.write_text("")
+    else:
+
+        def refuse(*_):
+            raise OSError(28, "No space left on device") if "full" in blocked else PermissionError()
+
+        monkeypatch.setattr("visionkit.data.index_store.save", refuse)
+    before = sorted(path.parent.iterdir())
+    check(open_index(path), content(plain(20) + ODD))
+    assert "cannot be kept in the cache" in caplog.text and "VISIONKIT_CACHE" in caplog.text
+    assert set(path.parent.iterdir()) - set(before) <= {folder.parent}
+    assert entries(folder) == [] if folder.is_dir() else True
+
+
+def _open(path):
+    return len(open_index(path).objects.ids)
+
+
+def test_processes_may_make_it_at_once(path, folder):
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert pool.map(_open, [path] * 8) == [30] * 8
+    assert len(entries(folder)) == 1
+    assert not [entry for entry in folder.iterdir() if entry.name.startswith(".")]
+
+
+def test_another_process_gets_the_files_and_not_a_copy(path):
+    index = open_index(path)
+    packed = pickle.dumps(index)
+    assert len(packed) < 1000
+    check(pickle.loads(packed), content(plain(20) + ODD))
+    shutil.rmtree(index.folder)
+    check(pickle.loads(packed), content(plain(20) + ODD))
+
+
+def test_warnings_come_at_each_start(path, tmp_path, caplog):
+    records = plain(3)
+    records[1]["bbox"] = [1, 1, 0, 5]
+    data = content(records)
+    for image in data["images"]:
+        picture = tmp_path / "images" / image["file_name"]
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        picture.touch()
+    data["images"] = data["images"][:2]
+    path.write_text(json.dumps(data))
+    for _ in range(2):
+        caplog.clear()
+        assert Coco(str(tmp_path / "images"), str(path)).dropped["boxes without extent"] == 1
+        assert "1 boxes without extent left out" in caplog.text
+    records[0]["bbox"] = None
+    path.write_text(json.dumps(data))
+    with pytest.raises(DataError, match="1 problem"):
+        Coco(str(tmp_path / "images"), str(path))
+
+
+def test_the_cache_folder(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    monkeypatch.setenv("VISIONKIT_CACHE", "/v")
+    assert cache.cache_folder() == Path("/v")
+    monkeypatch.delenv("VISIONKIT_CACHE")
+    assert cache.cache_folder() == Path("/x/visionkit")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/h")
+    assert cache.cache_folder() == Path("/h/.cache/visionkit")
+
+
+def test_the_least_recently_used_entries_go_first(tmp_path):
+    def write(folder):
+        (folder / "data").write_bytes(bytes(100))
+
+    for age, name in enumerate("abc"):
+        cache.publish(tmp_path / name, write, limit=1000)
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    cache.touch(tmp_path / "c")
+    cache.publish(tmp_path / "d", write, limit=300)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c", "d"]
+    cache.publish(tmp_path / "e", write, limit=50)
+    assert [p.name for p in tmp_path.iterdir()] == ["e"]
+
+
+def test_an_entry_appears_whole_or_not_at_all(tmp_path):
+    def fail(folder):
+        (folder / "half").touch()
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        cache.publish(tmp_path / "a", fail)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".dead").mkdir()
+    os.utime(tmp_path / ".dead", (0, 0))
+    (tmp_path / ".alive").mkdir()
+    cache.publish(tmp_path / "b", lambda folder: None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".alive", "b"]

@@ -1,0 +1,249 @@
+"""The index of a COCO file holds what the file says, however it is cut into pieces."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
+
+from visionkit.data import read_ahead
+from visionkit.data.annotation_text import read_piece
+from visionkit.data.coco_index import CocoIndex, read_index
+from visionkit.data.json_lists import elements, read_members
+from visionkit.data.problems import Problems
+from visionkit.data.uniform_records import read_uniform
+from visionkit.errors import DataError
+
+RLE = coco_mask.encode(np.asfortranarray(np.eye(10, 20, dtype=np.uint8)))["counts"].decode()
+TWO = [[1, 2, 3.5, 2, 3.25, 8], [2, 2, 8, 2, 8, 8.125, 2, 8]]
+BASE = {"image_id": 70, "category_id": 3, "bbox": [2, 2, 6.5, 6]}
+ODD = [
+    {"id": 7, **BASE, "area": 33.123456789012345, "iscrowd": 0, "segmentation": TWO[:1]},
+    {
+        "id": 8,
+        **BASE,
+        "area": 1e-3,
+        "iscrowd": 1,
+        "segmentation": {"size": [10, 20], "counts": RLE},
+    },
+    {**BASE, "segmentation": {"size": [10, 20], "counts": [0, 10, 180, 0, 10]}},
+    {"id": "text", **BASE, "segmentation": []},
+    {"id": None, **BASE, "segmentation": None, "area": None, "iscrowd": None},
+    {"id": 2**61, **BASE, "segmentation": TWO, "attributes": {"segmentation": TWO, "n": [1, {}]}},
+    {"id": 2**80, **BASE, "note": 'a "segmentation": [[1, 2]]}, {"id": 3, \\" ]}', "track_id": 5},
+    {"id": 5.0, **BASE, "image_id": 3.0, "note": "é 漢 😀 \x7f", "iscrowd": True},
+    {"id": 6, **BASE, "segmentation": {"size": [10, 20], "counts": RLE, "order": "F"}},
+    {"segmentation@": None, "id": 9, **BASE, "segmentation": TWO},
+]  # fmt: skip
+IMAGES = [
+    {"id": 70, "file_name": "a.png", "width": 20, "height": 10, "license": 3},
+    {"id": 3, "file_name": "ü/b c.png", "width": 20, "height": 10, "neg_category_ids": [3]},
+    {"id": 4, "file_name": "c.d-e_f.png", "width": 20.0, "height": 10, "class_id": None,
+     "identity": 5, "semantic": "maps/c.png", "flickr_url": "http://x/}, {"},
+]  # fmt: skip
+CATEGORIES = [{"id": 3, "name": "ox", "supercategory": "}, {"}]
+
+
+def content(annotations):
+    return {"info": {"a": [1]}, "images": IMAGES, "annotations": annotations,
+            "categories": CATEGORIES, "licenses": [{"id": 1}, {"id": 2}]}  # fmt: skip
+
+
+def index_of(tmp_path, text, **options):
+    path = tmp_path / "a.json"
+    path.write_text(text if isinstance(text, str) else json.dumps(text))
+    index = read_index(path, **options)
+    index.faults.raise_any()
+    index.mask_faults.raise_any()
+    return index
+
+
+def check(index: CocoIndex, data):
+    assert [index.images.record(i) for i in range(len(index.images.ids))] == data["images"]
+    records = [index.objects.record(i) for i in range(len(index.objects.ids))]
+    assert records == data["annotations"]
+    assert index.categories == data["categories"]
+
+
+def test_every_record_comes_back(tmp_path):
+    index = index_of(tmp_path, content(ODD))
+    check(index, content(ODD))
+    assert index.has_masks
+    assert index.image_keys == ["class_id", "flickr_url", "license", "neg_category_ids"]
+    assert {"attributes", "note", "track_id", "id", "area"} <= set(index.object_keys)
+    assert index.objects.image.tolist() == [0] * 7 + [1] + [0] * 2
+    assert index.images.extra_records()[1] == {"id": 3, "neg_category_ids": [3]}
+
+
+@pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 1}])
+def test_pieces_may_end_anywhere(tmp_path, style):
+    text = json.dumps(content(ODD), ensure_ascii=False, **style)
+    for piece in range(1, len(text), 7):
+        check(index_of(tmp_path, text, piece=piece), content(ODD))
+    first = text.index('"annotations"')
+    for piece in range(1, 300):  # every place around the first records
+        check(index_of(tmp_path, text[:first] + text[first:], piece=piece), content(ODD))
+
+
+def plain(count, seed=0):
+    rng = random.Random(seed)
+    records = []
+    for i in range(count):
+        polygons = [
+            [round(rng.uniform(0, 20), rng.randint(0, 4)) for _ in range(2 * rng.randint(3, 9))]
+            for _ in range(rng.randint(1, 3))
+        ]
+        box = [round(rng.uniform(0, 9), 2) for _ in range(4)]
+        records.append({"id": i, "image_id": 70, "category_id": 3, "bbox": box, "iscrowd": i % 2,
+                        "area": rng.uniform(0, 99), "segmentation": polygons})  # fmt: skip
+    return records
+
+
+@pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 1}])
+@pytest.mark.parametrize("masks", [True, False])
+def test_usual_files_are_read_without_json(tmp_path, style, masks, monkeypatch):
+    records = plain(40)
+    if not masks:
+        for record in records:
+            del record["segmentation"]
+    text = json.dumps(records, **style).strip("[]")
+    piece = read_piece(text.encode(), 0, Problems(""))
+    assert len(piece.columns["id"]) == 40 and piece.has_masks == masks
+    check(index_of(tmp_path, json.dumps(content(records), **style), piece=3000), content(records))
+    if "indent" not in style:
+        monkeypatch.setattr("visionkit.data.annotation_text.elements", None)
+        assert read_piece(text.encode(), 0, Problems("")).columns["bbox"].shape == (40, 4)
+
+
+@pytest.mark.parametrize(
+    ("find", "replace"),
+    [
+        ('"iscrowd": 0', '"iscrowd": 0, "x": {"segmentation": [[1, 2, 3, 4, 5, 6]]}'),
+        ('"iscrowd": 0', '"segmentation": [[9, 9, 9, 9, 9, 9]], "iscrowd": 0'),
+        ('"iscrowd": 0', '"\\u0073egmentation@": null, "iscrowd": 0'),
+        ('"iscrowd": 0', '"iscrowd": 0, "note": "1.5"'),
+        ('"iscrowd": 0', '"iscrowd": 0, "key1": 2'),
+        ('"iscrowd": 0', '"iscrowd": 1e0'),
+        ('"iscrowd": 0', '"iscrowd": 0, "iscrowd": 1'),
+        ('"iscrowd": 0', '"iscrowd": 0, "area": 1.25E+1'),
+        ("[[", "[[1.5e0, 2, "),
+        ("[[", "[[-0, -0.0, "),
+        ("[[", "[[1 , 2\t,\n"),
+        ("]]", "], [1, 2, 3, 4, 5, 6]]"),
+    ],
+)
+def test_what_differs_from_the_usual_is_read_as_json_does(tmp_path, find, replace):
+    text = json.dumps(content(plain(6)))
+    for which in range(1, 4):
+        parts = text.split(find)
+        changed = find.join(parts[:which]) + replace + find.join(parts[which:])
+        check(index_of(tmp_path, changed), json.loads(changed))
+    changed = text.replace(find, replace)
+    check(index_of(tmp_path, changed), json.loads(changed))
+
+
+@pytest.mark.parametrize(
+    ("find", "replace"),
+    [
+        ("[[", "[[1,, 2"), ("[[", "[[1 2, "), ("[[", "[[,"), ("]]", ",]]"), ("]]", "]"),
+        ("]]", "]]]"), ("]]", "], ]"), ("[[", "[[01, 2, "), ("[[", "[[1., 2, "), ("[[", "[[1"),
+        ('"iscrowd": 0', '"iscrowd": 00'), ('"iscrowd": 0', '"iscrowd": 0,'), ("}, {", "} {"),
+        ("}, {", "},, {"), ("}, {", "}, "), ("]]", "]] 1"), ('"iscrowd": 0', '"iscrowd": 0 1'),
+    ],
+)  # fmt: skip
+def test_malformed_text_is_refused_wherever_it_stands(tmp_path, find, replace):
+    records = json.dumps(plain(6))
+    for changed in [records.replace(find, replace), records.replace(find, replace, 1)]:
+        with pytest.raises((DataError, ValueError)):
+            json.loads(changed)
+            pytest.skip("this one is JSON")
+        whole = json.dumps(content([])).replace('"annotations": []', f'"annotations": {changed}')
+        for piece in (1, 100, 1000, 1 << 20):
+            with pytest.raises(DataError):
+                index_of(tmp_path, whole, piece=piece)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e400", "9" * 400])
+def test_numbers_that_are_not_finite_are_refused_with_their_place(tmp_path, value):
+    text = json.dumps(content(plain(5))).replace("[[", f"[[1, {value}, ", 3)
+    with pytest.raises(DataError, match=r"3 problems[\s\S]*annotations\[2\] \(id 2\): 'segm"):
+        index_of(tmp_path, text)
+
+
+def test_a_fault_in_a_later_piece_has_its_place_in_the_file(tmp_path):
+    records = plain(50)
+    records[41] |= {"bbox": [1, 2, 3], "segmentation": [[1, 2, 3]]}
+    with pytest.raises(DataError, match=r"annotations\[41\] \(id 41\): 'bbox'"):
+        index_of(tmp_path, content(records), piece=500)
+    index = read_index(tmp_path / "a.json", piece=500)
+    assert index.faults.count == index.mask_faults.count == 1
+
+
+def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(read_ahead, "SMALLEST", 1000)
+    monkeypatch.setattr(read_ahead, "cores", lambda: 2)
+    data = content(plain(60) + ODD + plain(60, seed=1))
+    check(index_of(tmp_path, data, piece=400), data)
+    hint = {"note": '"annotations": [{', "annotations": [{}, {}]}  # other lists of that name
+    check(index_of(tmp_path, {"info": hint, **{k: v for k, v in data.items() if k != "info"}},
+                   piece=400), data)  # fmt: skip
+    data["annotations"][100]["bbox"] = None
+    with pytest.raises(DataError, match=r"1 problem\n.*annotations\[100\]"):
+        index_of(tmp_path, data, piece=400)
+
+
+def test_coordinates_lose_nothing_by_being_kept_as_hundredths(tmp_path):
+    records = plain(30)
+    for i, record in enumerate(records):
+        places = 2 if i < 20 else 5
+        outline = [[round(value, places) for value in part] for part in record["segmentation"]]
+        record["segmentation"] = outline
+    for last, kind in ((20, np.int32), (30, np.float64)):
+        index = index_of(tmp_path, content(records[:last]), piece=900)
+        assert index.objects.masks.points.dtype == kind
+        check(index, content(records[:last]))
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path):
+    text = json.dumps(content([]))
+    with pytest.raises(DataError, match="'images' is there twice"):
+        index_of(tmp_path, text[:-1] + ', "images": []}')
+
+
+word = st.text('ab{}[]",: \\\u00e9\u6f22', max_size=5)
+scalar = st.one_of(st.none(), st.booleans(), st.integers(), word, st.floats(-9, 9))
+value = st.one_of(
+    scalar, st.lists(scalar, max_size=3), st.lists(st.dictionaries(word, scalar), max_size=3)
+)
+member = st.dictionaries(word, value, max_size=4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(member, st.lists(value | member, max_size=6), st.integers(1, 60), st.booleans())
+def test_members_equal_those_of_json(others, listed, piece, ascii_only):
+    data = {**others, "list": listed, "end": "}, {"}
+    text = json.dumps(data, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+    found = []
+
+    def take(start, stop):
+        values, end = elements(text[start:stop])
+        found.extend(values)
+        return end
+
+    assert read_members(text, {"list": take}, piece) | {"list": found} == data
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(-99, 99), st.floats(-9, 9)), min_size=1, max_size=5))
+def test_uniform_records_equal_those_of_json(rows):
+    text = ", ".join(json.dumps({"a": a, "b": [b, a], "c": None}) for a, b in rows)
+    found = read_uniform(text.encode())
+    if "e" in text:
+        assert found is None
+    else:
+        assert found["a"].tolist() == [a for a, _ in rows]
+        assert found["b"].tolist() == [[b, a] for a, b in rows]
+        assert found["c"].shape == (len(rows), 0)

@@ -1,0 +1,128 @@
+"""The annotations of a COCO file, read in pieces and put together."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from types import TracebackType
+
+import numpy as np
+
+from visionkit.data.annotation_text import Piece, read_faultless, read_piece
+from visionkit.data.coco_columns import ABSENT
+from visionkit.data.coco_tables import Gathered, ObjectTable
+from visionkit.data.json_lists import Data, proposals
+from visionkit.data.problems import Problems
+from visionkit.data.read_ahead import ReadAhead, can_help
+from visionkit.data.segmentation_table import SegmentationTable, expanded
+
+_LIST = re.compile(rb'"annotations"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*')
+
+
+class AnnotationReader:
+    """Takes parts of the list of annotations, as `json_lists.read_members` names them.
+
+    Other processes read ahead in a large file; use it with `with`, which ends them. Whatever is
+    wrong with a record itself is added to `problems` or, about its segmentation, to
+    `mask_faults`. What depends on other records is checked later, see `coco_checks`.
+    """
+
+    def __init__(self, data: Data, piece: int, problems: Problems):
+        self.data, self.piece, self.problems = data, piece, problems
+        self.mask_faults: list[tuple[int, str]] = []  # places in the list, and what is wrong
+        self._columns = Gathered()
+        self._points: type = np.int32  # the type of all points so far
+        self.count = 0
+        self.keys: set[str] = set()  # what the columns do not tell of some annotation
+        self.all_objects = True  # no element is anything else than a JSON object
+        self.has_masks = False  # whether any has a segmentation
+        self._ahead: ReadAhead | None = None
+        self._begun = -1  # where the list begins that is read ahead
+        self._stack = ExitStack()
+
+    def __enter__(self) -> AnnotationReader:
+        probable = _LIST.search(self.data)  # long before the images are read
+        if probable:
+            self._read_ahead(probable.end())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def __call__(self, start: int, stop: int) -> int | None:
+        """Read some annotations; see `json_lists.read_members`."""
+        piece = self._ahead_of(start, stop)
+        if piece is None:
+            piece = read_piece(self.data[start:stop], self.count, self.problems)
+        self.all_objects &= piece.all_objects
+        self.has_masks |= piece.has_masks
+        self.keys |= piece.keys
+        self.mask_faults += piece.mask_faults
+        if piece.columns is not None:
+            self._columns.add(self._alike(piece.columns))
+            self.count += len(piece.columns["id"])
+        return piece.end
+
+    def _ahead_of(self, start: int, stop: int) -> Piece | None:
+        """What another process read there, if it could."""
+        if self.count == 0 and start != self._begun:
+            self._read_ahead(start)
+        return self._ahead and self._ahead.get(start, stop)
+
+    def _read_ahead(self, start: int) -> None:
+        """Have other processes read a list that begins at `start`, or may begin there: what they
+        found is only used if it does."""
+        self._stack.close()
+        self._begun, self._ahead = start, None
+        if can_help(len(self.data) - start):
+            spans = proposals(self.data, start, self.piece)
+            self._ahead = self._stack.enter_context(ReadAhead(self.data, read_faultless, spans))
+
+    def _alike(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Columns with points of the type of those before; from the first piece on whose points
+        are no hundredths, all points are floats."""
+        points = columns["points"]
+        if self._points is np.int32 and points.dtype != np.int32:
+            earlier = self._columns.column("points", np.int32, 2)
+            self._columns.replace("points", expanded(earlier))
+            self._points = np.float64
+        return columns if self._points is np.int32 else columns | {"points": expanded(points)}
+
+    def table(self, image_ids: np.ndarray) -> ObjectTable:
+        """All that was read; `image_ids` are those of the image table."""
+        columns = self._columns
+        ids = columns.column("image_id", np.int64)
+        masks = SegmentationTable(
+            points=columns.column("points", self._points, 2),
+            polygon_ends=columns.offsets("polygon_sizes")[1:],
+            polygon_counts=columns.offsets("polygon_counts"),
+            codes=columns.column("codes", np.uint8),
+            code_ends=columns.offsets("code_sizes"),
+            reach=columns.column("reach", np.float64, 2),
+            sizes=columns.column("rle_sizes", np.int64, 2),
+        )
+        return ObjectTable(
+            ids=columns.column("id", np.int64),
+            image=_rows_of(ids, image_ids),
+            image_ids=ids,
+            category=columns.column("category", np.int64),
+            bbox=columns.column("bbox", np.float64, 4),
+            area=columns.column("area", np.float64),
+            iscrowd=columns.column("iscrowd", np.int8),
+            kind=columns.column("kind", np.uint8),
+            extras=columns.texts("extras"),
+            masks=masks,
+        )
+
+
+def _rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Where each of the ids stands `among` others; -1 where it does not."""
+    order = np.argsort(among, kind="stable")
+    place = np.searchsorted(among[order], ids).clip(max=len(among) - 1)
+    rows = order[place]
+    return np.where((among[rows] == ids) & (ids != ABSENT), rows, -1)

@@ -1,0 +1,203 @@
+"""What a COCO file says, in flat arrays that can lie in files and be shared by processes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from visionkit.data.coco_columns import ABSENT, Record
+from visionkit.data.masks import run_lengths
+from visionkit.data.segmentation_table import SegmentationTable
+
+OTHER, POLYGONS, COMPRESSED, UNCOMPRESSED = range(4)  # how the file gives a segmentation
+
+
+@dataclass(frozen=True)
+class Texts:
+    """`texts[i]` is one of many byte strings, which lie in one array."""
+
+    data: np.ndarray  # (T,) uint8
+    ends: np.ndarray  # (N+1,) how much of `data` there is before each
+
+    def __getitem__(self, index: int) -> bytes:
+        start, end = self.ends[index : index + 2].tolist()
+        return self.data[start:end].tobytes()
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def text(self, index: int) -> str:
+        return self[index].decode("utf-8", "surrogatepass")
+
+    def texts(self) -> list[str]:
+        """All of them, decoded."""
+        data, ends = self.data.tobytes(), self.ends.tolist()
+        return [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
+
+
+def packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those texts as the two columns `name` and `name_sizes`, for `Gathered.texts`."""
+    data, sizes = "".join(texts), map(len, texts)
+    if not data.isascii():  # JSON can escape halves of characters
+        sizes = (len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    return {
+        name: np.frombuffer(data.encode("utf-8", "surrogatepass"), np.uint8),
+        f"{name}_sizes": np.fromiter(sizes, np.int64, len(texts)),
+    }
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """The image records. -1 and "" stand for "not labelled"."""
+
+    ids: np.ndarray  # (I,) int64
+    sizes: np.ndarray  # (I, 2) int64 h, w
+    class_ids: np.ndarray  # (I,) int64
+    identities: np.ndarray  # (I,) int64
+    names: Texts  # files, relative to the folder of pictures
+    semantic: Texts  # files, relative to the annotation file
+    extras: Texts  # JSON of what the other columns do not tell, or nothing
+
+    def sizes_of(self, rows: np.ndarray) -> np.ndarray:
+        """The sizes of these images; (-1, -1) for row -1."""
+        return np.where(rows[:, None] >= 0, self.sizes[rows], -1)
+
+    def record(self, row: int) -> Record:
+        """The record as it is in the file."""
+        record: Record = {"id": int(self.ids[row])}
+        for key, column in (("file_name", self.names), ("semantic", self.semantic)):
+            if text := column.text(row):
+                record[key] = text
+        record["height"], record["width"] = self.sizes[row].tolist()
+        for key, values in (("class_id", self.class_ids), ("identity", self.identities)):
+            if values[row] >= 0:
+                record[key] = int(values[row])
+        return record | self.extra(row)
+
+    def extra(self, row: int) -> Record:
+        """What the other columns do not tell about a record."""
+        return json.loads(self.extras[row] or b"{}")
+
+    def extra_records(self) -> list[Record]:
+        """The id and what `extra` tells, of all records."""
+        return _extra_records(self.ids, self.extras)
+
+
+@dataclass(frozen=True)
+class ObjectTable:
+    """The annotations in the order of the file."""
+
+    ids: np.ndarray  # (A,) int64, ABSENT where there is none or it is in `extras`
+    image: np.ndarray  # (A,) index into the image table
+    image_ids: np.ndarray  # (A,) int64, ABSENT where it is bad
+    category: np.ndarray  # (A,) int64 category id of the file, ABSENT where it is bad
+    bbox: np.ndarray  # (A, 4) float64 x, y, w, h
+    area: np.ndarray  # (A,) float64, NaN where the file has none
+    iscrowd: np.ndarray  # (A,) int8, -1 where the file does not say
+    kind: np.ndarray  # (A,) uint8, how the file gives the segmentation
+    extras: Texts  # JSON of what the other columns do not tell, or nothing
+    masks: SegmentationTable
+
+    def record(self, row: int) -> Record:
+        """The record as it is in the file; whole numbers of it may be floats here."""
+        record: Record = {"bbox": self.bbox[row].tolist()}
+        columns = (("id", self.ids), ("image_id", self.image_ids), ("category_id", self.category))
+        record |= {key: int(column[row]) for key, column in columns if column[row] != ABSENT}
+        if not np.isnan(self.area[row]):
+            record["area"] = float(self.area[row])
+        if self.iscrowd[row] >= 0:
+            record["iscrowd"] = int(self.iscrowd[row])
+        if self.kind[row] != OTHER:
+            record["segmentation"] = self._segmentation(row)
+        return record | self.extra(row)
+
+    def extra(self, row: int) -> Record:
+        """What the other columns do not tell about a record."""
+        return json.loads(self.extras[row] or b"{}")
+
+    def extra_records(self) -> list[Record]:
+        """The id and what `extra` tells, of all records."""
+        return _extra_records(self.ids, self.extras)
+
+    def boxes(self, rows: np.ndarray | slice, images: ImageTable) -> np.ndarray:
+        """(N, 4) float64 xyxy of those rows, clipped to their pictures."""
+        bbox, sizes = self.bbox[rows], images.sizes[self.image[rows], ::-1]
+        boxes = np.empty(bbox.shape)
+        np.clip(bbox[:, :2], 0, sizes, out=boxes[:, :2])
+        np.clip(bbox[:, :2] + bbox[:, 2:], 0, sizes, out=boxes[:, 2:])
+        return boxes
+
+    def _segmentation(self, row: int) -> Any:
+        found = self.masks[row]
+        if self.kind[row] == POLYGONS:
+            starts = [0, *found.ends[:-1].tolist()]
+            spans = zip(starts, found.ends.tolist(), strict=True) if len(found.ends) else ()
+            return [found.points[a:b].ravel().tolist() for a, b in spans]
+        if self.kind[row] == COMPRESSED:
+            return {"size": list(found.size), "counts": found.counts.decode()}
+        return {"size": list(found.size), "counts": run_lengths(found.counts).tolist()}
+
+
+def _extra_records(ids: np.ndarray, extras: Texts) -> list[Record]:
+    found = json.loads("[" + ",".join(text or "{}" for text in extras.texts()) + "]")
+    numbered = zip(ids.tolist(), found, strict=True)
+    return [{"id": id_} | extra if id_ != ABSENT else extra for id_, extra in numbered]
+
+
+class Gathered:
+    """Columns that grow piece by piece, each in one block of memory."""
+
+    def __init__(self):
+        self._bytes: dict[str, bytearray] = {}
+
+    def add(self, columns: dict[str, np.ndarray]) -> None:
+        for name, part in columns.items():
+            whole = self._bytes.setdefault(name, bytearray())
+            if part.size:
+                whole += np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+
+    def replace(self, name: str, column: np.ndarray) -> None:
+        self._bytes.pop(name, None)
+        self.add({name: column})
+
+    def column(self, name: str, dtype: type, width: int | None = None) -> np.ndarray:
+        """That column as (N,) or (N, width)."""
+        column = np.frombuffer(self._bytes.get(name, b""), dtype)
+        return column if width is None else column.reshape(-1, width)
+
+    def offsets(self, name: str) -> np.ndarray:
+        """(N+1,) of that column of sizes: what there is before each, and in all."""
+        return np.concatenate([[0], np.cumsum(self.column(name, np.int64))])
+
+    def texts(self, name: str) -> Texts:
+        """The texts that `packed` put into each piece."""
+        return Texts(self.column(name, np.uint8), self.offsets(f"{name}_sizes"))
+
+
+Table = ImageTable | ObjectTable | SegmentationTable | Texts
+
+
+def flat(table: Table, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a table and of the tables in it, by dotted names."""
+    arrays: dict[str, np.ndarray] = {}
+    for field in fields(table):
+        value, name = getattr(table, field.name), f"{prefix}.{field.name}"
+        arrays |= {name: value} if isinstance(value, np.ndarray) else flat(value, name)
+    return arrays
+
+
+def nested(kind: type, arrays: dict[str, np.ndarray], prefix: str) -> Any:
+    """The table whose arrays `flat` gave."""
+    inner = {"Texts": Texts, "SegmentationTable": SegmentationTable}
+    values = {
+        field.name: nested(inner[field.type], arrays, f"{prefix}.{field.name}")
+        if field.type in inner
+        else arrays[f"{prefix}.{field.name}"]
+        for field in fields(kind)
+    }
+    return kind(**values)

@@ -1,0 +1,44 @@
+"""The ground truth for a COCO evaluator, with the exact numbers of the annotation file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from visionkit.data.coco_index import CocoIndex
+from visionkit.data.coco_tables import ImageTable, ObjectTable
+from visionkit.data.masks import paint
+
+
+def coco_truth(index: CocoIndex, ids: tuple[int, ...], areas: np.ndarray) -> dict[str, Any]:
+    """The records of the file, of annotations those of the categories `ids`, in a COCO dict.
+
+    A missing id, iscrowd or area, which then is that of `areas` (A,), is added.
+    """
+    annotations = []
+    for row in np.flatnonzero(np.isin(index.objects.category, ids)).tolist():
+        record = index.objects.record(row)
+        defaults = {"id": row + 1, "iscrowd": 0, "area": float(areas[row])}
+        missing = {key: value for key, value in defaults.items() if record.get(key) is None}
+        annotations.append(record | missing)
+    records = {record["id"]: record for record in index.categories}
+    return {
+        "images": [index.images.record(row) for row in range(len(index.images.ids))],
+        "annotations": annotations,
+        "categories": [records[id_] for id_ in ids],
+    }
+
+
+def filled_areas(objects: ObjectTable, images: ImageTable, *, masks: bool) -> np.ndarray:
+    """Areas; where the file has none, that of the mask, or of the box if there is no mask."""
+    missing = np.isnan(objects.area)
+    if not missing.any():
+        return objects.area
+    areas = np.where(missing, objects.bbox[:, 2:].clip(0).prod(1), objects.area)
+    if masks:
+        for i in np.flatnonzero(missing & ~objects.masks.is_empty()):
+            areas[i] = paint(
+                [objects.masks[i]], tuple(images.sizes[objects.image[i]].tolist())
+            ).sum()
+    return areas

@@ -1,0 +1,73 @@
+"""Arrays in a folder of the cache, one file each, opened as memory maps that processes share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+META = "index.json"
+
+_BLOCK = 1 << 23  # bytes of a file that are hashed at once
+_CHECKED = 1 << 24  # bytes; larger arrays are not compared to their checksum on opening
+
+
+def content_key(path: Path) -> str:
+    """A hash of the bytes of a file: SHA-256 of those of its blocks, which are made in threads."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+
+        def digest(start: int) -> bytes:
+            return hashlib.sha256(os.pread(file.fileno(), _BLOCK, start)).digest()
+
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            digests = list(pool.map(digest, range(0, size, _BLOCK)))
+    return hashlib.sha256(b"".join([str(size).encode(), *digests])).hexdigest()
+
+
+def save(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write the arrays, and `meta`, which must be JSON."""
+    columns = {}
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array)
+        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        columns[name] = {"dtype": array.dtype.str, "shape": array.shape, "crc32": _checksum(array)}
+    text = json.dumps({"columns": columns, "meta": meta})
+    (folder / META).write_text(text, encoding="utf-8")
+
+
+def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays, read-only and mapped into memory, and the meta data that `save` wrote.
+
+    Raises ValueError or OSError if anything is missing, cut short or of another kind. A changed
+    byte is found in all arrays but the largest.
+    """
+    found = json.loads((folder / META).read_text(encoding="utf-8"))
+    try:
+        arrays = {name: _map(folder, name, said) for name, said in found["columns"].items()}
+        return arrays, found["meta"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / META} is not as it was written: {error!r}") from None
+
+
+def _map(folder: Path, name: str, said: dict[str, Any]) -> np.ndarray:
+    path = folder / f"{name}.npy"
+    if 0 in said["shape"]:  # nothing cannot be mapped
+        return np.empty(said["shape"], np.dtype(said["dtype"]))
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.dtype.str != said["dtype"] or list(array.shape) != said["shape"]:
+        raise ValueError(f"{path} holds {array.dtype}{array.shape}, not what was written")
+    if _checksum(array) != said["crc32"]:
+        raise ValueError(f"{path} has changed since it was written")
+    return array
+
+
+def _checksum(array: np.ndarray) -> int | None:
+    return zlib.crc32(array.data) if 0 < array.nbytes <= _CHECKED else None
