@@ -106,6 +106,17 @@ def test_grouping_needs_the_sizes_of_the_pictures():
     assert counts.sum() == 32 and set(counts) <= {3, 4}  # three passes, and a part of the fourth
 
 
+def test_known_sizes_are_grouped_unless_it_is_refused():
+    known = source()
+    known.train.sizes = np.array([(20, 40), (40, 20)] * 5)
+    found = {}
+    for choice in (None, True, False):
+        known.group_shapes = choice
+        batches = take(known.train_batches(seed=0, start=0, workers=0), 8)
+        found[choice] = [[t["image_id"] for t in batch.targets] for batch in batches]
+    assert found[None] == found[True] != found[False]
+
+
 def take(batches, count):
     return [next(batches) for _ in range(count)]
 

@@ -22,7 +22,7 @@ class SourceConfig:
     transforms: list[dict[str, Any]] | None = None  # null: the default of the heads; []: none
     labelled: list[str] | None = None  # the classes that are labelled here; null: all it has
     per_identity: Annotated[int, Range(2)] | None = None  # pictures of each identity in a batch
-    group_shapes: bool = False  # training batches of similar aspect ratio: less padding
+    group_shapes: bool | None = None  # batches of similar aspect ratio; null: if sizes are known
     train: dict[str, Any] | None = None
     val: dict[str, Any] | None = None
 

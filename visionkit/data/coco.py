@@ -16,11 +16,11 @@ from visionkit.data.coco_federated import is_federated, present_in, read_labelle
 from visionkit.data.coco_truth import coco_truth, filled_areas
 from visionkit.data.files import check_present
 from visionkit.data.identifiers import read_identifiers
-from visionkit.data.images import load_image, load_label_map
+from visionkit.data.images import load_image
 from visionkit.data.problems import Problems, check_classes
 from visionkit.data.sample import Sample
 from visionkit.data.segmentation_table import SegmentationTable
-from visionkit.data.semantic_maps import paint_classes
+from visionkit.data.semantic_maps import load_classes, paint_classes
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
 
@@ -83,6 +83,11 @@ class Coco:
         self._attributes = None if described is None else described.values[self._rows]
         self._paints = semantic == "paint"
         self._describe(index.names, described)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """(N, 2) h, w of all pictures."""
+        return self._index.images.sizes
 
     @property
     def file_names(self) -> list[str]:
@@ -248,8 +253,8 @@ class Coco:
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
             masks = [self._masks[row] for row in rows]
             return paint_classes(masks, self._labels[span], boxes, size)
-        name = images.semantic.text(index)
-        return self._load_semantic(name, size) if name else None
+        name, known = images.semantic.text(index), len(self.vocabularies["semantic"].names)
+        return load_classes(self.annotations.parent / name, size, known) if name else None
 
     def _check_size(self, path: Path, found: tuple[int, int], expected: tuple[int, int]) -> None:
         if found == expected:
@@ -264,20 +269,6 @@ class Coco:
             f"picture {path} is {found[1]}x{found[0]}, but {self.annotations} says "
             f"{expected[1]}x{expected[0]} ({hint})"
         )
-
-    def _load_semantic(self, name: str, size: tuple[int, int]) -> Tensor:
-        path = self.annotations.parent / name
-        labels = load_label_map(path)
-        if tuple(labels.shape) != size:
-            raise DataError(f"semantic map {path} is {tuple(labels.shape)} (h, w), not {size}")
-        known = len(self.vocabularies["semantic"].names)
-        highest = int(labels.where(labels != 255, 0).max())
-        if highest >= known:
-            raise DataError(
-                f"semantic map {path} has the value {highest}, but 'semantic_classes' has "
-                f"{known} names (255 = ignore)"
-            )
-        return labels
 
     def coco_truth(self) -> dict[str, Any]:
         """The ground truth for a COCO evaluator, with the exact numbers of the file.

@@ -1,16 +1,33 @@
-"""Class maps painted from the masks of objects."""
+"""Class maps: read from files, or painted from the masks of objects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from visionkit.data.images import load_label_map
 from visionkit.data.masks import Segmentation, paint
+from visionkit.errors import DataError
 
 BACKGROUND, IGNORE = 0, 255
+
+
+def load_classes(path: Path, size: tuple[int, int], num_classes: int) -> Tensor:
+    """The map (h, w) uint8 in that file; DataError if it has another size or unknown classes."""
+    labels = load_label_map(path)
+    if tuple(labels.shape) != size:
+        raise DataError(f"semantic map {path} is {tuple(labels.shape)} (h, w), not {size}")
+    highest = int(labels.where(labels != IGNORE, 0).max())
+    if highest >= num_classes:
+        raise DataError(
+            f"semantic map {path} has the value {highest}, but 'semantic_classes' has "
+            f"{num_classes} names (255 = ignore)"
+        )
+    return labels
 
 
 def paint_classes(

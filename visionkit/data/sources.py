@@ -42,7 +42,7 @@ class Source:
     transforms: Sequence[Any] = field(default_factory=tuple)
     eval_batch_size: int | None = None
     per_identity: int | None = None  # pictures of each identity in a training batch
-    group_shapes: bool = False  # training batches of pictures of similar aspect ratio
+    group_shapes: bool | None = None  # batches of similar aspect ratio; None: if sizes are known
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,13 +53,24 @@ class Source:
         """Endless shuffled batches of this process, from batch number `start` on."""
         view = View(self.train, self.transforms, self.image_size, seed)
         if self.per_identity is None:
-            ratios = _aspect_ratios(self.train, self.name) if self.group_shapes else None
-            stream = Stream(len(self.train), self.batch_size, seed, start, ratios)
+            stream = Stream(len(self.train), self.batch_size, seed, start, self._aspect_ratios())
         else:
             stream = IdentityStream(
                 self.train.identities, self.batch_size, self.per_identity, seed, start
             )
         return _batches(DataLoader(view, batch_sampler=stream, **_loading(workers)))
+
+    def _aspect_ratios(self) -> np.ndarray | None:
+        """Height / width (N,) of the training pictures, if batches are to be made by it."""
+        sizes = getattr(self.train, "sizes", None)
+        if self.group_shapes and sizes is None:
+            raise ConfigError(
+                f"data.{self.name}.group_shapes: this data set does not know the sizes of its "
+                "pictures before it reads them; leave it out"
+            )
+        if sizes is None or self.group_shapes is False:
+            return None
+        return sizes[:, 0] / sizes[:, 1]
 
     def val_batches(self, *, workers: int) -> Generator[Batch, None, None]:
         """Every validation picture once. Processes share whole batches, so that a picture is
@@ -191,16 +202,6 @@ def _loading(workers: int) -> dict[str, Any]:
         "pin_memory": torch.cuda.is_available(),
         "generator": torch.Generator(),  # or it would draw from the one that the model uses
     }
-
-
-def _aspect_ratios(dataset: Dataset, source: str) -> np.ndarray:
-    sizes = getattr(dataset, "sizes", None)
-    if sizes is None:
-        raise ConfigError(
-            f"data.{source}.group_shapes: this data set does not know the sizes of its pictures "
-            "before it reads them; leave it out"
-        )
-    return sizes[:, 0] / sizes[:, 1]
 
 
 def _batches(loader: DataLoader) -> Generator[Batch, None, None]:
