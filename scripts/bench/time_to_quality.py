@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import statistics
 import tempfile
@@ -78,6 +79,7 @@ def of_interest(metrics: dict[str, float]) -> dict[str, float]:
 
 def rival(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """The nano model of `ultralytics` on the same pictures."""
+    threads = torch.get_num_threads()  # it leaves a core free, for all that follows in the process
     from ultralytics import YOLO
     from ultralytics import __version__ as version
 
@@ -104,11 +106,11 @@ def rival(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             imgsz=args.size,
             pretrained=False,
             seed=seed,
-            workers=0,
             project=str(root / "runs"),
             plots=False,
             verbose=False,
         )
+        torch.set_num_threads(threads)
         results = []
         for image in truth["images"]:
             (found,) = model.predict(
@@ -184,7 +186,9 @@ def medians(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rounded(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}
+    """For JSON, which has no NaN: a class without an object has no AP."""
+    floats = {k: v for k, v in record.items() if isinstance(v, float)}
+    return record | {k: None if math.isnan(v) else round(v, 4) for k, v in floats.items()}
 
 
 def main() -> None:
