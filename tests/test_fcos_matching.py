@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from visionkit.heads.fcos import FCOS
-from visionkit.heads.fcos_matching import Points, Truth, match, true_centerness
+from visionkit.heads.fcos_matching import Points, Truth, cells_of, match, true_centerness
 from visionkit.types import Level
 
 LEVELS = {"p3": Level(32, 8), "p4": Level(32, 16), "p5": Level(32, 32)}
@@ -14,7 +13,7 @@ def points_over(size):
     features = {
         k: torch.zeros(1, 32, *(s // level.stride for s in size)) for k, level in LEVELS.items()
     }
-    return FCOS(LEVELS, ["thing"], num_convs=0).points(features, size)
+    return cells_of(LEVELS, features, size)
 
 
 def target(boxes):

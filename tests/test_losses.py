@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from visionkit.losses import giou_loss, sigmoid_focal_loss
+from visionkit.losses import giou_loss, quality_focal_loss, sigmoid_focal_loss
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.5)])
@@ -65,3 +65,27 @@ def test_losses_are_float32_in_half_precision():
     assert sigmoid_focal_loss(empty, empty.detach()).dtype == torch.float32
     loss.sum().backward()
     assert empty.grad.isfinite().all()
+
+
+def test_quality_focal_loss_by_hand():
+    logits, targets = torch.tensor([0.0, 2.0, -1.0]), torch.tensor([0.8, 0.0, 1.0])
+    expected = []
+    for logit, wanted in zip(logits.tolist(), targets.tolist(), strict=True):
+        p = 1 / (1 + math.exp(-logit))
+        entropy = -wanted * math.log(p) - (1 - wanted) * math.log(1 - p)
+        expected.append(abs(p - wanted) ** 2 * entropy)
+    torch.testing.assert_close(quality_focal_loss(logits, targets), torch.tensor(expected))
+
+
+def test_quality_focal_loss_of_hard_targets_is_the_focal_loss_without_balance():
+    logits = torch.randn(50)
+    targets = (torch.rand(50) > 0.5).float()
+    balanced = sigmoid_focal_loss(logits, targets, alpha=0.5)
+    torch.testing.assert_close(quality_focal_loss(logits, targets), 2 * balanced)
+
+
+def test_quality_focal_loss_is_least_where_the_score_is_the_target():
+    scores = torch.linspace(0.01, 0.99, 99)
+    losses = quality_focal_loss(scores.logit(), torch.full_like(scores, 0.7))
+    assert scores[losses.argmin()].item() == pytest.approx(0.7, abs=0.005)
+    assert losses.min() < 1e-4

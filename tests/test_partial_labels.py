@@ -13,7 +13,8 @@ from visionkit.losses import marginal_cross_entropy
 from visionkit.model import VisionModel
 from visionkit.necks.fpn import FPN
 
-HEADS = ["detection.FasterRCNN", "detection.FCOS", "instance.MaskRCNN"]
+ONE_STAGE = {"detection.FCOS": "cls_logits", "detection.TaskAligned": "classification.predict"}
+HEADS = [*ONE_STAGE, "detection.FasterRCNN", "instance.MaskRCNN"]
 
 
 def test_the_marginal_loss_by_hand():
@@ -79,7 +80,7 @@ def test_class_logits_of_unlabelled_classes_are_not_lowered(name, dataset):
     pushes = {}
     for marked in (True, False):
         model = model_of(name, dataset)
-        if name != "detection.FCOS":
+        if name not in ONE_STAGE:
             model.heads["head"].roi_heads.box_predictor.cls_score.bias.data[0] = -5
         batch = batch_of(dataset, [0])
         for target in batch.targets:
@@ -88,12 +89,12 @@ def test_class_logits_of_unlabelled_classes_are_not_lowered(name, dataset):
             if not marked:
                 del target["labelled"]
         sum(losses_of(model, batch).values()).backward()
-        layer = "cls_logits" if name == "detection.FCOS" else "cls_score"
+        layer = ONE_STAGE.get(name, "cls_score")
         (bias,) = [p for n, p in model.named_parameters() if n.endswith(f"{layer}.bias")]
-        pushes[marked] = bias.grad if name == "detection.FCOS" else bias.grad[1:]
+        pushes[marked] = bias.grad if name in ONE_STAGE else bias.grad[1:]
     assert (pushes[False] > 0).all()  # a positive gradient lowers the logit
     assert pushes[True][0] > 0 and (pushes[True][1:] <= 0).all()
-    if name == "detection.FCOS":
+    if name in ONE_STAGE:
         assert (pushes[True][1:] == 0).all()
 
 

@@ -28,6 +28,15 @@ def sigmoid_focal_loss(
     return balance * missed**gamma * cross_entropy
 
 
+def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) -> Tensor:
+    """Cross-entropy with targets in 0..1, each weighted by |probability - target|^beta: the focal
+    loss for soft targets, of the shape of `logits` (Li et al. 2020, arXiv 2006.04388).
+    """
+    logits, targets = logits.float(), targets.float()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (logits.sigmoid() - targets).abs() ** beta * cross_entropy
+
+
 def marginal_cross_entropy(logits: Tensor, possible: Tensor) -> Tensor:
     """-log of the total probability of the classes that are possible (Shi et al. 2021): (...,).
 

@@ -1,4 +1,4 @@
-"""Boxes of many objects: Faster R-CNN in two stages; FCOS, in one, is written in `fcos`."""
+"""Boxes of many objects: Faster R-CNN in two stages; those in one are in `fcos` and `aligned`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from visionkit.boxes import to_original
+from visionkit.heads.aligned import TaskAligned
 from visionkit.heads.fcos import FCOS
 from visionkit.heads.rcnn.anchors import Anchors
 from visionkit.heads.rcnn.boxes import BoxStage
@@ -17,7 +18,7 @@ from visionkit.heads.rcnn.proposals import Counts, RegionProposals
 from visionkit.metrics.coco import CocoEvaluator
 from visionkit.types import Batch, Count, Dataset, Evaluator, Fraction, Head, Level, Positive
 
-__all__ = ["FCOS", "FasterRCNN"]
+__all__ = ["FCOS", "FasterRCNN", "TaskAligned"]
 
 
 class FasterRCNN(Head):

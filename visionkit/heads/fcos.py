@@ -18,7 +18,7 @@ from torchvision.ops import batched_nms
 
 from visionkit.boxes import clip, to_original
 from visionkit.errors import ConfigError
-from visionkit.heads.fcos_matching import Points, Truth, decode, grid, match, true_centerness
+from visionkit.heads.fcos_matching import Points, Truth, cells_of, decode, match, true_centerness
 from visionkit.losses import giou_loss, sigmoid_focal_loss
 from visionkit.metrics.coco import CocoEvaluator
 from visionkit.ops.norm import group_norm
@@ -93,21 +93,10 @@ class FCOS(Head):
         self.nms_iou = nms_iou
         self.max_detections = max_detections
         self.pre_nms_top_n = pre_nms_top_n
-        self.head = Branches(common_channels(levels), len(classes), num_convs, norm, prior)
+        self.head = Branches(common_channels(levels, "FCOS"), len(classes), num_convs, norm, prior)
 
     def forward(self, features: dict[str, Tensor]) -> Output:
         return self.head([features[name] for name in self.levels])
-
-    def points(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Points:
-        """The cells of `features` over pictures padded to `image_size` (h, w)."""
-        strides = [level.stride for level in self.levels.values()]
-        bounds = [0.0, *(4.0 * stride for stride in strides[1:]), math.inf]
-        parts = []
-        for i, (name, stride) in enumerate(zip(self.levels, strides, strict=True)):
-            centers = grid(features[name], stride, image_size)
-            constants = centers.new_tensor([stride, bounds[i], bounds[i + 1]])
-            parts.append([centers, *constants[:, None].expand(3, len(centers))])
-        return Points(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Sums over the cells, divided by the number of cells that lie in an object.
@@ -120,7 +109,7 @@ class FCOS(Head):
         labelled = [i for i, t in enumerate(batch.targets) if all(key in t for key in self.needs)]
         if len(labelled) < len(batch):
             output = Output(*(tensor[labelled] for tensor in output))
-        points = self.points(features, batch.images.shape[-2:])
+        points = cells_of(self.levels, features, batch.images.shape[-2:])
         truth = Truth.of([batch.targets[i] for i in labelled], output.distances.device)
         matched, ignored = match(points, truth, self.center_radius)
         return self._losses(output, points, truth, matched, ignored)
@@ -158,14 +147,19 @@ class FCOS(Head):
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
         """Each picture's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
         output = self(features)
-        points = self.points(features, batch.images.shape[-2:])
+        points = cells_of(self.levels, features, batch.images.shape[-2:])
         scores = (
             output.class_logits.sigmoid() * output.centerness_logits.sigmoid()[..., None]
         ).sqrt()
         per_level = [features[name].shape[-2:].numel() for name in self.levels]
         detections = []
         for image, target in enumerate(batch.targets):
-            point, labels, best = self._candidates(scores[image], per_level)
+            point, labels, best = best_candidates(
+                scores[image],
+                per_level,
+                threshold=self.score_threshold,
+                most=self.pre_nms_top_n,
+            )
             boxes = decode(output.distances[image, point], points, point)
             boxes = clip(boxes, target["size"])
             keep = batched_nms(boxes, best, labels, self.nms_iou)[: self.max_detections]
@@ -173,33 +167,35 @@ class FCOS(Head):
             detections.append({"boxes": boxes, "scores": best[keep], "labels": labels[keep]})
         return detections
 
-    def _candidates(
-        self, scores: Tensor, per_level: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cell, class and score of the detections worth a look among `scores` (P, K)."""
-        num_classes = scores.shape[1]
-        cells, labels, best = [], [], []
-        first_cell = 0
-        for level_scores in scores.split(per_level):
-            flat = level_scores.flatten()
-            passed = (flat > self.score_threshold).nonzero()[:, 0]
-            top = flat[passed].topk(min(len(passed), self.pre_nms_top_n))
-            passed = passed[top.indices]
-            cells.append(first_cell + passed // num_classes)
-            labels.append(passed % num_classes)
-            best.append(top.values)
-            first_cell += len(level_scores)
-        return torch.cat(cells), torch.cat(labels), torch.cat(best)
-
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return CocoEvaluator(dataset, types=("bbox",))
 
 
-def common_channels(levels: dict[str, Level]) -> int:
+def best_candidates(
+    scores: Tensor, per_level: Sequence[int], *, threshold: float, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cell, class and score of the detections worth a look among `scores` (P, K): those above
+    `threshold`, at most `most` of each level."""
+    num_classes = scores.shape[1]
+    cells, labels, best = [], [], []
+    first_cell = 0
+    for level_scores in scores.split(per_level):
+        flat = level_scores.flatten()
+        passed = (flat > threshold).nonzero()[:, 0]
+        top = flat[passed].topk(min(len(passed), most))
+        passed = passed[top.indices]
+        cells.append(first_cell + passed // num_classes)
+        labels.append(passed % num_classes)
+        best.append(top.values)
+        first_cell += len(level_scores)
+    return torch.cat(cells), torch.cat(labels), torch.cat(best)
+
+
+def common_channels(levels: dict[str, Level], head: str) -> int:
     channels = {name: level.channels for name, level in levels.items()}
     if len(set(channels.values())) > 1:
         raise ConfigError(
-            f"FCOS needs feature maps of equal channels, got {channels}; "
+            f"{head} needs feature maps of equal channels, got {channels}; "
             "add `neck: {type: fpn.FPN}`"
         )
     return next(iter(channels.values()))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from visionkit.boxes import area
-from visionkit.types import Target
+from visionkit.types import Level, Target
 
 
 class Points(NamedTuple):
@@ -90,6 +90,20 @@ def true_centerness(centers: Tensor, boxes: Tensor) -> Tensor:
     before, after = centers - boxes[:, :2], boxes[:, 2:] - centers
     ratios = torch.minimum(before, after) / torch.maximum(before, after)  # (N, 2)
     return ratios.prod(1).sqrt()
+
+
+def cells_of(
+    levels: dict[str, Level], features: dict[str, Tensor], image_size: tuple[int, int]
+) -> Points:
+    """The cells of the `features` of `levels`, over pictures padded to `image_size` (h, w)."""
+    strides = [level.stride for level in levels.values()]
+    bounds = [0.0, *(4.0 * stride for stride in strides[1:]), math.inf]
+    parts = []
+    for i, (name, stride) in enumerate(zip(levels, strides, strict=True)):
+        centers = grid(features[name], stride, image_size)
+        constants = centers.new_tensor([stride, bounds[i], bounds[i + 1]])
+        parts.append([centers, *constants[:, None].expand(3, len(centers))])
+    return Points(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def grid(feature: Tensor, stride: int, image_size: tuple[int, int]) -> Tensor:
