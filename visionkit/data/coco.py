@@ -253,8 +253,11 @@ class Coco:
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
             masks = [self._masks[row] for row in rows]
             return paint_classes(masks, self._labels[span], boxes, size)
-        name, known = images.semantic.text(index), len(self.vocabularies["semantic"].names)
-        return load_classes(self.annotations.parent / name, size, known) if name else None
+        name = images.semantic.text(index)
+        if not name:
+            return None
+        known = len(self.vocabularies["semantic"].names)
+        return load_classes(self.annotations.parent / name, size, known)
 
     def _check_size(self, path: Path, found: tuple[int, int], expected: tuple[int, int]) -> None:
         if found == expected:

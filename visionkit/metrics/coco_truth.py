@@ -61,7 +61,9 @@ def read_truth(truth: dict[str, Any], iou_type: IouType, source: str = "ground t
     image_ids = _unique("images", images, "id", problems)
     category_ids = _unique("categories", categories, "id", problems)
     names = [str(category.get("name")) for category in categories]
-    report_repeats("categories", categories, "name", names, [True] * len(names), problems)
+    report_repeats(
+        "categories", categories.__getitem__, "name", names, [True] * len(names), problems
+    )
     sizes = np.zeros((len(images), 2), np.int64)
     if iou_type == "segm":
         for side, key in enumerate(("height", "width")):
@@ -127,7 +129,7 @@ def _integers(
 def _unique(kind: str, records: Sequence[Record], key: str, problems: Problems) -> np.ndarray:
     ids = _integers(kind, records, key, problems)
     if len(np.unique(ids)) < len(ids):
-        report_repeats(kind, list(records), key, ids.tolist(), [True] * len(ids), problems)
+        report_repeats(kind, records.__getitem__, key, ids.tolist(), [True] * len(ids), problems)
     return ids
 
 
