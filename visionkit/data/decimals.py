@@ -14,7 +14,7 @@ import numpy as np
 
 WIDEST = 15  # characters of a number that are read in words; so many digits are below 2**53
 
-_BLOCK = 1 << 13  # numbers at once; what is made of them stays in a core's cache
+_BLOCK = 1 << 16  # characters at once; what is made of them stays in a core's cache
 _PAD = b" " * 16  # before the text, so that two words can be read before each end
 _POWERS = 10.0 ** np.arange(WIDEST + 1)
 
@@ -38,35 +38,92 @@ def read_numbers(text: bytes) -> Numbers | None:
 
     A number with an exponent is two runs with an `e` between, which the caller must look for.
     """
-    padded = b"".join((_PAD, text, b"  "))
+    padded = b"".join((_PAD, text, b" " * 9))
     chars = np.frombuffer(padded, np.uint8)
-    is_number = (chars - np.uint8(45)) <= 12  # "-" to "9"; lower characters wrap around
-    if np.count_nonzero(chars == 47):  # the slash, the only other one between
+    words = np.lib.stride_tricks.as_strided(chars[:8].view(U), (len(chars) - 7,), (1,))
+    first, last = len(_PAD) - 1, len(padded) - 9  # a space each
+    blocks, begin = [], first
+    while begin < last:
+        end = padded.find(b",", begin + _BLOCK)  # no part of a number; the next block begins there
+        end = last if end < 0 or end > last else end
+        block = _read_block(padded, chars, words, begin, end)
+        if block is None:
+            return None
+        blocks.append(block)
+        begin = end
+    empty = np.empty(0, np.int64)
+    values, starts, ends = (
+        (np.concatenate(column) for column in zip(*blocks, strict=True))
+        if blocks
+        else (np.empty(0), empty, empty)
+    )
+    return Numbers(values, starts - first, ends - first, chars[first : last + 1])
+
+
+def _read_block(
+    text: bytes, chars: np.ndarray, words: np.ndarray, begin: int, end: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Values, starts and ends of the numbers between two characters that are part of none; None
+    if one is no number."""
+    block = chars[begin : end + 1]
+    is_number = (block - np.uint8(45)) <= 12  # "-" to "9"; lower characters wrap around
+    if np.count_nonzero(block == 47):  # the slash, the only other one between
         return None
-    edges = np.flatnonzero(is_number[1:] != is_number[:-1]) + 1
-    starts, ends = edges[::2], edges[1::2]
-    minuses = np.count_nonzero(chars == 45)
-    values = np.empty(len(starts))
-    negatives = points = 0
-    for i in range(0, len(starts), _BLOCK):
-        begin, end = starts[i : i + _BLOCK], ends[i : i + _BLOCK]
-        negative = chars[begin] == 45 if minuses else None
-        digits = begin if negative is None else begin + negative
-        if _malformed(chars, digits, end):
-            return None
-        try:
-            block, found = _values(padded, chars, digits, end)
-        except ValueError:
-            return None
-        points += found
-        if negative is not None:
-            negatives += np.count_nonzero(negative)
-            np.negative(block, out=block, where=negative)
-        values[i : i + _BLOCK] = block
-    if negatives != minuses or points != np.count_nonzero(chars == 46):
-        return None  # a minus inside of a number, or two points in one
-    before = len(_PAD) - 1
-    return Numbers(values, starts - before, ends - before, chars[before:-1])
+    edges = np.flatnonzero(is_number[1:] != is_number[:-1])
+    edges += begin + 1
+    starts, ends = edges.reshape(-1, 2).T.copy()
+    minuses = np.count_nonzero(block == 45)
+    points_at = np.flatnonzero(block == 46)
+    if not minuses and len(points_at) == len(starts) > 0:
+        values = _hundredths(chars, words, starts, ends, points_at + begin)
+        if values is not None:
+            return values, starts, ends
+    digits, negative = starts, None
+    if minuses:
+        negative = chars[starts] == 45
+        digits = starts + negative
+        if np.count_nonzero(negative) != minuses:
+            return None  # one is inside of a number
+    if _malformed(chars, digits, ends):
+        return None
+    try:
+        values, points = _values(text, words, digits, ends)
+    except ValueError:
+        return None
+    if points != len(points_at):
+        return None  # a number has two
+    if negative is not None:
+        np.negative(values, out=values, where=negative)
+    return values, starts, ends
+
+
+def _hundredths(
+    chars: np.ndarray,
+    words: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    points: np.ndarray,
+) -> np.ndarray | None:
+    """The numbers there if each is as most coordinates are: up to eight characters without a sign,
+    one or two digits behind its point. `points` (N,) are all there are. Else None.
+
+    The point is taken for a digit, of 14. A number I.FF so becomes 1000 I + 1400 + FF.
+    """
+    length, places = ends - starts, ends - points - 1
+    before = points - starts
+    fits = (length <= 8) & (places >= 1) & (places <= 2) & (before >= 1)
+    if not (fits & ((chars[starts] != 48) | (before == 1))).all():  # one point each, no 01.5
+        return None
+    shift = ((8 - length) << 3).astype(U)
+    digits = words[ends - 8] >> shift << shift  # what is before the number becomes zero
+    digits &= _DIGITS
+    digits = (digits * U(10) + (digits >> U(8))) & U(0x00FF00FF00FF00FF)
+    digits = (digits * U(100) + (digits >> U(16))) & U(0x0000FFFF0000FFFF)
+    digits = (digits * U(10_000) + (digits >> U(32))) & U(0x00000000FFFFFFFF)
+    digits *= np.where(places == 1, U(10), U(1))
+    digits -= U(1400)
+    digits -= digits // U(1000) * U(900)
+    return digits.astype(np.float64) / 100
 
 
 def _malformed(chars: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> bool:
@@ -77,13 +134,12 @@ def _malformed(chars: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> bool:
 
 
 def _values(
-    text: bytes, chars: np.ndarray, starts: np.ndarray, ends: np.ndarray
+    text: bytes, words: np.ndarray, starts: np.ndarray, ends: np.ndarray
 ) -> tuple[np.ndarray, int]:
     """The numbers there, which have no sign, and how many points were found in them.
 
     Raises ValueError for some that have two.
     """
-    words = np.lib.stride_tricks.as_strided(chars[:8].view(U), (len(chars) - 7,), (1,))
     length = ends - starts
     whole, places, point = _digits(words[ends - 8], np.minimum(length, 8))
     values, points = whole.astype(np.float64), np.count_nonzero(point)
