@@ -80,7 +80,8 @@ def torchvision_model(name):
             model.train().backbone(torch.randn(4, 3, 256, 256))
             model.eval()
         for layer, gain in {
-            "box_predictor.cls_score": 6 if "mobilenet" in name else 20, "box_predictor.bbox_pred": 1, "rpn.head.cls_logits": 5,
+            "box_predictor.cls_score": 6 if "mobilenet" in name else 20,
+            "box_predictor.bbox_pred": 1, "rpn.head.cls_logits": 5,
             "rpn.head.bbox_pred": 1, "mask_fcn_logits": 5,
             "classification_head.cls_logits": 20, "bbox_reg": 5,
         }.items():  # fmt: skip

@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from mmap import mmap
 from typing import Any
 
-PIECE = (
-    1 << 20
-)  # bytes of a list that are read at once; fits a core's cache with what is made of it
+PIECE = 1 << 20  # bytes of a list that are read at once
 
 Data = bytes | mmap
 Take = Callable[[int, int], int | None]
