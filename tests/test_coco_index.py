@@ -195,16 +195,39 @@ def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):
         index_of(tmp_path, data, piece=400)
 
 
-def test_coordinates_lose_nothing_by_being_kept_as_hundredths(tmp_path):
-    records = plain(30)
-    for i, record in enumerate(records):
-        places = 2 if i < 20 else 5
-        outline = [[round(value, places) for value in part] for part in record["segmentation"]]
-        record["segmentation"] = outline
-    for last, kind in ((20, np.int32), (30, np.float64)):
-        index = index_of(tmp_path, content(records[:last]), piece=900)
-        assert index.objects.masks.points.dtype == kind
-        check(index, content(records[:last]))
+def test_numbers_of_outlines_lose_nothing(tmp_path):
+    records = plain(3)
+    for record in records:
+        record["segmentation"] = [[0.1, 1 / 3, 5, -0.0, 1e-9, 12.00000000000001]]
+    for records[1]["segmentation"][0][4] in (0.25, 1e-9):  # without and with an exponent
+        index = index_of(tmp_path, content(records))
+        for row, record in enumerate(records):
+            found = index.objects.record(row)["segmentation"]
+            assert json.dumps(found) == json.dumps(record["segmentation"])
+            points, (expected,) = index.objects.masks[row].points, record["segmentation"]
+            assert points.dtype == np.float64 and points.ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("value", [250, 199.99, 999, 1000, 1234.5, -200, -1000, 123456789012345])
+def test_outlines_farther_than_ten_times_the_picture_are_found(tmp_path, value):
+    records = plain(4)
+    limits = {0: 200, 1: 100}  # x, y of a picture of 20x10
+    for axis, limit in limits.items():
+        records[2]["segmentation"] = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7, 8]]
+        records[2]["segmentation"][1][axis + 2] = value
+        (tmp_path / "a.json").write_text(json.dumps(content(records)))
+        index = read_index(tmp_path / "a.json")
+        assert index.mask_faults.count == (abs(value) > limit)
+        assert (index.objects.masks.reach >= [0, 0, abs(value), 0]).all()
+
+
+@pytest.mark.parametrize(("width", "is_far"), [(123, True), (124, False), (1000, False)])
+def test_a_coordinate_of_four_digits_is_far_in_a_small_picture_alone(tmp_path, width, is_far):
+    data = content(plain(2))
+    data["images"] = [{**IMAGES[0], "width": width, "height": 500}]
+    data["annotations"][1]["segmentation"] = [[1, 2, 1234.5, 4, 5, 6]]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    assert read_index(tmp_path / "a.json").mask_faults.count == is_far
 
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path):

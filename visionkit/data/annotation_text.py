@@ -22,7 +22,7 @@ from visionkit.data.coco_tables import COMPRESSED, OTHER, POLYGONS, UNCOMPRESSED
 from visionkit.data.json_lists import elements
 from visionkit.data.polygon_text import KEY, Cut, cut_polygons
 from visionkit.data.problems import Problems
-from visionkit.data.segmentation_table import SegmentationTableWriter, compact, farthest
+from visionkit.data.segmentation_table import SegmentationTableWriter
 from visionkit.data.uniform_records import read_uniform
 
 _NUMBERS = {"id", "image_id", "category_id", "area", "iscrowd"}
@@ -51,7 +51,7 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
     cut = cut_polygons(text)
     columns = None if cut is None else _uniform(cut)
     if columns is not None:
-        return Piece(columns, has_masks=len(cut.counts) > 0)
+        return Piece(columns, has_masks=len(cut.sizes) > 0)
     records, end, cut = _records(text, cut)
     if not records or not all(type(record) is dict for record in records):
         return Piece(None, end=end, all_objects=not records)
@@ -97,36 +97,28 @@ def _segmentations(
     records: Sequence[Record], cut: Cut | None, first: int
 ) -> tuple[Columns, tuple[tuple[int, str], ...]]:
     """Their columns, and what is wrong with them."""
-    writer, faults = SegmentationTableWriter(), []
-    kinds = [
-        POLYGONS if cut is not None and KEY in r else _kind(r.get("segmentation")) for r in records
-    ]
+    writer, faults, kinds = SegmentationTableWriter(), [], []
+    outlines = iter(() if cut is None else cut.outlines())
     for i, record in enumerate(records):
+        if cut is not None and KEY in record:
+            kinds.append(POLYGONS)
+            writer.append_code(*next(outlines))
+            continue
+        kinds.append(_kind(record.get("segmentation")))
         try:
             writer.append(record.get("segmentation"))
         except ValueError as error:
             faults.append((first + i, str(error)))
             kinds[i] = OTHER
     table = writer.table()
-    points, sizes, counts = table.points, np.diff(table.polygon_ends, prepend=0), None
-    if cut is not None:  # then no record has other polygons
-        points, sizes = cut.points, cut.sizes
-        counts = np.zeros(len(records), np.int64)
-        counts[[KEY in record for record in records]] = cut.counts
     columns = {
         "kind": np.array(kinds, np.uint8),
-        **_polygons(points, sizes, np.diff(table.polygon_counts) if counts is None else counts),
         "codes": table.codes,
         "code_sizes": np.diff(table.code_ends),
+        "reach": table.reach,
         "rle_sizes": table.sizes,
     }
     return columns, tuple(faults)
-
-
-def _polygons(points: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> Columns:
-    reach = farthest(points, sizes, counts)
-    points = compact(points)
-    return {"points": points, "polygon_sizes": sizes, "polygon_counts": counts, "reach": reach}
 
 
 def _records(text: bytes, cut: Cut | None) -> tuple[list[Any], int | None, Cut | None]:
@@ -145,7 +137,7 @@ def _is_safe(records: list[Any], cut: Cut) -> bool:
     """Whether each cut was from a record of its own, and all other masks are bitmaps or empty."""
     if not all(type(record) is dict for record in records):
         return False
-    if sum(KEY in record for record in records) != len(cut.counts):
+    if sum(KEY in record for record in records) != len(cut.sizes):
         return False
     others = [record["segmentation"] for record in records if "segmentation" in record]
     both = sum(KEY in record and "segmentation" in record for record in records)
@@ -164,7 +156,7 @@ def _uniform(cut: Cut) -> Columns | None:
     if any(column.ndim != 1 for column in found.values()):
         return None
     count = len(bbox)
-    if has_masks != (len(cut.counts) > 0) or len(cut.counts) not in (0, count):
+    if has_masks != (len(cut.sizes) > 0) or len(cut.sizes) not in (0, count):
         return None
     area, crowd = found.get("area"), found.get("iscrowd")
     if area is not None and not ((area >= 0) & (area < 1e15)).all():
@@ -174,7 +166,6 @@ def _uniform(cut: Cut) -> Columns | None:
     whole = {key: _whole(found.get(key)) for key in ("id", "image_id", "category_id")}
     if any(whole[key] is None and key in found for key in whole):
         return None
-    zeros = np.zeros(count, np.int64)
     return {
         "id": np.full(count, ABSENT) if whole["id"] is None else whole["id"],
         "image_id": whole["image_id"],
@@ -183,10 +174,10 @@ def _uniform(cut: Cut) -> Columns | None:
         "area": np.full(count, np.nan) if area is None else area,
         "iscrowd": np.full(count, -1, np.int8) if crowd is None else crowd.astype(np.int8),
         "kind": np.full(count, POLYGONS if has_masks else OTHER, np.uint8),
-        **_polygons(cut.points, cut.sizes, cut.counts if has_masks else zeros),
-        "codes": np.empty(0, np.uint8),
-        "code_sizes": zeros,
-        "rle_sizes": np.zeros((count, 2), np.int64),
+        "codes": np.frombuffer(cut.codes, np.uint8),
+        "code_sizes": cut.sizes if has_masks else np.zeros(count, np.int64),
+        "reach": cut.reach if has_masks else np.zeros(count),
+        "rle_sizes": np.zeros((count, 2), np.int32),
         **packed("extras", [""] * count),
     }
 

@@ -14,7 +14,7 @@ from visionkit.data.coco_tables import Gathered, ObjectTable
 from visionkit.data.json_lists import Data, proposals
 from visionkit.data.problems import Problems
 from visionkit.data.read_ahead import ReadAhead, can_help
-from visionkit.data.segmentation_table import SegmentationTable, expanded
+from visionkit.data.segmentation_table import SegmentationTable
 
 _LIST = re.compile(rb'"annotations"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*')
 
@@ -31,7 +31,6 @@ class AnnotationReader:
         self.data, self.piece, self.problems = data, piece, problems
         self.mask_faults: list[tuple[int, str]] = []  # places in the list, and what is wrong
         self._columns = Gathered()
-        self._points: type = np.int32  # the type of all points so far
         self.count = 0
         self.keys: set[str] = set()  # what the columns do not tell of some annotation
         self.all_objects = True  # no element is anything else than a JSON object
@@ -64,7 +63,7 @@ class AnnotationReader:
         self.keys |= piece.keys
         self.mask_faults += piece.mask_faults
         if piece.columns is not None:
-            self._columns.add(self._alike(piece.columns))
+            self._columns.add(piece.columns)
             self.count += len(piece.columns["id"])
         return piece.end
 
@@ -83,28 +82,15 @@ class AnnotationReader:
             spans = proposals(self.data, start, self.piece)
             self._ahead = self._stack.enter_context(ReadAhead(self.data, read_faultless, spans))
 
-    def _alike(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Columns with points of the type of those before; from the first piece on whose points
-        are no hundredths, all points are floats."""
-        points = columns["points"]
-        if self._points is np.int32 and points.dtype != np.int32:
-            earlier = self._columns.column("points", np.int32, 2)
-            self._columns.replace("points", expanded(earlier))
-            self._points = np.float64
-        return columns if self._points is np.int32 else columns | {"points": expanded(points)}
-
     def table(self, image_ids: np.ndarray) -> ObjectTable:
         """All that was read; `image_ids` are those of the image table."""
         columns = self._columns
         ids = columns.column("image_id", np.int64)
         masks = SegmentationTable(
-            points=columns.column("points", self._points, 2),
-            polygon_ends=columns.offsets("polygon_sizes")[1:],
-            polygon_counts=columns.offsets("polygon_counts"),
             codes=columns.column("codes", np.uint8),
             code_ends=columns.offsets("code_sizes"),
-            reach=columns.column("reach", np.float64, 2),
-            sizes=columns.column("rle_sizes", np.int64, 2),
+            reach=columns.column("reach", np.float64),
+            sizes=columns.column("rle_sizes", np.int32, 2),
         )
         return ObjectTable(
             ids=columns.column("id", np.int64),

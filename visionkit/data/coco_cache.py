@@ -12,7 +12,7 @@ from visionkit.data.index_store import content_key
 
 log = logging.getLogger("visionkit")
 
-FORMAT = 2  # to be raised with each change of what is stored, or of what is checked
+FORMAT = 3  # to be raised with each change of what is stored, or of what is checked
 SMALLEST = 4 << 20  # bytes of an annotation file that is worth an entry
 
 

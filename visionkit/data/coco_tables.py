@@ -133,11 +133,9 @@ class ObjectTable:
         return boxes
 
     def _segmentation(self, row: int) -> Any:
-        found = self.masks[row]
         if self.kind[row] == POLYGONS:
-            starts = [0, *found.ends[:-1].tolist()]
-            spans = zip(starts, found.ends.tolist(), strict=True) if len(found.ends) else ()
-            return [found.points[a:b].ravel().tolist() for a, b in spans]
+            return self.masks.polygons(row)
+        found = self.masks[row]
         if self.kind[row] == COMPRESSED:
             return {"size": list(found.size), "counts": found.counts.decode()}
         return {"size": list(found.size), "counts": run_lengths(found.counts).tolist()}
@@ -160,10 +158,6 @@ class Gathered:
             whole = self._bytes.setdefault(name, bytearray())
             if part.size:
                 whole += np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-
-    def replace(self, name: str, column: np.ndarray) -> None:
-        self._bytes.pop(name, None)
-        self.add({name: column})
 
     def column(self, name: str, dtype: type, width: int | None = None) -> np.ndarray:
         """That column as (N,) or (N, width)."""

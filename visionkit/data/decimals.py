@@ -73,11 +73,6 @@ def _read_block(
     edges += begin + 1
     starts, ends = edges.reshape(-1, 2).T.copy()
     minuses = np.count_nonzero(block == 45)
-    points_at = np.flatnonzero(block == 46)
-    if not minuses and len(points_at) == len(starts) > 0:
-        values = _hundredths(chars, words, starts, ends, points_at + begin)
-        if values is not None:
-            return values, starts, ends
     digits, negative = starts, None
     if minuses:
         negative = chars[starts] == 45
@@ -90,40 +85,11 @@ def _read_block(
         values, points = _values(text, words, digits, ends)
     except ValueError:
         return None
-    if points != len(points_at):
+    if points != np.count_nonzero(block == 46):
         return None  # a number has two
     if negative is not None:
         np.negative(values, out=values, where=negative)
     return values, starts, ends
-
-
-def _hundredths(
-    chars: np.ndarray,
-    words: np.ndarray,
-    starts: np.ndarray,
-    ends: np.ndarray,
-    points: np.ndarray,
-) -> np.ndarray | None:
-    """The numbers there if each is as most coordinates are: up to eight characters without a sign,
-    one or two digits behind its point. `points` (N,) are all there are. Else None.
-
-    The point is taken for a digit, of 14. A number I.FF so becomes 1000 I + 1400 + FF.
-    """
-    length, places = ends - starts, ends - points - 1
-    before = points - starts
-    fits = (length <= 8) & (places >= 1) & (places <= 2) & (before >= 1)
-    if not (fits & ((chars[starts] != 48) | (before == 1))).all():  # one point each, no 01.5
-        return None
-    shift = ((8 - length) << 3).astype(U)
-    digits = words[ends - 8] >> shift << shift  # what is before the number becomes zero
-    digits &= _DIGITS
-    digits = (digits * U(10) + (digits >> U(8))) & U(0x00FF00FF00FF00FF)
-    digits = (digits * U(100) + (digits >> U(16))) & U(0x0000FFFF0000FFFF)
-    digits = (digits * U(10_000) + (digits >> U(32))) & U(0x00000000FFFFFFFF)
-    digits *= np.where(places == 1, U(10), U(1))
-    digits -= U(1400)
-    digits -= digits // U(1000) * U(900)
-    return digits.astype(np.float64) / 100
 
 
 def _malformed(chars: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> bool:

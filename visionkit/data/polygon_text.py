@@ -1,32 +1,55 @@
-"""The polygons in the text of COCO annotations, cut out and read apart: 85 % of a large file."""
+"""The polygons in the text of COCO annotations, cut out and checked: 75 % of a large file.
+
+They are kept as text, and read by `json` when an object is asked for: to know that nothing is
+wrong with them takes no arithmetic, so a large file opens in half the time.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
-from visionkit.data.decimals import Numbers, read_numbers
-
 MARK = b'"segmentation@": null'  # stands where polygons were cut out
 KEY = "segmentation@"
+WIDEST = 15  # digits before a point; a double holds whole numbers of so many exactly
 
 _POLYGONS = re.compile(
     rb'"segmentation"[ \t\n\r]*:[ \t\n\r]*'
     rb"(\[[ \t\n\r]*\[[^\]]*\](?:[ \t\n\r]*,[ \t\n\r]*\[[^\]]*\])*[ \t\n\r]*\])"
 )
 _ESCAPED = re.compile(rb"\\u00[0-7]")  # a letter of ASCII, which nobody has to escape
-_COMMA, _SPACE, _OPEN, _CLOSE = b", []"
+
+# What may follow which character, 0 for any digit; `]` and `[` of two records stand together.
+_FOLLOWING = {"0": "0.,]", ".": "0", "-": "0", ",": " 0-[", " ": "0-[", "[": "0-[", "]": "],["}
+_ORDER = "".join(_FOLLOWING)
+_KIND = bytes(
+    _ORDER.index("0" if c in b"0123456789" else chr(c)) if c in b"0123456789.-, []" else 15
+    for c in range(256)
+)
+_PAIRS = {16 * _ORDER.index(a) + _ORDER.index(b): a + b for a in _ORDER for b in _FOLLOWING[a]}
+# Points, numbers and polygons are counted by these; `!` stands for what is in no plain polygons.
+_TOLD = {"0.": ".", "0,": ",", "[0": "[", "[-": "[", "0]": "]"}
+_MARK = bytes(ord(_TOLD.get(_PAIRS.get(pair, ""), "!")) for pair in range(256))
+_UNTOLD = bytes(pair for pair, text in _PAIRS.items() if text not in _TOLD)
 
 
 class Cut(NamedTuple):
     """The text of some records without their polygons, and those of each that had any."""
 
     text: bytes
-    points: np.ndarray  # (P, 2) float64
-    sizes: np.ndarray  # (K,) points of each polygon
-    counts: np.ndarray  # (N,) polygons of each record that has `KEY` now
+    codes: bytes  # the polygons of all of them, as JSON
+    sizes: np.ndarray  # (N,) bytes of `codes` for each record that has `KEY` now
+    reach: np.ndarray  # (N,) float64, all |x|, |y| are below
+
+    def outlines(self) -> Iterator[tuple[bytes, float]]:
+        """The text of the polygons of each record, and their reach."""
+        spans = pairwise([0, *self.sizes.cumsum().tolist()])
+        for (start, end), reach in zip(spans, self.reach.tolist(), strict=True):
+            yield self.codes[start:end], reach
 
 
 def cut_polygons(text: bytes) -> Cut | None:
@@ -34,56 +57,57 @@ def cut_polygons(text: bytes) -> Cut | None:
 
     What was cut was `"segmentation": [[x, y, ...], ...]` with plain decimal numbers, at least six
     and an even count in each polygon. It may have been anywhere in a record. So the text counts
-    only if each of the `counts` records has `KEY`, and none of them "segmentation" as well: then
+    only if each of the N records has `KEY`, and none of them "segmentation" as well: then
     nothing was cut from an inner object, or where the key was there twice.
     """
     parts = _POLYGONS.split(text)
-    rest = MARK.join(parts[::2])
-    if rest.count(KEY.encode()) != len(parts) // 2 or _ESCAPED.search(rest):
+    rest, polygons = MARK.join(parts[::2]), parts[1::2]
+    if rest.count(KEY.encode()) != len(polygons) or (b"\\u00" in rest and _ESCAPED.search(rest)):
         return None  # that key is in the file, or could be
-    polygons = b"".join(parts[1::2])
-    numbers = read_numbers(polygons)
-    if numbers is None or not len(numbers.values):
-        return None if polygons else Cut(text, np.empty((0, 2)), *np.empty((2, 0), np.int64))
-    ends = _ends(numbers)
-    if ends is None:
-        return None
-    polygon_ends, counts = ends
-    sizes = np.diff(polygon_ends, prepend=0)
-    if (sizes < 6).any() or (sizes % 2).any() or len(counts) != len(parts) // 2:
-        return None
-    return Cut(rest, numbers.values.reshape(-1, 2), sizes // 2, counts)
+    codes, sizes = b"".join(polygons), np.array(list(map(len, polygons)), np.int64)
+    if not polygons:
+        return Cut(rest, codes, sizes, np.empty(0))
+    reach = _reach(codes, sizes.cumsum()) if _is_plain(codes) else None
+    return None if reach is None else Cut(rest, codes, sizes, reach)
 
 
-def _ends(numbers: Numbers) -> tuple[np.ndarray, np.ndarray] | None:
-    """How many numbers there are before the end of each polygon, and polygons of each record.
+def _is_plain(codes: bytes) -> bool:
+    """Whether polygons, which match `_POLYGONS`, hold plain numbers, an even count of at least six
+    each, one space or none behind each comma.
 
-    None unless the text is `[[1, 2], [3, 4]][[5, 6]]...`, with one space or none behind a comma.
+    Zeros before other digits are left to `_reach`.
     """
-    text = numbers.text
-    gaps = numbers.starts[1:] - numbers.ends[:-1]
-    first = text[numbers.ends]
-    closed = first == _CLOSE
-    inside = gaps[~closed[:-1]]
-    last = np.flatnonzero(closed)  # the last number of each polygon
-    before = last[:-1]
-    at, gap = numbers.ends[before], gaps[before]
-    second, third, fourth = text[at + 1], text[at + 2], text[numbers.ends[before] + gap - 1]
-    next_polygon = (second == _COMMA) & (fourth == _OPEN)
-    next_polygon &= (gap == 3) | ((gap == 4) & (third == _SPACE))
-    next_record = (second == _CLOSE) & (third == _OPEN) & (fourth == _OPEN) & (gap == 4)
-    spaces = np.count_nonzero(inside == 2) + np.count_nonzero(next_polygon & (gap == 4))
-    regular = (
-        len(last)
-        and last[-1] == len(first) - 1
-        and bytes(text[1 : numbers.starts[0]]) == b"[["
-        and bytes(text[numbers.ends[-1] : -1]) == b"]]"
-        and (closed | (first == _COMMA)).all()
-        and (inside <= 2).all()
-        and (next_polygon | next_record).all()
-        and np.count_nonzero(text[1:-1] == _SPACE) == spaces
-    )
-    if not regular:
+    chars = np.frombuffer(codes, np.uint8)
+    kinds = np.frombuffer(codes.translate(_KIND), np.uint8)
+    marks = ((kinds[:-1] << 4) | kinds[1:]).tobytes().translate(_MARK, _UNTOLD)
+    if b"!" in marks or np.count_nonzero(chars == 91) != np.count_nonzero(chars == 93):
+        return False  # with as many `[` as `]`, none is among the numbers
+    points = np.frombuffer(marks, np.uint8) == 46
+    if (points[:-1] & points[1:]).any():
+        return False  # a number has two
+    frame = np.frombuffer(marks.translate(None, b"."), np.uint8)
+    brackets = np.flatnonzero(frame != 44)  # where a polygon begins, where it ends, and so on
+    counts = np.diff(brackets)[::2]
+    return bool(((counts >= 6) & (counts % 2 == 0)).all())
+
+
+def _reach(codes: bytes, ends: np.ndarray) -> np.ndarray | None:
+    """(N,) a power of ten that no coordinate reaches, for polygons that end at `ends` (N,) in the
+    text; at least 1000, which is less than ten times the size of most pictures. None where a
+    number has a zero before other digits or too many digits."""
+    chars = np.frombuffer(codes, np.uint8)
+    digit = (chars - np.uint8(48)) <= 9  # lower characters wrap around
+    before = (chars - np.uint8(46)) > 11  # neither digit nor point: a number may follow
+    first = before[:-2] & digit[1:-1]
+    first &= digit[2:]  # and the second
+    if (first & (chars[1:-1] == 48)).any():
         return None
-    record_ends = np.append(np.flatnonzero(next_record) + 1, len(last))
-    return last + 1, np.diff(record_ends, prepend=0)
+    reach, digits = np.full(len(ends), 1000.0), 4
+    at = np.flatnonzero(first[:-2] & digit[3:-1] & digit[4:])
+    while len(at):
+        if digits > WIDEST:
+            return None
+        reach[np.searchsorted(ends, at, "right")] = 10.0**digits
+        digits += 1
+        at = at[digit[at + digits]]
+    return reach

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from array import array
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,76 +18,53 @@ from visionkit.data.masks import Bitmap, Polygons, Segmentation, run_lengths
 class SegmentationTable:
     """`table[i]` is the segmentation of object i; see `SegmentationTableWriter`."""
 
-    points: np.ndarray  # (P, 2) of all polygons, float64, or int32 as `compact` makes them
-    polygon_ends: np.ndarray  # (K,) where each polygon ends in `points`
-    polygon_counts: np.ndarray  # (N+1,) how many polygons there are before each object
-    codes: np.ndarray  # (C,) uint8, the run-length codes of all bitmaps
+    codes: np.ndarray  # (C,) uint8, run-length codes of all bitmaps, JSON of all polygons
     code_ends: np.ndarray  # (N+1,) how much of `codes` there is before each object
-    reach: np.ndarray  # (N, 2) float64, the largest |x|, |y| of each object's polygons
-    sizes: np.ndarray  # (N, 2) h, w of each bitmap; 0 for polygons
+    reach: np.ndarray  # (N,) float64, no |x|, |y| of its polygons is larger; 0 for none
+    sizes: np.ndarray  # (N, 2) int32 h, w of each bitmap; 0 for polygons
 
     def __len__(self) -> int:
         return len(self.sizes)
 
     def __getitem__(self, index: int) -> Segmentation:
-        start, end = self.code_ends[index : index + 2].tolist()
-        if start < end:
-            return Bitmap(self.codes[start:end].tobytes(), tuple(self.sizes[index].tolist()))
-        first, last = self.polygon_counts[index : index + 2].tolist()
-        begin = int(self.polygon_ends[first - 1]) if first else 0
-        ends = np.array(self.polygon_ends[first:last])
-        stop = int(ends[-1]) if len(ends) else begin
-        return Polygons(expanded(self.points[begin:stop]), ends - begin)
+        height, width = self.sizes[index].tolist()
+        if height:
+            return Bitmap(self._code(index), (height, width))
+        polygons = self.polygons(index)
+        points = np.array(list(chain.from_iterable(polygons)), np.float64).reshape(-1, 2)
+        return Polygons(points, np.array([len(polygon) // 2 for polygon in polygons], int).cumsum())
+
+    def polygons(self, index: int) -> list[list[float]]:
+        """The polygons of an object that is no bitmap, as the file has them."""
+        return json.loads(self._code(index) or b"[]")
 
     def is_empty(self) -> np.ndarray:
         """(N,) bool: the objects without polygons or pixels."""
-        return (np.diff(self.polygon_counts) == 0) & (np.diff(self.code_ends) == 0)
+        return np.diff(self.code_ends) == 0
 
     def unpaintable(self, sizes: np.ndarray) -> np.ndarray:
         """The objects with a coordinate that is not finite, or farther away than ten times the
         size (N, 2) h, w of their picture. Painting one could take all memory.
         """
-        return np.flatnonzero(~(self.reach <= 10 * sizes[:, ::-1]).all(1))  # also where it is NaN
+        limits = 10 * sizes[:, ::-1]
+        doubtful = ~(self.reach <= limits.min(1)) & (self.reach != 0)  # also where it is NaN
+        rows = np.flatnonzero(doubtful)
+        far = [not (np.abs(self[row].points) <= limits[row]).all() for row in rows]
+        return rows[np.array(far, bool)]
 
-
-def compact(points: np.ndarray) -> np.ndarray:
-    """Float64 coordinates as int32 hundredths where that loses nothing, else as they are.
-
-    A decimal with two places is read as the double nearest to it, and so is the quotient of two
-    whole numbers: `expanded` gives back the same double.
-    """
-    hundredths = np.rint(points * 100)
-    if (np.abs(hundredths) < 2**31).all() and (hundredths / 100 == points).all():
-        return hundredths.astype(np.int32)
-    return points
-
-
-def expanded(points: np.ndarray) -> np.ndarray:
-    """A new array of the float64 coordinates that `compact` was given."""
-    return points / 100 if points.dtype == np.int32 else np.array(points)
-
-
-def farthest(points: np.ndarray, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """(N, 2) the largest |x|, |y| of each object with `counts` (N,) polygons of `sizes` (K,)
-    points (P, 2); NaN where one is NaN, 0 where there is none."""
-    reach = np.zeros((len(counts), 2))
-    if len(points):
-        starts = np.concatenate([[0], np.cumsum(sizes)])[np.cumsum(counts) - counts]
-        some = counts > 0
-        reach[some] = np.maximum.reduceat(np.abs(points), starts[some])
-    return reach
+    def _code(self, index: int) -> bytes:
+        start, end = self.code_ends[index : index + 2].tolist()
+        return self.codes[start:end].tobytes()
 
 
 class SegmentationTableWriter:
     """Append the COCO segmentation of each object, then make the `table`."""
 
     def __init__(self):
-        self._numbers = array("d")  # x, y, x, y, ...
-        self._polygon_ends = array("q")
-        self._polygon_counts = array("q", [0])
         self._codes = bytearray()
         self._code_ends = array("q", [0])
-        self._sizes = array("q")
+        self._reach = array("d")
+        self._sizes = array("i")
 
     def append(self, segmentation: Any) -> None:
         """Add one object; None or [] is an empty mask.
@@ -94,44 +73,47 @@ class SegmentationTableWriter:
         are sane is left to `SegmentationTable.unpaintable`, for all at once, and whether a bitmap
         is as large as the picture to those who know that.
         """
-        size = (0, 0)
+        code, size, reach = b"", (0, 0), 0.0
         try:
             if isinstance(segmentation, dict):
-                codes, size = _compressed(segmentation)
-                self._codes += codes
+                code, size = _compressed(segmentation)
             elif segmentation is not None:
-                self._append_polygons(segmentation)
+                reach = _farthest(segmentation)
+                code = json.dumps(segmentation).encode() if segmentation else b""
         finally:
-            self._polygon_counts.append(len(self._polygon_ends))
-            self._code_ends.append(len(self._codes))
-            self._sizes.extend(size)
+            self.append_code(code, reach, size)
 
-    def _append_polygons(self, polygons: Any) -> None:
-        if not isinstance(polygons, list) or not all(isinstance(p, list) for p in polygons):
-            raise ValueError("must be a list of polygons [[x, y, x, y, ...], ...] or an RLE object")
-        for polygon in polygons:
-            if len(polygon) < 6 or len(polygon) % 2:
-                raise ValueError(
-                    f"a polygon has {len(polygon)} numbers: needs at least 6, an even count"
-                )
-            try:
-                self._numbers.fromlist(polygon)
-            except (TypeError, OverflowError) as error:
-                raise ValueError(f"a polygon holds something else than numbers: {error}") from None
-            self._polygon_ends.append(len(self._numbers) // 2)
+    def append_code(self, code: bytes, reach: float, size: tuple[int, int] = (0, 0)) -> None:
+        """Add one object as the `table` has it."""
+        self._codes += code
+        self._code_ends.append(len(self._codes))
+        self._reach.append(reach)
+        self._sizes.extend(size)
 
     def table(self) -> SegmentationTable:
-        points, counts = np.array(self._numbers).reshape(-1, 2), np.array(self._polygon_counts)
-        ends = np.array(self._polygon_ends, np.int64)
         return SegmentationTable(
-            points=points,
-            polygon_ends=ends,
-            polygon_counts=counts,
-            reach=farthest(points, np.diff(ends, prepend=0), np.diff(counts)),
             codes=np.frombuffer(bytes(self._codes), np.uint8),
             code_ends=np.array(self._code_ends),
+            reach=np.array(self._reach),
             sizes=np.array(self._sizes).reshape(-1, 2),
         )
+
+
+def _farthest(polygons: Any) -> float:
+    """The largest |x|, |y|; NaN where one is NaN, 0 where there is none."""
+    if not isinstance(polygons, list) or not all(isinstance(p, list) for p in polygons):
+        raise ValueError("must be a list of polygons [[x, y, x, y, ...], ...] or an RLE object")
+    numbers = array("d")
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(
+                f"a polygon has {len(polygon)} numbers: needs at least 6, an even count"
+            )
+        try:
+            numbers.fromlist(polygon)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"a polygon holds something else than numbers: {error}") from None
+    return float(np.abs(numbers).max(initial=0))
 
 
 def _compressed(rle: dict[str, Any]) -> tuple[bytes, tuple[int, int]]:
