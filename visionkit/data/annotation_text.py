@@ -35,6 +35,7 @@ class Piece(NamedTuple):
     """What some annotations say. `columns` are those of `coco_annotations.AnnotationReader`."""
 
     columns: Columns | None  # None: no annotations, or not all of them are JSON objects
+    starts: np.ndarray | None = None  # of each segmentation in the text, instead of `codes`
     keys: frozenset[str] = frozenset()  # what the columns do not tell of some
     has_masks: bool = False  # whether any has a segmentation
     mask_faults: tuple[tuple[int, str], ...] = ()  # places in the list, and what is wrong
@@ -51,7 +52,8 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
     cut = cut_polygons(text)
     columns = None if cut is None else _uniform(cut)
     if columns is not None:
-        return Piece(columns, has_masks=len(cut.sizes) > 0)
+        has_masks = len(cut.sizes) > 0
+        return Piece(columns, cut.starts if has_masks else None, has_masks=has_masks)
     records, end, cut = _records(text, cut)
     if not records or not all(type(record) is dict for record in records):
         return Piece(None, end=end, all_objects=not records)
@@ -70,6 +72,7 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
     masks, faults = _segmentations(records, cut, first)
     return Piece(
         columns | masks,
+        None,
         frozenset(key for extra in extras for key in extra),
         any(record.get("segmentation") or (marked and KEY in record) for record in records),
         faults,
@@ -174,7 +177,6 @@ def _uniform(cut: Cut) -> Columns | None:
         "area": np.full(count, np.nan) if area is None else area,
         "iscrowd": np.full(count, -1, np.int8) if crowd is None else crowd.astype(np.int8),
         "kind": np.full(count, POLYGONS if has_masks else OTHER, np.uint8),
-        "codes": np.frombuffer(cut.codes, np.uint8),
         "code_sizes": cut.sizes if has_masks else np.zeros(count, np.int64),
         "reach": cut.reach if has_masks else np.zeros(count),
         "rle_sizes": np.zeros((count, 2), np.int32),

@@ -64,8 +64,16 @@ class AnnotationReader:
         self.mask_faults += piece.mask_faults
         if piece.columns is not None:
             self._columns.add(piece.columns)
+            if piece.starts is not None:
+                self._add_codes(start + piece.starts, piece.columns["code_sizes"])
             self.count += len(piece.columns["id"])
         return piece.end
+
+    def _add_codes(self, starts: np.ndarray, sizes: np.ndarray) -> None:
+        """Add segmentations as they stand in the data: other processes need not send them."""
+        spans = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
+        codes = b"".join([self.data[start:end] for start, end in spans])
+        self._columns.add({"codes": np.frombuffer(codes, np.uint8)})
 
     def _ahead_of(self, start: int, stop: int) -> Piece | None:
         """What another process read there, if it could."""

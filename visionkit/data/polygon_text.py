@@ -18,7 +18,7 @@ KEY = "segmentation@"
 WIDEST = 15  # digits before a point; a double holds whole numbers of so many exactly
 
 _POLYGONS = re.compile(
-    rb'"segmentation"[ \t\n\r]*:[ \t\n\r]*'
+    rb'("segmentation"[ \t\n\r]*:[ \t\n\r]*)'
     rb"(\[[ \t\n\r]*\[[^\]]*\](?:[ \t\n\r]*,[ \t\n\r]*\[[^\]]*\])*[ \t\n\r]*\])"
 )
 _ESCAPED = re.compile(rb"\\u00[0-7]")  # a letter of ASCII, which nobody has to escape
@@ -42,7 +42,8 @@ class Cut(NamedTuple):
 
     text: bytes
     codes: bytes  # the polygons of all of them, as JSON
-    sizes: np.ndarray  # (N,) bytes of `codes` for each record that has `KEY` now
+    starts: np.ndarray  # (N,) where those of each record that has `KEY` now were in the text
+    sizes: np.ndarray  # (N,) how many bytes of it they were
     reach: np.ndarray  # (N,) float64, all |x|, |y| are below
 
     def outlines(self) -> Iterator[tuple[bytes, float]]:
@@ -61,14 +62,15 @@ def cut_polygons(text: bytes) -> Cut | None:
     nothing was cut from an inner object, or where the key was there twice.
     """
     parts = _POLYGONS.split(text)
-    rest, polygons = MARK.join(parts[::2]), parts[1::2]
-    if rest.count(KEY.encode()) != len(polygons) or (b"\\u00" in rest and _ESCAPED.search(rest)):
+    rest, codes = MARK.join(parts[::3]), b"".join(parts[2::3])
+    lengths = np.array(list(map(len, parts)), np.int64)
+    starts, sizes = (lengths.cumsum() - lengths)[2::3], lengths[2::3]
+    if rest.count(KEY.encode()) != len(sizes) or (b"\\u00" in rest and _ESCAPED.search(rest)):
         return None  # that key is in the file, or could be
-    codes, sizes = b"".join(polygons), np.array(list(map(len, polygons)), np.int64)
-    if not polygons:
-        return Cut(rest, codes, sizes, np.empty(0))
+    if not codes:
+        return Cut(rest, codes, starts, sizes, np.empty(0))
     reach = _reach(codes, sizes.cumsum()) if _is_plain(codes) else None
-    return None if reach is None else Cut(rest, codes, sizes, reach)
+    return None if reach is None else Cut(rest, codes, starts, sizes, reach)
 
 
 def _is_plain(codes: bytes) -> bool:
