@@ -1,4 +1,4 @@
-"""The polygons in the text of COCO annotations, cut out and checked: 75 % of a large file.
+"""The polygons in the text of COCO annotations, cut out and checked: most of a large file.
 
 They are kept as text, and read by `json` when an object is asked for: to know that nothing is
 wrong with them takes no arithmetic, so a large file opens in half the time.

@@ -44,11 +44,12 @@ class SegmentationTable:
 
     def unpaintable(self, sizes: np.ndarray) -> np.ndarray:
         """The objects with a coordinate that is not finite, or farther away than ten times the
-        size (N, 2) h, w of their picture. Painting one could take all memory.
+        size (N, 2) h, w of their picture. Painting one could take all memory. Those in a picture
+        of unknown size, below 0, are passed over.
         """
         limits = 10 * sizes[:, ::-1]
-        doubtful = ~(self.reach <= limits.min(1)) & (self.reach != 0)  # also where it is NaN
-        rows = np.flatnonzero(doubtful)
+        nearest = limits.min(1)
+        rows = np.flatnonzero(~(self.reach <= nearest) & (nearest > 0))  # also where it is NaN
         far = [not (np.abs(self[row].points) <= limits[row]).all() for row in rows]
         return rows[np.array(far, bool)]
 
