@@ -132,9 +132,9 @@ class Coco:
         extent = boxes[:, 2:] - boxes[:, :2]
 
         unlisted = labels < 0
-        degenerate = ~unlisted & (objects.bbox[:, 2:] <= 0).any(1)
-        outside = ~unlisted & ~degenerate & (extent <= 0).any(1)
-        order = np.argsort(objects.image, kind="stable")
+        degenerate = ~unlisted & (objects.bbox[:, 2:].min(1) <= 0)
+        outside = ~unlisted & ~degenerate & (extent.min(1) <= 0)
+        order = _by_picture(objects.image)
         order = order[~(unlisted | degenerate | outside)[order]]
 
         self._rows = order.astype(np.int32)  # where each object stands in the file
@@ -157,9 +157,10 @@ class Coco:
             bare = self._masks.is_empty()[self._rows].sum()
             if bare:
                 notes.append(f"{bare} objects without a segmentation get an empty mask")
-        reach = (objects.bbox[:, :2] + objects.bbox[:, 2:])[self._rows]  # x2, y2
-        overhang = (reach > 1.05 * sizes[objects.image[self._rows], ::-1]).any(1).sum()
-        if overhang > 0.05 * len(reach):
+        x2, y2 = (objects.bbox[:, axis] + objects.bbox[:, 2 + axis] for axis in (0, 1))
+        limits = 1.05 * sizes[objects.image]
+        overhang = ((x2 > limits[:, 1]) | (y2 > limits[:, 0]))[self._rows].sum()
+        if overhang > 0.05 * len(self._rows):
             notes.append(
                 f"{overhang} boxes reach far beyond their picture; "
                 "are they really [x, y, width, height]?"
@@ -280,6 +281,14 @@ class Coco:
         missing id, area or iscrowd is added.
         """
         return coco_truth(self._index, self.vocabularies["labels"].ids, self._area)
+
+
+def _by_picture(image: np.ndarray) -> np.ndarray:
+    """The rows in the order of their pictures (N,), those of one as they are: what a stable
+    argsort gives, in less time."""
+    keys = image * len(image) + np.arange(len(image))
+    keys.sort()
+    return keys % len(image)
 
 
 def _numbered(names: list[str]) -> Classes:

@@ -36,8 +36,11 @@ class Texts:
 
     def texts(self) -> list[str]:
         """All of them, decoded."""
-        data, ends = self.data.tobytes(), self.ends.tolist()
-        return [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
+        data, spans = self.data.tobytes(), pairwise(self.ends.tolist())
+        if data.isascii():
+            text = data.decode("ascii")
+            return [text[a:b] for a, b in spans]
+        return [data[a:b].decode("utf-8", "surrogatepass") for a, b in spans]
 
 
 def packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -126,10 +129,12 @@ class ObjectTable:
 
     def boxes(self, rows: np.ndarray | slice, images: ImageTable) -> np.ndarray:
         """(N, 4) float64 xyxy of those rows, clipped to their pictures."""
-        bbox, sizes = self.bbox[rows], images.sizes[self.image[rows], ::-1]
-        boxes = np.empty(bbox.shape)
-        np.clip(bbox[:, :2], 0, sizes, out=boxes[:, :2])
-        np.clip(bbox[:, :2] + bbox[:, 2:], 0, sizes, out=boxes[:, 2:])
+        boxes = np.array(self.bbox[rows])
+        boxes[:, 2:] += boxes[:, :2]
+        sizes = images.sizes[self.image[rows], ::-1].astype(np.float64)
+        np.maximum(boxes, 0, out=boxes)
+        corners = boxes.reshape(-1, 2, 2)
+        np.minimum(corners, sizes[:, None], out=corners)
         return boxes
 
     def _segmentation(self, row: int) -> Any:
