@@ -14,7 +14,6 @@ import numpy as np
 
 WIDEST = 15  # characters of a number that are read in words; so many digits are below 2**53
 
-_BLOCK = 1 << 16  # characters at once; what is made of them stays in a core's cache
 _PAD = b" " * 16  # before the text, so that two words can be read before each end
 _POWERS = 10.0 ** np.arange(WIDEST + 1)
 
@@ -41,39 +40,16 @@ def read_numbers(text: bytes) -> Numbers | None:
     padded = b"".join((_PAD, text, b" " * 9))
     chars = np.frombuffer(padded, np.uint8)
     words = np.lib.stride_tricks.as_strided(chars[:8].view(U), (len(chars) - 7,), (1,))
-    first, last = len(_PAD) - 1, len(padded) - 9  # a space each
-    blocks, begin = [], first
-    while begin < last:
-        end = padded.find(b",", begin + _BLOCK)  # no part of a number; the next block begins there
-        end = last if end < 0 or end > last else end
-        block = _read_block(padded, chars, words, begin, end)
-        if block is None:
-            return None
-        blocks.append(block)
-        begin = end
-    empty = np.empty(0, np.int64)
-    values, starts, ends = (
-        (np.concatenate(column) for column in zip(*blocks, strict=True))
-        if blocks
-        else (np.empty(0), empty, empty)
-    )
-    return Numbers(values, starts - first, ends - first, chars[first : last + 1])
-
-
-def _read_block(
-    text: bytes, chars: np.ndarray, words: np.ndarray, begin: int, end: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Values, starts and ends of the numbers between two characters that are part of none; None
-    if one is no number."""
-    block = chars[begin : end + 1]
-    is_number = (block - np.uint8(45)) <= 12  # "-" to "9"; lower characters wrap around
-    if np.count_nonzero(block == 47):  # the slash, the only other one between
+    first = len(_PAD) - 1  # a space, as is the one behind the text
+    inner = chars[first : first + len(text) + 2]
+    is_number = (inner - np.uint8(45)) <= 12  # "-" to "9"; lower characters wrap around
+    if np.count_nonzero(inner == 47):  # the slash, the only other one between
         return None
     edges = np.flatnonzero(is_number[1:] != is_number[:-1])
-    edges += begin + 1
+    edges += first + 1
     starts, ends = edges.reshape(-1, 2).T.copy()
-    minuses = np.count_nonzero(block == 45)
     digits, negative = starts, None
+    minuses = np.count_nonzero(inner == 45)
     if minuses:
         negative = chars[starts] == 45
         digits = starts + negative
@@ -82,14 +58,14 @@ def _read_block(
     if _malformed(chars, digits, ends):
         return None
     try:
-        values, points = _values(text, words, digits, ends)
+        values, points = _values(padded, words, digits, ends)
     except ValueError:
         return None
-    if points != np.count_nonzero(block == 46):
+    if points != np.count_nonzero(inner == 46):
         return None  # a number has two
     if negative is not None:
         np.negative(values, out=values, where=negative)
-    return values, starts, ends
+    return Numbers(values, starts - first, ends - first, inner)
 
 
 def _malformed(chars: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> bool:
