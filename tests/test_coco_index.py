@@ -230,6 +230,24 @@ def test_a_coordinate_of_four_digits_is_far_in_a_small_picture_alone(tmp_path, w
     assert read_index(tmp_path / "a.json").mask_faults.count == is_far
 
 
+@pytest.mark.parametrize("spread", [1, 10**6])
+def test_objects_find_their_images_by_id_and_are_put_in_their_order(tmp_path, spread):
+    rng, records = random.Random(0), plain(90)
+    ids = rng.sample(range(-20, 20), 12)
+    images = [{**IMAGES[0], "id": spread * id_, "file_name": f"{id_}.png"} for id_ in ids]
+    for record in records:
+        record["image_id"] = spread * rng.choice(ids)
+    records[5]["image_id"], records[9]["image_id"] = 21 * spread, 10**12
+    (tmp_path / "a.json").write_text(json.dumps(content(records) | {"images": images}))
+    index = read_index(tmp_path / "a.json")
+    assert index.faults.count == 2
+    where = {image["id"]: row for row, image in enumerate(images)}
+    found = index.objects.image.tolist()
+    assert found == [where.get(record["image_id"], -1) for record in records]
+    order = sorted(range(len(records)), key=found.__getitem__)
+    assert index.objects.rows_by_image().tolist() == order
+
+
 def test_a_key_that_is_there_twice_is_refused(tmp_path):
     text = json.dumps(content([]))
     with pytest.raises(DataError, match="'images' is there twice"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 from contextlib import ExitStack
 from types import TracebackType
@@ -65,15 +66,19 @@ class AnnotationReader:
         if piece.columns is not None:
             self._columns.add(piece.columns)
             if piece.starts is not None:
-                self._add_codes(start + piece.starts, piece.columns["code_sizes"])
+                self._add_codes(start, stop, piece.starts, piece.columns["code_sizes"])
             self.count += len(piece.columns["id"])
         return piece.end
 
-    def _add_codes(self, starts: np.ndarray, sizes: np.ndarray) -> None:
+    def _add_codes(self, start: int, stop: int, starts: np.ndarray, sizes: np.ndarray) -> None:
         """Add segmentations as they stand in the data: other processes need not send them."""
+        text = self.data[start:stop]
         spans = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
-        codes = b"".join([self.data[start:end] for start, end in spans])
+        codes = b"".join([text[begin:end] for begin, end in spans])
         self._columns.add({"codes": np.frombuffer(codes, np.uint8)})
+        if hasattr(self.data, "madvise"):  # else all of a mapped file counts as memory in use
+            first = start - start % mmap.PAGESIZE
+            self.data.madvise(mmap.MADV_DONTNEED, first, stop - first)
 
     def _ahead_of(self, start: int, stop: int) -> Piece | None:
         """What another process read there, if it could."""

@@ -127,6 +127,13 @@ class ObjectTable:
         """The id and what `extra` tells, of all records."""
         return _extra_records(self.ids, self.extras)
 
+    def rows_by_image(self) -> np.ndarray:
+        """(A,) all rows in the order of their images, those of one in that of the file: what a
+        stable argsort gives, in less time."""
+        keys = self.image * len(self.image) + np.arange(len(self.image))
+        keys.sort()
+        return keys % len(keys)
+
     def boxes(self, rows: np.ndarray | slice, images: ImageTable) -> np.ndarray:
         """(N, 4) float64 xyxy of those rows, clipped to their pictures."""
         boxes = np.array(self.bbox[rows])
