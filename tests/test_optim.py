@@ -79,10 +79,10 @@ def test_moving_average_follows_slowly_and_copies_statistics():
     with torch.no_grad():
         net[0].weight += 1.0
         net[1].running_mean += 5.0
-    average.update(net, step=10**6)
+    average.update(step=10**6)
     assert torch.allclose(average.model[0].weight, start + 0.1)
     assert torch.equal(average.model[1].running_mean, net[1].running_mean)
-    average.update(net, step=0)  # decay 1/10 at the start
+    average.update(step=0)  # decay 1/10 at the start
     assert torch.allclose(average.model[0].weight, start + 1 - 0.9 * 0.1)
 
 

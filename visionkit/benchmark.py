@@ -141,7 +141,7 @@ def _train(
                 scaler.step(optimizer)
                 scaler.update()
                 if average:
-                    average.update(model, step)
+                    average.update(step)
                 optimizer.zero_grad(set_to_none=True)
         total = (watch.now() - start) / steps
     means = {part: value / steps for part, value in watch.seconds.items()}

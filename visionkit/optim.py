@@ -71,7 +71,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class MovingAverage:
-    """A copy of the model whose weights follow it slowly (Polyak averaging).
+    """A copy of the model whose weights follow the model's slowly (Polyak averaging).
 
     The decay starts small, min(decay, (1 + n) / (10 + n)) after n updates, so that the random
     start is forgotten quickly. Buffers, such as batch statistics, are copied as they are.
@@ -80,11 +80,13 @@ class MovingAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
+        both = (self.model, model)  # listed once: walking the modules costs as much as averaging
+        self._parameters = [[*one.parameters()] for one in both]
+        self._buffers = [[*one.buffers()] for one in both]
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = list(self.model.parameters()), list(model.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
-        for buffer, source in zip(self.model.buffers(), model.buffers(), strict=True):
-            buffer.copy_(source)
+        torch._foreach_lerp_(*self._parameters, 1 - decay)
+        if self._buffers[0]:
+            torch._foreach_copy_(*self._buffers)

@@ -189,7 +189,7 @@ def _fit(
             scaler.step(optimizer)
             scaler.update()
             if average:
-                average.update(model, step)
+                average.update(step)
             if len(model.heads) > 1:
                 combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
             progress.advance(

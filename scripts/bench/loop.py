@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import visionkit
 from visionkit.build import build_model, build_sources, head_classes, pick_device, pick_precision
@@ -50,6 +51,10 @@ class Loaded:
         self.model = model.train()
         self.optimizer = build_optimizer(model, config.train)
         self.clip_norm = config.train.clip_norm
+        ema = config.train.ema and get_ema_multi_avg_fn(config.train.ema)
+        self.average = (
+            AveragedModel(self.model, multi_avg_fn=ema, use_buffers=True) if ema else None
+        )
 
     def step(self, number: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -63,6 +68,8 @@ class Loaded:
         if self.clip_norm:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
+        if self.average:
+            self.average.update_parameters(self.model)
 
 
 class Clock:

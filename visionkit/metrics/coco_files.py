@@ -11,6 +11,7 @@ from typing import Any
 
 from visionkit.collector import paused_collector
 from visionkit.data.files import diagnose
+from visionkit.data.json_lists import elements, read_members
 from visionkit.errors import DataError
 from visionkit.metrics.coco import figures, tell_engine
 from visionkit.metrics.coco_detections import Door
@@ -51,7 +52,9 @@ def _has_boxes(records: list[Any]) -> bool:
 
 def _truth_of(path: str | Path, iou_type: IouType) -> Truth:
     try:
-        data = json.loads(Path(path).read_bytes())
+        text = Path(path).read_bytes()
+        data = _without_masks(text) if iou_type == "bbox" else None
+        data = json.loads(text) if data is None else data
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"annotation file {path} {diagnose(path)} [{error}]") from None
     if not isinstance(data, dict):
@@ -65,6 +68,26 @@ def _truth_of(path: str | Path, iou_type: IouType) -> Truth:
             fault = "missing" if key not in data else "not a list of objects"
             raise DataError(f"annotation file {path}: '{key}' is {fault}; is it a COCO file?")
     return read_truth(data, iou_type, source=f"annotation file {path}")
+
+
+def _without_masks(text: bytes) -> dict[str, Any] | None:
+    """An annotation file without its segmentations, most of what it would take in memory; None if
+    it is not plain JSON, which is then told as ever."""
+    annotations: list[Any] = []
+
+    def take(start: int, stop: int) -> int | None:
+        records, end = elements(text[start:stop])
+        for record in records:
+            if isinstance(record, dict):
+                record.pop("segmentation", None)
+        annotations.extend(records)
+        return end
+
+    try:
+        members = read_members(text, {"annotations": take})
+    except (ValueError, RecursionError):
+        return None
+    return members | {"annotations": annotations} if members.get("annotations") == [] else members
 
 
 def read_results(path: str | Path, block: int = BLOCK) -> Iterator[list[Any]]:

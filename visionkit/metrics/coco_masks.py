@@ -30,9 +30,13 @@ def _totals(codes: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     over every second number of all codes together hold the run lengths, up to what the sums were
     before each code.
     """
-    texts = [code.encode("latin-1", "replace") if isinstance(code, str) else code for code in codes]
-    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-    chars = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
+    lengths = np.fromiter(map(len, codes), np.int64, len(codes))
+    try:
+        text = "".join(codes).encode("latin-1", "replace")  # a byte for each character
+    except TypeError:  # some are bytes
+        as_text = (code if isinstance(code, str) else code.decode("latin-1") for code in codes)
+        text = "".join(as_text).encode("latin-1", "replace")
+    chars = np.frombuffer(text, np.uint8) - np.uint8(48)
     last = chars < 32  # the last character of each number
     char_ends = lengths.cumsum()
     valid = lengths > 0
@@ -47,7 +51,7 @@ def _totals(codes: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     valid[np.searchsorted(char_ends, too_long, side="right")] = False
     stops = np.searchsorted(ends, char_ends)
     starts = np.concatenate([[0], stops[:-1]])
-    covered, filled = np.zeros(len(texts), np.int64), np.zeros(len(texts), np.int64)
+    covered, filled = np.zeros(len(codes), np.int64), np.zeros(len(codes), np.int64)
     usable = np.flatnonzero(valid)
     if len(usable):
         sums = _sums_of_every_second(numbers, starts[usable], stops[usable])
