@@ -1,7 +1,7 @@
 """The polygons in the text of COCO annotations, cut out and checked: most of a large file.
 
-They are kept as text, and read by `json` when an object is asked for: to know that nothing is
-wrong with them takes no arithmetic, so a large file opens in half the time.
+They are kept as text, and read by `json` when an object is asked for. To know that nothing is
+wrong with them takes no arithmetic, which would be half of the work of opening a file.
 """
 
 from __future__ import annotations
