@@ -1,5 +1,7 @@
 """Batch norms taken into convolutions: fewer modules, the same features."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,10 +11,13 @@ from visionkit.backbones.mobilenet import MobileNetV3
 from visionkit.backbones.resnet import ResNet
 from visionkit.backbones.squeezenet import SqueezeNet
 from visionkit.backbones.vgg import VGG
+from visionkit.build import build_model
+from visionkit.config import load_config
 from visionkit.model import VisionModel
 from visionkit.necks.fpn import FPN
 from visionkit.ops.folding import NORMS, fold_norms
-from visionkit.types import Batch
+from visionkit.predict import Predictor
+from visionkit.types import Batch, Classes
 
 
 def model_of(backbone, neck=None):
@@ -97,3 +102,13 @@ def test_what_is_used_twice_is_left_alone():
     assert fold_norms(model) == 0
     for name, level in model.features(pictures).items():
         assert torch.equal(level, expected[name])
+
+
+def test_a_model_to_predict_with_is_folded():
+    config = load_config(Path(__file__).parent.parent / "configs/detection_small.yaml")
+    classes = {"detection": Classes(("cell",), (1,))}
+    model = build_model(config, classes)
+    assert norms_in(model.backbone) > 0
+    predictor = Predictor.of(model, config, classes)
+    assert norms_in(predictor.model.backbone) == 0
+    assert norms_in(predictor.model.heads) > 0  # each of theirs serves one of several levels
