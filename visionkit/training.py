@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from visionkit import checkpoint, distributed, growth, rundir
 from visionkit.best import Best
@@ -184,8 +185,10 @@ def _fit(
             combined = gradients.finish(step)
             distributed.average_gradients(parameters)
             scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
+            norm = get_total_norm(p.grad for p in parameters if p.grad is not None)
             _check_finite(norm, progress, seen, scaler)
+            if settings.clip_norm:
+                clip_grads_with_norm_(parameters, settings.clip_norm, norm)
             scaler.step(optimizer)
             scaler.update()
             if average:
