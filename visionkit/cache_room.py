@@ -48,29 +48,29 @@ class Room:
 
     def _trim(self, goal: int, before: float) -> None:
         """Count, and remove entries last used before that time until at most `goal` blocks stay."""
-        found: list[tuple[float, Path, int]] = []
+        found: list[tuple[float, str, int]] = []
         for group in filter(Path.is_dir, self.folder.iterdir()):
             with suppress(FileNotFoundError):  # another process removed it
                 used = group.stat().st_mtime
                 found += [(used, entry, blocks) for entry, blocks in _entries(group)]
         total = sum(blocks for _, _, blocks in found)
-        for used, entry, blocks in sorted(found):
+        for used, entry, blocks in sorted(found) if total > goal else ():
             if total > goal and used < before:
-                remove(entry)
-                os.utime(entry.parent, (used, used))  # to be removed is not to be used
+                remove(Path(entry))
+                os.utime(os.path.dirname(entry), (used, used))  # to be removed is not to be used
                 total -= blocks
         with open(self._ledger, "ab", buffering=0) as ledger:
             ledger.truncate(total)
 
 
-def _entries(group: Path) -> list[tuple[Path, int]]:
-    """The entries and their blocks; what a dead process left unfinished is removed."""
+def _entries(group: Path) -> list[tuple[str, int]]:
+    """The paths of entries and their blocks; what a dead process left unfinished is removed."""
     found = []
     for entry in os.scandir(group):
         with suppress(FileNotFoundError):
             status = entry.stat()
             if not entry.name.startswith("."):
-                found.append((Path(entry.path), -(-status.st_size // BLOCK)))
+                found.append((entry.path, -(-status.st_size // BLOCK)))
             elif status.st_mtime < time.time() - ABANDONED:
                 remove(Path(entry.path))
     return found

@@ -29,7 +29,10 @@ log = logging.getLogger("visionkit")
 
 FORMAT = 1  # to be raised with each change of what is stored, or of what decoding or `fit` gives
 
-_MADE_BY = (FORMAT, PIL.__version__, torch.__version__, torchvision.__version__)
+_MADE_BY = (
+    *(FORMAT, PIL.__version__, torch.__version__, torchvision.__version__),
+    torch.backends.cpu.get_cpu_capability(),  # resizing rounds differently without AVX2
+)
 _HEADER = 9  # words: sum, 4 of the stamp, h and w of the whole picture, h and w of the pixels
 
 
