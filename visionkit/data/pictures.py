@@ -47,7 +47,7 @@ class Pictures:
         return self.sample(index)
 
     def sample(self, index: int, load: Load = load_image) -> Sample:
-        """One picture, read by `load`,."""
+        """One picture, read by `load`."""
         index = range(len(self))[index]
         image = load(self.image_path(index), exif=self.exif)
         return Sample(image, image_id=index, orig_size=(image.shape[1], image.shape[2]))
