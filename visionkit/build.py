@@ -11,6 +11,7 @@ import torch
 from visionkit.class_lists import class_lists, classes_of_heads, relabelled
 from visionkit.components import resolve
 from visionkit.config import Config, missing_paths
+from visionkit.data.picture_cache import PictureCache
 from visionkit.data.sources import Source
 from visionkit.errors import ConfigError, DataError, VisionkitError
 from visionkit.model import VisionModel
@@ -47,6 +48,8 @@ def build_sources(
                 continue
             problems += _check_keys(where, opened[name, split], spec.feeds, config)
             problems += _check_content(where, opened[name, split], split)
+            if spec.cache_gb is not None and not hasattr(opened[name, split], "sample"):
+                problems.append(f"{where}: {section['type']} keeps no pictures; leave out cache_gb")
     lists = class_lists(_vocabularies(config), config.data, opened, classes or {})
     for (name, split), dataset in opened.items() if len(opened) == wanted else ():
         where, spec = _where(name, split), config.data[name]
@@ -68,6 +71,7 @@ def build_sources(
             eval_batch_size=config.train.eval_batch_size,
             per_identity=spec.per_identity,
             group_shapes=spec.group_shapes,
+            cache=None if spec.cache_gb is None else PictureCache(spec.cache_gb),
         )
         for name, spec in config.data.items()
     ]

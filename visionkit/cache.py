@@ -12,7 +12,7 @@ from pathlib import Path
 
 LIMIT = 20 * 2**30  # bytes of all entries of one kind; the least recently used go first
 
-_ABANDONED = 24 * 3600  # seconds after which an unfinished entry belongs to a dead process
+ABANDONED = 24 * 3600  # seconds after which an unfinished entry belongs to a dead process
 
 
 def cache_folder() -> Path:
@@ -63,7 +63,7 @@ def trim(folder: Path, limit: int, keep: Path | None = None) -> None:
         with suppress(OSError):  # another process removed it
             used = entry.stat().st_mtime
             if entry.name.startswith("."):
-                if used < time.time() - _ABANDONED:
+                if used < time.time() - ABANDONED:
                     remove(entry)
             else:
                 sizes.append((used, entry, _size(entry)))

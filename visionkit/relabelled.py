@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from visionkit.attribute_names import groups
+from visionkit.data.images import Load
 from visionkit.data.problems import check_classes
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
@@ -77,7 +78,14 @@ class Relabelled:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        sample = replace(self.dataset[index])
+        return self._relabel(self.dataset[index])
+
+    def sample(self, index: int, load: Load) -> Sample:
+        """As of the data set, which must have this method."""
+        return self._relabel(self.dataset.sample(index, load))
+
+    def _relabel(self, sample: Sample) -> Sample:
+        sample = replace(sample)
         if sample.class_id is not None and np.ndim(sample.class_id) == 0:
             class_id = int(self._tables["class_id"][sample.class_id])
             sample.class_id = None if class_id == ABSENT else class_id

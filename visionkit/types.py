@@ -149,7 +149,9 @@ class Dataset(Protocol):
     samples carry; `vocabularies` the class list behind each key that has one. One that is scored
     as objects also has `coco_truth()`, one with class maps `semantic_truth(image_id)`, and one
     with `identity` the numbers `identities` (N,) of all pictures. One that knows the size of every
-    picture before it reads any has `sizes` (N, 2), of (h, w).
+    picture before it reads any has `sizes` (N, 2), of (h, w). One whose pictures may be kept in a
+    cache has `sample(index, load)`, which is `__getitem__` with pictures read by `load`; it uses
+    nothing but their shape, or has `cuts_pictures = True`.
     """
 
     keys: tuple[str, ...]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from visionkit.config.training import TrainConfig
 from visionkit.config.yaml import dump
-from visionkit.types import Count, Range
+from visionkit.types import Count, Positive, Range
 
 Side = Annotated[int, Range(8, 8192)]  # of a picture, in pixels
 
@@ -23,6 +23,7 @@ class SourceConfig:
     labelled: list[str] | None = None  # the classes that are labelled here; null: all it has
     per_identity: Annotated[int, Range(2)] | None = None  # pictures of each identity in a batch
     group_shapes: bool | None = None  # batches of similar aspect ratio; null: if sizes are known
+    cache_gb: Positive | None = None  # limit of decoded pictures kept on disk; null: none are
     train: dict[str, Any] | None = None
     val: dict[str, Any] | None = None
 

@@ -16,7 +16,7 @@ from visionkit.data.coco_federated import is_federated, present_in, read_labelle
 from visionkit.data.coco_truth import coco_truth, filled_areas
 from visionkit.data.files import check_present
 from visionkit.data.identifiers import read_identifiers
-from visionkit.data.images import load_image
+from visionkit.data.images import Load, load_image
 from visionkit.data.problems import Problems, check_classes
 from visionkit.data.sample import Sample
 from visionkit.data.segmentation_table import SegmentationTable
@@ -199,10 +199,14 @@ class Coco:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, load: Load = load_image) -> Sample:
+        """One picture, read by `load`, and its labels."""
         index = range(len(self))[index]
         path, images = self.image_path(index), self._index.images
         size = tuple(images.sizes[index].tolist())
-        sample = Sample(load_image(path, exif=self.exif), self.image_ids[index], size)
+        sample = Sample(load(path, exif=self.exif), self.image_ids[index], size)
         self._check_size(path, sample.size, size)
 
         span = self._span(index)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from visionkit.data.coco import Coco
+from visionkit.data.images import Load, load_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 from visionkit.types import Count, InputPath, NonNegative
@@ -35,6 +36,7 @@ class Crops:
     """
 
     keys = ("class_id", "identity")
+    cuts_pictures = True  # so that they must be read whole
 
     def __init__(
         self,
@@ -86,8 +88,12 @@ class Crops:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, load: Load = load_image) -> Sample:
+        """One object of a picture that `load` reads."""
         index = range(len(self))[index]
-        whole = self._coco[int(self._images[index])].image
+        whole = self._coco.sample(int(self._images[index]), load).image
         (left, top), limit = self._boxes[index, :2].clip(0), [whole.shape[2], whole.shape[1]]
         right, bottom = np.minimum(self._boxes[index, 2:], limit)
         identity = int(self.identities[index])

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from visionkit.data.images import SUFFIXES, load_image
+from visionkit.data.images import SUFFIXES, Load, load_image
 from visionkit.data.problems import check_classes
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
@@ -75,8 +75,12 @@ class ImageFolder:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, load: Load = load_image) -> Sample:
+        """One picture, read by `load`, and its labels."""
         index = range(len(self))[index]
-        image = load_image(self.image_path(index), exif=self.exif)
+        image = load(self.image_path(index), exif=self.exif)
         size = (image.shape[1], image.shape[2])
         class_id = int(self.identities[index])
         return Sample(image, index, orig_size=size, class_id=class_id, identity=class_id)

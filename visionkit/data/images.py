@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -31,6 +31,16 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class Fitted(NamedTuple):
+    """A picture of which only the pixels at the size for the network are at hand."""
+
+    pixels: Tensor  # (3, h, w) uint8
+    shape: tuple[int, ...]  # of the whole picture, (3, H, W)
+
+
+Load: TypeAlias = Callable[..., Tensor | Fitted]  # called like `load_image`, by a data set
 
 
 def is_image_file(path: Path) -> bool:

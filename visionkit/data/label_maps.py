@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from visionkit.data.files import diagnose
-from visionkit.data.images import SUFFIXES, load_image, load_label_map
+from visionkit.data.images import SUFFIXES, Load, load_image, load_label_map
 from visionkit.data.problems import Problems, check_classes
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
@@ -115,8 +115,12 @@ class LabelMaps:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, load: Load = load_image) -> Sample:
+        """One picture, read by `load`, and its class map."""
         index = range(len(self))[index]
-        image = load_image(self.image_path(index), exif=self.exif)
+        image = load(self.image_path(index), exif=self.exif)
         size = (image.shape[1], image.shape[2])
         semantic = self.semantic_truth(index)
         found = tuple(semantic.shape)

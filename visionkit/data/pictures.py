@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from visionkit.data.folder import pictures_below
-from visionkit.data.images import SUFFIXES, load_image
+from visionkit.data.images import SUFFIXES, Load, load_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
@@ -44,6 +44,10 @@ class Pictures:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, load: Load = load_image) -> Sample:
+        """One picture, read by `load`."""
         index = range(len(self))[index]
-        image = load_image(self.image_path(index), exif=self.exif)
+        image = load(self.image_path(index), exif=self.exif)
         return Sample(image, image_id=index, orig_size=(image.shape[1], image.shape[2]))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from visionkit.data.images import Fitted
 from visionkit.data.masks import Segmentation, paint
 from visionkit.types import Target
 
@@ -24,7 +25,7 @@ class Sample:
     Geometry methods return a new sample; nothing is changed in place.
     """
 
-    image: Tensor  # (3, h, w) uint8
+    image: Tensor | Fitted  # (3, h, w) uint8; `Fitted` until it is resized
     image_id: int
     orig_size: tuple[int, int]
     boxes: np.ndarray | None = None  # (N, 4) float32 xyxy
@@ -51,7 +52,7 @@ class Sample:
         if (old_h, old_w) == (h, w):
             return self
         moved = self._map((w / old_w, h / old_h), (0, 0), size)
-        moved.image = F.resize(self.image, [h, w], antialias=True)
+        moved.image = resized(self.image, size)
         if self.semantic is not None:
             nearest = F.InterpolationMode.NEAREST_EXACT
             moved.semantic = F.resize(self.semantic[None], [h, w], interpolation=nearest)[0]
@@ -138,6 +139,15 @@ class Sample:
             target["attributes"] = torch.from_numpy(self.attributes[rows])
         if self.labelled is not None:
             target["labelled"] = torch.from_numpy(self.labelled)
+
+
+def resized(image: Tensor | Fitted, size: tuple[int, int]) -> Tensor:
+    """The pixels (3, h, w) uint8 at `size` (h, w), antialiased."""
+    if not isinstance(image, Fitted):
+        return F.resize(image, list(size), antialias=True)
+    if image.pixels.shape[1:] != size:
+        raise ValueError(f"fitted to {tuple(image.pixels.shape[1:])}, cannot be made {size}")
+    return image.pixels
 
 
 def _has_extent(boxes: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from visionkit import distributed
 from visionkit.data.identity_stream import IdentityStream
 from visionkit.data.parcel import Parcel, pack
+from visionkit.data.picture_cache import PictureCache
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
 from visionkit.errors import ConfigError, VisionkitError
@@ -43,6 +44,7 @@ class Source:
     eval_batch_size: int | None = None
     per_identity: int | None = None  # pictures of each identity in a training batch
     group_shapes: bool | None = None  # batches of similar aspect ratio; None: if sizes are known
+    cache: PictureCache | None = None  # of decoded pictures; the data sets must have `sample`
 
     @property
     def steps_per_epoch(self) -> int:
@@ -51,7 +53,7 @@ class Source:
 
     def train_batches(self, *, seed: int, start: int, workers: int) -> Generator[Batch, None, None]:
         """Endless shuffled batches of this process, from batch number `start` on."""
-        view = View(self.train, self.transforms, self.image_size, seed)
+        view = View(self.train, self.transforms, self.image_size, seed, self.cache)
         if self.per_identity is None:
             stream = Stream(len(self.train), self.batch_size, seed, start, self._aspect_ratios())
         else:
@@ -79,7 +81,7 @@ class Source:
         indices = range(len(self.val))
         batches = [[(i, 0) for i in indices[k : k + size]] for k in indices[::size]]
         mine = batches[distributed.rank() :: distributed.world_size()]
-        view = View(self.val, (), self.image_size, seed=0)
+        view = View(self.val, (), self.image_size, seed=0, cache=self.cache)
         return _batches(DataLoader(view, batch_sampler=mine, **_loading(workers)))
 
 
@@ -150,10 +152,14 @@ class View(TorchDataset):
         transforms: Sequence[Any],
         image_size: int | tuple[int, int],
         seed: int,
+        cache: PictureCache | None = None,
     ) -> None:
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
         self.image_size = image_size
         self.resize_first = not any(transform.resizes for transform in transforms)
+        fits = self.resize_first and not getattr(dataset, "cuts_pictures", False)
+        kept_size = image_size if fits else None
+        self.load = None if cache is None else partial(cache.load, image_size=kept_size)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -161,7 +167,7 @@ class View(TorchDataset):
     def __getitem__(self, ticket: tuple[int, int]) -> tuple[torch.Tensor, Target] | VisionkitError:
         index, position = ticket
         try:
-            sample: Sample = self.dataset[index]
+            sample = self._sample(index)
         except VisionkitError as error:
             return error
         rng = np.random.default_rng((self.seed, position, 1))
@@ -170,6 +176,9 @@ class View(TorchDataset):
         for transform in self.transforms:
             sample = transform(sample, rng, self.image_size)
         return sample.image, sample.target()
+
+    def _sample(self, index: int) -> Sample:
+        return self.dataset[index] if self.load is None else self.dataset.sample(index, self.load)
 
 
 def collate(items: list[tuple[torch.Tensor, Target] | VisionkitError]) -> Batch | VisionkitError:
