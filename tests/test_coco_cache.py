@@ -174,7 +174,7 @@ def test_without_a_cache_it_works_and_says_so(path, folder, blocked, monkeypatch
     if blocked == "a file":
         folder.parent.write_text("")
     elif blocked == "full while reading":
-        monkeypatch.setattr(Path, "open", lambda path, mode: FullDisk(path, mode))
+        monkeypatch.setattr(Path, "open", lambda path, mode, _=-1: FullDisk(path, mode))
     else:
 
         def refuse(*_):

@@ -14,6 +14,7 @@ log = logging.getLogger("visionkit")
 
 FORMAT = 4  # to be raised with each change of what is stored, or of what is checked
 SMALLEST = 4 << 20  # bytes of an annotation file that is worth an entry
+_BUFFER = 2 << 20  # bytes written at once: as many as a large page, so that workers share it
 
 
 def open_index(path: str | Path) -> CocoIndex:
@@ -65,7 +66,7 @@ def _find(path: Path, entry: Path) -> CocoIndex | None:
 def _make(path: Path, entry: Path, before: os.stat_result) -> CocoIndex:
     """Read a file into the cache, if it is without faults; OSError if it cannot be written."""
     with unfinished(entry) as folder:
-        with column_file(folder, CODES).open("w+b") as codes:
+        with column_file(folder, CODES).open("w+b", _BUFFER) as codes:
             index = read_index(path, codes=codes)
         if index.faults.count or index.mask_faults.count or _changed(before, path.stat()):
             return index
