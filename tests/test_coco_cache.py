@@ -1,10 +1,12 @@
 """The index of a large file in the cache: found by content, never in the way."""
 
+import io
 import json
 import logging
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -86,32 +88,38 @@ def test_small_files_and_files_with_faults_are_not_kept(path, folder, monkeypatc
     path.write_text(json.dumps(content([{**ODD[0], "bbox": None}])))
     for _ in range(2):
         assert open_index(path).faults.count == 1
-    path.write_text(json.dumps(content([{**ODD[0], "segmentation": [[1]]}])))
+    records = [{**ODD[0], "segmentation": [[1]]}, *plain(5)]
+    path.write_text(json.dumps(content(records)))
     for _ in range(2):
-        assert open_index(path).mask_faults.count == 1
+        index = open_index(path)
+        assert index.mask_faults.count == 1 and index.folder is None
+        for copy in (index, pickle.loads(pickle.dumps(index))):
+            assert [copy.objects.record(i) for i in range(1, 6)] == plain(5)
     assert entries(folder) == []
 
 
 def spoil_truncate(entry):
-    column = entry / "objects.bbox.npy"
+    column = entry / "objects.bbox.bin"
     column.write_bytes(column.read_bytes()[:-8])
 
 
 def spoil_change(entry):
-    column = entry / "objects.masks.codes.npy"
+    column = entry / "objects.masks.codes.bin"
     data = bytearray(column.read_bytes())
     data[-1] ^= 1
     column.write_bytes(data)
 
 
-def spoil_pickle(entry):
-    array = np.empty(3, object)
-    array[:] = [print, {}, []]
-    np.save(entry / "objects.area.npy", array, allow_pickle=True)
+def spoil_kind(entry):
+    meta = entry / "index.json"
+    data = json.loads(meta.read_text())
+    data["columns"]["objects.area"]["dtype"] = "|O"  # bytes of the file as Python objects
+    meta.write_text(json.dumps(data))
 
 
-def spoil_other(entry):
-    np.save(entry / "objects.image.npy", np.zeros(3, np.float32))
+def spoil_longer(entry):
+    with (entry / "objects.image.bin").open("ab") as file:
+        file.write(bytes(8))
 
 
 def spoil_meta(entry):
@@ -127,7 +135,7 @@ def spoil_list(entry):
 
 
 def spoil_missing(entry):
-    (entry / "images.ids.npy").unlink()
+    (entry / "images.ids.bin").unlink()
 
 
 def spoil_file(entry):
@@ -156,10 +164,17 @@ def test_another_version_is_another_entry(path, folder, monkeypatch):
     assert len(entries(folder)) == 2
 
 
-@pytest.mark.parametrize("blocked", ["a file", "no right", "disk full"])
+class FullDisk(io.FileIO):
+    def write(self, data):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("blocked", ["a file", "no right", "disk full", "full while reading"])
 def test_without_a_cache_it_works_and_says_so(path, folder, blocked, monkeypatch, caplog):
     if blocked == "a file":
         folder.parent.write_text("")
+    elif blocked == "full while reading":
+        monkeypatch.setattr(Path, "open", lambda path, mode, _=-1: FullDisk(path, mode))
     else:
 
         def refuse(*_):
@@ -168,9 +183,41 @@ def test_without_a_cache_it_works_and_says_so(path, folder, blocked, monkeypatch
         monkeypatch.setattr("visionkit.data.index_store.save", refuse)
     before = sorted(path.parent.iterdir())
     check(open_index(path), content(plain(20) + ODD))
-    assert "cannot be kept in the cache" in caplog.text and "VISIONKIT_CACHE" in caplog.text
+    assert caplog.text.count("cannot be kept in the cache") == 1
+    assert "VISIONKIT_CACHE" in caplog.text
     assert set(path.parent.iterdir()) - set(before) <= {folder.parent}
     assert entries(folder) == [] if folder.is_dir() else True
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"images": [', None])
+def test_a_file_that_cannot_be_read_leaves_nothing(path, folder, text, caplog):
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=re.escape(f"annotation file {path}")):
+        open_index(path)
+    assert entries(folder) == [] and not caplog.records
+
+
+@pytest.mark.parametrize("ending", ["read_index", "publish", "open_index"])
+def test_a_process_that_dies_leaves_a_whole_entry_or_none(path, folder, ending):
+    """Its end comes before the work that is named, or right after all of it."""
+
+    def run():
+        if ending != "open_index":
+            setattr(coco_cache, ending, lambda *_, **__: os._exit(3))
+        open_index(path)
+        os._exit(3)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == 3
+    visible = [entry for entry in entries(folder) if not entry.name.startswith(".")]
+    assert len(visible) == (ending == "open_index")
+    index = open_index(path)
+    check(index, content(plain(20) + ODD))
+    assert index.folder in entries(folder) and index.folder in (visible or [index.folder])
 
 
 def _open(path):
@@ -225,29 +272,34 @@ def test_the_cache_folder(monkeypatch):
 
 
 def test_the_least_recently_used_entries_go_first(tmp_path):
-    def write(folder):
-        (folder / "data").write_bytes(bytes(100))
+    def publish(entry, limit):
+        with cache.unfinished(entry) as folder:
+            (folder / "data").write_bytes(bytes(100))
+            cache.publish(folder, entry, limit)
 
     for age, name in enumerate("abc"):
-        cache.publish(tmp_path / name, write, limit=1000)
+        publish(tmp_path / name, 1000)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     cache.touch(tmp_path / "c")
-    cache.publish(tmp_path / "d", write, limit=300)
+    publish(tmp_path / "d", 300)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "c", "d"]
-    cache.publish(tmp_path / "e", write, limit=50)
+    publish(tmp_path / "e", 50)
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
 
 
 def test_an_entry_appears_whole_or_not_at_all(tmp_path):
-    def fail(folder):
+    with pytest.raises(OSError, match="full"), cache.unfinished(tmp_path / "a") as folder:
         (folder / "half").touch()
         raise OSError("full")
-
-    with pytest.raises(OSError, match="full"):
-        cache.publish(tmp_path / "a", fail)
+    with cache.unfinished(tmp_path / "a") as folder:
+        (folder / "unpublished").touch()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".dead").mkdir()
     os.utime(tmp_path / ".dead", (0, 0))
     (tmp_path / ".alive").mkdir()
-    cache.publish(tmp_path / "b", lambda folder: None)
+    for name in ("first", "late"):  # that of another process, which was quicker, stays
+        with cache.unfinished(tmp_path / "b") as folder:
+            (folder / name).touch()
+            cache.publish(folder, tmp_path / "b")
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["first"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".alive", "b"]

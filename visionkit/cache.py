@@ -6,8 +6,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 LIMIT = 20 * 2**30  # bytes of all entries of one kind; the least recently used go first
@@ -23,21 +23,29 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "visionkit"
 
 
-def publish(entry: Path, write: Callable[[Path], None], limit: int = LIMIT) -> None:
-    """Make the folder `entry`, filled by `write`, whole or not at all.
+@contextmanager
+def unfinished(entry: Path) -> Iterator[Path]:
+    """A new folder for what is to be `entry`; it is removed unless it is published meanwhile.
 
-    Where another process was quicker its entry stays. Then the oldest entries beside it are
-    removed until all take at most `limit` bytes. Raises OSError if it cannot be written.
+    Raises OSError if it cannot be made.
     """
     entry.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=".", dir=entry.parent))
+    folder = Path(tempfile.mkdtemp(prefix=".", dir=entry.parent))
     try:
-        write(unfinished)
-        if not entry.exists():
-            with suppress(FileExistsError):
-                unfinished.rename(entry)
+        yield folder
     finally:
-        remove(unfinished)
+        remove(folder)
+
+
+def publish(folder: Path, entry: Path, limit: int = LIMIT) -> None:
+    """Make that folder the `entry`; where another process was quicker its entry stays.
+
+    Then the oldest entries beside it are removed until all take at most `limit` bytes. Raises
+    OSError if it cannot be done.
+    """
+    if not entry.exists():
+        with suppress(FileExistsError):
+            folder.rename(entry)
     trim(entry.parent, limit, keep=entry)
 
 

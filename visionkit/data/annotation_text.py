@@ -35,6 +35,7 @@ class Piece(NamedTuple):
     """What some annotations say. `columns` are those of `coco_annotations.AnnotationReader`."""
 
     columns: Columns | None  # None: no annotations, or not all of them are JSON objects
+    codes: bytes = b""  # those of all segmentations, see `SegmentationTable`
     starts: np.ndarray | None = None  # of each segmentation in the text, instead of `codes`
     keys: frozenset[str] = frozenset()  # what the columns do not tell of some
     has_masks: bool = False  # whether any has a segmentation
@@ -53,7 +54,7 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
     columns = None if cut is None else _uniform(cut)
     if columns is not None:
         has_masks = len(cut.sizes) > 0
-        return Piece(columns, cut.starts if has_masks else None, has_masks=has_masks)
+        return Piece(columns, starts=cut.starts if has_masks else None, has_masks=has_masks)
     records, end, cut = _records(text, cut)
     if not records or not all(type(record) is dict for record in records):
         return Piece(None, end=end, all_objects=not records)
@@ -69,9 +70,10 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
         "iscrowd": crowds(records, problems, first),
         **packed("extras", texts),
     }
-    masks, faults = _segmentations(records, cut, first)
+    masks, codes, faults = _segmentations(records, cut, first)
     return Piece(
         columns | masks,
+        codes,
         None,
         frozenset(key for extra in extras for key in extra),
         any(record.get("segmentation") or (marked and KEY in record) for record in records),
@@ -98,8 +100,8 @@ def _ids(records: Sequence[Record], key: str, first: int, problems: Problems) ->
 
 def _segmentations(
     records: Sequence[Record], cut: Cut | None, first: int
-) -> tuple[Columns, tuple[tuple[int, str], ...]]:
-    """Their columns, and what is wrong with them."""
+) -> tuple[Columns, bytes, tuple[tuple[int, str], ...]]:
+    """Their columns, their codes, and what is wrong with them."""
     writer, faults, kinds = SegmentationTableWriter(), [], []
     outlines = iter(() if cut is None else cut.outlines())
     for i, record in enumerate(records):
@@ -116,12 +118,11 @@ def _segmentations(
     table = writer.table()
     columns = {
         "kind": np.array(kinds, np.uint8),
-        "codes": table.codes,
         "code_sizes": np.diff(table.code_ends),
         "reach": table.reach,
         "rle_sizes": table.sizes,
     }
-    return columns, tuple(faults)
+    return columns, table.codes.tobytes(), tuple(faults)
 
 
 def _records(text: bytes, cut: Cut | None) -> tuple[list[Any], int | None, Cut | None]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visionkit.data.coco_attributes import AttributeTable, read_attributes
 from visionkit.data.coco_cache import open_index
+from visionkit.data.coco_columns import rows_of
 from visionkit.data.coco_federated import is_federated, present_in, read_labelled
 from visionkit.data.coco_truth import coco_truth, filled_areas
 from visionkit.data.files import check_present
@@ -125,15 +126,11 @@ class Coco:
     def _keep_objects(self) -> None:
         """Sort the objects by picture, without the unusable ones."""
         objects, known = self._index.objects, np.array(self.vocabularies["labels"].ids)
-        by_id = np.argsort(known)
-        place = np.searchsorted(known[by_id], objects.category).clip(max=len(known) - 1)
-        labels = np.where(known[by_id[place]] == objects.category, by_id[place], -1)
-        boxes = objects.boxes(slice(None), self._index.images)
-        extent = boxes[:, 2:] - boxes[:, :2]
-
+        labels = rows_of(objects.category, known)
+        x1, y1, x2, y2 = objects.boxes(slice(None), self._index.images).T
         unlisted = labels < 0
-        degenerate = ~unlisted & (objects.bbox[:, 2:].min(1) <= 0)
-        outside = ~unlisted & ~degenerate & (extent.min(1) <= 0)
+        degenerate = ~unlisted & (np.minimum(*objects.bbox[:, 2:].T) <= 0)
+        outside = ~unlisted & ~degenerate & ((x2 <= x1) | (y2 <= y1))
         order = objects.rows_by_image()
         order = order[~(unlisted | degenerate | outside)[order]]
 
@@ -158,8 +155,8 @@ class Coco:
             if bare:
                 notes.append(f"{bare} objects without a segmentation get an empty mask")
         x2, y2 = (objects.bbox[:, axis] + objects.bbox[:, 2 + axis] for axis in (0, 1))
-        limits = 1.05 * sizes[objects.image]
-        overhang = ((x2 > limits[:, 1]) | (y2 > limits[:, 0]))[self._rows].sum()
+        height, width = 1.05 * sizes.take(objects.image, 0).T
+        overhang = ((x2 > width) | (y2 > height))[self._rows].sum()
         if overhang > 0.05 * len(self._rows):
             notes.append(
                 f"{overhang} boxes reach far beyond their picture; "

@@ -5,13 +5,16 @@ from __future__ import annotations
 import mmap
 import re
 from contextlib import ExitStack
+from io import BytesIO
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 
 from visionkit.data.annotation_text import Piece, read_faultless, read_piece
-from visionkit.data.coco_columns import ABSENT
+from visionkit.data.coco_columns import rows_of
 from visionkit.data.coco_tables import Gathered, ObjectTable
+from visionkit.data.index_store import contents
 from visionkit.data.json_lists import Data, proposals
 from visionkit.data.problems import Problems
 from visionkit.data.read_ahead import ReadAhead, can_help
@@ -26,10 +29,12 @@ class AnnotationReader:
     Other processes read ahead in a large file; use it with `with`, which ends them. Whatever is
     wrong with a record itself is added to `problems` or, about its segmentation, to
     `mask_faults`. What depends on other records is checked later, see `coco_checks`.
+    Segmentations, most of a file, are written to `codes`, by default in memory.
     """
 
-    def __init__(self, data: Data, piece: int, problems: Problems):
+    def __init__(self, data: Data, piece: int, problems: Problems, codes: BinaryIO | None):
         self.data, self.piece, self.problems = data, piece, problems
+        self._codes = BytesIO() if codes is None else codes
         self.mask_faults: list[tuple[int, str]] = []  # places in the list, and what is wrong
         self._columns = Gathered()
         self.count = 0
@@ -65,17 +70,18 @@ class AnnotationReader:
         self.mask_faults += piece.mask_faults
         if piece.columns is not None:
             self._columns.add(piece.columns)
-            if piece.starts is not None:
-                self._add_codes(start, stop, piece.starts, piece.columns["code_sizes"])
+            if piece.starts is None:
+                self._codes.write(piece.codes)
+            else:
+                self._copy_codes(start, stop, piece.starts, piece.columns["code_sizes"])
             self.count += len(piece.columns["id"])
         return piece.end
 
-    def _add_codes(self, start: int, stop: int, starts: np.ndarray, sizes: np.ndarray) -> None:
-        """Add segmentations as they stand in the data: other processes need not send them."""
+    def _copy_codes(self, start: int, stop: int, starts: np.ndarray, sizes: np.ndarray) -> None:
+        """Write segmentations as they stand in the data: other processes need not send them."""
         text = self.data[start:stop]
         spans = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
-        codes = b"".join([text[begin:end] for begin, end in spans])
-        self._columns.add({"codes": np.frombuffer(codes, np.uint8)})
+        self._codes.write(b"".join([text[begin:end] for begin, end in spans]))
         if hasattr(self.data, "madvise"):  # else all of a mapped file counts as memory in use
             first = start - start % mmap.PAGESIZE
             self.data.madvise(mmap.MADV_DONTNEED, first, stop - first)
@@ -100,14 +106,14 @@ class AnnotationReader:
         columns = self._columns
         ids = columns.column("image_id", np.int64)
         masks = SegmentationTable(
-            codes=columns.column("codes", np.uint8),
+            codes=contents(self._codes),
             code_ends=columns.offsets("code_sizes"),
             reach=columns.column("reach", np.float64),
             sizes=columns.column("rle_sizes", np.int32, 2),
         )
         return ObjectTable(
             ids=columns.column("id", np.int64),
-            image=_rows_of(ids, image_ids),
+            image=rows_of(ids, image_ids),
             image_ids=ids,
             category=columns.column("category", np.int64),
             bbox=columns.column("bbox", np.float64, 4),
@@ -117,16 +123,3 @@ class AnnotationReader:
             extras=columns.texts("extras"),
             masks=masks,
         )
-
-
-def _rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where each of the ids stands `among` others, first if they repeat; -1 where it does not."""
-    low, high = int(among.min()), int(among.max())
-    if high - low < 8 * len(ids):  # as most are: a row for each id that there could be
-        row_of = np.full(high - low + 1, -1)
-        row_of[among[::-1] - low] = np.arange(len(among))[::-1]
-        return np.where((ids >= low) & (ids <= high), row_of[np.clip(ids, low, high) - low], -1)
-    order = np.argsort(among, kind="stable")
-    place = np.searchsorted(among[order], ids).clip(max=len(among) - 1)
-    rows = order[place]
-    return np.where((among[rows] == ids) & (ids != ABSENT), rows, -1)

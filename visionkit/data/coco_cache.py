@@ -6,14 +6,15 @@ import logging
 import os
 from pathlib import Path
 
-from visionkit.cache import cache_folder, publish, remove, touch
-from visionkit.data.coco_index import CocoIndex, from_folder, read_index
-from visionkit.data.index_store import content_key
+from visionkit.cache import cache_folder, publish, remove, touch, unfinished
+from visionkit.data.coco_index import CODES, CocoIndex, from_folder, read_index
+from visionkit.data.index_store import column_file, content_key
 
 log = logging.getLogger("visionkit")
 
-FORMAT = 3  # to be raised with each change of what is stored, or of what is checked
+FORMAT = 4  # to be raised with each change of what is stored, or of what is checked
 SMALLEST = 4 << 20  # bytes of an annotation file that is worth an entry
+_BUFFER = 2 << 20  # bytes written at once: as many as a large page, so that workers share it
 
 
 def open_index(path: str | Path) -> CocoIndex:
@@ -33,10 +34,16 @@ def open_index(path: str | Path) -> CocoIndex:
     found = _find(path, entry)
     if found is not None:
         return found
-    index = read_index(path)
-    if index.faults.count or index.mask_faults.count or _changed(before, path.stat()):
-        return index
-    return _keep(index, entry)
+    try:
+        return _make(path, entry, before)
+    except OSError as error:
+        log.warning(
+            "%s: its index cannot be kept in the cache, so each start reads the whole file "
+            "[%s]; VISIONKIT_CACHE names another folder",
+            path,
+            error,
+        )
+        return read_index(path)
 
 
 def _entry(path: Path) -> Path:
@@ -56,19 +63,16 @@ def _find(path: Path, entry: Path) -> CocoIndex | None:
     return index
 
 
-def _keep(index: CocoIndex, entry: Path) -> CocoIndex:
-    """Put it into the cache and take it from there; the index itself where that fails."""
-    try:
-        publish(entry, index.save)
-        return from_folder(index.path, entry)
-    except (OSError, ValueError) as error:
-        log.warning(
-            "%s: its index cannot be kept in the cache, so each start reads the whole file "
-            "[%s]; VISIONKIT_CACHE names another folder",
-            index.path,
-            error,
-        )
-        return index
+def _make(path: Path, entry: Path, before: os.stat_result) -> CocoIndex:
+    """Read a file into the cache, if it is without faults; OSError if it cannot be written."""
+    with unfinished(entry) as folder:
+        with column_file(folder, CODES).open("w+b", _BUFFER) as codes:
+            index = read_index(path, codes=codes)
+        if index.faults.count or index.mask_faults.count or _changed(before, path.stat()):
+            return index
+        index.save(folder)
+        publish(folder, entry)
+    return _find(path, entry) or index
 
 
 def _changed(before: os.stat_result, after: os.stat_result) -> bool:

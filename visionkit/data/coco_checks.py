@@ -12,7 +12,7 @@ from visionkit.types import Classes
 
 def check_images(images: ImageTable, num_classes: int, problems: Problems) -> None:
     """Ids must be unique; `num_classes` bounds 'class_id'."""
-    if len(np.unique(images.ids)) < len(images.ids):
+    if (np.diff(np.sort(images.ids)) == 0).any():
         valid = images.ids != ABSENT
         report_repeats("images", images.record, "id", images.ids.tolist(), valid, problems)
     for i in np.flatnonzero(images.class_ids >= num_classes):
@@ -39,8 +39,9 @@ def check_objects(
             "category",
         )
     sizes = images.sizes_of(objects.image)
-    near = np.abs(objects.bbox) <= 10 * sizes.max(1, keepdims=True)  # False for NaN
-    for i in np.flatnonzero(~near.all(1) & (sizes > 0).all(1)):
+    limits = 10 * np.maximum(*sizes.T)
+    near = np.logical_and.reduce([np.abs(side) <= limits for side in objects.bbox.T])
+    for i in np.flatnonzero(~near & (np.minimum(*sizes.T) > 0)):  # NaN is not near
         height, width = sizes[i]
         problems.add(
             place("annotations", i, objects.record(i)),
@@ -57,14 +58,15 @@ def check_masks(
     Those in a picture of unknown size, which is a problem of its own, are passed over.
     """
     sizes = images.sizes_of(objects.image)
-    other = (objects.masks.sizes != sizes).any(1) & (objects.masks.sizes[:, 0] > 0)
+    bitmaps = np.flatnonzero(objects.masks.sizes[:, 0])
+    other = bitmaps[(objects.masks.sizes[bitmaps] != sizes[bitmaps]).any(1)]
     faults = malformed + [
         (
             i,
             f"RLE size is {objects.masks.sizes[i].tolist()}, but the picture's is "
             f"{sizes[i].tolist()} (h, w)",
         )
-        for i in np.flatnonzero(other).tolist()
+        for i in other.tolist()
     ]
     far = "a coordinate is not finite or lies farther away than ten times the picture's size"
     faults += [(i, far) for i in objects.masks.unpaintable(sizes).tolist()]

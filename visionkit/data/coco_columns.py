@@ -166,6 +166,19 @@ def _unsafe(name: str) -> str | None:
     return None
 
 
+def rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Where each of the ids stands `among` others, first if they repeat; -1 where it does not."""
+    low, high = int(among.min()), int(among.max())
+    if high - low < 8 * len(ids):  # as most are: a row for each id that there could be
+        row_of = np.full(high - low + 1, -1)
+        row_of[among[::-1] - low] = np.arange(len(among))[::-1]
+        return np.where((ids >= low) & (ids <= high), row_of[np.clip(ids, low, high) - low], -1)
+    order = np.argsort(among, kind="stable")
+    place = np.searchsorted(among[order], ids).clip(max=len(among) - 1)
+    rows = order[place]
+    return np.where((among[rows] == ids) & (ids != ABSENT), rows, -1)
+
+
 def report_repeats(
     kind: str,
     record: Callable[[int], Record],

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from visionkit.data import coco_checks, index_store
 from visionkit.data.coco_annotations import AnnotationReader
@@ -22,6 +23,7 @@ from visionkit.errors import DataError
 from visionkit.types import Classes
 
 _START = re.compile(rb"\s*\{")
+CODES = "objects.masks.codes"  # the largest column
 NAME_LISTS = ("image_classes", "semantic_classes", "attribute_classes")
 
 
@@ -82,26 +84,28 @@ def _reopened(path: Path, folder: Path) -> CocoIndex:
         return read_index(path)
 
 
-def read_index(path: Path, piece: int = PIECE) -> CocoIndex:
+def read_index(path: Path, piece: int = PIECE, codes: BinaryIO | None = None) -> CocoIndex:
     """Read an annotation file, `piece` bytes at once.
 
-    Raises DataError if it is no COCO file; all other faults are in the index.
+    The column `CODES` goes to the open file `codes`, and is mapped from there; by default it is
+    held in memory. Raises DataError if it is no COCO file, OSError if that column cannot be
+    written; all other faults are in the index.
     """
     source = f"annotation file {path}"
     faults, mask_faults = Problems(source), Problems(source)
     try:
-        with ExitStack() as stack:
+        with _uncollected(), ExitStack() as stack:
             data = _open(path, stack)
             if _START.match(data) is None:
                 _refuse(path, json.loads(data[:]))
             images = ImageReader(data, faults)
-            objects = stack.enter_context(AnnotationReader(data, piece, faults))
+            objects = stack.enter_context(AnnotationReader(data, piece, faults, codes))
             members = read_members(data, {"images": images, "annotations": objects}, piece)
             del data, images.data, objects.data
     except DataError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{source} {diagnose(path)} [{error}]") from None
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
     _check_structure(path, members, images, objects)
     categories = read_categories(members["categories"], faults)
     names = {key: _names(members, key, faults) for key in NAME_LISTS}
@@ -131,14 +135,34 @@ def _refuse(path: Path, value: Any) -> None:
     )
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Have nobody look for reference cycles: JSON has none, and to look takes as long as to read
+    where the program has many objects already."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"annotation file {path} {diagnose(path)} [{error}]")
+
+
 def _open(path: Path, stack: ExitStack) -> Data:
     """The text of a file in UTF-8 without a byte order mark; mapped, while the stack is open."""
-    with path.open("rb") as file:
-        start = file.read(4)
-        encoding = json.detect_encoding(start) if start else ""
-        if encoding == "utf-8":
-            return stack.enter_context(mmap(file.fileno(), 0, access=ACCESS_READ))
-        return (start + file.read()).decode(encoding or "utf-8").encode("utf-8")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+            encoding = json.detect_encoding(start) if start else ""
+            if encoding == "utf-8":
+                return stack.enter_context(mmap(file.fileno(), 0, access=ACCESS_READ))
+            return (start + file.read()).decode(encoding or "utf-8").encode("utf-8")
+    except OSError as error:
+        raise _unreadable(path, error) from None
 
 
 def _check_structure(

@@ -68,7 +68,7 @@ class ImageTable:
 
     def sizes_of(self, rows: np.ndarray) -> np.ndarray:
         """The sizes of these images; (-1, -1) for row -1."""
-        return np.where(rows[:, None] >= 0, self.sizes[rows], -1)
+        return np.append(self.sizes, [[-1, -1]], 0).take(rows, 0)
 
     def record(self, row: int) -> Record:
         """The record as it is in the file."""
@@ -137,11 +137,12 @@ class ObjectTable:
     def boxes(self, rows: np.ndarray | slice, images: ImageTable) -> np.ndarray:
         """(N, 4) float64 xyxy of those rows, clipped to their pictures."""
         boxes = np.array(self.bbox[rows])
-        boxes[:, 2:] += boxes[:, :2]
-        sizes = images.sizes[self.image[rows], ::-1].astype(np.float64)
-        np.maximum(boxes, 0, out=boxes)
-        corners = boxes.reshape(-1, 2, 2)
-        np.minimum(corners, sizes[:, None], out=corners)
+        sizes = images.sizes.take(self.image[rows], 0)
+        for axis in (0, 1):  # numpy is slow along an axis of two
+            low, high, limit = boxes[:, axis], boxes[:, 2 + axis], sizes[:, 1 - axis]
+            high += low
+            low.clip(0, limit, out=low)
+            high.clip(0, limit, out=high)
         return boxes
 
     def _segmentation(self, row: int) -> Any:

@@ -8,8 +8,10 @@ import os
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -33,14 +35,15 @@ def content_key(path: Path) -> str:
 
 
 def save(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Write the arrays, and `meta`, which must be JSON."""
+    """Write the arrays but those that have their file already, and `meta`, which must be JSON."""
 
     def write(name: str) -> dict[str, Any]:
-        array = np.ascontiguousarray(arrays[name])
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+        array, path = np.ascontiguousarray(arrays[name]), column_file(folder, name)
+        if not path.exists():
+            array.tofile(path)
         return {"dtype": array.dtype.str, "shape": array.shape, "crc32": _checksum(array)}
 
-    with ThreadPoolExecutor(2) as pool:  # one for the largest, which takes as long as the rest
+    with ThreadPoolExecutor(2) as pool:
         columns = dict(zip(arrays, pool.map(write, arrays), strict=True))
     text = json.dumps({"columns": columns, "meta": meta})
     (folder / META).write_text(text, encoding="utf-8")
@@ -60,13 +63,24 @@ def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(f"{folder / META} is not as it was written: {error!r}") from None
 
 
+def column_file(folder: Path, name: str) -> Path:
+    """Where an array lies, without a header."""
+    return folder / f"{name}.bin"
+
+
+def contents(file: BinaryIO) -> np.ndarray:
+    """(N,) uint8, what an open file holds, read-only: mapped, or the memory of a BytesIO."""
+    if isinstance(file, BytesIO):
+        return np.frombuffer(file.getbuffer(), np.uint8)
+    file.flush()
+    empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
+    return np.frombuffer(b"" if empty else mmap(file.fileno(), 0, access=ACCESS_READ), np.uint8)
+
+
 def _map(folder: Path, name: str, said: dict[str, Any]) -> np.ndarray:
-    path = folder / f"{name}.npy"
-    if 0 in said["shape"]:  # nothing cannot be mapped
-        return np.empty(said["shape"], np.dtype(said["dtype"]))
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.dtype.str != said["dtype"] or list(array.shape) != said["shape"]:
-        raise ValueError(f"{path} holds {array.dtype}{array.shape}, not what was written")
+    path = column_file(folder, name)
+    with path.open("rb") as file:
+        array = contents(file).view(said["dtype"]).reshape(said["shape"])
     if _checksum(array) != said["crc32"]:
         raise ValueError(f"{path} has changed since it was written")
     return array

@@ -63,9 +63,9 @@ def cut_polygons(text: bytes) -> Cut | None:
     """
     parts = _POLYGONS.split(text)
     rest, codes = MARK.join(parts[::3]), b"".join(parts[2::3])
-    lengths = np.array(list(map(len, parts)), np.int64)
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
     starts, sizes = (lengths.cumsum() - lengths)[2::3], lengths[2::3]
-    if rest.count(KEY.encode()) != len(sizes) or (b"\\u00" in rest and _ESCAPED.search(rest)):
+    if rest.count(KEY.encode()) != len(sizes) or (b"\\" in rest and _ESCAPED.search(rest)):
         return None  # that key is in the file, or could be
     if not codes:
         return Cut(rest, codes, starts, sizes, np.empty(0))
@@ -81,7 +81,8 @@ def _is_plain(codes: bytes) -> bool:
     """
     chars = np.frombuffer(codes, np.uint8)
     kinds = np.frombuffer(codes.translate(_KIND), np.uint8)
-    marks = ((kinds[:-1] << 4) | kinds[1:]).tobytes().translate(_MARK, _UNTOLD)
+    pairs = kinds[:-1] * np.uint8(16) | kinds[1:]
+    marks = pairs.tobytes().translate(_MARK, _UNTOLD)
     if b"!" in marks or np.count_nonzero(chars == 91) != np.count_nonzero(chars == 93):
         return False  # with as many `[` as `]`, none is among the numbers
     points = np.frombuffer(marks, np.uint8) == 46

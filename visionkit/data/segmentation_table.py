@@ -47,10 +47,9 @@ class SegmentationTable:
         size (N, 2) h, w of their picture. Painting one could take all memory. Those in a picture
         of unknown size, below 0, are passed over.
         """
-        limits = 10 * sizes[:, ::-1]
-        nearest = limits.min(1)
+        nearest = 10 * np.minimum(*sizes.T)
         rows = np.flatnonzero(~(self.reach <= nearest) & (nearest > 0))  # also where it is NaN
-        far = [not (np.abs(self[row].points) <= limits[row]).all() for row in rows]
+        far = [not (np.abs(self[row].points) <= 10 * sizes[row, ::-1]).all() for row in rows]
         return rows[np.array(far, bool)]
 
     def _code(self, index: int) -> bytes:
