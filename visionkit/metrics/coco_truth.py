@@ -39,6 +39,11 @@ class Truth:
     def __len__(self) -> int:
         return len(self.image)
 
+    @property
+    def iou_type(self) -> IouType:
+        """What it was read for."""
+        return "bbox" if self.masks is None else "segm"
+
     @cached_property
     def image_rows(self) -> dict[int, int]:
         """The row of each image id."""
@@ -111,7 +116,7 @@ def rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def sizes_of(image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N, 2) h, w of the images in those rows; 0 for row -1."""
-    return np.concatenate([sizes, np.zeros((1, 2), np.int64)])[image]
+    return np.concatenate([sizes, np.zeros((1, 2), np.int64)]).take(image, 0)
 
 
 def _integers(
@@ -144,21 +149,23 @@ def _rows(key: str, records: Sequence[Record], known: np.ndarray, problems: Prob
 
 def _boxes(records: Sequence[Record], masks: list[Any] | None, problems: Problems) -> np.ndarray:
     """Boxes (A, 4); zeros where masks are scored and there is one."""
-    found = [record.get("bbox") for record in records]
+    rows = np.arange(len(records))
     if masks is not None:
-        found = [(0, 0, 0, 0) if mask else box for box, mask in zip(found, masks, strict=True)]
+        rows = np.array([i for i, mask in enumerate(masks) if not mask], int)
+    found = [records[i].get("bbox") for i in rows]
+    boxes = np.zeros((len(records), 4))
     try:
-        if all(len(box) == 4 for box in found):
-            boxes = np.array(array("d", chain.from_iterable(found))).reshape(-1, 4)
+        if not set(map(len, found)) - {4}:
+            boxes[rows] = np.array(array("d", chain.from_iterable(found))).reshape(-1, 4)
             if np.isfinite(boxes).all():
                 return boxes
     except (TypeError, OverflowError):
         pass  # the slow way finds the record
-    for i, box in enumerate(found):
+    for i, box in zip(rows, found, strict=True):
         if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_finite, box)):
             what = f"'bbox' is {short(box)}: must be [x, y, width, height], finite numbers"
             problems.add(place("annotations", i, records[i]), what)
-    return np.zeros((len(found), 4))
+    return boxes
 
 
 def _is_finite(value: Any) -> bool:
@@ -209,6 +216,12 @@ def _areas(
     problems: Problems,
 ) -> np.ndarray:
     found = [record.get("area") for record in records]
+    try:
+        areas = np.array(array("d", found))
+        if (np.abs(areas) < 1e18).all():  # False for NaN
+            return areas
+    except (TypeError, OverflowError):
+        pass  # the slow way fills in what is missing or finds the record
     for i, area in enumerate(found):
         if area is None:
             found[i] = 0.0
