@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-CHUNK = 1024  # masks decoded at once: their numbers stay in the cache
+CHUNK = 2048  # masks decoded at once: their numbers stay in the cache
 MORE = bytes(range(80, 256))  # the characters that another one of the same number follows
 SIGNED = bytes(((code - 48 & 31 ^ 16) - 16) % 256 for code in range(256))  # the others, as int8
 
@@ -66,20 +66,23 @@ def _joined(codes: Sequence[str | bytes]) -> bytes:
 
 
 def _numbers(text: bytes, chars: np.ndarray, followed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The signed numbers that the characters (five bits each, low ones first) stand for, and the
-    places of those of more than 35 bits. `followed` are the characters that another one follows."""
-    numbers = np.frombuffer(text.translate(SIGNED, MORE), np.int8).astype(np.int64)  # most have one
+    """The signed numbers that the characters (five bits each, low ones first) stand for, from
+    place 2 on between zeros, and the characters where those of more than 35 bits begin.
+    `followed` are the characters that another one follows."""
+    last = np.frombuffer(text.translate(SIGNED, MORE), np.int8)  # mostly the only one
     owner = followed - np.arange(len(followed))
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     count = np.diff(first, append=len(followed))
     owner, place = owner[first], followed[first]
     too_long = place[count > 6]
     count = np.minimum(count, 6)
-    longer = numbers[owner] << 5 * count
+    longer = last[owner].astype(np.int64) << 5 * count
     for i in range(int(count.max(initial=0))):
         rows = np.flatnonzero(count > i)
         longer[rows] += (chars[place[rows] + i] & 31 ^ 16).astype(np.int64) << 5 * i
-    numbers[owner] = longer
+    numbers = np.zeros(2 * (len(last) // 2) + 6, np.int64)
+    numbers[2 : 2 + len(last)] = last
+    numbers[2 + owner] = longer
     return numbers, too_long
 
 
@@ -87,13 +90,11 @@ def _sums_of_every_second(
     numbers: np.ndarray, starts: np.ndarray, stops: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of each code: the sum of all run lengths, the sum of every second, and whether all of them
-    are from 0 to 2^32."""
-    padded = np.zeros(2 * (len(numbers) // 2) + 6, np.int64)
-    padded[2 : 2 + len(numbers)] = numbers
-    total = np.where(stops > starts, numbers[starts], 0)
+    are from 0 to 2^32. Code i has the numbers from `starts[i]` to `stops[i]`, see `_numbers`."""
+    total = np.where(stops > starts, numbers[2 + starts], 0)
     filled, sound = np.zeros_like(total), total >= 0
     for parity in (0, 1):  # the numbers at even and at odd places among all codes
-        sums = padded[parity::2].cumsum()
+        sums = numbers[parity::2].cumsum()
         place = 1 + (starts + 1 + parity) % 2  # in the code: from 1 the runs of ones, from 2 zeros
         begin = (starts + 2 + place) // 2
         count = np.maximum(stops - starts - place + 1, 0) // 2
