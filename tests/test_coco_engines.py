@@ -92,6 +92,21 @@ def test_the_engines_are_equal_bit_for_bit(seed, iou_type):
     assert_equal(truth, [], iou_type)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6))
+def test_they_are_equal_with_polygons_turned_into_masks_before(seed):
+    pytest.importorskip("hotcoco")
+    truth, results = wild(seed)
+    door = Door(read_truth(truth, "segm"), "segm")
+    door.admit(only(results, "segm"))
+    found = door.detections()
+    expected = match(door.truth, found, "segm", "pycocotools")
+    for engine in ("pycocotools", "hotcoco"):
+        curves = match(door.truth.rasterized(), found, "segm", engine)
+        for ours, theirs in zip(curves, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["bbox", "segm"]))
 def test_they_are_equal_where_pictures_are_labelled_in_part(seed, iou_type):

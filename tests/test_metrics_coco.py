@@ -118,7 +118,11 @@ def test_every_figure_equals_pycocotools_bit_for_bit(engine, seed, num_categorie
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 def test_a_truth_that_was_read_once_scores_the_same_again_and_again(engine, iou_type):
     truth, results = scene(5)
-    opened = read_truth(truth, iou_type)
+    for annotation in truth["annotations"][::2]:
+        x, y, w, h = annotation["bbox"]
+        halves = [[x, y, x + w / 2, y, x, y + h], [x + w, y + h, x + w / 3, y, x, y + h]]
+        annotation["segmentation"] = halves
+    opened = read_truth(truth, iou_type).rasterized()
     for some in (results, results[::2]):
         expected = evaluate_coco(truth, only(some, iou_type), iou_type, engine)
         found = evaluate_coco(opened, only(some, iou_type), iou_type, engine)

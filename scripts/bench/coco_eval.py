@@ -9,9 +9,10 @@ process, after its imports, on what json.load gives, and end with the twelve fig
 
 - `call`: createIndex, loadRes, evaluate, accumulate, summarize; `evaluate_coco(truth, results)`,
   which reads and checks the truth, checks the results and computes the same;
-- `opened call`: the truth is open already, by createIndex or `read_truth`, as where a program
-  scores one model after another. In it: loadRes, evaluate, accumulate, summarize;
-  `evaluate_coco(opened, results)`. Neither side has turned polygons into masks before;
+- `later call`: a truth that is open, as where one model after another is scored. In it: loadRes,
+  evaluate, accumulate, summarize on a COCO object that an evaluation before this has used, which
+  has put masks in the place of its polygons; `evaluate_coco(opened, results)`, where `opened` is
+  `read_truth(truth).rasterized()`, which has done the same;
 - `matching`: the results are loaded, too. In it: evaluate, accumulate, summarize; `figures`.
 
 Prints medians, ratios, peak memory and the largest difference of any of the twelve figures as
@@ -50,22 +51,25 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 truth, results = (json.load(open(path)) for path in sys.argv[1:3])
 clock = lambda: (time.perf_counter(), time.process_time())
+again = [dict(record) for record in results]  # loadRes adds to those it gets
+def score(results):
+    opened = clock()
+    found = coco.loadRes(results)
+    loaded = clock()
+    evaluation = COCOeval(coco, found, sys.argv[3])
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return opened, loaded, clock()
 start = clock()
 coco = COCO()
 coco.dataset = truth
 coco.createIndex()
-opened = clock()
-found = coco.loadRes(results)
-loaded = clock()
-evaluation = COCOeval(coco, found, sys.argv[3])
-evaluation.evaluate()
-evaluation.accumulate()
-evaluation.summarize()
-end = clock()
+_, loaded, end = score(results)
+times = {"call": (start, end), "matching": (loaded, end), "later call": score(again)[::2]}
 print(json.dumps({
-    f"{name} {unit}": end[i] - since[i]
-    for name, since in (("call", start), ("opened call", opened), ("matching", loaded))
-    for i, unit in enumerate(("s", "cpu s"))
+    f"{name} {unit}": end[i] - start[i]
+    for name, (start, end) in times.items() for i, unit in enumerate(("s", "cpu s"))
 }))
 """
 
@@ -78,12 +82,12 @@ truth, results = (json.load(open(path)) for path in sys.argv[1:3])
 iou_type, engine, what = sys.argv[3:]
 importlib.import_module(engine)
 clock = lambda: (time.perf_counter(), time.process_time())
-if what != "call":
-    truth = read_truth(truth, iou_type)
+if what == "later call":
+    truth = read_truth(truth, iou_type).rasterized()
 if what == "matching":
-    door = Door(truth, iou_type)
+    door = Door(read_truth(truth, iou_type), iou_type)
     door.admit(results)
-    results = door.detections()
+    truth, results = door.truth, door.detections()
 start = clock()
 (figures if what == "matching" else evaluate_coco)(truth, results, iou_type, engine)
 end = clock()
@@ -131,7 +135,7 @@ def compare(folder: Path, iou_type: str, rounds: int, engine: str) -> dict[str, 
         pairs = [(a, -1 if b is None else b) for a, b in zip(expected, found, strict=True)]
         worst = max(worst, *(abs(a - b) for a, b in pairs))
         note("pycocotools", run([*python, PYCOCOTOOLS_CALL, *files, iou_type])[0])
-        for what in ("call", "opened call", "matching"):  # each the first work of its process
+        for what in ("call", "later call", "matching"):  # each the first work of its process
             command = [*python, VISIONKIT_CALL, *files, iou_type, engine, what]
             note("visionkit", run(command)[0])
     medians = {name: round(statistics.median(values), 3) for name, values in measured.items()}

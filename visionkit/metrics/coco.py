@@ -107,10 +107,11 @@ def evaluate_coco(
 ) -> dict[str, float]:
     """The twelve COCO figures and `AP/<class>`, equal to pycocotools' on valid input.
 
-    `truth` is a COCO dict, or what `read_truth` made of one, to score several results against it.
-    `results` are COCO result records. NaN where there is no ground truth to score. Raises
-    DataError, naming the records, for values that must not be scored. `engine` is "hotcoco" or
-    "pycocotools"; by default the first, where it is installed.
+    `truth` is a COCO dict, or, to score several results against it, what
+    `read_truth(truth, iou_type).rasterized()` made of one. `results` are COCO result records. NaN
+    where there is no ground truth to score. Raises DataError, naming the records, for values that
+    must not be scored. `engine` is "hotcoco" or "pycocotools"; by default the first, where it is
+    installed.
     """
     engine = pick_engine(engine)
     with paused_collector():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from operator import itemgetter
@@ -43,6 +43,14 @@ class Truth:
     def iou_type(self) -> IouType:
         """What it was read for."""
         return "bbox" if self.masks is None else "segm"
+
+    def rasterized(self) -> Truth:
+        """The same with all masks as compressed RLE, for more than one evaluation: each of them
+        would turn the polygons into pixels again."""
+        if self.masks is None:
+            return self
+        sizes = sizes_of(self.image, self.sizes)
+        return replace(self, masks=list(map(_compressed, self.masks, sizes)))
 
     @cached_property
     def image_rows(self) -> dict[int, int]:
@@ -238,7 +246,12 @@ def _areas(
 def _area_of(mask: Any, box: np.ndarray, size: np.ndarray) -> float:
     if not mask:
         return float(box[2] * box[3])
+    return float(coco_mask.area(_compressed(mask, size)))
+
+
+def _compressed(mask: Any, size: np.ndarray) -> dict[str, Any]:
+    """A sound mask as a compressed RLE."""
     if isinstance(mask, dict) and not isinstance(mask["counts"], list):
-        return float(coco_mask.area(mask))
+        return mask
     rle = coco_mask.frPyObjects(mask, *size.tolist())
-    return float(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
+    return coco_mask.merge(rle) if isinstance(rle, list) else rle
