@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from array import array
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
@@ -23,9 +21,7 @@ def rle_totals(codes: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     Two (N,) int64; -1 in the first where a code is malformed or has a negative run length.
     TypeError if one is neither a str nor bytes.
     """
-    chunks = [codes[i : i + CHUNK] for i in range(0, len(codes), CHUNK)]
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # NumPy works without the GIL
-        parts = list((pool.map if len(chunks) > 1 else map)(_totals, chunks))
+    parts = [_totals(codes[i : i + CHUNK]) for i in range(0, len(codes), CHUNK)]
     covered, filled = zip(*parts, strict=True) if parts else ((), ())
     none = np.zeros(0, np.int64)
     return np.concatenate([none, *covered]), np.concatenate([none, *filled])
@@ -121,8 +117,11 @@ def polygons_sound(objects: Sequence[list[Any]], sizes: np.ndarray) -> bool:
     if (lengths < 6).any() or (lengths % 2).any():
         return False
     counts = np.fromiter(map(len, objects), np.int64, len(objects))
-    farthest = np.maximum.reduceat(np.abs(points), lengths.cumsum() - lengths) if flat else points
-    return bool((farthest <= np.repeat(10 * sizes.max(1), counts)).all())  # False for NaN
+    if not flat:
+        return True
+    starts, limits = lengths.cumsum() - lengths, np.repeat(10 * sizes.max(1), counts)
+    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+    return bool(((low >= -limits) & (high <= limits)).all())  # False for NaN
 
 
 def polygon_fault(polygons: Any, size: tuple[int, int]) -> str | None:
