@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from test_metrics_coco import only, rectangle, scene
 
+from visionkit.data.masks import run_lengths
 from visionkit.errors import ConfigError
 from visionkit.metrics import coco_engines
 from visionkit.metrics.coco import evaluate_coco
@@ -91,6 +92,21 @@ def test_the_engines_are_equal_bit_for_bit(seed, iou_type):
     assert_equal(truth, [], iou_type)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6))
+def test_they_are_equal_with_polygons_turned_into_masks_before(seed):
+    pytest.importorskip("hotcoco")
+    truth, results = wild(seed)
+    door = Door(read_truth(truth, "segm"), "segm")
+    door.admit(only(results, "segm"))
+    found = door.detections()
+    expected = match(door.truth, found, "segm", "pycocotools")
+    for engine in ("pycocotools", "hotcoco"):
+        curves = match(door.truth.rasterized(), found, "segm", engine)
+        for ours, theirs in zip(curves, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["bbox", "segm"]))
 def test_they_are_equal_where_pictures_are_labelled_in_part(seed, iou_type):
@@ -149,6 +165,21 @@ def test_totals_of_run_lengths(objects):
     assert filled.tolist() == [sum(lengths[1::2]) for lengths in objects]
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("0123>?@OPQnoP~/", max_size=12), max_size=9))
+def test_totals_of_any_text_are_those_of_the_decoder_for_one(codes):
+    covered, filled = rle_totals(codes)
+    for code, cover, fill in zip(codes, covered, filled, strict=True):
+        try:
+            lengths = run_lengths(code.encode())
+        except ValueError:
+            assert cover == -1
+            continue
+        sound = lengths.min() >= 0 and lengths.max() <= 2**32
+        assert cover == (lengths.sum() if sound else -1)
+        assert fill == lengths[1::2].sum() or not sound
+
+
 def test_a_damaged_code_does_not_touch_its_neighbours(monkeypatch):
     good = rectangle([10, 10, 40, 30], (H, W))["counts"]
     cut = good[:-1]  # its last number goes on: into the next code, if that were not prevented
@@ -159,3 +190,35 @@ def test_a_damaged_code_does_not_touch_its_neighbours(monkeypatch):
         assert (covered[::2] == H * W).all() and (filled[::2] == 1200).all()
         assert (covered[1::2] < H * W).all()
     assert rle_totals([])[0].tolist() == []
+
+
+def test_codes_as_str_and_bytes_and_what_is_not_ascii():
+    good = rectangle([10, 10, 40, 30], (H, W))["counts"]
+    assert "?" not in good
+    odd = coco_mask.frPyObjects({"size": [1, 25], "counts": [15, 10]}, 1, 25)["counts"]
+    assert odd[:1] == b"?"
+    covered, filled = rle_totals([good, odd, good.encode(), odd.decode().replace("?", "€")])
+    assert covered.tolist() == [H * W, 25, H * W, -1] and filled.tolist()[:3] == [1200, 10, 1200]
+    with pytest.raises(TypeError):
+        rle_totals([good, [1, 2]])
+
+
+def test_a_sum_beyond_64_bits_does_not_come_out_as_the_size():
+    rest, steps = 2**64, []
+    for weight in range(2**16, 0, -1):  # so often the step is part of a run length
+        steps.append(min(rest // weight, 2**34 - 1))
+        rest -= steps[-1] * weight
+    assert rest == 0
+    code = encoded([7, 0, 0, *(number for step in steps for number in (0, step))])
+    assert rle_totals([code, encoded([1, 2, 3])])[0].tolist() == [-1, 6]
+
+
+def encoded(numbers):
+    """The text of numbers from 0 to 2^34 as they are, without differences."""
+    text = ""
+    for number in numbers:
+        while number > 15:
+            text += chr(48 + 32 + number % 32)
+            number //= 32
+        text += chr(48 + number)
+    return text

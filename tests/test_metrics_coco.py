@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from visionkit.errors import DataError
 from visionkit.metrics.coco import STATS, CocoEvaluator, coco_results, evaluate_coco
+from visionkit.metrics.coco_truth import read_truth
 from visionkit.types import Batch, Classes
 
 
@@ -112,6 +113,23 @@ def test_every_figure_equals_pycocotools_bit_for_bit(engine, seed, num_categorie
         scored = precision[:, :, k][precision[:, :, k] > -1]
         value = found[f"AP/{category['name']}"]
         assert value == scored.mean() if scored.size else math.isnan(value)
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_a_truth_that_was_read_once_scores_the_same_again_and_again(engine, iou_type):
+    truth, results = scene(5)
+    for annotation in truth["annotations"][::2]:
+        x, y, w, h = annotation["bbox"]
+        halves = [[x, y, x + w / 2, y, x, y + h], [x + w, y + h, x + w / 3, y, x, y + h]]
+        annotation["segmentation"] = halves
+    opened = read_truth(truth, iou_type).rasterized()
+    for some in (results, results[::2]):
+        expected = evaluate_coco(truth, only(some, iou_type), iou_type, engine)
+        found = evaluate_coco(opened, only(some, iou_type), iou_type, engine)
+        assert found == pytest.approx(expected, abs=0, rel=0, nan_ok=True) and found["AP"] > 0
+    other = "segm" if iou_type == "bbox" else "bbox"
+    with pytest.raises(DataError, match=f"read for {iou_type}, not for {other}"):
+        evaluate_coco(opened, results, other, engine)
 
 
 def one_object(**changes):
@@ -226,6 +244,8 @@ SQUARE = rectangle([10, 10, 40, 30], (80, 100))
         ({**SQUARE, "counts": "\x01" + SQUARE["counts"]}, "damaged"),
         ({**SQUARE, "counts": "é" + SQUARE["counts"]}, "damaged"),
         ({**SQUARE, "counts": "€" + SQUARE["counts"]}, "damaged"),
+        ({**SQUARE, "counts": b"\xe9" + SQUARE["counts"].encode()}, "damaged"),
+        ({**SQUARE, "counts": bytearray(SQUARE["counts"].encode())}, "compressed text"),
         ({**SQUARE, "counts": [10, 20]}, "compressed text"),
         ([[10, 10, 50, 10, 50, 40]], "not a run-length code"),
         ({"size": [80, 100]}, "not a run-length code"),

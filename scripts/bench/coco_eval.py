@@ -4,12 +4,20 @@
 
 Every figure comes from a fresh process. `process` is a whole one, start to exit: reading both
 files, evaluation, summary; pycocotools does it by its own calls COCO, loadRes, evaluate,
-accumulate, summarize, visionkit by `visionkit eval --gt --pred`. `call` starts from the parsed
-JSON: createIndex, loadRes and the evaluation, against `evaluate_coco`, which checks and packs the
-same data. `matching` starts from what is loaded: COCO objects against packed tables. Prints
-medians, ratios, peak memory and the largest difference of any of the twelve figures as JSON, and
-the same for CPU seconds, which other programs on the machine change less. The files are made by
-scripts/bench/coco_scale.py, in a temporary folder unless --data names one that has them.
+accumulate, summarize, visionkit by `visionkit eval --gt --pred`. The other three run in one
+process, after its imports, on what json.load gives, and end with the twelve figures:
+
+- `call`: createIndex, loadRes, evaluate, accumulate, summarize; `evaluate_coco(truth, results)`,
+  which reads and checks the truth, checks the results and computes the same;
+- `later call`: a truth that is open, as where one model after another is scored. In it: loadRes,
+  evaluate, accumulate, summarize on a COCO object that an evaluation before this has used, which
+  has put masks in the place of its polygons; `evaluate_coco(opened, results)`, where `opened` is
+  `read_truth(truth).rasterized()`, which has done the same;
+- `matching`: the results are loaded, too. In it: evaluate, accumulate, summarize; `figures`.
+
+Prints medians, ratios, peak memory and the largest difference of any of the twelve figures as
+JSON, and the same for CPU seconds, which other programs on the machine change less. The files are
+made by scripts/bench/coco_scale.py, in a temporary folder unless --data names one that has them.
 """
 
 from __future__ import annotations
@@ -43,45 +51,47 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 truth, results = (json.load(open(path)) for path in sys.argv[1:3])
 clock = lambda: (time.perf_counter(), time.process_time())
+again = [dict(record) for record in results]  # loadRes adds to those it gets
+def score(results):
+    opened = clock()
+    found = coco.loadRes(results)
+    loaded = clock()
+    evaluation = COCOeval(coco, found, sys.argv[3])
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return opened, loaded, clock()
 start = clock()
 coco = COCO()
 coco.dataset = truth
 coco.createIndex()
-found = coco.loadRes(results)
-loaded = clock()
-evaluation = COCOeval(coco, found, sys.argv[3])
-evaluation.evaluate()
-evaluation.accumulate()
-evaluation.summarize()
-end = clock()
+_, loaded, end = score(results)
+times = {"call": (start, end), "matching": (loaded, end), "later call": score(again)[::2]}
 print(json.dumps({
-    "call s": end[0] - start[0], "call cpu s": end[1] - start[1],
-    "matching s": end[0] - loaded[0], "matching cpu s": end[1] - loaded[1],
+    f"{name} {unit}": end[i] - start[i]
+    for name, (start, end) in times.items() for i, unit in enumerate(("s", "cpu s"))
 }))
 """
 
 VISIONKIT_CALL = """
-import json, sys, time
+import importlib, json, sys, time
 from visionkit.metrics.coco import evaluate_coco, figures
 from visionkit.metrics.coco_detections import Door
-from visionkit.metrics.coco_engines import pick_engine
 from visionkit.metrics.coco_truth import read_truth
 truth, results = (json.load(open(path)) for path in sys.argv[1:3])
-iou_type, engine = sys.argv[3], pick_engine(sys.argv[4])
+iou_type, engine, what = sys.argv[3:]
+importlib.import_module(engine)
 clock = lambda: (time.perf_counter(), time.process_time())
+if what == "later call":
+    truth = read_truth(truth, iou_type).rasterized()
+if what == "matching":
+    door = Door(read_truth(truth, iou_type), iou_type)
+    door.admit(results)
+    truth, results = door.truth, door.detections()
 start = clock()
-evaluate_coco(truth, results, iou_type, engine)
+(figures if what == "matching" else evaluate_coco)(truth, results, iou_type, engine)
 end = clock()
-door = Door(read_truth(truth, iou_type), iou_type)
-door.admit(results)
-found = door.detections()
-loaded = clock()
-figures(door.truth, found, iou_type, engine)
-matched = clock()
-print(json.dumps({
-    "call s": end[0] - start[0], "call cpu s": end[1] - start[1],
-    "matching s": matched[0] - loaded[0], "matching cpu s": matched[1] - loaded[1],
-}))
+print(json.dumps({f"{what} s": end[0] - start[0], f"{what} cpu s": end[1] - start[1]}))
 """
 
 
@@ -125,7 +135,9 @@ def compare(folder: Path, iou_type: str, rounds: int, engine: str) -> dict[str, 
         pairs = [(a, -1 if b is None else b) for a, b in zip(expected, found, strict=True)]
         worst = max(worst, *(abs(a - b) for a, b in pairs))
         note("pycocotools", run([*python, PYCOCOTOOLS_CALL, *files, iou_type])[0])
-        note("visionkit", run([*python, VISIONKIT_CALL, *files, iou_type, engine])[0])
+        for what in ("call", "later call", "matching"):  # each the first work of its process
+            command = [*python, VISIONKIT_CALL, *files, iou_type, engine, what]
+            note("visionkit", run(command)[0])
     medians = {name: round(statistics.median(values), 3) for name, values in measured.items()}
     ratios = {
         f"{name} ratio": round(medians[f"pycocotools {name}"] / medians[f"visionkit {name}"], 1)

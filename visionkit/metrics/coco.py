@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionkit.collector import paused_collector
+from visionkit.errors import DataError
 from visionkit.metrics.coco_detections import Detections, Door, joined
 from visionkit.metrics.coco_engines import engine_version, match, pick_engine
 from visionkit.metrics.coco_partial import labelled_only, with_incomplete_as_crowds
@@ -99,20 +100,25 @@ def coco_results(
 
 
 def evaluate_coco(
-    truth: dict[str, Any],
+    truth: dict[str, Any] | Truth,
     results: Sequence[dict[str, Any]] | Detections,
     iou_type: IouType,
     engine: str | None = None,
 ) -> dict[str, float]:
     """The twelve COCO figures and `AP/<class>`, equal to pycocotools' on valid input.
 
-    `truth` is a COCO dict, `results` are COCO result records. NaN where there is no ground truth
-    to score. Raises DataError, naming the records, for values that must not be scored. `engine`
-    is "hotcoco" or "pycocotools"; by default the first, where it is installed.
+    `truth` is a COCO dict, or, to score several results against it, what
+    `read_truth(truth, iou_type).rasterized()` made of one. `results` are COCO result records. NaN
+    where there is no ground truth to score. Raises DataError, naming the records, for values that
+    must not be scored. `engine` is "hotcoco" or "pycocotools"; by default the first, where it is
+    installed.
     """
     engine = pick_engine(engine)
     with paused_collector():
-        door = Door(read_truth(truth, iou_type), iou_type)
+        opened = truth if isinstance(truth, Truth) else read_truth(truth, iou_type)
+        if opened.iou_type != iou_type:
+            raise DataError(f"the truth was read for {opened.iou_type}, not for {iou_type}")
+        door = Door(opened, iou_type)
         door.admit(results)
         return figures(door.truth, door.detections(), iou_type, engine)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Sequence
 from itertools import chain
@@ -9,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
-CHUNK = 1024  # masks decoded at once: their numbers stay in the cache
+CHUNK = 2048  # masks decoded at once: their numbers stay in the cache
+MORE = bytes(range(80, 256))  # the characters that another one of the same number follows
+SIGNED = bytes(((code - 48 & 31 ^ 16) - 16) % 256 for code in range(256))  # the others, as int8
 
 
 def rle_totals(codes: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     """How many pixels each of N compressed run-length codes covers, and how many are set.
 
     Two (N,) int64; -1 in the first where a code is malformed or has a negative run length.
+    TypeError if one is neither a str nor bytes.
     """
     parts = [_totals(codes[i : i + CHUNK]) for i in range(0, len(codes), CHUNK)]
     covered, filled = zip(*parts, strict=True) if parts else ((), ())
@@ -30,79 +34,74 @@ def _totals(codes: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     over every second number of all codes together hold the run lengths, up to what the sums were
     before each code.
     """
+    text = _joined(codes)
+    chars = np.frombuffer(text, np.uint8)
     lengths = np.fromiter(map(len, codes), np.int64, len(codes))
+    char_ends = (lengths + 1).cumsum() - 1
+    followed = np.flatnonzero(chars >= 80)
+    strange = np.flatnonzero(chars - np.uint8(48) > 63)
+    numbers, too_long = _numbers(text, chars, followed)
+    stops = char_ends - np.searchsorted(followed, char_ends)
+    starts = np.concatenate([[0], stops[:-1] + 1])
+    covered, filled, sound = _sums_of_every_second(numbers, starts, stops)
+    sound &= (lengths > 0) & (chars[char_ends - 1] < 80)  # the last number has an end
+    sound[np.searchsorted(char_ends, np.concatenate([strange, too_long]))] = False
+    return np.where(sound, covered, -1), filled
+
+
+def _joined(codes: Sequence[str | bytes]) -> bytes:
+    """A byte for each character, ~ for those outside of ASCII; each code is followed by a zero,
+    so that one that was cut short does not run into the next."""
     try:
-        text = "".join(codes).encode("latin-1", "replace")  # a byte for each character
+        text = "0".join(codes)
     except TypeError:  # some are bytes
-        as_text = (code if isinstance(code, str) else code.decode("latin-1") for code in codes)
-        text = "".join(as_text).encode("latin-1", "replace")
-    chars = np.frombuffer(text, np.uint8) - np.uint8(48)
-    last = chars < 32  # the last character of each number
-    char_ends = lengths.cumsum()
-    valid = lengths > 0
-    finals = char_ends[valid] - 1
-    valid[valid] = last[finals]
-    last[finals] = True  # a code that was cut short must not run into the next one
-    strange = np.flatnonzero(chars > 63)
-    valid[np.searchsorted(char_ends, strange, side="right")] = False
-
-    ends = np.flatnonzero(last)
-    numbers, too_long = _numbers(chars, last, ends)
-    valid[np.searchsorted(char_ends, too_long, side="right")] = False
-    stops = np.searchsorted(ends, char_ends)
-    starts = np.concatenate([[0], stops[:-1]])
-    covered, filled = np.zeros(len(codes), np.int64), np.zeros(len(codes), np.int64)
-    usable = np.flatnonzero(valid)
-    if len(usable):
-        sums = _sums_of_every_second(numbers, starts[usable], stops[usable])
-        covered[usable], filled[usable], lowest = sums
-        valid[usable[lowest < 0]] = False
-    return np.where(valid, covered, -1), filled
+        if set(map(type, codes)) - {str, bytes}:
+            raise
+        text = "0".join(c if isinstance(c, str) else c.decode("latin-1") for c in codes)
+    return (text if text.isascii() else re.sub("[^\0-~]", "~", text)).encode() + b"0"
 
 
-def _numbers(
-    chars: np.ndarray, last: np.ndarray, ends: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The signed numbers that the characters (five bits each, low ones first) stand for, and
-    characters that belong to a number of more than 32 bits."""
-    numbers = ((chars[ends] ^ 16).astype(np.int8) - np.int8(16)).astype(np.int64)  # of most
-    others = np.flatnonzero(~last)  # characters that another one follows
-    if not len(others):
-        return numbers, others
-    owner = others - np.arange(len(others))
-    first = np.diff(owner, prepend=-1) > 0
-    shift = 5 * (others - np.maximum.accumulate(np.where(first, others, 0)))
-    too_long = others[shift >= 30]
-    shift = np.minimum(shift, 30)
-    final = np.append(first[1:], True)
-    numbers[owner[final]] <<= shift[final] + 5
-    for bits in range(0, int(shift.max()) + 1, 5):
-        at = np.flatnonzero(shift == bits)
-        numbers[owner[at]] += (chars[others[at]] & 31).astype(np.int64) << bits
+def _numbers(text: bytes, chars: np.ndarray, followed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The signed numbers that the characters (five bits each, low ones first) stand for, from
+    place 2 on between zeros, and the characters where those of more than 35 bits begin.
+    `followed` are the characters that another one follows."""
+    last = np.frombuffer(text.translate(SIGNED, MORE), np.int8)  # mostly the only one
+    owner = followed - np.arange(len(followed))
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    count = np.diff(first, append=len(followed))
+    owner, place = owner[first], followed[first]
+    too_long = place[count > 6]
+    count = np.minimum(count, 6)
+    longer = last[owner].astype(np.int64) << 5 * count
+    for i in range(int(count.max(initial=0))):
+        rows = np.flatnonzero(count > i)
+        longer[rows] += (chars[place[rows] + i] & 31 ^ 16).astype(np.int64) << 5 * i
+    numbers = np.zeros(2 * (len(last) // 2) + 6, np.int64)
+    numbers[2 : 2 + len(last)] = last
+    numbers[2 + owner] = longer
     return numbers, too_long
 
 
 def _sums_of_every_second(
     numbers: np.ndarray, starts: np.ndarray, stops: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each code: the sum of all run lengths, the sum of every second, and the least one."""
-    padded = np.zeros(2 * (len(numbers) // 2) + 6, np.int64)
-    padded[2 : 2 + len(numbers)] = numbers
-    total, lowest = numbers[starts], numbers[starts]
-    filled = np.zeros_like(total)
+    """Of each code: the sum of all run lengths, the sum of every second, and whether all of them
+    are from 0 to 2^32. Code i has the numbers from `starts[i]` to `stops[i]`, see `_numbers`."""
+    total = np.where(stops > starts, numbers[2 + starts], 0)
+    filled, sound = np.zeros_like(total), total >= 0
     for parity in (0, 1):  # the numbers at even and at odd places among all codes
-        sums = padded[parity::2].cumsum()
+        sums = numbers[parity::2].cumsum()
         place = 1 + (starts + 1 + parity) % 2  # in the code: from 1 the runs of ones, from 2 zeros
         begin = (starts + 2 + place) // 2
         count = np.maximum(stops - starts - place + 1, 0) // 2
         edges = np.stack([begin, begin + count], 1).ravel()
         base = sums[begin - 1]
         found = np.where(count, np.add.reduceat(sums, edges)[::2] - base * count, 0)
-        least = np.where(count, np.minimum.reduceat(sums, edges)[::2] - base, 0)
         total += found
         filled += np.where(place == 1, found, 0)
-        lowest = np.minimum(lowest, least)
-    return total, filled, lowest
+        sound &= (count == 0) | (np.minimum.reduceat(sums, edges)[::2] >= base)
+        sound &= (count == 0) | (np.maximum.reduceat(sums, edges)[::2] <= base + 2**32)
+    return total, filled, sound
 
 
 def polygons_sound(objects: Sequence[list[Any]], sizes: np.ndarray) -> bool:
@@ -110,14 +109,19 @@ def polygons_sound(objects: Sequence[list[Any]], sizes: np.ndarray) -> bool:
     try:
         flat = list(chain.from_iterable(objects))
         lengths = np.fromiter(map(len, flat), np.int64, len(flat))
-        points = np.array(array("d", chain.from_iterable(flat)))
+        points = array("d")
+        for polygon in flat:
+            points.fromlist(polygon)
     except (TypeError, OverflowError):
         return False
-    if (lengths < 6).any() or (lengths % 2).any() or any(type(p) is not list for p in flat):
+    if (lengths < 6).any() or (lengths % 2).any():
         return False
     counts = np.fromiter(map(len, objects), np.int64, len(objects))
-    limits = np.repeat(np.repeat(10 * sizes.max(1), counts), lengths)
-    return bool((np.abs(points) <= limits).all())  # False for NaN
+    if not flat:
+        return True
+    starts, limits = lengths.cumsum() - lengths, np.repeat(10 * sizes.max(1), counts)
+    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
+    return bool(((low >= -limits) & (high <= limits)).all())  # False for NaN
 
 
 def polygon_fault(polygons: Any, size: tuple[int, int]) -> str | None:

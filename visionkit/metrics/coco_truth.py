@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from operator import itemgetter
@@ -38,6 +38,19 @@ class Truth:
 
     def __len__(self) -> int:
         return len(self.image)
+
+    @property
+    def iou_type(self) -> IouType:
+        """What it was read for."""
+        return "bbox" if self.masks is None else "segm"
+
+    def rasterized(self) -> Truth:
+        """The same with all masks as compressed RLE, for more than one evaluation: each of them
+        would turn the polygons into pixels again."""
+        if self.masks is None:
+            return self
+        sizes = sizes_of(self.image, self.sizes)
+        return replace(self, masks=list(map(_compressed, self.masks, sizes)))
 
     @cached_property
     def image_rows(self) -> dict[int, int]:
@@ -111,7 +124,7 @@ def rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def sizes_of(image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """(N, 2) h, w of the images in those rows; 0 for row -1."""
-    return np.concatenate([sizes, np.zeros((1, 2), np.int64)])[image]
+    return np.concatenate([sizes, np.zeros((1, 2), np.int64)]).take(image, 0)
 
 
 def _integers(
@@ -144,21 +157,23 @@ def _rows(key: str, records: Sequence[Record], known: np.ndarray, problems: Prob
 
 def _boxes(records: Sequence[Record], masks: list[Any] | None, problems: Problems) -> np.ndarray:
     """Boxes (A, 4); zeros where masks are scored and there is one."""
-    found = [record.get("bbox") for record in records]
+    rows = np.arange(len(records))
     if masks is not None:
-        found = [(0, 0, 0, 0) if mask else box for box, mask in zip(found, masks, strict=True)]
+        rows = np.array([i for i, mask in enumerate(masks) if not mask], int)
+    found = [records[i].get("bbox") for i in rows]
+    boxes = np.zeros((len(records), 4))
     try:
-        if all(len(box) == 4 for box in found):
-            boxes = np.array(array("d", chain.from_iterable(found))).reshape(-1, 4)
+        if not set(map(len, found)) - {4}:
+            boxes[rows] = np.array(array("d", chain.from_iterable(found))).reshape(-1, 4)
             if np.isfinite(boxes).all():
                 return boxes
     except (TypeError, OverflowError):
         pass  # the slow way finds the record
-    for i, box in enumerate(found):
+    for i, box in zip(rows, found, strict=True):
         if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_finite, box)):
             what = f"'bbox' is {short(box)}: must be [x, y, width, height], finite numbers"
             problems.add(place("annotations", i, records[i]), what)
-    return np.zeros((len(found), 4))
+    return boxes
 
 
 def _is_finite(value: Any) -> bool:
@@ -209,6 +224,12 @@ def _areas(
     problems: Problems,
 ) -> np.ndarray:
     found = [record.get("area") for record in records]
+    try:
+        areas = np.array(array("d", found))
+        if (np.abs(areas) < 1e18).all():  # False for NaN
+            return areas
+    except (TypeError, OverflowError):
+        pass  # the slow way fills in what is missing or finds the record
     for i, area in enumerate(found):
         if area is None:
             found[i] = 0.0
@@ -225,7 +246,12 @@ def _areas(
 def _area_of(mask: Any, box: np.ndarray, size: np.ndarray) -> float:
     if not mask:
         return float(box[2] * box[3])
+    return float(coco_mask.area(_compressed(mask, size)))
+
+
+def _compressed(mask: Any, size: np.ndarray) -> dict[str, Any]:
+    """A sound mask as a compressed RLE."""
     if isinstance(mask, dict) and not isinstance(mask["counts"], list):
-        return float(coco_mask.area(mask))
+        return mask
     rle = coco_mask.frPyObjects(mask, *size.tolist())
-    return float(coco_mask.area(coco_mask.merge(rle) if isinstance(rle, list) else rle))
+    return coco_mask.merge(rle) if isinstance(rle, list) else rle
