@@ -72,7 +72,7 @@ def test_without_objects_figures_are_null_and_without_detections_zero(files, cap
         ('[{"image_id": 1}] more', "is damaged, cut short"),
         ('{"annotations": []}', "holds an object, not a list of records"),
         ("7", "holds a int, not a list"),
-        ("[[1, 2]]", "result 0 (image_id None): [1, 2] is not an object"),
+        ("[[1, 2]]", "result 0: [1, 2] is not an object"),
         ('[{"image_id": 7}]', "result 0 (image_id 7): misses the key 'category_id'"),
         (b"\xff\xfe[", "is damaged"),
         ("[" * 100_000, "is damaged"),
@@ -117,9 +117,43 @@ def test_all_wrong_records_are_told_at_once_by_their_place_in_the_file(files, ca
     results[11]["category_id"] = "cat"
     (files / "bad.json").write_text(json.dumps(results))
     code, _, told = run(capsys, files, "bad.json")
-    assert code == 3 and "bad.json: 4 detections cannot be scored" in told
+    assert code == 3 and "bad.json: 4 of " in told
     for number, says in ((5, "score nan"), (7, "bbox ["), (9, "no such image"), (11, "'cat'")):
         assert any(f"result {number} " in line and says in line for line in told.splitlines())
+
+
+def test_a_truth_value_is_no_score(files, capsys):
+    results = json.loads((files / "bbox.json").read_text())
+    results[3]["score"] = True
+    (files / "bad.json").write_text(json.dumps(results))
+    code, _, told = run(capsys, files, "bad.json")
+    assert code == 3 and "result 3 " in told and "score True is not a number" in told
+
+
+def test_records_that_name_another_picture_are_refused(files, capsys):
+    truth = json.loads((files / "gt.json").read_text())
+    for image in truth["images"]:
+        image["file_name"] = f"b/{image['id']}.jpg"
+    (files / "named.json").write_text(json.dumps(truth))
+    results = json.loads((files / "bbox.json").read_text())
+    named = [r | {"file_name": f"pictures/{r['image_id']}.jpg"} for r in results]
+    (files / "good.json").write_text(json.dumps(named))
+    code, expected, _ = run(capsys, files, "bbox.json")
+    assert code == 0 and run(capsys, files, "good.json", gt="named.json")[:2] == (0, expected)
+    named[4]["file_name"] = "another.jpg"
+    (files / "bad.json").write_text(json.dumps(named))
+    code, printed, told = run(capsys, files, "bad.json", gt="named.json")
+    assert code == 3 and not printed
+    assert "bad.json: image_id" in told and "'another.jpg'" in told and "RUN/eval" in told
+
+
+def test_annotations_without_any_mask_are_told(files, capsys, caplog):
+    truth = json.loads((files / "gt.json").read_text())
+    for record in truth["annotations"]:
+        record.pop("segmentation", None)
+    (files / "boxes.json").write_text(json.dumps(truth))
+    code, _, _ = run(capsys, files, "segm.json", "--type", "segm", gt="boxes.json")
+    assert code == 0 and "boxes.json has no object with a segmentation to score" in caplog.text
 
 
 def test_segm_on_boxes_and_boxes_next_to_masks(files, capsys, caplog):

@@ -174,8 +174,9 @@ def _load(config: Config, sources: list[Source], steps: int) -> float:
             return sum(len(next(b)) for _ in range(count) for b in batches.values())
 
         draw(2 * config.workers + 1)
+        count = max(steps, 8 * config.workers)  # what is ready when the clock starts is a part
         start = time.perf_counter()
-        return draw(steps) / (time.perf_counter() - start)
+        return draw(count) / (time.perf_counter() - start)
 
 
 def _open(config: Config, sources: list[Source], stack: ExitStack) -> dict[str, Iterator[Batch]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from typing import Any
 
 import torch
@@ -122,7 +123,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
+        known = re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", name)
+        reason = str(error).strip().splitlines()[0] if known else "it is no auto, cpu, cuda or mps"
         raise ConfigError(f"train.device: {name!r} cannot be used here: {reason}") from error
     return device
 

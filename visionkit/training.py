@@ -129,12 +129,12 @@ def _fit(
     state = TrainingState(config, run, classes, model, optimizer, scaler, average, progress)
     if saved is not None:
         state.restore(saved)
-    if distributed.rank() == 0:
-        rundir.write_text(run / "config.yaml", config.to_yaml())
     if progress.step >= total_steps:
         log.info(
             "%s is finished at step %d; more train.steps or train.epochs go on", run, progress.step
         )
+    elif distributed.rank() == 0:
+        rundir.write_text(run / "config.yaml", config.to_yaml())
     distributed.broadcast_state(model)
 
     batches = {

@@ -119,13 +119,14 @@ class Door:
             shown = "\n  ".join(self.told)
             more = self.refused - len(self.told)
             shown += f"\n  ... and {more} more" if more else ""
-            raise DataError(f"{self.source}{self.refused} detections cannot be scored:\n  {shown}")
+            what = f"{self.refused} of {self.seen} detections cannot be scored"
+            raise DataError(f"{self.source}{what}:\n  {shown}")
         return joined(self.parts, self.iou_type)
 
     def _tell(self, number: int, record: Any, fault: str) -> None:
         if len(self.told) < self.LIMIT:
-            image_id = record.get("image_id") if isinstance(record, dict) else None
-            self.told.append(f"result {number} (image_id {image_id!r}): {fault}")
+            of = f" (image_id {record.get('image_id')!r})" if isinstance(record, dict) else ""
+            self.told.append(f"result {number}{of}: {fault}")
 
     def _one_by_one(
         self, numbers: np.ndarray, records: Sequence[Any]
@@ -149,7 +150,8 @@ class Door:
         wrong |= ~((found.scores >= 0) & (found.scores <= 1))
         if self.iou_type == "bbox":
             wrong |= ~np.isfinite(found.boxes).all(1) | (found.boxes[:, 2:] < 0).any(1)
-            return replace(found, areas=found.boxes[:, 2] * found.boxes[:, 3]), wrong
+            with np.errstate(over="ignore"):  # of 1e300 each, as pycocotools multiplies them
+                return replace(found, areas=found.boxes[:, 2] * found.boxes[:, 3]), wrong
         sizes = _sizes(found.masks)
         wrong |= (sizes != sizes_of(image, self.truth.sizes)).any(1)
         covered, filled = rle_totals(list(map(itemgetter("counts"), found.masks)))
@@ -165,6 +167,8 @@ def _columns(records: Sequence[dict[str, Any]], iou_type: IouType) -> Detections
         np.array(array(kind, map(itemgetter(key), records)))
         for kind, key in (("q", "image_id"), ("q", "category_id"), ("d", "score"))
     ]
+    if bool in set(map(type, map(itemgetter("score"), records))):
+        raise TypeError
     shapes = list(map(itemgetter(KEY[iou_type]), records))
     if iou_type == "segm":
         return Detections(*columns, masks=shapes)
@@ -217,4 +221,6 @@ def _mask_fault(mask: Any, expected: list[int]) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and abs(value) <= sys.float_info.max  # False for NaN
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max  # False for NaN

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from visionkit.collector import paused_collector
@@ -16,7 +16,7 @@ from visionkit.errors import DataError
 from visionkit.metrics.coco import figures, tell_engine
 from visionkit.metrics.coco_detections import Door
 from visionkit.metrics.coco_engines import pick_engine
-from visionkit.metrics.coco_truth import IouType, Truth, read_truth
+from visionkit.metrics.coco_truth import IouType, read_truth
 
 log = logging.getLogger("visionkit")
 BLOCK = 1 << 22  # bytes parsed at once: memory for the records of a block, not of the file
@@ -34,8 +34,16 @@ def evaluate_files(
     engine = pick_engine(engine)
     tell_engine(engine)
     with paused_collector():
-        door = Door(_truth_of(truth, iou_type), iou_type, source=f"{results}: ")
+        data = _coco_dict(truth, iou_type)
+        objects = read_truth(data, iou_type, source=f"annotation file {truth}")
+        if objects.iscrowd.all():
+            what = "object with a segmentation" if iou_type == "segm" else "object"
+            log.warning("annotation file %s has no %s to score: no figure is defined", truth, what)
+        file_names = {image["id"]: image.get("file_name") for image in data["images"]}
+        del data
+        door = Door(objects, iou_type, source=f"{results}: ")
         for records in read_results(results):
+            _check_pictures(records, file_names, results)
             if iou_type == "segm" and not door.seen and _has_boxes(records):
                 log.info(
                     "%s has boxes too: they are not used, and APs, APm, APl, ARs, ARm, ARl go by "
@@ -50,7 +58,23 @@ def _has_boxes(records: list[Any]) -> bool:
     return any(isinstance(record, dict) and record.get("bbox") for record in records[:1])
 
 
-def _truth_of(path: str | Path, iou_type: IouType) -> Truth:
+def _check_pictures(records: list[Any], file_names: dict[int, Any], path: str | Path) -> None:
+    """Records that name their picture must not be scored as those of another one."""
+    for record in records:
+        if not isinstance(record, dict) or "file_name" not in record:
+            break
+        image_id, said = record.get("image_id"), str(record["file_name"])
+        known = file_names.get(image_id) if isinstance(image_id, int) else None
+        if known is not None and PurePath(said).name != PurePath(str(known)).name:
+            raise DataError(
+                f"{path}: image_id {image_id} is the picture {said!r} there, and {known!r} in the "
+                "annotations. `visionkit predict` counts pictures from 1; `visionkit eval RUN` "
+                "writes files to score, with the ids of its data, to RUN/eval"
+            )
+
+
+def _coco_dict(path: str | Path, iou_type: IouType) -> dict[str, Any]:
+    """What an annotation file holds; for boxes perhaps without its masks."""
     try:
         text = Path(path).read_bytes()
         data = _without_masks(text) if iou_type == "bbox" else None
@@ -67,7 +91,7 @@ def _truth_of(path: str | Path, iou_type: IouType) -> Truth:
         if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
             fault = "missing" if key not in data else "not a list of objects"
             raise DataError(f"annotation file {path}: '{key}' is {fault}; is it a COCO file?")
-    return read_truth(data, iou_type, source=f"annotation file {path}")
+    return data
 
 
 def _without_masks(text: bytes) -> dict[str, Any] | None:
