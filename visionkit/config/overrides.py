@@ -117,7 +117,8 @@ def _fresh_start(
         return None
     fitting = [own for own in (*defaults, *OWN_DATA) if _accepts(kind, own, inside)]
     complete = [own for own in fitting if not _required(kind, own) - set(inside)]
-    for own in [*complete, *fitting][:1]:
+    usual = [own for own in defaults if own in fitting]  # even if it misses something
+    for own in [*usual, *complete, *fitting][:1]:
         log.info("%s: now of type %s, which has %s", ".".join(section), own, ", ".join(inside))
         return {"type": own}
     return None

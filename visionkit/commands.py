@@ -1,0 +1,144 @@
+"""What each verb of the command line does with its parsed arguments.
+
+Nothing heavy is imported at the top, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from visionkit.errors import ConfigError
+
+OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
+
+
+def train(args: argparse.Namespace) -> None:
+    from visionkit import distributed, training
+    from visionkit.config import load_config
+
+    config, resume = args.config, args.resume
+    if isinstance(resume, str) and (resume.endswith((".yaml", ".yml")) or OVERRIDE.match(resume)):
+        words = [resume, *([config] if config else [])]  # `--resume` stood before the config
+        config = next((word for word in words if not OVERRIDE.match(word)), None)
+        args.overrides += [word for word in words if OVERRIDE.match(word)]
+        resume = True
+    if isinstance(resume, str):
+        words = [config, *args.overrides] if config else args.overrides
+        run = Path(resume)
+        if not (run / "config.yaml").is_file():
+            raise ConfigError(f"--resume: {run} holds no run (no config.yaml)")
+        config, args.overrides = str(run / "config.yaml"), [*words, f"output={run}"]
+        resume = True
+    if resume and args.overwrite:
+        raise ConfigError("train: --resume continues a run and --overwrite replaces it; give one")
+    if config is None:
+        raise ConfigError("train: give a config file, or --resume RUN")
+    checked = load_config(config, args.overrides)
+    if resume and checked.output is None:
+        raise ConfigError("--resume: say which run: `--resume RUN`, or output=RUN")
+    run = training.train(checked, resume=bool(resume), overwrite=args.overwrite)
+    if distributed.rank() == 0:
+        _print_metrics(run.metrics)
+        print(f"run: {run.directory}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    if args.gt or args.pred:
+        _eval_files(args)
+        return
+    if args.run_directory is None:
+        raise ConfigError("eval: give a run, or --gt FILE --pred FILE")
+    if args.type or args.engine:
+        raise ConfigError(
+            "eval: --type and --engine go with --gt and --pred; a run's heads know what to score, "
+            "and the environment's VISIONKIT_COCO_ENGINE chooses an engine"
+        )
+    from visionkit import distributed
+    from visionkit.evaluation import evaluate_run
+
+    metrics, facts = evaluate_run(args.run_directory, args.overrides, heads=args.heads)
+    if distributed.rank() == 0:
+        _show(metrics, facts, args.json)
+
+
+def _eval_files(args: argparse.Namespace) -> None:
+    if not (args.gt and args.pred):
+        raise ConfigError("eval: --gt FILE and --pred FILE belong together")
+    if args.run_directory or args.overrides or args.heads:
+        raise ConfigError("eval: --gt and --pred score files; leave out RUN, settings and --heads")
+    from visionkit.metrics.coco_engines import engine_version, pick_engine
+    from visionkit.metrics.coco_files import evaluate_files
+
+    engine = pick_engine(args.engine)
+    metrics = evaluate_files(args.gt, args.pred, args.type or "bbox", engine)
+    _show(metrics, {"coco_engine": engine_version(engine)}, args.json)
+
+
+def _show(metrics: dict[str, float], facts: dict[str, str], as_json: bool) -> None:
+    from visionkit.rundir import to_json
+
+    if as_json:
+        print(to_json({**metrics, **facts}))
+    else:
+        _print_metrics(metrics)
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.4f}" if value == value else f"{name:<{width}}  n/a")
+
+
+def predict(args: argparse.Namespace) -> None:
+    from visionkit.predict import load
+    from visionkit.results import predict_files
+
+    settings = [w for w in args.inputs if OVERRIDE.match(w) and not Path(w).exists()]
+    inputs = [word for word in args.inputs if word not in settings]
+    if not inputs:
+        raise ConfigError("predict: give at least one picture or folder")
+    predictor = load(args.run_directory, [*settings, *args.overrides], heads=args.heads)
+    broken = predict_files(predictor, inputs, args.out, threshold=args.threshold)
+    print(f"wrote {args.out}/predictions.json, the overlays and what else the heads give", end="")
+    print(f"; {broken} pictures could not be read" if broken else "")
+
+
+def search(args: argparse.Namespace) -> None:
+    from visionkit.predict import load
+    from visionkit.search import search_files
+
+    predictor = load(args.run_directory, args.overrides)
+    search_files(predictor, [args.query], [args.gallery], args.out, top=args.top, head=args.head)
+    print(f"wrote {args.out}/matches.json and matches.jpg")
+
+
+def bench(args: argparse.Namespace) -> None:
+    from visionkit.benchmark import benchmark
+    from visionkit.benchmark_report import report
+    from visionkit.rundir import to_json
+
+    result = benchmark(args.config, args.overrides, steps=args.steps)
+    print(to_json(result) if args.json else report(result))
+
+
+def config(args: argparse.Namespace) -> None:
+    from visionkit.config import load_config
+
+    print(load_config(args.config, args.overrides).to_yaml(), end="")
+
+
+def list_components(args: argparse.Namespace) -> None:
+    from visionkit.components import describe
+
+    sections = ["heads", "backbones", "necks", "datasets", "transforms"]
+    for section in [args.section] if args.section else sections:
+        print(describe(section))
+
+
+def data_shapes(args: argparse.Namespace) -> None:
+    from visionkit.data.shapes import generate_shapes
+
+    generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
+    print(f"wrote {args.images} pictures and annotations.json to {args.out}")
