@@ -90,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
     sub.add_argument("--threshold", type=_share, default=0.5, help="lowest score to draw (0.5)")
     sub.add_argument("--heads", type=_words, metavar="A,B", help="only these heads")
+    text = "pictures of one size that go through the model at once (4)"
+    sub.add_argument("--batch-size", type=_count, default=4, metavar="N", help=text)
 
     sub = verb("search", _search, "the pictures of a gallery that are nearest to some others")
     sub.add_argument("run_directory", metavar="RUN", help="a run with an embedding head")
@@ -216,7 +218,9 @@ def _predict(args: argparse.Namespace) -> None:
     if not inputs:
         raise ConfigError("predict: give at least one picture or folder")
     predictor = load(args.run_directory, [*settings, *args.overrides], heads=args.heads)
-    broken = predict_files(predictor, inputs, args.out, threshold=args.threshold)
+    broken = predict_files(
+        predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
+    )
     print(f"wrote {args.out}/predictions.json, the overlays and what else the heads give", end="")
     print(f"; {broken} pictures could not be read" if broken else "")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +18,52 @@ from visionkit.errors import ConfigError, DataError
 from visionkit.latent import write_latent_pictures
 from visionkit.metrics.coco import coco_results
 from visionkit.predict import Prediction, Predictor
+from visionkit.stream import BATCH, PENDING, ahead, helpers, predict_each
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
 TOP = 5
 PREDICTIONS, VECTORS = "predictions.json", "vectors.npz"
 
+Place = tuple[Path, Prediction | DataError, Path]  # a file, what was found, its overlay
+
 
 def predict_files(
-    predictor: Predictor, inputs: Sequence[str | Path], out: str | Path, *, threshold: float = 0.5
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    threshold: float = 0.5,
+    batch_size: int = BATCH,
 ) -> int:
     """Predict pictures and folders of pictures; returns how many could not be read.
 
     Writes OUT/predictions.json with every prediction and, for each picture, an overlay of those
     with a score of at least `threshold`, and its class maps; OUT/vectors.npz with the embeddings;
-    pictures of the latent space of a VAE. A broken picture is reported and left out.
+    pictures of the latent space of a VAE. A broken picture is reported and left out. Pictures of
+    one size that follow each other go through the model together, at most `batch_size`; threads
+    read the next ones and draw the last ones meanwhile. Only the records are kept in memory.
     """
     out = Path(out)
     files = {file: name for file, name in find_pictures(inputs) if not _is_inside(file, out)}
     prepare_out(out, inputs, marker=PREDICTIONS)
-    records, taken, broken = [], set(), 0
-    vectors = Vectors()
-    for image_id, (file, name) in enumerate(files.items(), start=1):
-        try:
-            prediction = predictor.predict(file)
-        except DataError as error:
-            log.error("skipped: %s", error)
-            broken += 1
-            continue
-        overlay = out / _free_name(file, taken)
-        extra = _write_maps(prediction, overlay) | vectors.add(name, prediction)
-        for record in to_records(prediction, image_id):
-            records.append({"file_name": name, **record, **extra.get(record["head"], {})})
-        prediction.draw(threshold=threshold).convert("RGB").save(overlay, quality=92)
+    records, broken, vectors = [], 0, Vectors()
+
+    def written(place: Place) -> tuple[Place, dict[str, dict[str, Any]]]:
+        return place, _write_pictures(*place[1:], threshold)
+
+    with helpers() as pool:
+        found = _placed(predict_each(predictor, files, pool, batch_size), out)
+        done = ahead(pool, written, found, PENDING + batch_size)
+        for image_id, ((file, prediction, _), maps) in enumerate(done, start=1):
+            if isinstance(prediction, DataError):
+                log.error("skipped: %s", prediction)
+                broken += 1
+                continue
+            extra = maps | vectors.add(files[file], prediction)
+            for record in to_records(prediction, image_id):
+                more = extra.get(record["head"], {})
+                records.append({"file_name": files[file], **record, **more})
     rundir.write_text(out / PREDICTIONS, rundir.to_json(records) + "\n")
     vectors.save(out)
     write_latent_pictures(predictor, out)
@@ -82,6 +95,24 @@ class Vectors:
         arrays |= {f"{head}_names": np.array(names) for head, names in self.names.items()}
         if arrays:
             np.savez(out / VECTORS, **arrays)
+
+
+def _placed(found: Iterable[tuple[Path, Prediction | DataError]], out: Path) -> Iterator[Place]:
+    """With a name for the overlay of each picture that could be read."""
+    taken: set[str] = set()
+    for file, prediction in found:
+        broken = isinstance(prediction, DataError)
+        yield file, prediction, out if broken else out / _free_name(file, taken)
+
+
+def _write_pictures(
+    prediction: Prediction | DataError, overlay: Path, threshold: float
+) -> dict[str, dict[str, Any]]:
+    """The overlay and the class maps; gives what the records tell of these, by head."""
+    if isinstance(prediction, DataError):
+        return {}
+    prediction.draw(threshold=threshold).convert("RGB").save(overlay, quality=92)
+    return _write_maps(prediction, overlay)
 
 
 def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, Any]]:

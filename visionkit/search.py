@@ -18,6 +18,7 @@ from visionkit.heads.embedding import Embedding
 from visionkit.metrics.retrieval import checked_vector
 from visionkit.predict import Predictor
 from visionkit.results import find_pictures, prepare_out
+from visionkit.stream import helpers, predict_each
 
 log = logging.getLogger("visionkit")
 
@@ -104,30 +105,14 @@ def _pictures(inputs: Sequence[str | Path], out: Path) -> dict[Path, str]:
 
 
 def _vectors(predictor: Predictor, head: str, files: Sequence[Path]) -> dict[Path, Tensor]:
-    """The vector (D,) of each picture that can be read.
-
-    Only pictures of one size go into a batch together: padding them to another would change
-    their vectors a little, and a vector should not depend on what else is searched for.
-    """
+    """The vector (D,) of each picture that can be read."""
     vectors: dict[Path, Tensor] = {}
-    waiting: dict[Path, Tensor] = {}
-
-    def embed() -> None:
-        predictions = predictor.predict_batch(list(waiting.values())) if waiting else []
-        for file, prediction in zip(waiting, predictions, strict=True):
-            vectors[file] = checked_vector(prediction.heads[head], file)
-        waiting.clear()
-
-    for file in files:
-        try:
-            image = load_image(file)
-        except DataError as error:
-            log.error("skipped: %s", error)
-            continue
-        if len(waiting) == BATCH or any(other.shape != image.shape for other in waiting.values()):
-            embed()
-        waiting[file] = image
-    embed()
+    with helpers() as pool:
+        for file, found in predict_each(predictor, files, pool, BATCH):
+            if isinstance(found, DataError):
+                log.error("skipped: %s", found)
+            else:
+                vectors[file] = checked_vector(found.heads[head], file)
     return vectors
 
 
