@@ -3,7 +3,6 @@
 import json
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +12,10 @@ from PIL import Image
 
 from visionkit.build import build_model
 from visionkit.config import load_config
-from visionkit.errors import DataError
+from visionkit.errors import ConfigError, DataError
 from visionkit.predict import Predictor
 from visionkit.results import predict_files
-from visionkit.stream import PENDING, ahead, helpers, predict_each
+from visionkit.stream import predict_each
 from visionkit.types import Classes
 
 CONFIG = Path(__file__).parent.parent / "configs/detection_small.yaml"
@@ -59,10 +58,9 @@ class Counting:
 
 def test_same_as_one_by_one(predictor, files):
     counting = Counting(predictor)
-    with helpers() as pool:
-        found = list(predict_each(counting, files, pool, batch_size=4))
+    found = list(predict_each(counting, files, lambda file, prediction: prediction, batch_size=4))
     assert [file for file, _ in found] == files
-    assert [len(batch) for batch in counting.batches] == [3, 1, 4, 2]
+    assert sorted(len(batch) for batch in counting.batches) == [1, 2, 3, 4]
     assert all(len(set(batch)) == 1 for batch in counting.batches)
     for file, prediction in found:
         alone = predictor.predict(file)
@@ -93,8 +91,7 @@ def test_the_files_written_do_not_depend_on_the_batch_size(predictor, files, tmp
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_files(predictor, files, count):
-    with helpers() as pool:
-        found = list(predict_each(predictor, files[:count], pool))
+    found = list(predict_each(predictor, files[:count], lambda file, prediction: prediction))
     assert [file for file, _ in found] == files[:count]
 
 
@@ -108,18 +105,29 @@ def test_only_broken_pictures(predictor, tmp_path):
     assert json.loads((tmp_path / "out/predictions.json").read_text()) == []
 
 
-def test_what_is_under_way_is_bounded_and_in_order():
-    taken = []
+def test_no_more_is_under_way_than_the_threads_need(predictor, files):
+    begun, threads = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        use = lambda file, prediction: begun.append(file)  # noqa: E731
+        found = predict_each(predictor, files, use, batch_size=1)
+        next(found)
+        found.close()  # cancels what has not begun
+    finally:
+        torch.set_num_threads(threads)
+    assert 1 <= len(begun) <= 3
 
-    def items():
-        for i in range(20):
-            taken.append(i)
-            yield i
 
-    with ThreadPoolExecutor(2) as pool:
-        for i, result in enumerate(ahead(pool, lambda i: i * i, items(), PENDING)):
-            assert result == i * i
-            assert len(taken) <= i + 1 + PENDING
+def test_a_fault_of_a_thread_reaches_the_user_and_the_number_of_threads_comes_back(
+    predictor, files
+):
+    def use(file, prediction):
+        raise ConfigError("no")
+
+    threads = torch.get_num_threads()
+    with pytest.raises(ConfigError, match="no"):
+        list(predict_each(predictor, files, use))
+    assert torch.get_num_threads() == threads
 
 
 def test_an_interrupted_run_leaves_the_earlier_predictions_and_no_thread(
@@ -131,7 +139,7 @@ def test_an_interrupted_run_leaves_the_earlier_predictions_and_no_thread(
 
     class Interrupted(Counting):
         def predict_batch(self, images):
-            if self.batches:
+            if len(self.batches) == 1:
                 raise KeyboardInterrupt
             return super().predict_batch(images)
 

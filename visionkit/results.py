@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,12 @@ from visionkit.errors import ConfigError, DataError
 from visionkit.latent import write_latent_pictures
 from visionkit.metrics.coco import coco_results
 from visionkit.predict import Prediction, Predictor
-from visionkit.stream import BATCH, PENDING, ahead, helpers, predict_each
+from visionkit.stream import BATCH, predict_each
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
 TOP = 5
 PREDICTIONS, VECTORS = "predictions.json", "vectors.npz"
-
-Place = tuple[Path, Prediction | DataError, Path]  # a file, what was found, its overlay
 
 
 def predict_files(
@@ -40,26 +39,27 @@ def predict_files(
 
     Writes OUT/predictions.json with every prediction and, for each picture, an overlay of those
     with a score of at least `threshold`, and its class maps; OUT/vectors.npz with the embeddings;
-    pictures of the latent space of a VAE. A broken picture is reported and left out. Pictures of
-    one size that follow each other go through the model together, at most `batch_size`; threads
-    read the next ones and draw the last ones meanwhile. Only the records are kept in memory.
+    pictures of the latent space of a VAE. A broken picture is reported and left out. Only the
+    records are kept in memory; `predict_each` tells what `batch_size` does.
     """
     out = Path(out)
     files = {file: name for file, name in find_pictures(inputs) if not _is_inside(file, out)}
     prepare_out(out, inputs, marker=PREDICTIONS)
+    overlays = _overlays(files, out)
+
+    def drawn(file: Path, prediction: Prediction) -> tuple[Prediction, dict[str, dict[str, Any]]]:
+        picture = prediction.draw(threshold=threshold).convert("RGB")
+        picture.save(overlays[file], quality=92)
+        return prediction, _write_maps(prediction, overlays[file])
+
     records, broken, vectors = [], 0, Vectors()
-
-    def written(place: Place) -> tuple[Place, dict[str, dict[str, Any]]]:
-        return place, _write_pictures(*place[1:], threshold)
-
-    with helpers() as pool:
-        found = _placed(predict_each(predictor, files, pool, batch_size), out)
-        done = ahead(pool, written, found, PENDING + batch_size)
-        for image_id, ((file, prediction, _), maps) in enumerate(done, start=1):
-            if isinstance(prediction, DataError):
-                log.error("skipped: %s", prediction)
+    with closing(predict_each(predictor, [*files], drawn, batch_size)) as found:
+        for image_id, (file, result) in enumerate(found, start=1):
+            if isinstance(result, DataError):
+                log.error("skipped: %s", result)
                 broken += 1
                 continue
+            prediction, maps = result
             extra = maps | vectors.add(files[file], prediction)
             for record in to_records(prediction, image_id):
                 more = extra.get(record["head"], {})
@@ -95,24 +95,6 @@ class Vectors:
         arrays |= {f"{head}_names": np.array(names) for head, names in self.names.items()}
         if arrays:
             np.savez(out / VECTORS, **arrays)
-
-
-def _placed(found: Iterable[tuple[Path, Prediction | DataError]], out: Path) -> Iterator[Place]:
-    """With a name for the overlay of each picture that could be read."""
-    taken: set[str] = set()
-    for file, prediction in found:
-        broken = isinstance(prediction, DataError)
-        yield file, prediction, out if broken else out / _free_name(file, taken)
-
-
-def _write_pictures(
-    prediction: Prediction | DataError, overlay: Path, threshold: float
-) -> dict[str, dict[str, Any]]:
-    """The overlay and the class maps; gives what the records tell of these, by head."""
-    if isinstance(prediction, DataError):
-        return {}
-    prediction.draw(threshold=threshold).convert("RGB").save(overlay, quality=92)
-    return _write_maps(prediction, overlay)
 
 
 def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, Any]]:
@@ -221,10 +203,15 @@ def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
         raise ConfigError(f"--out: {out} cannot be a folder: {error.strerror}") from error
 
 
-def _free_name(file: Path, taken: set[str]) -> str:
-    name, number = f"{file.stem}.jpg", 1
-    while name in taken:
-        number += 1
-        name = f"{file.stem}_{number}.jpg"
-    taken.add(name)
-    return name
+def _overlays(files: Iterable[Path], out: Path) -> dict[Path, Path]:
+    """A name for the overlay of each picture, which no other has."""
+    overlays: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = f"{file.stem}.jpg", 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}_{number}.jpg"
+        taken.add(name)
+        overlays[file] = out / name
+    return overlays

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -16,13 +17,12 @@ from visionkit.data.images import load_image
 from visionkit.errors import ConfigError, DataError
 from visionkit.heads.embedding import Embedding
 from visionkit.metrics.retrieval import checked_vector
-from visionkit.predict import Predictor
+from visionkit.predict import Prediction, Predictor
 from visionkit.results import find_pictures, prepare_out
-from visionkit.stream import helpers, predict_each
+from visionkit.stream import predict_each
 
 log = logging.getLogger("visionkit")
 
-BATCH = 16
 ROWS = 20  # queries on the contact sheet
 CELL, GAP, FRAME, LINE = 144, 10, 4, 20  # its measures in pixels
 QUERY_COLOR, TEXT_COLOR = (214, 39, 40), (40, 40, 40)
@@ -104,15 +104,19 @@ def _pictures(inputs: Sequence[str | Path], out: Path) -> dict[Path, str]:
     return {file: name for file, name in files.items() if out.resolve() not in file.parents}
 
 
-def _vectors(predictor: Predictor, head: str, files: Sequence[Path]) -> dict[Path, Tensor]:
+def _vectors(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Path, Tensor]:
     """The vector (D,) of each picture that can be read."""
+
+    def vector(file: Path, prediction: Prediction) -> Tensor:
+        return checked_vector(prediction.heads[head], file)
+
     vectors: dict[Path, Tensor] = {}
-    with helpers() as pool:
-        for file, found in predict_each(predictor, files, pool, BATCH):
-            if isinstance(found, DataError):
-                log.error("skipped: %s", found)
+    with closing(predict_each(predictor, [*files], vector)) as found:
+        for file, result in found:
+            if isinstance(result, DataError):
+                log.error("skipped: %s", result)
             else:
-                vectors[file] = checked_vector(found.heads[head], file)
+                vectors[file] = result
     return vectors
 
 

@@ -1,82 +1,76 @@
-"""Predictions for many files: threads read ahead while the model is at work on earlier ones."""
+"""Predictions for many files: several threads, each of which takes some pictures all the way."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from visionkit.data.images import load_image
-from visionkit.data.read_ahead import cores
 from visionkit.errors import DataError
 from visionkit.predict import Prediction, Predictor
 
 BATCH = 4  # more gains nothing on a CPU; see docs/performance.md
-PENDING = 4  # pictures that wait to be read, or to be drawn, besides a batch
+THREADS = 4  # at most; each holds a batch of pictures and their feature maps
 
-In, Out = TypeVar("In"), TypeVar("Out")
-
-
-def helpers() -> ThreadPoolExecutor:
-    """Threads for reading and drawing pictures, which Pillow does beside Python's lock. Half the
-    cores, since the model wants them too."""
-    return ThreadPoolExecutor(max(1, min(4, cores() // 2)))
-
-
-def ahead(
-    pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], pending: int
-) -> Iterator[Out]:
-    """`function` of each item, in their order, with that many of them under way."""
-    futures: deque[Future[Out]] = deque()
-    for item in items:
-        futures.append(pool.submit(function, item))
-        if len(futures) > pending:
-            yield futures.popleft().result()
-    while futures:
-        yield futures.popleft().result()
+Kept = TypeVar("Kept")
 
 
 def predict_each(
     predictor: Predictor,
-    files: Iterable[Path],
-    pool: ThreadPoolExecutor,
+    files: Sequence[Path],
+    use: Callable[[Path, Prediction], Kept],
     batch_size: int = BATCH,
-) -> Iterator[tuple[Path, Prediction | DataError]]:
-    """Each file, in their order, with its prediction or with the reason why it cannot be read.
+) -> Generator[tuple[Path, Kept | DataError], None, None]:
+    """Each file, in their order, with what `use` makes of its prediction, or with the reason why it
+    cannot be read.
 
-    Pictures that follow each other and are of one size go through the model together, at most
-    `batch_size`. None is padded to another's size, which would change its prediction; what is
-    left is rounding, so with a `batch_size` of 1 they are exactly those of `predictor.predict`.
-    No more than `batch_size` + `PENDING` + 1 pictures are held.
+    A thread takes `batch_size` files at a time, reads them, predicts and calls `use`; PyTorch's
+    own threads are shared out among them. For small models that is much faster than all of
+    PyTorch's threads on one picture: nobody waits for another, nor for a decoder or a pen. No more
+    than one batch a thread is in memory, besides what `use` gives back.
+
+    Of the files of a batch those of one size go through the model together. No picture is padded
+    to another's size, which would change its prediction; what remains is rounding.
+    Close the generator to end the threads early; a batch that is under way is finished.
     """
-    batch: list[tuple[Path, Tensor | DataError]] = []
-    for file, image in ahead(pool, _read, files, PENDING + batch_size - 1):
-        if batch and (len(batch) == batch_size or _shape(batch[0][1]) != _shape(image)):
-            yield from _predicted(predictor, batch)
-            batch = []
-        batch.append((file, image))
-    yield from _predicted(predictor, batch)
 
+    def work(batch: Sequence[Path]) -> list[tuple[Path, Kept | DataError]]:
+        found = _predicted(predictor, batch)
+        return [(f, p if isinstance(p, DataError) else use(f, p)) for f, p in found.items()]
 
-def _read(file: Path) -> tuple[Path, Tensor | DataError]:
+    before = torch.get_num_threads()
+    threads = min(THREADS, before)
+    pool = ThreadPoolExecutor(threads, "predict", torch.set_num_threads, (before // threads,))
+    waiting: deque[Future[list[tuple[Path, Kept | DataError]]]] = deque()
     try:
-        return file, load_image(file)
-    except DataError as error:
-        return file, error
+        for start in range(0, len(files), batch_size):
+            waiting.append(pool.submit(work, files[start : start + batch_size]))
+            if len(waiting) > threads:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
 
 
-def _shape(image: Tensor | DataError) -> tuple[int, ...] | None:
-    return None if isinstance(image, DataError) else tuple(image.shape)
-
-
-def _predicted(
-    predictor: Predictor, batch: list[tuple[Path, Tensor | DataError]]
-) -> Iterator[tuple[Path, Prediction | DataError]]:
-    """All of one shape, or all unreadable."""
-    images = [image for _, image in batch if not isinstance(image, DataError)]
-    found = predictor.predict_batch(images) if images else [error for _, error in batch]
-    yield from zip((file for file, _ in batch), found, strict=True)
+def _predicted(predictor: Predictor, files: Sequence[Path]) -> dict[Path, Prediction | DataError]:
+    """For each file in their order."""
+    found: dict[Path, Prediction | DataError] = {}
+    images: dict[Path, Tensor] = {}
+    for file in files:
+        try:
+            images[file] = load_image(file)
+        except DataError as error:
+            found[file] = error
+    for shape in dict.fromkeys(image.shape for image in images.values()):
+        alike = [file for file, image in images.items() if image.shape == shape]
+        predictions = predictor.predict_batch([images[file] for file in alike])
+        found |= zip(alike, predictions, strict=True)
+    return {file: found[file] for file in files}
