@@ -40,7 +40,7 @@ def predict_files(
     Writes OUT/predictions.json with every prediction and, for each picture, an overlay of those
     with a score of at least `threshold`, and its class maps; OUT/vectors.npz with the embeddings;
     pictures of the latent space of a VAE. A broken picture is reported and left out. Only the
-    records are kept in memory; `predict_each` tells what `batch_size` does.
+    vectors are kept in memory; `predict_each` tells what `batch_size` does.
     """
     out = Path(out)
     files = {file: name for file, name in find_pictures(inputs) if not _is_inside(file, out)}
@@ -52,8 +52,11 @@ def predict_files(
         picture.save(overlays[file], quality=92)
         return prediction, _write_maps(prediction, overlays[file])
 
-    records, broken, vectors = [], 0, Vectors()
-    with closing(predict_each(predictor, [*files], drawn, batch_size)) as found:
+    broken, vectors = 0, Vectors()
+    with (
+        rundir.json_list(out / PREDICTIONS) as add,
+        closing(predict_each(predictor, [*files], drawn, batch_size)) as found,
+    ):
         for image_id, (file, result) in enumerate(found, start=1):
             if isinstance(result, DataError):
                 log.error("skipped: %s", result)
@@ -63,8 +66,7 @@ def predict_files(
             extra = maps | vectors.add(files[file], prediction)
             for record in to_records(prediction, image_id):
                 more = extra.get(record["head"], {})
-                records.append({"file_name": files[file], **record, **more})
-    rundir.write_text(out / PREDICTIONS, rundir.to_json(records) + "\n")
+                add({"file_name": files[file], **record, **more})
     vectors.save(out)
     write_latent_pictures(predictor, out)
     if broken == len(files):

@@ -6,8 +6,8 @@ Both read the same files, run the same model and write the same overlays and rec
 one process. "one by one" reads, predicts, draws and saves one picture and then begins with the
 next, and lets autocast round the weights for each; the others are `predict_files` with that
 batch size. Prints pictures per second by the wall clock, medians over the rounds, ratios to "one
-by one", processor milliseconds for a picture, and the largest differences of the records. These are paired
-in their order, so two objects of nearly equal score that change places look far apart.
+by one", processor milliseconds for a picture, and the largest differences of the records. These are
+paired in their order, so two objects of nearly equal score that change places look far apart.
 """
 
 from __future__ import annotations
