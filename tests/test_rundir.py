@@ -85,3 +85,17 @@ def monkeypatched_pid(pid):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "getpid", lambda: pid)
         yield
+
+
+def test_a_list_written_item_by_item_is_the_same_text_or_not_there(tmp_path):
+    path = tmp_path / "list.json"
+    for items in ([], [{"a": 1}], [{"a": float("nan")}, [2], "three"]):
+        with rundir.json_list(path) as add:
+            for item in items:
+                add(item)
+        assert path.read_text() == rundir.to_json(items) + "\n"
+    before = path.read_text()
+    with pytest.raises(KeyboardInterrupt), rundir.json_list(path) as add:
+        add("four")
+        raise KeyboardInterrupt
+    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]

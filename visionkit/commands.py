@@ -100,7 +100,9 @@ def predict(args: argparse.Namespace) -> None:
     if not inputs:
         raise ConfigError("predict: give at least one picture or folder")
     predictor = load(args.run_directory, [*settings, *args.overrides], heads=args.heads)
-    broken = predict_files(predictor, inputs, args.out, threshold=args.threshold)
+    broken = predict_files(
+        predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
+    )
     print(f"wrote {args.out}/predictions.json, the overlays and what else the heads give", end="")
     print(f"; {broken} pictures could not be read" if broken else "")
 

@@ -22,6 +22,7 @@ from visionkit.data.sources import collate
 from visionkit.data.transforms import fit
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.model import VisionModel
+from visionkit.ops.casting import cast_weights
 from visionkit.ops.folding import fold_norms
 from visionkit.types import Classes
 
@@ -141,14 +142,21 @@ class Predictor:
         heads: Sequence[str] | None = None,
     ) -> Predictor:
         """A trained model on the device and in the precision of its config, made fast for use:
-        its batch norms become part of its convolutions. It cannot be trained any more."""
+        its batch norms become part of its convolutions, and its weights are rounded to the
+        precision. It cannot be trained any more, and is called under `autocast`."""
         device = pick_device(config.train.device)
         dtype = pick_precision(config.train.precision, device)
         model = model.to(device).eval()
         fold_norms(model)
         if config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
+        cast_weights(model, dtype)
         return cls(model, config, classes, device=device, dtype=dtype, heads=heads)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the model computes in its precision."""
+        enabled = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
     def predict(self, picture: Picture) -> Prediction:
         """Predictions for a file, a PIL picture, an RGB uint8 array (h, w, 3) or tensor (3, h, w).
@@ -166,7 +174,7 @@ class Predictor:
             heads = [head for head, s in self._image_size.items() if s == size]
             batch = collate([_item(image, i, size) for i, image in enumerate(images)])
             batch = batch.to(self.device)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with self.autocast():
                 features = self.model.features(batch)
                 predictions = self.model.predictions(features, batch, heads)
             for head in heads:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from visionkit.errors import ConfigError, DataError
 from visionkit.latent import write_latent_pictures
 from visionkit.metrics.coco import coco_results
 from visionkit.predict import Prediction, Predictor
+from visionkit.stream import BATCH, predict_each
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
@@ -26,32 +28,45 @@ PREDICTIONS, VECTORS = "predictions.json", "vectors.npz"
 
 
 def predict_files(
-    predictor: Predictor, inputs: Sequence[str | Path], out: str | Path, *, threshold: float = 0.5
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    threshold: float = 0.5,
+    batch_size: int = BATCH,
 ) -> int:
     """Predict pictures and folders of pictures; returns how many could not be read.
 
     Writes OUT/predictions.json with every prediction and, for each picture, an overlay of those
     with a score of at least `threshold`, and its class maps; OUT/vectors.npz with the embeddings;
-    pictures of the latent space of a VAE. A broken picture is reported and left out.
+    pictures of the latent space of a VAE. A broken picture is reported and left out. Only the
+    vectors are kept in memory; `predict_each` tells what `batch_size` does.
     """
     out = Path(out)
     files = {file: name for file, name in find_pictures(inputs) if not _is_inside(file, out)}
     prepare_out(out, inputs, marker=PREDICTIONS)
-    records, taken, broken = [], set(), 0
-    vectors = Vectors()
-    for image_id, (file, name) in enumerate(files.items(), start=1):
-        try:
-            prediction = predictor.predict(file)
-        except DataError as error:
-            log.error("skipped: %s", error)
-            broken += 1
-            continue
-        overlay = out / _free_name(file, taken)
-        extra = _write_maps(prediction, overlay) | vectors.add(name, prediction)
-        for record in to_records(prediction, image_id):
-            records.append({"file_name": name, **record, **extra.get(record["head"], {})})
-        prediction.draw(threshold=threshold).convert("RGB").save(overlay, quality=92)
-    rundir.write_text(out / PREDICTIONS, rundir.to_json(records) + "\n")
+    overlays = _overlays(files, out)
+
+    def drawn(file: Path, prediction: Prediction) -> tuple[Prediction, dict[str, dict[str, Any]]]:
+        picture = prediction.draw(threshold=threshold).convert("RGB")
+        picture.save(overlays[file], quality=92)
+        return prediction, _write_maps(prediction, overlays[file])
+
+    broken, vectors = 0, Vectors()
+    with (
+        rundir.json_list(out / PREDICTIONS) as add,
+        closing(predict_each(predictor, [*files], drawn, batch_size)) as found,
+    ):
+        for image_id, (file, result) in enumerate(found, start=1):
+            if isinstance(result, DataError):
+                log.error("skipped: %s", result)
+                broken += 1
+                continue
+            prediction, maps = result
+            extra = maps | vectors.add(files[file], prediction)
+            for record in to_records(prediction, image_id):
+                more = extra.get(record["head"], {})
+                add({"file_name": files[file], **record, **more})
     vectors.save(out)
     write_latent_pictures(predictor, out)
     if broken == len(files):
@@ -190,10 +205,15 @@ def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
         raise ConfigError(f"--out: {out} cannot be a folder: {error.strerror}") from error
 
 
-def _free_name(file: Path, taken: set[str]) -> str:
-    name, number = f"{file.stem}.jpg", 1
-    while name in taken:
-        number += 1
-        name = f"{file.stem}_{number}.jpg"
-    taken.add(name)
-    return name
+def _overlays(files: Iterable[Path], out: Path) -> dict[Path, Path]:
+    """A name for the overlay of each picture, which no other has."""
+    overlays: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = f"{file.stem}.jpg", 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}_{number}.jpg"
+        taken.add(name)
+        overlays[file] = out / name
+    return overlays

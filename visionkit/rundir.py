@@ -16,6 +16,8 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,27 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+@contextmanager
+def json_list(path: Path) -> Iterator[Callable[[Any], None]]:
+    """Hands out a function that adds one item to a file. The file appears at the end, as a whole;
+    if anything is raised before, it does not."""
+    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    before = "["
+
+    def add(item: Any) -> None:
+        nonlocal before
+        file.write(before + to_json(item))
+        before = ", "
+
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            yield add
+            file.write("[]\n" if before == "[" else "]\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def to_json(record: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -16,12 +17,12 @@ from visionkit.data.images import load_image
 from visionkit.errors import ConfigError, DataError
 from visionkit.heads.embedding import Embedding
 from visionkit.metrics.retrieval import checked_vector
-from visionkit.predict import Predictor
+from visionkit.predict import Prediction, Predictor
 from visionkit.results import find_pictures, prepare_out
+from visionkit.stream import predict_each
 
 log = logging.getLogger("visionkit")
 
-BATCH = 16
 ROWS = 20  # queries on the contact sheet
 CELL, GAP, FRAME, LINE = 144, 10, 4, 20  # its measures in pixels
 QUERY_COLOR, TEXT_COLOR = (214, 39, 40), (40, 40, 40)
@@ -103,31 +104,19 @@ def _pictures(inputs: Sequence[str | Path], out: Path) -> dict[Path, str]:
     return {file: name for file, name in files.items() if out.resolve() not in file.parents}
 
 
-def _vectors(predictor: Predictor, head: str, files: Sequence[Path]) -> dict[Path, Tensor]:
-    """The vector (D,) of each picture that can be read.
+def _vectors(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Path, Tensor]:
+    """The vector (D,) of each picture that can be read."""
 
-    Only pictures of one size go into a batch together: padding them to another would change
-    their vectors a little, and a vector should not depend on what else is searched for.
-    """
+    def vector(file: Path, prediction: Prediction) -> Tensor:
+        return checked_vector(prediction.heads[head], file)
+
     vectors: dict[Path, Tensor] = {}
-    waiting: dict[Path, Tensor] = {}
-
-    def embed() -> None:
-        predictions = predictor.predict_batch(list(waiting.values())) if waiting else []
-        for file, prediction in zip(waiting, predictions, strict=True):
-            vectors[file] = checked_vector(prediction.heads[head], file)
-        waiting.clear()
-
-    for file in files:
-        try:
-            image = load_image(file)
-        except DataError as error:
-            log.error("skipped: %s", error)
-            continue
-        if len(waiting) == BATCH or any(other.shape != image.shape for other in waiting.values()):
-            embed()
-        waiting[file] = image
-    embed()
+    with closing(predict_each(predictor, [*files], vector)) as found:
+        for file, result in found:
+            if isinstance(result, DataError):
+                log.error("skipped: %s", result)
+            else:
+                vectors[file] = result
     return vectors
 
 

@@ -171,7 +171,7 @@ class VAE(Head):
 
     def decode(self, z: Tensor) -> Tensor:
         """The pictures (N, 3, size, size) float32 in [0, 1] of the latents z (N, latent)."""
-        return self._logits(z).sigmoid()
+        return self._logits(z).float().sigmoid()
 
     def _logits(self, z: Tensor) -> Tensor:
         cells = self.from_latent(z).relu().unflatten(1, (-1, self.grid, self.grid))

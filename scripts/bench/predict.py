@@ -1,0 +1,99 @@
+"""The core of `visionkit predict` against one picture after another, as it was before.
+
+    python scripts/bench/predict.py RUN PICTURES [key=value ...] [--limit 60] [--rounds 5]
+
+Both read the same files, run the same model and write the same overlays and records, in turn, in
+one process. "one by one" reads, predicts, draws and saves one picture and then begins with the
+next, and lets autocast round the weights for each; the others are `predict_files` with that
+batch size. Prints pictures per second by the wall clock, medians over the rounds, ratios to "one
+by one", processor milliseconds for a picture, and the largest differences of the records. These are
+paired in their order, so two objects of nearly equal score that change places look far apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from visionkit import rundir
+from visionkit.predict import Predictor, load
+from visionkit.results import find_pictures, predict_files, to_records
+
+
+def one_by_one(predictor: Predictor, files: list[Path], out: Path) -> None:
+    records = []
+    for image_id, file in enumerate(files, start=1):
+        prediction = predictor.predict(file)
+        records += to_records(prediction, image_id)
+        prediction.draw().convert("RGB").save(out / f"{file.stem}.jpg", quality=92)
+    rundir.write_text(out / "predictions.json", rundir.to_json(records) + "\n")
+
+
+def differences(one: Path, other: Path) -> dict[str, float]:
+    """Of the records of two runs, one by one; their number must be the same to compare them."""
+    first, second = (json.loads((d / "predictions.json").read_text()) for d in (one, other))
+    found: dict[str, float] = {"records more or less": len(second) - len(first)}
+    if len(first) == len(second):
+        for a, b in zip(first, second, strict=True):
+            if "score" in a:
+                gap = abs(a["score"] - b["score"])
+                found["score"] = max(found.get("score", 0.0), gap)
+            if "bbox" in a:
+                gap = max(abs(x - y) for x, y in zip(a["bbox"], b["bbox"], strict=True))
+                found["box in pixels"] = max(found.get("box in pixels", 0.0), gap)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="a run or a checkpoint")
+    parser.add_argument("pictures", help="a folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--limit", type=int, default=60, help="pictures")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4])
+    args = parser.parse_args()
+
+    before, now = load(args.run, args.overrides), load(args.run, args.overrides)
+    before.model.float()  # the same values, to be rounded at every call
+    files = [file for file, _ in islice(find_pictures([args.pictures]), args.limit)]
+    sides = {"one by one": lambda out: one_by_one(before, files, out)}
+    for size in args.batch_sizes:
+        sides[f"batches of {size}"] = lambda out, n=size: predict_files(
+            now, files, out, batch_size=n
+        )
+    seconds: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {side: Path(scratch) / str(i) for i, side in enumerate(sides)}
+        for number in range(args.rounds + 1):
+            for side, run in sides.items():
+                folders[side].mkdir(exist_ok=True)
+                wall, cpu = time.perf_counter(), time.process_time()
+                run(folders[side])
+                if number:  # the first round warms up
+                    used = time.perf_counter() - wall, time.process_time() - cpu
+                    seconds[side].append(used)
+        base = folders["one by one"]
+        report: dict = {"pictures": len(files), "threads": torch.get_num_threads()}
+        first = statistics.median(wall for wall, _ in seconds["one by one"])
+        for side, rounds in seconds.items():
+            wall = statistics.median(wall for wall, _ in rounds)
+            cpu = statistics.median(cpu for _, cpu in rounds)
+            report[side] = {
+                "pictures_per_second": round(len(files) / wall, 2),
+                "ratio": round(first / wall, 2),
+                "cpu_ms": round(1000 * cpu / len(files), 1),
+                "differences": differences(base, folders[side]),
+            }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
