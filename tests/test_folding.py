@@ -112,3 +112,4 @@ def test_a_model_to_predict_with_is_folded():
     predictor = Predictor.of(model, config, classes)
     assert norms_in(predictor.model.backbone) == 0
     assert norms_in(predictor.model.heads) > 0  # each of theirs serves one of several levels
+    assert predictor.model.draw_above == {"detection": 0.4}

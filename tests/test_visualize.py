@@ -12,7 +12,7 @@ from pycocotools.mask import encode
 
 from visionkit.canvas import GRAY, color_of
 from visionkit.plots import _loss_panels, read_records, series_of, smooth, write_plots
-from visionkit.visualize import contact_sheet, draw, draw_target
+from visionkit.visualize import contact_sheet, draw, draw_all, draw_target
 
 NAMES = ["cat", "dog", "fox"]
 WHITE = torch.full((3, 480, 640), 255, dtype=torch.uint8)
@@ -50,6 +50,16 @@ def test_boxes_are_drawn_where_they_are_in_the_color_of_their_class():
     assert mine[200:400, 100].all() and mine[200:400, 299].all()
     assert not drawn_on(picture)[220:390, 110:290].any()
     assert not drawn_on(picture)[405:].any() and not drawn_on(picture)[:, 305:].any()
+
+
+def test_each_head_may_have_a_threshold_of_its_own():
+    found = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "scores": torch.tensor([0.45])}
+    low = {**found, "labels": torch.tensor([0])}
+    high = {**found, "labels": torch.tensor([1])}
+    names = {"low": NAMES, "high": NAMES}
+    thresholds = {"low": 0.4, "high": 0.5}
+    picture = draw_all(WHITE, {"low": low, "high": high}, names, threshold=thresholds)
+    assert has_color(picture, color_of(0)).any() and not has_color(picture, color_of(1)).any()
 
 
 def test_objects_below_the_threshold_are_left_out():

@@ -98,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
     sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="or key=value settings")
     sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
-    sub.add_argument("--threshold", type=_share, default=0.5, help="lowest score to draw (0.5)")
+    text = "lowest score to draw (0.5, or what suits the head)"
+    sub.add_argument("--threshold", type=_share, help=text)
     text = "pictures of one size that go through the model at once (4)"
     sub.add_argument("--batch-size", type=_count, default=4, metavar="N", help=text)
     sub.add_argument("--heads", type=_words, metavar="A,B", help="only these heads")

@@ -30,7 +30,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of a trained run on its validation data, or on others given by `overrides`.
 
-    With `heads`, only of those. Names are `<head>/<metric>`. The figures go to
+    With `heads`, only of those. Names are `<head>/<metric>`. On the run's own data they are those
+    of its validation, bit for bit where device and threads are the same. The figures go to
     RUN/eval/metrics.json, and the scored detections to RUN/eval/<head>_bbox.json (and
     _segm.json), which pycocotools reads as they are.
     """
@@ -46,7 +47,7 @@ def evaluate_run(
     """`evaluate`, and what else RUN/eval/metrics.json says: `coco_engine`, the program that
     computed the COCO figures, and its version."""
     distributed.setup()
-    predictor = load(run, overrides, heads=heads)
+    predictor = load(run, overrides, heads=heads, fold=False)
     sources = build_sources(predictor.config, ("val",), predictor.classes)
     for source in sources:
         source.feeds = [head for head in source.feeds if head in predictor.heads]

@@ -53,6 +53,11 @@ class VisionModel(nn.Module):
                 module.train(mode and module.weight.requires_grad)
         return self
 
+    @property
+    def draw_above(self) -> dict[str, float]:
+        """For each head, the score from which its objects, or those it describes, are drawn."""
+        return {n: self.heads[head.on or n].draw_above for n, head in self.heads.items()}
+
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Named feature maps (B, C, h, w), from fine to coarse."""
         features = self.backbone(batch.images, batch.sizes)

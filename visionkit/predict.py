@@ -33,13 +33,15 @@ Picture = str | Path | Image.Image | np.ndarray | Tensor
 class Prediction:
     """What a model found in one picture.
 
-    `heads` holds each head's result as a dict of CPU tensors in the picture's own pixels. The
+    `heads` holds each head's result as a dict of CPU tensors in the picture's own pixels;
+    `draw_above` the score from which its objects are drawn if nobody says otherwise. The
     properties are shortcuts to the one head that has such a result.
     """
 
     heads: dict[str, dict[str, Any]]
     classes: dict[str, Classes]
     image: Tensor  # (3, h, w) uint8
+    draw_above: float | dict[str, float] = 0.5
 
     @property
     def boxes(self) -> Tensor:
@@ -105,12 +107,13 @@ class Prediction:
             raise AttributeError(f"{count} {keys[0]!r}; look into .heads, which holds {heads}")
         return found[0]
 
-    def draw(self, *, threshold: float = 0.5) -> Image.Image:
-        """The picture with every head's result drawn over it."""
+    def draw(self, *, threshold: float | None = None) -> Image.Image:
+        """The picture with every head's result drawn over it, objects from that score on."""
         from visionkit.visualize import draw_all
 
         names = {head: self.classes[head].names for head in self.heads}
-        return draw_all(self.image, self.heads, names, threshold=threshold)
+        lowest = self.draw_above if threshold is None else threshold
+        return draw_all(self.image, self.heads, names, threshold=lowest)
 
 
 class Predictor:
@@ -140,14 +143,16 @@ class Predictor:
         classes: dict[str, Classes],
         *,
         heads: Sequence[str] | None = None,
+        fold: bool = True,
     ) -> Predictor:
         """A trained model on the device and in the precision of its config, made fast for use:
-        its batch norms become part of its convolutions, and its weights are rounded to the
-        precision. It cannot be trained any more, and is called under `autocast`."""
+        its weights are rounded to the precision and, with `fold`, batch norms become part of
+        convolutions. It cannot be trained any more, and is called under `autocast`."""
         device = pick_device(config.train.device)
         dtype = pick_precision(config.train.precision, device)
         model = model.to(device).eval()
-        fold_norms(model)
+        if fold:
+            fold_norms(model)
         if config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
         cast_weights(model, dtype)
@@ -181,7 +186,7 @@ class Predictor:
                 for result, prediction in zip(results, predictions[head], strict=True):
                     result[head] = {key: _to_cpu(value) for key, value in prediction.items()}
         return [
-            Prediction(result, self.classes, image)
+            Prediction(result, self.classes, image, self.model.draw_above)
             for result, image in zip(results, images, strict=True)
         ]
 
@@ -191,10 +196,12 @@ def load(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
     heads: Sequence[str] | None = None,
+    fold: bool = True,
 ) -> Predictor:
     """The trained model of a run directory (its best checkpoint) or of a checkpoint file.
 
-    With `heads`, only those predict.
+    With `heads`, only those predict. Without `fold` it computes exactly what it computed when it
+    was validated in training; with it, it rounds differently and is a little faster.
 
     `overrides` change the config it was trained with, for example
     `{"data.image_size": 640, "train.precision": "fp32", "train.device": "cpu"}`.
@@ -207,7 +214,7 @@ def load(
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise CheckpointError(f"{path}: does not fit its config: {str(error)[:500]}") from error
-    return Predictor.of(model, config, classes, heads=heads)
+    return Predictor.of(model, config, classes, heads=heads, fold=fold)
 
 
 def _chosen(heads: Sequence[str] | None, known: list[str]) -> list[str]:

@@ -76,7 +76,12 @@ def picture_validation(
             predictions = model.predictions(model.features(batch), batch, source.feeds)
         names = {head: classes[head].names for head in source.feeds}
         pictures = [
-            draw_all(sample.image, {head: found[i] for head, found in predictions.items()}, names)
+            draw_all(
+                sample.image,
+                {head: found[i] for head, found in predictions.items()},
+                names,
+                threshold=model.draw_above,
+            )
             for i, sample in enumerate(samples)
         ]
         contact_sheet(pictures, columns=3).save(run / "plots" / f"val_{source.name}.jpg")

@@ -32,15 +32,16 @@ def predict_files(
     inputs: Sequence[str | Path],
     out: str | Path,
     *,
-    threshold: float = 0.5,
+    threshold: float | None = None,
     batch_size: int = BATCH,
 ) -> int:
     """Predict pictures and folders of pictures; returns how many could not be read.
 
     Writes OUT/predictions.json with every prediction and, for each picture, an overlay of those
-    with a score of at least `threshold`, and its class maps; OUT/vectors.npz with the embeddings;
-    pictures of the latent space of a VAE. A broken picture is reported and left out. Only the
-    vectors are kept in memory; `predict_each` tells what `batch_size` does.
+    with a score of at least `threshold` (by default what suits the head), and its class maps;
+    OUT/vectors.npz with the embeddings; pictures of the latent space of a VAE. A broken picture is
+    reported and left out. Only the vectors are kept in memory; `predict_each` tells what
+    `batch_size` does.
     """
     out = Path(out)
     files = {file: name for file, name in find_pictures(inputs) if not _is_inside(file, out)}

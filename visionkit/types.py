@@ -112,6 +112,7 @@ class Head(nn.Module):
     needs: ClassVar[tuple[str, ...]]  # the target keys without which it cannot be trained
     vocabulary: ClassVar[str | None] = None  # target key whose class list it predicts
     on: str | None = None  # head whose boxes it describes; it finds them as `boxes` of the targets
+    draw_above: ClassVar[float] = 0.5  # score from which its objects are drawn by default
     main_metric: ClassVar[str]  # the metric that picks the best checkpoint by default
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -88,12 +88,16 @@ def draw_all(
     predictions: Mapping[str, Mapping[str, Any]],
     class_names: Mapping[str, Names],
     *,
-    threshold: float = 0.5,
+    threshold: float | Mapping[str, float] = 0.5,
 ) -> Image.Image:
-    """The picture with the predictions of all heads: areas at the bottom, words at the top."""
+    """The picture with the predictions of all heads: areas at the bottom, words at the top.
+
+    `threshold` is one for all heads, or has one for each.
+    """
     picture: Any = image
     for head in sorted(predictions, key=lambda head: _layer(predictions[head])):
-        picture = draw(picture, predictions[head], class_names[head], threshold=threshold)
+        low = threshold[head] if isinstance(threshold, Mapping) else threshold
+        picture = draw(picture, predictions[head], class_names[head], threshold=low)
     return picture
 
 

@@ -76,6 +76,7 @@ class TaskAligned(Head):
     needs = ("boxes", "labels")
     vocabulary = "labels"
     main_metric = "bbox/AP"
+    draw_above = 0.4  # scores are trained to be IoUs
 
     def __init__(
         self,
