@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from visionkit.gradients import PCGrad, Sum, combiner
+from visionkit.gradients import PCGrad, Sum, combiner, total_norm
 from visionkit.model import VisionModel
 from visionkit.types import Head
 
@@ -86,3 +86,18 @@ def test_learned_weights_by_hand():
     model.log_variances["b"].data.fill_(math.log(10))
     model.weighted({"b": {"x": torch.tensor(5.0)}})["b"].backward()
     assert model.log_variances["b"].grad.item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_norm_of_all_gradients_is_that_of_torch():
+    layers = [torch.nn.Conv2d(3, 5, 3), torch.nn.Conv2d(5, 4, 3), torch.nn.Linear(4, 2)]
+    layers[1].to(memory_format=torch.channels_last)
+    parameters = [p for layer in layers for p in layer.parameters()]
+    for number, parameter in enumerate(parameters[:-1]):  # the last one has no gradient
+        parameter.grad = torch.randn_like(parameter) * 10.0 ** (number - 2)
+    assert not parameters[2].grad.is_contiguous()
+    expected = torch.nn.utils.get_total_norm([p.grad for p in parameters[:-1]])
+    torch.testing.assert_close(total_norm(parameters), expected)
+    for broken in (torch.nan, torch.inf):
+        parameters[2].grad[1, 2, 0, 1] = broken
+        assert not total_norm(parameters).isfinite()
+    assert total_norm([]) == 0

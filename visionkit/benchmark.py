@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grads_with_norm_
 
 from visionkit.benchmark_report import advice, cores
 from visionkit.build import pick_device, pick_precision
 from visionkit.config import Config, load_config
 from visionkit.data.sources import Source
-from visionkit.gradients import combiner
+from visionkit.gradients import combiner, total_norm
 from visionkit.model import VisionModel
 from visionkit.optim import MovingAverage, build_optimizer
 from visionkit.training import set_up
@@ -137,7 +138,9 @@ def _train(
             with watch("optimizer"):
                 gradients.finish(step)
                 scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or torch.inf)
+                norm = total_norm(parameters)
+                if settings.clip_norm:
+                    clip_grads_with_norm_(parameters, settings.clip_norm, norm)
                 scaler.step(optimizer)
                 scaler.update()
                 if average:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from visionkit import checkpoint, distributed, growth, rundir
 from visionkit.best import Best
@@ -29,7 +29,7 @@ from visionkit.config import Config, load_config
 from visionkit.data.sources import Source
 from visionkit.errors import ConfigError, DivergedError, Preempted
 from visionkit.evaluation import evaluate_model, metric_names
-from visionkit.gradients import combiner
+from visionkit.gradients import combiner, total_norm
 from visionkit.model import VisionModel
 from visionkit.optim import MovingAverage, build_optimizer, freeze, lr_factor, set_lr
 from visionkit.progress import Progress
@@ -185,7 +185,7 @@ def _fit(
             combined = gradients.finish(step)
             distributed.average_gradients(parameters)
             scaler.unscale_(optimizer)
-            norm = get_total_norm(p.grad for p in parameters if p.grad is not None)
+            norm = total_norm(parameters)
             _check_finite(norm, progress, seen, scaler)
             if settings.clip_norm:
                 clip_grads_with_norm_(parameters, settings.clip_norm, norm)
