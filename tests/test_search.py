@@ -26,6 +26,7 @@ class Colors(nn.Module):
     def __init__(self, **heads):
         super().__init__()
         self.heads = nn.ModuleDict(heads)
+        self.draw_above = 0.5
         self.seen = []  # heads and sizes of each batch
 
     def features(self, batch):
