@@ -168,6 +168,8 @@ def _unsafe(name: str) -> str | None:
 
 def rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Where each of the ids stands `among` others, first if they repeat; -1 where it does not."""
+    if not len(among):
+        return np.full(len(ids), -1)
     low, high = int(among.min()), int(among.max())
     if high - low < 8 * len(ids):  # as most are: a row for each id that there could be
         row_of = np.full(high - low + 1, -1)

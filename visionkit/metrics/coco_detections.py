@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from visionkit.data.coco_columns import rows_of
 from visionkit.errors import DataError
 from visionkit.metrics.coco_masks import rle_totals
-from visionkit.metrics.coco_truth import IouType, Truth, rows_of, sizes_of
+from visionkit.metrics.coco_truth import IouType, Truth, sizes_of
 
 KEY = {"bbox": "bbox", "segm": "segmentation"}
 

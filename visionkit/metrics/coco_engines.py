@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from visionkit.data.coco_columns import rows_of
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco_detections import Detections
-from visionkit.metrics.coco_truth import IouType, Truth, rows_of
+from visionkit.metrics.coco_truth import IouType, Truth
 
 ENGINES = ("hotcoco", "pycocotools")
 SETTING = "VISIONKIT_COCO_ENGINE"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from visionkit.data.coco_columns import Record, place, report_repeats, short, whole_numbers
+from visionkit.data.coco_columns import Record, place, report_repeats, rows_of, short, whole_numbers
 from visionkit.data.problems import Problems
 from visionkit.metrics.coco_masks import polygon_fault, polygons_sound, rle_totals
 
@@ -112,14 +112,6 @@ def read_truth(truth: dict[str, Any], iou_type: IouType, source: str = "ground t
         iscrowd=iscrowd,
         masks=masks,
     )
-
-
-def rows_of(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Where each of `ids` stands in the sorted `known`; -1 where it does not."""
-    if not len(known):
-        return np.full(len(ids), -1)
-    rows = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    return np.where(known[rows] == ids, rows, -1)
 
 
 def sizes_of(image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
