@@ -171,6 +171,12 @@ def test_resume_of_a_finished_run(run, capsys):
         (["train"], 2, "give a config file"),
         (["train", str(CONFIGS / "detection.yaml"), "train.lrr=1"], 2, "did you mean 'lr'"),
         (["train", "--resume", "nowhere"], 2, "holds no run"),
+        (["train", str(CONFIGS / "mlp_mnist.yaml"), "train.device=gpu"], 2, "no auto, cpu, cuda"),
+        (
+            ["config", str(CONFIGS / "detection_small.yaml"), "data.train.images=."],
+            2,
+            "data.train.annotations: missing",
+        ),
         (["eval", "nowhere"], 4, "no such run"),
         (["predict", "nowhere", "x.jpg", "--out", "y"], 4, "no such run"),
         (
@@ -191,6 +197,28 @@ def test_mistakes_are_told_without_a_traceback(words, code, says, capsys, tmp_pa
     printed = capsys.readouterr()
     assert says in printed.err and "Traceback" not in printed.err and not printed.out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["bench", "x.yaml", "--steps", "many"], "--steps: got many; expected an integer >= 1"),
+        (["predict", "RUN", "x.jpg", "--out", "y", "--threshold", "q"], "got q; expected a number"),
+    ],
+)
+def test_options_that_are_no_numbers_say_what_they_should_be(words, says, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk, where there is one")
+def test_output_that_cannot_be_written_is_told_without_a_traceback():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "visionkit", "list", "necks"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 28] No space left on device\n"
 
 
 def test_a_broken_annotation_file_is_a_data_error(tmp_path, capsys, shapes):

@@ -56,6 +56,16 @@ def test_records_of_all_heads(prediction):
     json.dumps(records)
 
 
+def test_objects_are_drawn_from_the_score_of_their_head_on_unless_one_is_given():
+    found = {"boxes": torch.tensor([[5.0, 5, 25, 30]]), "scores": torch.tensor([0.45])}
+    heads = {"objects": {**found, "labels": torch.tensor([0])}}
+    low = Prediction(heads, {"objects": THINGS}, IMAGE, {"objects": 0.4})
+    usual = Prediction(heads, {"objects": THINGS}, IMAGE)
+    drawn = low.draw().tobytes()
+    assert drawn == usual.draw(threshold=0.4).tobytes()
+    assert usual.draw().tobytes() == low.draw(threshold=0.5).tobytes() != drawn
+
+
 def test_shortcuts_name_the_one_head(prediction):
     assert torch.equal(prediction.boxes, prediction.heads["objects"]["boxes"])
     assert prediction.semantic.shape == (40, 60)

@@ -62,7 +62,7 @@ def _check_pictures(records: list[Any], file_names: dict[int, Any], path: str | 
     """Records that name their picture must not be scored as those of another one."""
     for record in records:
         if not isinstance(record, dict) or "file_name" not in record:
-            break
+            continue
         image_id, said = record.get("image_id"), str(record["file_name"])
         known = file_names.get(image_id) if isinstance(image_id, int) else None
         if known is not None and PurePath(said).name != PurePath(str(known)).name:
