@@ -25,7 +25,7 @@ from visionkit.data.sources import Source
 from visionkit.gradients import combiner, total_norm
 from visionkit.model import VisionModel
 from visionkit.optim import MovingAverage, build_optimizer
-from visionkit.training import set_up
+from visionkit.preparation import set_up
 from visionkit.types import Batch
 
 WARM_UP = 3  # steps, or evaluated batches, before the clock counts

@@ -6,12 +6,16 @@ Everything works unchanged in a single process. Several processes are started by
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from visionkit.errors import VisionkitError
+
+T = TypeVar("T")
 
 
 def setup() -> None:
@@ -73,13 +77,33 @@ def broadcast_state(model: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def any_of(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set in any process."""
+def any_of(*flags: bool, device: torch.device) -> list[bool]:
+    """For each of the flags, whether it is set in any process."""
     if world_size() == 1:
-        return flag
-    votes = torch.tensor(int(flag), device=device)
+        return list(flags)
+    votes = torch.tensor(flags, dtype=torch.uint8, device=device)
     dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return bool(votes.item())
+    return [bool(vote) for vote in votes.tolist()]
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """What `work` returns in process 0, which alone does it. If it fails there, it fails in all,
+    so that none waits for one that is gone."""
+    if world_size() == 1:
+        return work()
+    result: Any = None
+    if rank() == 0:
+        try:
+            result = work()
+        except VisionkitError as error:
+            result = error
+        except Exception as error:
+            result = VisionkitError(f"process 0: {type(error).__name__}: {error}")
+            result.__cause__ = error
+    result = gather(result)[0]
+    if isinstance(result, VisionkitError):
+        raise result
+    return result
 
 
 def gather(value: Any) -> list[Any]:

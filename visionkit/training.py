@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,26 +11,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
-from visionkit import checkpoint, distributed, growth, rundir
-from visionkit.best import Best
-from visionkit.build import (
-    build_model,
-    build_sources,
-    head_classes,
-    pick_device,
-    pick_precision,
-)
-from visionkit.components import unknown
+from visionkit import checkpoint, distributed, rundir
+from visionkit.build import pick_device, pick_precision
 from visionkit.config import Config, load_config
 from visionkit.data.sources import Source
 from visionkit.errors import ConfigError, DivergedError, Preempted
-from visionkit.evaluation import evaluate_model, metric_names
+from visionkit.evaluation import evaluate_model
 from visionkit.gradients import combiner, total_norm
 from visionkit.model import VisionModel
-from visionkit.optim import MovingAverage, build_optimizer, freeze, lr_factor, set_lr
+from visionkit.nonfinite import check_finite
+from visionkit.optim import MovingAverage, build_optimizer, lr_factor, set_lr
+from visionkit.preparation import set_up
 from visionkit.progress import Progress
 from visionkit.report import picture_training_batch, picture_validation, write_curves
 from visionkit.signals import StopRequest
@@ -70,7 +62,9 @@ def train(
     torch.use_deterministic_algorithms(config.train.deterministic)
     saved = _last_of(config) if resume else None
     model, sources, classes = set_up(config, saved, device=device)
-    run = _claim_directory(config, resume=resume, overwrite=overwrite)
+    run = distributed.on_first(
+        lambda: rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
+    )
     log.info("run %s: %s on %s", run, str(dtype).removeprefix("torch."), device)
     try:
         return _fit(config, run, model, sources, classes, saved, device=device, dtype=dtype)
@@ -81,29 +75,6 @@ def train(
         if distributed.rank() == 0 and rundir.read_status(run).get("pid") == os.getpid():
             rundir.write_status(run, failed, reason=f"{type(error).__name__}: {error}")
         raise
-
-
-def set_up(
-    config: Config, saved: dict[str, Any] | None = None, *, device: torch.device
-) -> tuple[VisionModel, list[Source], dict[str, Classes]]:
-    """The model as it begins to train, its data, and each head's classes; `saved` is the state of
-    a run that is to go on."""
-    origin = growth.origin(config) if saved is None else None
-    taken_over = growth.classes_taken_over(config, saved or origin)
-    splits = ("train", "val") if config.train.validate else ("train",)
-    sources = build_sources(config, splits, taken_over)
-    _check_training(config, sources)
-    classes = {**head_classes(config, sources), **taken_over}
-    torch.manual_seed(config.train.seed)
-    model = build_model(config, classes, pretrained=config.init_from is None)
-    if origin is not None:
-        growth.load_origin(model, config, origin)
-    model = model.to(device)
-    if config.train.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    freeze(model, growth.frozen_patterns(config))
-    _check_best(config, model, sources)
-    return model, sources, classes
 
 
 def _fit(
@@ -186,7 +157,7 @@ def _fit(
             distributed.average_gradients(parameters)
             scaler.unscale_(optimizer)
             norm = total_norm(parameters)
-            _check_finite(norm, progress, seen, scaler)
+            check_finite(norm, progress, seen, scaler)
             if settings.clip_norm:
                 clip_grads_with_norm_(parameters, settings.clip_norm, norm)
             scaler.step(optimizer)
@@ -202,8 +173,10 @@ def _fit(
                 combined=combined,
             )
 
-            interrupted = distributed.any_of(bool(stop.received), device)
-            if progress.save_due or interrupted:
+            interrupted, due = distributed.any_of(
+                bool(stop.received), progress.save_due, device=device
+            )
+            if due or interrupted:
                 state.save_last()
             if interrupted:
                 progress.finish("preempted", reason=stop.received)
@@ -224,50 +197,10 @@ def _fit(
     return Run(run, progress.metrics)
 
 
-def _check_training(config: Config, sources: list[Source]) -> None:
-    """A source without training data only validates; every new head needs one that has some."""
-    trained = {head for source in sources if source.train is not None for head in source.feeds}
-    taken_over = config.init_from["heads"] if config.init_from else ()
-    for head in config.heads:
-        if head not in trained and head not in taken_over:
-            raise ConfigError(f"heads.{head}: no source with a 'train' section feeds it")
-    if not trained:
-        raise ConfigError("data: no source has a 'train' section; nothing to train on")
-    for source in sources:
-        if source.batch_size % distributed.world_size():
-            raise ConfigError(
-                f"data.{source.name}.batch_size: {source.batch_size} pictures cannot be shared "
-                f"by {distributed.world_size()} processes; use a multiple"
-            )
-
-
 def _last_of(config: Config) -> dict[str, Any]:
     if config.output is None:
         raise ConfigError("resume: say which run with `output`")
     return checkpoint.load(checkpoint.checkpoint_of(config.output, resume=True))
-
-
-def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> None:
-    """A metric that nobody computes should not come to light after the first epoch."""
-    names = metric_names(model, sources)
-    for wanted in Best(config.train.best, config.train.no_worse_than).names:
-        if "/loss/" not in wanted and wanted not in names:
-            what = f"train.best: no validation gives {wanted!r}"
-            raise ConfigError(unknown(wanted, names, what))
-
-
-def _claim_directory(config: Config, *, resume: bool, overwrite: bool) -> Path:
-    """Process 0 chooses the run directory for all."""
-    chosen: Any = None
-    if distributed.rank() == 0:
-        try:
-            chosen = rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
-        except ConfigError as error:
-            chosen = error
-    chosen = distributed.gather(chosen)[0]
-    if isinstance(chosen, ConfigError):
-        raise chosen
-    return chosen
 
 
 def _seed_step(seed: int, step: int, device: torch.device) -> None:
@@ -277,20 +210,3 @@ def _seed_step(seed: int, step: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(int(key))
     else:
         torch.manual_seed(int(key))
-
-
-def _check_finite(
-    norm: Tensor, progress: Progress, seen: list[Batch], scaler: torch.amp.GradScaler
-) -> None:
-    """Stop before a loss or a gradient that is not finite reaches the weights."""
-    terms, gradient = progress.last_losses(norm)
-    broken = [name for name, value in terms.items() if not math.isfinite(value)]
-    gradients_count = not scaler.is_enabled()  # fp16 skips steps with infinite gradients by design
-    if broken or (gradients_count and not math.isfinite(gradient)):
-        images = [target["image_id"] for batch in seen for target in batch.targets]
-        what = f"loss {', '.join(broken)}" if broken else "gradient"
-        raise DivergedError(
-            f"step {progress.step + 1}: the {what} is not finite ({terms}; gradient norm "
-            f"{gradient:g}); image ids {images}. The weights are as after the step before. "
-            f"Try a smaller train.lr, or train.precision=fp32"
-        )
