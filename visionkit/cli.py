@@ -6,22 +6,84 @@ What a verb does is in `commands`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 
 from visionkit import commands
 from visionkit.commands import OVERRIDE
 from visionkit.errors import Preempted, VisionkitError
 
+UNEXPECTED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes that are no VisionkitError's
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (see visionkit.errors)."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(arguments)
+    parser, verbs = _parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words:
+        parser.print_help(sys.stderr)
+        return USAGE
+    _refuse_unknown_verb(parser, verbs, words[0])
+    args = _parsed(parser, words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("visionkit").setLevel(logging.INFO)
+    try:
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        _discard_output()
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        return _report(error, debug=args.debug)
+    finally:
+        _leave_process_group()
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    """Tell an error in a line of its own, with `debug` after its traceback; gives the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, VisionkitError):
+        label = "" if isinstance(error, Preempted) else "error: "
+        print(f"{label}{error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, OSError):
+        print(f"error: {error}", file=sys.stderr)
+        _discard_output()
+        return UNEXPECTED
+    print(
+        f"unexpected error: {type(error).__name__}: {error} ({_place(error)}); run again with "
+        "--debug for the traceback, and unless it comes from code of your own, please report it",
+        file=sys.stderr,
+    )
+    return UNEXPECTED
+
+
+def _place(error: Exception) -> str:
+    """File and line of the innermost code that is visionkit's or the user's own."""
+    here, python = os.path.dirname(__file__), os.path.dirname(os.__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (python, f"{os.sep}site-packages{os.sep}")
+    known = [
+        frame
+        for frame in frames
+        if frame.filename.startswith(here) or not any(lib in frame.filename for lib in libraries)
+    ]
+    frame = (known or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
+
+
+def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Settings, key=value, may stand anywhere; they become `overrides`."""
+    args, rest = parser.parse_known_args(words)
     unknown = [word for word in rest if not OVERRIDE.match(word)]
     if unknown and not unknown[0].startswith("-") and getattr(args, "run_directory", "") is None:
         args.run_directory = unknown.pop(0)  # it stood behind an option
@@ -29,29 +91,15 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}; settings are given as key=value")
     args.overrides = [*getattr(args, "overrides", ()), *(word.lstrip("-") for word in rest)]
-    try:
-        code = args.run(args) or 0
-        sys.stdout.flush()
-        return code
-    except VisionkitError as error:
-        if args.debug:
-            raise
-        label = "" if isinstance(error, Preempted) else "error: "
-        print(f"{label}{error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        _discard_output()
-        return 0
-    except OSError as error:
-        if args.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        _discard_output()
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        _leave_process_group()
+    return args
+
+
+def _refuse_unknown_verb(parser: argparse.ArgumentParser, verbs: Iterable[str], word: str) -> None:
+    if word.startswith("-") or word in verbs:
+        return
+    close = difflib.get_close_matches(word.lower(), verbs, n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else ";"
+    parser.error(f"there is no verb {word!r}{guess} verbs: {', '.join(verbs)}")
 
 
 def _discard_output() -> None:
@@ -59,12 +107,13 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser and the names of the verbs."""
     parser = argparse.ArgumentParser(
         prog="visionkit",
         description="Train, evaluate and use vision models described by one YAML file.",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("-V", "--version", action="version", version=_version())
     debug = argparse.ArgumentParser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -97,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("predict", commands.predict, "run a trained model on pictures")
     sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
     sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="or key=value settings")
+    _add_allow_plugins(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
     text = "lowest score to draw (0.5, or what suits the head)"
     sub.add_argument("--threshold", type=_share, help=text)
@@ -123,7 +173,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=_count, default=20, help="training steps to time (20)")
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
-    sub = verb("config", commands.config, "check a config and print it complete, in the long form")
+    text = "check a config, not its data, and print it complete, in the long form"
+    sub = verb("config", commands.config, text)
     sub.add_argument("config", help="a YAML file")
     _add_overrides(sub)
 
@@ -139,11 +190,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", type=int, default=600)
     sub.add_argument("--size", type=int, default=160, help="side in pixels")
     sub.add_argument("--seed", type=int, default=0)
-    return parser
+    return parser, [*verbs.choices]
 
 
 def _add_overrides(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win")
+    _add_allow_plugins(sub)
+
+
+def _add_allow_plugins(sub: argparse.ArgumentParser) -> None:
+    text = "import classes outside visionkit that a checkpoint or a resumed run names: runs code"
+    sub.add_argument("--allow-plugins", action="store_true", help=text)
 
 
 def _words(text: str) -> list[str]:
