@@ -194,7 +194,7 @@ def our_predictor(args: argparse.Namespace, precision: str) -> Predictor:
 
 def rival_predictor(args: argparse.Namespace) -> Callable[[list[Path]], list[dict]]:
     model = rival(args)
-    model.load_state_dict(torch.load(args.weights))
+    model.load_state_dict(torch.load(args.weights, weights_only=True))
     model.eval()
 
     @torch.inference_mode()
