@@ -88,30 +88,30 @@ def load_tensors(path: str | Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        if zipfile.is_zipfile(path):
-            damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at checksums
-            if damaged:
-                raise CheckpointError(f"{path}: is damaged (checksum of {damaged!r})")
+        _require_state(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises anything on a file that is not one of its own
         raise CheckpointError(
             f"{path}: cannot be read: it is cut short, no file of weights, or holds more than "
-            f"tensors and plain values ({type(error).__name__}){_hint(path)}"
+            f"tensors and plain values ({type(error).__name__})"
         ) from error
 
 
-def _hint(path: Path) -> str:
-    """What else a file may be whose weights cannot be read."""
-    exported = "; an exported model is a program, which visionkit does not run: give the state_dict"
-    if path.suffix.lower() == ".onnx":
-        return exported
+def _require_state(path: Path) -> None:
+    """CheckpointError if a file is damaged, or a program instead of weights."""
+    exported = path.suffix.lower() == ".onnx"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):  # TorchScript
-                return exported
-    return ""
+            if damaged := archive.testzip():  # torch.load does not look at checksums
+                raise CheckpointError(f"{path}: is damaged (checksum of {damaged!r})")
+            exported |= any(name.endswith("/constants.pkl") for name in archive.namelist())
+    if exported:  # ONNX or TorchScript
+        raise CheckpointError(
+            f"{path}: cannot be read: an exported model is a program, which visionkit does not "
+            f"run; give the state_dict"
+        )
 
 
 def _require_safe_torch() -> None:
