@@ -202,7 +202,7 @@ weight: x
         "valid: annotations, exif, images",
         "c.yaml:7: data.image_size: got [64, 32]; expected [shortest, longest]",
         "c.yaml:8: data.batch_size: got True; expected an integer >= 1",
-        "c.yaml:9: data.workers: got -1; expected an integer >= 0",
+        "c.yaml:9: data.workers: got -1; expected an integer >= 0 and <= 256",
         "c.yaml:10: data.transforms.0.p: got 2; expected a number >= 0 and <= 1",
         *[p for p in problems(text) if ":10: data.transforms.1: names no type; valid: " in p],
         "c.yaml:12: train.epochs: got 'ten'; expected an integer >= 1 or null",

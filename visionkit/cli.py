@@ -187,7 +187,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     sub = kinds.add_parser("shapes", parents=[debug], help="pictures of shapes, in COCO format")
     sub.set_defaults(run=commands.data_shapes)
     sub.add_argument("out", metavar="OUT", help="a new folder")
-    sub.add_argument("--images", type=int, default=600)
+    sub.add_argument("--images", type=_count, default=600)
     sub.add_argument("--size", type=int, default=160, help="side in pixels")
     sub.add_argument("--seed", type=int, default=0)
     return parser, [*verbs.choices]

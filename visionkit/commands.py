@@ -112,7 +112,7 @@ def predict(args: argparse.Namespace) -> None:
         predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
     )
     print(f"wrote {args.out}/predictions.json, the overlays and what else the heads give", end="")
-    print(f"; {broken} pictures could not be read" if broken else "")
+    print(f"; {_pictures(broken)} could not be read" if broken else "")
 
 
 def search(args: argparse.Namespace) -> None:
@@ -154,4 +154,8 @@ def data_shapes(args: argparse.Namespace) -> None:
     from visionkit.data.shapes import generate_shapes
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
-    print(f"wrote {args.images} pictures and annotations.json to {args.out}")
+    print(f"wrote {_pictures(args.images)} and annotations.json to {args.out}")
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"
