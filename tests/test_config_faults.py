@@ -151,7 +151,7 @@ changes = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=15, deadline=None, database=None)
 @given(path=st.sampled_from(CONFIGS), given_=changes)
 def test_what_a_config_resolves_to_loads_to_the_same(tmp_path_factory, path, given_):
     config = load_config(path, given_)

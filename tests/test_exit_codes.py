@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from visionkit.cli import main
+from visionkit.errors import DataError
+from visionkit.failures import report
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,9 +119,14 @@ def test_a_mistake_of_the_code_names_file_and_line(capsys, place):
     assert f"exits.py, line {line})" in told and "report it" in told and told.count("\n") == 1
 
 
-def test_ctrl_c_before_the_first_step_is_130():
+def test_names_from_files_do_not_steer_the_terminal(capsys):
+    assert report(DataError("class 'a\x1b[2J\x07b', ü\nsecond line")) == 3
+    assert capsys.readouterr().err == "error: class 'a\\x1b[2J\\x07b', ü\nsecond line\n"
+
+
+def test_ctrl_c_of_a_real_process_is_130():
     Path("slow.yaml").write_text(yaml.safe_dump({**CONFIG, "head": {"type": "waiting.Head"}}))
-    command = [sys.executable, "-m", "visionkit", "train", "slow.yaml", "output=run"]
+    command = [sys.executable, "-m", "visionkit", "config", "slow.yaml"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -131,7 +138,6 @@ def test_ctrl_c_before_the_first_step_is_130():
     process.send_signal(signal.SIGINT)
     out, told = process.communicate(timeout=60)
     assert process.returncode == 130 and not told and not out
-    assert not Path("run").exists()
 
 
 def test_json_is_one_strict_object(capsys):

@@ -10,15 +10,14 @@ import difflib
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterable
 from contextlib import suppress
 
 from visionkit import commands
 from visionkit.commands import OVERRIDE
-from visionkit.errors import Preempted, VisionkitError
+from visionkit.failures import report
 
-UNEXPECTED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes that are no VisionkitError's
+USAGE, INTERRUPTED = 2, 130  # exit codes without an error of visionkit.errors
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,43 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        return _report(error, debug=args.debug)
+        if isinstance(error, OSError):
+            _discard_output()
+        return report(error, debug=args.debug)
     finally:
         _leave_process_group()
-
-
-def _report(error: Exception, *, debug: bool) -> int:
-    """Tell an error in a line of its own, with `debug` after its traceback; gives the exit code."""
-    if debug:
-        traceback.print_exception(error)
-    if isinstance(error, VisionkitError):
-        label = "" if isinstance(error, Preempted) else "error: "
-        print(f"{label}{error}", file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, OSError):
-        print(f"error: {error}", file=sys.stderr)
-        _discard_output()
-        return UNEXPECTED
-    print(
-        f"unexpected error: {type(error).__name__}: {error} ({_place(error)}); run again with "
-        "--debug for the traceback, and unless it comes from code of your own, please report it",
-        file=sys.stderr,
-    )
-    return UNEXPECTED
-
-
-def _place(error: Exception) -> str:
-    """File and line of the innermost code that is visionkit's or the user's own."""
-    here, python = os.path.dirname(__file__), os.path.dirname(os.__file__)
-    frames = traceback.extract_tb(error.__traceback__)
-    libraries = (python, f"{os.sep}site-packages{os.sep}")
-    known = [
-        frame
-        for frame in frames
-        if frame.filename.startswith(here) or not any(lib in frame.filename for lib in libraries)
-    ]
-    frame = (known or frames)[-1]
-    return f"{frame.filename}, line {frame.lineno}"
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
