@@ -1,6 +1,7 @@
 """A class outside visionkit is imported on the user's word alone, not on that of a checkpoint."""
 
 import copy
+import os
 import sys
 from pathlib import Path
 
@@ -161,6 +162,7 @@ def ours(short):
 def test_every_place_that_names_a_class_is_looked_at(form):
     spec = ours("short" in form)
     load_config(spec, origin="last.pt")
+    assert os.getcwd() not in sys.path  # where only visionkit's own classes are looked for
     section = copy.deepcopy(spec)
     target = section
     for part in KEYS[form]:
@@ -181,6 +183,7 @@ def test_every_place_that_names_a_class_is_looked_at(form):
         ("head", "heads.Head"),  # heads.py lies in the current folder
         ("data", "resnet.ResNet"),  # a backbone is no data set, and here too lies a file
         ("data", "subprocess.Popen"),  # imported already, and runs its arguments
+        ("data", "picture_cache.PictureCache"),  # visionkit's, but no data set
         ("data", "images.Path"),  # visionkit's module imports it, but it is not visionkit's
         ("head", "classification.nn"),
         ("head", "visionkit.cli.main"),

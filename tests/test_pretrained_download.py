@@ -11,7 +11,7 @@ import torch
 from torchvision import models
 
 from visionkit.backbones import weights
-from visionkit.backbones.resnet import ResNet
+from visionkit.backbones.squeezenet import SqueezeNet
 from visionkit.errors import CheckpointError
 
 
@@ -30,10 +30,10 @@ def published(tmp_path, monkeypatch):
 
 @pytest.fixture
 def good(tmp_path):
-    """A file of ResNet-18's weights and the name that it is published by."""
-    torch.save(models.resnet18().state_dict(), tmp_path / "file")
+    """A file of SqueezeNet's weights and the name that it is published by."""
+    torch.save(models.squeezenet1_1().state_dict(), tmp_path / "file")
     checksum = hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()[:8]
-    return (tmp_path / "file").rename(tmp_path / f"resnet18-{checksum}.pth")
+    return (tmp_path / "file").rename(tmp_path / f"squeezenet1_1-{checksum}.pth")
 
 
 def served(answer):
@@ -52,11 +52,12 @@ def served(answer):
 
 def test_it_is_fetched_once(good, published, monkeypatch):
     cache = published(good.as_uri())
-    expected = torch.load(good, weights_only=True)["conv1.weight"]
-    assert torch.equal(ResNet(weights="default").body.conv1.weight, expected)
-    assert [path.name for path in cache.iterdir()] == [good.name]
-    monkeypatch.setattr(torch.hub, "download_url_to_file", None)
-    assert torch.equal(ResNet(weights="default").body.conv1.weight, expected)
+    expected = SqueezeNet(weights=str(good)).state_dict()
+    for _ in range(2):
+        found = SqueezeNet(weights="default").state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        assert [path.name for path in cache.iterdir()] == [good.name]
+        monkeypatch.setattr(torch.hub, "download_url_to_file", None)
 
 
 def test_without_a_network_the_remedies_are_told(published):
@@ -64,7 +65,7 @@ def test_without_a_network_the_remedies_are_told(published):
         port = closed.getsockname()[1]
     cache = published(f"http://127.0.0.1:{port}/resnet18-f37072fd.pth")
     with pytest.raises(CheckpointError) as caught:
-        ResNet(weights="default")
+        weights.download("resnet18")
     for part in ("resnet18", f"http://127.0.0.1:{port}/resnet18", "give its path", "weights: null"):
         assert part in str(caught.value)
     assert not os.listdir(cache)
@@ -76,19 +77,19 @@ def test_what_arrives_in_part_or_changed_is_not_kept(good, published):
     for content in (body[:5000], body[:-1] + b"!"):
         cache = published(f"{served(head + content)}/{good.name}")
         with pytest.raises(CheckpointError, match=r"could not be downloaded.*(hash|retrieval)"):
-            weights.download("resnet18")
+            weights.download("squeezenet1_1")
         assert not os.listdir(cache)
     published(f"{served(head + body)}/{good.name}")  # the control
-    assert "conv1.weight" in weights.download("resnet18")
+    assert "features.0.weight" in weights.download("squeezenet1_1")
     assert os.listdir(cache) == [good.name]
 
 
 def test_a_damaged_file_in_the_cache_is_named_and_left_to_the_user(good, published):
     cache = published(good.as_uri())
-    weights.download("resnet18")
+    weights.download("squeezenet1_1")
     (cache / good.name).write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=rf"{good.name} is damaged .*delete it"):
-        weights.download("resnet18")
+        weights.download("squeezenet1_1")
     assert (cache / good.name).read_bytes() == b"damaged"
 
 
@@ -106,5 +107,5 @@ def test_a_published_pickle_does_not_run(tmp_path, published):
     file = (tmp_path / "file").rename(tmp_path / f"resnet18-{checksum}.pth")
     published(file.as_uri())
     with pytest.raises(CheckpointError, match="cannot be read"):
-        weights.download("resnet18")
+        weights.download("squeezenet1_1")
     assert not (tmp_path / "ran").exists()
