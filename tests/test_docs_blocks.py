@@ -15,6 +15,8 @@ from test_cli import small
 import visionkit
 from visionkit import cli
 from visionkit.config import load_config
+from visionkit.config.check import TOP
+from visionkit.config.resolved import SOURCE_KEYS
 from visionkit.config.training import TrainConfig
 from visionkit.config.yaml import read
 
@@ -94,6 +96,12 @@ def test_configs_of_the_pages_are_good_ones(number, tmp_path, monkeypatch):
         assert config.get("train", {}).keys() <= known
         return
     load_config(tmp_path / "c.yaml", () if "data" in config else [f"data.train={SHAPES}"])
+
+
+def test_every_key_of_a_config_is_on_its_page():
+    page = (ROOT / "docs/config.md").read_text()
+    for key in (*TOP, *SOURCE_KEYS, "workers", "task", "head", "type", "weight"):
+        assert re.search(rf"`{key}`|\b{key}:", page), key
 
 
 def test_readmes_python_runs(tmp_path, monkeypatch):
