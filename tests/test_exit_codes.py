@@ -124,6 +124,14 @@ def test_names_from_files_do_not_steer_the_terminal(capsys):
     assert capsys.readouterr().err == "error: class 'a\\x1b[2J\\x07b', ü\nsecond line\n"
 
 
+def test_a_missing_package_is_named(capsys):
+    assert report(ModuleNotFoundError("No module named 'torch'")) == 1
+    assert (
+        capsys.readouterr().err
+        == f"error: No module named 'torch'; install it for {sys.executable}\n"
+    )
+
+
 def test_ctrl_c_of_a_real_process_is_130():
     Path("slow.yaml").write_text(yaml.safe_dump({**CONFIG, "head": {"type": "waiting.Head"}}))
     command = [sys.executable, "-m", "visionkit", "config", "slow.yaml"]

@@ -20,6 +20,9 @@ def report(error: Exception, *, debug: bool = False) -> int:
         label = "" if isinstance(error, Preempted) else "error: "
         print(f"{label}{text}", file=sys.stderr)
         return error.exit_code if isinstance(error, VisionkitError) else UNEXPECTED
+    if isinstance(error, ModuleNotFoundError):
+        print(f"error: {text}; install it for {sys.executable}", file=sys.stderr)
+        return UNEXPECTED
     print(
         f"unexpected error: {type(error).__name__}: {text} ({_place(error)}); run again with "
         "--debug for the traceback, and unless it comes from code of your own, please report it",
