@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from visionkit.cli import main
 from visionkit.config import load_config
@@ -158,3 +159,29 @@ def test_what_a_config_resolves_to_loads_to_the_same(tmp_path_factory, path, giv
     again = tmp_path_factory.getbasetemp() / "again.yaml"
     again.write_text(config.to_yaml(), encoding="utf-8", newline="")
     assert load_config(again) == config
+
+
+def test_a_head_and_data_that_do_not_belong_together_are_both_named(tmp_path, capsys):
+    for label in ("cat", "dog"):
+        (tmp_path / "d" / label).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(tmp_path / "d" / label / "a.png")
+    words = ["data.train.type=folder.ImageFolder", f"data.train.root={tmp_path / 'd'}"]
+    command = ["train", str(CONFIG.with_name("detection.yaml")), *words, "data.val=null"]
+    assert main([*command, f"output={tmp_path / 'run'}"]) == 3
+    told = capsys.readouterr().err
+    assert "data.train: gives no 'boxes' (needed by head 'detection', FasterRCNN)" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "says"),
+    [
+        ("train.device=cuda:99", 2, "train.device: 'cuda:99' cannot be used here: "),
+        ("train.device=gpu", 2, "it is no auto, cpu, cuda or mps"),
+        ("train.precision=fp16", 0, ""),  # slow on a CPU, but it computes
+    ],
+)
+def test_a_device_that_is_not_there_is_told(word, code, says, tmp_path, capsys):
+    words = ["train.device=cpu", word, f"output={tmp_path / 'run'}"]
+    assert main(["train", str(CONFIG), *SMALL, *words]) == code
+    assert says in capsys.readouterr().err
