@@ -51,6 +51,7 @@ class Target(TypedDict, total=False):
     semantic: Tensor  # (h, w) uint8 class map at `size`; 255 = ignore
     semantic_labelled: Tensor  # (S,) bool; what is of another class may be any of the others
     identity: Tensor  # () int64: who or what the picture shows, for embeddings
+    replaces: str  # the error of a broken picture that this one stands in for; taken out at once
 
 
 @dataclass
