@@ -89,6 +89,28 @@ def load_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     return values.view(labels.height, labels.width)
 
 
+def check_size(
+    path: Path,
+    found: tuple[int, int],
+    expected: tuple[int, int],
+    said_by: Path,
+    exif: Literal["apply", "ignore"],
+) -> None:
+    """`DataError` if a picture has another (h, w) than the file `said_by` says."""
+    if found == expected:
+        return
+    other = "ignore" if exif == "apply" else "apply"
+    hint = (
+        f"swapped: the sizes in the file are wrong, or set the data set's `exif: {other}`"
+        if found == expected[::-1]
+        else "annotations and picture do not belong together: resize neither alone"
+    )
+    raise DataError(
+        f"picture {shown(path)} is {found[1]}x{found[0]}, but {shown(said_by)} says "
+        f"{expected[1]}x{expected[0]} ({hint})"
+    )
+
+
 class Refused(Exception):
     """Why a file is not taken as a picture: the `fault`."""
 
@@ -147,7 +169,7 @@ def upright(image: Image.Image, exif: Literal["apply", "ignore"]) -> Image.Image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode with 8 bits a channel. `Refused` if its values have no fixed meaning."""
+    """A picture of any mode as 8-bit RGB. `Refused` if its values have no fixed meaning."""
     if image.mode.startswith("I"):
         return _gray16(image).convert("RGB")
     if image.mode == "F":

@@ -64,7 +64,9 @@ class KeptLooks:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with open(self._file, "ab", buffering=0) as file:  # one write, so that none is mixed in
                 first = b"" if file.tell() else _line(self._first)
-                file.write(first + b"".join(_line(json.dumps([n, *s, *look])) for n, s, look in new))
+                file.write(
+                    first + b"".join(_line(json.dumps([n, *s, *look])) for n, s, look in new)
+                )
         except OSError as error:
             self._give_up(error)
 

@@ -108,6 +108,14 @@ class LabelMaps:
     def image_path(self, index: int) -> Path:
         return self.images / self.file_names[index]
 
+    def map_path(self, index: int) -> Path:
+        return self.labels / self._maps[index]
+
+    @property
+    def colored_maps(self) -> bool:
+        """Whether classes are told by their color, so that maps may be pictures of any mode."""
+        return self._colors is not None
+
     def __len__(self) -> int:
         return len(self.file_names)
 

@@ -43,7 +43,7 @@ class PictureFault(NamedTuple):
 
 def examine_pictures(
     paths: Sequence[Path],
-    sizes: Sequence[tuple[int, int]] | np.ndarray | None = None,
+    sizes: Sequence[tuple[int, int] | None] | np.ndarray | None = None,
     exif: Exif = "apply",
     *,
     maps: bool = False,
@@ -51,7 +51,8 @@ def examine_pictures(
 ) -> list[PictureFault]:
     """Look at every picture and tell what is wrong, in the order of `paths`.
 
-    sizes: the (h, w) that each should have, as the annotations say, after `exif`.
+    sizes: the (h, w) that each should have, as the annotations say, after `exif`; None where they
+        do not say.
     maps: whether they are maps of class numbers, which `exif` never turns.
     name: what is looked at, for the progress bar.
     """
@@ -87,20 +88,23 @@ def look_at_all(paths: Sequence[Path], name: str = "pictures") -> list[Look]:
 def find_faults(
     paths: Sequence[Path],
     looks: Sequence[Look],
-    sizes: Sequence[tuple[int, int]] | np.ndarray | None = None,
+    sizes: Sequence[tuple[int, int] | None] | np.ndarray | None = None,
     exif: Exif = "apply",
     *,
     maps: bool = False,
 ) -> list[PictureFault]:
     """What those looks tell; see `examine_pictures`."""
     faults: list[PictureFault] = []
-    wanted = [None] * len(paths) if sizes is None else [(int(h), int(w)) for h, w in sizes]
+    wanted = [None] * len(paths) if sizes is None else sizes
     for i, (path, look, size) in enumerate(zip(paths, looks, wanted, strict=True)):
+        size = None if size is None else (int(size[0]), int(size[1]))
         found = _faults_of_map(look, size) if maps else _faults_of(look, size, exif)
         if look.format and Path(path).suffix.lower() not in SUFFIXES_OF.get(look.format, ()):
             found.append(("suffix", f"is a {look.format} file, whatever its name ends in", "note"))
         subject = f"{'class map' if maps else 'picture'} {shown(path)}"
-        faults += [PictureFault(i, kind, f"{subject} {what}", weight) for kind, what, weight in found]
+        faults += [
+            PictureFault(i, kind, f"{subject} {what}", weight) for kind, what, weight in found
+        ]
     return faults
 
 

@@ -212,7 +212,7 @@ class View(TorchDataset):
         try:
             return self._sample(index), None
         except DataError as error:
-            named = DataError(f"{error}{self._record(index)}")
+            named = DataError(f"{error}{record_of(self.dataset, index)}")
             if self.substitutes is None:
                 raise named from error
             return self.substitutes.find(index, position, self._sample, named), str(named)
@@ -220,9 +220,11 @@ class View(TorchDataset):
     def _sample(self, index: int) -> Sample:
         return self.dataset[index] if self.load is None else self.dataset.sample(index, self.load)
 
-    def _record(self, index: int) -> str:
-        ids = getattr(self.dataset, "image_ids", None)
-        return "" if ids is None else f" (record {index}, image id {ids[index]})"
+
+def record_of(dataset: Dataset, index: int) -> str:
+    """Which record of a data set that is, to follow something in a message."""
+    ids = getattr(dataset, "image_ids", None)
+    return "" if ids is None else f" (record {index}, image id {ids[index]})"
 
 
 def collate(items: list[tuple[torch.Tensor, Target] | VisionkitError]) -> Batch | VisionkitError:

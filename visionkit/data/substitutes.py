@@ -22,6 +22,11 @@ FEW = 10  # broken pictures that every data set may have
 SHARE = 0.01  # and what share of all
 
 
+def allowed(count: int) -> int:
+    """How many broken pictures of that many training goes on with."""
+    return max(FEW, int(SHARE * count))
+
+
 class Substitutes:
     """Draws another picture for a place in the stream: a function of (seed, position).
 
@@ -59,7 +64,7 @@ class BrokenPictures:
 
     def __init__(self, source: str, count: int) -> None:
         self.source, self.count = source, count
-        self.limit = max(FEW, int(SHARE * count))
+        self.limit = allowed(count)
         self.times: dict[str, int] = {}  # how often each was replaced, by its error
 
     def note(self, batch: Batch) -> None:
