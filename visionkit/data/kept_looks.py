@@ -64,9 +64,7 @@ class KeptLooks:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with open(self._file, "ab", buffering=0) as file:  # one write, so that none is mixed in
                 first = b"" if file.tell() else _line(self._first)
-                file.write(
-                    first + b"".join(_line(json.dumps([n, *s, *look])) for n, s, look in new)
-                )
+                file.write(first + b"".join(_record(name, *rest) for name, *rest in new))
         except OSError as error:
             self._give_up(error)
 
@@ -120,7 +118,7 @@ class KeptLooks:
             with open(handle, "wb") as copy:
                 copy.write(_line(self._first))
                 for path, (state, look) in self._looks.items():
-                    copy.write(_line(json.dumps([path, *state, *look])))
+                    copy.write(_record(path, state, look))
             os.replace(name, file)
         except OSError:
             remove(Path(name))
@@ -133,6 +131,10 @@ class KeptLooks:
             error,
         )
         self._file = None
+
+
+def _record(name: str, state: State, look: Look) -> bytes:
+    return _line(json.dumps([name, *state, *look]))
 
 
 def _line(text: str) -> bytes:

@@ -65,8 +65,8 @@ def look_at_all(paths: Sequence[Path], name: str = "pictures") -> list[Look]:
     A file that is the same in path, size and time of change is not looked at again.
     """
     full = [os.path.abspath(path) for path in paths]
-    folder = os.path.commonprefix([os.path.dirname(path) + os.sep for path in full])
-    folder = folder[: folder.rfind(os.sep) + 1]
+    folder = os.path.commonpath([*{os.path.dirname(path) for path in full}] or [os.sep])
+    folder = folder.rstrip(os.sep) + os.sep
     kept, looks = KeptLooks(folder), dict[str, Look]()
     unknown: list[str] = []
     for path in dict.fromkeys(full):
@@ -102,9 +102,7 @@ def find_faults(
         if look.format and Path(path).suffix.lower() not in SUFFIXES_OF.get(look.format, ()):
             found.append(("suffix", f"is a {look.format} file, whatever its name ends in", "note"))
         subject = f"{'class map' if maps else 'picture'} {shown(path)}"
-        faults += [
-            PictureFault(i, kind, f"{subject} {what}", weight) for kind, what, weight in found
-        ]
+        faults += [PictureFault(i, kind, f"{subject} {what}", level) for kind, what, level in found]
     return faults
 
 
