@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from visionkit.data.problems import Problems
 from visionkit.errors import DataError
+
+log = logging.getLogger("visionkit")
 
 Links = Literal["inside", "any"]
 
@@ -61,6 +64,21 @@ def shown(name: str | Path) -> str:
     if name.isprintable():
         return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
+    """Folder and name of each file below `root`, without hidden ones and __MACOSX. Links to folders
+    are not followed, for they may lead round in circles; a warning names them."""
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = filter(is_visible, subfolders)
+        for name in subfolders:
+            if os.path.islink(path := os.path.join(folder, name)):
+                log.warning("%s is a link to a folder: it is not followed", shown(path))
+        yield from ((folder, name) for name in filter(is_visible, names))
+
+
+def is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def check_present(root: Path, names: Iterable[str], links: Links = "inside") -> None:
