@@ -66,11 +66,11 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def search(folder, queries=("asked",), gallery=("gallery",), predictor=None, **options):
+def search(folder, queries=("asked",), gallery=("gallery",), predictor=None, broken=0, **options):
     predictor = predictor or by_color()
     out = folder / "found"
     inputs = [[folder / name for name in names] for names in (queries, gallery)]
-    search_files(predictor, *inputs, out, **options)
+    assert search_files(predictor, *inputs, out, **options) == broken
     return json.loads((out / "matches.json").read_text())
 
 
@@ -127,7 +127,7 @@ def test_only_pictures_of_one_size_share_a_batch(tmp_path):
 def test_broken_pictures_are_reported_and_left_out(pictures, caplog):
     (pictures / "gallery" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     with caplog.at_level(logging.ERROR, "visionkit"):
-        records = search(pictures, top=9)
+        records = search(pictures, top=9, broken=1)
     assert all(len(r["nearest"]) == 4 for r in records)
     assert "skipped: picture" in caplog.text and "broken.jpg" in caplog.text
 

@@ -25,11 +25,13 @@ def examine_dataset(
     paths, indices = [*places], [*places.values()]
     sizes, exif = getattr(dataset, "sizes", None), getattr(dataset, "exif", "apply")
     looks = look_at_all(paths, name)
-    found = find_faults(paths, looks, None if sizes is None else sizes[indices], exif)
+    wanted = None if sizes is None else sizes[indices]
+    found = find_faults(paths, looks, wanted, exif)
     faults = [fault._replace(index=indices[fault.index]) for fault in found]
     if hasattr(dataset, "map_path"):
-        seen = [None if look.kind else size_seen(look, exif) for look in looks]
-        faults += _faults_of_maps(dataset, name, indices, seen)
+        if wanted is None:
+            wanted = [None if look.kind else size_seen(look, exif) for look in looks]
+        faults += _faults_of_maps(dataset, name, indices, wanted)
     return sorted(faults, key=lambda fault: fault.index)
 
 
