@@ -152,6 +152,12 @@ def test_sizes_are_compared_as_exif_turns_pictures(tmp_path, orientation):
             assert ("swapped" in message) == (orientation != 6 and size == right[::-1])
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 274])
+def test_an_orientation_that_there_is_not_means_none(tmp_path, orientation):
+    (tmp_path / "a.jpg").write_bytes(turned(orientation, (40, 60)))
+    assert examine_pictures([tmp_path / "a.jpg"], [(40, 60)]) == []
+
+
 def test_files_of_the_same_bytes_are_found(tmp_path):
     paths = [tmp_path / f"{i}.jpg" for i in range(5)]
     for path, seed in zip(paths, (0, 1, 0, 2, 1), strict=True):
