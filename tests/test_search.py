@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from visionkit.backbones.resnet import ResNet
+from visionkit.cli import main
 from visionkit.errors import ConfigError, DataError, DivergedError
 from visionkit.heads.embedding import Embedding
 from visionkit.model import VisionModel
@@ -198,3 +199,11 @@ def test_a_real_model_finds_the_same_whatever_else_is_searched(pictures):
         (match,) = one["nearest"]
         (same,) = [m for m in many["nearest"] if m["file_name"] == "red/a.png"]
         assert same["similarity"] == pytest.approx(match["similarity"], abs=1e-5)
+
+
+def test_the_command_says_what_could_not_be_read(monkeypatch, capsys):
+    monkeypatch.setattr("visionkit.predict.load", lambda *_: None)
+    for broken, code in ((0, 0), (2, 3)):
+        monkeypatch.setattr("visionkit.search.search_files", lambda *_, n=broken, **__: n)
+        assert main(["search", "RUN", "query.jpg", "gallery", "--out", "found"]) == code
+        assert ("2 pictures could not be read" in capsys.readouterr().out) == bool(broken)
