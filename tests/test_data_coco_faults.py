@@ -38,7 +38,7 @@ def fault(tmp_path, content, **options):
         ("annotations", {"area": -1}, ["'area' is -1"]),
         ("annotations", {"area": "12"}, ["'area' is '12'"]),
         ("annotations", {"iscrowd": 2}, ["'iscrowd' is 2"]),
-        ("annotations", {"iscrowd": "0"}, ["'iscrowd' is '0'"]),
+        ("annotations", {"iscrowd": "no"}, ["'iscrowd' is 'no'"]),
         ("annotations", {"segmentation": [[1, 1, NAN, 5, 3, 3]]}, ["'segmentation'", "finite"]),
         ("annotations", {"segmentation": [[1, 1, 1e9, 5, 3, 3]]}, ["'segmentation'", "ten"]),
         ("annotations", {"segmentation": [[1, 1, 5, 5]]}, ["'segmentation'", "4 numbers"]),

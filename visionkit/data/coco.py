@@ -12,13 +12,14 @@ from torch import Tensor
 
 from visionkit.data.coco_attributes import AttributeTable, read_attributes
 from visionkit.data.coco_cache import open_index
-from visionkit.data.coco_columns import rows_of
 from visionkit.data.coco_federated import is_federated, present_in, read_labelled
+from visionkit.data.coco_objects import choose_objects, warn
 from visionkit.data.coco_truth import coco_truth, filled_areas
+from visionkit.data.fault_kinds import policies
 from visionkit.data.files import check_present
 from visionkit.data.identifiers import read_identifiers
 from visionkit.data.images import Load, load_image
-from visionkit.data.problems import Problems, check_classes
+from visionkit.data.problems import Finding, Problems, check_classes
 from visionkit.data.sample import Sample
 from visionkit.data.segmentation_table import SegmentationTable
 from visionkit.data.semantic_maps import load_classes, paint_classes
@@ -35,6 +36,7 @@ class Coco:
     or outside their picture are left out and counted in `dropped`; a missing area is computed, a
     missing iscrowd is 0; objects without a segmentation among others that have one get an empty
     mask, which says that none is known. Samples hold xyxy boxes clipped to the picture.
+    `on_fault` changes what is done; evaluation scores against the file's own truth all the same.
 
     Beyond COCO, an image record may have `class_id` (an index into the list `image_classes` at
     the top of the file), `identity` (a number) and `semantic` (the name of a map of class numbers
@@ -49,6 +51,8 @@ class Coco:
     semantic: "paint" makes the class maps from the masks; "files" takes those that are named.
     attributes: names of those to read; by default all that there are, [] for none.
     exif: whether boxes belong to the upright picture ("apply") or to the pixels as stored.
+    on_fault: what to do about records of a kind of fault, for example {"bad-mask": "drop"}; the
+        kinds and their defaults are in docs/check.md.
     """
 
     def __init__(
@@ -62,25 +66,34 @@ class Coco:
         semantic: Literal["files", "paint"] = "files",
         attributes: list[str] | None = None,
         exif: Literal["apply", "ignore"] = "apply",
+        on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
     ):
         self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
-        self.other_classes = other_classes
+        self.other_classes, actions = other_classes, policies(on_fault)
         self._index = index = open_index(annotations)
-        problems = Problems(f"annotation file {annotations}")
+        problems = Problems(f"annotation file {annotations}", annotations)
         problems.extend(index.faults)
         self._has_masks = self._choose_masks(semantic == "paint" or masks, problems)
         described = self._read_attributes(attributes, problems)
         self._labelled_ids = self._read_labelled(problems)
+        picked = index.classes  # which other ones may be refused, if the file is sound so far
+        if not problems.count:
+            picked = _pick(picked, classes, other_classes, problems.source)
+        self.vocabularies, names = {"labels": picked}, index.images.names.texts()
+        self.chosen = choose_objects(index, names, picked, actions, problems, masks=self._has_masks)
         problems.raise_any()
-        check_present(self.images, index.images.names.texts())
+        check_present(self.images, names)
         if len(index.images.semantic.data):
             check_present(self.annotations.parent, filter(None, index.images.semantic.texts()))
 
         self.image_ids: list[int] = index.images.ids.tolist()
-        self.vocabularies = {
-            "labels": _pick(index.classes, classes, other_classes, problems.source)
-        }
-        self._keep_objects()
+        self._rows, self._starts = self.chosen.rows, self.chosen.starts
+        self._labels = self.chosen.labels
+        malformed = self.chosen.bad_masks()
+        self._mended = index.objects.masks.without(malformed) if len(malformed) else None
+        self._area = filled_areas(index.objects, index.images, self._masks)
+        self.dropped, self.num_objects = self.chosen.dropped, self.chosen.num_single
+        warn(str(annotations), self.chosen)
         self._attributes = None if described is None else described.values[self._rows]
         self._paints = semantic == "paint"
         self._describe(index.names, described)
@@ -97,15 +110,21 @@ class Coco:
 
     @property
     def _masks(self) -> SegmentationTable | None:
-        return self._index.objects.masks if self._has_masks else None
+        if not self._has_masks:
+            return None
+        return self._mended or self._index.objects.masks
+
+    def findings(self) -> Iterator[Finding]:
+        """What is wrong or remarkable though the file can be used."""
+        return self.chosen.findings(self._index)
 
     def _choose_masks(self, wanted: bool | None, problems: Problems) -> bool:
         """Whether there are segmentations and they are wanted."""
         if wanted and not self._index.has_masks:
             problems.add("annotations", "none has a 'segmentation', but masks are asked for")
         chosen = wanted is not False and self._index.has_masks
-        if chosen:
-            problems.extend(self._index.mask_faults)
+        if chosen:  # malformed ones have a policy
+            problems.findings += [f for f in self._index.mask_faults.findings if f.kind == "far"]
         return chosen
 
     def _read_attributes(
@@ -122,48 +141,6 @@ class Coco:
             return None
         present = present_in(index.objects.image, index.objects.category, len(index.images.ids))
         return read_labelled(index.images.extra_records(), present, index.classes.ids, problems)
-
-    def _keep_objects(self) -> None:
-        """Sort the objects by picture, without the unusable ones."""
-        objects, known = self._index.objects, np.array(self.vocabularies["labels"].ids)
-        labels = rows_of(objects.category, known)
-        x1, y1, x2, y2 = objects.boxes(slice(None), self._index.images).T
-        unlisted = labels < 0
-        degenerate = ~unlisted & (np.minimum(*objects.bbox[:, 2:].T) <= 0)
-        outside = ~unlisted & ~degenerate & ((x2 <= x1) | (y2 <= y1))
-        order = objects.rows_by_image()
-        order = order[~(unlisted | degenerate | outside)[order]]
-
-        self._rows = order.astype(np.int32)  # where each object stands in the file
-        self._starts = np.searchsorted(objects.image[order], np.arange(len(self) + 1))
-        self._labels = labels[order].astype(np.int32)
-        self._area = filled_areas(objects, self._index.images, masks=self._has_masks)
-        self.dropped = {
-            "boxes without extent": int(degenerate.sum()),
-            "boxes outside their picture": int(outside.sum()),
-            "objects of other classes": int(unlisted.sum()),
-        }
-        self.num_objects = int((objects.iscrowd[order] != 1).sum())
-        self._warn()
-
-    def _warn(self) -> None:
-        """Log once what was left out or looks wrong."""
-        objects, sizes = self._index.objects, self._index.images.sizes
-        notes = [f"{count} {what} left out" for what, count in self.dropped.items() if count]
-        if self._has_masks:
-            bare = self._masks.is_empty()[self._rows].sum()
-            if bare:
-                notes.append(f"{bare} objects without a segmentation get an empty mask")
-        x2, y2 = (objects.bbox[:, axis] + objects.bbox[:, 2 + axis] for axis in (0, 1))
-        height, width = 1.05 * sizes.take(objects.image, 0).T
-        overhang = ((x2 > width) | (y2 > height))[self._rows].sum()
-        if overhang > 0.05 * len(self._rows):
-            notes.append(
-                f"{overhang} boxes reach far beyond their picture; "
-                "are they really [x, y, width, height]?"
-            )
-        if notes:
-            log.warning("%s: %s", self.annotations, "; ".join(notes))
 
     def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
         images, keys = self._index.images, ["boxes", "labels", "iscrowd", "area"]
@@ -236,7 +213,7 @@ class Coco:
 
     def identifiers(self, key: str, rows: np.ndarray) -> np.ndarray:
         """(N,) numbers, alike for alike values of that key in those rows; see `identifiers`."""
-        problems = Problems(f"annotation file {self.annotations}")
+        problems = Problems(f"annotation file {self.annotations}", self.annotations)
         return read_identifiers(self._index.objects, key, rows.tolist(), problems)
 
     def semantic_truth(self, image_id: int) -> Tensor | None:
@@ -281,7 +258,8 @@ class Coco:
         All annotations of `vocabularies["labels"]`, also those that training leaves out; only a
         missing id, area or iscrowd is added.
         """
-        return coco_truth(self._index, self.vocabularies["labels"].ids, self._area)
+        ids, malformed = self.vocabularies["labels"].ids, self.chosen.bad_masks()
+        return coco_truth(self._index, ids, self._area, malformed.tolist())
 
 
 def _numbered(names: list[str]) -> Classes:

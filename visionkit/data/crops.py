@@ -25,7 +25,7 @@ class Crops:
     the list of annotations, counted from 0. Raises `DataError` for what is wrong with the file,
     and if no object is left.
 
-    classes, other_classes, exif: as in `coco.Coco`.
+    classes, other_classes, exif, on_fault: as in `coco.Coco`.
     margin: by how many of its widths and heights a box grows at each side; it ends at the border
         of the picture.
     min_size: objects whose box is narrower or lower than this, in pixels, are left out and
@@ -49,6 +49,7 @@ class Crops:
         min_size: Count = 16,
         identity: str | None = None,
         exif: Literal["apply", "ignore"] = "apply",
+        on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
     ):
         self._coco = Coco(
             images,
@@ -57,6 +58,7 @@ class Crops:
             other_classes=other_classes,
             masks=False,
             exif=exif,
+            on_fault=on_fault,
         )
         image_index, boxes, labels, rows = self._coco.objects()
         large = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(1)

@@ -3,38 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from visionkit.data.fault_kinds import KINDS, Severity
 from visionkit.errors import DataError
 
 
+class Place(NamedTuple):
+    """A record of a COCO file, for example `annotations[1532] (id 88121)`."""
+
+    list: str
+    index: int
+    id: Any = None
+
+    def __str__(self) -> str:
+        known = "" if self.id is None else f" (id {self.id})"
+        return f"{self.list}[{self.index}]{known}"
+
+
+class Finding(NamedTuple):
+    """One fault: what, where, what to do, and what visionkit does about it."""
+
+    kind: str  # of `KINDS`, or of a picture
+    message: str
+    file: str = ""  # or a folder, or a part of the config
+    place: Place | None = None
+    key: str | None = None
+    value: str | None = None  # as text, shortened
+    remedy: str = ""
+    action: str = "error"  # or drop, fix, keep
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        parts = (self.place, self.message, self.remedy)
+        return ": ".join(str(part) for part in parts if part)
+
+    def record(self) -> dict[str, Any]:
+        """As `visionkit check --json` writes it."""
+        where = self.place._asdict() if self.place else dict.fromkeys(("list", "index", "id"))
+        said = {key: value for key, value in self._asdict().items() if key != "place"}
+        return said | where
+
+
+def finding(kind: str, message: str, action: str = "", **details: Any) -> Finding:
+    """One whose remedy, severity and action are those of its kind, unless given."""
+    known = KINDS[kind]
+    action = action or known.default
+    severity = "error" if action == "error" else known.severity
+    return Finding(
+        kind, message, action=action, severity=severity, **{"remedy": known.remedy, **details}
+    )
+
+
 class Problems:
-    """What is wrong with one file. Counts all, keeps the first `LIMIT` for the report."""
+    """The errors of one file. Tells the first `LIMIT`, keeps all."""
 
     LIMIT = 20
 
-    def __init__(self, source: str):
-        self.source = source
-        self.count = 0
-        self._shown: list[str] = []
+    def __init__(self, source: str, file: Any = None):
+        self.source, self.file = source, str(source if file is None else file)
+        self.findings: list[Finding] = []
 
-    def add(self, where: str, what: str) -> None:
-        self.count += 1
-        if len(self._shown) < self.LIMIT:
-            self._shown.append(f"  {where}: {what}")
+    @property
+    def count(self) -> int:
+        return len(self.findings)
+
+    def add(
+        self,
+        where: Place | str,
+        what: str,
+        remedy: str = "",
+        *,
+        kind: str = "value",
+        key: str | None = None,
+        value: str | None = None,
+    ) -> None:
+        """One more; `where` is a record, or said in words."""
+        place = where if isinstance(where, Place) else None
+        message = what if place or not where else f"{where}: {what}"
+        self.findings.append(Finding(kind, message, self.file, place, key, value, remedy))
 
     def extend(self, other: Problems) -> None:
         """Add those of another report about the same file."""
-        self.count += other.count
-        self._shown += other._shown[: self.LIMIT - len(self._shown)]
+        self.findings += other.findings
 
     def raise_any(self) -> None:
         """`DataError` if anything was added."""
         if not self.count:
             return
-        lines = [f"{self.source}: {self.count} problem{'s' * (self.count > 1)}", *self._shown]
+        lines = [f"{self.source}: {self.count} problem{'s' * (self.count > 1)}"]
+        lines += [f"  {found}" for found in self.findings[: self.LIMIT]]
         if self.count > self.LIMIT:
             lines.append(f"  ... and {self.count - self.LIMIT} more")
-        raise DataError("\n".join(lines))
+        raise DataError("\n".join(lines), self.findings)
 
 
 def check_classes(

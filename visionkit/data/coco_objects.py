@@ -1,0 +1,162 @@
+"""Which objects of a COCO file are used: sorted by picture, without those that are left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from visionkit.data.coco_columns import rows_of
+from visionkit.data.coco_index import CocoIndex
+from visionkit.data.coco_quality import Faulty, find_faulty, tell
+from visionkit.data.fault_kinds import KINDS, Action
+from visionkit.data.problems import Finding, Problems, finding
+from visionkit.types import Classes
+
+log = logging.getLogger("visionkit")
+OTHER_CLASSES = "objects of other classes"
+ALWAYS = ("empty-box", "outside-box")  # counted where there is none, too
+LOOKS_WRONG = 0.05  # of all boxes far beyond their picture: they are corners
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects that are used, and all that is remarkable about the others."""
+
+    rows: np.ndarray  # (N,) int32, where each stands in the file
+    starts: np.ndarray  # (I+1,) where those of each picture begin among `rows`
+    labels: np.ndarray  # (N,) int32
+    num_single: int  # those that are no crowd region
+    faulty: list[Faulty]  # of the wanted classes
+    actions: Mapping[str, Action]  # by kind
+    others: int  # objects of classes that are not wanted
+    remarks: list[Finding]  # about the file as a whole
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many are left out, by reason."""
+        counts = {KINDS[kind].title: 0 for kind in ALWAYS}
+        counts |= {KINDS[kind].title: count for kind, count in self.counted("drop").items()}
+        return counts | {OTHER_CLASSES: self.others}
+
+    def counted(self, action: Action) -> dict[str, int]:
+        """How many records of each kind that was done with."""
+        return {f.kind: len(f) for f in self.faulty if self.actions[f.kind] == action}
+
+    def bad_masks(self) -> np.ndarray:
+        """Objects whose malformed segmentation is not to be read."""
+        rows = [f.rows for f in self.faulty if f.kind == "bad-mask"]
+        return rows[0] if rows else np.zeros(0, np.int64)
+
+    def findings(self, index: CocoIndex) -> Iterator[Finding]:
+        """Every one of the faulty records, then the remarks."""
+        for faulty in self.faulty:
+            yield from tell(index, faulty, self.actions[faulty.kind])
+        yield from self.remarks
+
+
+def choose_objects(
+    index: CocoIndex,
+    names: list[str],
+    classes: Classes,
+    actions: Mapping[str, Action],
+    problems: Problems,
+    *,
+    masks: bool,
+) -> Objects:
+    """Apply `actions` by kind to what `find_faulty` finds; what is an error goes to `problems`.
+
+    `names` are those of the pictures; `masks` says whether segmentations are read.
+    """
+    objects = index.objects
+    actions = {name: kind.default for name, kind in KINDS.items()} | dict(actions)
+    labels = rows_of(objects.category, np.array(classes.ids))
+    wanted = labels >= 0
+    faulty = []
+    for kind, rows, key, where in find_faulty(index, names, masks=masks):
+        rows = rows if where == "images" or kind == "unknown-image" else rows[wanted[rows]]
+        if len(rows):
+            faulty.append(Faulty(kind, rows, key, where))
+    for group in faulty:
+        if actions[group.kind] == "error":
+            problems.findings += tell(index, group, "error")
+
+    used = wanted & (objects.image >= 0)
+    for group in faulty:
+        if actions[group.kind] == "drop":
+            used[group.rows] = False
+    order = objects.rows_by_image()
+    order = order[used[order]]
+    single = objects.iscrowd[order] != 1
+    return Objects(
+        rows=order.astype(np.int32),
+        starts=np.searchsorted(objects.image[order], np.arange(len(index.images.ids) + 1)),
+        labels=labels[order].astype(np.int32),
+        num_single=int(single.sum()),
+        faulty=faulty,
+        actions=actions,
+        others=int((~wanted).sum()),
+        remarks=_remarks(index, order, single, labels, classes),
+    )
+
+
+def _remarks(
+    index: CocoIndex,
+    order: np.ndarray,
+    single: np.ndarray,
+    labels: np.ndarray,
+    classes: Classes,
+) -> list[Finding]:
+    """What is remarkable about all objects together."""
+    objects, found, file = index.objects, [], str(index.path)
+    x2, y2 = (objects.bbox[:, axis] + objects.bbox[:, 2 + axis] for axis in (0, 1))
+    height, width = 1.05 * index.images.sizes.take(objects.image, 0).T
+    overhang = ((x2 > width) | (y2 > height))[order].sum()
+    if overhang > LOOKS_WRONG * len(order):
+        found.append(
+            finding(
+                "xyxy-boxes",
+                f"{overhang} boxes reach far beyond their picture; are they really "
+                "[x, y, width, height]?",
+                file=file,
+                key="bbox",
+            )
+        )
+    if len(order) and not single.any():
+        found.append(finding("all-crowd", f"all {len(order)} objects are crowd regions", file=file))
+    counts = np.bincount(labels[order], minlength=len(classes.names))
+    unused = [name for name, count in zip(classes.names, counts, strict=True) if not count]
+    if unused and len(order):
+        what = f"{len(unused)} categories have no object: {named(unused)}"
+        found.append(finding("no-pictures-of-class", what, file=file, key="categories"))
+    rare = [f"{n} ({c})" for n, c in zip(classes.names, counts.tolist(), strict=True) if 0 < c < 10]
+    if rare:
+        found.append(finding("rare-class", f"few objects: {named(rare)}", file=file))
+    bare = len(index.images.ids) - len(np.unique(objects.image[order]))
+    if bare and len(order):
+        found.append(finding("bare-picture", f"{bare} pictures have no objects", file=file))
+    return found
+
+
+def named(names: list[str], limit: int = 10) -> str:
+    """The first of them."""
+    return ", ".join(names[:limit]) + (f", ... {len(names) - limit} more" * (len(names) > limit))
+
+
+LOUD = ("xyxy-boxes", "all-crowd")  # remarks that are worth a line at each opening
+
+
+def warn(file: str, objects: Objects) -> None:
+    """Log once what was left out, changed, or looks wrong."""
+    notes = [f"{count} {what} left out" for what, count in objects.dropped.items() if count]
+    for action, done in (("fix", "fixed"), ("keep", "kept")):
+        notes += [
+            f"{count} {KINDS[kind].title} {done}"
+            for kind, count in objects.counted(action).items()
+            if KINDS[kind].severity == "warning"
+        ]
+    notes += [remark.message for remark in objects.remarks if remark.kind in LOUD]
+    if notes:
+        log.warning("%s: %s", file, "; ".join(notes))
