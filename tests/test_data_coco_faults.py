@@ -99,7 +99,7 @@ def test_faults_are_listed_together_and_counted(tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(content))
         Coco(str(tmp_path), str(tmp_path / "a.json"))
     message = str(caught.value)
-    assert "4 problems" in message
+    assert "6 problems" in message  # the two pictures are missing, too
     for place in ("categories[0]", "images[1] (id 3)", "annotations[0] (id 88121)"):
         assert place in message
     assert "annotations[1]: 'category_id' is 7" in message

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -10,23 +9,20 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from visionkit.data.coco_attributes import AttributeTable, read_attributes
-from visionkit.data.coco_cache import open_index
-from visionkit.data.coco_federated import is_federated, present_in, read_labelled
-from visionkit.data.coco_objects import choose_objects, warn
+from visionkit.data.coco_attributes import AttributeTable
+from visionkit.data.coco_objects import warn
+from visionkit.data.coco_reading import find_missing, read_annotations
 from visionkit.data.coco_truth import coco_truth, filled_areas
 from visionkit.data.fault_kinds import policies
-from visionkit.data.files import check_present
 from visionkit.data.identifiers import read_identifiers
 from visionkit.data.images import Load, load_image
-from visionkit.data.problems import Finding, Problems, check_classes
+from visionkit.data.index_store import content_key
+from visionkit.data.problems import Finding, Problems, Tally
 from visionkit.data.sample import Sample
 from visionkit.data.segmentation_table import SegmentationTable
 from visionkit.data.semantic_maps import load_classes, paint_classes
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
-
-log = logging.getLogger("visionkit")
 
 
 class Coco:
@@ -70,33 +66,32 @@ class Coco:
     ):
         self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
         self.other_classes, actions = other_classes, policies(on_fault)
-        self._index = index = open_index(annotations)
         problems = Problems(f"annotation file {annotations}", annotations)
-        problems.extend(index.faults)
-        self._has_masks = self._choose_masks(semantic == "paint" or masks, problems)
-        described = self._read_attributes(attributes, problems)
-        self._labelled_ids = self._read_labelled(problems)
-        picked = index.classes  # which other ones may be refused, if the file is sound so far
-        if not problems.count:
-            picked = _pick(picked, classes, other_classes, problems.source)
-        self.vocabularies, names = {"labels": picked}, index.images.names.texts()
-        self.chosen = choose_objects(index, names, picked, actions, problems, masks=self._has_masks)
+        read = read_annotations(
+            annotations,
+            problems,
+            classes=classes,
+            other_classes=other_classes,
+            masks=semantic == "paint" or masks,
+            attributes=attributes,
+            actions=actions,
+        )
+        find_missing(read, self.images, problems)
         problems.raise_any()
-        check_present(self.images, names)
-        if len(index.images.semantic.data):
-            check_present(self.annotations.parent, filter(None, index.images.semantic.texts()))
 
-        self.image_ids: list[int] = index.images.ids.tolist()
-        self._rows, self._starts = self.chosen.rows, self.chosen.starts
-        self._labels = self.chosen.labels
-        malformed = self.chosen.bad_masks()
-        self._mended = index.objects.masks.without(malformed) if len(malformed) else None
-        self._area = filled_areas(index.objects, index.images, self._masks)
-        self.dropped, self.num_objects = self.chosen.dropped, self.chosen.num_single
+        self._index, self._has_masks, self.chosen = read.index, read.has_masks, read.objects
+        self._labelled_ids, self._rows = read.labelled, self.chosen.rows
+        self._starts, self._labels = self.chosen.starts, self.chosen.labels
+        self._mended = self.chosen.mended(read.index)
+        self._area = filled_areas(read.index.objects, read.index.images, self._masks)
+        self.image_ids: list[int] = read.index.images.ids.tolist()
+        self.vocabularies = {"labels": read.classes}
+        self.dropped, self.num_objects = self.chosen.dropped, self.chosen.num_objects
         warn(str(annotations), self.chosen)
+        described = read.attributes
         self._attributes = None if described is None else described.values[self._rows]
         self._paints = semantic == "paint"
-        self._describe(index.names, described)
+        self._describe(read.index.names, described)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -114,33 +109,28 @@ class Coco:
             return None
         return self._mended or self._index.objects.masks
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the annotation file."""
+        folder = self._index.folder
+        return content_key(self.annotations) if folder is None else folder.name.split("-")[0]
+
     def findings(self) -> Iterator[Finding]:
         """What is wrong or remarkable though the file can be used."""
         return self.chosen.findings(self._index)
 
-    def _choose_masks(self, wanted: bool | None, problems: Problems) -> bool:
-        """Whether there are segmentations and they are wanted."""
-        if wanted and not self._index.has_masks:
-            problems.add("annotations", "none has a 'segmentation', but masks are asked for")
-        chosen = wanted is not False and self._index.has_masks
-        if chosen:  # malformed ones have a policy
-            problems.findings += [f for f in self._index.mask_faults.findings if f.kind == "far"]
-        return chosen
+    def tally(self) -> Tally:
+        """How many records were left out, fixed, or kept though there is something wrong."""
+        return self.chosen.tally()
 
-    def _read_attributes(
-        self, wanted: list[str] | None, problems: Problems
-    ) -> AttributeTable | None:
-        index, listed = self._index, self._index.names["attribute_classes"]
-        records = index.objects.extra_records() if "attributes" in index.object_keys else []
-        return read_attributes(records, problems, wanted=wanted, listed=listed)
-
-    def _read_labelled(self, problems: Problems) -> list[frozenset[int] | None] | None:
-        """The ids of the classes labelled in each picture, where the file says so."""
-        index = self._index
-        if not is_federated(index.image_keys):
-            return None
-        present = present_in(index.objects.image, index.objects.category, len(index.images.ids))
-        return read_labelled(index.images.extra_records(), present, index.classes.ids, problems)
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """How many objects or pictures there are of each class, by vocabulary."""
+        counts = {"labels": self.chosen.counts}
+        if "class_id" in self.vocabularies:
+            known = self._index.images.class_ids[self._index.images.class_ids >= 0]
+            size = len(self.vocabularies["class_id"].names)
+            counts["class_id"] = np.bincount(known, minlength=size)
+        return counts
 
     def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
         images, keys = self._index.images, ["boxes", "labels", "iscrowd", "area"]
@@ -264,11 +254,3 @@ class Coco:
 
 def _numbered(names: list[str]) -> Classes:
     return Classes(tuple(names), tuple(range(len(names))))
-
-
-def _pick(found: Classes, wanted: list[str] | None, others: str, source: str) -> Classes:
-    if wanted is None:
-        return found
-    check_classes(source, found.names, wanted, missing_ok=False, unknown_ok=others == "ignore")
-    id_of = dict(zip(found.names, found.ids, strict=True))
-    return Classes(tuple(wanted), tuple(id_of[name] for name in wanted))

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from visionkit.data.class_remarks import class_remarks
 from visionkit.data.coco_columns import rows_of
 from visionkit.data.coco_index import CocoIndex
 from visionkit.data.coco_quality import Faulty, find_faulty, tell
 from visionkit.data.fault_kinds import KINDS, Action
-from visionkit.data.problems import Finding, Problems, finding
+from visionkit.data.problems import DONE, Finding, Problems, Tally, empty_tally, finding
+from visionkit.data.segmentation_table import SegmentationTable
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
-OTHER_CLASSES = "objects of other classes"
-ALWAYS = ("empty-box", "outside-box")  # counted where there is none, too
+ALWAYS = ("empty-box", "outside-box", "other-class")  # told where there is none, too
 LOOKS_WRONG = 0.05  # of all boxes far beyond their picture: they are corners
 
 
@@ -28,27 +29,44 @@ class Objects:
     rows: np.ndarray  # (N,) int32, where each stands in the file
     starts: np.ndarray  # (I+1,) where those of each picture begin among `rows`
     labels: np.ndarray  # (N,) int32
-    num_single: int  # those that are no crowd region
+    counts: np.ndarray  # (K,) objects that are no crowd region, by label
     faulty: list[Faulty]  # of the wanted classes
     actions: Mapping[str, Action]  # by kind
     others: int  # objects of classes that are not wanted
     remarks: list[Finding]  # about the file as a whole
 
     @property
-    def dropped(self) -> dict[str, int]:
-        """How many are left out, by reason."""
-        counts = {KINDS[kind].title: 0 for kind in ALWAYS}
-        counts |= {KINDS[kind].title: count for kind, count in self.counted("drop").items()}
-        return counts | {OTHER_CLASSES: self.others}
+    def num_objects(self) -> int:
+        """Those that are no crowd region."""
+        return int(self.counts.sum())
 
-    def counted(self, action: Action) -> dict[str, int]:
-        """How many records of each kind that was done with."""
-        return {f.kind: len(f) for f in self.faulty if self.actions[f.kind] == action}
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many are left out, by reason in words."""
+        counts = dict.fromkeys(ALWAYS, 0) | self.tally()["left_out"]
+        return {KINDS[kind].title: count for kind, count in counts.items()}
+
+    def tally(self) -> Tally:
+        """How many records of each kind were left out, fixed and kept, remarks included."""
+        counts = empty_tally()
+        for group in self.faulty:
+            if self.actions[group.kind] != "error":
+                counts[DONE[self.actions[group.kind]]][group.kind] = len(group)
+        if self.others:
+            counts["left_out"]["other-class"] = self.others
+        for remark in self.remarks:
+            counts["kept"][remark.kind] = 1
+        return counts
 
     def bad_masks(self) -> np.ndarray:
         """Objects whose malformed segmentation is not to be read."""
         rows = [f.rows for f in self.faulty if f.kind == "bad-mask"]
         return rows[0] if rows else np.zeros(0, np.int64)
+
+    def mended(self, index: CocoIndex) -> SegmentationTable | None:
+        """The segmentations without malformed ones; None if there are none of these."""
+        malformed = self.bad_masks()
+        return index.objects.masks.without(malformed) if len(malformed) else None
 
     def findings(self, index: CocoIndex) -> Iterator[Finding]:
         """Every one of the faulty records, then the remarks."""
@@ -94,7 +112,7 @@ def choose_objects(
         rows=order.astype(np.int32),
         starts=np.searchsorted(objects.image[order], np.arange(len(index.images.ids) + 1)),
         labels=labels[order].astype(np.int32),
-        num_single=int(single.sum()),
+        counts=np.bincount(labels[order][single], minlength=len(classes.names)),
         faulty=faulty,
         actions=actions,
         others=int((~wanted).sum()),
@@ -126,23 +144,13 @@ def _remarks(
         )
     if len(order) and not single.any():
         found.append(finding("all-crowd", f"all {len(order)} objects are crowd regions", file=file))
-    counts = np.bincount(labels[order], minlength=len(classes.names))
-    unused = [name for name, count in zip(classes.names, counts, strict=True) if not count]
-    if unused and len(order):
-        what = f"{len(unused)} categories have no object: {named(unused)}"
-        found.append(finding("no-pictures-of-class", what, file=file, key="categories"))
-    rare = [f"{n} ({c})" for n, c in zip(classes.names, counts.tolist(), strict=True) if 0 < c < 10]
-    if rare:
-        found.append(finding("rare-class", f"few objects: {named(rare)}", file=file))
+    if len(order):
+        counts = np.bincount(labels[order], minlength=len(classes.names))
+        found += class_remarks(classes.names, counts, "objects", file)
     bare = len(index.images.ids) - len(np.unique(objects.image[order]))
     if bare and len(order):
         found.append(finding("bare-picture", f"{bare} pictures have no objects", file=file))
     return found
-
-
-def named(names: list[str], limit: int = 10) -> str:
-    """The first of them."""
-    return ", ".join(names[:limit]) + (f", ... {len(names) - limit} more" * (len(names) > limit))
 
 
 LOUD = ("xyxy-boxes", "all-crowd")  # remarks that are worth a line at each opening
@@ -151,11 +159,12 @@ LOUD = ("xyxy-boxes", "all-crowd")  # remarks that are worth a line at each open
 def warn(file: str, objects: Objects) -> None:
     """Log once what was left out, changed, or looks wrong."""
     notes = [f"{count} {what} left out" for what, count in objects.dropped.items() if count]
-    for action, done in (("fix", "fixed"), ("keep", "kept")):
+    remarks = {remark.kind for remark in objects.remarks}
+    for done in ("fixed", "kept"):
         notes += [
             f"{count} {KINDS[kind].title} {done}"
-            for kind, count in objects.counted(action).items()
-            if KINDS[kind].severity == "warning"
+            for kind, count in objects.tally()[done].items()
+            if KINDS[kind].severity == "warning" and kind not in remarks
         ]
     notes += [remark.message for remark in objects.remarks if remark.kind in LOUD]
     if notes:

@@ -10,7 +10,9 @@ from typing import Literal
 import numpy as np
 
 from visionkit.data.coco import Coco
+from visionkit.data.fault_kinds import KINDS
 from visionkit.data.images import Load, load_image
+from visionkit.data.problems import Finding, Tally
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 from visionkit.types import Count, InputPath, NonNegative
@@ -74,10 +76,30 @@ class Crops:
         self.identities = self._labels  # (N,) int64, -1 where it is not known
         if identity is not None:
             self.identities = self._coco.identifiers(identity, rows[large])
-        small = int((~large).sum())
-        self.dropped = {**self._coco.dropped, "objects smaller than min_size": small}
+        self._small = small = int((~large).sum())
+        self.dropped = {**self._coco.dropped, KINDS["small-object"].title: small}
         if small:
             log.warning("%s: %d objects smaller than min_size left out", annotations, small)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the annotation file."""
+        return self._coco.fingerprint
+
+    def findings(self) -> Iterator[Finding]:
+        """As of the annotation file."""
+        return self._coco.findings()
+
+    def tally(self) -> Tally:
+        """As of the annotation file, and the objects that are too small."""
+        counts = self._coco.tally()
+        small = {"small-object": self._small} if self._small else {}
+        return {**counts, "left_out": counts["left_out"] | small}
+
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """How many pictures there are of each class."""
+        size = len(self.vocabularies["class_id"].names)
+        return {"class_id": np.bincount(self._labels, minlength=size)}
 
     def image_path(self, index: int) -> Path:
         """The file of the whole picture."""

@@ -134,6 +134,14 @@ KINDS: dict[str, Kind] = {
         "keep",
         keep="each record is a picture of its own",
     ),
+    # Left out because the data set's arguments ask for it.
+    "other-class": Kind(
+        "objects of other classes", "note", "`other_classes: ignore` asks for it", "drop"
+    ),
+    "small-object": Kind("objects smaller than min_size", "note", "lower min_size", "drop"),
+    "other-file": Kind(
+        "files that are no pictures by their name", "note", "convert them if they are", "drop"
+    ),
     # Quality, only told.
     "xyxy-boxes": Kind(
         "boxes that look like corners",

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-
-from visionkit.data.problems import Problems
-from visionkit.errors import DataError
 
 
 def diagnose(path: str | Path) -> str:
@@ -35,17 +32,17 @@ def diagnose(path: str | Path) -> str:
     return "is damaged, cut short or of another format: check or replace it"
 
 
-def check_present(root: Path, names: Iterable[str]) -> None:
-    """`DataError` naming the files that are missing under `root`; lists each folder once."""
-    if not root.is_dir():
-        raise DataError(f"folder of pictures {root} does not exist or is no folder")
+def absent(root: Path, names: Sequence[str]) -> list[int]:
+    """Which of the names, "" aside, are no files below the folder `root`; lists each folder once."""
     present: dict[str, set[str]] = {"": set(os.listdir(root))}
-    problems = Problems(f"folder of pictures {root}")
-    for name in (name for name in names if name not in present[""]):
+    missing = []
+    for i, name in enumerate(names):
+        if name in present[""] or not name:
+            continue
         folder, base = os.path.split(name)
         if folder not in present:
             path = root / folder
             present[folder] = set(os.listdir(path)) if path.is_dir() else set()
         if base not in present[folder] and not (root / name).exists():
-            problems.add(name, "listed in the annotation file, but there is no such file")
-    problems.raise_any()
+            missing.append(i)
+    return missing

@@ -182,15 +182,17 @@ def _codes(rgb: np.ndarray) -> np.ndarray:
 
 def _pairs(images: Path, labels: Path, split: str | None) -> tuple[list[str], list[str]]:
     """Names of pictures and of their maps, relative to the two folders and sorted."""
-    problems = Problems(f"pictures {images} and class maps {labels}")
+    problems = Problems(f"pictures {images} and class maps {labels}", labels)
     pictures = _files(images, SUFFIXES, problems)
     maps = _files(labels, (".png",), problems)
     wanted = pictures.keys() | maps.keys() if split is None else set(_lines(Path(split)))
     for stem in sorted(wanted):
         if stem not in pictures:
-            problems.add(maps.get(stem, stem), f"there is no picture of that name in {images}")
+            what = f"there is no picture of that name in {images}"
+            problems.add(maps.get(stem, stem), what, kind="missing-file", value=stem)
         if stem not in maps:
-            problems.add(pictures.get(stem, stem), f"there is no map {stem}.png in {labels}")
+            what = f"there is no map {stem}.png in {labels}"
+            problems.add(pictures.get(stem, stem), what, kind="missing-file", value=stem)
     problems.raise_any()
     if not wanted:
         raise DataError(f"pictures {images} and class maps {labels}: found none")
@@ -220,6 +222,7 @@ def _files(root: Path, suffixes: tuple[str, ...], problems: Problems) -> dict[st
             if name[0] == "." or suffix.lower() not in suffixes:
                 continue
             if stem in found:
-                problems.add(stem + suffix, f"{found[stem]} has the same name but for its suffix")
+                what = f"{found[stem]} has the same name but for its suffix"
+                problems.add(stem + suffix, what, kind="repeated", value=stem)
             found[stem] = stem + suffix
     return found

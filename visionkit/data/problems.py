@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from visionkit.data.fault_kinds import KINDS, Severity
@@ -53,6 +53,23 @@ def finding(kind: str, message: str, action: str = "", **details: Any) -> Findin
     return Finding(
         kind, message, action=action, severity=severity, **{"remedy": known.remedy, **details}
     )
+
+
+Tally = dict[str, dict[str, int]]  # left_out, fixed and kept: how many of each kind
+DONE = {"drop": "left_out", "fix": "fixed", "keep": "kept"}  # by action
+
+
+def empty_tally() -> Tally:
+    return {"left_out": {}, "fixed": {}, "kept": {}}
+
+
+def tally(findings: Iterable[Finding]) -> Tally:
+    """How many of each kind there are, by what was done."""
+    counts = empty_tally()
+    for found in findings:
+        kinds = counts[DONE[found.action]]
+        kinds[found.kind] = kinds.get(found.kind, 0) + 1
+    return counts
 
 
 class Problems:
