@@ -123,6 +123,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=_count, default=20, help="training steps to time (20)")
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
+    text = "look for every fault of a config, its data and weights, or of a COCO annotation file"
+    sub = verb("check", commands.check, text)
+    sub.add_argument("target", metavar="CONFIG_OR_JSON", help="a YAML file, or annotations.json")
+    _add_overrides(sub)
+    sub.add_argument("--images", metavar="DIR", help="the pictures of the annotation file")
+    sub.add_argument("--strict", action="store_true", help="exit code 3 on warnings, too")
+    sub.add_argument("--json", metavar="FILE", help="write all findings to a new file")
+
     sub = verb("config", commands.config, "check a config and print it complete, in the long form")
     sub.add_argument("config", help="a YAML file")
     _add_overrides(sub)

@@ -23,7 +23,7 @@ from visionkit.gradients import combiner, total_norm
 from visionkit.model import VisionModel
 from visionkit.nonfinite import check_finite
 from visionkit.optim import MovingAverage, build_optimizer, lr_factor, set_lr
-from visionkit.preparation import set_up
+from visionkit.preparation import set_up, tell_data
 from visionkit.progress import Progress
 from visionkit.report import picture_training_batch, picture_validation, write_curves
 from visionkit.signals import StopRequest
@@ -66,6 +66,7 @@ def train(
         lambda: rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
     )
     log.info("run %s: %s on %s", run, str(dtype).removeprefix("torch."), device)
+    distributed.on_first(lambda: tell_data(config, run, sources))
     try:
         return _fit(config, run, model, sources, classes, saved, device=device, dtype=dtype)
     except Preempted:

@@ -11,16 +11,15 @@ from torch import Tensor
 
 from visionkit.data.coco_attributes import AttributeTable
 from visionkit.data.coco_objects import warn
+from visionkit.data.coco_outlines import Progress
 from visionkit.data.coco_reading import find_missing, read_annotations
 from visionkit.data.coco_truth import coco_truth, filled_areas
 from visionkit.data.fault_kinds import policies
 from visionkit.data.identifiers import read_identifiers
 from visionkit.data.images import Load, load_image
-from visionkit.data.index_store import content_key
 from visionkit.data.problems import Finding, Problems, Tally
 from visionkit.data.sample import Sample
-from visionkit.data.segmentation_table import SegmentationTable
-from visionkit.data.semantic_maps import load_classes, paint_classes
+from visionkit.data.semantic_maps import load_classes, look_at_maps, paint_classes
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
 
@@ -79,15 +78,14 @@ class Coco:
         find_missing(read, self.images, problems)
         problems.raise_any()
 
-        self._index, self._has_masks, self.chosen = read.index, read.has_masks, read.objects
-        self._labelled_ids, self._rows = read.labelled, self.chosen.rows
-        self._starts, self._labels = self.chosen.starts, self.chosen.labels
-        self._mended = self.chosen.mended(read.index)
-        self._area = filled_areas(read.index.objects, read.index.images, self._masks)
+        self._read, self._index, self._labelled_ids = read, read.index, read.labelled
+        self._rows, self._starts = read.objects.rows, read.objects.starts
+        self._labels, self._has_masks = read.objects.labels, read.has_masks
+        self._area = filled_areas(read.index.objects, read.index.images, read.masks)
         self.image_ids: list[int] = read.index.images.ids.tolist()
         self.vocabularies = {"labels": read.classes}
-        self.dropped, self.num_objects = self.chosen.dropped, self.chosen.num_objects
-        warn(str(annotations), self.chosen)
+        self.dropped, self.num_objects = read.objects.dropped, read.num_objects
+        warn(str(annotations), read.objects)
         described = read.attributes
         self._attributes = None if described is None else described.values[self._rows]
         self._paints = semantic == "paint"
@@ -104,33 +102,27 @@ class Coco:
         return self._index.images.names.texts()
 
     @property
-    def _masks(self) -> SegmentationTable | None:
-        if not self._has_masks:
-            return None
-        return self._mended or self._index.objects.masks
-
-    @property
     def fingerprint(self) -> str:
         """A hash of the annotation file."""
-        folder = self._index.folder
-        return content_key(self.annotations) if folder is None else folder.name.split("-")[0]
+        return self._read.fingerprint
 
     def findings(self) -> Iterator[Finding]:
         """What is wrong or remarkable though the file can be used."""
-        return self.chosen.findings(self._index)
+        return self._read.findings()
+
+    def examine(self, progress: Progress) -> Iterator[Finding]:
+        """What takes longer to find: the same of its segmentations and class maps."""
+        yield from self._read.examine(progress)
+        if not self._paints and "semantic" in self.keys:
+            yield from look_at_maps(self.image_ids, self.semantic_truth, progress)
 
     def tally(self) -> Tally:
         """How many records were left out, fixed, or kept though there is something wrong."""
-        return self.chosen.tally()
+        return self._read.tally()
 
     def class_counts(self) -> dict[str, np.ndarray]:
-        """How many objects or pictures there are of each class, by vocabulary."""
-        counts = {"labels": self.chosen.counts}
-        if "class_id" in self.vocabularies:
-            known = self._index.images.class_ids[self._index.images.class_ids >= 0]
-            size = len(self.vocabularies["class_id"].names)
-            counts["class_id"] = np.bincount(known, minlength=size)
-        return counts
+        """How many objects and pictures there are of each class, by vocabulary."""
+        return self._read.class_counts()
 
     def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
         images, keys = self._index.images, ["boxes", "labels", "iscrowd", "area"]
@@ -179,7 +171,7 @@ class Coco:
         sample.labels = self._labels[span].astype(np.int64)
         sample.iscrowd, sample.area = objects.iscrowd[rows] == 1, self._area[rows].astype("f4")
         if self._has_masks:
-            sample.segmentations = [self._masks[row] for row in rows]
+            sample.segmentations = [self._read.masks[row] for row in rows]
         if self._attributes is not None:
             sample.attributes = self._attributes[span]
         if self._labelled_ids is not None and self._labelled_ids[index] is not None:
@@ -220,7 +212,7 @@ class Coco:
         if self._paints:
             rows = self._rows[span]
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
-            masks = [self._masks[row] for row in rows]
+            masks = [self._read.masks[row] for row in rows]
             return paint_classes(masks, self._labels[span], boxes, size)
         name = images.semantic.text(index)
         if not name:
@@ -248,7 +240,7 @@ class Coco:
         All annotations of `vocabularies["labels"]`, also those that training leaves out; only a
         missing id, area or iscrowd is added.
         """
-        ids, malformed = self.vocabularies["labels"].ids, self.chosen.bad_masks()
+        ids, malformed = self.vocabularies["labels"].ids, self._read.objects.bad_masks()
         return coco_truth(self._index, ids, self._area, malformed.tolist())
 
 

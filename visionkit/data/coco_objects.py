@@ -14,7 +14,6 @@ from visionkit.data.coco_index import CocoIndex
 from visionkit.data.coco_quality import Faulty, find_faulty, tell
 from visionkit.data.fault_kinds import KINDS, Action
 from visionkit.data.problems import DONE, Finding, Problems, Tally, empty_tally, finding
-from visionkit.data.segmentation_table import SegmentationTable
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
@@ -62,11 +61,6 @@ class Objects:
         """Objects whose malformed segmentation is not to be read."""
         rows = [f.rows for f in self.faulty if f.kind == "bad-mask"]
         return rows[0] if rows else np.zeros(0, np.int64)
-
-    def mended(self, index: CocoIndex) -> SegmentationTable | None:
-        """The segmentations without malformed ones; None if there are none of these."""
-        malformed = self.bad_masks()
-        return index.objects.masks.without(malformed) if len(malformed) else None
 
     def findings(self, index: CocoIndex) -> Iterator[Finding]:
         """Every one of the faulty records, then the remarks."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from visionkit.data.coco_attributes import AttributeTable, read_attributes
 from visionkit.data.coco_cache import open_index
@@ -12,9 +15,12 @@ from visionkit.data.coco_columns import place, short
 from visionkit.data.coco_federated import is_federated, present_in, read_labelled
 from visionkit.data.coco_index import CocoIndex
 from visionkit.data.coco_objects import Objects, choose_objects
+from visionkit.data.coco_outlines import Progress, look_at_outlines
 from visionkit.data.fault_kinds import KINDS, Action
 from visionkit.data.files import absent
-from visionkit.data.problems import Problems, check_classes
+from visionkit.data.index_store import content_key
+from visionkit.data.problems import Finding, Problems, Tally, check_classes
+from visionkit.data.segmentation_table import SegmentationTable
 from visionkit.errors import DataError
 from visionkit.types import Classes
 
@@ -31,6 +37,57 @@ class Annotations:
     attributes: AttributeTable | None
     labelled: list[frozenset[int] | None] | None  # ids labelled in each picture, as in LVIS
 
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def vocabularies(self) -> dict[str, Classes]:
+        """That of the objects alone."""
+        return {"labels": self.classes}
+
+    @property
+    def num_objects(self) -> int:
+        """Those that are used and no crowd region."""
+        return self.objects.num_objects
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the annotation file."""
+        folder = self.index.folder
+        return content_key(self.index.path) if folder is None else folder.name.split("-")[0]
+
+    @cached_property
+    def masks(self) -> SegmentationTable | None:
+        """The segmentations, malformed ones as if there were none; None if they are not wanted."""
+        if not self.has_masks:
+            return None
+        malformed, table = self.objects.bad_masks(), self.index.objects.masks
+        return table.without(malformed) if len(malformed) else table
+
+    def findings(self) -> Iterator[Finding]:
+        """What is wrong or remarkable though the file can be used."""
+        return self.objects.findings(self.index)
+
+    def examine(self, progress: Progress) -> Iterator[Finding]:
+        """What takes longer to find."""
+        if self.masks is not None:
+            told = [f.rows for f in self.objects.faulty if f.kind == "wrong-area"]
+            rows = np.setdiff1d(self.objects.rows, *told) if told else self.objects.rows
+            yield from look_at_outlines(self.index, self.masks, np.sort(rows), progress)
+
+    def tally(self) -> Tally:
+        """How many records were left out, fixed, or kept though there is something wrong."""
+        return self.objects.tally()
+
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """How many objects and pictures there are of each class, by vocabulary."""
+        counts = {"labels": self.objects.counts}
+        numbers = self.index.images.class_ids
+        if (numbers >= 0).any():
+            size = len(self.index.names["image_classes"])
+            counts["class_id"] = np.bincount(numbers[numbers >= 0], minlength=size)
+        return counts
+
 
 def read_annotations(
     path: str | Path,
@@ -41,11 +98,10 @@ def read_annotations(
     masks: bool | None = None,
     attributes: Collection[str] | None = None,
     actions: Mapping[str, Action],
-    read: Callable[[str | Path], CocoIndex] = open_index,
 ) -> Annotations:
     """Arguments as of `coco.Coco`; `actions` by kind of fault. What is an error goes to `problems`;
     then nothing may be done with the result but to look for more of them."""
-    index = read(path)
+    index = open_index(path)
     problems.extend(index.faults)
     has_masks = _choose_masks(index, masks, problems)
     described = _read_attributes(index, attributes, problems)

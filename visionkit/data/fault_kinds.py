@@ -39,6 +39,7 @@ _LEFT = "the object is not trained on"
 KINDS: dict[str, Kind] = {
     # Structure: always an error.
     "config": Kind("faults of the config", "error", "correct the config"),
+    "weights": Kind("unusable files of weights", "error", "name another file"),
     "file": Kind("files that cannot be read", "error", "replace the file"),
     "value": Kind("missing or wrong values", "error", "correct the value"),
     "repeated": Kind("ids or names given twice", "error", "make them unique"),
@@ -139,6 +140,9 @@ KINDS: dict[str, Kind] = {
         "objects of other classes", "note", "`other_classes: ignore` asks for it", "drop"
     ),
     "small-object": Kind("objects smaller than min_size", "note", "lower min_size", "drop"),
+    "unlabelled-class": Kind(
+        "objects of classes not labelled here", "note", "`labelled` asks for it", "drop"
+    ),
     "other-file": Kind(
         "files that are no pictures by their name", "note", "convert them if they are", "drop"
     ),

@@ -33,7 +33,7 @@ def diagnose(path: str | Path) -> str:
 
 
 def absent(root: Path, names: Sequence[str]) -> list[int]:
-    """Which of the names, "" aside, are no files below the folder `root`; lists each folder once."""
+    """Which of the names, "" aside, are no files below `root`; each folder is listed once."""
     present: dict[str, set[str]] = {"": set(os.listdir(root))}
     missing = []
     for i, name in enumerate(names):

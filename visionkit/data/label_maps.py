@@ -13,8 +13,10 @@ from torch import Tensor
 
 from visionkit.data.files import diagnose
 from visionkit.data.images import SUFFIXES, Load, load_image, load_label_map
-from visionkit.data.problems import Problems, check_classes
+from visionkit.data.picture_shape import load_shape
+from visionkit.data.problems import Finding, Problems, check_classes
 from visionkit.data.sample import Sample
+from visionkit.data.semantic_maps import Progress, look_at_maps
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath, Range
 
@@ -104,6 +106,15 @@ class LabelMaps:
             )
         check_classes(source, names, classes or names, missing_ok=False, unknown_ok=False)
         return names
+
+    def examine(self, progress: Progress) -> Iterator[Finding]:
+        """What is wrong with maps, also as to the size of their picture."""
+
+        def read(index: int) -> Tensor | None:
+            return self.sample(index, load_shape).semantic
+
+        for found in look_at_maps(self.image_ids, read, progress):
+            yield found._replace(file=str(self.labels), value=self._maps[int(found.value)])
 
     def image_path(self, index: int) -> Path:
         return self.images / self.file_names[index]

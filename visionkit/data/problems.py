@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from visionkit.data.fault_kinds import KINDS, Severity
-from visionkit.errors import DataError
+from visionkit.errors import CheckpointError, ConfigError, DataError, VisionkitError
 
 
 class Place(NamedTuple):
@@ -113,6 +113,21 @@ class Problems:
         if self.count > self.LIMIT:
             lines.append(f"  ... and {self.count - self.LIMIT} more")
         raise DataError("\n".join(lines), self.findings)
+
+
+def together(errors: Sequence[VisionkitError]) -> VisionkitError:
+    """All of them as one; a ConfigError if any is."""
+    message = "\n".join(map(str, errors))
+    if any(isinstance(error, ConfigError) for error in errors):
+        return ConfigError(message)
+    return DataError(message, [found for error in errors for found in findings_of(error)])
+
+
+def findings_of(error: VisionkitError) -> list[Finding]:
+    """What an error tells, as findings."""
+    known = {ConfigError: "config", CheckpointError: "weights"}
+    kind = next((kind for cls, kind in known.items() if isinstance(error, cls)), "file")
+    return getattr(error, "findings", None) or [finding(kind, str(error), remedy="")]
 
 
 def check_classes(
