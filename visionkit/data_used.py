@@ -102,5 +102,7 @@ def across_lines(across: Iterable[Finding]) -> list[str]:
 
 
 def where_is(source: str, split: str) -> str:
-    """The key of a data set in the config."""
+    """The key of a data set in the config; of an annotation file just that word."""
+    if split == "annotations":
+        return split
     return f"data.{split}" if source == "main" else f"data.{source}.{split}"

@@ -11,7 +11,6 @@ import numpy as np
 
 from visionkit.components import resolve
 from visionkit.config import Config
-from visionkit.data.class_remarks import listed
 from visionkit.data.problems import Finding, finding
 from visionkit.data.sources import Source
 from visionkit.data_used import fingerprint, where_is
@@ -110,11 +109,11 @@ def _same_content(
 def _untrained(where: str, train: Dataset, val: Dataset) -> Iterator[Finding]:
     """Classes that only occur in validation data."""
     ours, theirs = _counts(train), _counts(val)
-    for key in ours.keys() & theirs.keys():
-        names = [n for n, count in theirs[key].items() if count and not ours[key].get(n)]
-        if names:
-            text = f"{len(names)} classes are in the validation data alone: {listed(names)}"
-            yield finding("untrained-class", text, file=where, key=key)
+    for key in sorted(ours.keys() & theirs.keys()):
+        for name, count in theirs[key].items():
+            if count and not ours[key].get(name):
+                text = f"the class {name!r} is in the validation data alone ({count} times)"
+                yield finding("untrained-class", text, file=where, key=key, value=name)
 
 
 def _counts(dataset: Dataset) -> dict[str, dict[str, int]]:

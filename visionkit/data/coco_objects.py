@@ -54,7 +54,7 @@ class Objects:
         if self.others:
             counts["left_out"]["other-class"] = self.others
         for remark in self.remarks:
-            counts["kept"][remark.kind] = 1
+            counts["kept"][remark.kind] = counts["kept"].get(remark.kind, 0) + 1
         return counts
 
     def bad_masks(self) -> np.ndarray:
@@ -101,17 +101,29 @@ def choose_objects(
             used[group.rows] = False
     order = objects.rows_by_image()
     order = order[used[order]]
+    starts = np.searchsorted(objects.image[order], np.arange(len(index.images.ids) + 1))
+    bare = np.flatnonzero(np.diff(starts) == 0)
+    if len(bare) and len(order):
+        faulty.append(Faulty("bare-picture", bare, "id", "images"))
     single = objects.iscrowd[order] != 1
     return Objects(
         rows=order.astype(np.int32),
-        starts=np.searchsorted(objects.image[order], np.arange(len(index.images.ids) + 1)),
+        starts=starts,
         labels=labels[order].astype(np.int32),
         counts=np.bincount(labels[order][single], minlength=len(classes.names)),
         faulty=faulty,
         actions=actions,
         others=int((~wanted).sum()),
-        remarks=_remarks(index, order, single, labels, classes),
+        remarks=_remarks(index, order, single, labels, classes, _far_over(index, used, faulty)),
     )
+
+
+def _far_over(index: CocoIndex, used: np.ndarray, faulty: list[Faulty]) -> int:
+    """How many boxes end beyond their picture by more than a twentieth of it."""
+    rows = [group.rows for group in faulty if group.kind == "overhanging-box"]
+    rows = rows[0][used[rows[0]]] if rows else np.zeros(0, np.int64)
+    boxes, sizes = index.objects.bbox[rows], index.images.sizes[index.objects.image[rows]]
+    return int((boxes[:, :2] + boxes[:, 2:] > 1.05 * sizes[:, ::-1]).any(1).sum())
 
 
 def _remarks(
@@ -120,12 +132,10 @@ def _remarks(
     single: np.ndarray,
     labels: np.ndarray,
     classes: Classes,
+    overhang: int,
 ) -> list[Finding]:
     """What is remarkable about all objects together."""
-    objects, found, file = index.objects, [], str(index.path)
-    x2, y2 = (objects.bbox[:, axis] + objects.bbox[:, 2 + axis] for axis in (0, 1))
-    height, width = 1.05 * index.images.sizes.take(objects.image, 0).T
-    overhang = ((x2 > width) | (y2 > height))[order].sum()
+    found, file = [], str(index.path)
     if overhang > LOOKS_WRONG * len(order):
         found.append(
             finding(
@@ -141,9 +151,6 @@ def _remarks(
     if len(order):
         counts = np.bincount(labels[order], minlength=len(classes.names))
         found += class_remarks(classes.names, counts, "objects", file)
-    bare = len(index.images.ids) - len(np.unique(objects.image[order]))
-    if bare and len(order):
-        found.append(finding("bare-picture", f"{bare} pictures have no objects", file=file))
     return found
 
 

@@ -27,7 +27,8 @@ class Outline(NamedTuple):
     """A segmentation in numbers."""
 
     bounds: np.ndarray  # (4,) xyxy
-    area: float  # of polygons by their corners: that of one that crosses itself is too small
+    area: float  # of polygons by their corners: too small if one crosses itself, too large if two
+    # overlap
 
 
 def look_at_outlines(
@@ -41,11 +42,12 @@ def look_at_outlines(
         size = tuple(index.images.sizes[index.objects.image[row]].tolist())
         area = outline.area
         said = float(index.objects.area[row])
-        if area < 1 or _is_off(said, area):  # by its corners: the pixels decide
+        is_off = said > 0 and _is_off(said, area)
+        if area < 1 or is_off:  # by its corners: the pixels have a word in it
             area = float(paint([masks[row]], size).sum())
         if area == 0:
             yield _told(index, row, "flat-mask", "segmentation", "the outline covers no pixel")
-        elif _is_off(said, area) and said > 0:
+        elif is_off and _is_off(said, area):
             what = f"'area' is {said:g}, but the mask has {area:g} pixels"
             yield _told(index, row, "wrong-area", "area", what)
         x, y, w, h = index.objects.bbox[row].tolist()

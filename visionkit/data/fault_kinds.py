@@ -148,7 +148,7 @@ KINDS: dict[str, Kind] = {
     ),
     # Quality, only told.
     "xyxy-boxes": Kind(
-        "boxes that look like corners",
+        "data sets whose boxes look like corners",
         "warning",
         "boxes are [x, y, width, height], not [x1, y1, x2, y2]",
         "keep",
@@ -179,7 +179,7 @@ KINDS: dict[str, Kind] = {
         "crowd regions are neither trained on nor scored: annotate single objects",
         "keep",
     ),
-    "no-pictures-of-class": Kind(
+    "unused-class": Kind(
         "classes without any object or picture", "warning", "add some, or remove the class", "keep"
     ),
     "rare-class": Kind(
@@ -193,7 +193,10 @@ KINDS: dict[str, Kind] = {
         slow=True,
     ),
     "class-case": Kind(
-        "class names that differ in case alone", "warning", "merge them if they are one", "keep"
+        "groups of class names that differ in case alone",
+        "warning",
+        "merge them if they are one",
+        "keep",
     ),
     "single-picture": Kind(
         "identities with a single picture",
@@ -202,7 +205,7 @@ KINDS: dict[str, Kind] = {
         "keep",
     ),
     "few-identities": Kind(
-        "batches with more places than there are identities",
+        "batches with more places than identities",
         "warning",
         "lower batch_size or raise per_identity: identities come several times in a batch",
         "keep",
@@ -215,7 +218,7 @@ KINDS: dict[str, Kind] = {
     ),
     # Training against validation data.
     "same-data": Kind(
-        "validation data that are the training data", "warning", "validate on other data", "keep"
+        "validation sets that are the training set", "warning", "validate on other data", "keep"
     ),
     "same-picture": Kind(
         "pictures in training and validation data",
