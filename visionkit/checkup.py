@@ -36,12 +36,12 @@ class Report:
     used: dict[str, Any] = field(default_factory=lambda: data_used((), ()))
 
     @contextmanager
-    def catching(self) -> Iterator[None]:
+    def catching(self, where: str = "") -> Iterator[None]:
         """An error of the user's becomes findings, and the check goes on behind."""
         try:
             yield
         except VisionkitError as error:
-            self.findings += findings_of(error)
+            self.findings += _located(where, findings_of(error))
 
 
 def progress(items: Iterable[Item], what: str) -> Iterable[Item]:
@@ -93,7 +93,7 @@ def check_config(path: str | Path, overrides: Sequence[str] = ()) -> Report:
 def check_annotations(path: str | Path, pictures: str | Path | None = None) -> Report:
     """Look at a COCO annotation file, and with `pictures` at the files in that folder."""
     report = Report(str(path))
-    with report.catching():
+    with report.catching(str(path)):
         if pictures is not None:
             data: Any = Coco(str(pictures), str(path))
         else:

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 from visionkit import commands
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         label = "" if isinstance(error, Preempted) else "error: "
         print(f"{label}{error}", file=sys.stderr)
+        _tell_all(getattr(error, "findings", ()))
         return error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         _discard_output()
@@ -52,6 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         _leave_process_group()
+
+
+def _tell_all(findings: Sequence[object]) -> None:
+    """Say where all faults of the data are, if they are more than an error tells."""
+    if len(findings) > 20:
+        from visionkit.fault_file import keep_all
+
+        print(keep_all(findings), file=sys.stderr)
 
 
 def _discard_output() -> None:

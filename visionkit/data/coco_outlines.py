@@ -32,17 +32,21 @@ class Outline(NamedTuple):
 
 
 def look_at_outlines(
-    index: CocoIndex, masks: SegmentationTable, rows: np.ndarray, progress: Progress
+    index: CocoIndex,
+    masks: SegmentationTable,
+    rows: np.ndarray,
+    told: set[int],
+    progress: Progress,
 ) -> Iterator[Finding]:
     """Those that cover nothing, lie elsewhere than their box, or have another area, among the
-    `rows` with a segmentation."""
+    `rows` with a segmentation. Of the rows `told` a wrong area is known already."""
     known = rows[~masks.is_empty()[rows]]
     for row in progress(known.tolist(), f"outlines of {index.path.name}"):
         outline = _measure(masks[row])
         size = tuple(index.images.sizes[index.objects.image[row]].tolist())
         area = outline.area
         said = float(index.objects.area[row])
-        is_off = said > 0 and _is_off(said, area)
+        is_off = said > 0 and row not in told and _is_off(said, area)
         if area < 1 or is_off:  # by its corners: the pixels have a word in it
             area = float(paint([masks[row]], size).sum())
         if area == 0:

@@ -72,8 +72,8 @@ class Annotations:
         """What takes longer to find."""
         if self.masks is not None:
             told = [f.rows for f in self.objects.faulty if f.kind == "wrong-area"]
-            rows = np.setdiff1d(self.objects.rows, *told) if told else self.objects.rows
-            yield from look_at_outlines(self.index, self.masks, np.sort(rows), progress)
+            rows, told = np.sort(self.objects.rows), set(told[0].tolist() if told else ())
+            yield from look_at_outlines(self.index, self.masks, rows, told, progress)
 
     def tally(self) -> Tally:
         """How many records were left out, fixed, or kept though there is something wrong."""
