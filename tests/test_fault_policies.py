@@ -71,6 +71,7 @@ def test_each_policy_of_each_kind(tmp_path, kind, action):
             "bad-mask": {"segmentation": None},
             "crowd-value": {"iscrowd": 0},
             "missing-area": {"area": 36.0},
+            "negative-area": {"area": 36.0},
         }
         assert truth[1] == {**expected, **mended.get(kind, {})}
 

@@ -18,17 +18,19 @@ def coco_truth(
 ) -> dict[str, Any]:
     """The records of the file, of annotations those of the categories `ids`, in a COCO dict.
 
-    A missing id, iscrowd or area, which then is that of `areas` (A,), is added. An iscrowd such as
-    "0" is the number; what is annotated in no known image is left out, which changes no figure;
-    and the rows `malformed` have no segmentation.
+    A missing id or iscrowd is added, and a missing or negative area is that of `areas` (A,). An
+    iscrowd such as "0" is the number; what is annotated in no known image is left out, which
+    changes no figure; and the rows `malformed` have no segmentation.
     """
     objects, annotations = index.objects, []
     wanted = np.isin(objects.category, ids) & (objects.image >= 0)
     for row in np.flatnonzero(wanted).tolist():
         record = objects.record(row)
-        defaults = {"id": row + 1, "area": float(areas[row])}
-        missing = {key: value for key, value in defaults.items() if record.get(key) is None}
-        missing["iscrowd"] = int(objects.iscrowd[row] == 1)
+        missing: dict[str, Any] = {"iscrowd": int(objects.iscrowd[row] == 1)}
+        if record.get("id") is None:
+            missing["id"] = row + 1
+        if not objects.area[row] >= 0:
+            missing["area"] = float(areas[row])
         if row in malformed:
             missing["segmentation"] = None
         annotations.append(record | missing)
@@ -43,8 +45,8 @@ def coco_truth(
 def filled_areas(
     objects: ObjectTable, images: ImageTable, masks: SegmentationTable | None
 ) -> np.ndarray:
-    """Areas; where the file has none, that of the mask, or of the box if there is no mask."""
-    missing = np.isnan(objects.area)
+    """Areas; where the file has none that could be, that of the mask, or of the box without one."""
+    missing = ~(objects.area >= 0)  # NaN is absent
     if not missing.any():
         return objects.area
     areas = np.where(missing, objects.bbox[:, 2:].clip(0).prod(1), objects.area)

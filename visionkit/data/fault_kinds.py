@@ -66,7 +66,8 @@ KINDS: dict[str, Kind] = {
         "negative areas",
         "warning",
         "must be at least 0, or left out",
-        keep="training does not use it; COCO's evaluation then ignores the object",
+        "fix",
+        fix="computed from the mask, or the box if there is none, in evaluation too",
     ),
     "bad-mask": Kind(
         "malformed segmentations",
