@@ -178,6 +178,7 @@ def test_ids_of_any_order_and_sign_and_boxes_of_any_size(tmp_path):
     assert np.allclose(sample.boxes[0], [5.1, 5.1, 5.4, 5.4])
     assert sample.boxes[1].tolist() == [0, 0, 20, 10]
     assert data[1].boxes.tolist() == [[0, 0, 1, 1]] and data[1].size == (1, 1)
+    assert [f.place.id for f in data.findings() if f.kind == "tiny-box"] == [0]
     assert data.tally()["left_out"] == {} and data.tally()["kept"]["duplicate-box"] == 19_999
 
 

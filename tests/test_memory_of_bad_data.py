@@ -1,5 +1,5 @@
-"""A coordinate that is not finite, or absurdly far away, is refused at once and in little memory:
-pycocotools alone takes all there is (a polygon with NaN grows until the process is killed)."""
+"""Memory: that of two million objects is bounded, and a coordinate that is not finite, or absurdly
+far away, is refused at once: pycocotools alone would take all there is for a polygon with NaN."""
 
 import json
 import subprocess
@@ -59,3 +59,33 @@ def test_absurd_coordinates_are_refused_in_a_second_and_little_memory(tmp_path):
         assert seconds < SECONDS, (name, verb)
     told = done.stdout + done.stderr
     assert told.count("annotations[0] (id 0)") >= len(results) and "'segmentation'" in told
+
+
+OPEN = """
+import resource, sys
+from visionkit.data.coco import Coco
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+data = Coco(sys.argv[1], sys.argv[2])
+print(data.num_objects, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_of_two_million_objects_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISIONKIT_CACHE", str(tmp_path / "cache"))
+    save(tmp_path, small())
+    record = '{"id": %d, "image_id": 70, "category_id": 1, "bbox": [%d, 1, 2.5, 3.5], "area": 5}'
+    path, count = tmp_path / "large.json", 2_000_000
+    rest = {key: value for key, value in small().items() if key != "annotations"}
+    with path.open("w") as file:
+        file.write(json.dumps(rest)[:-1] + ', "annotations": [')
+        file.writelines(record % (k, k % 17) + "," for k in range(count - 1))
+        file.write(record % (count, 3) + "]}")
+    command = [sys.executable, "-c", OPEN, str(tmp_path / "images"), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    objects, peak = done.stdout.split()
+    assert int(objects) == count
+    assert (
+        float(peak) < 256 * count / 2**20
+    )  # MB; as Python objects they would take five times that

@@ -50,16 +50,17 @@ def find_faulty(index: CocoIndex, names: list[str], *, masks: bool) -> list[Faul
         Faulty("duplicate-box", _duplicate_boxes(index), "bbox"),
         Faulty("duplicate-id", _repeats(objects.ids, objects.ids != ABSENT), "id"),
         Faulty("duplicate-name", _repeated_names(names), "file_name", "images"),
+        Faulty("tiny-box", np.flatnonzero(boxes & TINY), "bbox"),
         Faulty("wrong-area", np.flatnonzero(boxes & WRONG_AREA), "area"),
     ]
     return [faulty for faulty in found if len(faulty)]
 
 
-EMPTY, OUTSIDE, OVERHANGING, WRONG_AREA = 1, 2, 4, 8
+EMPTY, OUTSIDE, OVERHANGING, WRONG_AREA, TINY = 1, 2, 4, 8, 16
 
 
 def _box_faults(index: CocoIndex, start: int) -> np.ndarray:
-    """(n,) uint8, those four of `BLOCK` objects: few enough that temporaries stay in the cache.
+    """(n,) uint8, those five of `BLOCK` objects: few enough that temporaries stay in the cache.
 
     An area is wrong if it is zero, or larger than that of the box can be; NaN, absent, is not.
     """
@@ -75,7 +76,9 @@ def _box_faults(index: CocoIndex, start: int) -> np.ndarray:
     over |= np.minimum(x, y) < -TOLERANCE
     wrong = ~empty & ((area > MUCH * w * h + 1) | (area == 0))
     over &= ~(empty | outside)
-    faults = EMPTY * empty | OUTSIDE * outside | OVERHANGING * over | WRONG_AREA * wrong
+    tiny = ~(empty | outside) & (np.minimum(w, h) < 1)
+    faults = EMPTY * empty | OUTSIDE * outside | OVERHANGING * over
+    faults |= WRONG_AREA * wrong | TINY * tiny
     return np.where(known, faults, 0).astype(np.uint8)
 
 

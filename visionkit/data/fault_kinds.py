@@ -154,6 +154,12 @@ KINDS: dict[str, Kind] = {
         "boxes are [x, y, width, height], not [x1, y1, x2, y2]",
         "keep",
     ),
+    "tiny-box": Kind(
+        "boxes narrower or lower than a pixel",
+        "note",
+        "correct it; an object smaller than a pixel for the network is not trained on",
+        "keep",
+    ),
     "wrong-area": Kind(
         "areas more than a tenth off their mask, or larger than their box",
         "warning",
