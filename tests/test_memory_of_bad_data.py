@@ -86,6 +86,4 @@ def test_the_memory_of_two_million_objects_is_bounded(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     objects, peak = done.stdout.split()
     assert int(objects) == count
-    assert (
-        float(peak) < 256 * count / 2**20
-    )  # MB; as Python objects they would take five times that
+    assert float(peak) < 256 * count / 2**20  # MB
