@@ -181,9 +181,9 @@ def test_all_broken_pictures_are_listed_before_training(shapes, capsys):
     assert "Traceback" not in printed and not (shapes / "run").exists()
     assert "pictures: 3 problems" in printed
     for place, path, what in (
-        ("data.train (record 2, image id ", pictures(shapes, "train")[2], "is empty"),
-        ("data.train (record 5, image id ", pictures(shapes, "train")[5], "is 32x30, but the"),
-        ("data.val (record 0, image id ", pictures(shapes, "val")[0], "cut short"),
+        ("data.train: images[2] (id ", pictures(shapes, "train")[2], "is empty"),
+        ("data.train: images[5] (id ", pictures(shapes, "train")[5], "is 32x30, but the"),
+        ("data.val: images[0] (id ", pictures(shapes, "val")[0], "cut short"),
     ):
         (line,) = (line for line in printed.splitlines() if str(path) in line)
         assert place in line and what in line

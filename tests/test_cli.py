@@ -153,6 +153,7 @@ def test_training_without_any_object_is_refused(shapes, tmp_path, capsys):
     words = [
         f"data.train.images={shapes / 'images'}",
         f"data.train.annotations={tmp_path / 'none.json'}",
+        "data.train.links=any",
     ]
     assert main(["train", str(CONFIGS / "detection.yaml"), *words, "data.val=null"]) == 3
     assert "nothing to learn" in capsys.readouterr().err

@@ -1,7 +1,9 @@
 """Broken COCO files: one error that lists the faults with their places and what to do."""
 
+import gzip
 import json
 
+import numpy as np
 import pytest
 from test_data_coco import SQUARE, save, small
 
@@ -35,13 +37,19 @@ def fault(tmp_path, content, **options):
         ("annotations", {"category_id": 2}, ["'category_id' is 2", "no category has"]),
         ("annotations", {"category_id": None}, ["'category_id' is None"]),
         ("annotations", {"area": NAN}, ["'area' is nan"]),
-        ("annotations", {"area": -1}, ["'area' is -1"]),
+        ("annotations", {"area": INFINITY}, ["'area' is inf"]),
         ("annotations", {"area": "12"}, ["'area' is '12'"]),
         ("annotations", {"iscrowd": 2}, ["'iscrowd' is 2"]),
-        ("annotations", {"iscrowd": "0"}, ["'iscrowd' is '0'"]),
+        ("annotations", {"iscrowd": "no"}, ["'iscrowd' is 'no'"]),
         ("annotations", {"segmentation": [[1, 1, NAN, 5, 3, 3]]}, ["'segmentation'", "finite"]),
         ("annotations", {"segmentation": [[1, 1, 1e9, 5, 3, 3]]}, ["'segmentation'", "ten"]),
         ("annotations", {"segmentation": [[1, 1, 5, 5]]}, ["'segmentation'", "4 numbers"]),
+        ("annotations", {"segmentation": [[1, 1, 5, 5, 3]]}, ["has 5 numbers", "even count"]),
+        ("annotations", {"segmentation": [[1, 1, 5, 5, 3, 3, 2]]}, ["has 7 numbers"]),
+        ("annotations", {"segmentation": [[]]}, ["has 0 numbers"]),
+        ("annotations", {"segmentation": [1, 2, 3, 4, 5, 6]}, ["list of polygons"]),
+        ("annotations", {"segmentation": {"a": 1}}, ["RLE size is None"]),
+        ("annotations", {"segmentation": [[1, 1, "5", 5, 3, 3]]}, ["something else than numbers"]),
         ("annotations", {"segmentation": {"size": [20, 10], "counts": [200]}}, ["[10, 20] (h, w)"]),
         ("annotations", {"segmentation": {"size": [10, 20], "counts": [9]}}, ["add up to 9"]),
         ("images", {"file_name": ...}, ["'file_name' is None"]),
@@ -61,6 +69,10 @@ def fault(tmp_path, content, **options):
         ("images", {"width": 10**6, "height": 10**6}, ["limit"]),
         ("images", {"id": 3}, ["'id' 3 is already that of images[0]"]),
         ("images", {"id": True}, ["'id' is True"]),
+        ("images", {"id": "3"}, ["'id' is '3'", "without quotes"]),
+        ("images", {"id": 10**30}, ["'id' is 1000", "whole number"]),
+        ("images", {"id": None}, ["'id' is None"]),
+        ("images", {"id": ...}, ["'id' is missing"]),
         ("images", {"class_id": 2}, ["'class_id' is 2", "0 names"]),
         ("images", {"identity": -1}, ["'identity' is -1"]),
         ("categories", {"id": 90}, ["'id' 90 is already that of categories[0]"]),
@@ -99,7 +111,7 @@ def test_faults_are_listed_together_and_counted(tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(content))
         Coco(str(tmp_path), str(tmp_path / "a.json"))
     message = str(caught.value)
-    assert "4 problems" in message
+    assert "6 problems" in message  # the two pictures are missing, too
     for place in ("categories[0]", "images[1] (id 3)", "annotations[0] (id 88121)"):
         assert place in message
     assert "annotations[1]: 'category_id' is 7" in message
@@ -135,6 +147,39 @@ def test_files_that_are_not_coco(tmp_path, text, parts):
         Coco(str(tmp_path), str(path))
     for part in [str(path), *parts]:
         assert part in str(caught.value)
+
+
+def test_files_that_are_packed_or_hold_a_list_twice(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(gzip.compress(json.dumps(small()).encode()))
+    with pytest.raises(DataError, match=r"a\.json is gzip-compressed: unpack it first"):
+        Coco(str(tmp_path), str(path))
+    path.write_text(json.dumps(small())[:-1] + ', "images": []}')
+    with pytest.raises(DataError, match=r"a\.json .*the key 'images' is there twice"):
+        Coco(str(tmp_path), str(path))
+
+
+def test_ids_of_any_order_and_sign_and_boxes_of_any_size(tmp_path):
+    content = small()
+    for record, id_ in zip(content["categories"], (-7, 10**12, 0), strict=True):
+        record["id"] = id_
+    content["images"][1] |= {"id": -3.0, "width": 1, "height": 1}
+    first = {**content["annotations"][0], "segmentation": None, "category_id": 0}
+    boxes = [[5.1, 5.1, 0.3, 0.3], [0, 0, 20, 10], [0, 0, 1, 1]]
+    content["annotations"] = [
+        {**first, "id": i, "bbox": box, "area": box[2] * box[3], "image_id": 70 if i < 2 else -3}
+        for i, box in enumerate(boxes)
+    ]
+    content["annotations"] += [{**first, "id": 9 + i, "area": 30} for i in range(20_000)]
+    data = save(tmp_path, content)
+    assert data.vocabularies["labels"].ids == (-7, 0, 10**12) and data.image_ids == [70, -3]
+    sample = data[0]
+    assert len(sample.boxes) == 20_002 and set(sample.labels.tolist()) == {1}
+    assert np.allclose(sample.boxes[0], [5.1, 5.1, 5.4, 5.4])
+    assert sample.boxes[1].tolist() == [0, 0, 20, 10]
+    assert data[1].boxes.tolist() == [[0, 0, 1, 1]] and data[1].size == (1, 1)
+    assert [f.place.id for f in data.findings() if f.kind == "tiny-box"] == [0]
+    assert data.tally()["left_out"] == {} and data.tally()["kept"]["duplicate-box"] == 19_999
 
 
 def test_missing_annotation_file(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from visionkit.class_lists import class_lists, classes_of_heads, relabelled
 from visionkit.components import resolve
 from visionkit.config import Config, missing_paths
 from visionkit.data.picture_cache import PictureCache
+from visionkit.data.problems import finding, together
 from visionkit.data.sources import Source
+from visionkit.data_used import where_is
 from visionkit.errors import ConfigError, DataError, VisionkitError
 from visionkit.model import VisionModel
 from visionkit.torchvision_weights import load_model_weights
@@ -30,36 +33,56 @@ def build_sources(
     `classes` by head, from a checkpoint, fix the class lists; otherwise the training data do. All
     data sets are matched to them by name. All problems are reported together.
     """
-    problems = missing_paths(config, splits)
-    if problems:
-        raise ConfigError("\n".join(problems))
+    missing = missing_paths(config, splits)
+    if missing:
+        raise ConfigError("\n".join(missing))
+    sources, errors = open_sources(config, splits, classes)
+    if errors:
+        raise together(errors)
+    return sources
+
+
+def open_sources(
+    config: Config,
+    splits: tuple[str, ...],
+    classes: dict[str, Classes] | None = None,
+    skip: Collection[tuple[str, str]] = (),
+) -> tuple[list[Source], list[VisionkitError]]:
+    """The same as far as the data can be used, without those (source, split) in `skip`; and what
+    is wrong with the others."""
     opened: dict[tuple[str, str], Dataset] = {}
-    wanted = 0
-    for name, spec in config.data.items():
-        for split in splits:
-            section = getattr(spec, split)
-            if section is None:
-                continue
-            where = section_of(name, split)
-            wanted += 1
-            try:
-                opened[name, split] = _open(section)
-            except DataError as error:
-                problems.append(f"{where}: {error}{_still_generated(spec, split)}")
-                continue
-            problems += _check_keys(where, opened[name, split], spec.feeds, config)
-            problems += _check_content(where, opened[name, split], split)
-            if spec.cache_gb is not None and not hasattr(opened[name, split], "sample"):
-                problems.append(f"{where}: {section['type']} keeps no pictures; leave out cache_gb")
+    errors: list[VisionkitError] = []
+    wanted = [
+        (name, split)
+        for name in config.data
+        for split in splits
+        if getattr(config.data[name], split)
+    ]
+    for name, split in wanted:
+        spec, where = config.data[name], where_is(name, split)
+        if (name, split) in skip:
+            continue
+        try:
+            opened[name, split] = dataset = _open(getattr(spec, split))
+        except (ConfigError, DataError) as error:
+            errors.append(_located(where, error, _still_generated(spec, split)))
+            continue
+        errors += _check_keys(where, dataset, spec.feeds, config)
+        errors += _check_content(where, dataset, split)
+        if spec.cache_gb is not None and not hasattr(dataset, "sample"):
+            kind = getattr(spec, split)["type"]
+            errors.append(DataError(f"{where}: {kind} keeps no pictures; leave out cache_gb"))
     lists = class_lists(_vocabularies(config), config.data, opened, classes or {})
-    for (name, split), dataset in opened.items() if len(opened) == wanted else ():
-        where, spec = section_of(name, split), config.data[name]
+    for (name, split), dataset in opened.items() if len(opened) == len(wanted) else ():
+        where, spec = where_is(name, split), config.data[name]
         try:
             opened[name, split] = relabelled(where, dataset, lists[name], spec.labelled)
         except DataError as error:
-            problems.append(f"{where}: {error}{_still_generated(spec, split)}")
-    if problems:
-        raise DataError("\n".join(problems))
+            errors.append(_located(where, error, _still_generated(spec, split)))
+    return _sources(config, opened), errors
+
+
+def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[Source]:
     return [
         Source(
             name=name,
@@ -168,9 +191,12 @@ def _open(section: dict[str, Any]) -> Dataset:
     return dataset
 
 
-def section_of(source: str, split: str) -> str:
-    """The dotted name of a data set in the config, in the short form where there is one source."""
-    return f"data.{split}" if source == "main" else f"data.{source}.{split}"
+def _located(where: str, error: VisionkitError, hint: str) -> VisionkitError:
+    """The same error with the key of the data set in front."""
+    message = f"{where}: {error}{hint}"
+    if isinstance(error, DataError):
+        return DataError(message, error.findings or [finding("file", str(error), file=where)])
+    return ConfigError(message)
 
 
 def _vocabularies(config: Config) -> dict[str, str | None]:
@@ -191,25 +217,28 @@ def _still_generated(spec: Any, split: str) -> str:
     return "\n  data.val is still generated shapes: give your own, or data.val=null for none"
 
 
-def _check_content(where: str, dataset: Dataset, split: str) -> list[str]:
+def _check_content(where: str, dataset: Dataset, split: str) -> list[DataError]:
     """Whether there is anything to learn from a data set of objects."""
     if getattr(dataset, "num_objects", 1) > 0 or "class_id" in dataset.keys:
         return []
     log.warning("%s: no object is annotated", where)
-    nothing = f"{where}: no object is annotated; there is nothing to learn"
-    return [nothing] if split == "train" else []
+    what = "no object is annotated; there is nothing to learn"
+    found = finding("nothing-to-learn", what, file=where)
+    return [DataError(f"{where}: {what}", [found])] if split == "train" else []
 
 
-def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[str]:
+def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[DataError]:
     """Whether the data set labels what the heads it feeds need."""
-    problems = []
+    errors = []
     for head in feeds:
         cls = _head_class(config, head)
         for key in cls.needs:
             if key not in dataset.keys:
                 gives = ", ".join(dataset.keys) or "pictures alone"
-                problems.append(
-                    f"{where}: gives no {key!r} (needed by head {head!r}, {cls.__name__}); it "
+                what = (
+                    f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it "
                     f"gives {gives}. Feed {head!r} from another source"
                 )
-    return problems
+                found = finding("config", what, file=where, key=key)
+                errors.append(DataError(f"{where}: {what}", [found]))
+    return errors

@@ -140,7 +140,15 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     sub.add_argument("--steps", type=_count, default=20, help="training steps to time (20)")
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
-    text = "check a config, not its data, and print it complete, in the long form"
+    text = "look for every fault of a config, its data and weights, or of a COCO annotation file"
+    sub = verb("check", commands.check, text)
+    sub.add_argument("target", metavar="CONFIG_OR_JSON", help="a YAML file, or annotations.json")
+    _add_overrides(sub)
+    sub.add_argument("--images", metavar="DIR", help="the pictures of the annotation file")
+    sub.add_argument("--strict", action="store_true", help="exit code 3 on warnings, too")
+    sub.add_argument("--json", metavar="FILE", help="write all findings to a new file")
+
+    text = "check a config, not its data (that does `check`), and print it complete"
     sub = verb("config", commands.config, text)
     sub.add_argument("config", help="a YAML file")
     _add_overrides(sub)

@@ -6,6 +6,7 @@ Nothing heavy is imported at the top, so that `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 from pathlib import Path
 
@@ -141,6 +142,26 @@ def bench(args: argparse.Namespace) -> None:
         args.config, args.overrides, steps=args.steps, allow_plugins=args.allow_plugins
     )
     print(to_json(result) if args.json else report(result))
+
+
+def check(args: argparse.Namespace) -> int:
+    from visionkit import check_report, checkup
+
+    logging.getLogger("visionkit").setLevel(logging.ERROR)  # the report tells what opening logs
+    if args.target.endswith(".json"):
+        if args.overrides:
+            raise ConfigError("check: an annotation file has no settings; leave out key=value")
+        report = checkup.check_annotations(args.target, args.images)
+    else:
+        if args.images:
+            raise ConfigError(
+                "check: --images belongs to an annotation file; a config names its own"
+            )
+        report = checkup.check_config(args.target, args.overrides)
+    if args.json:
+        check_report.write(report, Path(args.json))
+    print(check_report.text(report, args.json))
+    return check_report.exit_code(report, strict=args.strict)
 
 
 def config(args: argparse.Namespace) -> None:

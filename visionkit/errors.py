@@ -5,6 +5,9 @@ The command line prints them without a traceback and exits with `exit_code`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class VisionkitError(Exception):
     """Base of the errors below; from Python, catch this one."""
@@ -19,9 +22,17 @@ class ConfigError(VisionkitError, ValueError):
 
 
 class DataError(VisionkitError, ValueError):
-    """A data set, an annotation file or a picture is wrong."""
+    """A data set, an annotation file or a picture is wrong.
+
+    `findings` are all that was found, each a `visionkit.data.problems.Finding`; the message may
+    tell the first of them.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, findings: Sequence[Any] = ()):
+        super().__init__(message)
+        self.findings = list(findings)
 
 
 class CheckpointError(VisionkitError, RuntimeError):

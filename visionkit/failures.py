@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 
 from visionkit.errors import Preempted, VisionkitError
 
@@ -19,6 +20,7 @@ def report(error: Exception, *, debug: bool = False) -> int:
     if isinstance(error, (VisionkitError, OSError)):
         label = "" if isinstance(error, Preempted) else "error: "
         print(f"{label}{text}", file=sys.stderr)
+        _tell_all(getattr(error, "findings", ()))
         return error.exit_code if isinstance(error, VisionkitError) else UNEXPECTED
     if isinstance(error, ModuleNotFoundError):
         print(f"error: {text}; install it for {sys.executable}", file=sys.stderr)
@@ -29,6 +31,14 @@ def report(error: Exception, *, debug: bool = False) -> int:
         file=sys.stderr,
     )
     return UNEXPECTED
+
+
+def _tell_all(findings: Sequence[object]) -> None:
+    """Say where all faults of the data are, if they are more than an error tells."""
+    if len(findings) > 20:
+        from visionkit.fault_file import keep_all
+
+        print(keep_all(findings), file=sys.stderr)
 
 
 def _printable(error: Exception) -> str:

@@ -6,18 +6,18 @@ import logging
 from itertools import chain
 
 from visionkit import distributed
-from visionkit.build import section_of
 from visionkit.config import Config
 from visionkit.data.dataset_pictures import examine_dataset
-from visionkit.data.picture_check import PictureFault
-from visionkit.data.problems import Problems
-from visionkit.data.sources import Source, record_of
+from visionkit.data.problems import Finding, Place, Problems
+from visionkit.data.sources import Source
 from visionkit.data.substitutes import allowed
+from visionkit.data_used import splits_of, where_is
+from visionkit.types import Dataset
 
 log = logging.getLogger("visionkit")
 
 
-def check_pictures(config: Config, sources: list[Source]) -> dict[str, list[PictureFault]]:
+def check_pictures(config: Config, sources: list[Source]) -> dict[str, list[Finding]]:
     """Look at the pictures of all sources that want it; the processes share the work.
 
     DataError lists those that cannot be used, but for training pictures that may be skipped. These
@@ -26,34 +26,59 @@ def check_pictures(config: Config, sources: list[Source]) -> dict[str, list[Pict
     """
     problems, found = Problems("pictures"), {}
     for source in sources:
-        spec = config.data[source.name]
-        for split, dataset in {"train": source.train, "val": source.val}.items():
-            if dataset is None or not spec.check_pictures:
+        for split, dataset in splits_of(source):
+            if not config.data[source.name].check_pictures:
                 continue
-            section = section_of(source.name, split)
-            mine = examine_dataset(
+            section = where_is(source.name, split)
+            mine = picture_findings(
                 dataset, section, first=distributed.rank(), step=distributed.world_size()
             )
-            faults = found[section] = sorted(chain.from_iterable(distributed.gather(mine)))
-            broken = [fault for fault in faults if fault.severity == "error"]
+            all_found = sorted(chain.from_iterable(distributed.gather(mine)), key=_order)
+            broken = [fault for fault in all_found if fault.severity == "error"]
             if source.skip_broken and split == "train" and len(broken) <= allowed(len(dataset)):
+                all_found = [
+                    fault._replace(action="drop", severity="warning") if fault in broken else fault
+                    for fault in all_found
+                ]
                 _tell_broken(section, broken)
             else:
-                for fault in broken:
-                    problems.add(f"{section}{record_of(dataset, fault.index)}", fault.message)
-            _tell_others(section, faults)
+                problems.findings += broken
+            _tell_others(section, [fault for fault in all_found if fault.action == "keep"])
+            found[section] = all_found
     problems.raise_any()
     return found
 
 
-def _tell_broken(section: str, broken: list[PictureFault]) -> None:
+def picture_findings(
+    dataset: Dataset, section: str, *, first: int = 0, step: int = 1
+) -> list[Finding]:
+    """What is wrong with the pictures of a data set, for every `step`-th sample from `first` on."""
+    ids = getattr(dataset, "image_ids", None)
+    return [
+        Finding(
+            kind=f"picture-{fault.kind}",
+            message=fault.message,
+            file=section,
+            place=Place("images", fault.index, None if ids is None else ids[fault.index]),
+            action="error" if fault.severity == "error" else "keep",
+            severity=fault.severity,
+        )
+        for fault in examine_dataset(dataset, section, first=first, step=step)
+    ]
+
+
+def _order(found: Finding) -> int:
+    return found.place.index
+
+
+def _tell_broken(section: str, broken: list[Finding]) -> None:
     for fault in broken if distributed.rank() == 0 else ():
         log.warning("%s: will be replaced by another: %s", section, fault.message)
 
 
-def _tell_others(section: str, faults: list[PictureFault]) -> None:
+def _tell_others(section: str, faults: list[Finding]) -> None:
     """One line for all that have the same."""
-    groups: dict[str, list[PictureFault]] = {}
+    groups: dict[str, list[Finding]] = {}
     for fault in faults if distributed.rank() == 0 else ():
         if fault.severity != "error":
             groups.setdefault(fault.kind, []).append(fault)

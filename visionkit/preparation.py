@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from visionkit import distributed, growth
+from visionkit import distributed, growth, rundir
 from visionkit.best import Best
 from visionkit.build import build_model, build_sources, head_classes
 from visionkit.components import unknown
 from visionkit.config import Config
+from visionkit.data.problems import Finding
 from visionkit.data.sources import Source
+from visionkit.data_used import across_lines, data_used, lines
 from visionkit.errors import ConfigError
 from visionkit.evaluation import metric_names
 from visionkit.model import VisionModel
 from visionkit.optim import freeze
+from visionkit.splits import look_across
 from visionkit.types import Classes
+
+log = logging.getLogger("visionkit")
 
 
 def set_up(
@@ -26,9 +33,26 @@ def set_up(
     a run that is to go on."""
     origin = growth.origin(config) if saved is None else None
     taken_over = growth.classes_taken_over(config, saved or origin)
-    splits = ("train", "val") if config.train.validate else ("train",)
-    sources = build_sources(config, splits, taken_over)
-    _check_training(config, sources)
+    sources = build_sources(config, opened_splits(config), taken_over)
+    check_training(config)
+    model, classes = prepare_model(config, sources, taken_over, origin, device=device)
+    return model, sources, classes
+
+
+def opened_splits(config: Config) -> tuple[str, ...]:
+    """The splits that a run of that config reads."""
+    return ("train", "val") if config.train.validate else ("train",)
+
+
+def prepare_model(
+    config: Config,
+    sources: list[Source],
+    taken_over: dict[str, Classes],
+    origin: dict[str, Any] | None,
+    *,
+    device: torch.device,
+) -> tuple[VisionModel, dict[str, Classes]]:
+    """The model as it begins to train on those data, and the classes of each head."""
     classes = {**head_classes(config, sources), **taken_over}
     torch.manual_seed(config.train.seed)
     model = build_model(config, classes, pretrained=config.init_from is None)
@@ -39,24 +63,41 @@ def set_up(
         model = model.to(memory_format=torch.channels_last)
     freeze(model, growth.frozen_patterns(config))
     _check_best(config, model, sources)
-    return model, sources, classes
+    return model, classes
 
 
-def _check_training(config: Config, sources: list[Source]) -> None:
+def check_training(config: Config) -> None:
     """A source without training data only validates; every new head needs one that has some."""
-    trained = {head for source in sources if source.train is not None for head in source.feeds}
+    trained = {head for spec in config.data.values() if spec.train for head in spec.feeds}
     taken_over = config.init_from["heads"] if config.init_from else ()
-    for head in config.heads:
-        if head not in trained and head not in taken_over:
-            raise ConfigError(f"heads.{head}: no source with a 'train' section feeds it")
+    problems = [
+        f"heads.{head}: no source with a 'train' section feeds it"
+        for head in config.heads
+        if head not in trained and head not in taken_over
+    ]
     if not trained:
-        raise ConfigError("data: no source has a 'train' section; nothing to train on")
-    for source in sources:
-        if source.batch_size % distributed.world_size():
-            raise ConfigError(
-                f"data.{source.name}.batch_size: {source.batch_size} pictures cannot be shared "
-                f"by {distributed.world_size()} processes; use a multiple"
-            )
+        problems = ["data: no source has a 'train' section; nothing to train on"]
+    problems += [
+        f"data.{name}.batch_size: {spec.batch_size} pictures cannot be shared by "
+        f"{distributed.world_size()} processes; use a multiple"
+        for name, spec in config.data.items()
+        if spec.batch_size % distributed.world_size()
+    ]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def tell_data(
+    config: Config, run: Path, sources: list[Source], pictures: dict[str, list[Finding]]
+) -> None:
+    """Write what is used of the data to data.json, and say it; in one process."""
+    across = look_across(config, sources)
+    used = data_used(sources, across, pictures)
+    rundir.write_text(run / "data.json", rundir.to_json(used) + "\n")
+    for line in lines(used):
+        log.info("%s", line)
+    for line in across_lines(across):
+        log.warning("%s", line)
 
 
 def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> None:

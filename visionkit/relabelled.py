@@ -139,6 +139,14 @@ class Relabelled:
         classes = self.dataset.semantic_truth(image_id)
         return None if classes is None else self._relabel_map(classes)
 
+    def unused(self) -> int:
+        """How many objects are gone because their class is not labelled here."""
+        if "labels" not in self._tables or not hasattr(self.dataset, "class_counts"):
+            return 0
+        table = self._tables["labels"]
+        used = (table != ABSENT) & self._marks["labels"][table]
+        return int(self.dataset.class_counts()["labels"][~used].sum())
+
     def coco_truth(self) -> dict[str, Any]:
         """The ground truth of the labelled classes."""
         truth = self.dataset.coco_truth()

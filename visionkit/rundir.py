@@ -2,6 +2,7 @@
 
 config.yaml          the resolved config; `visionkit train config.yaml` repeats the run
 metrics.jsonl        one JSON object for each logged step and each validation
+data.json            what is used of the data, and what was left out, fixed, or looks wrong
 status.json          running, finished, preempted, failed or diverged, and at which step
 checkpoints/         last.pt to resume from, best.pt to predict with
 plots/               curves, training pictures, validation pictures
@@ -23,7 +24,15 @@ from typing import Any
 
 from visionkit.errors import ConfigError
 
-CONTENT = ("config.yaml", "metrics.jsonl", "status.json", "checkpoints", "plots", "eval")
+CONTENT = (
+    "config.yaml",
+    "data.json",
+    "metrics.jsonl",
+    "status.json",
+    "checkpoints",
+    "plots",
+    "eval",
+)
 
 
 def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> Path:

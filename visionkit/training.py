@@ -24,7 +24,7 @@ from visionkit.model import VisionModel
 from visionkit.nonfinite import check_finite
 from visionkit.optim import MovingAverage, build_optimizer, lr_factor, set_lr
 from visionkit.picture_report import check_pictures
-from visionkit.preparation import set_up
+from visionkit.preparation import set_up, tell_data
 from visionkit.progress import Progress
 from visionkit.report import picture_training_batch, picture_validation, write_curves
 from visionkit.signals import StopRequest
@@ -65,11 +65,12 @@ def train(
     torch.use_deterministic_algorithms(config.train.deterministic)
     saved = _last_of(config) if resume else None
     model, sources, classes = set_up(config, saved, device=device)
-    check_pictures(config, sources)
+    pictures = check_pictures(config, sources)
     run = distributed.on_first(
         lambda: rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
     )
     log.info("run %s: %s on %s", run, str(dtype).removeprefix("torch."), device)
+    distributed.on_first(lambda: tell_data(config, run, sources, pictures))
     try:
         return _fit(config, run, model, sources, classes, saved, device=device, dtype=dtype)
     except Preempted:

@@ -113,6 +113,7 @@ class Head(nn.Module):
     needs: ClassVar[tuple[str, ...]]  # the target keys without which it cannot be trained
     vocabulary: ClassVar[str | None] = None  # target key whose class list it predicts
     on: str | None = None  # head whose boxes it describes; it finds them as `boxes` of the targets
+    one_object: ClassVar[bool] = False  # it wants pictures with a single object
     draw_above: ClassVar[float] = 0.5  # score from which its objects are drawn by default
     main_metric: ClassVar[str]  # the metric that picks the best checkpoint by default
 
@@ -155,7 +156,9 @@ class Dataset(Protocol):
     cache has `sample(index, load)`, which is `__getitem__` with pictures read by `load`; it uses
     nothing but their shape, or has `cuts_pictures = True`. One whose pictures are files has
     `image_path(index)`, and one whose class maps are `map_path(index)`: they are looked at before
-    training.
+    training. One that was examined when it was opened tells what was found by `findings()` and
+    `tally()` (see `visionkit.data.problems`), what there is of each class by `class_counts()`, and
+    what the data are by `fingerprint`.
     """
 
     keys: tuple[str, ...]

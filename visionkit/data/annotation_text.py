@@ -12,6 +12,7 @@ from visionkit.data.coco_columns import (
     ABSENT,
     CORE,
     LARGEST,
+    LARGEST_AREA,
     Record,
     areas,
     boxes,
@@ -163,7 +164,7 @@ def _uniform(cut: Cut) -> Columns | None:
     if has_masks != (len(cut.sizes) > 0) or len(cut.sizes) not in (0, count):
         return None
     area, crowd = found.get("area"), found.get("iscrowd")
-    if area is not None and not ((area >= 0) & (area < 1e15)).all():
+    if area is not None and not (np.abs(area) < LARGEST_AREA).all():
         return None
     if crowd is not None and not ((crowd == 0) | (crowd == 1)).all():
         return None

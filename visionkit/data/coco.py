@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -10,21 +9,19 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from visionkit.data.coco_attributes import AttributeTable, read_attributes
-from visionkit.data.coco_cache import open_index
-from visionkit.data.coco_columns import rows_of
-from visionkit.data.coco_federated import is_federated, present_in, read_labelled
+from visionkit.data.coco_attributes import AttributeTable
+from visionkit.data.coco_objects import warn
+from visionkit.data.coco_outlines import Progress
+from visionkit.data.coco_reading import find_missing, read_annotations
 from visionkit.data.coco_truth import coco_truth, filled_areas
-from visionkit.data.files import Links, check_present
+from visionkit.data.fault_kinds import policies
+from visionkit.data.files import Links
 from visionkit.data.identifiers import read_identifiers
 from visionkit.data.images import Load, check_size, load_image
-from visionkit.data.problems import Problems, check_classes
+from visionkit.data.problems import Finding, Problems, Tally
 from visionkit.data.sample import Sample
-from visionkit.data.segmentation_table import SegmentationTable
-from visionkit.data.semantic_maps import load_classes, paint_classes
+from visionkit.data.semantic_maps import load_classes, look_at_maps, paint_classes
 from visionkit.types import Classes, InputPath
-
-log = logging.getLogger("visionkit")
 
 
 class Coco:
@@ -34,6 +31,7 @@ class Coco:
     or outside their picture are left out and counted in `dropped`; a missing area is computed, a
     missing iscrowd is 0; objects without a segmentation among others that have one get an empty
     mask, which says that none is known. Samples hold xyxy boxes clipped to the picture.
+    `on_fault` changes what is done; evaluation scores against the file's own truth all the same.
 
     Beyond COCO, an image record may have `class_id` (an index into the list `image_classes` at
     the top of the file), `identity` (a number) and `semantic` (the name of a map of class numbers
@@ -49,6 +47,8 @@ class Coco:
     attributes: names of those to read; by default all that there are, [] for none.
     exif: whether boxes belong to the upright picture ("apply") or to the pixels as stored.
     links: "any" allows file names to be links that lead out of the folder, which itself may be one.
+    on_fault: what to do about records of a kind of fault, for example {"bad-mask": "drop"}; the
+        kinds and their defaults are in docs/check.md.
     """
 
     def __init__(
@@ -63,29 +63,35 @@ class Coco:
         attributes: list[str] | None = None,
         exif: Literal["apply", "ignore"] = "apply",
         links: Links = "inside",
+        on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
     ):
         self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
-        self.other_classes = other_classes
-        self._index = index = open_index(annotations)
-        problems = Problems(f"annotation file {annotations}")
-        problems.extend(index.faults)
-        self._has_masks = self._choose_masks(semantic == "paint" or masks, problems)
-        described = self._read_attributes(attributes, problems)
-        self._labelled_ids = self._read_labelled(problems)
+        self.other_classes, actions = other_classes, policies(on_fault)
+        problems = Problems(f"annotation file {annotations}", annotations)
+        read = read_annotations(
+            annotations,
+            problems,
+            classes=classes,
+            other_classes=other_classes,
+            masks=semantic == "paint" or masks,
+            attributes=attributes,
+            actions=actions,
+        )
+        find_missing(read, self.images, problems, links)
         problems.raise_any()
-        check_present(self.images, index.images.names.texts(), links)
-        if len(index.images.semantic.data):
-            maps = filter(None, index.images.semantic.texts())
-            check_present(self.annotations.parent, maps, links)
 
-        self.image_ids: list[int] = index.images.ids.tolist()
-        self.vocabularies = {
-            "labels": _pick(index.classes, classes, other_classes, problems.source)
-        }
-        self._keep_objects()
+        self._read, self._index, self._labelled_ids = read, read.index, read.labelled
+        self._rows, self._starts = read.objects.rows, read.objects.starts
+        self._labels, self._has_masks = read.objects.labels, read.has_masks
+        self._area = filled_areas(read.index.objects, read.index.images, read.masks)
+        self.image_ids: list[int] = read.index.images.ids.tolist()
+        self.vocabularies = {"labels": read.classes}
+        self.dropped, self.num_objects = read.objects.dropped, read.num_objects
+        warn(str(annotations), read.objects)
+        described = read.attributes
         self._attributes = None if described is None else described.values[self._rows]
         self._paints = semantic == "paint"
-        self._describe(index.names, described)
+        self._describe(read.index.names, described)
 
     @property
     def sizes(self) -> np.ndarray:
@@ -98,74 +104,27 @@ class Coco:
         return self._index.images.names.texts()
 
     @property
-    def _masks(self) -> SegmentationTable | None:
-        return self._index.objects.masks if self._has_masks else None
+    def fingerprint(self) -> str:
+        """A hash of the annotation file."""
+        return self._read.fingerprint
 
-    def _choose_masks(self, wanted: bool | None, problems: Problems) -> bool:
-        """Whether there are segmentations and they are wanted."""
-        if wanted and not self._index.has_masks:
-            problems.add("annotations", "none has a 'segmentation', but masks are asked for")
-        chosen = wanted is not False and self._index.has_masks
-        if chosen:
-            problems.extend(self._index.mask_faults)
-        return chosen
+    def findings(self) -> Iterator[Finding]:
+        """What is wrong or remarkable though the file can be used."""
+        return self._read.findings()
 
-    def _read_attributes(
-        self, wanted: list[str] | None, problems: Problems
-    ) -> AttributeTable | None:
-        index, listed = self._index, self._index.names["attribute_classes"]
-        records = index.objects.extra_records() if "attributes" in index.object_keys else []
-        return read_attributes(records, problems, wanted=wanted, listed=listed)
+    def examine(self, progress: Progress) -> Iterator[Finding]:
+        """What takes longer to find: the same of its segmentations and class maps."""
+        yield from self._read.examine(progress)
+        if not self._paints and "semantic" in self.keys:
+            yield from look_at_maps(self.image_ids, self.semantic_truth, progress)
 
-    def _read_labelled(self, problems: Problems) -> list[frozenset[int] | None] | None:
-        """The ids of the classes labelled in each picture, where the file says so."""
-        index = self._index
-        if not is_federated(index.image_keys):
-            return None
-        present = present_in(index.objects.image, index.objects.category, len(index.images.ids))
-        return read_labelled(index.images.extra_records(), present, index.classes.ids, problems)
+    def tally(self) -> Tally:
+        """How many records were left out, fixed, or kept though there is something wrong."""
+        return self._read.tally()
 
-    def _keep_objects(self) -> None:
-        """Sort the objects by picture, without the unusable ones."""
-        objects, known = self._index.objects, np.array(self.vocabularies["labels"].ids)
-        labels = rows_of(objects.category, known)
-        x1, y1, x2, y2 = objects.boxes(slice(None), self._index.images).T
-        unlisted = labels < 0
-        degenerate = ~unlisted & (np.minimum(*objects.bbox[:, 2:].T) <= 0)
-        outside = ~unlisted & ~degenerate & ((x2 <= x1) | (y2 <= y1))
-        order = objects.rows_by_image()
-        order = order[~(unlisted | degenerate | outside)[order]]
-
-        self._rows = order.astype(np.int32)  # where each object stands in the file
-        self._starts = np.searchsorted(objects.image[order], np.arange(len(self) + 1))
-        self._labels = labels[order].astype(np.int32)
-        self._area = filled_areas(objects, self._index.images, masks=self._has_masks)
-        self.dropped = {
-            "boxes without extent": int(degenerate.sum()),
-            "boxes outside their picture": int(outside.sum()),
-            "objects of other classes": int(unlisted.sum()),
-        }
-        self.num_objects = int((objects.iscrowd[order] != 1).sum())
-        self._warn()
-
-    def _warn(self) -> None:
-        """Log once what was left out or looks wrong."""
-        objects, sizes = self._index.objects, self._index.images.sizes
-        notes = [f"{count} {what} left out" for what, count in self.dropped.items() if count]
-        if self._has_masks:
-            bare = self._masks.is_empty()[self._rows].sum()
-            if bare:
-                notes.append(f"{bare} objects without a segmentation get an empty mask")
-        x2, y2 = (objects.bbox[:, axis] + objects.bbox[:, 2 + axis] for axis in (0, 1))
-        height, width = 1.05 * sizes.take(objects.image, 0).T
-        overhang = ((x2 > width) | (y2 > height))[self._rows].sum()
-        if overhang > 0.05 * len(self._rows):
-            notes.append(
-                f"{overhang} boxes reach far beyond their picture; "
-                "are they really [x, y, width, height]?"
-            )
-        if notes:
-            log.warning("%s: %s", self.annotations, "; ".join(notes))
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """How many objects and pictures there are of each class, by vocabulary."""
+        return self._read.class_counts()
 
     def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
         images, keys = self._index.images, ["boxes", "labels", "iscrowd", "area"]
@@ -219,7 +178,7 @@ class Coco:
         sample.labels = self._labels[span].astype(np.int64)
         sample.iscrowd, sample.area = objects.iscrowd[rows] == 1, self._area[rows].astype("f4")
         if self._has_masks:
-            sample.segmentations = [self._masks[row] for row in rows]
+            sample.segmentations = [self._read.masks[row] for row in rows]
         if self._attributes is not None:
             sample.attributes = self._attributes[span]
         if self._labelled_ids is not None and self._labelled_ids[index] is not None:
@@ -243,7 +202,7 @@ class Coco:
 
     def identifiers(self, key: str, rows: np.ndarray) -> np.ndarray:
         """(N,) numbers, alike for alike values of that key in those rows; see `identifiers`."""
-        problems = Problems(f"annotation file {self.annotations}")
+        problems = Problems(f"annotation file {self.annotations}", self.annotations)
         return read_identifiers(self._index.objects, key, rows.tolist(), problems)
 
     def semantic_truth(self, image_id: int) -> Tensor | None:
@@ -260,7 +219,7 @@ class Coco:
         if self._paints:
             rows = self._rows[span]
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
-            masks = [self._masks[row] for row in rows]
+            masks = [self._read.masks[row] for row in rows]
             return paint_classes(masks, self._labels[span], boxes, size)
         path = self.map_path(index)
         if path is None:
@@ -273,16 +232,9 @@ class Coco:
         All annotations of `vocabularies["labels"]`, also those that training leaves out; only a
         missing id, area or iscrowd is added.
         """
-        return coco_truth(self._index, self.vocabularies["labels"].ids, self._area)
+        ids, malformed = self.vocabularies["labels"].ids, self._read.objects.bad_masks()
+        return coco_truth(self._index, ids, self._area, malformed.tolist())
 
 
 def _numbered(names: list[str]) -> Classes:
     return Classes(tuple(names), tuple(range(len(names))))
-
-
-def _pick(found: Classes, wanted: list[str] | None, others: str, source: str) -> Classes:
-    if wanted is None:
-        return found
-    check_classes(source, found.names, wanted, missing_ok=False, unknown_ok=others == "ignore")
-    id_of = dict(zip(found.names, found.ids, strict=True))
-    return Classes(tuple(wanted), tuple(id_of[name] for name in wanted))

@@ -12,7 +12,7 @@ from visionkit.data.index_store import column_file, content_key
 
 log = logging.getLogger("visionkit")
 
-FORMAT = 4  # to be raised with each change of what is stored, or of what is checked
+FORMAT = 5  # to be raised with each change of what is stored, or of what is checked
 SMALLEST = 4 << 20  # bytes of an annotation file that is worth an entry
 _BUFFER = 2 << 20  # bytes written at once: as many as a large page, so that workers share it
 

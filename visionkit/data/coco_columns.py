@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from visionkit.data.problems import Problems
+from visionkit.data.problems import Place, Problems
 
 Record = dict[str, Any]
 
@@ -19,6 +19,7 @@ Record = dict[str, Any]
 CORE = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 ABSENT = -(2**63)  # in a column of ids
 LARGEST = 2**62
+LARGEST_AREA = 1e15
 
 
 def whole_numbers(
@@ -52,7 +53,10 @@ def whole_numbers(
             what = f"is {short(value)}" if key in records[i] else "is missing"
             problems.add(
                 place(kind, first + i, records[i]),
-                f"'{key}' {what}: must be a whole number{bound}{hint}",
+                f"'{key}' {what}",
+                f"must be a whole number{bound}{hint}",
+                key=key,
+                value=short(value),
             )
     return np.array(numbers, np.int64), np.array(valid, bool)
 
@@ -73,7 +77,10 @@ def boxes(records: Sequence[Record], problems: Problems, first: int = 0) -> np.n
         except (TypeError, OverflowError):
             problems.add(
                 place("annotations", first + i, records[i]),
-                f"'bbox' is {short(box)}: must be four numbers [x, y, width, height]",
+                f"'bbox' is {short(box)}",
+                "must be four numbers [x, y, width, height]",
+                key="bbox",
+                value=short(box),
             )
             del numbers[4 * i :]
             numbers.extend((0, 0, 0, 0))
@@ -84,36 +91,42 @@ def areas(records: Sequence[Record], problems: Problems, first: int = 0) -> np.n
     """The column 'area' float64; NaN where it is absent or bad."""
     values = [record.get("area") for record in records]
     found = _plain(values, float)
-    if found is not None and ((found >= 0) & (found < 1e15)).all():
+    if found is not None and (np.abs(found) < LARGEST_AREA).all():
         return found
     column = np.full(len(records), np.nan)
     for i, area in enumerate(values):
         if area is None:
             continue
-        if isinstance(area, int | float) and 0 <= area < 1e15:
+        if isinstance(area, int | float) and abs(area) < LARGEST_AREA:
             column[i] = area
         else:
             problems.add(
                 place("annotations", first + i, records[i]),
-                f"'area' is {short(area)}: must be a number of at least 0, or left out",
+                f"'area' is {short(area)}",
+                "must be a number of at least 0, or left out",
+                key="area",
+                value=short(area),
             )
     return column
 
 
 def crowds(records: Sequence[Record], problems: Problems, first: int = 0) -> np.ndarray:
-    """The column 'iscrowd' int8; -1 where it is absent or bad."""
+    """The column 'iscrowd' int8; -1 where it is absent or bad. "0", "1", true and false count."""
     values = [record.get("iscrowd") for record in records]
     found = _plain(values, int)
     if found is not None and ((found == 0) | (found == 1)).all():
         return found.astype(np.int8)
     column = np.full(len(records), -1, np.int8)
     for i, value in enumerate(values):
-        if value in (0, 1):
-            column[i] = value
-        elif value:
+        if value in (0, 1, "0", "1"):
+            column[i] = int(value)
+        elif value is not None:
             problems.add(
                 place("annotations", first + i, records[i]),
-                f"'iscrowd' is {short(value)}: must be 0 or 1, or left out",
+                f"'iscrowd' is {short(value)}",
+                "must be 0 or 1, or left out",
+                key="iscrowd",
+                value=short(value),
             )
     return column
 
@@ -145,7 +158,14 @@ def file_names(
         else:
             fault = _unsafe(name)
         if fault:
-            problems.add(place("images", first + i, record), f"'{key}' is {short(name)}: {fault}")
+            problems.add(
+                place("images", first + i, record),
+                f"'{key}' is {short(name)}",
+                fault,
+                kind="path" if isinstance(name, str) and name else "value",
+                key=key,
+                value=short(name),
+            )
         names.append("" if fault or name is None else name)
     return names
 
@@ -194,13 +214,18 @@ def report_repeats(
         if counts and first.setdefault(value, i) != i:
             problems.add(
                 place(kind, i, record(i)),
-                f"'{key}' {value!r} is already that of {kind}[{first[value]}]: must be unique",
+                f"'{key}' {value!r} is already that of {kind}[{first[value]}]",
+                "must be unique",
+                kind="repeated",
+                key=key,
+                value=short(value),
             )
 
 
-def place(kind: str, index: int, record: Record) -> str:
-    """For example `annotations[1532] (id 88121)`."""
-    return f"{kind}[{index}] (id {short(record['id'])})" if "id" in record else f"{kind}[{index}]"
+def place(kind: str, index: int, record: Record) -> Place:
+    """Where that record of the list `kind` stands."""
+    id_ = record.get("id")
+    return Place(kind, int(index), id_ if type(id_) is int or "id" not in record else short(id_))
 
 
 def short(value: Any) -> str:

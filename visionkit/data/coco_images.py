@@ -67,6 +67,8 @@ class ImageReader:
             problems.add(
                 place("images", first + i, records[i]),
                 f"{widths[i]}x{heights[i]} is more than the limit of {MAX_PIXELS} pixels",
+                key="width",
+                value=short(int(widths[i])),
             )
         optional: Any = {"required": False, "low": 0, "first": first}
         extras = [_extras(record) for record in records]
@@ -95,7 +97,11 @@ def read_categories(records: list[Record], problems: Problems) -> Classes:
     named = [isinstance(name, str) and bool(name) for name in names]
     for i in np.flatnonzero(~np.array(named)):
         problems.add(
-            place("categories", i, records[i]), f"'name' is {short(names[i])}: must be a text"
+            place("categories", i, records[i]),
+            f"'name' is {short(names[i])}",
+            "must be a text",
+            key="name",
+            value=short(names[i]),
         )
     report_repeats("categories", records.__getitem__, "name", names, named, problems)
     order = np.argsort(ids, kind="stable")

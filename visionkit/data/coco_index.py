@@ -69,7 +69,7 @@ def from_folder(path: Path, folder: Path) -> CocoIndex:
             nested(kind, arrays, name)
             for kind, name in ((ImageTable, "images"), (ObjectTable, "objects"))
         )
-        clean = Problems(f"annotation file {path}")
+        clean = Problems(f"annotation file {path}", path)
         return CocoIndex(
             path, images, objects, **meta, faults=clean, mask_faults=clean, folder=folder
         )
@@ -92,7 +92,7 @@ def read_index(path: Path, piece: int = PIECE, codes: BinaryIO | None = None) ->
     written; all other faults are in the index.
     """
     source = f"annotation file {path}"
-    faults, mask_faults = Problems(source), Problems(source)
+    faults, mask_faults = Problems(source, path), Problems(source, path)
     try:
         with _uncollected(), ExitStack() as stack:
             data = _open(path, stack)

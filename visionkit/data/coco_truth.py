@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,18 +10,29 @@ import numpy as np
 from visionkit.data.coco_index import CocoIndex
 from visionkit.data.coco_tables import ImageTable, ObjectTable
 from visionkit.data.masks import paint
+from visionkit.data.segmentation_table import SegmentationTable
 
 
-def coco_truth(index: CocoIndex, ids: tuple[int, ...], areas: np.ndarray) -> dict[str, Any]:
+def coco_truth(
+    index: CocoIndex, ids: tuple[int, ...], areas: np.ndarray, malformed: Collection[int] = ()
+) -> dict[str, Any]:
     """The records of the file, of annotations those of the categories `ids`, in a COCO dict.
 
-    A missing id, iscrowd or area, which then is that of `areas` (A,), is added.
+    A missing id or iscrowd is added, and a missing or negative area is that of `areas` (A,). An
+    iscrowd such as "0" is the number; what is annotated in no known image is left out, which
+    changes no figure; and the rows `malformed` have no segmentation.
     """
-    annotations = []
-    for row in np.flatnonzero(np.isin(index.objects.category, ids)).tolist():
-        record = index.objects.record(row)
-        defaults = {"id": row + 1, "iscrowd": 0, "area": float(areas[row])}
-        missing = {key: value for key, value in defaults.items() if record.get(key) is None}
+    objects, annotations = index.objects, []
+    wanted = np.isin(objects.category, ids) & (objects.image >= 0)
+    for row in np.flatnonzero(wanted).tolist():
+        record = objects.record(row)
+        missing: dict[str, Any] = {"iscrowd": int(objects.iscrowd[row] == 1)}
+        if record.get("id") is None:
+            missing["id"] = row + 1
+        if not objects.area[row] >= 0:
+            missing["area"] = float(areas[row])
+        if row in malformed:
+            missing["segmentation"] = None
         annotations.append(record | missing)
     records = {record["id"]: record for record in index.categories}
     return {
@@ -30,15 +42,15 @@ def coco_truth(index: CocoIndex, ids: tuple[int, ...], areas: np.ndarray) -> dic
     }
 
 
-def filled_areas(objects: ObjectTable, images: ImageTable, *, masks: bool) -> np.ndarray:
-    """Areas; where the file has none, that of the mask, or of the box if there is no mask."""
-    missing = np.isnan(objects.area)
+def filled_areas(
+    objects: ObjectTable, images: ImageTable, masks: SegmentationTable | None
+) -> np.ndarray:
+    """Areas; where the file has none that could be, that of the mask, or of the box without one."""
+    missing = ~(objects.area >= 0)  # NaN is absent
     if not missing.any():
         return objects.area
     areas = np.where(missing, objects.bbox[:, 2:].clip(0).prod(1), objects.area)
-    if masks:
-        for i in np.flatnonzero(missing & ~objects.masks.is_empty()):
-            areas[i] = paint(
-                [objects.masks[i]], tuple(images.sizes[objects.image[i]].tolist())
-            ).sum()
+    if masks is not None:
+        for i in np.flatnonzero(missing & (objects.image >= 0) & ~masks.is_empty()):
+            areas[i] = paint([masks[i]], tuple(images.sizes[objects.image[i]].tolist())).sum()
     return areas

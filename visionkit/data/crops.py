@@ -10,8 +10,10 @@ from typing import Literal
 import numpy as np
 
 from visionkit.data.coco import Coco
+from visionkit.data.fault_kinds import KINDS
 from visionkit.data.files import Links
 from visionkit.data.images import Load, load_image
+from visionkit.data.problems import Finding, Tally
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 from visionkit.types import Count, InputPath, NonNegative
@@ -26,7 +28,7 @@ class Crops:
     the list of annotations, counted from 0. Raises `DataError` for what is wrong with the file,
     and if no object is left.
 
-    classes, other_classes, exif, links: as in `coco.Coco`.
+    classes, other_classes, exif, links, on_fault: as in `coco.Coco`.
     margin: by how many of its widths and heights a box grows at each side; it ends at the border
         of the picture.
     min_size: objects whose box is narrower or lower than this, in pixels, are left out and
@@ -51,6 +53,7 @@ class Crops:
         identity: str | None = None,
         exif: Literal["apply", "ignore"] = "apply",
         links: Links = "inside",
+        on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
     ):
         self._coco = Coco(
             images,
@@ -60,6 +63,7 @@ class Crops:
             masks=False,
             exif=exif,
             links=links,
+            on_fault=on_fault,
         )
         self.exif = exif
         image_index, boxes, labels, rows = self._coco.objects()
@@ -76,10 +80,30 @@ class Crops:
         self.identities = self._labels  # (N,) int64, -1 where it is not known
         if identity is not None:
             self.identities = self._coco.identifiers(identity, rows[large])
-        small = int((~large).sum())
-        self.dropped = {**self._coco.dropped, "objects smaller than min_size": small}
+        self._small = small = int((~large).sum())
+        self.dropped = {**self._coco.dropped, KINDS["small-object"].title: small}
         if small:
             log.warning("%s: %d objects smaller than min_size left out", annotations, small)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the annotation file."""
+        return self._coco.fingerprint
+
+    def findings(self) -> Iterator[Finding]:
+        """As of the annotation file."""
+        return self._coco.findings()
+
+    def tally(self) -> Tally:
+        """As of the annotation file, and the objects that are too small."""
+        counts = self._coco.tally()
+        small = {"small-object": self._small} if self._small else {}
+        return {**counts, "left_out": counts["left_out"] | small}
+
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """How many pictures there are of each class."""
+        size = len(self.vocabularies["class_id"].names)
+        return {"class_id": np.bincount(self._labels, minlength=size)}
 
     def image_path(self, index: int) -> Path:
         """The file of the whole picture."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
-
-from visionkit.data.problems import Problems
-from visionkit.errors import DataError
 
 log = logging.getLogger("visionkit")
 
@@ -81,28 +78,24 @@ def is_visible(name: str) -> bool:
     return not name.startswith(".") and name != "__MACOSX"
 
 
-def check_present(root: Path, names: Iterable[str], links: Links = "inside") -> None:
-    """`DataError` naming the files that are missing under `root`, or that are links to somewhere
-    else, unless `links` is "any"; lists each folder once. `root` itself may be a link."""
-    if not root.is_dir():
-        raise DataError(f"folder of pictures {shown(root)} does not exist or is no folder")
-    problems = Problems(f"folder of pictures {shown(root)}")
+def unusable(
+    root: Path, names: Sequence[str], links: Links = "inside"
+) -> Iterator[tuple[int, str]]:
+    """Which of the names, "" aside, are no files below `root` or, unless `links` is "any", lead out
+    of it; and why. Each folder is listed once; `root` itself may be a link."""
     home = os.path.realpath(root)
     folders: dict[str, _Listing] = {}
-    for name in names:
+    for i, name in enumerate(names):
+        if not name:
+            continue
         folder, base = os.path.split(name)
         if folder not in folders:
             folders[folder] = _Listing(os.path.join(root, folder), home)
         listing = folders[folder]
         if not listing.holds(base):
-            problems.add(shown(name), "listed in the annotation file, but there is no such file")
+            yield i, f"there is no such file in {shown(root)}"
         elif links == "inside" and (elsewhere := listing.leads_out(base)):
-            problems.add(
-                shown(name),
-                f"is or passes a link that leads out of the folder, to {shown(elsewhere)}: if the "
-                "link is yours, set the data set's `links: any`",
-            )
-    problems.raise_any()
+            yield i, f"it is or passes a link that leads out of the folder, to {shown(elsewhere)}"
 
 
 class _Listing:

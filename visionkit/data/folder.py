@@ -10,9 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from visionkit.data.class_remarks import class_remarks
 from visionkit.data.files import is_visible, shown, visible_files
 from visionkit.data.images import SUFFIXES, Load, load_image
-from visionkit.data.problems import check_classes
+from visionkit.data.problems import Finding, Problems, Tally, check_classes, finding, tally
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
@@ -23,9 +24,9 @@ class ImageFolder:
 
     For embeddings the class is the picture's identity as well.
 
-    Hidden files and folders, __MACOSX and files that are no pictures by their suffix are passed
-    over. Raises `DataError` if there is no class folder, one is empty, or one is not in
-    `classes`.
+    Hidden files and folders and __MACOSX are passed over; files that are no pictures by their
+    suffix are left out and counted. Raises `DataError` if there is no class folder, some are
+    empty, or one is not in `classes`.
 
     classes: names in label order; by default the folders' names, sorted.
     only: the classes whose pictures are kept; they become the class list, in this order.
@@ -54,17 +55,36 @@ class ImageFolder:
 
         self.file_names: list[str] = []
         class_ids: list[int] = []
+        self._others: list[str] = []  # files that are no pictures
+        problems = Problems(f"folder {root}", root)
         for name in filter(names.__contains__, found):
-            pictures = pictures_below(self.root, name)
+            pictures, others = pictures_below(self.root, name)
             if not pictures:
-                raise DataError(
-                    f"class folder {shown(self.root / name)} holds no pictures "
-                    f"({', '.join(SUFFIXES)}): fill or remove it"
-                )
+                folder = shown(self.root / name)
+                what = f"class folder {folder} holds no pictures ({', '.join(SUFFIXES)})"
+                problems.add("", what, "fill or remove it", kind="missing-file", value=name)
             self.file_names += pictures
+            self._others += others
             class_ids += [names.index(name)] * len(pictures)
+        problems.raise_any()
         self.identities = np.array(class_ids, np.int64)  # (N,), one for each picture
         self.image_ids = list(range(len(self.file_names)))
+
+    def findings(self) -> Iterator[Finding]:
+        """What is wrong or remarkable though the folder can be used."""
+        for name in self._others:
+            yield finding("other-file", f"{name} is no picture by its name", file=str(self.root))
+        names, counts = self.vocabularies["class_id"].names, self.class_counts()["class_id"]
+        yield from class_remarks(names, counts, "pictures", str(self.root))
+
+    def tally(self) -> Tally:
+        """How many files were left out, and what is remarkable."""
+        return tally(self.findings())
+
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """How many pictures there are of each class."""
+        size = len(self.vocabularies["class_id"].names)
+        return {"class_id": np.bincount(self.identities, minlength=size)}
 
     def image_path(self, index: int) -> Path:
         return self.root / self.file_names[index]
@@ -110,11 +130,10 @@ def _class_folders(root: Path) -> list[str]:
     return names
 
 
-def pictures_below(root: Path, class_name: str) -> list[str]:
-    """Paths relative to `root`, sorted."""
-    found = []
+def pictures_below(root: Path, class_name: str) -> tuple[list[str], list[str]]:
+    """Pictures and other files that are not hidden: paths relative to `root`, sorted."""
+    pictures, others = [], []
     for folder, name in visible_files(root / class_name):
-        if name.lower().endswith(SUFFIXES):
-            inside = os.path.relpath(folder, root)
-            found.append(f"{inside}/{name}".replace(os.sep, "/"))
-    return sorted(found)
+        kind = pictures if name.lower().endswith(SUFFIXES) else others
+        kind.append(f"{os.path.relpath(folder, root)}/{name}".replace(os.sep, "/"))
+    return sorted(pictures), sorted(others)

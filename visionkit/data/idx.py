@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import math
 import os
 import struct
@@ -12,9 +13,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from visionkit.data.class_remarks import class_remarks
 from visionkit.data.files import diagnose
 from visionkit.data.folder import kept_classes
-from visionkit.data.problems import check_classes
+from visionkit.data.problems import Finding, Tally, check_classes, tally
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
@@ -43,6 +45,7 @@ class Idx:
         classes: list[str] | None = None,
         only: list[str] | None = None,
     ):
+        self.file = str(labels or images)
         self._images = _read(images, dims=3)  # (n, h, w) uint8
         self.keys: tuple[str, ...] = ()
         self.vocabularies: dict[str, Classes] = {}
@@ -79,6 +82,31 @@ class Idx:
         self.identities = class_ids[rows]
         self.vocabularies = {"class_id": Classes(tuple(names[i] for i in ids), tuple(ids))}
         self.image_ids = rows.tolist()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the pictures and labels that are used."""
+        digest = hashlib.sha256(np.ascontiguousarray(self._images[self.image_ids]))
+        digest.update(np.ascontiguousarray(getattr(self, "identities", ())))
+        return digest.hexdigest()
+
+    def findings(self) -> Iterator[Finding]:
+        """What is remarkable about the labels."""
+        for key, counts in self.class_counts().items():
+            names = self.vocabularies[key].names
+            yield from class_remarks(names, counts, "pictures", self.file)
+
+    def tally(self) -> Tally:
+        """How many pictures were left out, and what is remarkable."""
+        counts, others = tally(self.findings()), len(self._images) - len(self)
+        return {**counts, "left_out": {"other-class": others} if others else {}}
+
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """How many pictures there are of each class."""
+        if not self.keys:
+            return {}
+        size = len(self.vocabularies["class_id"].names)
+        return {"class_id": np.bincount(self.identities, minlength=size)}
 
     def __len__(self) -> int:
         return len(self.image_ids)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from visionkit.data.files import diagnose, shown, visible_files
 from visionkit.data.images import SUFFIXES, Load, load_image, load_label_map
-from visionkit.data.problems import Problems, check_classes
+from visionkit.data.picture_shape import load_shape
+from visionkit.data.problems import Finding, Problems, check_classes
 from visionkit.data.sample import Sample
+from visionkit.data.semantic_maps import Progress, look_at_maps
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath, Range
 
@@ -105,6 +107,15 @@ class LabelMaps:
         check_classes(source, names, classes or names, missing_ok=False, unknown_ok=False)
         return names
 
+    def examine(self, progress: Progress) -> Iterator[Finding]:
+        """What is wrong with maps, also as to the size of their picture."""
+
+        def read(index: int) -> Tensor | None:
+            return self.sample(index, load_shape).semantic
+
+        for found in look_at_maps(self.image_ids, read, progress):
+            yield found._replace(file=str(self.labels), value=self._maps[int(found.value)])
+
     def image_path(self, index: int) -> Path:
         return self.images / self.file_names[index]
 
@@ -190,17 +201,17 @@ def _codes(rgb: np.ndarray) -> np.ndarray:
 
 def _pairs(images: Path, labels: Path, split: str | None) -> tuple[list[str], list[str]]:
     """Names of pictures and of their maps, relative to the two folders and sorted."""
-    problems = Problems(f"pictures {images} and class maps {labels}")
+    problems = Problems(f"pictures {images} and class maps {labels}", labels)
     pictures = _files(images, SUFFIXES, problems)
     maps = _files(labels, (".png",), problems)
     wanted = pictures.keys() | maps.keys() if split is None else set(_lines(Path(split)))
     for stem in sorted(wanted):
         if stem not in pictures:
-            missing = f"there is no picture of that name in {images}"
-            problems.add(shown(maps.get(stem, stem)), missing)
+            what = f"there is no picture of that name in {images}"
+            problems.add(shown(maps.get(stem, stem)), what, kind="missing-file", value=stem)
         if stem not in maps:
-            missing = f"there is no map {shown(stem)}.png in {labels}"
-            problems.add(shown(pictures.get(stem, stem)), missing)
+            what = f"there is no map {shown(stem)}.png in {labels}"
+            problems.add(shown(pictures.get(stem, stem)), what, kind="missing-file", value=stem)
     problems.raise_any()
     if not wanted:
         raise DataError(f"pictures {images} and class maps {labels}: found none")
@@ -228,7 +239,7 @@ def _files(root: Path, suffixes: tuple[str, ...], problems: Problems) -> dict[st
         if suffix.lower() not in suffixes:
             continue
         if stem in found:
-            other = shown(found[stem])
-            problems.add(shown(stem + suffix), f"{other} has the same name but for its suffix")
+            what = f"{shown(found[stem])} has the same name but for its suffix"
+            problems.add(shown(stem + suffix), what, kind="repeated", value=stem)
         found[stem] = stem + suffix
     return found

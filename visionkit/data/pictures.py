@@ -29,7 +29,8 @@ class Pictures:
         if not self.root.is_dir():
             raise DataError(f"folder {root} does not exist or is no folder")
         self.vocabularies: dict[str, Classes] = {}
-        self.file_names = sorted(name.removeprefix("./") for name in pictures_below(self.root, "."))
+        pictures, _ = pictures_below(self.root, ".")
+        self.file_names = sorted(name.removeprefix("./") for name in pictures)
         if not self.file_names:
             raise DataError(f"folder {root} holds no pictures ({', '.join(SUFFIXES)})")
         self.image_ids = list(range(len(self.file_names)))

@@ -2,39 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from visionkit.errors import DataError
+from visionkit.data.fault_kinds import KINDS, Severity
+from visionkit.errors import CheckpointError, ConfigError, DataError, VisionkitError
+
+
+class Place(NamedTuple):
+    """A record of a COCO file, for example `annotations[1532] (id 88121)`."""
+
+    list: str
+    index: int
+    id: Any = None
+
+    def __str__(self) -> str:
+        known = "" if self.id is None else f" (id {self.id})"
+        return f"{self.list}[{self.index}]{known}"
+
+
+class Finding(NamedTuple):
+    """One fault: what, where, what to do, and what visionkit does about it."""
+
+    kind: str  # of `KINDS`, or of a picture
+    message: str
+    file: str = ""  # or a folder, or a part of the config
+    place: Place | None = None
+    key: str | None = None
+    value: str | None = None  # as text, shortened
+    remedy: str = ""
+    action: str = "error"  # or drop, fix, keep
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        parts = (self.place, self.message, self.remedy)
+        return ": ".join(str(part) for part in parts if part)
+
+    def record(self) -> dict[str, Any]:
+        """As `visionkit check --json` writes it."""
+        where = self.place._asdict() if self.place else dict.fromkeys(("list", "index", "id"))
+        said = {key: value for key, value in self._asdict().items() if key != "place"}
+        return said | where
+
+
+def finding(kind: str, message: str, action: str = "", **details: Any) -> Finding:
+    """One whose remedy, severity and action are those of its kind, unless given."""
+    known = KINDS[kind]
+    action = action or known.default
+    severity = "error" if action == "error" else known.severity
+    return Finding(
+        kind, message, action=action, severity=severity, **{"remedy": known.remedy, **details}
+    )
+
+
+Tally = dict[str, dict[str, int]]  # left_out, fixed and kept: how many of each kind
+DONE = {"drop": "left_out", "fix": "fixed", "keep": "kept"}  # by action
+
+
+def empty_tally() -> Tally:
+    return {"left_out": {}, "fixed": {}, "kept": {}}
+
+
+def tally(findings: Iterable[Finding]) -> Tally:
+    """How many of each kind there are, by what was done."""
+    counts = empty_tally()
+    for found in findings:
+        kinds = counts[DONE[found.action]]
+        kinds[found.kind] = kinds.get(found.kind, 0) + 1
+    return counts
 
 
 class Problems:
-    """What is wrong with one file. Counts all, keeps the first `LIMIT` for the report."""
+    """The errors of one file. Tells the first `LIMIT`, keeps all."""
 
     LIMIT = 20
 
-    def __init__(self, source: str):
-        self.source = source
-        self.count = 0
-        self._shown: list[str] = []
+    def __init__(self, source: str, file: Any = None):
+        self.source, self.file = source, str(source if file is None else file)
+        self.findings: list[Finding] = []
 
-    def add(self, where: str, what: str) -> None:
-        self.count += 1
-        if len(self._shown) < self.LIMIT:
-            self._shown.append(f"  {where}: {what}")
+    @property
+    def count(self) -> int:
+        return len(self.findings)
+
+    def add(
+        self,
+        where: Place | str,
+        what: str,
+        remedy: str = "",
+        *,
+        kind: str = "value",
+        key: str | None = None,
+        value: str | None = None,
+    ) -> None:
+        """One more; `where` is a record, or said in words."""
+        place = where if isinstance(where, Place) else None
+        message = what if place or not where else f"{where}: {what}"
+        self.findings.append(Finding(kind, message, self.file, place, key, value, remedy))
 
     def extend(self, other: Problems) -> None:
         """Add those of another report about the same file."""
-        self.count += other.count
-        self._shown += other._shown[: self.LIMIT - len(self._shown)]
+        self.findings += other.findings
 
     def raise_any(self) -> None:
         """`DataError` if anything was added."""
         if not self.count:
             return
-        lines = [f"{self.source}: {self.count} problem{'s' * (self.count > 1)}", *self._shown]
+        lines = [f"{self.source}: {self.count} problem{'s' * (self.count > 1)}"]
+        lines += [f"  {self._located(found)}" for found in self.findings[: self.LIMIT]]
         if self.count > self.LIMIT:
             lines.append(f"  ... and {self.count - self.LIMIT} more")
-        raise DataError("\n".join(lines))
+        raise DataError("\n".join(lines), self.findings)
+
+    def _located(self, found: Finding) -> str:
+        """With the file in front, where it is not the one that all are about."""
+        return str(found) if found.file in ("", self.file) else f"{found.file}: {found}"
+
+
+def together(errors: Sequence[VisionkitError]) -> VisionkitError:
+    """All of them as one; a ConfigError if any is."""
+    message = "\n".join(map(str, errors))
+    if any(isinstance(error, ConfigError) for error in errors):
+        return ConfigError(message)
+    return DataError(message, [found for error in errors for found in findings_of(error)])
+
+
+def findings_of(error: VisionkitError) -> list[Finding]:
+    """What an error tells, as findings."""
+    known = {ConfigError: "config", CheckpointError: "weights"}
+    kind = next((kind for cls, kind in known.items() if isinstance(error, cls)), "file")
+    return getattr(error, "findings", None) or [finding(kind, str(error), remedy="")]
 
 
 def check_classes(

@@ -42,6 +42,17 @@ class SegmentationTable:
         """(N,) bool: the objects without polygons or pixels."""
         return np.diff(self.code_ends) == 0
 
+    def without(self, rows: np.ndarray) -> SegmentationTable:
+        """The same with nothing in those rows."""
+        lengths, kept = np.diff(self.code_ends), np.ones(len(self), bool)
+        kept[rows] = False
+        return SegmentationTable(
+            codes=self.codes[np.repeat(kept, lengths)],
+            code_ends=np.concatenate([[0], np.cumsum(lengths * kept)]),
+            reach=self.reach * kept,
+            sizes=self.sizes * kept[:, None],
+        )
+
     def unpaintable(self, sizes: np.ndarray) -> np.ndarray:
         """The objects with a coordinate that is not finite, or farther away than ten times the
         size (N, 2) h, w of their picture. Painting one could take all memory. Those in a picture

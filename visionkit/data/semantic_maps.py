@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,11 @@ from torch import Tensor
 from visionkit.data.files import shown
 from visionkit.data.images import load_label_map
 from visionkit.data.masks import Segmentation, paint
+from visionkit.data.problems import Finding, finding
 from visionkit.errors import DataError
 
 BACKGROUND, IGNORE = 0, 255
+Progress = Callable[[Iterable[int], str], Iterable[int]]  # shows how far it is
 
 
 def load_classes(path: Path, size: tuple[int, int], num_classes: int) -> Tensor:
@@ -53,3 +55,18 @@ def paint_classes(
     for i in np.argsort(-areas, kind="stable"):
         classes[masks[i]] = labels[i] + 1
     return torch.from_numpy(classes)
+
+
+def look_at_maps(
+    ids: Iterable[int], read: Callable[[int], Tensor | None], progress: Progress
+) -> Iterator[Finding]:
+    """What is wrong with class maps that `read` gives by id, and those that say nothing."""
+    for id_ in progress(ids, "class maps"):
+        try:
+            labels = read(id_)
+        except DataError as error:
+            yield finding("class-map", str(error), value=str(id_), remedy="")
+            continue
+        if labels is not None and (labels == IGNORE).all():
+            text = f"the class map of picture {id_} has no labelled pixel"
+            yield finding("unlabelled-map", text, value=str(id_))

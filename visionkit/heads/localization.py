@@ -58,6 +58,7 @@ class Localization(Head):
     needs = ("boxes", "labels")
     vocabulary = "labels"
     main_metric = "loc50"
+    one_object = True
 
     def __init__(
         self,

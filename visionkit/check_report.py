@@ -1,0 +1,94 @@
+"""What `visionkit check` found: on the screen the first, in a JSON file all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from visionkit import rundir
+from visionkit.checkup import Report
+from visionkit.data.fault_kinds import title
+from visionkit.data.problems import Finding
+from visionkit.data_used import lines
+from visionkit.errors import CheckpointError, ConfigError, DataError
+
+VERSION = 1  # of the JSON file
+SHOWN = 20
+SEVERITIES = ("error", "warning", "note")
+
+
+def ordered(report: Report) -> list[Finding]:
+    """Errors, warnings, notes; each in the order of the data."""
+    return sorted(report.findings, key=lambda found: SEVERITIES.index(found.severity))
+
+
+def exit_code(report: Report, *, strict: bool) -> int:
+    """0 if there is nothing but notes, and warnings without `strict`; else that of the first
+    error that training would end with."""
+    severities = {found.severity for found in report.findings}
+    kinds = {found.kind for found in report.findings if found.severity == "error"}
+    for kind, error in (("config", ConfigError), ("weights", CheckpointError)):
+        if kind in kinds:
+            return error.exit_code
+    return (
+        DataError.exit_code if "error" in severities or (strict and "warning" in severities) else 0
+    )
+
+
+def record(report: Report) -> dict[str, Any]:
+    """The content of the JSON file, see docs/check.md."""
+    counts = Counter(found.severity for found in report.findings)
+    return {
+        "version": VERSION,
+        "file": report.target,
+        "counts": {
+            **{f"{severity}s": counts[severity] for severity in SEVERITIES},
+            "kinds": dict(sorted(Counter(found.kind for found in report.findings).items())),
+        },
+        "data": report.used,
+        "findings": [found.record() for found in ordered(report)],
+    }
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the JSON file, as a whole. A file that is there already is only replaced if it is such
+    a report: a typing error must not cost annotations."""
+    if path.exists() and not _is_report(path):
+        raise ConfigError(f"--json: {path} is there already and no report; name a new file")
+    rundir.write_text(path, rundir.to_json(record(report)) + "\n")
+
+
+def text(report: Report, written: str | None) -> str:
+    """For the screen: the first findings, how many there are of each kind, and the data used."""
+    findings = ordered(report)
+    counts = Counter(found.severity for found in findings)
+    summary = ", ".join(_plural(counts[severity], severity) for severity in SEVERITIES)
+    shown = [f"{report.target}: {summary}"]
+    shown += [f"  {found.severity} {found.kind}: {_located(found)}" for found in findings[:SHOWN]]
+    if len(findings) > SHOWN:
+        where = f"all are in {written}" if written else "--json FILE writes all"
+        shown.append(f"  ... and {len(findings) - SHOWN} more; {where}")
+    kinds = Counter((found.severity, found.kind, found.action) for found in findings)
+    if len(findings) > 1:
+        shown.append("by kind:")
+        shown += [
+            f"  {count} {title(kind)} ({kind}, {severity}: {done})"
+            for (severity, kind, done), count in kinds.items()
+        ]
+    return "\n".join(shown + [f"data used: {line}" for line in lines(report.used)])
+
+
+def _located(found: Finding) -> str:
+    return f"{found.file}: {found}" if found.file else str(found)
+
+
+def _plural(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
+
+
+def _is_report(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(40).startswith(b'{"version": %d, "file": ' % VERSION)
