@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_metrics_coco import only, raw_pycocotools, scene
+from coco_scenes import only, raw_pycocotools, scene
 
 from visionkit.cli import main
 from visionkit.errors import DataError

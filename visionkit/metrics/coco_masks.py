@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-LONGEST = 2**22  # pixels around a polygon: pycocotools takes some 120 bytes for each
+LONGEST = 2**22  # pixels around a polygon: pycocotools takes some 50 bytes for each
 CHUNK = 2048  # masks decoded at once: their numbers stay in the cache
 MORE = bytes(range(80, 256))  # the characters that another one of the same number follows
 SIGNED = bytes(((code - 48 & 31 ^ 16) - 16) % 256 for code in range(256))  # the others, as int8
