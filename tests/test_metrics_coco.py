@@ -8,9 +8,9 @@ import pytest
 import torch
 from coco_scenes import only, rectangle, scene
 
-from visionkit.errors import DataError
+from visionkit.errors import DataError, DivergedError
 from visionkit.metrics.coco import CocoEvaluator, coco_results, evaluate_coco
-from visionkit.metrics.coco_truth import read_truth
+from visionkit.metrics.coco_truth import read_truth, tell_once
 from visionkit.types import Batch, Classes
 
 
@@ -105,6 +105,93 @@ def test_an_object_without_a_mask_is_ignored_when_masks_are_scored(engine):
     found = {k: v for k, v in PERFECT.items() if k != "bbox"}
     found["segmentation"] = rectangle([10, 10, 40, 30], (80, 100))
     assert evaluate_coco(truth, [found], "segm", engine)["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"image_id": True}, "image_id True: no such image"),
+        ({"image_id": "1"}, "image_id '1': no such image.*without quotes"),
+        ({"category_id": True}, "category_id True"),
+        ({"category_id": "1"}, "category_id '1'.*without quotes"),
+        ({"score": True}, "score True"),
+        ({"score": -0.1}, "score -0.1"),
+        ({"score": math.inf}, "score inf"),
+        ({"bbox": [True, 10, 40, 30]}, "bbox .True"),
+        ({"bbox": [10, 10, 40, -1e-9]}, "bbox"),
+        ({"bbox": [-1e308, 10, 1e308, 30]}, "bbox"),
+        ({"bbox": {"x": 1, "y": 2, "w": 3, "h": 4}}, "bbox"),
+    ],
+)
+def test_numbers_of_another_kind_and_far_away_are_refused(engine, change, says):
+    for records in ([{**PERFECT, **change}], [PERFECT] * 30 + [{**PERFECT, **change}]):
+        with pytest.raises(DataError, match=f"result {len(records) - 1} (.|\n)*{says}"):
+            evaluate_coco(one_object(), records, "bbox", engine)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"iscrowd": "0"}, "'iscrowd' is '0': must be 0 or 1"),
+        ({"iscrowd": 2}, "'iscrowd' is 2"),
+        ({"iscrowd": math.nan}, "'iscrowd' is nan"),
+        ({"image_id": True}, "'image_id' is True"),
+        ({"area": True}, "'area' is True"),
+        ({"bbox": [True, 10, 40, 30]}, "'bbox' is .True"),
+        ({"bbox": [0, 0, 1e300, 1e300]}, "'bbox' is"),
+        ({"segmentation": ""}, "'segmentation': must be a list of polygons"),
+        ({"segmentation": 0}, "'segmentation': must be a list of polygons"),
+        ({"segmentation": [[1, 2, True, 4, 5, 6]]}, "true or false"),
+    ],
+)
+def test_annotations_of_another_kind_are_refused(engine, change, says):
+    iou_type = "segm" if "segmentation" in change else "bbox"
+    with pytest.raises(DataError, match=says) as caught:
+        evaluate_coco(one_object(**change), [], iou_type, engine)
+    assert "annotations[0] (id 1)" in str(caught.value)
+
+
+def test_categories_need_names():
+    for name in (None, "", 7):
+        truth = one_object()
+        truth["categories"][0]["name"] = name
+        with pytest.raises(DataError, match=r"categories\[0\] \(id 1\): 'name' is"):
+            evaluate_coco(truth, [], "bbox")
+
+
+def test_a_negative_area_is_that_of_the_box_and_counted(engine, caplog):
+    tell_once.cache_clear()
+    found = evaluate_coco(one_object(area=-5), [PERFECT], "bbox", engine)
+    assert found["APm"] == pytest.approx(1)
+    assert "1 of 1 annotated areas are negative: those of the boxes are taken" in caplog.text
+
+
+def test_objects_without_a_mask_are_counted(caplog):
+    tell_once.cache_clear()
+    evaluate_coco(one_object(), [], "segm")
+    assert "1 of 1 annotated objects have no segmentation" in caplog.text
+
+
+@pytest.mark.parametrize("key", ["boxes", "scores"])
+def test_what_a_model_computed_must_be_finite(key):
+    prediction = {
+        "boxes": torch.ones(2, 4),
+        "scores": torch.ones(2),
+        "labels": torch.zeros(2).long(),
+    }
+    prediction[key].view(-1)[-1] = math.nan
+    with pytest.raises(DivergedError, match=f"image 1: the predicted {key} are not finite"):
+        coco_results(prediction, 1, Boxes.vocabularies["labels"])
+
+
+def test_masks_of_pixels_from_a_head_are_refused():
+    prediction = {
+        "boxes": torch.ones(2, 4),
+        "scores": torch.ones(2),
+        "labels": torch.zeros(2).long(),
+    }
+    with pytest.raises(DataError, match="image 1: predicted 'masks' must be a list of run-length"):
+        coco_results({**prediction, "masks": torch.rand(2, 8, 8)}, 1, Boxes.vocabularies["labels"])
 
 
 def test_all_that_is_wrong_is_listed_by_its_number_in_the_order_of_the_file(engine):
