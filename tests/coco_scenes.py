@@ -18,6 +18,22 @@ def rectangle(box, size):
     return {"size": list(size), "counts": rle["counts"].decode()}
 
 
+SQUARE = rectangle([10, 10, 40, 30], (80, 100))
+
+
+def one_object(**changes):
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 30]}
+    annotation |= {"area": 1200.0, "iscrowd": 0, **changes}
+    return {
+        "images": [{"id": 1, "width": 100, "height": 80}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [annotation],
+    }
+
+
+PERFECT = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 40, 30], "score": 0.9}
+
+
 def scene(seed, num_images=6, num_categories=3, detections=True, crowds=True):
     """Truth with sparse ids and crowds; detections near it, far from it, and of wrong classes."""
     rng = np.random.default_rng(seed)
