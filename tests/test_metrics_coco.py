@@ -92,6 +92,11 @@ def test_what_a_model_computed_must_be_finite(key):
         coco_results(prediction, 1, Boxes.vocabularies["labels"])
 
 
+def test_masks_without_boxes_from_a_head_are_refused():
+    with pytest.raises(DataError, match="image 1: the predictions lack boxes, labels"):
+        coco_results({"scores": torch.ones(1), "masks": []}, 1, Boxes.vocabularies["labels"])
+
+
 def test_masks_of_pixels_from_a_head_are_refused():
     prediction = {
         "boxes": torch.ones(2, 4),

@@ -80,8 +80,10 @@ def detections_of(prediction: dict[str, Any], image_id: int, classes: Classes) -
     """One image's detections with the data set's ids: boxes xywh, masks RLE, original pixels.
 
     Raises DivergedError for boxes or scores that are not finite, which a model computed, and
-    DataError for masks that are no run-length codes.
+    DataError where a part is missing or masks are no run-length codes.
     """
+    if missing := {"boxes", "scores", "labels"} - prediction.keys():
+        raise DataError(f"image {image_id}: the predictions lack {', '.join(sorted(missing))}")
     boxes = prediction["boxes"].double().cpu().numpy()
     scores = prediction["scores"].double().cpu().numpy()
     for name, values in (("boxes", boxes), ("scores", scores)):

@@ -165,18 +165,24 @@ DAMAGED = "segmentation: the RLE counts are damaged, or do not add up to the pic
 def _columns(records: Sequence[dict[str, Any]], iou_type: IouType) -> Detections:
     """Records as columns, the quick way; raises if a number or a box is not as it should be."""
     columns = [
-        np.array(array(kind, map(itemgetter(key), records)))
+        _column(kind, list(map(itemgetter(key), records)))
         for kind, key in (("q", "image_id"), ("q", "category_id"), ("d", "score"))
     ]
-    for key in ("image_id", "category_id", "score"):
-        if bool in set(map(type, map(itemgetter(key), records))):
-            raise TypeError
     shapes = list(map(itemgetter(KEY[iou_type]), records))
     if iou_type == "segm":
         return Detections(*columns, masks=shapes)
-    if set(map(len, shapes)) - {4} or bool in set(map(type, chain.from_iterable(shapes))):
+    if set(map(len, shapes)) - {4}:
         raise ValueError
-    return Detections(*columns, np.array(array("d", chain.from_iterable(shapes))).reshape(-1, 4))
+    return Detections(*columns, _column("d", list(chain.from_iterable(shapes))).reshape(-1, 4))
+
+
+def _column(kind: str, values: list[Any]) -> np.ndarray:
+    """As an array of that kind; raises if one is no number. True and False are none."""
+    column = np.array(array(kind, values))
+    rows = np.flatnonzero((column == 0) | (column == 1))
+    if bool in {type(values[i]) for i in rows.tolist()}:
+        raise TypeError
+    return column
 
 
 def _sizes(masks: list[dict[str, Any]]) -> np.ndarray:
