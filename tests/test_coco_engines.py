@@ -4,10 +4,10 @@ import sys
 
 import numpy as np
 import pytest
+from coco_scenes import only, rectangle, wild
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from test_metrics_coco import only, rectangle, scene
 
 from visionkit.data.masks import run_lengths
 from visionkit.errors import ConfigError
@@ -20,55 +20,6 @@ from visionkit.metrics.coco_partial import labelled_only, with_incomplete_as_cro
 from visionkit.metrics.coco_truth import read_truth
 
 H, W = 100, 120
-
-
-def ellipse(box, corners):
-    x, y, w, h = box
-    angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
-    points = np.stack([x + w / 2 * (1 + np.cos(angles)), y + h / 2 * (1 + np.sin(angles))], 1)
-    return [points.round(2).ravel().tolist()]
-
-
-def uncompressed(rle):
-    flat = coco_mask.decode({**rle, "counts": rle["counts"].encode()}).ravel(order="F")
-    ends = [0, *(np.flatnonzero(np.diff(flat)) + 1).tolist(), flat.size]
-    return {**rle, "counts": [0] * int(flat[0]) + np.diff(ends).tolist()}
-
-
-def wild(seed):
-    """A scene with everything that is valid: ids in any order and of any size, unused categories,
-    empty images, crowds of each kind, missing masks, ties of score and of IoU, more than 100
-    detections of a class in an image, boxes without extent and beyond the picture."""
-    rng = np.random.default_rng(seed)
-    truth, results = scene(seed, int(rng.integers(1, 9)), int(rng.integers(1, 4)))
-    truth["categories"] += [{"id": 3, "name": "unused"}, {"id": 10**15, "name": "unused too"}]
-    for record in truth["images"] + truth["annotations"] + results:
-        key = "image_id" if "image_id" in record else "id"
-        record[key] = (-1) ** record[key] * (record[key] + 2**53)
-    for part in (truth["images"], truth["categories"], truth["annotations"], results):
-        rng.shuffle(part)
-    for annotation in truth["annotations"]:
-        kind = rng.integers(6)
-        if kind < 3:
-            annotation["segmentation"] = ellipse(annotation["bbox"], int(rng.integers(3, 14)))
-        elif kind == 3:
-            annotation["segmentation"] = uncompressed(annotation["segmentation"])
-        elif kind == 4:
-            annotation["segmentation"] = [None, [], {}][rng.integers(3)]
-        if rng.random() < 0.1:
-            annotation["area"] = [0, 32**2, 96**2, 1e5**2, 1e11][rng.integers(5)]
-        if rng.random() < 0.1:
-            annotation["bbox"][int(rng.integers(2, 4))] = 0
-    whole, coarse, beyond = rng.random(3) < 0.3
-    for result in results:
-        result["bbox"] = [float(round(v)) if whole else v for v in result["bbox"]]
-        result["bbox"][0] -= 90.0 * bool(beyond and rng.random() < 0.5)
-        result["score"] = round(result["score"], 1) if coarse else result["score"]
-    if results and rng.random() < 0.4:
-        results += [dict(results[i]) for i in rng.integers(0, len(results), 150)]
-        box = results[0]["bbox"]
-        results += [{**results[0], "bbox": [v + 0.01 * i for v in box]} for i in range(110)]
-    return truth, results
 
 
 def both(truth, detections, iou_type):

@@ -4,14 +4,18 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from test_metrics_coco import only, raw_pycocotools, scene
+from coco_scenes import only, raw_pycocotools, scene
 
 from visionkit.cli import main
 from visionkit.errors import DataError
 from visionkit.metrics.coco import STATS, evaluate_coco
 from visionkit.metrics.coco_files import evaluate_files, read_results
+from visionkit.metrics.coco_truth import tell_once
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
@@ -29,6 +33,29 @@ def run(capsys, folder, pred, *words, gt="gt.json"):
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
     return code, printed.out, printed.err
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+def test_stored_files_have_the_figures_that_pycocotools_gave_them(engine, iou_type):
+    """27 objects in 8 pictures: polygons, codes of both kinds, crowds, gaps in the ids, a class
+    without an object; the figures are those of pycocotools 2.0.11."""
+    pytest.importorskip(engine)
+    stored = json.loads((GOLDEN / "coco_figures.json").read_text())[iou_type]
+    files = GOLDEN / "coco_truth.json", GOLDEN / f"coco_{iou_type}.json"
+    found = evaluate_files(*files, iou_type, engine)
+    assert {name: -1 if math.isnan(x) else x for name, x in found.items()} == stored
+    truth, results = (json.loads(file.read_text()) for file in files)
+    assert raw_pycocotools(truth, results, iou_type).stats.tolist() == [stored[n] for n in STATS]
+
+
+def test_why_a_figure_is_not_defined_is_told_once(caplog):
+    tell_once.cache_clear()
+    files = GOLDEN / "coco_truth.json", GOLDEN / "coco_bbox.json"
+    for _ in range(2):
+        evaluate_files(*files, "bbox")
+    (told,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "figures APl, ARl, AP/never there are not defined: there is no object" in told
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])

@@ -82,6 +82,22 @@ def test_iou_is_that_of_loops_and_processes_merge(partial):
     assert merged.compute() == metrics
 
 
+@pytest.mark.parametrize("count", [1, 255])
+def test_of_one_class_and_of_as_many_as_there_can_be(count):
+    metric = ConfusionMatrix([str(i) for i in range(count)])
+    update(metric, [[0, count - 1, 255]], [[0, count - 1, 0]])
+    metrics = metric.compute()
+    assert metrics["mIoU"] == metrics["pixel_accuracy"] == 1  # absent classes do not count
+    assert sum(map(math.isnan, metrics.values())) == count - len({0, count - 1})
+    assert len(metrics) == count + 3
+
+
+def test_nothing_but_ignored_pixels_is_not_defined():
+    metric = ConfusionMatrix(CLASSES)
+    update(metric, [[255, 255]], [[0, 2]])
+    assert all(map(math.isnan, metric.compute().values()))
+
+
 def test_partial_labels_by_hand():
     """Only cat is labelled: dog for background is right, cat for background is an error."""
     metric = ConfusionMatrix(CLASSES)

@@ -86,7 +86,7 @@ def evaluate_model(
     random generator included, is left as it was.
     """
     sources = [source for source in sources if source.val is not None]
-    was_training = model.training
+    was_training = [(module, module.training) for module in model.modules()]
     metrics: dict[str, float] = {}
     evaluators: dict[str, Evaluator] = {}
     model.eval()
@@ -100,7 +100,8 @@ def evaluate_model(
                 evaluators[prefix + head] = evaluator
                 metrics |= {f"{prefix}{head}/{name}": value for name, value in values.items()}
     finally:
-        model.train(was_training)
+        for module, training in was_training:
+            module.training = training
     return metrics, evaluators
 
 

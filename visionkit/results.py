@@ -15,7 +15,7 @@ from torch import Tensor
 from visionkit import rundir
 from visionkit.canvas import color_of
 from visionkit.data.images import is_image_file
-from visionkit.errors import ConfigError, DataError
+from visionkit.errors import ConfigError, DataError, DivergedError
 from visionkit.latent import write_latent_pictures
 from visionkit.metrics.coco import coco_results
 from visionkit.predict import Prediction, Predictor
@@ -117,10 +117,12 @@ def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
     """Plain records of everything that the heads found in one picture.
 
     Detections are COCO results: bbox xywh in the picture's pixels, segmentation as RLE. Each
-    record names its head and, where it has one, its class.
+    record names its head and, where it has one, its class. Raises DivergedError for numbers that
+    are not finite: they rank at random.
     """
     records = []
     for head, result in prediction.heads.items():
+        _check_finite(head, result, image_id)
         classes = prediction.classes[head]
         names = dict(zip(classes.ids, classes.names, strict=True))
         for record in _records_of(result, image_id, classes):
@@ -128,6 +130,12 @@ def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
                 record["category_name"] = names[record["category_id"]]
             records.append({"head": head, **record})
     return records
+
+
+def _check_finite(head: str, result: dict[str, Any], image_id: int) -> None:
+    for name, value in result.items():
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            raise DivergedError(f"{head}: '{name}' of picture {image_id} is not finite")
 
 
 def _records_of(

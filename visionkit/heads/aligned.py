@@ -215,9 +215,17 @@ class Branch(nn.Module):
         outputs = []
         for x, norms in zip(maps, self.norms, strict=True):
             for conv, norm in zip(self.convs, norms, strict=True):
-                x = F.relu(norm(conv(x)), inplace=True)
+                x = F.relu(_normalized(norm, conv(x)), inplace=True)
             outputs.append(cells_first(self.predict(x)))
         return torch.cat(outputs, 1)
+
+
+def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
+    """One cell of one picture has no statistics: it is normalized by those of the past."""
+    if norm.training and x[:, 0].numel() == 1:
+        mean, variance = norm.running_mean, norm.running_var
+        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)
+    return norm(x)
 
 
 def within(points: Tensor, regions: Tensor) -> Tensor:

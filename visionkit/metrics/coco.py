@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionkit.collector import paused_collector
-from visionkit.errors import DataError
+from visionkit.errors import DataError, DivergedError
 from visionkit.metrics.coco_detections import Detections, Door, joined
 from visionkit.metrics.coco_engines import engine_version, match, pick_engine
 from visionkit.metrics.coco_partial import labelled_only, with_incomplete_as_crowds
-from visionkit.metrics.coco_truth import IouType, Truth, read_truth
+from visionkit.metrics.coco_truth import IouType, Truth, read_truth, tell_once
 
 if TYPE_CHECKING:
     from visionkit.types import Batch, Classes
@@ -77,14 +77,28 @@ class CocoEvaluator:
 
 
 def detections_of(prediction: dict[str, Any], image_id: int, classes: Classes) -> Detections:
-    """One image's detections with the data set's ids: boxes xywh, masks RLE, original pixels."""
+    """One image's detections with the data set's ids: boxes xywh, masks RLE, original pixels.
+
+    Raises DivergedError for boxes or scores that are not finite, which a model computed, and
+    DataError where a part is missing or masks are no run-length codes.
+    """
+    if missing := {"boxes", "scores", "labels"} - prediction.keys():
+        raise DataError(f"image {image_id}: the predictions lack {', '.join(sorted(missing))}")
     boxes = prediction["boxes"].double().cpu().numpy()
-    labels = prediction["labels"].cpu().numpy()
+    scores = prediction["scores"].double().cpu().numpy()
+    for name, values in (("boxes", boxes), ("scores", scores)):
+        if not np.isfinite(values).all():
+            raise DivergedError(f"image {image_id}: the predicted {name} are not finite")
     masks = prediction.get("masks")
+    if masks is not None and not all(isinstance(rle, dict) for rle in masks):
+        raise DataError(
+            f"image {image_id}: predicted 'masks' must be a list of run-length codes, as of "
+            f"pycocotools.mask.encode, not a {type(masks).__name__}"
+        )
     return Detections(
         np.full(len(boxes), image_id, np.int64),
-        np.array(classes.ids, np.int64)[labels],
-        prediction["scores"].double().cpu().numpy(),
+        np.array(classes.ids, np.int64)[prediction["labels"].cpu().numpy()],
+        scores,
         np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
         None
         if masks is None
@@ -133,7 +147,21 @@ def figures(truth: Truth, found: Detections, iou_type: IouType, engine: str) -> 
     metrics = dict(zip(STATS, map(_mean, stats), strict=True))
     for row, name in enumerate(truth.names):
         metrics[f"AP/{name}"] = _mean(by_area[0][:, :, row])
+    _tell_undefined(metrics, iou_type)
     return metrics
+
+
+def _tell_undefined(metrics: dict[str, float], iou_type: IouType) -> None:
+    """Why a figure is NaN: pycocotools would say -1 and nothing else."""
+    missing = [name for name, value in metrics.items() if math.isnan(value)]
+    if "AP" in missing:
+        tell_once(f"COCO's {iou_type} figures are not defined: there is no object to score")
+    elif missing:
+        shown = ", ".join(missing[:20]) + (f", ... {len(missing) - 20} more" * (len(missing) > 20))
+        tell_once(
+            f"COCO's {iou_type} figures {shown} are not defined: there is no object of the class, "
+            "or of the size (small, medium, large)"
+        )
 
 
 def _mean(values: np.ndarray) -> float:

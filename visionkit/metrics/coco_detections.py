@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from visionkit.data.coco_columns import rows_of
+from visionkit.data.coco_columns import rows_of, short
 from visionkit.errors import DataError
-from visionkit.metrics.coco_masks import rle_totals
-from visionkit.metrics.coco_truth import IouType, Truth, sizes_of
+from visionkit.metrics.coco_masks import is_size, rle_totals
+from visionkit.metrics.coco_truth import FARTHEST, IouType, Truth, sizes_of
 
 KEY = {"bbox": "bbox", "segm": "segmentation"}
 
@@ -126,7 +126,7 @@ class Door:
 
     def _tell(self, number: int, record: Any, fault: str) -> None:
         if len(self.told) < self.LIMIT:
-            of = f" (image_id {record.get('image_id')!r})" if isinstance(record, dict) else ""
+            of = f" (image_id {short(record.get('image_id'))})" if isinstance(record, dict) else ""
             self.told.append(f"result {number}{of}: {fault}")
 
     def _one_by_one(
@@ -150,8 +150,8 @@ class Door:
         wrong = (image < 0) | (rows_of(found.category_ids, self.truth.category_ids) < 0)
         wrong |= ~((found.scores >= 0) & (found.scores <= 1))
         if self.iou_type == "bbox":
-            wrong |= ~np.isfinite(found.boxes).all(1) | (found.boxes[:, 2:] < 0).any(1)
-            with np.errstate(over="ignore"):  # of 1e300 each, as pycocotools multiplies them
+            wrong |= ~(np.abs(found.boxes) <= FARTHEST).all(1) | (found.boxes[:, 2:] < 0).any(1)
+            with np.errstate(over="ignore"):  # of what is wrong
                 return replace(found, areas=found.boxes[:, 2] * found.boxes[:, 3]), wrong
         sizes = _sizes(found.masks)
         wrong |= (sizes != sizes_of(image, self.truth.sizes)).any(1)
@@ -159,29 +159,36 @@ class Door:
         return replace(found, areas=filled.astype(float)), wrong | (covered != sizes.prod(1))
 
 
-DAMAGED = "the RLE counts are damaged, or do not add up to the picture's size"
+DAMAGED = "segmentation: the RLE counts are damaged, or do not add up to the picture's size"
 
 
 def _columns(records: Sequence[dict[str, Any]], iou_type: IouType) -> Detections:
     """Records as columns, the quick way; raises if a number or a box is not as it should be."""
     columns = [
-        np.array(array(kind, map(itemgetter(key), records)))
+        _column(kind, list(map(itemgetter(key), records)))
         for kind, key in (("q", "image_id"), ("q", "category_id"), ("d", "score"))
     ]
-    if bool in set(map(type, map(itemgetter("score"), records))):
-        raise TypeError
     shapes = list(map(itemgetter(KEY[iou_type]), records))
     if iou_type == "segm":
         return Detections(*columns, masks=shapes)
     if set(map(len, shapes)) - {4}:
         raise ValueError
-    return Detections(*columns, np.array(array("d", chain.from_iterable(shapes))).reshape(-1, 4))
+    return Detections(*columns, _column("d", list(chain.from_iterable(shapes))).reshape(-1, 4))
+
+
+def _column(kind: str, values: list[Any]) -> np.ndarray:
+    """As an array of that kind; raises if one is no number. True and False are none."""
+    column = np.array(array(kind, values))
+    rows = np.flatnonzero((column == 0) | (column == 1))
+    if bool in {type(values[i]) for i in rows.tolist()}:
+        raise TypeError
+    return column
 
 
 def _sizes(masks: list[dict[str, Any]]) -> np.ndarray:
     """(N, 2) int64 h, w; raises if one is not two whole numbers."""
     sizes = list(map(itemgetter("size"), masks))
-    if set(map(len, sizes)) - {2}:
+    if set(map(len, sizes)) - {2} or bool in set(map(type, chain.from_iterable(sizes))):
         raise ValueError
     return np.array(array("q", chain.from_iterable(sizes)), np.int64).reshape(-1, 2)
 
@@ -195,29 +202,33 @@ def _fault(record: Any, truth: Truth, iou_type: IouType) -> str | None:
         return f"misses the key {missing[0]!r}"
     image, category = record["image_id"], record["category_id"]
     if not _is_number(image) or image not in truth.image_rows:
-        return "no such image in the annotations"
+        return f"image_id {short(image)}: no such image in the annotations{_hint(image)}"
     if not _is_number(category) or category not in truth.category_rows:
-        return f"category_id {category!r} is not in the annotations"
+        return f"category_id {short(category)} is not in the annotations{_hint(category)}"
     score = record["score"]
     if not _is_number(score) or not 0 <= score <= 1:
-        return f"score {score!r} is not a number from 0 to 1"
+        return f"score {short(score)} is not a number from 0 to 1"
     if iou_type == "segm":
         return _mask_fault(record["segmentation"], truth.sizes[truth.image_rows[image]].tolist())
     box = record["bbox"]
     is_box = isinstance(box, list | tuple | np.ndarray) and len(box) == 4
-    if not is_box or not all(map(_is_number, box)) or box[2] < 0 or box[3] < 0:
-        return f"bbox {box!r} is not [x, y, width, height] with finite numbers"
+    is_box = is_box and all(_is_number(side) and abs(side) <= FARTHEST for side in box)
+    if not is_box or box[2] < 0 or box[3] < 0:
+        return f"bbox {short(box)} is not [x, y, width, height] with finite numbers"
     return None
+
+
+def _hint(id_: Any) -> str:
+    return ": must be a whole number, without quotes" if isinstance(id_, str) else ""
 
 
 def _mask_fault(mask: Any, expected: list[int]) -> str | None:
     if not isinstance(mask, dict) or not {"size", "counts"} <= mask.keys():
         return "segmentation is not a run-length code {size: [h, w], counts: text}"
-    size = mask["size"]
-    if not isinstance(size, list | tuple) or list(size) != expected:
-        return f"mask of size {size!r} on an image of {expected} (h, w)"
+    if not is_size(mask["size"], expected):
+        return f"segmentation: mask of size {short(mask['size'])} on an image of {expected} (h, w)"
     if not isinstance(mask["counts"], str | bytes):
-        return "the counts of a detected mask must be a compressed text"
+        return "segmentation: the counts of a detected mask must be a compressed text"
     return None
 
 

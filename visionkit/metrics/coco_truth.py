@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal
@@ -16,9 +16,13 @@ from pycocotools import mask as coco_mask
 
 from visionkit.data.coco_columns import Record, place, report_repeats, rows_of, short, whole_numbers
 from visionkit.data.problems import Problems
-from visionkit.metrics.coco_masks import polygon_fault, polygons_sound, rle_totals
+from visionkit.metrics.coco_masks import polygon_fault, polygons_sound, rle_fault, rle_totals
 
 IouType = Literal["bbox", "segm"]
+FARTHEST = 1e9  # of a box, in pixels: the engines' products stay finite (inf / inf is a match)
+LARGEST_PICTURE = 2**31  # pixels; pycocotools counts them in 32 bits
+
+log = logging.getLogger("visionkit")
 
 
 @dataclass(frozen=True)
@@ -66,21 +70,21 @@ class Truth:
 def read_truth(truth: dict[str, Any], iou_type: IouType, source: str = "ground truth") -> Truth:
     """Pack a COCO dict; `DataError` lists what could not be scored or would be scored wrongly.
 
-    For masks, an object without one becomes a region to ignore, its box. A missing area is that
-    of the mask when masks are scored, else that of the box; a missing iscrowd is 0.
+    For masks, an object without one becomes a region to ignore, its box. A missing or negative
+    area is that of the mask when masks are scored, else that of the box; a missing iscrowd is 0.
     """
     problems = Problems(source)
     images, categories, annotations = (truth[k] for k in ("images", "categories", "annotations"))
     image_ids = _unique("images", images, "id", problems)
     category_ids = _unique("categories", categories, "id", problems)
-    names = [str(category.get("name")) for category in categories]
-    report_repeats(
-        "categories", categories.__getitem__, "name", names, [True] * len(names), problems
-    )
+    names = _names(categories, problems)
     sizes = np.zeros((len(images), 2), np.int64)
     if iou_type == "segm":
         for side, key in enumerate(("height", "width")):
             sizes[:, side] = _integers("images", images, key, problems, low=1)
+        for i in np.flatnonzero(sizes.astype(float).prod(1) >= LARGEST_PICTURE):
+            what = f"'height' and 'width' {sizes[i].tolist()} are too many pixels to score masks"
+            problems.add(place("images", i, images[i]), what)
     problems.raise_any()  # what follows looks the rows up
 
     by_id, by_category = np.argsort(image_ids), np.argsort(category_ids)
@@ -89,17 +93,15 @@ def read_truth(truth: dict[str, Any], iou_type: IouType, source: str = "ground t
     category = _rows("category_id", annotations, category_ids, problems)
     masks = None
     if iou_type == "segm":
-        masks = [record.get("segmentation") or None for record in annotations]
+        masks = [record.get("segmentation") for record in annotations]
+        masks = [None if mask == [] or mask == {} else mask for mask in masks]
         _check_masks(annotations, masks, sizes_of(image, sizes), problems)
     boxes = _boxes(annotations, masks, problems)
     areas = _areas(annotations, boxes, masks, sizes_of(image, sizes), problems)
+    iscrowd = _crowds(annotations, problems)
+    if masks is not None:
+        iscrowd |= _boxes_to_ignore(annotations, boxes, masks, sizes_of(image, sizes), problems)
     problems.raise_any()
-    iscrowd = np.array([bool(record.get("iscrowd")) for record in annotations], bool)
-    for i, mask in enumerate(masks or ()):
-        if mask is None:
-            x, y, w, h = boxes[i].tolist()
-            masks[i] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-            iscrowd[i] = True
     return Truth(
         image_ids=image_ids,
         sizes=sizes,
@@ -124,11 +126,31 @@ def _integers(
 ) -> np.ndarray:
     try:
         column = np.array(array("q", map(itemgetter(key), records)), np.int64)
-        if not len(column) or column.min() >= bounds.get("low", column.min()):
+        in_range = not len(column) or column.min() >= bounds.get("low", column.min())
+        if in_range and bool not in set(map(type, map(itemgetter(key), records))):
             return column
     except (KeyError, TypeError, OverflowError):
         pass  # the slow way finds the record
     return whole_numbers(kind, list(records), key, problems, **bounds)[0]
+
+
+def _names(categories: Sequence[Record], problems: Problems) -> list[str]:
+    names = [category.get("name") for category in categories]
+    named = [isinstance(name, str) and bool(name) for name in names]
+    for i in np.flatnonzero(~np.array(named, bool)):
+        what = f"'name' is {short(names[i])}: must be a text"
+        problems.add(place("categories", i, categories[i]), what)
+    report_repeats("categories", categories.__getitem__, "name", names, named, problems)
+    return names
+
+
+def _crowds(records: Sequence[Record], problems: Problems) -> np.ndarray:
+    found = [record.get("iscrowd") for record in records]
+    for i, value in enumerate(found):
+        if value not in (None, 0, 1):
+            what = f"'iscrowd' is {short(value)}: must be 0 or 1, or left out"
+            problems.add(place("annotations", i, records[i]), what)
+    return np.array([value is not None and value == 1 for value in found], bool)
 
 
 def _unique(kind: str, records: Sequence[Record], key: str, problems: Problems) -> np.ndarray:
@@ -151,25 +173,27 @@ def _boxes(records: Sequence[Record], masks: list[Any] | None, problems: Problem
     """Boxes (A, 4); zeros where masks are scored and there is one."""
     rows = np.arange(len(records))
     if masks is not None:
-        rows = np.array([i for i, mask in enumerate(masks) if not mask], int)
+        rows = np.array([i for i, mask in enumerate(masks) if mask is None], int)
     found = [records[i].get("bbox") for i in rows]
     boxes = np.zeros((len(records), 4))
     try:
         if not set(map(len, found)) - {4}:
             boxes[rows] = np.array(array("d", chain.from_iterable(found))).reshape(-1, 4)
-            if np.isfinite(boxes).all():
+            near = (np.abs(boxes) <= FARTHEST).all()  # False for NaN
+            if near and bool not in set(map(type, chain.from_iterable(found))):
                 return boxes
     except (TypeError, OverflowError):
         pass  # the slow way finds the record
     for i, box in zip(rows, found, strict=True):
-        if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_finite, box)):
+        if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_near, box)):
             what = f"'bbox' is {short(box)}: must be [x, y, width, height], finite numbers"
             problems.add(place("annotations", i, records[i]), what)
     return boxes
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # False for NaN
+def _is_near(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= FARTHEST  # False for NaN
 
 
 def _check_masks(
@@ -179,12 +203,12 @@ def _check_masks(
     rows = [i for i, mask in enumerate(masks) if known[i] and isinstance(mask, list)]
     if polygons_sound([masks[i] for i in rows], sizes[rows]):
         rows = []
-    rows += [i for i, m in enumerate(masks) if known[i] and m and not isinstance(m, list)]
+    rows += [i for i, m in enumerate(masks) if known[i] and not isinstance(m, list | None)]
     compressed = []
     for i in sorted(rows):
         size = sizes[i].tolist()
         is_rle = isinstance(masks[i], dict)
-        fault = (_rle_fault if is_rle else polygon_fault)(masks[i], size)
+        fault = (rle_fault if is_rle else polygon_fault)(masks[i], size)
         if fault:
             problems.add(place("annotations", i, records[i]), f"'segmentation': {fault}")
         elif is_rle and not isinstance(masks[i]["counts"], list):
@@ -195,17 +219,28 @@ def _check_masks(
         problems.add(place("annotations", i, records[i]), what)
 
 
-def _rle_fault(rle: dict[str, Any], size: list[int]) -> str | None:
-    if list(rle.get("size") or ()) != size:
-        return f"RLE size is {rle.get('size')}, but the picture's is {size} (h, w)"
-    counts = rle.get("counts")
-    if isinstance(counts, str | bytes):
-        return None
-    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
-        return "RLE counts must be a list of run lengths or a compressed string"
-    if sum(counts) != size[0] * size[1]:
-        return f"RLE counts add up to {sum(counts)}, but {size} (h, w) are {size[0] * size[1]}"
-    return None
+def _boxes_to_ignore(
+    records: Sequence[Record],
+    boxes: np.ndarray,
+    masks: list[Any],
+    sizes: np.ndarray,
+    problems: Problems,
+) -> np.ndarray:
+    """(A,) which objects have no mask; in `masks` they then have their boxes."""
+    without = [i for i, mask in enumerate(masks) if mask is None]
+    for i in without:
+        x, y, w, h = boxes[i].tolist()
+        masks[i] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        if sizes[i].any() and (fault := polygon_fault(masks[i], sizes[i].tolist())):
+            problems.add(place("annotations", i, records[i]), f"'bbox': {fault}")
+    if without:
+        tell_once(
+            f"{len(without)} of {len(masks)} annotated objects have no segmentation: when masks "
+            "are scored their boxes are regions to ignore"
+        )
+    chosen = np.zeros(len(masks), bool)
+    chosen[without] = True
+    return chosen
 
 
 def _areas(
@@ -218,26 +253,32 @@ def _areas(
     found = [record.get("area") for record in records]
     try:
         areas = np.array(array("d", found))
-        if (np.abs(areas) < 1e18).all():  # False for NaN
-            return areas
+        if ((areas >= 0) & (areas < 1e18)).all() and bool not in set(map(type, found)):
+            return areas  # none is NaN
     except (TypeError, OverflowError):
         pass  # the slow way fills in what is missing or finds the record
+    negative = 0
     for i, area in enumerate(found):
-        if area is None:
+        is_number = isinstance(area, int | float) and not isinstance(area, bool)
+        if area is None or (is_number and -1e18 < area < 0):
+            negative += area is not None
             found[i] = 0.0
             if not problems.count:  # of masks that are sound
                 mask = masks[i] if masks is not None else None
                 found[i] = _area_of(mask, boxes[i], sizes[i])
-        elif not isinstance(area, int | float) or not abs(area) < 1e18:
+        elif not is_number or not 0 <= area < 1e18:
             what = f"'area' is {short(area)}: must be a finite number, or left out"
             problems.add(place("annotations", i, records[i]), what)
             found[i] = 0.0
+    if negative:
+        what = f"{negative} of {len(found)} annotated areas are negative: those of the "
+        tell_once(f"{what}{'masks' if masks is not None else 'boxes'} are taken")
     return np.array(found, np.float64)
 
 
 def _area_of(mask: Any, box: np.ndarray, size: np.ndarray) -> float:
     if not mask:
-        return float(box[2] * box[3])
+        return float(max(box[2], 0) * max(box[3], 0))
     return float(coco_mask.area(_compressed(mask, size)))
 
 
@@ -247,3 +288,9 @@ def _compressed(mask: Any, size: np.ndarray) -> dict[str, Any]:
         return mask
     rle = coco_mask.frPyObjects(mask, *size.tolist())
     return coco_mask.merge(rle) if isinstance(rle, list) else rle
+
+
+@cache
+def tell_once(message: str) -> None:
+    """Warn, once in the life of the process: validation opens the same truth again and again."""
+    log.warning("%s", message)
