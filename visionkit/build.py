@@ -96,6 +96,7 @@ def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[
             per_identity=spec.per_identity,
             group_shapes=spec.group_shapes,
             cache=None if spec.cache_gb is None else PictureCache(spec.cache_gb),
+            skip_broken=spec.on_broken_picture == "skip",
         )
         for name, spec in config.data.items()
     ]

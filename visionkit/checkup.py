@@ -17,8 +17,9 @@ from visionkit.build import open_sources, pick_device, pick_precision
 from visionkit.config import Config, load_config, missing_paths
 from visionkit.data.coco import Coco
 from visionkit.data.coco_reading import read_annotations
+from visionkit.data.dataset_pictures import examine_dataset
 from visionkit.data.fault_kinds import policies
-from visionkit.data.problems import Finding, Problems, finding, findings_of
+from visionkit.data.problems import Finding, Place, Problems, finding, findings_of
 from visionkit.data_used import data_used, describe, splits_of, where_is
 from visionkit.errors import VisionkitError
 from visionkit.preparation import check_training, opened_splits, prepare_model
@@ -123,5 +124,15 @@ def _look_at(dataset: Any) -> Iterator[Finding]:
     """What a data set has found, and what takes longer to find."""
     if hasattr(dataset, "findings"):
         yield from dataset.findings()
+    yield from _look_at_pictures(dataset)
     if hasattr(dataset, "examine"):
         yield from dataset.examine(progress)
+
+
+def _look_at_pictures(dataset: Any) -> Iterator[Finding]:
+    """What is wrong with the files of the pictures and of the class maps."""
+    for index, kind, message, severity in examine_dataset(dataset):
+        is_record = hasattr(dataset, "annotations")  # of a COCO file
+        place = Place("images", index, dataset.image_ids[index]) if is_record else None
+        action = "error" if severity == "error" else "keep"
+        yield Finding(kind, message, place=place, action=action, severity=severity)

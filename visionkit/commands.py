@@ -10,7 +10,7 @@ import logging
 import re
 from pathlib import Path
 
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, DataError
 
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
 
@@ -92,7 +92,7 @@ def _print_metrics(metrics: dict[str, float]) -> None:
         print(f"{name:<{width}}  {value:.4f}" if value == value else f"{name:<{width}}  n/a")
 
 
-def predict(args: argparse.Namespace) -> None:
+def predict(args: argparse.Namespace) -> int:
     from visionkit.predict import load
     from visionkit.results import predict_files
 
@@ -105,16 +105,24 @@ def predict(args: argparse.Namespace) -> None:
         predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
     )
     print(f"wrote {args.out}/predictions.json, the overlays and what else the heads give", end="")
-    print(f"; {broken} pictures could not be read" if broken else "")
+    return _end_with(broken)
 
 
-def search(args: argparse.Namespace) -> None:
+def search(args: argparse.Namespace) -> int:
     from visionkit.predict import load
     from visionkit.search import search_files
 
     predictor = load(args.run_directory, args.overrides)
-    search_files(predictor, [args.query], [args.gallery], args.out, top=args.top, head=args.head)
-    print(f"wrote {args.out}/matches.json and matches.jpg")
+    inputs = [args.query], [args.gallery]
+    broken = search_files(predictor, *inputs, args.out, top=args.top, head=args.head)
+    print(f"wrote {args.out}/matches.json and matches.jpg", end="")
+    return _end_with(broken)
+
+
+def _end_with(broken: int) -> int:
+    """End the line, and the code to exit with: results that lack pictures are no full success."""
+    print(f"; {broken} pictures could not be read" if broken else "")
+    return DataError.exit_code if broken else 0
 
 
 def bench(args: argparse.Namespace) -> None:

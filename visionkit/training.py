@@ -23,6 +23,7 @@ from visionkit.gradients import combiner, total_norm
 from visionkit.model import VisionModel
 from visionkit.nonfinite import check_finite
 from visionkit.optim import MovingAverage, build_optimizer, lr_factor, set_lr
+from visionkit.picture_report import check_pictures
 from visionkit.preparation import set_up, tell_data
 from visionkit.progress import Progress
 from visionkit.report import picture_training_batch, picture_validation, write_curves
@@ -62,6 +63,7 @@ def train(
     torch.use_deterministic_algorithms(config.train.deterministic)
     saved = _last_of(config) if resume else None
     model, sources, classes = set_up(config, saved, device=device)
+    check_pictures(config, sources)
     run = distributed.on_first(
         lambda: rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
     )
@@ -167,6 +169,8 @@ def _fit(
                 average.update(step)
             if len(model.heads) > 1:
                 combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
+            if broken := sum(len(source.broken.times) for source in trained):
+                combined["broken_pictures"] = broken
             progress.advance(
                 sum(map(len, seen)),
                 lr=optimizer.param_groups[0]["lr"],

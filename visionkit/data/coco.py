@@ -15,12 +15,12 @@ from visionkit.data.coco_outlines import Progress
 from visionkit.data.coco_reading import find_missing, read_annotations
 from visionkit.data.coco_truth import coco_truth, filled_areas
 from visionkit.data.fault_kinds import policies
+from visionkit.data.files import Links
 from visionkit.data.identifiers import read_identifiers
-from visionkit.data.images import Load, load_image
+from visionkit.data.images import Load, check_size, load_image
 from visionkit.data.problems import Finding, Problems, Tally
 from visionkit.data.sample import Sample
 from visionkit.data.semantic_maps import load_classes, look_at_maps, paint_classes
-from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
 
 
@@ -48,6 +48,7 @@ class Coco:
     exif: whether boxes belong to the upright picture ("apply") or to the pixels as stored.
     on_fault: what to do about records of a kind of fault, for example {"bad-mask": "drop"}; the
         kinds and their defaults are in docs/check.md.
+    links: "any" allows file names to be links that lead out of the folder, which itself may be one.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Coco:
         attributes: list[str] | None = None,
         exif: Literal["apply", "ignore"] = "apply",
         on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
+        links: Links = "inside",
     ):
         self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
         self.other_classes, actions = other_classes, policies(on_fault)
@@ -75,7 +77,7 @@ class Coco:
             attributes=attributes,
             actions=actions,
         )
-        find_missing(read, self.images, problems)
+        find_missing(read, self.images, links, problems)
         problems.raise_any()
 
         self._read, self._index, self._labelled_ids = read, read.index, read.labelled
@@ -148,6 +150,11 @@ class Coco:
     def image_path(self, index: int) -> Path:
         return self.images / self._index.images.names.text(index)
 
+    def map_path(self, index: int) -> Path | None:
+        """The file of that picture's class map; None where it has none."""
+        name = "" if self._paints else self._index.images.semantic.text(index)
+        return self.annotations.parent / name if name else None
+
     def __len__(self) -> int:
         return len(self._index.images.ids)
 
@@ -163,7 +170,7 @@ class Coco:
         path, images = self.image_path(index), self._index.images
         size = tuple(images.sizes[index].tolist())
         sample = Sample(load(path, exif=self.exif), self.image_ids[index], size)
-        self._check_size(path, sample.size, size)
+        check_size(path, sample.size, size, self.annotations, self.exif)
 
         span = self._span(index)
         rows, objects = self._rows[span], self._index.objects
@@ -214,25 +221,10 @@ class Coco:
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
             masks = [self._read.masks[row] for row in rows]
             return paint_classes(masks, self._labels[span], boxes, size)
-        name = images.semantic.text(index)
-        if not name:
+        path = self.map_path(index)
+        if path is None:
             return None
-        known = len(self.vocabularies["semantic"].names)
-        return load_classes(self.annotations.parent / name, size, known)
-
-    def _check_size(self, path: Path, found: tuple[int, int], expected: tuple[int, int]) -> None:
-        if found == expected:
-            return
-        other = "ignore" if self.exif == "apply" else "apply"
-        hint = (
-            f"swapped: the sizes in the file are wrong, or set the data set's `exif: {other}`"
-            if found == expected[::-1]
-            else "annotations and picture do not belong together: resize neither alone"
-        )
-        raise DataError(
-            f"picture {path} is {found[1]}x{found[0]}, but {self.annotations} says "
-            f"{expected[1]}x{expected[0]} ({hint})"
-        )
+        return load_classes(path, size, len(self.vocabularies["semantic"].names))
 
     def coco_truth(self) -> dict[str, Any]:
         """The ground truth for a COCO evaluator, with the exact numbers of the file.

@@ -17,7 +17,7 @@ from visionkit.data.coco_index import CocoIndex
 from visionkit.data.coco_objects import Objects, choose_objects
 from visionkit.data.coco_outlines import Progress, look_at_outlines
 from visionkit.data.fault_kinds import KINDS, Action
-from visionkit.data.files import absent
+from visionkit.data.files import Links, find_unusable, shown
 from visionkit.data.index_store import content_key
 from visionkit.data.problems import Finding, Problems, Tally, check_classes
 from visionkit.data.segmentation_table import SegmentationTable
@@ -114,7 +114,7 @@ def read_annotations(
     return Annotations(index, names, picked, objects, has_masks, described, labelled)
 
 
-def find_missing(read: Annotations, pictures: Path, problems: Problems) -> None:
+def find_missing(read: Annotations, pictures: Path, links: Links, problems: Problems) -> None:
     """Add the pictures that are not in that folder, and class maps that are not where named."""
     index = read.index
     for root, key, names in (
@@ -127,12 +127,12 @@ def find_missing(read: Annotations, pictures: Path, problems: Problems) -> None:
             what = f"folder of pictures {root} does not exist or is no folder"
             problems.add("", what, kind="missing-file", value=str(root))
             continue
-        for row in absent(root, names):
+        for row, kind, what in find_unusable(root, names, links):
             problems.add(
                 place("images", row, index.images.record(row)),
-                f"'{key}' is {short(names[row])}, but there is no such file in {root}",
-                KINDS["missing-file"].remedy,
-                kind="missing-file",
+                f"{shown(names[row])}: {what}",
+                KINDS[kind].remedy if kind == "missing-file" else "",
+                kind=kind,
                 key=key,
                 value=short(names[row]),
             )

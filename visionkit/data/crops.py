@@ -11,6 +11,7 @@ import numpy as np
 
 from visionkit.data.coco import Coco
 from visionkit.data.fault_kinds import KINDS
+from visionkit.data.files import Links
 from visionkit.data.images import Load, load_image
 from visionkit.data.problems import Finding, Tally
 from visionkit.data.sample import Sample
@@ -27,7 +28,7 @@ class Crops:
     the list of annotations, counted from 0. Raises `DataError` for what is wrong with the file,
     and if no object is left.
 
-    classes, other_classes, exif, on_fault: as in `coco.Coco`.
+    classes, other_classes, exif, links, on_fault: as in `coco.Coco`.
     margin: by how many of its widths and heights a box grows at each side; it ends at the border
         of the picture.
     min_size: objects whose box is narrower or lower than this, in pixels, are left out and
@@ -52,6 +53,7 @@ class Crops:
         identity: str | None = None,
         exif: Literal["apply", "ignore"] = "apply",
         on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
+        links: Links = "inside",
     ):
         self._coco = Coco(
             images,
@@ -61,7 +63,9 @@ class Crops:
             masks=False,
             exif=exif,
             on_fault=on_fault,
+            links=links,
         )
+        self.exif = exif
         image_index, boxes, labels, rows = self._coco.objects()
         large = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(1)
         if not large.any():

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 
 from visionkit.data.class_remarks import class_remarks
+from visionkit.data.files import is_visible, shown, visible_files
 from visionkit.data.images import SUFFIXES, Load, load_image
 from visionkit.data.problems import Finding, Problems, Tally, check_classes, finding, tally
 from visionkit.data.sample import Sample
@@ -59,7 +60,8 @@ class ImageFolder:
         for name in filter(names.__contains__, found):
             pictures, others = pictures_below(self.root, name)
             if not pictures:
-                what = f"class folder {self.root / name} holds no pictures ({', '.join(SUFFIXES)})"
+                what = f"class folder {shown(self.root / name)} holds no pictures"
+                what += f" ({', '.join(SUFFIXES)})"
                 problems.add("", what, "fill or remove it", kind="missing-file", value=name)
             self.file_names += pictures
             self._others += others
@@ -122,7 +124,7 @@ def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         raise DataError(f"folder {root} does not exist or is no folder")
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    names = [name for name in names if _is_content(name)]
+    names = [name for name in names if is_visible(name)]
     if not names:
         raise DataError(f"folder {root} has no class folders: pictures belong in {root}/<class>/")
     return names
@@ -131,14 +133,8 @@ def _class_folders(root: Path) -> list[str]:
 def pictures_below(root: Path, class_name: str) -> tuple[list[str], list[str]]:
     """Pictures and other files that are not hidden: paths relative to `root`, sorted."""
     pictures, others = [], []
-    for folder, subfolders, files in os.walk(root / class_name):
-        subfolders[:] = filter(_is_content, subfolders)
+    for folder, name in visible_files(root / class_name):
         inside = os.path.relpath(folder, root)
-        for name in filter(_is_content, files):
-            kind = pictures if name.lower().endswith(SUFFIXES) else others
-            kind.append(f"{inside}/{name}".replace(os.sep, "/"))
+        kind = pictures if name.lower().endswith(SUFFIXES) else others
+        kind.append(f"{inside}/{name}".replace(os.sep, "/"))
     return sorted(pictures), sorted(others)
-
-
-def _is_content(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
