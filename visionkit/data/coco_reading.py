@@ -130,7 +130,7 @@ def find_missing(read: Annotations, pictures: Path, problems: Problems) -> None:
         for row in absent(root, names):
             problems.add(
                 place("images", row, index.images.record(row)),
-                f"'{key}' is {short(names[row])}, but there is no such file in {root}",
+                f"{names[row]}: there is no such file in {root}",
                 KINDS["missing-file"].remedy,
                 kind="missing-file",
                 key=key,
