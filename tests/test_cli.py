@@ -95,7 +95,7 @@ def test_predict_writes_records_and_overlays_and_skips_broken_pictures(
     out = tmp_path / "out"
     assert main(["predict", str(run), str(tmp_path / "in"), "--out", str(out)]) == 3
     printed = capsys.readouterr()
-    assert "1 pictures could not be read" in printed.out
+    assert "1 picture could not be read" in printed.out
     records = json.loads((out / "predictions.json").read_text())
     assert {r["file_name"] for r in records} <= {"a.jpg", "b.png", "a.png"}
     record = records[0]
@@ -153,6 +153,7 @@ def test_training_without_any_object_is_refused(shapes, tmp_path, capsys):
     words = [
         f"data.train.images={shapes / 'images'}",
         f"data.train.annotations={tmp_path / 'none.json'}",
+        "data.train.links=any",
     ]
     assert main(["train", str(CONFIGS / "detection.yaml"), *words, "data.val=null"]) == 3
     assert "nothing to learn" in capsys.readouterr().err

@@ -23,7 +23,7 @@ def train(args: argparse.Namespace) -> None:
     from visionkit import distributed, training
     from visionkit.config import load_config
 
-    config, resume = args.config, args.resume
+    config, resume, origin = args.config, args.resume, None
     if isinstance(resume, str) and (resume.endswith((".yaml", ".yml")) or OVERRIDE.match(resume)):
         words = [resume, *([config] if config else [])]  # `--resume` stood before the config
         config = next((word for word in words if not OVERRIDE.match(word)), None)
@@ -34,13 +34,14 @@ def train(args: argparse.Namespace) -> None:
         run = Path(resume)
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"--resume: {run} holds no run (no config.yaml)")
-        config, args.overrides = str(run / "config.yaml"), [*words, f"output={run}"]
+        config = origin = str(run / "config.yaml")  # written by whoever trained it
+        args.overrides = [*words, f"output={run}"]
         resume = True
     if resume and args.overwrite:
         raise ConfigError("train: --resume continues a run and --overwrite replaces it; give one")
     if config is None:
         raise ConfigError("train: give a config file, or --resume RUN")
-    checked = load_config(config, args.overrides)
+    checked = load_config(config, args.overrides, origin=origin, allow_plugins=args.allow_plugins)
     if resume and checked.output is None:
         raise ConfigError("--resume: say which run: `--resume RUN`, or output=RUN")
     run = training.train(checked, resume=bool(resume), overwrite=args.overwrite)
@@ -63,7 +64,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from visionkit import distributed
     from visionkit.evaluation import evaluate_run
 
-    metrics, facts = evaluate_run(args.run_directory, args.overrides, heads=args.heads)
+    metrics, facts = evaluate_run(
+        args.run_directory, args.overrides, heads=args.heads, allow_plugins=args.allow_plugins
+    )
     if distributed.rank() == 0:
         _show(metrics, facts, args.json)
 
@@ -104,7 +107,12 @@ def predict(args: argparse.Namespace) -> int:
     inputs = [word for word in args.inputs if word not in settings]
     if not inputs:
         raise ConfigError("predict: give at least one picture or folder")
-    predictor = load(args.run_directory, [*settings, *args.overrides], heads=args.heads)
+    predictor = load(
+        args.run_directory,
+        [*settings, *args.overrides],
+        heads=args.heads,
+        allow_plugins=args.allow_plugins,
+    )
     broken = predict_files(
         predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
     )
@@ -116,7 +124,7 @@ def search(args: argparse.Namespace) -> int:
     from visionkit.predict import load
     from visionkit.search import search_files
 
-    predictor = load(args.run_directory, args.overrides)
+    predictor = load(args.run_directory, args.overrides, allow_plugins=args.allow_plugins)
     inputs = [args.query], [args.gallery]
     broken = search_files(predictor, *inputs, args.out, top=args.top, head=args.head)
     print(f"wrote {args.out}/matches.json and matches.jpg", end="")
@@ -125,7 +133,7 @@ def search(args: argparse.Namespace) -> int:
 
 def _end_with(broken: int) -> int:
     """End the line, and the code to exit with: results that lack pictures are no full success."""
-    print(f"; {broken} pictures could not be read" if broken else "")
+    print(f"; {_pictures(broken)} could not be read" if broken else "")
     return DataError.exit_code if broken else 0
 
 
@@ -134,7 +142,9 @@ def bench(args: argparse.Namespace) -> None:
     from visionkit.benchmark_report import report
     from visionkit.rundir import to_json
 
-    result = benchmark(args.config, args.overrides, steps=args.steps)
+    result = benchmark(
+        args.config, args.overrides, steps=args.steps, allow_plugins=args.allow_plugins
+    )
     print(to_json(result) if args.json else report(result))
 
 
@@ -169,7 +179,8 @@ def _checked(args: argparse.Namespace) -> Report:
 def config(args: argparse.Namespace) -> None:
     from visionkit.config import load_config
 
-    print(load_config(args.config, args.overrides).to_yaml(), end="")
+    checked = load_config(args.config, args.overrides, allow_plugins=args.allow_plugins)
+    print(checked.to_yaml(), end="")
 
 
 def list_components(args: argparse.Namespace) -> None:
@@ -184,4 +195,8 @@ def data_shapes(args: argparse.Namespace) -> None:
     from visionkit.data.shapes import generate_shapes
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
-    print(f"wrote {args.images} pictures and annotations.json to {args.out}")
+    print(f"wrote {_pictures(args.images)} and annotations.json to {args.out}")
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"

@@ -47,16 +47,18 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    allow_plugins: bool = False,
 ) -> Run:
     """Train the model that a config describes and write everything to a run directory.
 
     `config` is a YAML file, a dict of the same form, or a checked Config; `overrides` are dotted
     keys with values. With `resume`, continue the run in `config.output` where its last checkpoint
-    left it; with `overwrite`, replace it. Raises ConfigError, DataError, CheckpointError,
-    DivergedError for what the user can mend, and Preempted when a signal asked to stop.
+    left it; with `overwrite`, replace it. `allow_plugins` is for `init_from`, see `load_config`.
+    Raises ConfigError, DataError, CheckpointError, DivergedError for what the user can mend, and
+    Preempted when a signal asked to stop.
     """
     if not isinstance(config, Config):
-        config = load_config(config, overrides)
+        config = load_config(config, overrides, allow_plugins=allow_plugins)
     distributed.setup()
     device = pick_device(config.train.device)
     dtype = pick_precision(config.train.precision, device)
@@ -205,7 +207,7 @@ def _fit(
 def _last_of(config: Config) -> dict[str, Any]:
     if config.output is None:
         raise ConfigError("resume: say which run with `output`")
-    return checkpoint.load(checkpoint.checkpoint_of(config.output, resume=True))
+    return checkpoint.load_run(checkpoint.checkpoint_of(config.output, resume=True))
 
 
 def _seed_step(seed: int, step: int, device: torch.device) -> None:
