@@ -1,6 +1,7 @@
 """`visionkit check ANNOTATIONS.json`: what it finds, prints, writes and leaves alone."""
 
 import json
+import logging
 
 import pytest
 from test_data_coco import SQUARE, save, small
@@ -56,6 +57,7 @@ def test_a_sound_file(folder, capsys):
     printed = capsys.readouterr().out
     assert "data used: annotations: 2 pictures, 1 objects" in printed
     assert state(folder) == before
+    assert logging.getLogger("visionkit").isEnabledFor(logging.INFO)  # as main() leaves it
 
 
 def test_exit_codes(folder):

@@ -12,6 +12,7 @@ from visionkit.data.fault_kinds import title
 from visionkit.data.problems import Finding
 from visionkit.data_used import lines
 from visionkit.errors import CheckpointError, ConfigError, DataError
+from visionkit.failures import printable
 
 VERSION = 1  # of the JSON file
 SHOWN = 20
@@ -76,7 +77,7 @@ def text(report: Report, written: str | None) -> str:
             f"  {count} {title(kind)} ({kind}, {severity}: {done})"
             for (severity, kind, done), count in kinds.items()
         ]
-    return "\n".join(shown + [f"data used: {line}" for line in lines(report.used)])
+    return printable("\n".join(shown + [f"data used: {line}" for line in lines(report.used)]))
 
 
 def _located(found: Finding) -> str:

@@ -9,8 +9,12 @@ import argparse
 import logging
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visionkit.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from visionkit.checkup import Report
 
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
 
@@ -145,23 +149,31 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> int:
-    from visionkit import check_report, checkup
+    from visionkit import check_report
 
-    logging.getLogger("visionkit").setLevel(logging.ERROR)  # the report tells what opening logs
-    if args.target.endswith(".json"):
-        if args.overrides:
-            raise ConfigError("check: an annotation file has no settings; leave out key=value")
-        report = checkup.check_annotations(args.target, args.images)
-    else:
-        if args.images:
-            raise ConfigError(
-                "check: --images belongs to an annotation file; a config names its own"
-            )
-        report = checkup.check_config(args.target, args.overrides)
+    log = logging.getLogger("visionkit")
+    level = log.level
+    log.setLevel(logging.ERROR)  # the report tells what opening data logs
+    try:
+        report = _checked(args)
+    finally:
+        log.setLevel(level)
     if args.json:
         check_report.write(report, Path(args.json))
     print(check_report.text(report, args.json))
     return check_report.exit_code(report, strict=args.strict)
+
+
+def _checked(args: argparse.Namespace) -> Report:
+    from visionkit import checkup
+
+    if args.target.endswith(".json"):
+        if args.overrides:
+            raise ConfigError("check: an annotation file has no settings; leave out key=value")
+        return checkup.check_annotations(args.target, args.images)
+    if args.images:
+        raise ConfigError("check: --images goes with an annotation file; a config has its own")
+    return checkup.check_config(args.target, args.overrides)
 
 
 def config(args: argparse.Namespace) -> None:

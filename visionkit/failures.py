@@ -6,17 +6,22 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from visionkit.errors import Preempted, VisionkitError
 
+if TYPE_CHECKING:
+    from visionkit.data.problems import Finding
+
 UNEXPECTED = 1
+SHOWN = 20  # faults that a DataError tells, see `visionkit.data.problems.Problems`
 
 
 def report(error: Exception, *, debug: bool = False) -> int:
     """Write what went wrong to standard error, with `debug` after the traceback; gives the code."""
     if debug:
         traceback.print_exception(error)
-    text = _printable(error)
+    text = printable(error)
     if isinstance(error, (VisionkitError, OSError)):
         label = "" if isinstance(error, Preempted) else "error: "
         print(f"{label}{text}", file=sys.stderr)
@@ -33,17 +38,17 @@ def report(error: Exception, *, debug: bool = False) -> int:
     return UNEXPECTED
 
 
-def _tell_all(findings: Sequence[object]) -> None:
+def _tell_all(findings: Sequence[Finding]) -> None:
     """Say where all faults of the data are, if they are more than an error tells."""
-    if len(findings) > 20:
+    if len(findings) > SHOWN:
         from visionkit.fault_file import keep_all
 
         print(keep_all(findings), file=sys.stderr)
 
 
-def _printable(error: Exception) -> str:
+def printable(text: object) -> str:
     """Its text, in which names from files cannot steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(error))
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
 
 
 def _place(error: Exception) -> str:

@@ -129,8 +129,7 @@ def find_missing(
             what = f"folder of pictures {shown(root)} does not exist or is no folder"
             problems.add("", what, kind="missing-file", value=str(root))
             continue
-        for row, what in unusable(root, names, links):
-            kind = "path" if "link" in what else "missing-file"
+        for row, kind, what in unusable(root, names, links):
             problems.add(
                 place("images", row, index.images.record(row)),
                 f"'{key}' is {short(names[row])}, but {what}",

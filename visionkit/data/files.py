@@ -80,9 +80,10 @@ def is_visible(name: str) -> bool:
 
 def unusable(
     root: Path, names: Sequence[str], links: Links = "inside"
-) -> Iterator[tuple[int, str]]:
+) -> Iterator[tuple[int, str, str]]:
     """Which of the names, "" aside, are no files below `root` or, unless `links` is "any", lead out
-    of it; and why. Each folder is listed once; `root` itself may be a link."""
+    of it: place, kind of fault, and what it is. Each folder is listed once; `root` itself may be a
+    link."""
     home = os.path.realpath(root)
     folders: dict[str, _Listing] = {}
     for i, name in enumerate(names):
@@ -93,9 +94,10 @@ def unusable(
             folders[folder] = _Listing(os.path.join(root, folder), home)
         listing = folders[folder]
         if not listing.holds(base):
-            yield i, f"there is no such file in {shown(root)}"
+            yield i, "missing-file", f"there is no such file in {shown(root)}"
         elif links == "inside" and (elsewhere := listing.leads_out(base)):
-            yield i, f"it is or passes a link that leads out of the folder, to {shown(elsewhere)}"
+            what = f"it is or passes a link that leads out of the folder, to {shown(elsewhere)}"
+            yield i, "path", what
 
 
 class _Listing:
