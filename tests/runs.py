@@ -129,12 +129,21 @@ def cut_off(step: int, how: str, kill: Callable[[], None] = _raise_killed) -> It
         yield
 
 
+def train(config: dict[str, Any], *, resume: bool = False) -> Path:
+    """Without the pictures of the run directory: a quarter of the time, and no part in this."""
+    with patch.multiple(training, picture_training_batch=_nothing, picture_validation=_nothing):
+        return training.train(config, resume=resume).directory
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None: ...
+
+
 def train_until(config: dict[str, Any], step: int, how: str) -> Path:
     """Train and be cut off; the run directory."""
     run = Path(config["output"])
     with cut_off(step, how):
         try:
-            training.train(config)
+            train(config)
         except errors.Preempted:
             assert how == "signal" and read_status(run)["state"] == "preempted"
         except Killed:

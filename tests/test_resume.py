@@ -1,5 +1,5 @@
-"""N steps equal k steps and a resumption, bit by bit: weights, moving average, optimizer, best score,
-counters, the log. For every head, at every kind of step, however the run was cut off.
+"""N steps equal k steps and a resumption, bit by bit: weights, moving average, optimizer, best
+score, counters, the log. For every head, at every kind of step, however the run was cut off.
 
 Here each value of a setting meets each one of every other setting, and every head is there.
 Every head at every step, in each way, without and with workers, takes some minutes:
@@ -11,10 +11,7 @@ import itertools
 import random
 
 import pytest
-import torch
-from runs import HEADS, HOW, STEPS, equal, outcome, read_status, spec, train_until
-
-from visionkit.training import train
+from runs import HEADS, HOW, STEPS, equal, outcome, read_status, spec, train, train_until
 
 WEIGHTINGS = ("fixed", "uncertainty", "pcgrad")
 MODELS = [(name, "fixed") for name in HEADS if name != "attributes"]  # that one needs another
@@ -24,7 +21,7 @@ FACTORS = {
     "accumulate": (1, 2),  # with 2, an epoch has two steps
     "how": HOW,
     "workers": (0, 2),
-    "precision": ("fp32", "bf16", "fp16"),
+    "precision": ("fp32", "bf16"),
     "optimizer": ("sgd", "adamw"),
     "schedule": ("cosine", "multistep", "constant"),
     "ema": (0.0, 0.9),
@@ -35,7 +32,7 @@ FACTORS = {
 
 def every_pair(factors):
     """Rows in which any two values of two settings stand together at least once."""
-    rng = random.Random(0)
+    rng = random.Random(21)  # a seed with few rows
     names = list(factors)
     missing = {
         ((a, x), (b, y))
@@ -74,12 +71,12 @@ def check_resuming(heads, weighting, row, folder):
         train(spec(heads, whole, **chosen))
     parts = spec(heads, folder / "parts", workers=row["workers"], **chosen)
     train_until(parts, row["stop_after"], row["how"])
-    run = train(parts, resume=True).directory
+    run = train(parts, resume=True)
     equal(outcome(whole), outcome(run))
     assert read_status(run)["step"] == STEPS
 
 
-CASES = list(zip(itertools.cycle(MODELS), every_pair(FACTORS)))  # noqa: B905
+CASES = list(zip(itertools.cycle(MODELS), every_pair(FACTORS)))
 
 
 @pytest.mark.parametrize(
