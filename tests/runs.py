@@ -43,12 +43,16 @@ HEADS: dict[str, dict[str, Any]] = {
     "vae": {"type": "autoencoder.VAE", "size": SIZE, "latent": 2, "channels": 4},
     "attributes": {"type": "attributes.Attributes", "on": "fcos", "pool_size": 2, "hidden": 8},
 }
-JOINT = {"objects": ["fcos", "attributes"], "places": ["classification", "vae", "fcos"]}
+FEEDS = {name: {"main": [name]} for name in HEADS} | {
+    "pair": {"main": ["classification", "vae"]},
+    "three": {"main": ["fcos", "localization", "semantic"]},
+    "joint": {"objects": ["fcos", "attributes"], "places": ["classification", "vae", "fcos"]},
+}
 
 
-def spec(heads: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str, Any]:
-    """A config that trains one of `HEADS`, or with "joint" several from two sources."""
-    feeds = JOINT if heads == "joint" else {"main": [heads]}
+def spec(what: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str, Any]:
+    """A config that trains the heads of `FEEDS[what]` from the sources there."""
+    feeds = FEEDS[what]
     used = dict.fromkeys(head for heads in feeds.values() for head in heads)
     return {
         "backbone": {"type": "tiny.TinyCNN", "channels": [4, 8, 8], "norm": "batch"},

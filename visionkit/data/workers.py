@@ -220,7 +220,8 @@ def _can_be_sent(value: Any) -> bool:
 
 def _obituary(processes: Sequence[BaseProcess], notes: Notes, dataset: Dataset) -> str | None:
     """What became of the first worker that is dead, and over which picture."""
-    wait([p.sentinel for p in processes], timeout=1)  # its connections end before it does
+    if processes:
+        wait([p.sentinel for p in processes], timeout=1)  # its connections end before it does
     dead = next((p for p in processes if p.exitcode is not None), None)
     if dead is None:
         return None
