@@ -98,7 +98,7 @@ def test_every_part_of_the_state_has_its_control(half):
 # --- what is not saved, because it is a function of the step ---
 
 
-def forgetful(function, place):
+def forgetful(function, place, stop_after=STOP_AFTER):
     """The function as if the run began where it was resumed: `step` is its argument `place`."""
 
     def forgets(*args, **kwargs):
@@ -106,7 +106,7 @@ def forgetful(function, place):
         if place in kwargs:
             kwargs[place] = 0
         else:
-            args[place] -= STOP_AFTER
+            args[place] -= stop_after
         return function(*args, **kwargs)
 
     return forgets
@@ -129,9 +129,9 @@ def test_what_depends_on_the_step_is_compared(what, half, monkeypatch):
 
 
 def test_the_order_of_gradient_surgery_is_compared(tmp_path, monkeypatch):
-    half = Half(tmp_path, "three", STOP_AFTER, steps=7, lr=0.02, weighting="pcgrad")
+    half = Half(tmp_path, "three", 3, steps=7, lr=0.02, weighting="pcgrad")
     equal(half.whole, half.resumed("undamaged"))
-    monkeypatch.setattr(PCGrad, "finish", forgetful(PCGrad.finish, 1))
+    monkeypatch.setattr(PCGrad, "finish", forgetful(PCGrad.finish, 1, 3))
     with pytest.raises(AssertionError):
         equal(half.whole, half.resumed("forgotten"))
 
