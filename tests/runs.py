@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-from visionkit import checkpoint, errors, training
+from visionkit import checkpoint, distributed, errors, training
 from visionkit.progress import Progress
 
 SIZE = 32
@@ -61,6 +61,7 @@ def spec(what: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str
         "data": {"workers": workers, **{n: _source(n, f) for n, f in feeds.items()}},
         "train": {
             **{"steps": STEPS, "log_every": 1, "precision": "fp32", "plots": False},
+            "eval_batch_size": 2,  # something for each of two processes
             **train,
         },
         "output": str(output),
@@ -102,7 +103,7 @@ HOW = ("signal", "kill", "kill in validation")
 def cut_off(step: int, how: str, kill: Callable[[], None] = _raise_killed) -> Iterator[None]:
     """Within, a run does not get far beyond that step.
 
-    signal: SIGTERM comes when that step is done.
+    signal: SIGTERM comes to the last rank when that step is done.
     kill: the process dies when the next step is done and logged; the checkpoint is of `step`.
     kill in validation: it dies in the first validation from that step on, when all is computed and
         nothing of it is saved; the checkpoint is of just before.
@@ -111,7 +112,8 @@ def cut_off(step: int, how: str, kill: Callable[[], None] = _raise_killed) -> It
 
     def advance_and_stop(self: Progress, *args: Any, **kwargs: Any) -> None:
         advance(self, *args, **kwargs)
-        if how == "signal" and self.step == step:
+        last_rank = distributed.rank() == distributed.world_size() - 1
+        if how == "signal" and self.step == step and last_rank:
             os.kill(os.getpid(), signal.SIGTERM)
         if how == "kill" and self.step == step + 1:
             kill()
