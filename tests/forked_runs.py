@@ -4,9 +4,9 @@ A script for test_resume_ranks.py: it imports torch once, and each run is a fork
 
     python tests/forked_runs.py CASES.json
 
-Each case says `folder`, `what`, `ranks`, `stop_after`, `how` and `workers` (of the part that goes
-on); other keys are settings of training. Its folder gets the runs `whole` and `parts`, and
-codes.json, with the exit codes of the ranks that were cut off; below 0 are signals.
+Each case says `folder`, `what`, `ranks` and `cuts`: lists of the step, how, and the number of
+workers; other keys are settings of training. Its folder gets the runs `whole` and, for each cut,
+`parts N`, and in `codes N.json` the exit codes of the ranks that were cut off; below 0 are signals.
 """
 
 from __future__ import annotations
@@ -56,24 +56,23 @@ def _exit_code(work: Callable[[], Any]) -> int:
     return 0
 
 
-def run_case(
-    folder: str, what: str, ranks: int, stop_after: int, how: str, workers: int, **settings: Any
-) -> None:
+def run_case(folder: str, what: str, ranks: int, cuts: list[Any], **settings: Any) -> None:
     place = Path(folder)
     place.mkdir(parents=True)
     whole = spec(what, place / "whole", **settings)
-    parts = spec(what, place / "parts", workers=workers, **settings)
-
-    def begin() -> None:
-        with cut_off(stop_after, how, die):
-            train(parts)
-
     if any(on_ranks(ranks, lambda: train(whole))):
         raise SystemExit(f"{folder}: the whole run failed")
-    codes = on_ranks(ranks, begin)
-    (place / "codes.json").write_text(json.dumps(codes))
-    if any(on_ranks(ranks, lambda: train(parts, resume=True))):
-        raise SystemExit(f"{folder}: resuming failed")
+    for number, (stop_after, how, workers) in enumerate(cuts):
+        parts = spec(what, place / f"parts {number}", workers=workers, **settings)
+
+        def begin() -> None:
+            with cut_off(stop_after, how, die):  # noqa: B023, which is called at once
+                train(parts)  # noqa: B023
+
+        codes = on_ranks(ranks, begin)
+        (place / f"codes {number}.json").write_text(json.dumps(codes))
+        if any(on_ranks(ranks, lambda: train(parts, resume=True))):  # noqa: B023
+            raise SystemExit(f"{folder}: resuming {number} failed")
 
 
 if __name__ == "__main__":

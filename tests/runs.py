@@ -152,6 +152,7 @@ def train_until(config: dict[str, Any], step: int, how: str) -> Path:
             train(config)
         except errors.Preempted:
             assert how == "signal" and read_status(run)["state"] == "preempted"
+            assert read_status(run)["step"] == step
         except Killed:
             assert how != "signal"
         else:

@@ -2,9 +2,9 @@
 score, counters, the log. For every head, at every kind of step, however the run was cut off.
 
 Here each value of a setting meets each one of every other setting, and every head is there.
-Every head at every step, in each way, without and with workers, takes some minutes:
+Every head at every step, in each way, with more settings, takes some minutes:
 
-    python -m pytest -m slow tests/test_resume.py
+    python -m pytest -m slow tests/test_resume.py tests/test_resume_ranks.py
 """
 
 import itertools
@@ -64,14 +64,14 @@ def settings(heads, weighting, row):
     }
 
 
-def check_resuming(heads, weighting, row, folder):
+def check_resuming(heads, weighting, row, folder, parts="parts"):
     chosen = settings(heads, weighting, row)
     whole = folder / "whole"
     if not whole.exists():
         train(spec(heads, whole, **chosen))
-    parts = spec(heads, folder / "parts", workers=row["workers"], **chosen)
-    train_until(parts, row["stop_after"], row["how"])
-    run = train(parts, resume=True)
+    config = spec(heads, folder / parts, workers=row["workers"], **chosen)
+    train_until(config, row["stop_after"], row["how"])
+    run = train(config, resume=True)
     equal(outcome(whole), outcome(run))
     assert read_status(run)["step"] == STEPS
 
@@ -88,3 +88,42 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(model, row, tmp_path):
 
 def test_every_head_is_among_the_cases():
     assert {model for model, _ in CASES} == set(MODELS)
+
+
+@pytest.mark.parametrize("stop_after", [4, 6])
+def test_the_count_for_early_stopping_goes_on(stop_after, tmp_path):
+    """No validation is better than the first, at step 3: the run ends after that of step 9."""
+    settings = {"steps": 30, "lr": 1e-12, "early_stop": 2, "best": "classification/top5"}
+    whole = train(spec("classification", tmp_path / "whole", **settings))
+    parts = spec("classification", tmp_path / "parts", **settings)
+    train_until(parts, stop_after, "signal")
+    equal(outcome(whole), outcome(train(parts, resume=True)))
+    assert read_status(whole)["step"] == 9
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    """With as many as a batch has pictures, and more than a validation has batches."""
+    runs = [
+        train(spec("joint", tmp_path / str(count), workers=count, steps=3, log_every=1))
+        for count in (0, 1, 2, 4)
+    ]
+    first, *others = map(outcome, runs)
+    for other in others:
+        equal(first, other)
+
+
+# --- every head, at every step, in every way ---
+
+ALL_SETTINGS = {name: FACTORS[name] for name in FACTORS if name not in ("stop_after", "how")}
+ROWS = every_pair({**ALL_SETTINGS, "precision": ("fp32", "bf16", "fp16")})
+FULL = [(*m, ROWS[(4 * i + k) % len(ROWS)]) for i, m in enumerate(MODELS) for k in range(4)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("heads", "weighting", "row"), FULL)
+def test_every_head_at_every_step_in_every_way(heads, weighting, row, tmp_path):
+    """13 models, for each 4 rows of settings, for each 12 ways to cut off: 624 cases."""
+    ways = itertools.product(FACTORS["stop_after"], HOW)
+    for number, (stop_after, how) in enumerate(ways):
+        cut = {"stop_after": stop_after, "how": how, "workers": 2 * (number % 2)}
+        check_resuming(heads, weighting, {**row, **cut}, tmp_path, parts=f"parts {number}")
