@@ -1,6 +1,7 @@
 """Loader workers that die, hang or fail: the picture is named, in time, and no process is left."""
 
 import ctypes
+import json
 import multiprocessing
 import os
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from visionkit.cli import main
 from visionkit.data import workers as loading
 from visionkit.data.sample import Sample
 from visionkit.data.sources import Source
@@ -143,6 +145,15 @@ class Transform:
         return sample
 
 
+class Crash:
+    """A transform that ends its process."""
+
+    resizes = False
+
+    def __call__(self, sample, rng, size):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def fail():
     raise KeyError("no such label")
 
@@ -188,6 +199,20 @@ def test_a_data_set_that_cannot_be_handed_to_workers_is_told():
     finally:
         multiprocessing.set_start_method(method, force=True)
     assert re.match(r"data\.main\.train: no loader workers .*data\.workers=0$", str(error))
+
+
+def test_a_training_run_ends_with_the_code_of_bad_data_and_says_which(tmp_path, capsys):
+    from runs import read_status, spec
+
+    config = spec("classification", tmp_path / "run", workers=2)
+    config["data"]["main"]["transforms"] = [{"type": "test_workers.Crash"}]
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    assert main(["train", str(tmp_path / "config.yaml")]) == 3
+    said = capsys.readouterr().err
+    assert re.search(r"error: data\.main\.train: a loader worker at picture \d+ \(.*jpg, id", said)
+    assert "Traceback" not in said
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert multiprocessing.active_children() == []
 
 
 # --- what the system has no more of ---

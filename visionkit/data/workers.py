@@ -128,7 +128,9 @@ class Notes:
     """For each worker its process id and the picture that it is at: `~index` once it is ready."""
 
     def __init__(self, workers: int) -> None:
-        self.table = torch.full((max(workers, 1), 2), _NOTHING_YET).share_memory_()
+        self.table = torch.full((workers, 2), _NOTHING_YET)
+        if workers:
+            self.table.share_memory_()
         self.batch: list[int] = []  # in a worker, the pictures of the batch that it is making
 
     def begin(self, worker: int) -> None:
