@@ -236,26 +236,28 @@ def _obituary(processes: Sequence[BaseProcess], notes: Notes, dataset: Dataset) 
 
 
 def _cause(exit_code: int) -> str:
+    names = {number.value: number.name for number in signal.Signals}
+    name = names.get(-exit_code, f"signal {-exit_code}")
     if exit_code >= 0:
         return f"exited with code {exit_code}"
-    number = signal.Signals(-exit_code)
-    match number.name:
-        case "SIGALRM":
-            return (
-                f"did not get on for {HANG_SECONDS} s: storage that does not answer, or code that "
-                "hangs; data.workers=0 shows where"
-            )
-        case "SIGKILL":
-            return (
-                "was killed (SIGKILL), as systems do that run out of memory: use fewer "
-                "data.workers or smaller batches"
-            )
-        case "SIGBUS":
-            return f"bus error (SIGBUS): {_NO_ROOM}"
-    return (
-        f"ended by {number.name}, which native code raises on data that it cannot bear: try that "
-        "picture alone, replace or remove it"
-    )
+    if name == "SIGALRM":
+        return (
+            f"did not get on for {HANG_SECONDS} s: storage that does not answer, or code that "
+            "hangs; data.workers=0 shows where"
+        )
+    if name == "SIGKILL":
+        return (
+            "was killed (SIGKILL), as systems do that run out of memory: use fewer data.workers "
+            "or smaller batches"
+        )
+    if name == "SIGBUS":
+        return f"bus error (SIGBUS): {_NO_ROOM}"
+    if name in ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL"):
+        return (
+            f"ended by {name}, which native code raises on data that it cannot bear: try that "
+            "picture alone, replace or remove it"
+        )
+    return f"ended by {name}"
 
 
 def _shortage(error: BaseException) -> str | None:
