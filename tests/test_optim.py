@@ -51,6 +51,24 @@ def test_groups_scale_by_name_and_do_not_decay_biases():
     assert len(found) == 6
 
 
+def test_a_first_step_that_the_scaler_of_fp16_skips_leaves_no_trace():
+    """torch's fused SGD then keeps memory that holds anything as the momentum."""
+    net = nn.Linear(2, 1, bias=False)
+    before = net.weight.detach().clone()
+    torch.use_deterministic_algorithms(True)  # fills such memory with NaN
+    try:
+        optimizer = build_optimizer(net, TrainConfig(lr=0.1, weight_decay=0.0))
+        scaler = torch.amp.GradScaler("cpu", enabled=True)
+        for gradient in (math.inf, 3.0):
+            net.weight.grad = torch.full_like(net.weight, gradient) * scaler.scale(torch.ones(()))
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(net.weight.detach(), before - 0.3)
+
+
 def test_sgd_is_the_plain_update():
     net = nn.Linear(1, 1, bias=False)
     net.weight.data.fill_(2.0)

@@ -121,10 +121,11 @@ def take(batches, count):
     return [next(batches) for _ in range(count)]
 
 
-def test_workers_change_nothing():
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_change_nothing(workers):
     flipping = source(transforms=[HorizontalFlip(p=0.5)])
     alone = take(flipping.train_batches(seed=3, start=1, workers=0), 4)
-    helped = take(flipping.train_batches(seed=3, start=1, workers=2), 4)
+    helped = take(flipping.train_batches(seed=3, start=1, workers=workers), 4)
     for one, two in zip(alone, helped, strict=True):
         assert torch.equal(one.images, two.images)
         assert [t["image_id"] for t in one.targets] == [t["image_id"] for t in two.targets]

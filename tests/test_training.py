@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import equal
 
 import visionkit
 from visionkit import checkpoint
@@ -89,22 +90,6 @@ def test_a_run_leaves_what_it_promises(task, tmp_path):
     assert again.to_dict() == checkpoint.load(run / "checkpoints/last.pt")["config"]
 
 
-def equal(a, b, path=""):
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            equal(a[key], b[key], f"{path}/{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            equal(x, y, f"{path}/{i}")
-    elif torch.is_tensor(a):
-        assert torch.equal(a, b), path
-    else:
-        assert a == b or (a != a and b != b), path
-
-
 def without_time(run):
     return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines(run)]
 
@@ -123,30 +108,20 @@ def interrupt_after(monkeypatch, steps):
     monkeypatch.setattr(Progress, "advance", advance_then_signal)
 
 
-@pytest.mark.parametrize(
-    ("task", "stop_at", "workers"),
-    [
-        ("instance_segmentation", 2, 2),
-        ("classification", 3, 0),
-        ("semantic_segmentation", 2, 0),
-        ("embedding", 3, 2),
-        ("autoencoder", 2, 0),
-    ],
-)
-def test_a_stopped_run_resumes_bit_for_bit(task, stop_at, workers, tmp_path, monkeypatch):
+def test_a_stopped_run_says_how_to_go_on_and_does_so_bit_for_bit(tmp_path, monkeypatch):
+    """With a backbone of usual size; test_resume has all tasks and settings."""
     settings = {"steps": 5, "log_every": 2, "accumulate": 2}
-    whole = train(config(task, tmp_path / "whole", **settings)).directory
+    whole = train(config("classification", tmp_path / "whole", **settings)).directory
 
-    spec = config(task, tmp_path / "parts", **settings)
-    spec["data"]["workers"] = workers
+    spec = config("classification", tmp_path / "parts", **settings)
     with monkeypatch.context() as patch:
-        interrupt_after(patch, stop_at)
+        interrupt_after(patch, 3)
         with pytest.raises(Preempted, match="--resume") as caught:
             train(spec)
     parts = tmp_path / "parts"
     assert caught.value.exit_code == 75
     assert json.loads((parts / "status.json").read_text())["state"] == "preempted"
-    assert checkpoint.load(parts / "checkpoints/last.pt")["step"] == stop_at
+    assert checkpoint.load(parts / "checkpoints/last.pt")["step"] == 3
     train(spec, resume=True)
 
     final = [checkpoint.load(run / "checkpoints/last.pt") for run in (whole, parts)]
@@ -154,25 +129,6 @@ def test_a_stopped_run_resumes_bit_for_bit(task, stop_at, workers, tmp_path, mon
         del state["config"]
     equal(*final)
     assert without_time(whole) == without_time(parts)
-
-
-def test_resuming_depends_on_the_optimizer_state(tmp_path, monkeypatch):
-    """A negative control: the comparison above notices when a part of the state is lost."""
-    settings = {"steps": 4}
-    whole = train(config("classification", tmp_path / "whole", **settings)).directory
-    spec = config("classification", tmp_path / "parts", **settings)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 2)
-        with pytest.raises(Preempted):
-            train(spec)
-    last = tmp_path / "parts/checkpoints/last.pt"
-    state = checkpoint.load(last)
-    state["optimizer"]["state"] = {}
-    checkpoint.save(state, last)
-    train(spec, resume=True)
-    final = [checkpoint.load(r / "checkpoints/last.pt") for r in (whole, tmp_path / "parts")]
-    with pytest.raises(AssertionError):
-        equal(final[0]["model"], final[1]["model"])
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch):

@@ -46,7 +46,13 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     ]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(params, lr=config.lr, fused=True)
-    return torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, fused=True)
+    optimizer = torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, fused=True)
+    if config.momentum:
+        # The fused kernel takes memory for it that holds anything, and fills it at the first step;
+        # not if the scaler of fp16 skips that one, as it usually does: the second would use it.
+        for parameter in (p for group in params for p in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:

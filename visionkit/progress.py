@@ -173,15 +173,14 @@ class Progress:
             "metrics": self.metrics,
             "validated_at": self.validated_at,
             "best": {"score": self.best_score, "stale": self.stale},
-            "window": {"sums": self._sums, "images": self._images, "steps": self._steps},
+            "window": {"sums": self._sums, "steps": self._steps},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.step, self.metrics = state["step"], state["metrics"]
         self.validated_at = state["validated_at"]
         self.best_score, self.stale = state["best"]["score"], state["best"]["stale"]
-        window = state["window"]
-        self._sums, self._images, self._steps = window["sums"], window["images"], window["steps"]
+        self._sums, self._steps = state["window"]["sums"], state["window"]["steps"]
 
 
 def _add(terms: dict[str, Tensor], sums: dict[str, Tensor]) -> None:

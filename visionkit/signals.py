@@ -11,6 +11,8 @@ STOPPING = tuple(
 )
 GRACE_SECONDS = 20
 
+_ending = False  # whether the grace runs in this process
+
 
 class StopRequest:
     """While entered, the first signal sets `received`, and a second one leaves at once.
@@ -37,14 +39,25 @@ class StopRequest:
         self.received = signal.Signals(number).name
 
 
-def outlive_first_signal(_worker: int) -> None:
+def outlive_first_signal() -> None:
     """For loader workers: a signal to the whole process group must not take the pictures away
     that the current step still needs. They end with the run, and at the latest when the grace
     is over or a second signal comes."""
 
     def forgive(number: int, _frame: object) -> None:
+        global _ending
+        _ending = True
         signal.signal(number, signal.SIG_DFL)
         signal.alarm(GRACE_SECONDS)
 
     for number in STOPPING:
         signal.signal(number, forgive)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process; the parent's may not
+
+
+def end_in(seconds: int) -> None:
+    """For loader workers: SIGALRM ends the process then, whatever it hangs in, unless this is
+    called again before; 0 is never. Not on Windows."""
+    if not _ending and hasattr(signal, "alarm"):
+        signal.alarm(seconds)

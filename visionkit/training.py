@@ -122,6 +122,7 @@ def _fit(
 
     def validate_if_due() -> None:
         if progress.validation_due:
+            distributed.broadcast_state(state.smooth)  # batch norms saw other pictures elsewhere
             metrics, _ = evaluate_model(state.smooth, sources, dtype=dtype, workers=config.workers)
             if progress.validated(metrics):
                 state.save_best()

@@ -10,22 +10,21 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from traceback import format_exception
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from visionkit import distributed
 from visionkit.data.identity_stream import IdentityStream
-from visionkit.data.parcel import Parcel, pack
 from visionkit.data.picture_cache import PictureCache
 from visionkit.data.sample import Sample
 from visionkit.data.substitutes import BrokenPictures, Substitutes
 from visionkit.data.transforms import fit
+from visionkit.data.workers import load_batches, picture_name
 from visionkit.errors import ConfigError, DataError, VisionkitError
-from visionkit.signals import outlive_first_signal
 from visionkit.types import Batch, Dataset, Target
 
 POOL = 8  # batches among which pictures are dealt by their aspect ratio
@@ -72,7 +71,8 @@ class Source:
             stream = IdentityStream(
                 self.train.identities, self.batch_size, self.per_identity, seed, start
             )
-        batches = _batches(DataLoader(view, batch_sampler=stream, **_loading(workers)))
+        name = f"data.{self.name}.train"
+        batches = load_batches(view, stream, collate, workers=workers, name=name)
         return self._counted(batches) if self.skip_broken else batches
 
     def _counted(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
@@ -104,7 +104,7 @@ class Source:
         batches = [[(i, 0) for i in indices[k : k + size]] for k in indices[::size]]
         mine = batches[distributed.rank() :: distributed.world_size()]
         view = View(self.val, (), self.image_size, seed=0, cache=self.cache)
-        return _batches(DataLoader(view, batch_sampler=mine, **_loading(workers)))
+        return load_batches(view, mine, collate, workers=workers, name=f"data.{self.name}.val")
 
 
 class Stream:
@@ -193,19 +193,29 @@ class View(TorchDataset):
 
     def __getitem__(self, ticket: tuple[int, int]) -> tuple[torch.Tensor, Target] | VisionkitError:
         index, position = ticket
+        doing = "reading it"
         try:
             sample, replaces = self._find(index, position)
+            rng = np.random.default_rng((self.seed, position, 1))
+            if self.resize_first:
+                sample = sample.resize(fit(sample.size, self.image_size))
+            for transform in self.transforms:
+                doing = type(transform).__name__
+                sample = transform(sample, rng, self.image_size)
+            doing = "its labels"
+            target = sample.target()
+            if replaces is not None:
+                target["replaces"] = replaces
+            return _checked(sample.image), target
         except VisionkitError as error:
             return error
-        rng = np.random.default_rng((self.seed, position, 1))
-        if self.resize_first:
-            sample = sample.resize(fit(sample.size, self.image_size))
-        for transform in self.transforms:
-            sample = transform(sample, rng, self.image_size)
-        target = sample.target()
-        if replaces is not None:
-            target["replaces"] = replaces
-        return sample.image, target
+        except MemoryError:
+            raise
+        except Exception as error:  # of data sets and transforms that others wrote
+            name = picture_name(self.dataset, index)
+            fault = DataError(f"{name}: {doing}: {type(error).__name__}: {error}")
+            fault.add_note("".join(format_exception(error)))
+            return fault
 
     def _find(self, index: int, position: int) -> tuple[Sample, str | None]:
         """The sample, or its substitute and the error that it stands for."""
@@ -227,6 +237,12 @@ def record_of(dataset: Dataset, index: int) -> str:
     return "" if ids is None else f" (record {index}, image id {ids[index]})"
 
 
+def _checked(image: torch.Tensor) -> torch.Tensor:
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"pixels are {image.dtype} {tuple(image.shape)}, not uint8 (3, h, w)")
+    return image
+
+
 def collate(items: list[tuple[torch.Tensor, Target] | VisionkitError]) -> Batch | VisionkitError:
     """Pad pictures at the right and the bottom to one size, a multiple of `DIVISOR`."""
     for item in items:
@@ -239,28 +255,3 @@ def collate(items: list[tuple[torch.Tensor, Target] | VisionkitError]) -> Batch 
     for slot, (image, _) in zip(images, items, strict=True):
         slot[:, : image.shape[1], : image.shape[2]] = image
     return Batch(images, [target for _, target in items])
-
-
-def collate_packed(
-    items: list[tuple[torch.Tensor, Target] | VisionkitError],
-) -> Parcel | VisionkitError:
-    """The same for the way out of a worker."""
-    batch = collate(items)
-    return pack(batch) if isinstance(batch, Batch) else batch
-
-
-def _loading(workers: int) -> dict[str, Any]:
-    return {
-        "collate_fn": collate_packed if workers else collate,
-        "num_workers": workers,
-        "worker_init_fn": outlive_first_signal,
-        "pin_memory": torch.cuda.is_available(),
-        "generator": torch.Generator(),  # or it would draw from the one that the model uses
-    }
-
-
-def _batches(loader: DataLoader) -> Generator[Batch, None, None]:
-    for batch in loader:
-        if isinstance(batch, VisionkitError):
-            raise batch
-        yield batch.unpack() if isinstance(batch, Parcel) else batch
