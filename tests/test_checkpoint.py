@@ -96,16 +96,3 @@ def test_newer_formats_and_other_files_are_refused(tmp_path):
         checkpoint.load(tmp_path / "new.pt")
     with pytest.raises(CheckpointError, match="not a visionkit checkpoint"):
         checkpoint.load(tmp_path / "weights.pt")
-
-
-def test_a_run_is_loaded_from_best_and_resumed_from_last(tmp_path):
-    with pytest.raises(CheckpointError, match="no such run"):
-        checkpoint.checkpoint_of(tmp_path / "nowhere")
-    (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(CheckpointError, match="nothing to load"):
-        checkpoint.checkpoint_of(tmp_path)
-    (tmp_path / "checkpoints/last.pt").touch()
-    assert checkpoint.checkpoint_of(tmp_path).name == "last.pt"
-    (tmp_path / "checkpoints/best.pt").touch()
-    assert checkpoint.checkpoint_of(tmp_path).name == "best.pt"
-    assert checkpoint.checkpoint_of(tmp_path, resume=True).name == "last.pt"

@@ -7,12 +7,14 @@ import subprocess
 
 import pytest
 
-from visionkit import rundir
+from visionkit import rundir, runlock
 from visionkit.errors import ConfigError
 
 
 def choose(output, resume=False, overwrite=False, name="x"):
-    return rundir.choose(output, name, resume=resume, overwrite=overwrite)
+    run = rundir.choose(output, name, resume=resume, overwrite=overwrite)
+    runlock.release(run)
+    return run
 
 
 def test_without_a_name_runs_are_numbered(tmp_path, monkeypatch):
@@ -32,7 +34,7 @@ def test_a_run_is_not_replaced_unless_told_so(tmp_path):
     assert choose(str(run), resume=True) == run
     assert (run / "checkpoints/last.pt").exists()
     choose(str(run), overwrite=True)
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "notes.txt"]
+    assert sorted(p.name for p in run.iterdir()) == [".lock", "checkpoints", "notes.txt"]
     assert not list((run / "checkpoints").iterdir())
 
 
@@ -44,8 +46,8 @@ def test_an_output_that_cannot_be_a_directory(tmp_path):
 
 def test_metrics_are_strict_json_and_forget_what_comes_again(tmp_path):
     for step in (1, 2, 3):
-        rundir.append_metrics(tmp_path, {"kind": "train", "step": step, "x": float("nan")})
-        rundir.append_metrics(tmp_path, {"kind": "val", "step": step, "x": float("inf")})
+        rundir.append_metrics(tmp_path, [{"kind": "train", "step": step, "x": float("nan")}])
+        rundir.append_metrics(tmp_path, [{"kind": "val", "step": step, "x": float("inf")}])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "x"')  # cut off by a crash
     rundir.truncate_metrics(tmp_path, 2, 1)

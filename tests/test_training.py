@@ -62,7 +62,7 @@ def lines(run):
 def test_a_run_leaves_what_it_promises(task, tmp_path):
     result = train(config(task, tmp_path / "run"))
     run = result.directory
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.pt", "prev.pt", "best.pt"}
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "finished" and status["step"] == 4
     logged = [line for line in lines(run) if line["kind"] == "train"]

@@ -13,8 +13,9 @@ from PIL import Image, ImageOps
 from pycocotools.mask import decode
 from torch import Tensor
 
-from visionkit import checkpoint
+from visionkit import generations
 from visionkit.build import build_model, pick_device, pick_precision
+from visionkit.checkpoint import load_weights
 from visionkit.config import Config, load_config
 from visionkit.data.images import load_image
 from visionkit.data.sample import Sample
@@ -206,14 +207,10 @@ def load(
     `overrides` change the config it was trained with, for example
     `{"data.image_size": 640, "train.precision": "fp32", "train.device": "cpu"}`.
     """
-    path = checkpoint.checkpoint_of(run)
-    state = checkpoint.load(path)
+    path, state = generations.load_run(run)
     config, classes = saved_config(state, path, overrides)
     model = build_model(config, classes, pretrained=False)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit its config: {str(error)[:500]}") from error
+    load_weights(model, state["model"], path)
     return Predictor.of(model, config, classes, heads=heads, fold=fold)
 
 

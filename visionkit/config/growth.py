@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from visionkit import checkpoint
+from visionkit import generations
 from visionkit.config.problems import Problems
 from visionkit.errors import VisionkitError
 
@@ -20,7 +20,7 @@ def with_origin(long: dict[str, Any], problems: Problems) -> dict[str, Any]:
     if not isinstance(run, str):
         return long
     try:
-        old = checkpoint.load(checkpoint.checkpoint_of(run))["config"]
+        old = generations.load_run(run)[1]["config"]
     except VisionkitError as error:
         problems.add(("init_from",), str(error))
         problems.raise_found()  # what else is missing may well be there
