@@ -136,12 +136,15 @@ class TrainingState:
             raise
 
     def _save_what_is_left(self) -> None:
-        if not self.progress.unsaved:
-            return
+        if self.progress.step == 0:
+            return  # the run can be started again
         try:
-            self.save_last(final=True)
+            if self.progress.unsaved:
+                self.save_last(final=True)
         except (CheckpointError, MemoryError) as error:  # the first error is the one to tell
             log.warning("%s", error)
+        go_on = f"continue with: visionkit train --resume {self.run}"
+        log.warning("%s; when it is mended, %s", self.progress.what_is_kept(), go_on)
 
     # --- going on ---
 
