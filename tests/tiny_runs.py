@@ -77,7 +77,9 @@ def _main(arguments, log, prepare):
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.stdout = sys.stderr = open(descriptor, "w", buffering=1, closefd=False)
-    logging.getLogger().handlers = [logging.StreamHandler(sys.stderr)]
-    prepare()
-    sys.exit(cli.main(arguments))
+    with open(descriptor, "w", buffering=1) as sys.stdout:
+        sys.stderr = sys.stdout
+        logging.getLogger().handlers = [logging.StreamHandler(sys.stderr)]
+        prepare()
+        code = cli.main(arguments)
+    sys.exit(code)

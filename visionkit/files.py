@@ -51,11 +51,12 @@ def write_text(path: Path, text: str) -> None:
 
 def append_lines(path: Path, lines: str) -> None:
     """Add whole lines to a file, or nothing if there is no room for all of them."""
-    with open(path, "ab") as file:
+    rest = lines.encode()
+    with open(path, "ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         try:
-            file.write(lines.encode())
-            file.flush()
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError:
             with suppress(OSError):
                 os.truncate(path, end)  # half a line would spoil the next one
