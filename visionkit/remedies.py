@@ -11,7 +11,10 @@ import torch
 from visionkit.config import Config
 from visionkit.errors import ConfigError, ResourceError, VisionkitError
 
-SHARED_MEMORY = ("insufficient shared memory", "unable to write to file </torch_", "Bus error")
+SHARED_MEMORY = (
+    *("allocate shared memory(shm)", "out of shared memory", "insufficient shared memory"),
+    *("write to file </torch_", "resize file </torch_", "Bus error"),
+)
 
 
 @contextmanager

@@ -53,9 +53,9 @@ class StopRequest:
         if not self._before:
             return
         self._restore()
-        self._writer.close()  # which ends the watching thread
+        self._writer.shutdown(socket.SHUT_WR)  # which ends the watching thread
         self._watcher.join()
-        self._reader.close()
+        self._close()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -89,6 +89,10 @@ class StopRequest:
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
         _watching = None
+
+    def _close(self) -> None:
+        self._reader.close()
+        self._writer.close()
 
     # --- The second signal. Python runs a handler only between two of its own instructions, which
     # may be seconds apart during a backward; the number of a signal arrives here at once. ---
@@ -131,8 +135,9 @@ _watching: StopRequest | None = None
 
 def _in_forked_child() -> None:
     """A child neither takes requests nor passes its own signals on to its parent's watcher."""
-    if _watching is not None:
-        _watching._restore()
+    if (watching := _watching) is not None:
+        watching._restore()
+        watching._close()
 
 
 if hasattr(os, "register_at_fork"):

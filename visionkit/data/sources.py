@@ -214,7 +214,12 @@ def _loading(workers: int) -> dict[str, Any]:
 
 
 def _batches(loader: DataLoader) -> Generator[Batch, None, None]:
-    for batch in loader:
-        if isinstance(batch, VisionkitError):
-            raise batch
-        yield batch.unpack() if isinstance(batch, Parcel) else batch
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            if isinstance(batch, VisionkitError):
+                raise batch
+            yield batch.unpack() if isinstance(batch, Parcel) else batch
+    finally:
+        if loader.num_workers:  # or they lived as long as somebody keeps an error's traceback
+            batches._shutdown_workers()
