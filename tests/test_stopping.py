@@ -21,6 +21,13 @@ from visionkit.training import train
 SETTINGS = {"plots": True}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small_pictures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "PICTURES", 1)
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return train(config(tmp_path_factory.mktemp("whole") / "run", **SETTINGS)).directory

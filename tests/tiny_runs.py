@@ -35,7 +35,9 @@ def config(output, *, workers=0, **settings):
 def state(run, name="last.pt"):
     """All of a checkpoint but for the folder it was made in."""
     found = checkpoint.load(Path(run) / "checkpoints" / name)
-    found["config"] = {k: v for k, v in found["config"].items() if k not in ("output", "data")}
+    for key in ("output", "name"):
+        found["config"].pop(key)
+    found.pop("name")
     return found
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from visionkit.errors import DivergedError, Preempted
 from visionkit.progress import Progress
 from visionkit.signals import Stopped, StopRequest
+
+log = logging.getLogger("visionkit")
 
 
 @contextmanager
@@ -24,12 +27,17 @@ def recorded(progress: Progress, stop: StopRequest) -> Iterator[None]:
         state = "diverged" if isinstance(error, DivergedError) else "failed"
         code = getattr(error, "exit_code", 1)
         progress.finish(state, exit_code=code, reason=f"{type(error).__name__}: {error}")
+        if progress.kept:
+            log.warning("%s; when it is mended, %s", progress.what_is_kept(), _go_on(progress))
         raise
 
 
 def _preempted(progress: Progress, stop: StopRequest) -> Preempted:
-    go_on = f"continue with: visionkit train --resume {progress.run}"
     return Preempted(
         f"stopped by {stop.received} at step {progress.step}; {progress.what_is_kept()}; "
-        f"{'start it again' if progress.kept is None else go_on}"
+        f"{'start it again' if progress.kept is None else _go_on(progress)}"
     )
+
+
+def _go_on(progress: Progress) -> str:
+    return f"continue with: visionkit train --resume {progress.run}"

@@ -159,6 +159,7 @@ def outlive_first_signal(_worker: int) -> None:
         elif now - first > SAME_REQUEST_SECONDS:
             os._exit(128 + number)
 
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, forgive)

@@ -143,8 +143,6 @@ class TrainingState:
                 self.save_last(final=True)
         except (CheckpointError, MemoryError) as error:  # the first error is the one to tell
             log.warning("%s", error)
-        go_on = f"continue with: visionkit train --resume {self.run}"
-        log.warning("%s; when it is mended, %s", self.progress.what_is_kept(), go_on)
 
     # --- going on ---
 

@@ -6,9 +6,11 @@ uninterrupted one would have seen, whatever the number of loader workers or proc
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import numpy as np
@@ -214,7 +216,12 @@ def _loading(workers: int) -> dict[str, Any]:
 
 
 def _batches(loader: DataLoader) -> Generator[Batch, None, None]:
-    batches = iter(loader)
+    before = set(active_children())
+    try:
+        batches = iter(loader)
+    except BaseException:  # the first of several workers are there already
+        _kill(set(active_children()) - before)
+        raise
     try:
         for batch in batches:
             if isinstance(batch, VisionkitError):
@@ -223,3 +230,10 @@ def _batches(loader: DataLoader) -> Generator[Batch, None, None]:
     finally:
         if loader.num_workers:  # or they lived as long as somebody keeps an error's traceback
             batches._shutdown_workers()
+            _kill(batches._workers)
+
+
+def _kill(workers: Iterable[BaseProcess]) -> None:
+    for worker in workers:
+        if worker.is_alive():  # it hangs, or forgives a first signal
+            worker.kill()
