@@ -3,7 +3,7 @@
 config.yaml          the resolved config; `visionkit train config.yaml` repeats the run
 metrics.jsonl        one JSON object for each logged step and each validation
 status.json          running, finished, preempted, failed or diverged, and at which step
-checkpoints/         last.pt to resume from, prev.pt before it, best.pt to predict with
+checkpoints/         last.pt to resume from, prev.pt the one before it, best.pt to predict with
 plots/               curves, training pictures, validation pictures
 eval/                figures and result files of `visionkit eval`
 """
