@@ -1,18 +1,25 @@
 """Run directories: never taken by accident, never emptied of what is not ours."""
 
 import contextlib
+import errno
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
-from visionkit import rundir
+from visionkit import rundir, runlock
 from visionkit.errors import ConfigError
 
 
 def choose(output, resume=False, overwrite=False, name="x"):
-    return rundir.choose(output, name, resume=resume, overwrite=overwrite)
+    run = rundir.choose(output, name, resume=resume, overwrite=overwrite)
+    runlock.release(run)
+    return run
 
 
 def test_without_a_name_runs_are_numbered(tmp_path, monkeypatch):
@@ -32,7 +39,7 @@ def test_a_run_is_not_replaced_unless_told_so(tmp_path):
     assert choose(str(run), resume=True) == run
     assert (run / "checkpoints/last.pt").exists()
     choose(str(run), overwrite=True)
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "notes.txt"]
+    assert sorted(p.name for p in run.iterdir()) == [".lock", "checkpoints", "notes.txt"]
     assert not list((run / "checkpoints").iterdir())
 
 
@@ -44,8 +51,8 @@ def test_an_output_that_cannot_be_a_directory(tmp_path):
 
 def test_metrics_are_strict_json_and_forget_what_comes_again(tmp_path):
     for step in (1, 2, 3):
-        rundir.append_metrics(tmp_path, {"kind": "train", "step": step, "x": float("nan")})
-        rundir.append_metrics(tmp_path, {"kind": "val", "step": step, "x": float("inf")})
+        rundir.append_metrics(tmp_path, [{"kind": "train", "step": step, "x": float("nan")}])
+        rundir.append_metrics(tmp_path, [{"kind": "val", "step": step, "x": float("inf")}])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "x"')  # cut off by a crash
     rundir.truncate_metrics(tmp_path, 2, 1)
@@ -56,13 +63,14 @@ def test_metrics_are_strict_json_and_forget_what_comes_again(tmp_path):
     assert all(line["x"] is None for line in lines)
 
 
-def test_a_run_that_is_being_trained_is_left_alone(tmp_path):
+def test_without_locks_the_process_of_a_run_is_looked_for(tmp_path, monkeypatch):
     run = choose(str(tmp_path / "r"))
     (run / "config.yaml").write_text("a: 1")
     sleeper = subprocess.Popen(["sleep", "60"])
     try:
         with monkeypatched_pid(sleeper.pid):
             rundir.write_status(run, "running")
+        monkeypatch.setattr(runlock, "fcntl", None)  # a system without such locks
         for how in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(ConfigError, match=f"trained by process {sleeper.pid}"):
                 choose(str(run), **how)
@@ -78,6 +86,84 @@ def test_a_run_that_saved_nothing_can_be_started_again(tmp_path):
     rundir.write_status(run, "failed")
     choose(str(run))
     assert not (run / "config.yaml").exists()
+
+
+def test_a_run_has_one_process_and_the_lock_dies_with_it(tmp_path):
+    """Also a killed one, whose loader workers still live; also another thread of this one."""
+    run = tmp_path / "r"
+    ours, theirs = multiprocessing.Pipe()
+
+    def train():
+        rundir.choose(str(run), "x", resume=False, overwrite=False)
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        worker.start()
+        theirs.send(worker.pid)
+        time.sleep(60)
+
+    child = multiprocessing.get_context("fork").Process(target=train)
+    child.start()
+    worker = ours.recv()
+    for how in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(ConfigError, match=f"trained by process {child.pid} on .*; stop that"):
+            choose(str(run), **how)
+    (tmp_path / "link").symlink_to(run)
+    with pytest.raises(ConfigError, match=f"trained by process {child.pid}"):
+        choose(str(tmp_path / "link"))
+    child.kill()
+    child.join()
+    os.kill(worker, 0)  # still there, as they are for some seconds
+    os.kill(worker, signal.SIGKILL)
+    rundir.choose(str(run), "x", resume=True, overwrite=False)
+    with pytest.raises(ConfigError, match="trained by this process"):
+        rundir.choose(str(run), "x", resume=True, overwrite=False)
+    runlock.release(run)
+    choose(str(run))
+
+
+def test_strange_names_of_run_directories(tmp_path, monkeypatch):
+    for name in ("with spaces", "snö-🦊", "two\nlines", "[x]*?"):
+        assert choose(str(tmp_path / name)).is_dir()
+    for name, why in (("x" * 300, "File name too long"), ("nul\0", "null byte")):
+        with pytest.raises(ConfigError, match=f"cannot be a directory: .*{why}"):
+            choose(str(tmp_path / name))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        with pytest.raises(ConfigError, match="cannot be written to"):
+            choose(str(tmp_path / "closed"))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(ConfigError, match="cannot be written to: disk full"):
+        choose(str(tmp_path / "full"))
+
+
+def test_what_dead_processes_left_behind_is_removed(tmp_path):
+    run = choose(str(tmp_path / "r"))
+    (run / "plots").mkdir()
+    strays = [run / "status.json.tmp.123", run / "checkpoints/last.pt.tmp.9", run / "plots/a.tmp.1"]
+    mine = [run / "notes.tmp.txt", run / "checkpoints/keep.pt"]
+    for path in (*strays, *mine):
+        path.touch()
+    choose(str(run), resume=True)
+    assert not any(path.exists() for path in strays) and all(path.exists() for path in mine)
+
+
+def test_a_number_taken_meanwhile_is_left_to_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/x-001").mkdir(parents=True)
+    monkeypatch.setattr(Path, "glob", lambda *_: [])  # it was not there yet
+    assert str(choose(None)) == "runs/x-002"
+
+
+def test_damaged_lines_of_the_metrics_are_left_out_and_counted(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    good = rundir.to_json({"kind": "train", "step": 1, "x": 1.0}).encode() + b"\n"
+    path.write_bytes(good + b"\0\0\xff\n" + b'{"kind": "train"}\n[1]\n' + good + b'{"kind')
+    rundir.truncate_metrics(tmp_path, 5, 5)
+    assert path.read_bytes() == good + good
+    assert "3 lines are damaged" in caplog.text
 
 
 @contextlib.contextmanager

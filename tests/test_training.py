@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -63,7 +62,7 @@ def lines(run):
 def test_a_run_leaves_what_it_promises(task, tmp_path):
     result = train(config(task, tmp_path / "run"))
     run = result.directory
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"last.pt", "prev.pt", "best.pt"}
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "finished" and status["step"] == 4
     logged = [line for line in lines(run) if line["kind"] == "train"]
@@ -186,16 +185,6 @@ def test_a_best_metric_that_does_not_exist_is_told_before_training(tmp_path):
     with pytest.raises(ConfigError, match="classification/top1"):
         train(spec)
     assert not (tmp_path / "run/metrics.jsonl").exists()
-
-
-def test_training_in_a_thread_leaves_signals_alone(tmp_path):
-    spec = config("classification", tmp_path / "run", validate=False, steps=1)
-    before = signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=train, args=(spec,))
-    thread.start()
-    thread.join()
-    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "finished"
-    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_two_processes_do_what_one_does(tmp_path):

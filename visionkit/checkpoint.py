@@ -1,4 +1,4 @@
-"""Saving and loading: atomic, safe to read, and enough to go on as if nothing had happened.
+"""A checkpoint file: whole or not there, safe to read, and checked before it is used.
 
 A checkpoint holds tensors and plain values only and is read with `weights_only=True`, so that
 a file from somebody else cannot run code.
@@ -6,45 +6,50 @@ a file from somebody else cannot run code.
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from visionkit import files
 from visionkit.errors import CheckpointError
 
 FORMAT = 1
 SAFE_TORCH = (2, 10)  # before it, `weights_only` had holes (CVE-2025-32434, GHSA-63cw-57p8-fm3p)
+PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+class DamagedError(CheckpointError):
+    """A file that is no whole checkpoint, so that an older one may be used in its place."""
+
+
+def save(state: dict[str, Any], path: Path, *, previous: Path | None = None) -> None:
     """Write to a temporary file beside `path`, flush it to the disk, then rename.
 
-    A crash at any moment leaves either the old file or the new one, whole.
+    A crash at any moment leaves either the old file or the new one, whole. The old one stays as
+    `previous`, if that is given. Raises CheckpointError where the disk does not take it, TypeError
+    for a state that could not be loaded again.
     """
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
+    _check_plain(state, path.name)
     try:
-        with open(temporary, "wb") as file:
+        with files.replacing(path, "wb", durable=True, previous=previous) as file:
             torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: cannot be written: {_root_cause(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path}: cannot be written: {files.reason(error)}") from error
 
 
 def load(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint that `save` wrote. Tensors arrive on the CPU."""
     state = load_tensors(path)
     if not isinstance(state, dict) or "format" not in state:
-        raise CheckpointError(f"{path}: is not a visionkit checkpoint")
+        raise DamagedError(f"{path}: is not a visionkit checkpoint")
     if type(state["format"]) is not int:
-        raise CheckpointError(f"{path}: is not a visionkit checkpoint")
+        raise DamagedError(f"{path}: is not a visionkit checkpoint")
     if state["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: has format {state['format']}, this visionkit reads up to {FORMAT}; upgrade it"
@@ -92,8 +97,10 @@ def load_tensors(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read: {files.reason(error)}") from error
     except Exception as error:  # torch.load raises anything on a file that is not one of its own
-        raise CheckpointError(
+        raise DamagedError(
             f"{path}: cannot be read: it is cut short, no file of weights, or holds more than "
             f"tensors and plain values ({type(error).__name__})"
         ) from error
@@ -105,7 +112,7 @@ def _require_state(path: Path) -> None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():  # torch.load does not look at checksums
-                raise CheckpointError(f"{path}: is damaged (checksum of {damaged!r})")
+                raise DamagedError(f"{path}: is damaged (checksum of {damaged!r})")
             exported |= any(name.endswith("/constants.pkl") for name in archive.namelist())
     if exported:  # ONNX or TorchScript
         raise CheckpointError(
@@ -123,31 +130,42 @@ def _require_safe_torch() -> None:
         )
 
 
-def checkpoint_of(run: str | Path, *, resume: bool = False) -> Path:
-    """The file to load for a run directory or a checkpoint file: best, else last.
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
+    """All weights of a model, in any precision. CheckpointError names what does not fit."""
+    own = model.state_dict()
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    problems = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": shapes,
+    }
+    if any(problems.values()):
+        found = [
+            f"{len(names)} {what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+            for what, names in problems.items()
+            if names
+        ]
+        raise CheckpointError(f"{where}: does not fit the config: " + "\n  ".join(["", *found]))
+    model.load_state_dict(weights)
 
-    With `resume`, always last.
-    """
-    run = Path(run)
-    if run.is_file():
-        return run
-    if not run.is_dir():
-        raise CheckpointError(f"{run}: no such run directory or checkpoint file")
-    names = ["last.pt"] if resume else ["best.pt", "last.pt"]
-    for name in names:
-        if (run / "checkpoints" / name).is_file():
-            return run / "checkpoints" / name
-    hint = "; start it again without --resume" if resume else ""
-    raise CheckpointError(
-        f"{run}: holds no checkpoints/{' or '.join(names)}; nothing to load{hint}"
-    )
 
-
-def _root_cause(error: BaseException) -> str:
-    """torch hides a full disk behind a RuntimeError; find the OSError under it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError):
-            return f"{cause.strerror or cause} (errno {cause.errno})"
-        cause = cause.__context__
-    return str(error)
+def _check_plain(value: Any, where: str) -> None:
+    """What `weights_only` would refuse must be told when it is saved, not when it is needed."""
+    if isinstance(value, Tensor) or type(value) in PLAIN:
+        return
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _check_plain(key, f"{where}: the key {key!r}")
+            _check_plain(item, f"{where}/{key}")
+    elif type(value) in (list, tuple, set):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}/{index}")
+    else:
+        raise TypeError(
+            f"{where}: is a {type(value).__module__}.{type(value).__qualname__}, which a "
+            f"checkpoint cannot hold; use numbers, text, lists, dicts and tensors"
+        )

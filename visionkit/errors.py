@@ -47,6 +47,10 @@ class DivergedError(VisionkitError, ArithmeticError):
     exit_code = 5
 
 
+class ResourceError(VisionkitError):
+    """The machine lacks memory, shared memory or open files for what a config asks."""
+
+
 class Preempted(VisionkitError):
     """A signal asked a run to stop; its state is saved and it can be resumed."""
 

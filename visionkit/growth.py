@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from visionkit import checkpoint
+from visionkit import generations
 from visionkit.config import Config
 from visionkit.errors import CheckpointError
 from visionkit.model import VisionModel
@@ -22,7 +22,7 @@ def origin(config: Config) -> dict[str, Any] | None:
     """The checkpoint that `init_from` names, None without it."""
     if config.init_from is None:
         return None
-    return checkpoint.load_run(checkpoint.checkpoint_of(config.init_from["run"]))
+    return generations.load_run(config.init_from["run"])[1]
 
 
 def classes_taken_over(config: Config, state: dict[str, Any] | None) -> dict[str, Classes]:

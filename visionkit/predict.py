@@ -13,8 +13,9 @@ from PIL import Image, ImageOps
 from pycocotools.mask import decode
 from torch import Tensor
 
-from visionkit import checkpoint
+from visionkit import generations
 from visionkit.build import build_model, pick_device, pick_precision
+from visionkit.checkpoint import load_weights
 from visionkit.config import Config, load_config
 from visionkit.data.images import load_image
 from visionkit.data.sample import Sample
@@ -209,18 +210,14 @@ def load(
     visionkit that the checkpoint names are imported, which runs their modules, with
     `allow_plugins` only; without, ConfigError.
     """
-    path = checkpoint.checkpoint_of(run)
-    state = checkpoint.load_run(path)
+    path, state = generations.load_run(run)
     config = load_config(state["config"], overrides, origin=path, allow_plugins=allow_plugins)
     classes = class_lists_of(state)
     unlisted = [head for head in config.heads if head not in classes]
     if unlisted:
         raise CheckpointError(f"{path}: holds no class list of head {unlisted[0]!r}")
     model = build_model(config, classes, pretrained=False)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: does not fit its config: {str(error)[:500]}") from error
+    load_weights(model, state["model"], path)
     return Predictor.of(model, config, classes, heads=heads, fold=fold)
 
 

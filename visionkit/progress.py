@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -17,9 +18,9 @@ from visionkit import distributed, rundir
 from visionkit.best import Best
 from visionkit.build import default_best
 from visionkit.config import Config
+from visionkit.files import Misses
 
 log = logging.getLogger("visionkit")
-SAVE_EVERY_SECONDS = 600
 
 
 class Progress:
@@ -35,18 +36,25 @@ class Progress:
         self.best_score: float | None = None
         self.stale = 0  # validations since the best one
         self.validated_at = 0  # step
+        self.kept: int | None = None  # step of the newest checkpoint
+        self.unsaved = True  # whether anything has happened since
+        self.misses = Misses()  # log files that could not be written
+        self._saved_at = -math.inf  # so that the first step is followed by a checkpoint
+        self._unwritten: list[dict[str, Any]] = []  # records of metrics.jsonl
         self._sums: dict[str, Tensor] = {}
         self._now: dict[str, Tensor] = {}
         self._images = self._steps = 0
         self._main = distributed.rank() == 0
+        self._bar: tqdm | None = None
 
     # --- the log ---
 
     def begin(self) -> None:
-        self._since = self._saved_at = time.perf_counter()
+        self._since = time.perf_counter()
+        self._write_status("running")
         if self._main:
-            rundir.truncate_metrics(self.run, self.step, self.validated_at)
-            self._write_status("running")
+            with self.misses.allowed(self.run / "metrics.jsonl"):
+                rundir.truncate_metrics(self.run, self.step, self.validated_at)
         show = self._main and sys.stderr.isatty()
         self._bar = tqdm(total=self.total_steps, initial=self.step, disable=not show, unit="step")
 
@@ -68,6 +76,7 @@ class Progress:
     ) -> None:
         """One step is done; `combined` are figures on how the heads' losses became one."""
         self.step += 1
+        self.unsaved = True
         self._steps += 1
         self._images += images * distributed.world_size()
         self._now["grad_norm"] = norm
@@ -93,13 +102,20 @@ class Progress:
         self._restart_window()
         if not self._main:
             return
-        rundir.append_metrics(self.run, record)
+        self._append(record)
         self._write_status("running")
         terms = ", ".join(f"{n.split('/')[-1]} {v:.3f}" for n, v in means.items() if "/" in n)
         line = f"loss {means['total']:.3f} ({terms})  lr {lr:.2g}  {rate:.1f} images/s"
         self._bar.set_postfix_str(f"loss {means['total']:.3f}")
         if self._bar.disable:
             log.info("step %d/%d  epoch %.1f  %s", self.step, self.total_steps, self.epoch, line)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        """Records that the disk did not take are tried again with the next one."""
+        self._unwritten.append(record)
+        with self.misses.allowed(self.run / "metrics.jsonl"):
+            rundir.append_metrics(self.run, self._unwritten)
+            self._unwritten = []
 
     def _restart_window(self) -> None:
         self._sums, self._images, self._steps = {}, 0, 0
@@ -122,7 +138,7 @@ class Progress:
     def save_due(self) -> bool:
         if self.validation_due:  # which may take long, and is repeated if it is cut off
             return True
-        overdue = time.perf_counter() - self._saved_at > SAVE_EVERY_SECONDS
+        overdue = time.perf_counter() - self._saved_at >= self.settings.save_every
         return self._main and overdue
 
     @property
@@ -131,7 +147,8 @@ class Progress:
 
     def validated(self, metrics: dict[str, float]) -> bool:
         """Record a validation; whether it is the best so far. NaN never is."""
-        self.validated_at = self.step
+        metrics = {name: float(value) for name, value in metrics.items()}
+        self.validated_at, self.unsaved = self.step, True
         score = self.best.score(metrics)
         improved = score == score and (self.best_score is None or score > self.best_score)
         self.stale = 0 if improved else self.stale + 1
@@ -141,31 +158,52 @@ class Progress:
             self.metrics = metrics
         if self._main:
             record = {"kind": "val", "step": self.step, "epoch": self.epoch, **metrics}
-            rundir.append_metrics(self.run, record)
+            self._append(record)
             note = " (the best so far)" if improved else ""
             log.info("step %d: %s%s", self.step, self.best.describe(metrics), note)
         self._restart_window()
         return improved
 
-    def finish(self, state: str, **details: Any) -> None:
-        self._bar.close()
-        if self._main:
-            self._write_status(state, **details)
+    def finish(self, state: str, *, exit_code: int, reason: str | None = None) -> None:
+        """The run ends, well or not."""
+        if self._bar is not None:
+            self._bar.close()
+        self._write_status(state, exit_code=exit_code, reason=reason)
+        self.misses.report()
+
+    def left_at_once(self, signal_name: str, exit_code: int) -> str:
+        """A second signal ends the process here and now; what to say about it."""
+        self._write_status("preempted", exit_code=exit_code, reason=f"second {signal_name}")
+        return self.what_is_kept()
+
+    def what_is_kept(self) -> str:
+        if self.kept is None:
+            return "there is no checkpoint yet"
+        return f"the last checkpoint is of step {self.kept}"
 
     def _write_status(self, state: str, **details: Any) -> None:
-        rundir.write_status(
-            self.run,
-            state,
-            step=self.step,
-            total_steps=self.total_steps,
-            epoch=self.epoch,
-            **details,
-        )
+        if not self._main:
+            return
+        with self.misses.allowed(self.run / "status.json"):
+            rundir.write_status(
+                self.run,
+                state,
+                step=self.step,
+                total_steps=self.total_steps,
+                epoch=self.epoch,
+                checkpoint_step=self.kept,
+                **details,
+            )
 
     # --- the checkpoint ---
 
-    def saved(self) -> None:
+    def tried_to_save(self) -> None:
         self._saved_at = time.perf_counter()
+
+    def saved(self) -> None:
+        """The state as it is now is on the disk."""
+        self.kept, self.unsaved = self.step, False
+        self._write_status("running")
 
     def state(self) -> dict[str, Any]:
         return {
@@ -180,6 +218,8 @@ class Progress:
         self.step, self.metrics = state["step"], state["metrics"]
         self.validated_at = state["validated_at"]
         self.best_score, self.stale = state["best"]["score"], state["best"]["stale"]
+        self.kept, self.unsaved = self.step, False
+        self.tried_to_save()
         self._sums, self._steps = state["window"]["sums"], state["window"]["steps"]
 
 

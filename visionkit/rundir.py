@@ -4,7 +4,7 @@ config.yaml          the resolved config; `visionkit train config.yaml` repeats 
 metrics.jsonl        one JSON object for each logged step and each validation
 data.json            what is used of the data, and what was left out, fixed, or looks wrong
 status.json          running, finished, preempted, failed or diverged, and at which step
-checkpoints/         last.pt to resume from, best.pt to predict with
+checkpoints/         last.pt to resume from, prev.pt the one before it, best.pt to predict with
 plots/               curves, training pictures, validation pictures
 eval/                figures and result files of `visionkit eval`
 """
@@ -12,18 +12,22 @@ eval/                figures and result files of `visionkit eval`
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from visionkit import files, runlock
 from visionkit.errors import ConfigError
+from visionkit.files import write_text
 
+log = logging.getLogger("visionkit")
 CONTENT = (
     "config.yaml",
     "data.json",
@@ -36,31 +40,48 @@ CONTENT = (
 
 
 def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> Path:
-    """The directory of a new or resumed run, created; `runs/<name>-NNN` if none is named.
+    """The directory of a new or resumed run, created and locked until `runlock.release`;
+    `runs/<name>-NNN` if none is named.
 
     A directory that already holds a run is refused, unless it is to be resumed or overwritten, or
     ended before it saved anything. Overwriting deletes what a run leaves there and nothing else.
-    A run that a living process of this machine is training is never touched.
+    A run that is being trained is never touched.
     """
-    run = _next_free(Path("runs"), name) if output is None else Path(output)
     try:
+        run = _next_free(Path("runs"), name) if output is None else Path(output)
         run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output: {run} cannot be a directory: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        where = "runs" if output is None else repr(output)
+        raise ConfigError(f"output: {where} cannot be a directory: {why}") from error
     if not os.access(run, os.W_OK):
         raise ConfigError(f"output: {run} cannot be written to")
-    _refuse_running(run)
-    if holds_run(run) and not resume:
-        if not overwrite and not _saved_nothing(run):
-            raise ConfigError(
-                f"output: {run} already holds a run; choose another directory, continue it with "
-                f"--resume, or replace it with --overwrite"
-            )
-        for item in CONTENT:
-            path = run / item
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    (run / "checkpoints").mkdir(exist_ok=True)
+    try:
+        _lock(run)
+        _make_room(run, resume=resume, overwrite=overwrite)
+        (run / "checkpoints").mkdir(exist_ok=True)
+        for folder in (run, run / "checkpoints", run / "plots"):
+            files.remove_strays(folder)
+    except OSError as error:
+        runlock.release(run)
+        raise ConfigError(f"output: {run} cannot be written to: {files.reason(error)}") from error
+    except ConfigError:
+        runlock.release(run)
+        raise
     return run
+
+
+def _make_room(run: Path, *, resume: bool, overwrite: bool) -> None:
+    if resume or not holds_run(run):
+        return
+    if not overwrite and not _saved_nothing(run):
+        raise ConfigError(
+            f"output: {run} already holds a run; choose another directory, continue it with "
+            f"--resume, or replace it with --overwrite"
+        )
+    for item in CONTENT:
+        path = run / item
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def holds_run(directory: Path) -> bool:
@@ -81,12 +102,23 @@ def read_status(run: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
+def _lock(run: Path) -> None:
+    try:
+        if not runlock.acquire(run):
+            _refuse_running(run)
+    except runlock.Locked as error:
+        raise ConfigError(
+            f"output: {run} is being trained by {error}; stop that one first"
+        ) from error
+
+
 def _refuse_running(run: Path) -> None:
+    """Where there are no locks: whether the process that wrote status.json is still there."""
     status = read_status(run)
     pid = status.get("pid")
     here = status.get("state") == "running" and status.get("host") == socket.gethostname()
     if here and isinstance(pid, int) and pid != os.getpid() and _is_alive(pid):
-        raise ConfigError(f"output: {run} is being trained by process {pid}; stop that one first")
+        raise runlock.Locked(f"process {pid}")
 
 
 def _is_alive(pid: int) -> bool:
@@ -100,12 +132,13 @@ def _is_alive(pid: int) -> bool:
 
 
 def _saved_nothing(run: Path) -> bool:
-    return bool(read_status(run)) and not list((run / "checkpoints").glob("*.pt"))
+    saved = [*(run / "checkpoints").glob("*.pt"), *(run / "checkpoints").glob("*.damaged")]
+    return bool(read_status(run)) and not saved
 
 
-def append_metrics(run: Path, record: dict[str, Any]) -> None:
-    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(to_json(record) + "\n")
+def append_metrics(run: Path, records: list[dict[str, Any]]) -> None:
+    """Add all of them to metrics.jsonl, or none if that fails."""
+    files.append_lines(run / "metrics.jsonl", "".join(to_json(r) + "\n" for r in records))
 
 
 def truncate_metrics(run: Path, step: int, validated_at: int) -> None:
@@ -114,26 +147,29 @@ def truncate_metrics(run: Path, step: int, validated_at: int) -> None:
     last = {"train": step, "val": validated_at}
     path = run / "metrics.jsonl"
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        kept = [
-            to_json(record) + "\n" for record in records if record["step"] <= last[record["kind"]]
-        ]
-        write_text(path, "".join(kept))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        records = [_record(line) for line in lines]
+        damaged = records[:-1].count(None)  # the last line may be cut off
+        if damaged:
+            log.warning("%s: %d lines are damaged and left out", path, damaged)
+        kept = [r for r in records if r is not None and r["step"] <= last[r["kind"]]]
+        write_text(path, "".join(to_json(record) + "\n" for record in kept))
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file as a whole."""
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None if a crash or a disk has damaged it."""
+    try:
+        record = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    whole = isinstance(record, dict) and record.get("kind") in ("train", "val")
+    return record if whole and isinstance(record.get("step"), int) else None
 
 
 @contextmanager
 def json_list(path: Path) -> Iterator[Callable[[Any], None]]:
     """Hands out a function that adds one item to a file. The file appears at the end, as a whole;
     if anything is raised before, it does not."""
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     before = "["
 
     def add(item: Any) -> None:
@@ -141,13 +177,9 @@ def json_list(path: Path) -> Iterator[Callable[[Any], None]]:
         file.write(before + to_json(item))
         before = ", "
 
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            yield add
-            file.write("[]\n" if before == "[" else "]\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.replacing(path) as file:
+        yield add
+        file.write("[]\n" if before == "[" else "]\n")
 
 
 def to_json(record: Any) -> str:
@@ -164,8 +196,15 @@ def _finite(value: Any) -> Any:
 
 
 def _next_free(parent: Path, name: str) -> Path:
+    """A new directory with the next number, also if another process takes one meanwhile."""
     taken = [0]
     for entry in parent.glob(f"{name}-*"):
         match = re.fullmatch(re.escape(name) + r"-(\d+)", entry.name)
         taken += [int(match[1])] if match else []
-    return parent / f"{name}-{max(taken) + 1:03d}"
+    number = max(taken)
+    while True:
+        number += 1
+        run = parent / f"{name}-{number:03d}"
+        with suppress(FileExistsError):
+            run.mkdir(parents=True)
+            return run

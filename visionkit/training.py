@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,12 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grads_with_norm_
 
-from visionkit import checkpoint, distributed, rundir
+from visionkit import checkpoint, distributed, generations, rundir, runlock
 from visionkit.build import pick_device, pick_precision
 from visionkit.config import Config, load_config
 from visionkit.data.sources import Source
-from visionkit.errors import ConfigError, DivergedError, Preempted
+from visionkit.endings import recorded
+from visionkit.errors import ConfigError, Preempted
 from visionkit.evaluation import evaluate_model
 from visionkit.gradients import combiner, total_norm
 from visionkit.model import VisionModel
@@ -26,10 +26,11 @@ from visionkit.optim import MovingAverage, build_optimizer, lr_factor, set_lr
 from visionkit.picture_report import check_pictures
 from visionkit.preparation import set_up, tell_data
 from visionkit.progress import Progress
+from visionkit.remedies import explained
 from visionkit.report import picture_training_batch, picture_validation, write_curves
-from visionkit.signals import StopRequest
+from visionkit.signals import Stopped, StopRequest
 from visionkit.training_state import TrainingState
-from visionkit.types import Batch, Classes
+from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
 
@@ -59,40 +60,52 @@ def train(
     """
     if not isinstance(config, Config):
         config = load_config(config, overrides, allow_plugins=allow_plugins)
-    distributed.setup()
-    device = pick_device(config.train.device)
-    dtype = pick_precision(config.train.precision, device)
-    torch.use_deterministic_algorithms(config.train.deterministic)
-    saved = _last_of(config) if resume else None
-    model, sources, classes = set_up(config, saved, device=device)
-    pictures = check_pictures(config, sources)
-    run = distributed.on_first(
-        lambda: rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
-    )
-    log.info("run %s: %s on %s", run, str(dtype).removeprefix("torch."), device)
-    distributed.on_first(lambda: tell_data(config, run, sources, pictures))
-    try:
-        return _fit(config, run, model, sources, classes, saved, device=device, dtype=dtype)
-    except Preempted:
-        raise
-    except BaseException as error:
-        failed = "diverged" if isinstance(error, DivergedError) else "failed"
-        if distributed.rank() == 0 and rundir.read_status(run).get("pid") == os.getpid():
-            rundir.write_status(run, failed, reason=f"{type(error).__name__}: {error}")
-        raise
+    run = None
+    with StopRequest() as stop:
+        try:
+            distributed.setup()
+            device = pick_device(config.train.device)
+            dtype = pick_precision(config.train.precision, device)
+            torch.use_deterministic_algorithms(config.train.deterministic)
+            used, saved = _last_of(config) if resume else (None, None)
+            with explained(config):
+                model, sources, classes = set_up(config, saved, device=device)
+                pictures = check_pictures(config, sources)
+            run = distributed.on_first(
+                lambda: rundir.choose(
+                    config.output, config.name, resume=resume, overwrite=overwrite
+                )
+            )
+            log.info("run %s: %s on %s", run, str(dtype).removeprefix("torch."), device)
+            state = _begin(config, run, model, sources, classes, saved, device, dtype)
+            if used is not None and not distributed.on_first(
+                lambda: generations.set_aside(run, used)
+            ):
+                state.progress.best_score = None
+            with state.progress.misses.allowed(run / "data.json"):
+                distributed.on_first(lambda: tell_data(config, run, sources, pictures))
+            with recorded(state.progress, stop), explained(config), stop.deferred():
+                return _fit(state, sources, stop, device=device, dtype=dtype)
+        except Stopped:
+            raise Preempted(
+                f"stopped by {stop.received} before training began; start it again"
+            ) from None
+        finally:
+            if run is not None:
+                runlock.release(run)
 
 
-def _fit(
+def _begin(
     config: Config,
     run: Path,
     model: VisionModel,
     sources: list[Source],
     classes: dict[str, Classes],
     saved: dict[str, Any] | None,
-    *,
     device: torch.device,
     dtype: torch.dtype,
-) -> Run:
+) -> TrainingState:
+    """The state to train from: new, or the one that was saved."""
     settings = config.train
     trained = [source for source in sources if source.train is not None]
     steps_per_epoch = max(-(-s.steps_per_epoch // settings.accumulate) for s in trained)
@@ -100,19 +113,30 @@ def _fit(
     optimizer = build_optimizer(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = MovingAverage(model, settings.ema) if settings.ema else None
-    gradients = combiner(settings.weighting, model)
     progress = Progress(config, run, total_steps, steps_per_epoch)
-    state = TrainingState(config, run, classes, model, optimizer, scaler, average, progress)
+    state = TrainingState(
+        config, run, classes, model, optimizer, scaler, average, progress, _sizes(sources)
+    )
     if saved is not None:
         state.restore(saved)
-    if progress.step >= total_steps:
-        log.info(
-            "%s is finished at step %d; more train.steps or train.epochs go on", run, progress.step
-        )
-    elif distributed.rank() == 0:
-        rundir.write_text(run / "config.yaml", config.to_yaml())
     distributed.broadcast_state(model)
+    return state
 
+
+def _fit(
+    state: TrainingState,
+    sources: list[Source],
+    stop: StopRequest,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Run:
+    config, run, model, classes = state.config, state.run, state.model, state.classes
+    optimizer, scaler, average = state.optimizer, state.scaler, state.average
+    settings, progress = config.train, state.progress
+    total_steps = progress.total_steps
+    trained = [source for source in sources if source.train is not None]
+    gradients = combiner(settings.weighting, model)
     batches = {
         source.name: source.train_batches(
             seed=settings.seed, start=progress.step * settings.accumulate, workers=config.workers
@@ -123,30 +147,42 @@ def _fit(
     def validate_if_due() -> None:
         if progress.validation_due:
             distributed.broadcast_state(state.smooth)  # batch norms saw other pictures elsewhere
-            metrics, _ = evaluate_model(state.smooth, sources, dtype=dtype, workers=config.workers)
+            with stop.at_once():  # the state is saved, and the validation comes again
+                metrics, _ = evaluate_model(
+                    state.smooth, sources, dtype=dtype, workers=config.workers
+                )
             if progress.validated(metrics):
                 state.save_best()
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
     progress.begin()
+    if progress.step >= total_steps:
+        log.info(
+            "%s is finished at step %d; more train.steps or train.epochs go on", run, progress.step
+        )
+    elif distributed.rank() == 0:
+        with progress.misses.allowed(run / "config.yaml"):
+            rundir.write_text(run / "config.yaml", config.to_yaml())
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopRequest())
         for endless in batches.values():
             stack.callback(endless.close)  # ends its workers
         validate_if_due()  # where a stopped run did not come to it
         while progress.step < total_steps and not progress.stopped_early:
             step = progress.step
-            _seed_step(settings.seed, step, device)
-            set_lr(optimizer, settings.lr * lr_factor(step, total_steps, settings))
-            optimizer.zero_grad(set_to_none=True)
-
-            seen: list[Batch] = []
-            for micro in range(settings.accumulate):
-                for source in trained:
-                    batch = next(batches[source.name])
-                    if step == micro == 0:
-                        picture_training_batch(run, batch, source, model, classes)
+            with state.saved_if_lost():
+                taken = [  # all that the step needs, so that nothing of it happens without
+                    (source, next(batches[source.name]))
+                    for _ in range(settings.accumulate)
+                    for source in trained
+                ]
+                seen = [batch for _, batch in taken]
+                for source, batch in taken[: len(trained)] if step == 0 else ():
+                    picture_training_batch(run, batch, source, model, classes)
+                _seed_step(settings.seed, step, device)
+                set_lr(optimizer, settings.lr * lr_factor(step, total_steps, settings))
+                optimizer.zero_grad(set_to_none=True)
+                for source, batch in taken:
                     batch = batch.to(device)
                     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                         features = model.features(batch)
@@ -156,7 +192,6 @@ def _fit(
                         {head: scaler.scale(p / settings.accumulate) for head, p in parts.items()}
                     )
                     progress.note(losses, sum(parts.values()) / settings.accumulate)
-                    seen.append(batch)
                     del features, losses, parts  # or they lived until the next ones are computed
 
             combined = gradients.finish(step)
@@ -185,30 +220,49 @@ def _fit(
                 bool(stop.received), progress.save_due, device=device
             )
             if due or interrupted:
-                state.save_last()
+                state.save_last(final=interrupted)
             if interrupted:
-                progress.finish("preempted", reason=stop.received)
                 raise Preempted(
                     f"stopped by {stop.received or 'another process'} after step {progress.step}; "
                     f"continue with: visionkit train --resume {run}"
                 )
             validate_if_due()
 
-    state.save_last()
+    if progress.unsaved:
+        state.save_last(final=True)
     if not (run / "checkpoints" / "best.pt").exists():
         if settings.no_worse_than:
             log.warning("no validation kept to train.no_worse_than: best.pt is the last state")
-        state.save_best()
-    picture_validation(run, state.smooth, sources, classes, dtype=dtype)
-    progress.finish("finished")
-    write_curves(run, settings.plots)
+        state.save_best(final=True)
+    with stop.at_once():
+        picture_validation(run, state.smooth, sources, classes, dtype=dtype)
+        write_curves(run, settings.plots)
+    progress.finish("finished", exit_code=0)
     return Run(run, progress.metrics)
 
 
-def _last_of(config: Config) -> dict[str, Any]:
+def _last_of(config: Config) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to go on from, and its content; process 0 picks it for all."""
     if config.output is None:
         raise ConfigError("resume: say which run with `output`")
-    return checkpoint.load_run(checkpoint.checkpoint_of(config.output, resume=True))
+    found: dict[str, Any] = {}
+
+    def pick() -> Path:
+        path, found["state"] = generations.load_run(config.output, resume=True)
+        return path
+
+    path = distributed.on_first(pick)
+    return path, found.get("state") or checkpoint.load_run(path)
+
+
+def _sizes(sources: list[Source]) -> dict[str, int]:
+    """The number of pictures of each data set."""
+    return {
+        f"data.{source.name}.{split}": len(dataset)
+        for source in sources
+        for split, dataset in (("train", source.train), ("val", source.val))
+        if dataset is not None
+    }
 
 
 def _seed_step(seed: int, step: int, device: torch.device) -> None:

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from visionkit import checkpoint, distributed
+from visionkit import checkpoint, distributed, generations
 from visionkit.config import Config
-from visionkit.errors import CheckpointError
+from visionkit.errors import CheckpointError, DataError
 from visionkit.model import VisionModel
 from visionkit.optim import MovingAverage
 from visionkit.progress import Progress
+from visionkit.remedies import is_out_of_memory
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
+MOST_FAILURES = 3  # in a row, of saving
 
 
 @dataclass
 class TrainingState:
     """Everything that the next step depends on, but for the data, which is a function of the step.
 
-    Only process 0 writes files.
+    Only process 0 writes files. `pictures` is the size of each data set, by its key in the config.
     """
 
     config: Config
@@ -35,36 +39,112 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     average: MovingAverage | None
     progress: Progress
+    pictures: dict[str, int]
+    _failures: int = field(default=0, init=False)
+    _best: dict[str, Any] | None = field(default=None, init=False)  # could not be written yet
+    _buffers: list[torch.Tensor] = field(default_factory=list, init=False)
 
     @property
     def smooth(self) -> VisionModel:
         """The model to validate and to predict with: the moving average, where there is one."""
         return self.average.model if self.average else self.model
 
-    def save_best(self) -> None:
-        """checkpoints/best.pt: weights to predict with."""
-        if distributed.rank() == 0:
-            state = {
-                **self._identity(),
-                "step": self.progress.step,
-                "metrics": self.progress.metrics,
-                "model": self.smooth.state_dict(),
-            }
-            checkpoint.save(state, self.run / "checkpoints" / "best.pt")
+    # --- saving ---
 
-    def save_last(self) -> None:
-        """checkpoints/last.pt: all that `restore` needs."""
-        self.progress.saved()
-        if distributed.rank() == 0:
-            state = {
-                **self._identity(),
-                "model": self.model.state_dict(),
-                "average": self.average.model.state_dict() if self.average else None,
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-                **self.progress.state(),
+    def save_best(self, *, final: bool = False) -> None:
+        """checkpoints/best.pt: weights to predict with.
+
+        A disk that does not take them is forgiven as in `save_last`, which tries again.
+        """
+        if distributed.rank() != 0:
+            return
+        self._best = {
+            **self._identity(),
+            "step": self.progress.step,
+            "metrics": self.progress.metrics,
+            "model": self.smooth.state_dict(),
+        }
+        if not self._forgiving(self._write_best, final=final):
+            self._best["model"] = {
+                name: tensor.to("cpu", copy=True) for name, tensor in self._best["model"].items()
             }
-            checkpoint.save(state, self.run / "checkpoints" / "last.pt")
+
+    def save_last(self, *, final: bool = False) -> None:
+        """checkpoints/last.pt: all that `restore` needs; what was there becomes prev.pt.
+
+        A disk that does not take it is forgiven with a warning, but not three times in a row nor
+        when it is `final`: then CheckpointError. last.pt never speaks of a best.pt that is not
+        there, or a run that is killed could not repeat the validation that gave it.
+        """
+        self.progress.tried_to_save()
+        if distributed.rank() != 0 or self._forgiving(self._write_all, final=final):
+            self.progress.saved()
+
+    def _forgiving(self, write: Callable[[], None], *, final: bool) -> bool:
+        """Whether it worked."""
+        try:
+            write()
+        except CheckpointError as error:
+            self._failures += 1
+            kept = self.progress.what_is_kept()
+            if final or self._failures == MOST_FAILURES:
+                raise CheckpointError(f"{error}; {kept}") from error
+            log.warning(
+                "%s; %s; training goes on and tries again later (failure %d, the run ends at %d)",
+                *(error, kept, self._failures, MOST_FAILURES),
+            )
+            return False
+        self._failures = 0
+        return True
+
+    def _write_all(self) -> None:
+        self._write_best()
+        state = {
+            **self._identity(),
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict() if self.average else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "world_size": distributed.world_size(),
+            "pictures": self.pictures,
+            **self.progress.state(),
+        }
+        generations.keep_last(self.run, state)
+
+    def _write_best(self) -> None:
+        if self._best is not None:
+            checkpoint.save(self._best, generations.folder(self.run) / "best.pt")
+            self._best = None
+
+    @contextmanager
+    def saved_if_lost(self) -> Iterator[None]:
+        """Around the part of a step that changes no weights: where a broken picture or a lack of
+        memory ends the run there, the state after the step before is saved."""
+        buffers = list(self.model.buffers())  # batch norms count what passes through them
+        if not self._buffers:
+            self._buffers = [torch.empty_like(buffer) for buffer in buffers]
+        if buffers:
+            torch._foreach_copy_(self._buffers, buffers)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, DataError) and not is_out_of_memory(error):
+                raise
+            if buffers:
+                torch._foreach_copy_(buffers, self._buffers)
+            self._save_what_is_left()
+            raise
+
+    def _save_what_is_left(self) -> None:
+        if self.progress.step == 0:
+            return  # the run can be started again
+        try:
+            if self.progress.unsaved:
+                self.save_last(final=True)
+        except (CheckpointError, MemoryError) as error:  # the first error is the one to tell
+            log.warning("%s", error)
+
+    # --- going on ---
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go back to where `save_last` was called. Raises CheckpointError if it does not fit."""
@@ -72,23 +152,41 @@ class TrainingState:
         now = {head: c.names for head, c in self.classes.items()}
         if before != now:
             raise CheckpointError(f"--resume: the run has the classes {before}, the data now {now}")
+        old, new = saved["config"]["train"]["optimizer"], self.config.train.optimizer
+        if old != new:
+            raise CheckpointError(f"--resume: train.optimizer is {new!r}, but the run's is {old!r}")
+        checkpoint.load_weights(self.model, saved["model"], "--resume: the checkpoint")
         try:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scaler.load_state_dict(saved["scaler"])
             if self.average:
                 self.average.model.load_state_dict(saved["average"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.scaler.load_state_dict(saved["scaler"])
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(
                 f"--resume: the checkpoint does not fit the config: {str(error)[:500]}"
             ) from error
-        for key, (old, new) in _changes(saved["config"], self.config.to_dict()).items():
-            log.info("resumed with another %s: %s instead of %s", key, new, old)
+        for text in _changes_since(saved, self.config.to_dict(), self.pictures):
+            log.warning("resumed with %s", text)
         self.progress.restore(saved)
 
     def _identity(self) -> dict[str, Any]:
         classes = {h: {"names": list(c.names), "ids": list(c.ids)} for h, c in self.classes.items()}
         return {"config": self.config.to_dict(), "name": self.config.name, "classes": classes}
+
+
+def _changes_since(
+    saved: dict[str, Any], config: dict[str, Any], pictures: dict[str, int]
+) -> list[str]:
+    """What makes the rest of the run another one than it would have been."""
+    changes = _changes(saved["config"], config)
+    texts = [f"another {key}: {new} instead of {old}" for key, (old, new) in changes.items()]
+    before, now = saved.get("world_size"), distributed.world_size()
+    if before not in (None, now):
+        texts.append(f"{now} processes instead of {before}")
+    for key, count in saved.get("pictures", pictures).items():
+        if pictures.get(key, count) != count:
+            texts.append(f"{pictures[key]} pictures in {key} instead of {count}")
+    return texts
 
 
 def _changes(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

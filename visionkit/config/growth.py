@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from visionkit import checkpoint
+from visionkit import generations
 from visionkit.config.plugins import refuse_plugins
 from visionkit.config.problems import Problems
 from visionkit.errors import CheckpointError, VisionkitError
@@ -21,8 +21,8 @@ def with_origin(long: dict[str, Any], problems: Problems, *, allow_plugins: bool
     if not isinstance(run, str):
         return long
     try:
-        path = checkpoint.checkpoint_of(run)
-        old = checkpoint.load_run(path)["config"]
+        path, state = generations.load_run(run)
+        old = state["config"]
         if not _is_long(old):
             raise CheckpointError(f"{path}: its config is not one that visionkit has saved")
         refuse_plugins(old, path, allowed=allow_plugins)

@@ -48,6 +48,7 @@ class TrainConfig:
     )
     validate: bool | Count = True  # after every epoch; a number: every so many; false: never
     eval_batch_size: Count | None = None  # null: the source's own batch size
+    save_every: NonNegative = 600.0  # seconds between two checkpoints; 0: one after every step
     log_every: Count = 20  # steps between two lines of the log
     seed: Seed = 0  # of weights, order of pictures and augmentation
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
