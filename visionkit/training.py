@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grads_with_norm_
 
-from visionkit import checkpoint, distributed, rundir
+from visionkit import checkpoint, distributed, global_batch, rundir
+from visionkit.backbones.norm import batch_statistics
 from visionkit.build import pick_device, pick_precision
 from visionkit.config import Config, load_config
 from visionkit.data.sources import Source
@@ -21,7 +22,7 @@ from visionkit.errors import ConfigError, DivergedError, Preempted
 from visionkit.evaluation import evaluate_model
 from visionkit.gradients import combiner, total_norm
 from visionkit.model import VisionModel
-from visionkit.nonfinite import check_finite
+from visionkit.nonfinite import Guard
 from visionkit.optim import MovingAverage, build_optimizer, lr_factor, set_lr
 from visionkit.preparation import set_up
 from visionkit.progress import Progress
@@ -96,6 +97,7 @@ def _fit(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     average = MovingAverage(model, settings.ema) if settings.ema else None
     gradients = combiner(settings.weighting, model)
+    guard = Guard(model, settings)
     progress = Progress(config, run, total_steps, steps_per_epoch)
     state = TrainingState(config, run, classes, model, optimizer, scaler, average, progress)
     if saved is not None:
@@ -123,6 +125,7 @@ def _fit(
 
     parameters = [p for p in model.parameters() if p.requires_grad]
     model.train()
+    statistics = batch_statistics(model)
     progress.begin()
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -133,7 +136,9 @@ def _fit(
             step = progress.step
             _seed_step(settings.seed, step, device)
             set_lr(optimizer, settings.lr * lr_factor(step, total_steps, settings))
+            progress.lr = optimizer.param_groups[0]["lr"]
             optimizer.zero_grad(set_to_none=True)
+            guard.remember()
 
             seen: list[Batch] = []
             for micro in range(settings.accumulate):
@@ -142,7 +147,8 @@ def _fit(
                     if step == micro == 0:
                         picture_training_batch(run, batch, source, model, classes)
                     batch = batch.to(device)
-                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+                    with autocast, global_batch.shared():
                         features = model.features(batch)
                         losses = model.losses(features, batch, source.feeds)
                         parts = model.weighted(losses)
@@ -154,24 +160,19 @@ def _fit(
                     del features, losses, parts  # or they lived until the next ones are computed
 
             combined = gradients.finish(step)
-            distributed.average_gradients(parameters)
+            distributed.average_step(parameters, [*statistics, *progress.losses])
             scaler.unscale_(optimizer)
             norm = total_norm(parameters)
-            check_finite(norm, progress, seen, scaler)
-            if settings.clip_norm:
-                clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-            scaler.step(optimizer)
-            scaler.update()
-            if average:
-                average.update(step)
+            if guard.admits(norm, progress, seen, scaler):
+                if settings.clip_norm:
+                    clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+                scaler.step(optimizer)
+                if average:
+                    average.update(step)
+            progress.scaled(scaler)
             if len(model.heads) > 1:
                 combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
-            progress.advance(
-                sum(map(len, seen)),
-                lr=optimizer.param_groups[0]["lr"],
-                norm=norm,
-                combined=combined,
-            )
+            progress.advance(sum(map(len, seen)), norm=norm, combined=combined)
 
             interrupted, due = distributed.any_of(
                 bool(stop.received), progress.save_due, device=device

@@ -79,7 +79,7 @@ class Source:
         padded, and therefore scored, alike whatever their number."""
         size = self.eval_batch_size or self.batch_size
         indices = range(len(self.val))
-        batches = [[(i, 0) for i in indices[k : k + size]] for k in indices[::size]]
+        batches = [[(i, i) for i in indices[k : k + size]] for k in indices[::size]]
         mine = batches[distributed.rank() :: distributed.world_size()]
         view = View(self.val, (), self.image_size, seed=0, cache=self.cache)
         return _batches(DataLoader(view, batch_sampler=mine, **_loading(workers)))
@@ -175,7 +175,7 @@ class View(TorchDataset):
             sample = sample.resize(fit(sample.size, self.image_size))
         for transform in self.transforms:
             sample = transform(sample, rng, self.image_size)
-        return sample.image, sample.target()
+        return sample.image, {**sample.target(), "position": position}
 
     def _sample(self, index: int) -> Sample:
         return self.dataset[index] if self.load is None else self.dataset.sample(index, self.load)

@@ -1,0 +1,87 @@
+"""Several processes end together: the one at fault says why, and the others repeat it."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch.distributed as dist
+
+from visionkit import distributed, errors
+from visionkit.errors import LostProcess, Preempted, VisionkitError
+
+PATIENCE = 3.0  # seconds in which a process that is at fault may still say so
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What is raised inside is told to the other processes, and with LostProcess they tell what
+    they were told, or which process it is that went or hangs. Torchrun shows it too."""
+    try:
+        yield
+    except LostProcess as error:
+        cause = _cause(error) if distributed.world_size() > 1 else error
+        show_torchrun(cause, later=True)
+        raise cause from error
+    except BaseException as error:
+        if not isinstance(error, Preempted) and distributed.world_size() > 1:
+            _tell(error)
+            show_torchrun(error)
+        raise
+
+
+def show_torchrun(error: BaseException, *, later: bool = False) -> None:
+    """Write the message into the file whose content torchrun prints as the cause of a failure.
+
+    It takes the earliest for the root; `later` is one that only repeats another's."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file and not Path(file).exists():
+        stamp = {"timestamp": str(int(time.time()) + later)}
+        text = str(error) if isinstance(error, VisionkitError) else _named(error)
+        with suppress(OSError):  # the error itself matters more
+            Path(file).write_text(
+                json.dumps({"message": {"message": text, "extraInfo": stamp}}), encoding="utf-8"
+            )
+
+
+def _tell(error: BaseException) -> None:
+    kind = type(error).__name__ if isinstance(error, VisionkitError) else "VisionkitError"
+    text = str(error) if isinstance(error, VisionkitError) else _named(error)
+    with suppress(RuntimeError):  # the place for messages went with the process that kept it
+        _board().set("fault", json.dumps([distributed.rank(), kind, text]))
+
+
+def _cause(error: LostProcess) -> VisionkitError:
+    """What was at fault, as told by that process or as seen by those that still live."""
+    hung = "imed out" in str(error) or "imeout" in str(error)
+    others = set(range(distributed.world_size())) - {distributed.rank()}
+    missing = set(others)
+    with suppress(RuntimeError):
+        board = _board()
+        board.set(f"lost/{distributed.rank()}", "")
+        until = time.monotonic() + PATIENCE
+        while missing and time.monotonic() < until:
+            if board.check(["fault"]):
+                rank, kind, text = json.loads(board.get("fault"))
+                return getattr(errors, kind, VisionkitError)(f"process {rank}: {text}")
+            missing = {r for r in others if not board.check([f"lost/{r}"])}
+            time.sleep(0.05)
+    who = ", ".join(map(str, sorted(missing or others)))
+    what = "hangs, or is too slow: it did not answer in time" if hung else "has gone"
+    return VisionkitError(
+        f"process {who} {what}; the others stop ({str(error).strip().splitlines()[0]}). "
+        "VISIONKIT_TIMEOUT sets the seconds to wait"
+    )
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _board() -> dist.Store:
+    """Where processes leave messages; it outlives them where torchrun keeps it."""
+    return dist.distributed_c10d._get_default_store()
