@@ -29,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}; settings are given as key=value")
     args.overrides = [*getattr(args, "overrides", ()), *(word.lstrip("-") for word in rest)]
+    first = os.environ.get("RANK", "0") == "0"
     try:
+        if not first:  # of several processes one tells what all find; torchrun shows the cause
+            logging.getLogger("visionkit").setLevel(logging.ERROR)
         code = args.run(args) or 0
         sys.stdout.flush()
         return code
@@ -37,7 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         if args.debug:
             raise
         label = "" if isinstance(error, Preempted) else "error: "
-        print(f"{label}{error}", file=sys.stderr)
+        if not _shown_by_torchrun(error) or first:
+            print(f"{label}{error}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         _discard_output()
@@ -52,6 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         _leave_process_group()
+
+
+def _shown_by_torchrun(error: VisionkitError) -> bool:
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return False
+    from visionkit.peers import show_torchrun
+
+    show_torchrun(error)
+    return True
 
 
 def _discard_output() -> None:

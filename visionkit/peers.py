@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,24 +13,33 @@ import torch.distributed as dist
 
 from visionkit import distributed, errors
 from visionkit.errors import LostProcess, Preempted, VisionkitError
+from visionkit.signals import deaf
 
 PATIENCE = 3.0  # seconds in which a process that is at fault may still say so
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """What is raised inside is told to the other processes, and with LostProcess they tell what
-    they were told, or which process it is that went or hangs. Torchrun shows it too."""
+def together(at_failure: Callable[[BaseException], None] = lambda error: None) -> Iterator[None]:
+    """What is raised inside is told to the other processes, where it turns up as LostProcess; they
+    raise what they are told, or say which process it is that went or hangs.
+
+    `at_failure` gets what is raised in the end, except Preempted. Torchrun shows it too.
+    """
     try:
         yield
+    except Preempted:
+        raise
     except LostProcess as error:
-        cause = _cause(error) if distributed.world_size() > 1 else error
-        show_torchrun(cause, later=True)
+        with deaf():  # torchrun ends all processes soon after the first one
+            cause = _cause(error)
+            at_failure(cause)
+            show_torchrun(cause, later=True)
         raise cause from error
     except BaseException as error:
-        if not isinstance(error, Preempted) and distributed.world_size() > 1:
+        if distributed.world_size() > 1:
             _tell(error)
             show_torchrun(error)
+        at_failure(error)
         raise
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from visionkit import distributed, growth
+from visionkit.backbones.norm import synchronized
 from visionkit.best import Best
 from visionkit.build import build_model, build_sources, head_classes
 from visionkit.components import unknown
@@ -16,6 +17,7 @@ from visionkit.errors import ConfigError
 from visionkit.evaluation import metric_names
 from visionkit.model import VisionModel
 from visionkit.optim import freeze
+from visionkit.training_state import flattened
 from visionkit.types import Classes
 
 
@@ -29,6 +31,7 @@ def set_up(
     splits = ("train", "val") if config.train.validate else ("train",)
     sources = build_sources(config, splits, taken_over)
     _check_training(config, sources)
+    distributed.require_same(_facts(config, sources))
     classes = {**head_classes(config, sources), **taken_over}
     torch.manual_seed(config.train.seed)
     model = build_model(config, classes, pretrained=config.init_from is None)
@@ -38,8 +41,24 @@ def set_up(
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     freeze(model, growth.frozen_patterns(config))
+    if config.train.sync_batchnorm and distributed.world_size() > 1:
+        synchronized(model)
     _check_best(config, model, sources)
     return model, sources, classes
+
+
+def _facts(config: Config, sources: list[Source]) -> dict[str, Any]:
+    """What all processes of a training must have in common."""
+    facts: dict[str, Any] = {"torch": torch.__version__}
+    for source in sources:
+        for split in ("train", "val"):
+            dataset = getattr(source, split)
+            if dataset is not None:
+                facts[f"data.{source.name}.{split}"] = f"with {len(dataset)} pictures"
+                lists = {key: c.names for key, c in dataset.vocabularies.items()}
+                facts[f"classes of data.{source.name}.{split}"] = str(lists)
+    settings = {key: v for key, v in config.to_dict().items() if key not in ("output", "name")}
+    return facts | flattened(settings)
 
 
 def _check_training(config: Config, sources: list[Source]) -> None:

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from visionkit import launch
 from visionkit.errors import ConfigError
 
 CONTENT = ("config.yaml", "metrics.jsonl", "status.json", "checkpoints", "plots", "eval")
@@ -54,12 +55,21 @@ def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> P
     return run
 
 
+def of_launch(output: str | None, name: str, launched: str | None) -> Path | None:
+    """The run that an earlier attempt of that launch of torchrun began, if it did."""
+    runs = Path("runs").glob(f"{name}-*") if output is None else [Path(output)]
+    found = [run for run in runs if launched and read_status(run).get("launch") == launched]
+    return max(found, default=None)
+
+
 def holds_run(directory: Path) -> bool:
     return (directory / "config.yaml").exists() or (directory / "metrics.jsonl").exists()
 
 
 def write_status(run: Path, state: str, **details: Any) -> None:
     status = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), **details}
+    if launch.name() is not None:
+        status["launch"] = launch.name()
     write_text(run / "status.json", to_json(status) + "\n")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)
@@ -35,6 +37,18 @@ class StopRequest:
         if self.received:
             os._exit(130 if number == signal.SIGINT else 128 + number)
         self.received = signal.Signals(number).name
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """While the last words of a process that ends anyway are written, no signal takes effect."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, signal.SIG_IGN) for n in STOPPING} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def outlive_first_signal(_worker: int) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grads_with_norm_
 
-from visionkit import checkpoint, distributed, global_batch, rundir
+from visionkit import checkpoint, distributed, global_batch, launch, peers, rundir
 from visionkit.backbones.norm import batch_statistics
 from visionkit.build import pick_device, pick_precision
 from visionkit.config import Config, load_config
@@ -58,24 +59,19 @@ def train(
     if not isinstance(config, Config):
         config = load_config(config, overrides)
     distributed.setup()
-    device = pick_device(config.train.device)
-    dtype = pick_precision(config.train.precision, device)
-    torch.use_deterministic_algorithms(config.train.deterministic)
-    saved = _last_of(config) if resume else None
-    model, sources, classes = set_up(config, saved, device=device)
-    run = distributed.on_first(
-        lambda: rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
-    )
+    with peers.together():
+        config, resume, overwrite = _restarted(config, resume, overwrite)
+        device = pick_device(config.train.device)
+        dtype = pick_precision(config.train.precision, device)
+        torch.use_deterministic_algorithms(config.train.deterministic)
+        saved = _last_of(config) if resume else None
+        model, sources, classes = set_up(config, saved, device=device)
+        run = distributed.on_first(
+            lambda: rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
+        )
     log.info("run %s: %s on %s", run, str(dtype).removeprefix("torch."), device)
-    try:
+    with peers.together(at_failure=lambda error: _write_failure(run, error)):
         return _fit(config, run, model, sources, classes, saved, device=device, dtype=dtype)
-    except Preempted:
-        raise
-    except BaseException as error:
-        failed = "diverged" if isinstance(error, DivergedError) else "failed"
-        if distributed.rank() == 0 and rundir.read_status(run).get("pid") == os.getpid():
-            rundir.write_status(run, failed, reason=f"{type(error).__name__}: {error}")
-        raise
 
 
 def _fit(
@@ -196,6 +192,26 @@ def _fit(
     progress.finish("finished")
     write_curves(run, settings.plots)
     return Run(run, progress.metrics)
+
+
+def _restarted(config: Config, resume: bool, overwrite: bool) -> tuple[Config, bool, bool]:
+    """With torchrun's --max-restarts: go on with the run that the attempt before has begun."""
+    if launch.attempt() == 0:
+        return config, resume, overwrite
+    name = distributed.on_first(launch.name)
+    earlier = distributed.on_first(lambda: rundir.of_launch(config.output, config.name, name))
+    if earlier is None:
+        return config, resume, overwrite
+    saved = distributed.on_first(lambda: bool(list((earlier / "checkpoints").glob("*.pt"))))
+    what = "goes on from its last checkpoint" if saved else "begins anew: nothing was saved"
+    log.info("restart %d: %s %s", launch.attempt(), earlier, what)
+    return replace(config, output=str(earlier)), saved, not saved
+
+
+def _write_failure(run: Path, error: BaseException) -> None:
+    failed = "diverged" if isinstance(error, DivergedError) else "failed"
+    if distributed.rank() == 0 and rundir.read_status(run).get("pid") == os.getpid():
+        rundir.write_status(run, failed, reason=f"{type(error).__name__}: {error}")
 
 
 def _last_of(config: Config) -> dict[str, Any]:

@@ -91,6 +91,14 @@ class TrainingState:
         return {"config": self.config.to_dict(), "name": self.config.name, "classes": classes}
 
 
+def flattened(settings: Any, key: str = "") -> dict[str, Any]:
+    """The values of nested dicts by their dotted keys."""
+    if not isinstance(settings, dict):
+        return {key: settings}
+    parts = (flattened(v, f"{key}.{name}" if key else name) for name, v in settings.items())
+    return {name: value for part in parts for name, value in part.items()}
+
+
 def _changes(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
