@@ -27,7 +27,7 @@ def config(
             **(data or {}),
         },
         "train": {"steps": 3, "log_every": 1, "precision": "fp32", "plots": False, "lr": 0.02}
-        | {"warmup_steps": 0},
+        | {"warmup_steps": 0, "validate": 3},
     }
     if head is not None:
         spec["head"] = {"type": head, **knobs}

@@ -1,14 +1,17 @@
 """Two processes train to what one does, whatever the head."""
 
 import json
+from unittest.mock import patch
 
 import pytest
 import torch
 from ranks import on_ranks
 from small_runs import HEADS, joint
 
-from visionkit import checkpoint
-from visionkit.training import train
+from visionkit import checkpoint, distributed, global_batch, training
+from visionkit.config import load_config
+from visionkit.preparation import set_up
+from visionkit.training_state import TrainingState
 
 WEIGHTS, LOSSES = 2e-5, 1e-5  # largest difference; relative difference
 BATCH_NORM = {"type": "tiny.TinyCNN", "channels": [8, 16], "norm": "batch"}
@@ -28,10 +31,22 @@ def cases():
     return found
 
 
+def no(*_, **__):
+    """In the place of pictures, which take longer than these models."""
+
+
 def train_all(folder):
-    """Every case into a folder of its own; the state of the last process' model is kept aside."""
-    for name, spec in cases().items():
-        train(spec, {"output": f"{folder}/{name}"})
+    """Every case into a folder of its own, and beside it what each process has in the end."""
+    states = []
+    save = TrainingState.save_last
+    TrainingState.save_last = lambda self: (states.append(self.model.state_dict()), save(self))
+    try:
+        for name, spec in cases().items():
+            with patch.multiple(training, picture_training_batch=no, picture_validation=no):
+                training.train(spec, {"output": f"{folder}/{name}"})
+            torch.save(states[-1], f"{folder}/{name}/rank{distributed.rank()}.pt")
+    finally:
+        TrainingState.save_last = save
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +82,50 @@ def test_two_processes_train_to_the_weights_of_one(name, runs):
             assert {k: b[k] for k in losses} == pytest.approx(
                 {k: a[k] for k in losses}, rel=1e-4, abs=LOSSES
             )
+
+
+def test_statistics_of_batch_norms_are_those_of_all_processes(runs):
+    """Or each process would validate another model. Only with `sync_batchnorm` are they those of
+    a single process: a negative control of the comparison above."""
+    first, second = (
+        torch.load(runs[1] / f"unsync/rank{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
+    assert any("running_var" in name for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert difference(weights(runs[0] / "unsync"), weights(runs[1] / "unsync")) > 100 * WEIGHTS
+
+
+def gradients(names, unlabelled):
+    """Of one step of each of those heads; the pictures at the positions `unlabelled`, or those of
+    process 1, have no labels. And which positions those are."""
+    found = {}
+    for name in names:
+        config = load_config(HEADS[name])
+        distributed.setup()
+        model, (source,), _ = set_up(config, device=torch.device("cpu"))
+        model.train()
+        batch = next(source.train_batches(seed=0, start=0, workers=0))
+        positions = [target["position"] for target in batch.targets]
+        gone = unlabelled.get(name, positions if distributed.rank() == 1 else [])
+        for i, target in enumerate(batch.targets):
+            if target["position"] in gone:
+                known = ("image_id", "size", "orig_size", "position")
+                batch.targets[i] = {key: target[key] for key in known}
+        with global_batch.shared():
+            losses = model.losses(model.features(batch), batch, source.feeds)
+        sum(model.weighted(losses).values()).backward()
+        parameters = list(model.parameters())
+        distributed.average_step(parameters)
+        found[name] = [gone, [p.grad for p in parameters if p.grad is not None]]
+    return found
+
+
+def test_a_process_without_a_labelled_picture_takes_part(tmp_path):
+    names = [name for name in HEADS if name not in ("autoencoder", "vae")]  # which need none
+    first, second = on_ranks(2, gradients, names, {}, folder=tmp_path)
+    alone = gradients(names, {name: second[name][0] for name in names})
+    for name in names:
+        together, expected = first[name][1], alone[name][1]
+        assert len(together) == len(expected) > 0, name
+        for a, b in zip(together, expected, strict=True):
+            torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4, msg=name)
