@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from visionkit import launch
 from visionkit.errors import ConfigError, LostProcess, VisionkitError
+from visionkit.meeting import meet
 
 T = TypeVar("T")
+board: dist.Store | None = None  # for messages; outlives the processes where torchrun keeps it
 
 
 def setup() -> None:
@@ -26,6 +28,7 @@ def setup() -> None:
     A collective call fails when a process did not join it for VISIONKIT_TIMEOUT seconds (600).
     ConfigError when the environment says of several processes but not how to find them.
     """
+    global board
     if dist.is_initialized() or launch.world_size() == 1:
         return
     launch.check()
@@ -33,8 +36,10 @@ def setup() -> None:
         torch.cuda.set_device(launch.local_rank())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=launch.timeout())
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        board = meet()
+        place = {"rank": launch.rank(), "world_size": launch.world_size()}
+        dist.init_process_group(backend, store=board, timeout=launch.timeout(), **place)
+    except RuntimeError as error:
         raise ConfigError(launch.unreachable(error)) from error
 
 

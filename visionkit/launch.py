@@ -70,11 +70,6 @@ def unreachable(error: Exception) -> str:
     )
 
 
-def attempt() -> int:
-    """How often torchrun has started the processes again (its --max-restarts)."""
-    return _number("TORCHELASTIC_RESTART_COUNT", default="0")
-
-
 def name() -> str | None:
     """What all attempts of one launch have in common, and no other launch has; None without
     torchrun. Of value in process 0."""

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch.distributed as dist
-
 from visionkit import distributed, errors
 from visionkit.errors import LostProcess, Preempted, VisionkitError
 from visionkit.signals import deaf
@@ -61,7 +59,7 @@ def _tell(error: BaseException) -> None:
     kind = type(error).__name__ if isinstance(error, VisionkitError) else "VisionkitError"
     text = str(error) if isinstance(error, VisionkitError) else _named(error)
     with suppress(RuntimeError):  # the place for messages went with the process that kept it
-        _board().set("fault", json.dumps([distributed.rank(), kind, text]))
+        distributed.board.set("fault", json.dumps([distributed.rank(), kind, text]))
 
 
 def _cause(error: LostProcess) -> VisionkitError:
@@ -70,7 +68,7 @@ def _cause(error: LostProcess) -> VisionkitError:
     others = set(range(distributed.world_size())) - {distributed.rank()}
     missing = set(others)
     with suppress(RuntimeError):
-        board = _board()
+        board = distributed.board
         board.set(f"lost/{distributed.rank()}", "")
         until = time.monotonic() + PATIENCE
         while missing and time.monotonic() < until:
@@ -89,8 +87,3 @@ def _cause(error: LostProcess) -> VisionkitError:
 
 def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _board() -> dist.Store:
-    """Where processes leave messages; it outlives them where torchrun keeps it."""
-    return dist.distributed_c10d._get_default_store()

@@ -55,11 +55,14 @@ def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> P
     return run
 
 
-def of_launch(output: str | None, name: str, launched: str | None) -> Path | None:
-    """The run that an earlier attempt of that launch of torchrun began, if it did."""
+def of_launch(output: str | None, name: str) -> Path | None:
+    """The run that an earlier attempt of this launch of torchrun began, if it did."""
+    if launch.name() is None:
+        return None
     runs = Path("runs").glob(f"{name}-*") if output is None else [Path(output)]
-    found = [run for run in runs if launched and read_status(run).get("launch") == launched]
-    return max(found, default=None)
+    began = {run: read_status(run) for run in runs}
+    ours = [run for run, status in began.items() if status.get("launch") == launch.name()]
+    return max((run for run in ours if began[run].get("pid") != os.getpid()), default=None)
 
 
 def holds_run(directory: Path) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grads_with_norm_
 
-from visionkit import checkpoint, distributed, global_batch, launch, peers, rundir
+from visionkit import checkpoint, distributed, global_batch, peers, rundir
 from visionkit.backbones.norm import batch_statistics
 from visionkit.build import pick_device, pick_precision
 from visionkit.config import Config, load_config
@@ -196,15 +196,12 @@ def _fit(
 
 def _restarted(config: Config, resume: bool, overwrite: bool) -> tuple[Config, bool, bool]:
     """With torchrun's --max-restarts: go on with the run that the attempt before has begun."""
-    if launch.attempt() == 0:
-        return config, resume, overwrite
-    name = distributed.on_first(launch.name)
-    earlier = distributed.on_first(lambda: rundir.of_launch(config.output, config.name, name))
+    earlier = distributed.on_first(lambda: rundir.of_launch(config.output, config.name))
     if earlier is None:
         return config, resume, overwrite
     saved = distributed.on_first(lambda: bool(list((earlier / "checkpoints").glob("*.pt"))))
     what = "goes on from its last checkpoint" if saved else "begins anew: nothing was saved"
-    log.info("restart %d: %s %s", launch.attempt(), earlier, what)
+    log.info("started again by torchrun: %s %s", earlier, what)
     return replace(config, output=str(earlier)), saved, not saved
 
 
