@@ -22,6 +22,7 @@ def run_with(fault, folder, settings):
     """Train with something that befalls this process; the seconds that it took, and the error."""
     os.environ["VISIONKIT_TIMEOUT"] = "2"
     distributed.setup()
+    os.environ["TORCHELASTIC_ERROR_FILE"] = f"{folder}/error{distributed.rank()}.json"
     begin = time.monotonic()
     spec = HEADS["classification"]
     spec = {
@@ -129,6 +130,10 @@ def test_all_processes_end_and_tell_the_cause(name, tmp_path):
         assert result["seconds"] < 2 + 3 + 6  # the timeout, the wait for last words, the work
         if name in ("loading", "evaluating", "saving") and rank != at_fault:
             assert result["text"].startswith(f"process {at_fault}: ")
+        shown = tmp_path / f"error{rank}.json"
+        assert shown.exists() == (name != "told_to_stop")
+        if shown.exists():  # what torchrun prints
+            assert text in json.loads(shown.read_text())["message"]["message"]
     status = rundir.read_status(tmp_path / "run")
     assert status["state"] == state
     if name == "infinite":

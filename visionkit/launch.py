@@ -44,6 +44,7 @@ def check() -> None:
             "cannot find each other; start them with `torchrun --standalone --nproc-per-node N -m "
             "visionkit ...`, or unset WORLD_SIZE for a single process"
         )
+    _number("MASTER_PORT")
     if rank() >= world_size():
         raise ConfigError(f"RANK is {rank()} of WORLD_SIZE {world_size()}; ranks count from 0")
     if torch.cuda.is_available() and local_rank() >= torch.cuda.device_count():
@@ -68,6 +69,11 @@ def unreachable(error: Exception) -> str:
         f"process {rank()} of {world_size()} cannot join the others at {place} (MASTER_ADDR, "
         f"MASTER_PORT): {reason}"
     )
+
+
+def keeps_store() -> bool:
+    """Whether the place where the processes meet is in this one, and not in torchrun."""
+    return rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
 
 
 def name() -> str | None:

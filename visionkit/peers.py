@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from visionkit import distributed, errors
+from visionkit import distributed, errors, launch
 from visionkit.errors import LostProcess, Preempted, VisionkitError
 from visionkit.signals import deaf
 
@@ -34,10 +34,10 @@ def together(at_failure: Callable[[BaseException], None] = lambda error: None) -
             show_torchrun(cause, later=True)
         raise cause from error
     except BaseException as error:
-        if distributed.world_size() > 1:
-            _tell(error)
-            show_torchrun(error)
         at_failure(error)
+        if distributed.world_size() > 1:
+            show_torchrun(error)
+            _tell(error)
         raise
 
 
@@ -58,8 +58,15 @@ def show_torchrun(error: BaseException, *, later: bool = False) -> None:
 def _tell(error: BaseException) -> None:
     kind = type(error).__name__ if isinstance(error, VisionkitError) else "VisionkitError"
     text = str(error) if isinstance(error, VisionkitError) else _named(error)
+    rank, others = distributed.rank(), set(range(distributed.world_size())) - {distributed.rank()}
     with suppress(RuntimeError):  # the place for messages went with the process that kept it
-        distributed.board.set("fault", json.dumps([distributed.rank(), kind, text]))
+        distributed.board.set("fault", json.dumps([rank, kind, text]))
+        if launch.keeps_store():  # it would go with this process: let the others read first
+            distributed.teardown()
+            until = time.monotonic() + PATIENCE
+            while others and time.monotonic() < until:
+                others = {r for r in others if not distributed.board.check([f"read/{r}"])}
+                time.sleep(0.05)
 
 
 def _cause(error: LostProcess) -> VisionkitError:
@@ -74,15 +81,19 @@ def _cause(error: LostProcess) -> VisionkitError:
         while missing and time.monotonic() < until:
             if board.check(["fault"]):
                 rank, kind, text = json.loads(board.get("fault"))
+                board.set(f"read/{distributed.rank()}", "")
                 return getattr(errors, kind, VisionkitError)(f"process {rank}: {text}")
             missing = {r for r in others if not board.check([f"lost/{r}"])}
             time.sleep(0.05)
     who = ", ".join(map(str, sorted(missing or others)))
-    what = "hangs, or is too slow: it did not answer in time" if hung else "has gone"
-    return VisionkitError(
-        f"process {who} {what}; the others stop ({str(error).strip().splitlines()[0]}). "
-        "VISIONKIT_TIMEOUT sets the seconds to wait"
+    seconds = f"{launch.timeout().total_seconds():.0f} seconds"
+    what = (
+        f"hangs, or is too slow: it did not answer for {seconds} (VISIONKIT_TIMEOUT)"
+        if hung
+        else "has gone"
     )
+    reason = str(error).strip().split(". ")[0]
+    return VisionkitError(f"process {who} {what}; the others stop ({reason})")
 
 
 def _named(error: BaseException) -> str:
