@@ -61,6 +61,7 @@ def _tell(error: BaseException) -> None:
     rank, others = distributed.rank(), set(range(distributed.world_size())) - {distributed.rank()}
     with suppress(RuntimeError):  # the place for messages went with the process that kept it
         distributed.board.set("fault", json.dumps([rank, kind, text]))
+        distributed.board.set(f"read/{rank}", "")  # it needs to be told nothing
         if launch.keeps_store():  # it would go with this process: let the others read first
             distributed.teardown()
             until = time.monotonic() + PATIENCE
