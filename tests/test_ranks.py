@@ -6,7 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from ranks import on_ranks
-from small_runs import HEADS, joint
+from small_runs import HEADS, TASKS, joint
 
 from visionkit import checkpoint, distributed, global_batch, training
 from visionkit.config import load_config
@@ -14,6 +14,7 @@ from visionkit.preparation import set_up
 from visionkit.training_state import TrainingState
 
 WEIGHTS, LOSSES = 2e-5, 1e-5  # largest difference; relative difference
+QUICK = [*TASKS, "joint", "sync", "unsync"]
 BATCH_NORM = {"type": "tiny.TinyCNN", "channels": [8, 16], "norm": "batch"}
 
 
@@ -35,13 +36,13 @@ def no(*_, **__):
     """In the place of pictures, which take longer than these models."""
 
 
-def train_all(folder):
-    """Every case into a folder of its own, and beside it what each process has in the end."""
+def train_all(folder, names):
+    """Those cases, each into its own folder, and beside it what each process has in the end."""
     states = []
     save = TrainingState.save_last
     TrainingState.save_last = lambda self: (states.append(self.model.state_dict()), save(self))
     try:
-        for name, spec in cases().items():
+        for name, spec in ((name, cases()[name]) for name in names):
             with patch.multiple(training, picture_training_batch=no, picture_validation=no):
                 training.train(spec, {"output": f"{folder}/{name}"})
             torch.save(states[-1], f"{folder}/{name}/rank{distributed.rank()}.pt")
@@ -51,10 +52,18 @@ def train_all(folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
+    """Called with a name: the directories of its run in one process, and in two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
-    assert on_ranks(2, train_all, str(two), folder=two) == [None, None]
-    train_all(one)
-    return one, two
+    others = [name for name in cases() if name not in QUICK]
+
+    def directories(name):
+        if not (one / name).exists():
+            names = QUICK if name in QUICK else others
+            assert on_ranks(2, train_all, str(two), names, folder=two) == [None, None]
+            train_all(one, names)
+        return one / name, two / name
+
+    return directories
 
 
 def weights(run):
@@ -70,9 +79,16 @@ def difference(first, second):
     return max((first[name].float() - second[name].float()).abs().max().item() for name in first)
 
 
-@pytest.mark.parametrize("name", [name for name in cases() if name != "unsync"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in cases()
+        if name != "unsync"
+    ],
+)
 def test_two_processes_train_to_the_weights_of_one(name, runs):
-    one, two = (run / name for run in runs)
+    one, two = runs(name)
     assert difference(weights(one), weights(two)) < WEIGHTS
     for kind in ("train", "val"):
         first, second = records(one, kind), records(two, kind)
@@ -87,12 +103,11 @@ def test_two_processes_train_to_the_weights_of_one(name, runs):
 def test_statistics_of_batch_norms_are_those_of_all_processes(runs):
     """Or each process would validate another model. Only with `sync_batchnorm` are they those of
     a single process: a negative control of the comparison above."""
-    first, second = (
-        torch.load(runs[1] / f"unsync/rank{rank}.pt", weights_only=True) for rank in (0, 1)
-    )
+    one, two = runs("unsync")
+    first, second = (torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert any("running_var" in name for name in first)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert difference(weights(runs[0] / "unsync"), weights(runs[1] / "unsync")) > 100 * WEIGHTS
+    assert difference(weights(one), weights(two)) > 100 * WEIGHTS
 
 
 def gradients(names, unlabelled):
