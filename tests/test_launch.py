@@ -4,13 +4,18 @@ import os
 import socket
 import threading
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
+from small_runs import HEADS
 
 from visionkit import distributed, launch, meeting, rundir
+from visionkit.config import load_config
+from visionkit.data.sources import Stream
 from visionkit.errors import ConfigError
+from visionkit.preparation import set_up
 
 WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
 
@@ -127,3 +132,32 @@ def test_gradients_are_averaged_and_what_no_loss_reaches_keeps_none(tmp_path):
     for both, one, kept, other in on_ranks(2, averages, folder=tmp_path):
         assert both.tolist() == [0.5, 0.5] and one.tolist() == [2.0, 2.0] and kept
         assert other.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("ratios", [None, np.random.default_rng(0).random(10)])
+def test_the_shares_of_all_processes_are_the_batch_of_one(ratios, monkeypatch):
+    """Each pass of 10 pictures shows every one once, whatever the number of processes."""
+
+    def batches(rank, world):
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: world)
+        stream = iter(Stream(10, batch_size=6, seed=0, ratios=ratios))
+        return [next(stream) for _ in range(40)]  # four passes and five pools of eight batches
+
+    whole = batches(0, 1)
+    for world in (2, 3):
+        shares = [batches(rank, world) for rank in range(world)]
+        assert all(len(batch) == 6 // world for share in shares for batch in share)
+        for number, batch in enumerate(whole):
+            together = [ticket for share in shares for ticket in share[number]]
+            assert sorted(together) == sorted(batch)
+    seen = sorted((position, index) for batch in whole for index, position in batch)
+    for first in range(0, 240, 10):
+        assert sorted(index for _, index in seen[first : first + 10]) == list(range(10))
+    assert [index for _, index in seen[:10]] != [index for _, index in seen[10:20]]
+
+
+def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    with pytest.raises(ConfigError, match="batch_size: 6 pictures cannot be shared by 4 processes"):
+        set_up(load_config(HEADS["classification"]), device=torch.device("cpu"))
