@@ -16,7 +16,7 @@ import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["visionkit.training", "visionkit.evaluation", "pytest"])
-SECONDS = 100
+SECONDS = 250
 
 
 def on_ranks(world: int, work: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
