@@ -93,9 +93,9 @@ def test_predict_writes_records_and_overlays_and_skips_broken_pictures(
     Image.new("L", (50, 70)).save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8\xff nonsense")
     out = tmp_path / "out"
-    assert main(["predict", str(run), str(tmp_path / "in"), "--out", str(out)]) == 0
+    assert main(["predict", str(run), str(tmp_path / "in"), "--out", str(out)]) == 3
     printed = capsys.readouterr()
-    assert "1 pictures could not be read" in printed.out
+    assert "1 picture could not be read" in printed.out
     records = json.loads((out / "predictions.json").read_text())
     assert {r["file_name"] for r in records} <= {"a.jpg", "b.png", "a.png"}
     record = records[0]
@@ -279,6 +279,7 @@ def test_a_broken_picture_ends_the_process_with_its_workers(shapes, tmp_path):
         words += [f"data.{split}.images={tmp_path / 'images'}"]
         words += [f"data.{split}.annotations={shapes / 'annotations.json'}"]
     words += ["data.workers=2", "data.batch_size=4", f"output={tmp_path / 'run'}"]
+    words += ["data.check_pictures=false"]  # or it were found before
     command = [sys.executable, "-m", "visionkit", *words]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 3

@@ -1,7 +1,6 @@
 """load_config: both forms, every kind of problem in one report, and the way back."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 
 from visionkit.config import Config, SourceConfig, TrainConfig, forms, load_config, missing_paths
 from visionkit.config.forms import Task
-from visionkit.config.training import settings
 from visionkit.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -202,7 +200,7 @@ weight: x
         "valid: annotations, exif, images",
         "c.yaml:7: data.image_size: got [64, 32]; expected [shortest, longest]",
         "c.yaml:8: data.batch_size: got True; expected an integer >= 1",
-        "c.yaml:9: data.workers: got -1; expected an integer >= 0",
+        "c.yaml:9: data.workers: got -1; expected an integer >= 0 and <= 256",
         "c.yaml:10: data.transforms.0.p: got 2; expected a number >= 0 and <= 1",
         *[p for p in problems(text) if ":10: data.transforms.1: names no type; valid: " in p],
         "c.yaml:12: train.epochs: got 'ten'; expected an integer >= 1 or null",
@@ -291,17 +289,3 @@ def test_missing_paths_name_the_key_and_only_the_asked_splits():
     assert (
         missing_paths(load(SHORT.replace("depth: 50", "weights: default")))[0][:10] == "data.train"
     )
-
-
-def test_every_training_setting_is_explained():
-    rows = settings()
-    assert [name for name, *_ in rows] == list(TrainConfig.__dataclass_fields__)
-    assert rows[1][:3] == ("steps", "an integer >= 1 or null", None)
-    assert all(len(help_text) > 5 for *_, help_text in rows)
-
-
-def test_importing_the_config_imports_no_component():
-    code = "import sys, visionkit.config; print([m for m in sys.modules if 'torchvision' in m])"
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
-    assert done.stdout.strip() == "[]", done.stderr

@@ -1,13 +1,17 @@
 """Values against annotations: what fits, what it becomes, and how a misfit is described."""
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 
+from visionkit.config import TrainConfig
 from visionkit.config.problems import Problems
 from visionkit.config.schema import check_arguments, convert, expected, knobs, paths_in
+from visionkit.config.training import settings
 from visionkit.errors import ConfigError
 from visionkit.types import Count, Fraction, InputPath, Natural, NonNegative, Positive, Range
 
@@ -139,3 +143,17 @@ def test_paths_among_values():
     assert paths_in(["a", "b"], list[InputPath] | None) == ["a", "b"]
     assert paths_in({"k": "a"}, dict[str, InputPath]) == ["a"]
     assert paths_in("default", InputPath | Literal["default"]) == []
+
+
+def test_every_training_setting_is_explained():
+    rows = settings()
+    assert [name for name, *_ in rows] == list(TrainConfig.__dataclass_fields__)
+    assert rows[1][:3] == ("steps", "an integer >= 1 or null", None)
+    assert all(len(help_text) > 5 for *_, help_text in rows)
+
+
+def test_importing_the_config_imports_no_component():
+    code = "import sys, visionkit.config; print([m for m in sys.modules if 'torchvision' in m])"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip() == "[]", done.stderr

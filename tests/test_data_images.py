@@ -1,13 +1,13 @@
 """Pictures of every mode become the right 8-bit RGB values; every fault names the file."""
 
+import os
 import pickle
-import struct
-import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from damaged import flat_png, png
+from PIL import Image, ImageCms
 
 from visionkit.data.images import is_image_file, load_image, load_label_map
 from visionkit.errors import DataError
@@ -19,9 +19,16 @@ def pixel(path, **options):
     return load_image(path, **options)[:, 0, 0].tolist()
 
 
-def palette_picture(mode="P"):
+def with_info(picture, transparency):
+    picture.info["transparency"] = transparency
+    return picture
+
+
+def palette_picture(mode="P", transparency=None):
     picture = Image.new("P", (4, 3), 1)
     picture.putpalette([0, 0, 0, 10, 20, 30])
+    if transparency is not None:
+        return with_info(picture, transparency)
     if mode == "PA":
         return picture.convert("PA")
     return picture
@@ -37,6 +44,12 @@ def palette_picture(mode="P"):
         ("bits.png", Image.new("1", (4, 3), 1), [255] * 3),
         ("palette.png", palette_picture(), [10, 20, 30]),
         ("palette.gif", palette_picture(), [10, 20, 30]),
+        ("clear.png", palette_picture(transparency=1), [10, 20, 30]),
+        ("clear_rgb.png", with_info(Image.new("RGB", (4, 3), (1, 2, 3)), (1, 2, 3)), [1, 2, 3]),
+        ("ycbcr.tif", Image.new("YCbCr", (4, 3), (150, 128, 128)), [150] * 3),
+        ("one.ppm", Image.new("RGB", (1, 1), (10, 20, 30)), [10, 20, 30]),
+        ("one.webp", Image.new("RGB", (1, 1), (0, 0, 0)), [0] * 3),
+        ("one.jpg", Image.new("L", (1, 1), 99), [99] * 3),
         ("palette_alpha.tif", palette_picture("PA"), [10, 20, 30]),
         ("cmyk.tif", Image.new("CMYK", (4, 3), (255, 0, 0, 0)), [0, 255, 255]),
         ("cmyk_black.tif", Image.new("CMYK", (4, 3), (0, 0, 0, 255)), [0, 0, 0]),
@@ -50,7 +63,7 @@ def palette_picture(mode="P"):
 def test_each_mode_has_exact_values(tmp_path, name, picture, expected):
     picture.save(tmp_path / name)
     image = load_image(tmp_path / name)
-    assert image.shape == (3, 3, 4) and image.dtype == torch.uint8
+    assert image.shape == (3, picture.height, picture.width) and image.dtype == torch.uint8
     assert image[:, 0, 0].tolist() == expected
     assert (image == image[:, :1, :1]).all()
 
@@ -89,7 +102,30 @@ def test_an_animation_gives_its_first_frame(tmp_path):
     frames = [Image.new("RGB", (4, 3), color) for color in ("red", "lime", "blue")]
     frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    assert pixel(tmp_path / "moving.webp") == pixel(tmp_path / "moving.gif") == [255, 0, 0]
+    frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
+    for suffix in ("webp", "gif", "png"):
+        assert pixel(tmp_path / f"moving.{suffix}") == [255, 0, 0]
+
+
+@pytest.mark.parametrize(("value", "color"), [(0x1234, 2), (0x1234, 6), (300, 0)])
+def test_16_bits_are_scaled_not_clipped(tmp_path, value, color):
+    """Colors of 16 bits lose their lower byte in Pillow, gray is rounded."""
+    (tmp_path / "deep.png").write_bytes(flat_png(4, 3, value, depth=16, color=color))
+    assert pixel(tmp_path / "deep.png") == [0x12 if color else 1] * 3
+
+
+@pytest.mark.parametrize("profile", [b"no profile", ImageCms.createProfile("sRGB")])
+def test_color_profiles_change_nothing(tmp_path, profile):
+    profile = profile if isinstance(profile, bytes) else ImageCms.ImageCmsProfile(profile).tobytes()
+    for suffix in ("png", "tif"):
+        Image.new("RGB", (4, 3), (9, 90, 200)).save(tmp_path / f"a.{suffix}", icc_profile=profile)
+        assert pixel(tmp_path / f"a.{suffix}") == [9, 90, 200]
+
+
+def test_a_broken_exif_record_says_nothing(tmp_path):
+    for record in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b""):
+        Image.new("L", (5, 4), 7).save(tmp_path / "a.jpg", exif=record)
+        assert load_image(tmp_path / "a.jpg").shape == (3, 4, 5)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -111,6 +147,10 @@ def test_exif_orientation(tmp_path, orientation):
     }[orientation]
     assert torch.equal(load_image(tmp_path / "turned.png")[0], upright)
     assert torch.equal(load_image(tmp_path / "turned.png", exif="ignore")[0], stored)
+    for suffix in ("jpg", "webp", "tif"):
+        picture.save(tmp_path / f"turned.{suffix}", exif=exif)
+        shape = load_image(tmp_path / f"turned.{suffix}").shape[1:]
+        assert shape == (upright.shape if orientation > 1 else stored.shape)
 
 
 def test_memory_is_channels_last_and_writable(tmp_path):
@@ -120,15 +160,10 @@ def test_memory_is_channels_last_and_writable(tmp_path):
     image += 1
 
 
-def png_chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
 def test_size_is_checked_before_decoding(tmp_path):
     for side in (20_000, 60_000):
-        header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
         bomb = tmp_path / f"{side}.png"
-        bomb.write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b""))
+        bomb.write_bytes(png(side, side, b""))
         with pytest.raises(DataError, match=rf"{side}.png.*smaller"):
             load_image(bomb)
     Image.new("RGB", (11, 10)).save(tmp_path / "small.png")
@@ -156,9 +191,26 @@ def test_files_that_are_no_pictures(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-def test_a_folder_is_no_picture(tmp_path):
-    with pytest.raises(DataError, match="is a folder"):
-        load_image(tmp_path)
+def test_what_is_no_file_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
+    for path, message in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "pipe.jpg", "pipe"),
+        (tmp_path / ("a" * 300), "name too long"),
+        (tmp_path / "a\0.jpg", "does not exist"),
+        (tmp_path / "none" / "a.jpg", "does not exist"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_image(path)
+
+
+def test_no_name_can_forge_a_line_of_the_log(tmp_path):
+    for name in ("a\nerror: all is lost.jpg", "\x1b[2J.jpg", "\x9b\u202egpj.exe", "b\udcff.jpg"):
+        (tmp_path / name).write_bytes(b"broken")
+        with pytest.raises(DataError) as caught:
+            load_image(tmp_path / name)
+        assert str(caught.value).isprintable()
+        assert name.encode("unicode_escape").decode() in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "bmp", "tif"])

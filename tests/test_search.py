@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from visionkit.backbones.resnet import ResNet
+from visionkit.cli import main
 from visionkit.errors import ConfigError, DataError, DivergedError
 from visionkit.heads.embedding import Embedding
 from visionkit.model import VisionModel
@@ -66,11 +67,11 @@ def pictures(tmp_path):
     return tmp_path
 
 
-def search(folder, queries=("asked",), gallery=("gallery",), predictor=None, **options):
+def search(folder, queries=("asked",), gallery=("gallery",), predictor=None, broken=0, **options):
     predictor = predictor or by_color()
     out = folder / "found"
     inputs = [[folder / name for name in names] for names in (queries, gallery)]
-    search_files(predictor, *inputs, out, **options)
+    assert search_files(predictor, *inputs, out, **options) == broken
     return json.loads((out / "matches.json").read_text())
 
 
@@ -127,7 +128,7 @@ def test_only_pictures_of_one_size_share_a_batch(tmp_path):
 def test_broken_pictures_are_reported_and_left_out(pictures, caplog):
     (pictures / "gallery" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
     with caplog.at_level(logging.ERROR, "visionkit"):
-        records = search(pictures, top=9)
+        records = search(pictures, top=9, broken=1)
     assert all(len(r["nearest"]) == 4 for r in records)
     assert "skipped: picture" in caplog.text and "broken.jpg" in caplog.text
 
@@ -198,3 +199,11 @@ def test_a_real_model_finds_the_same_whatever_else_is_searched(pictures):
         (match,) = one["nearest"]
         (same,) = [m for m in many["nearest"] if m["file_name"] == "red/a.png"]
         assert same["similarity"] == pytest.approx(match["similarity"], abs=1e-5)
+
+
+def test_the_command_says_what_could_not_be_read(monkeypatch, capsys):
+    monkeypatch.setattr("visionkit.predict.load", lambda *_: None)
+    for broken, code in ((0, 0), (2, 3)):
+        monkeypatch.setattr("visionkit.search.search_files", lambda *_, n=broken, **__: n)
+        assert main(["search", "RUN", "query.jpg", "gallery", "--out", "found"]) == code
+        assert ("2 pictures could not be read" in capsys.readouterr().out) == bool(broken)

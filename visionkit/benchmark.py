@@ -57,6 +57,7 @@ def benchmark(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
     steps: int = 20,
+    allow_plugins: bool = False,
 ) -> dict[str, Any]:
     """Measure the training and the evaluation that a config describes.
 
@@ -67,7 +68,7 @@ def benchmark(
     add up to it; `evaluation` (see `_evaluate`); `memory_mb`, the peak of this process and, on a
     GPU, of its allocations; `advice`, a list of lines. The random generator is left as it was.
     """
-    checked = load_config(config, overrides)
+    checked = load_config(config, overrides, allow_plugins=allow_plugins)
     settings = checked.train
     device = pick_device(settings.device)
     dtype = pick_precision(settings.precision, device)

@@ -40,7 +40,7 @@ def build_sources(
             section = getattr(spec, split)
             if section is None:
                 continue
-            where = _where(name, split)
+            where = section_of(name, split)
             wanted += 1
             try:
                 opened[name, split] = _open(section)
@@ -53,7 +53,7 @@ def build_sources(
                 problems.append(f"{where}: {section['type']} keeps no pictures; leave out cache_gb")
     lists = class_lists(_vocabularies(config), config.data, opened, classes or {})
     for (name, split), dataset in opened.items() if len(opened) == wanted else ():
-        where, spec = _where(name, split), config.data[name]
+        where, spec = section_of(name, split), config.data[name]
         try:
             opened[name, split] = relabelled(where, dataset, lists[name], spec.labelled)
         except DataError as error:
@@ -73,6 +73,7 @@ def build_sources(
             per_identity=spec.per_identity,
             group_shapes=spec.group_shapes,
             cache=None if spec.cache_gb is None else PictureCache(spec.cache_gb),
+            skip_broken=spec.on_broken_picture == "skip",
         )
         for name, spec in config.data.items()
     ]
@@ -167,7 +168,8 @@ def _open(section: dict[str, Any]) -> Dataset:
     return dataset
 
 
-def _where(source: str, split: str) -> str:
+def section_of(source: str, split: str) -> str:
+    """The dotted name of a data set in the config, in the short form where there is one source."""
     return f"data.{split}" if source == "main" else f"data.{source}.{split}"
 
 

@@ -6,22 +6,57 @@ What a verb does is in `commands`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 
 from visionkit import commands
 from visionkit.commands import OVERRIDE
-from visionkit.errors import Preempted, VisionkitError
+from visionkit.errors import VisionkitError
+from visionkit.failures import report
+
+USAGE, INTERRUPTED = 2, 130  # exit codes without an error of visionkit.errors
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, or that of the error (see visionkit.errors)."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(arguments)
+    parser, verbs = _parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words:
+        parser.print_help(sys.stderr)
+        return USAGE
+    _refuse_unknown_verb(parser, verbs, words[0])
+    args = _parsed(parser, words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("visionkit").setLevel(logging.INFO)
+    # Of several processes the first tells what all find; torchrun shows what each ended with.
+    first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("visionkit").setLevel(logging.INFO if first else logging.ERROR)
+    try:
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+        _discard_output()
+        return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if isinstance(error, OSError):
+            _discard_output()
+        silent = _shown_by_torchrun(error) and not (first or args.debug)
+        if silent and isinstance(error, VisionkitError):
+            return error.exit_code
+        return report(error, debug=args.debug)
+    finally:
+        _leave_process_group()
+
+
+def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Settings, key=value, may stand anywhere; they become `overrides`."""
+    args, rest = parser.parse_known_args(words)
     unknown = [word for word in rest if not OVERRIDE.match(word)]
     if unknown and not unknown[0].startswith("-") and getattr(args, "run_directory", "") is None:
         args.run_directory = unknown.pop(0)  # it stood behind an option
@@ -29,36 +64,18 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown argument {unknown[0]!r}; settings are given as key=value")
     args.overrides = [*getattr(args, "overrides", ()), *(word.lstrip("-") for word in rest)]
-    first = os.environ.get("RANK", "0") == "0"
-    try:
-        if not first:  # of several processes one tells what all find; torchrun shows the cause
-            logging.getLogger("visionkit").setLevel(logging.ERROR)
-        code = args.run(args) or 0
-        sys.stdout.flush()
-        return code
-    except VisionkitError as error:
-        if args.debug:
-            raise
-        label = "" if isinstance(error, Preempted) else "error: "
-        if not _shown_by_torchrun(error) or first:
-            print(f"{label}{error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
-        _discard_output()
-        return 0
-    except OSError as error:
-        if args.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        _discard_output()
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        _leave_process_group()
+    return args
 
 
-def _shown_by_torchrun(error: VisionkitError) -> bool:
+def _refuse_unknown_verb(parser: argparse.ArgumentParser, verbs: Iterable[str], word: str) -> None:
+    if word.startswith("-") or word in verbs:
+        return
+    close = difflib.get_close_matches(word.lower(), verbs, n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else ";"
+    parser.error(f"there is no verb {word!r}{guess} verbs: {', '.join(verbs)}")
+
+
+def _shown_by_torchrun(error: Exception) -> bool:
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False
     from visionkit.peers import show_torchrun
@@ -72,12 +89,13 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """The parser and the names of the verbs."""
     parser = argparse.ArgumentParser(
         prog="visionkit",
         description="Train, evaluate and use vision models described by one YAML file.",
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("-V", "--version", action="version", version=_version())
     debug = argparse.ArgumentParser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -110,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("predict", commands.predict, "run a trained model on pictures")
     sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
     sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="or key=value settings")
+    _add_allow_plugins(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
     text = "lowest score to draw (0.5, or what suits the head)"
     sub.add_argument("--threshold", type=_share, help=text)
@@ -136,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--steps", type=_count, default=20, help="training steps to time (20)")
     sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
-    sub = verb("config", commands.config, "check a config and print it complete, in the long form")
+    text = "check a config, not its data, and print it complete, in the long form"
+    sub = verb("config", commands.config, text)
     sub.add_argument("config", help="a YAML file")
     _add_overrides(sub)
 
@@ -149,14 +169,20 @@ def _parser() -> argparse.ArgumentParser:
     sub = kinds.add_parser("shapes", parents=[debug], help="pictures of shapes, in COCO format")
     sub.set_defaults(run=commands.data_shapes)
     sub.add_argument("out", metavar="OUT", help="a new folder")
-    sub.add_argument("--images", type=int, default=600)
+    sub.add_argument("--images", type=_count, default=600)
     sub.add_argument("--size", type=int, default=160, help="side in pixels")
     sub.add_argument("--seed", type=int, default=0)
-    return parser
+    return parser, [*verbs.choices]
 
 
 def _add_overrides(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win")
+    _add_allow_plugins(sub)
+
+
+def _add_allow_plugins(sub: argparse.ArgumentParser) -> None:
+    text = "import classes outside visionkit that a checkpoint or a resumed run names: runs code"
+    sub.add_argument("--allow-plugins", action="store_true", help=text)
 
 
 def _words(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, DataError
 
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
 
@@ -18,7 +18,7 @@ def train(args: argparse.Namespace) -> None:
     from visionkit import distributed, training
     from visionkit.config import load_config
 
-    config, resume = args.config, args.resume
+    config, resume, origin = args.config, args.resume, None
     if isinstance(resume, str) and (resume.endswith((".yaml", ".yml")) or OVERRIDE.match(resume)):
         words = [resume, *([config] if config else [])]  # `--resume` stood before the config
         config = next((word for word in words if not OVERRIDE.match(word)), None)
@@ -29,13 +29,14 @@ def train(args: argparse.Namespace) -> None:
         run = Path(resume)
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"--resume: {run} holds no run (no config.yaml)")
-        config, args.overrides = str(run / "config.yaml"), [*words, f"output={run}"]
+        config = origin = str(run / "config.yaml")  # written by whoever trained it
+        args.overrides = [*words, f"output={run}"]
         resume = True
     if resume and args.overwrite:
         raise ConfigError("train: --resume continues a run and --overwrite replaces it; give one")
     if config is None:
         raise ConfigError("train: give a config file, or --resume RUN")
-    checked = load_config(config, args.overrides)
+    checked = load_config(config, args.overrides, origin=origin, allow_plugins=args.allow_plugins)
     if resume and checked.output is None:
         raise ConfigError("--resume: say which run: `--resume RUN`, or output=RUN")
     run = training.train(checked, resume=bool(resume), overwrite=args.overwrite)
@@ -58,7 +59,9 @@ def evaluate(args: argparse.Namespace) -> None:
     from visionkit import distributed
     from visionkit.evaluation import evaluate_run
 
-    metrics, facts = evaluate_run(args.run_directory, args.overrides, heads=args.heads)
+    metrics, facts = evaluate_run(
+        args.run_directory, args.overrides, heads=args.heads, allow_plugins=args.allow_plugins
+    )
     if distributed.rank() == 0:
         _show(metrics, facts, args.json)
 
@@ -91,7 +94,7 @@ def _print_metrics(metrics: dict[str, float]) -> None:
         print(f"{name:<{width}}  {value:.4f}" if value == value else f"{name:<{width}}  n/a")
 
 
-def predict(args: argparse.Namespace) -> None:
+def predict(args: argparse.Namespace) -> int:
     from visionkit.predict import load
     from visionkit.results import predict_files
 
@@ -99,21 +102,34 @@ def predict(args: argparse.Namespace) -> None:
     inputs = [word for word in args.inputs if word not in settings]
     if not inputs:
         raise ConfigError("predict: give at least one picture or folder")
-    predictor = load(args.run_directory, [*settings, *args.overrides], heads=args.heads)
+    predictor = load(
+        args.run_directory,
+        [*settings, *args.overrides],
+        heads=args.heads,
+        allow_plugins=args.allow_plugins,
+    )
     broken = predict_files(
         predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
     )
     print(f"wrote {args.out}/predictions.json, the overlays and what else the heads give", end="")
-    print(f"; {broken} pictures could not be read" if broken else "")
+    return _end_with(broken)
 
 
-def search(args: argparse.Namespace) -> None:
+def search(args: argparse.Namespace) -> int:
     from visionkit.predict import load
     from visionkit.search import search_files
 
-    predictor = load(args.run_directory, args.overrides)
-    search_files(predictor, [args.query], [args.gallery], args.out, top=args.top, head=args.head)
-    print(f"wrote {args.out}/matches.json and matches.jpg")
+    predictor = load(args.run_directory, args.overrides, allow_plugins=args.allow_plugins)
+    inputs = [args.query], [args.gallery]
+    broken = search_files(predictor, *inputs, args.out, top=args.top, head=args.head)
+    print(f"wrote {args.out}/matches.json and matches.jpg", end="")
+    return _end_with(broken)
+
+
+def _end_with(broken: int) -> int:
+    """End the line, and the code to exit with: results that lack pictures are no full success."""
+    print(f"; {_pictures(broken)} could not be read" if broken else "")
+    return DataError.exit_code if broken else 0
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -121,14 +137,17 @@ def bench(args: argparse.Namespace) -> None:
     from visionkit.benchmark_report import report
     from visionkit.rundir import to_json
 
-    result = benchmark(args.config, args.overrides, steps=args.steps)
+    result = benchmark(
+        args.config, args.overrides, steps=args.steps, allow_plugins=args.allow_plugins
+    )
     print(to_json(result) if args.json else report(result))
 
 
 def config(args: argparse.Namespace) -> None:
     from visionkit.config import load_config
 
-    print(load_config(args.config, args.overrides).to_yaml(), end="")
+    checked = load_config(args.config, args.overrides, allow_plugins=args.allow_plugins)
+    print(checked.to_yaml(), end="")
 
 
 def list_components(args: argparse.Namespace) -> None:
@@ -143,4 +162,8 @@ def data_shapes(args: argparse.Namespace) -> None:
     from visionkit.data.shapes import generate_shapes
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
-    print(f"wrote {args.images} pictures and annotations.json to {args.out}")
+    print(f"wrote {_pictures(args.images)} and annotations.json to {args.out}")
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"

@@ -2,7 +2,8 @@
 
 There is no registry. `detection.FasterRCNN` in the section `heads` is the class `FasterRCNN` of
 visionkit/heads/detection.py; `my_package.pose.PoseHead` is found wherever Python finds it, the
-current directory included.
+current directory included. Finding it runs its module, so who may name it is a question of trust:
+see `config.plugins`.
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ def resolve(section: str, type_name: str) -> type:
         what = f"got {type_name!r}; expected module.Class"
         raise ConfigError(unknown(type_name, components(section), what))
     module_name, _, class_name = type_name.rpartition(".")
-    _make_current_directory_importable()
-    ours = _import(f"{_package(section)}.{module_name}")
-    theirs = None if hasattr(ours, class_name) else _import(module_name)
-    found = getattr(ours, class_name, None) or getattr(theirs, class_name, None)
+    found, theirs = shipped(section, type_name), None
+    if found is None:
+        _make_current_directory_importable()
+        theirs = _import(module_name)
+        found = vars(theirs).get(class_name) if theirs else None
     if not isinstance(found, type):
         nearby = [f"{module_name}.{name}" for name in _own_classes(theirs)]
         valid = [*components(section), *nearby]
@@ -48,6 +50,18 @@ def resolve(section: str, type_name: str) -> type:
     if section == "heads" and not issubclass(found, Head):
         raise ConfigError(f"{type_name} must derive from visionkit.types.Head")
     return found
+
+
+def shipped(section: str, type_name: str) -> type | None:
+    """The component of visionkit itself with that `type:`, if there is one.
+
+    Imports nothing from outside visionkit to find out. What a module of visionkit merely imports,
+    or uses as a part, is no component.
+    """
+    module_name, _, class_name = type_name.rpartition(".")
+    found = getattr(_import(f"{_package(section)}.{module_name}"), class_name, None)
+    ours = isinstance(found, type) and found.__module__.startswith("visionkit.")
+    return found if ours and _fits(section, found) else None
 
 
 def components(section: str) -> dict[str, type]:

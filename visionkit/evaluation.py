@@ -28,15 +28,16 @@ def evaluate(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
     heads: Sequence[str] | None = None,
+    allow_plugins: bool = False,
 ) -> dict[str, float]:
     """Metrics of a trained run on its validation data, or on others given by `overrides`.
 
     With `heads`, only of those. Names are `<head>/<metric>`. On the run's own data they are those
     of its validation, bit for bit where device and threads are the same. The figures go to
     RUN/eval/metrics.json, and the scored detections to RUN/eval/<head>_bbox.json (and
-    _segm.json), which pycocotools reads as they are.
+    _segm.json), which pycocotools reads as they are. `allow_plugins` as for `load`.
     """
-    return evaluate_run(run, overrides, heads=heads)[0]
+    return evaluate_run(run, overrides, heads=heads, allow_plugins=allow_plugins)[0]
 
 
 def evaluate_run(
@@ -44,18 +45,22 @@ def evaluate_run(
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
     heads: Sequence[str] | None = None,
+    allow_plugins: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """`evaluate`, and what else RUN/eval/metrics.json says: `coco_engine`, the program that
     computed the COCO figures, and its version."""
     distributed.setup()
     with peers.together():
-        return _evaluate_run(run, overrides, heads)
+        return _evaluate_run(run, overrides, heads, allow_plugins)
 
 
 def _evaluate_run(
-    run: str | Path, overrides: Mapping[str, Any] | Sequence[str], heads: Sequence[str] | None
+    run: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str],
+    heads: Sequence[str] | None,
+    allow_plugins: bool,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    predictor = load(run, overrides, heads=heads, fold=False)
+    predictor = load(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
     sources = build_sources(predictor.config, ("val",), predictor.classes)
     for source in sources:
         source.feeds = [head for head in source.feeds if head in predictor.heads]

@@ -22,7 +22,7 @@ def origin(config: Config) -> dict[str, Any] | None:
     """The checkpoint that `init_from` names, None without it."""
     if config.init_from is None:
         return None
-    return checkpoint.load(checkpoint.checkpoint_of(config.init_from["run"]))
+    return checkpoint.load_run(checkpoint.checkpoint_of(config.init_from["run"]))
 
 
 def classes_taken_over(config: Config, state: dict[str, Any] | None) -> dict[str, Classes]:

@@ -38,8 +38,10 @@ def write_plots(metrics_jsonl: Path, out_dir: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
-    except ImportError:
-        log.warning("no curves: matplotlib is missing; pip install 'visionkit[plots]'")
+    except Exception as error:  # a broken one may raise anything
+        missing = isinstance(error, ModuleNotFoundError)
+        fault = "is missing" if missing else f"cannot be imported ({type(error).__name__}: {error})"
+        log.warning("no curves: matplotlib %s; pip install 'visionkit[plots]'", fault)
         return
     records = read_records(metrics_jsonl)
     train = series_of(r for r in records if r.get("kind") == "train")

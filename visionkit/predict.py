@@ -197,6 +197,7 @@ def load(
     *,
     heads: Sequence[str] | None = None,
     fold: bool = True,
+    allow_plugins: bool = False,
 ) -> Predictor:
     """The trained model of a run directory (its best checkpoint) or of a checkpoint file.
 
@@ -204,11 +205,17 @@ def load(
     was validated in training; with it, it rounds differently and is a little faster.
 
     `overrides` change the config it was trained with, for example
-    `{"data.image_size": 640, "train.precision": "fp32", "train.device": "cpu"}`.
+    `{"data.image_size": 640, "train.precision": "fp32", "train.device": "cpu"}`. Classes outside
+    visionkit that the checkpoint names are imported, which runs their modules, with
+    `allow_plugins` only; without, ConfigError.
     """
     path = checkpoint.checkpoint_of(run)
-    state = checkpoint.load(path)
-    config, classes = saved_config(state, path, overrides)
+    state = checkpoint.load_run(path)
+    config = load_config(state["config"], overrides, origin=path, allow_plugins=allow_plugins)
+    classes = class_lists_of(state)
+    unlisted = [head for head in config.heads if head not in classes]
+    if unlisted:
+        raise CheckpointError(f"{path}: holds no class list of head {unlisted[0]!r}")
     model = build_model(config, classes, pretrained=False)
     try:
         model.load_state_dict(state["model"])
@@ -224,17 +231,9 @@ def _chosen(heads: Sequence[str] | None, known: list[str]) -> list[str]:
     return [head for head in known if heads is None or head in heads]
 
 
-def saved_config(
-    state: dict[str, Any], path: Path, overrides: Mapping[str, Any] | Sequence[str]
-) -> tuple[Config, dict[str, Classes]]:
-    """The config and the class lists that a checkpoint carries."""
-    missing = {"config", "classes", "model"} - state.keys()
-    if missing:
-        raise CheckpointError(f"{path}: is not a checkpoint of a run; it lacks {sorted(missing)}")
-    classes = {
-        head: Classes(tuple(c["names"]), tuple(c["ids"])) for head, c in state["classes"].items()
-    }
-    return load_config(state["config"], overrides), classes
+def class_lists_of(state: dict[str, Any]) -> dict[str, Classes]:
+    """The class list of each head, from the state of a run."""
+    return {h: Classes(tuple(c["names"]), tuple(c["ids"])) for h, c in state["classes"].items()}
 
 
 def _as_tensor(picture: Picture) -> Tensor:

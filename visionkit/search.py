@@ -38,8 +38,9 @@ def search_files(
     *,
     top: int = 5,
     head: str | None = None,
-) -> None:
-    """Find the `top` pictures of the gallery that are nearest to each query.
+) -> int:
+    """Find the `top` pictures of the gallery that are nearest to each query; returns how many
+    pictures could not be read.
 
     Both are pictures and folders of pictures. Writes OUT/matches.json, a record for each query
     with its `nearest` pictures and their `similarity`, the cosine of the vectors (-1 to 1), the
@@ -63,7 +64,8 @@ def search_files(
         raise ConfigError(f"top: {top} pictures for each query; give at least 1")
     asked, offered = _pictures(queries, out), _pictures(gallery, out)
     prepare_out(out, [*queries, *gallery], "matches.json")
-    vectors = _vectors(predictor, head, dict.fromkeys([*asked, *offered]))
+    files = dict.fromkeys([*asked, *offered])
+    vectors = _vectors(predictor, head, files)
     asked = {file: name for file, name in asked.items() if file in vectors}
     offered = {file: name for file, name in offered.items() if file in vectors}
     if not asked or not offered:
@@ -80,6 +82,7 @@ def search_files(
     ]
     rundir.write_text(out / "matches.json", rundir.to_json(records) + "\n")
     _sheet(dict(list(found.items())[:ROWS]), asked).save(out / "matches.jpg", quality=90)
+    return len(files) - len(vectors)
 
 
 def _embedding_head(predictor: Predictor, wanted: str | None) -> str:

@@ -25,6 +25,7 @@ from visionkit.gradients import combiner, total_norm
 from visionkit.model import VisionModel
 from visionkit.nonfinite import Guard
 from visionkit.optim import MovingAverage, build_optimizer, lr_factor, set_lr
+from visionkit.picture_report import check_pictures
 from visionkit.preparation import set_up
 from visionkit.progress import Progress
 from visionkit.report import picture_training_batch, picture_validation, write_curves
@@ -48,16 +49,18 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    allow_plugins: bool = False,
 ) -> Run:
     """Train the model that a config describes and write everything to a run directory.
 
     `config` is a YAML file, a dict of the same form, or a checked Config; `overrides` are dotted
     keys with values. With `resume`, continue the run in `config.output` where its last checkpoint
-    left it; with `overwrite`, replace it. Raises ConfigError, DataError, CheckpointError,
-    DivergedError for what the user can mend, and Preempted when a signal asked to stop.
+    left it; with `overwrite`, replace it. `allow_plugins` is for `init_from`, see `load_config`.
+    Raises ConfigError, DataError, CheckpointError, DivergedError for what the user can mend, and
+    Preempted when a signal asked to stop.
     """
     if not isinstance(config, Config):
-        config = load_config(config, overrides)
+        config = load_config(config, overrides, allow_plugins=allow_plugins)
     distributed.setup()
     with peers.together():
         config, resume, overwrite = _restarted(config, resume, overwrite)
@@ -66,6 +69,7 @@ def train(
         torch.use_deterministic_algorithms(config.train.deterministic)
         saved = _last_of(config) if resume else None
         model, sources, classes = set_up(config, saved, device=device)
+        check_pictures(config, sources)
         run = distributed.on_first(
             lambda: rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
         )
@@ -168,6 +172,8 @@ def _fit(
             progress.scaled(scaler)
             if len(model.heads) > 1:
                 combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
+            if broken := sum(len(source.broken.times) for source in trained):
+                combined["broken_pictures"] = broken
             progress.advance(sum(map(len, seen)), norm=norm, combined=combined)
 
             interrupted, due = distributed.any_of(
@@ -214,7 +220,7 @@ def _write_failure(run: Path, error: BaseException) -> None:
 def _last_of(config: Config) -> dict[str, Any]:
     if config.output is None:
         raise ConfigError("resume: say which run with `output`")
-    return checkpoint.load(checkpoint.checkpoint_of(config.output, resume=True))
+    return checkpoint.load_run(checkpoint.checkpoint_of(config.output, resume=True))
 
 
 def _seed_step(seed: int, step: int, device: torch.device) -> None:

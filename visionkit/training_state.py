@@ -78,7 +78,7 @@ class TrainingState:
             self.scaler.load_state_dict(saved["scaler"])
             if self.average:
                 self.average.model.load_state_dict(saved["average"])
-        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(
                 f"--resume: the checkpoint does not fit the config: {str(error)[:500]}"
             ) from error

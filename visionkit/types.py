@@ -52,6 +52,7 @@ class Target(TypedDict, total=False):
     semantic: Tensor  # (h, w) uint8 class map at `size`; 255 = ignore
     semantic_labelled: Tensor  # (S,) bool; what is of another class may be any of the others
     identity: Tensor  # () int64: who or what the picture shows, for embeddings
+    replaces: str  # the error of a broken picture that this one stands in for; taken out at once
 
 
 @dataclass
@@ -153,7 +154,9 @@ class Dataset(Protocol):
     with `identity` the numbers `identities` (N,) of all pictures. One that knows the size of every
     picture before it reads any has `sizes` (N, 2), of (h, w). One whose pictures may be kept in a
     cache has `sample(index, load)`, which is `__getitem__` with pictures read by `load`; it uses
-    nothing but their shape, or has `cuts_pictures = True`.
+    nothing but their shape, or has `cuts_pictures = True`. One whose pictures are files has
+    `image_path(index)`, and one whose class maps are `map_path(index)`: they are looked at before
+    training.
     """
 
     keys: tuple[str, ...]

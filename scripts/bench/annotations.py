@@ -30,6 +30,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from arguments import count, existing, start
 
 WIDTH, HEIGHT = 640, 480
 SAMPLES = 2000  # that a worker reads before its memory is taken
@@ -188,19 +189,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--file", type=Path, help="an annotation file, instead of a made one")
-    parser.add_argument("--images", type=int, default=118_287)
-    parser.add_argument("--objects", type=int, default=860_001)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--file", type=existing, help="an annotation file, instead of a made one")
+    parser.add_argument("--images", type=count, default=118_287)
+    parser.add_argument("--objects", type=count, default=860_001)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--pictures", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(MEASURES[args.measure](str(args.file), args.pictures)))
+        print(json.dumps(MEASURES[args.measure](args.file, args.pictures)))
         return
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        annotations = args.file or work / "annotations.json"
+        annotations = Path(args.file or work / "annotations.json")
         if args.file is None:
             write_file(annotations, args.images, args.objects)
         result = {
@@ -213,4 +214,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

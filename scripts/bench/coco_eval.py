@@ -33,6 +33,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from arguments import count, start
+
 PYCOCOTOOLS_PROCESS = """
 import json, sys
 from pycocotools.coco import COCO
@@ -148,13 +150,16 @@ def compare(folder: Path, iou_type: str, rounds: int, engine: str) -> dict[str, 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--types", default="bbox,segm")
-    parser.add_argument("--engine", default="hotcoco")
+    parser.add_argument("--engine", choices=["hotcoco", "pycocotools"], default="hotcoco")
     parser.add_argument(
         "--data", type=Path, help="folder of coco_scale.py, made if it is not there"
     )
     args = parser.parse_args()
+    types = args.types.split(",")
+    if not {*types} <= {"bbox", "segm"}:
+        parser.error(f"--types: got {args.types}; expected bbox, segm or both with a comma")
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.data or Path(temporary)
         if not (folder / "segm.json").exists():
@@ -162,10 +167,10 @@ def main() -> None:
             subprocess.run(
                 [sys.executable, Path(__file__).with_name("coco_scale.py"), folder], check=True
             )
-        for iou_type in args.types.split(","):
+        for iou_type in types:
             measured = compare(folder, iou_type, args.rounds, args.engine)
             print(json.dumps({iou_type: measured}, indent=2), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arguments import count, start
 from pycocotools import mask as coco_mask
 
 WIDTH, HEIGHT, CLASSES = 640, 480, 80
@@ -123,11 +124,11 @@ def write_files(out: Path, num_images: int, num_objects: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--objects", type=int, default=36000)
+    parser.add_argument("--images", type=count, default=5000)
+    parser.add_argument("--objects", type=count, default=36000)
     args = parser.parse_args()
     write_files(args.out, args.images, args.objects)
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from arguments import count, existing, start
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
@@ -194,7 +195,7 @@ def our_predictor(args: argparse.Namespace, precision: str) -> Predictor:
 
 def rival_predictor(args: argparse.Namespace) -> Callable[[list[Path]], list[dict]]:
     model = rival(args)
-    model.load_state_dict(torch.load(args.weights))
+    model.load_state_dict(torch.load(args.weights, weights_only=True))
     model.eval()
 
     @torch.inference_mode()
@@ -297,10 +298,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["train", "predict"])
     parser.add_argument("--model", choices=[*NAMES], default="maskrcnn")
-    parser.add_argument("--images", required=True)
-    parser.add_argument("--annotations", required=True)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--images", type=existing, required=True)
+    parser.add_argument("--annotations", type=existing, required=True)
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--steps", type=count, default=8)
     parser.add_argument("--gain", type=float, default=10, help="of the class scores to predict")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
@@ -315,4 +316,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

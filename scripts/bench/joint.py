@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from arguments import count, start
 
 import visionkit
 from visionkit.build import build_model, build_sources, head_classes, pick_device, pick_precision
@@ -118,8 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["time", "metrics"])
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--steps", type=count, default=6)
     args = parser.parse_args()
     if args.what == "time":
         print(json.dumps(measure_time(args.rounds, args.steps, args.overrides), indent=2))
@@ -128,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from arguments import count, existing, start
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
@@ -192,13 +193,13 @@ def one_time(source: Source, args: argparse.Namespace, round_: int, steps: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", help="a folder of pictures")
-    parser.add_argument("annotations", nargs="?", help="a COCO file")
-    parser.add_argument("--size", type=int, default=320, help="longest side of the pictures")
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("images", type=existing, help="a folder of pictures")
+    parser.add_argument("annotations", type=existing, nargs="?", help="a COCO file")
+    parser.add_argument("--size", type=count, default=320, help="longest side of the pictures")
+    parser.add_argument("--batch", type=count, default=8)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=40, help="batches in a round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=count, default=40, help="batches in a round")
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--boxes", action="store_true", help="leave out the case with masks")
     parser.add_argument("--cache", type=float, help="measure the picture cache, of so many GB")
     parser.add_argument("--jitter", action="store_true", help="with --cache: random resizing")
@@ -216,4 +217,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

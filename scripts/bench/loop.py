@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
+from arguments import count, existing, start
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import visionkit
@@ -144,11 +145,11 @@ def measure(args: argparse.Namespace) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config")
+    parser.add_argument("config", type=existing)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--segments", type=int, default=12)
-    parser.add_argument("--steps", type=int, default=20, help="in a segment")
-    parser.add_argument("--batches", type=int, default=4, help="different ones")
+    parser.add_argument("--segments", type=count, default=12)
+    parser.add_argument("--steps", type=count, default=20, help="in a segment")
+    parser.add_argument("--batches", type=count, default=4, help="different ones")
     parser.add_argument("--cpu-time", action="store_true", help="for a machine that is busy")
     args = parser.parse_args()
     logging.getLogger("visionkit").setLevel(logging.WARNING)
@@ -156,4 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

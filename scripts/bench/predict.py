@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from arguments import count, existing, start
 
 from visionkit import rundir
 from visionkit.predict import Predictor, load
@@ -53,12 +54,12 @@ def differences(one: Path, other: Path) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="a run or a checkpoint")
-    parser.add_argument("pictures", help="a folder")
+    parser.add_argument("run", type=existing, help="a run or a checkpoint")
+    parser.add_argument("pictures", type=existing, help="a folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--limit", type=int, default=60, help="pictures")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--limit", type=count, default=60, help="pictures")
+    parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--batch-sizes", type=count, nargs="+", default=[1, 4])
     args = parser.parse_args()
 
     before, now = load(args.run, args.overrides), load(args.run, args.overrides)
@@ -96,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

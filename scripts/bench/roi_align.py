@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from arguments import count, start
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -68,9 +69,9 @@ def run(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--boxes", type=int, default=2048)
-    parser.add_argument("--channels", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--boxes", type=count, default=2048)
+    parser.add_argument("--channels", type=count, default=256)
+    parser.add_argument("--rounds", type=count, default=7)
     args = parser.parse_args()
     boxes = random_boxes(args.boxes)
     exact = levels(args.channels, torch.float32)
@@ -103,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from arguments import count, existing, start
 
 import visionkit
 from visionkit.data.coco import Coco
@@ -200,16 +201,18 @@ def rounded(record: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--train", nargs=2, required=True, metavar=("IMAGES", "FILE"))
-    parser.add_argument("--val", nargs=2, required=True, metavar=("IMAGES", "FILE"))
-    parser.add_argument("--config", default=str(CONFIG))
-    parser.add_argument("--size", type=int, default=320)
-    parser.add_argument("--epochs", type=int, nargs="*", default=[])
+    parser.add_argument(
+        "--train", type=existing, nargs=2, required=True, metavar=("IMAGES", "FILE")
+    )
+    parser.add_argument("--val", type=existing, nargs=2, required=True, metavar=("IMAGES", "FILE"))
+    parser.add_argument("--config", type=existing, default=str(CONFIG))
+    parser.add_argument("--size", type=count, default=320)
+    parser.add_argument("--epochs", type=count, nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--precision", nargs="+", default=["auto"])
     parser.add_argument("--rival", action="store_true")
     parser.add_argument("--rival-model", default="yolo11n")
-    parser.add_argument("--rival-epochs", type=int, default=RIVAL_EPOCHS)
+    parser.add_argument("--rival-epochs", type=count, default=RIVAL_EPOCHS)
     args = parser.parse_intermixed_args()
     logging.getLogger("visionkit").setLevel(logging.WARNING)
     runs = []
@@ -231,4 +234,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -63,9 +63,9 @@ class Timm(nn.Module):
 def _timm() -> ModuleType:
     try:
         import timm
-    except ImportError as error:
+    except Exception as error:  # a broken one may raise anything
         raise ConfigError(
-            f'backbone timm.Timm: {error}; run: pip install "visionkit[timm]"'
+            f'backbone timm.Timm: timm: {error}; run: pip install "visionkit[timm]"'
         ) from error
     return timm
 

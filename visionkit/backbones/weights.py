@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
 
+import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
@@ -34,16 +38,33 @@ def read(path: str) -> dict[str, Tensor]:
 
 
 def download(arch: str) -> dict[str, Tensor]:
-    """torchvision's best ImageNet weights of that architecture, from its cache or the network."""
-    weights = get_model_weights(arch).DEFAULT
+    """torchvision's best ImageNet weights of that architecture, from torch's cache or the network.
+
+    The file's name holds the beginning of its SHA-256, which is compared, also with what the cache
+    already had. A file that arrives otherwise, or not whole, is not kept.
+    """
+    url = get_model_weights(arch).DEFAULT.url
+    name = Path(urlsplit(url).path).name
+    checksum = torch.hub.HASH_REGEX.search(name)[1]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
-        tensors = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, no disk, or a wrong hash
+        if not file.is_file():
+            log.info("downloading %s to %s", url, file)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), checksum, progress=False)
+        with open(file, "rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+    except (OSError, RuntimeError) as error:  # no network, no disk, or a wrong checksum
         raise CheckpointError(
-            f"weights: 'default' of {arch} could not be downloaded from {weights.url}: {error}; "
-            "fetch that file elsewhere and give its path"
+            f"weights: 'default' of {arch} could not be downloaded from {url}: {error}; fetch "
+            "that file elsewhere and give its path, or give weights: null to start from nothing"
         ) from error
-    return {_modern(key): value for key, value in tensors.items()}
+    if not found.startswith(checksum):
+        raise CheckpointError(
+            f"weights: 'default' of {arch}: {file} is damaged (its SHA-256 begins with "
+            f"{found[: len(checksum)]}, not with {checksum}); delete it to have it fetched again"
+        )
+    return {_modern(key): value for key, value in load_tensors(file).items()}
 
 
 def fit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -16,8 +16,9 @@ from visionkit.config.schema import Knob, check_arguments, convert, knobs, misma
 from visionkit.config.training import TrainConfig, problems_of
 from visionkit.config.yaml import Key
 from visionkit.errors import ConfigError
-from visionkit.types import Natural, NonNegative
+from visionkit.types import NonNegative, Range
 
+Workers = Annotated[int, Range(0, 256)]  # processes for each source
 TOP = {
     "name": str,
     "backbone": dict,
@@ -37,6 +38,8 @@ def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
     name = given.get("name", name)
     if name != os.path.basename(name) or name in ("", ".", ".."):
         problems.add(("name",), f"got {name!r}; expected a name that can be a folder's")
+    if given.get("output") == "":  # which would mean the current folder
+        problems.add(("output",), "got ''; expected a folder, or null for runs/<name>-001")
     backbone = _check_component("backbones", long.get("backbone"), ("backbone",), problems)
     neck = given.get("neck")
     if neck is not None:
@@ -112,9 +115,9 @@ def _check_data(
 ) -> tuple[int, dict[str, SourceConfig]]:
     workers = given.get("workers", min(2, os.cpu_count() or 1))
     try:
-        convert(workers, Natural)
+        convert(workers, Workers)
     except ValueError:
-        problems.add(("data", "workers"), mismatch(workers, Natural))
+        problems.add(("data", "workers"), mismatch(workers, Workers))
     sources = {}
     for name, spec in given.items():
         key = ("data", name)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionkit.components import unknown
-from visionkit.config.growth import with_origin
 from visionkit.config.problems import Problems
 
 SECTIONS = ("name", "backbone", "neck", "data", "train", "weights", "init_from", "output")
@@ -52,10 +51,6 @@ def to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
 
     Where the task is not known, `heads` and `data` are missing from the result.
     """
-    return with_origin(_to_long_form(config, problems), problems)
-
-
-def _to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
     is_long = "heads" in config and "task" not in config
     valid = (*SECTIONS, "heads") if is_long else (*SECTIONS, "task", "head")
     for key in config:

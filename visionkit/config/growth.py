@@ -5,22 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from visionkit import checkpoint
+from visionkit.config.plugins import refuse_plugins
 from visionkit.config.problems import Problems
-from visionkit.errors import VisionkitError
+from visionkit.errors import CheckpointError, VisionkitError
 
 
-def with_origin(long: dict[str, Any], problems: Problems) -> dict[str, Any]:
+def with_origin(long: dict[str, Any], problems: Problems, *, allow_plugins: bool) -> dict[str, Any]:
     """The long form with backbone, neck and heads of the run, where it has none of that name.
 
     The data sets that validated the heads come along, those that trained them do not. `init_from`
     becomes a mapping of the `run` and the `heads` taken over; a config that has it so already is
-    complete.
+    complete. What comes along is the word of a checkpoint: see `plugins`.
     """
     run = long.get("init_from")
     if not isinstance(run, str):
         return long
     try:
-        old = checkpoint.load(checkpoint.checkpoint_of(run))["config"]
+        path = checkpoint.checkpoint_of(run)
+        old = checkpoint.load_run(path)["config"]
+        if not _is_long(old):
+            raise CheckpointError(f"{path}: its config is not one that visionkit has saved")
+        refuse_plugins(old, path, allowed=allow_plugins)
     except VisionkitError as error:
         problems.add(("init_from",), str(error))
         problems.raise_found()  # what else is missing may well be there
@@ -39,6 +44,16 @@ def with_origin(long: dict[str, Any], problems: Problems) -> dict[str, Any]:
         grown["data"] = {**long["data"], **_validation_of(taken, old["data"], long["data"])}
     grown["init_from"] = {"run": run, "heads": taken}
     return grown
+
+
+def _is_long(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint's config has the long form in which visionkit saves it."""
+    heads, data = config.get("heads"), config.get("data")
+    if not isinstance(heads, dict) or not isinstance(data, dict):
+        return False
+    sources = [source for name, source in data.items() if name != "workers"]
+    fed = all(isinstance(s, dict) and isinstance(s.get("feeds"), list) for s in sources)
+    return fed and {"backbone", "neck"} <= config.keys()
 
 
 def _agrees(given: Any, old: Any) -> bool:

@@ -9,40 +9,56 @@ from typing import Any
 
 from visionkit.config.check import check
 from visionkit.config.forms import to_long_form
+from visionkit.config.growth import with_origin
 from visionkit.config.overrides import apply_overrides
+from visionkit.config.plugins import refuse_plugins
 from visionkit.config.problems import Problems
 from visionkit.config.resolved import Config
 from visionkit.config.yaml import read
 from visionkit.errors import ConfigError
 
+DEEPEST = 50  # levels of a dict
+
 
 def load_config(
     source: str | os.PathLike[str] | Mapping[str, Any],
     overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    origin: str | Path | None = None,
+    allow_plugins: bool = False,
 ) -> Config:
     """The checked config of a YAML file, or of a dict of the same form.
 
     `overrides` are words such as `train.epochs=2`, or a dict such as {"train.epochs": 2}. Raises
     one ConfigError with a line for each problem. Data sets and weights are not looked for on the
     disk: see `missing_paths`.
+
+    `origin` is the file of a config that the user has not named himself, such as a checkpoint. Such
+    a config may name classes outside visionkit only with `allow_plugins`, and so may the run that
+    `init_from` names; see `config.plugins`.
     """
     if isinstance(source, Mapping):
-        config, name, problems = _copy(source), "run", Problems("config", {})
+        config, name, problems = _copy(source), "run", Problems(str(origin or "config"), {})
     elif isinstance(source, (str, os.PathLike)):
         config, lines = read(source)
         name, problems = Path(source).stem, Problems(os.fspath(source), lines)
     else:
         raise ConfigError(f"a config is a file or a dict, not a {type(source).__name__}")
+    if origin is not None:
+        refuse_plugins(config, origin, allowed=allow_plugins)
     given = [overrides] if isinstance(overrides, str) else _copy(overrides)
     apply_overrides(config, given, problems)
-    return check(to_long_form(config, problems), name, problems)
+    long = with_origin(to_long_form(config, problems), problems, allow_plugins=allow_plugins)
+    return check(long, name, problems)
 
 
-def _copy(value: Any) -> Any:
+def _copy(value: Any, depth: int = 0) -> Any:
     """A copy of the containers, so that the caller's are not changed."""
+    if depth > DEEPEST:
+        raise ConfigError(f"config: is nested more than {DEEPEST} levels deep")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise ConfigError(f"config: a key must be text, got {key!r}")
-        return {key: _copy(item) for key, item in value.items()}
-    return [_copy(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: _copy(item, depth + 1) for key, item in value.items()}
+    return [_copy(v, depth + 1) for v in value] if isinstance(value, (list, tuple)) else value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from visionkit.config.training import TrainConfig
 from visionkit.config.yaml import dump
@@ -24,6 +24,8 @@ class SourceConfig:
     per_identity: Annotated[int, Range(2)] | None = None  # pictures of each identity in a batch
     group_shapes: bool | None = None  # batches of similar aspect ratio; null: if sizes are known
     cache_gb: Positive | None = None  # limit of decoded pictures kept on disk; null: none are
+    check_pictures: bool = True  # look at every picture before training
+    on_broken_picture: Literal["error", "skip"] = "error"  # while training; skip: use another one
     train: dict[str, Any] | None = None
     val: dict[str, Any] | None = None
 

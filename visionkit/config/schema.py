@@ -92,7 +92,7 @@ def convert(value: Any, annotation: Any) -> Any:
         return float(_require(value, number and math.isfinite(value)))
     if origin is str:
         value = os.fspath(value) if isinstance(value, os.PathLike) else value
-        return _require(value, isinstance(value, str))
+        return _require(value, isinstance(value, str) and _is_writable(value))
     if origin in LISTS:
         return _convert_list(value, origin, args)
     if origin in MAPPINGS:
@@ -149,6 +149,14 @@ def _require(value: Any, fits: bool) -> Any:
     if not fits:
         raise ValueError(value)
     return value
+
+
+def _is_writable(text: str) -> bool:
+    """Whether a file could be named so: no NUL, no half of a surrogate pair."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _in_range(value: Any, metadata: tuple[Any, ...]) -> Any:

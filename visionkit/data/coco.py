@@ -15,14 +15,13 @@ from visionkit.data.coco_cache import open_index
 from visionkit.data.coco_columns import rows_of
 from visionkit.data.coco_federated import is_federated, present_in, read_labelled
 from visionkit.data.coco_truth import coco_truth, filled_areas
-from visionkit.data.files import check_present
+from visionkit.data.files import Links, check_present
 from visionkit.data.identifiers import read_identifiers
-from visionkit.data.images import Load, load_image
+from visionkit.data.images import Load, check_size, load_image
 from visionkit.data.problems import Problems, check_classes
 from visionkit.data.sample import Sample
 from visionkit.data.segmentation_table import SegmentationTable
 from visionkit.data.semantic_maps import load_classes, paint_classes
-from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
 
 log = logging.getLogger("visionkit")
@@ -49,6 +48,7 @@ class Coco:
     semantic: "paint" makes the class maps from the masks; "files" takes those that are named.
     attributes: names of those to read; by default all that there are, [] for none.
     exif: whether boxes belong to the upright picture ("apply") or to the pixels as stored.
+    links: "any" allows file names to be links that lead out of the folder, which itself may be one.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Coco:
         semantic: Literal["files", "paint"] = "files",
         attributes: list[str] | None = None,
         exif: Literal["apply", "ignore"] = "apply",
+        links: Links = "inside",
     ):
         self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
         self.other_classes = other_classes
@@ -72,9 +73,10 @@ class Coco:
         described = self._read_attributes(attributes, problems)
         self._labelled_ids = self._read_labelled(problems)
         problems.raise_any()
-        check_present(self.images, index.images.names.texts())
+        check_present(self.images, index.images.names.texts(), links)
         if len(index.images.semantic.data):
-            check_present(self.annotations.parent, filter(None, index.images.semantic.texts()))
+            maps = filter(None, index.images.semantic.texts())
+            check_present(self.annotations.parent, maps, links)
 
         self.image_ids: list[int] = index.images.ids.tolist()
         self.vocabularies = {
@@ -189,6 +191,11 @@ class Coco:
     def image_path(self, index: int) -> Path:
         return self.images / self._index.images.names.text(index)
 
+    def map_path(self, index: int) -> Path | None:
+        """The file of that picture's class map; None where it has none."""
+        name = "" if self._paints else self._index.images.semantic.text(index)
+        return self.annotations.parent / name if name else None
+
     def __len__(self) -> int:
         return len(self._index.images.ids)
 
@@ -204,7 +211,7 @@ class Coco:
         path, images = self.image_path(index), self._index.images
         size = tuple(images.sizes[index].tolist())
         sample = Sample(load(path, exif=self.exif), self.image_ids[index], size)
-        self._check_size(path, sample.size, size)
+        check_size(path, sample.size, size, self.annotations, self.exif)
 
         span = self._span(index)
         rows, objects = self._rows[span], self._index.objects
@@ -255,25 +262,10 @@ class Coco:
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
             masks = [self._masks[row] for row in rows]
             return paint_classes(masks, self._labels[span], boxes, size)
-        name = images.semantic.text(index)
-        if not name:
+        path = self.map_path(index)
+        if path is None:
             return None
-        known = len(self.vocabularies["semantic"].names)
-        return load_classes(self.annotations.parent / name, size, known)
-
-    def _check_size(self, path: Path, found: tuple[int, int], expected: tuple[int, int]) -> None:
-        if found == expected:
-            return
-        other = "ignore" if self.exif == "apply" else "apply"
-        hint = (
-            f"swapped: the sizes in the file are wrong, or set the data set's `exif: {other}`"
-            if found == expected[::-1]
-            else "annotations and picture do not belong together: resize neither alone"
-        )
-        raise DataError(
-            f"picture {path} is {found[1]}x{found[0]}, but {self.annotations} says "
-            f"{expected[1]}x{expected[0]} ({hint})"
-        )
+        return load_classes(path, size, len(self.vocabularies["semantic"].names))
 
     def coco_truth(self) -> dict[str, Any]:
         """The ground truth for a COCO evaluator, with the exact numbers of the file.

@@ -159,7 +159,7 @@ def _unsafe(name: str) -> str | None:
         return "must not hold a zero byte"
     if "\\" in name:
         return "must have / between folders"
-    if name.startswith("/") or re.match(r"[A-Za-z]:|\w+://", name):
+    if re.match(r"/|~[^/]*/|[A-Za-z]:|\w+://", name):
         return "must be relative to the folder of pictures"
     if ".." in name.split("/"):
         return "must not leave the folder of pictures"

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from visionkit.data.coco import Coco
+from visionkit.data.files import Links
 from visionkit.data.images import Load, load_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
@@ -25,7 +26,7 @@ class Crops:
     the list of annotations, counted from 0. Raises `DataError` for what is wrong with the file,
     and if no object is left.
 
-    classes, other_classes, exif: as in `coco.Coco`.
+    classes, other_classes, exif, links: as in `coco.Coco`.
     margin: by how many of its widths and heights a box grows at each side; it ends at the border
         of the picture.
     min_size: objects whose box is narrower or lower than this, in pixels, are left out and
@@ -49,6 +50,7 @@ class Crops:
         min_size: Count = 16,
         identity: str | None = None,
         exif: Literal["apply", "ignore"] = "apply",
+        links: Links = "inside",
     ):
         self._coco = Coco(
             images,
@@ -57,7 +59,9 @@ class Crops:
             other_classes=other_classes,
             masks=False,
             exif=exif,
+            links=links,
         )
+        self.exif = exif
         image_index, boxes, labels, rows = self._coco.objects()
         large = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(1)
         if not large.any():

@@ -1,51 +1,132 @@
-"""Errors about files that say more than "cannot read"."""
+"""Errors about files that say more than "cannot read", and names that must stay in their folder."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from visionkit.data.problems import Problems
 from visionkit.errors import DataError
 
+log = logging.getLogger("visionkit")
+
+Links = Literal["inside", "any"]
+
+
+class Fault(NamedTuple):
+    """What is wrong with a file: one word, and a clause that follows the file's name."""
+
+    kind: str
+    clause: str
+
 
 def diagnose(path: str | Path) -> str:
     """A clause that follows the file's name in an error, e.g. "is empty: download it again"."""
-    path = Path(path)
-    if not path.exists():
-        return "does not exist: check the path"
-    if path.is_dir():
-        return "is a folder: name a file"
+    return find_fault(path).clause
+
+
+def find_fault(path: str | Path) -> Fault:
+    """Why a file that could not be read cannot be."""
     try:
-        with path.open("rb") as file:
+        mode = os.stat(path).st_mode
+        if stat.S_ISDIR(mode):
+            return Fault("folder", "is a folder: name a file")
+        if not stat.S_ISREG(mode):
+            return Fault("unreadable", "is no regular file, but a device or a pipe: name a file")
+        with open(path, "rb") as file:
             start = file.read(512)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
+        return Fault("missing", "does not exist: check the path")
     except OSError as error:
-        return f"cannot be opened ({error.strerror}): check its permissions"
+        return Fault("unreadable", f"cannot be opened ({error.strerror}): check its permissions")
     if not start:
-        return "is empty: download or write it again"
+        return Fault("empty", "is empty: download or write it again")
     if start.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not the data itself: run `git lfs pull`"
+        return Fault("pointer", "is a Git LFS pointer, not the data itself: run `git lfs pull`")
     if start.lstrip()[:1] == b"<":
-        return "looks like a web page or XML: download the file itself"
+        return Fault("page", "looks like a web page or XML: download the file itself")
     if start.startswith(b"\x1f\x8b"):
-        return "is gzip-compressed: unpack it first"
+        return Fault("archive", "is gzip-compressed: unpack it first")
     if start.startswith(b"PK\x03\x04"):
-        return "is a zip archive: unpack it first"
-    return "is damaged, cut short or of another format: check or replace it"
+        return Fault("archive", "is a zip archive: unpack it first")
+    return Fault("damaged", "is damaged, cut short or of another format: check or replace it")
 
 
-def check_present(root: Path, names: Iterable[str]) -> None:
-    """`DataError` naming the files that are missing under `root`; lists each folder once."""
+def shown(name: str | Path) -> str:
+    """A name for a message. What cannot be printed is escaped, so that no file name can write
+    lines of its own into a log or command a terminal."""
+    name = str(name)
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
+    """Folder and name of each file below `root`, without hidden ones and __MACOSX. Links to folders
+    are not followed, for they may lead round in circles; a warning names them."""
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = filter(is_visible, subfolders)
+        for name in subfolders:
+            if os.path.islink(path := os.path.join(folder, name)):
+                log.warning("%s is a link to a folder: it is not followed", shown(path))
+        yield from ((folder, name) for name in filter(is_visible, names))
+
+
+def is_visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"
+
+
+def check_present(root: Path, names: Iterable[str], links: Links = "inside") -> None:
+    """`DataError` naming the files that are missing under `root`, or that are links to somewhere
+    else, unless `links` is "any"; lists each folder once. `root` itself may be a link."""
     if not root.is_dir():
-        raise DataError(f"folder of pictures {root} does not exist or is no folder")
-    present: dict[str, set[str]] = {"": set(os.listdir(root))}
-    problems = Problems(f"folder of pictures {root}")
-    for name in (name for name in names if name not in present[""]):
+        raise DataError(f"folder of pictures {shown(root)} does not exist or is no folder")
+    problems = Problems(f"folder of pictures {shown(root)}")
+    home = os.path.realpath(root)
+    folders: dict[str, _Listing] = {}
+    for name in names:
         folder, base = os.path.split(name)
-        if folder not in present:
-            path = root / folder
-            present[folder] = set(os.listdir(path)) if path.is_dir() else set()
-        if base not in present[folder] and not (root / name).exists():
-            problems.add(name, "listed in the annotation file, but there is no such file")
+        if folder not in folders:
+            folders[folder] = _Listing(os.path.join(root, folder), home)
+        listing = folders[folder]
+        if not listing.holds(base):
+            problems.add(shown(name), "listed in the annotation file, but there is no such file")
+        elif links == "inside" and (elsewhere := listing.leads_out(base)):
+            problems.add(
+                shown(name),
+                f"is or passes a link that leads out of the folder, to {shown(elsewhere)}: if the "
+                "link is yours, set the data set's `links: any`",
+            )
     problems.raise_any()
+
+
+class _Listing:
+    """The files of one folder below `home`, and which of them are links."""
+
+    def __init__(self, path: str, home: str) -> None:
+        self.path, self.home = path, home
+        self.outside = not _is_below(os.path.realpath(path), home)
+        self.names: set[str] = set()
+        self.links: set[str] = set()
+        with suppress(OSError):  # no such folder, or one that may be entered but not listed
+            for entry in os.scandir(path):
+                (self.links if entry.is_symlink() else self.names).add(entry.name)
+
+    def holds(self, base: str) -> bool:
+        return base in self.names or os.path.exists(os.path.join(self.path, base))
+
+    def leads_out(self, base: str) -> str | None:
+        """Where that file really is, if that is not below `home`."""
+        if base in self.names and not self.outside:
+            return None
+        target = os.path.realpath(os.path.join(self.path, base))
+        return None if _is_below(target, self.home) else target
+
+
+def _is_below(path: str, home: str) -> bool:
+    return path == home or path.startswith(home.rstrip(os.sep) + os.sep)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from visionkit.data.files import is_visible, shown, visible_files
 from visionkit.data.images import SUFFIXES, Load, load_image
 from visionkit.data.problems import check_classes
 from visionkit.data.sample import Sample
@@ -57,7 +58,7 @@ class ImageFolder:
             pictures = pictures_below(self.root, name)
             if not pictures:
                 raise DataError(
-                    f"class folder {self.root / name} holds no pictures "
+                    f"class folder {shown(self.root / name)} holds no pictures "
                     f"({', '.join(SUFFIXES)}): fill or remove it"
                 )
             self.file_names += pictures
@@ -103,7 +104,7 @@ def _class_folders(root: Path) -> list[str]:
     if not root.is_dir():
         raise DataError(f"folder {root} does not exist or is no folder")
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    names = [name for name in names if _is_content(name)]
+    names = [name for name in names if is_visible(name)]
     if not names:
         raise DataError(f"folder {root} has no class folders: pictures belong in {root}/<class>/")
     return names
@@ -112,14 +113,8 @@ def _class_folders(root: Path) -> list[str]:
 def pictures_below(root: Path, class_name: str) -> list[str]:
     """Paths relative to `root`, sorted."""
     found = []
-    for folder, subfolders, files in os.walk(root / class_name):
-        subfolders[:] = filter(_is_content, subfolders)
-        inside = os.path.relpath(folder, root)
-        for name in filter(_is_content, files):
-            if name.lower().endswith(SUFFIXES):
-                found.append(f"{inside}/{name}".replace(os.sep, "/"))
+    for folder, name in visible_files(root / class_name):
+        if name.lower().endswith(SUFFIXES):
+            inside = os.path.relpath(folder, root)
+            found.append(f"{inside}/{name}".replace(os.sep, "/"))
     return sorted(found)
-
-
-def _is_content(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"

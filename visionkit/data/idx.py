@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from visionkit.types import Classes, InputPath
 
 _UNSIGNED_BYTE = 0x08
 _MAX_BYTES = 2**33
+_MAX_RATIO, _SMALL = 100, 2**26  # more, beyond that size, is a decompression bomb; MNIST has 5
 
 
 class Idx:
@@ -109,8 +111,11 @@ def _read(path: str, dims: int) -> np.ndarray:
                 )
             shape = struct.unpack(f">{dims}I", file.read(4 * dims))
             size = math.prod(shape)
-            if size > _MAX_BYTES:
-                raise DataError(f"IDX file {path} says that it holds {size} bytes: too many")
+            packed = os.path.getsize(path)
+            if size > _MAX_BYTES or (is_gzip and size > max(_SMALL, _MAX_RATIO * packed)):
+                raise DataError(
+                    f"IDX file {path} of {packed} bytes says that it holds {size}: too many"
+                )
             data = bytearray(file.read(size))
             if len(data) < size or file.read(1):
                 raise DataError(

@@ -5,16 +5,18 @@ Pillow decodes, never `torchvision.io`, which can crash the process on a damaged
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from visionkit.data.files import diagnose
+from visionkit.data.files import Fault, find_fault, shown
 from visionkit.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -40,6 +42,7 @@ class Fitted(NamedTuple):
     shape: tuple[int, ...]  # of the whole picture, (3, H, W)
 
 
+T = TypeVar("T")
 Load: TypeAlias = Callable[..., Tensor | Fitted]  # called like `load_image`, by a data set
 
 
@@ -61,61 +64,117 @@ def load_image(
     `DataError` if the file cannot be read, has more than `max_pixels` pixels (found before
     decoding), or holds values that have no fixed meaning as 8 bits.
     """
-    rgb = _open(path, max_pixels, lambda image: _to_rgb(_upright(image, exif)))
+    rgb = _read(path, max_pixels, lambda image: to_rgb(upright(image, exif)))
     pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
     return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def check_label_mode(mode: str) -> None:
+    """`Refused` unless pictures of that mode can be label maps."""
+    if mode not in ("L", "P"):
+        clause = f"has mode {mode}: a label map is 8-bit gray or palette"
+        raise Refused(Fault("values", clause))
 
 
 def load_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """A map of class numbers stored as an 8-bit gray or palette picture: (h, w) uint8."""
 
     def indices(image: Image.Image) -> Image.Image:
-        if image.mode not in ("L", "P"):
-            raise DataError(f"has mode {image.mode}: a label map is 8-bit gray or palette")
+        check_label_mode(image.mode)
+        image.load()
         return image
 
-    labels = _open(path, max_pixels, indices)
+    labels = _read(path, max_pixels, indices)
     values = torch.frombuffer(bytearray(labels.tobytes()), dtype=torch.uint8)
     return values.view(labels.height, labels.width)
 
 
-def _open(
+def check_size(
+    path: Path,
+    found: tuple[int, int],
+    expected: tuple[int, int],
+    said_by: Path,
+    exif: Literal["apply", "ignore"],
+) -> None:
+    """`DataError` if a picture has another (h, w) than the file `said_by` says."""
+    if found == expected:
+        return
+    other = "ignore" if exif == "apply" else "apply"
+    hint = (
+        f"swapped: the sizes in the file are wrong, or set the data set's `exif: {other}`"
+        if found == expected[::-1]
+        else "annotations and picture do not belong together: resize neither alone"
+    )
+    raise DataError(
+        f"picture {shown(path)} is {found[1]}x{found[0]}, but {shown(said_by)} says "
+        f"{expected[1]}x{expected[0]} ({hint})"
+    )
+
+
+class Refused(Exception):
+    """Why a file is not taken as a picture: the `fault`."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+def open_picture(path: str | Path, use: Callable[[Image.Image], T], max_pixels: int) -> T:
+    """What `use` makes of the picture in that file, which is opened but not decoded yet. `Refused`
+    if it has more than `max_pixels` pixels, or if anything fails."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe could take forever
+            raise Refused(find_fault(path))
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                size = f"{image.width}x{image.height} pixels, more than the limit of {max_pixels}"
+                raise Refused(Fault("too large", f"has {size}: make it smaller"))
+            return use(image)
+    except Refused:
+        raise
+    except Image.DecompressionBombError:
+        clause = f"has more than {MAX_PIXELS} pixels: make it smaller"
+        raise Refused(Fault("too large", clause)) from None
+    except MemoryError:
+        clause = "does not fit into memory, or is damaged: make it smaller or replace it"
+        raise Refused(Fault("too large", clause)) from None
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        kind, clause = find_fault(path)
+        raise Refused(Fault(kind, f"{clause} [{shown(str(error))}]")) from error
+
+
+def _read(
     path: str | Path, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                raise DataError(
-                    f"has {image.width}x{image.height} pixels, more than the limit of "
-                    f"{max_pixels}: make it smaller"
-                )
-            image.load()
-            return convert(image)
-    except DataError as error:
-        raise DataError(f"picture {path} {error}") from None
-    except Image.DecompressionBombError:
-        raise DataError(
-            f"picture {path} has more than {MAX_PIXELS} pixels: make it smaller"
-        ) from None
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise DataError(f"picture {path} {diagnose(path)} [{error}]") from error
+        return open_picture(path, convert, max_pixels)
+    except Refused as refused:
+        raise DataError(f"picture {shown(path)} {refused.fault.clause}") from refused.__cause__
 
 
-def _upright(image: Image.Image, exif: Literal["apply", "ignore"]) -> Image.Image:
-    if exif == "ignore":
-        return image
+def orientation(image: Image.Image) -> int:
+    """From 1, upright, to 8; what the EXIF record says, and 1 where there is no sound one."""
     try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except (SyntaxError, ValueError, KeyError, OSError):  # broken EXIF says nothing
-        return image
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a broken record says nothing, and breaks in many ways
+        return 1
+    return found if found in _UPRIGHT else 1
+
+
+def upright(image: Image.Image, exif: Literal["apply", "ignore"]) -> Image.Image:
+    """The decoded picture, turned as its EXIF record says, unless that is to be ignored."""
+    image.load()
+    turn = None if exif == "ignore" else _UPRIGHT.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as 8-bit RGB. `Refused` if its values have no fixed meaning."""
     if image.mode.startswith("I"):
         return _gray16(image).convert("RGB")
     if image.mode == "F":
-        raise DataError("has floating-point pixels of unknown range: save it with 8 or 16 bits")
+        clause = "has floating-point pixels of unknown range: save it with 8 or 16 bits"
+        raise Refused(Fault("values", clause))
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
@@ -128,5 +187,6 @@ def _gray16(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise DataError(f"has integer pixels from {low} to {high}: save it with 8 or 16 bits")
+        clause = f"has integer pixels from {low} to {high}: save it with 8 or 16 bits"
+        raise Refused(Fault("values", clause))
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionkit.data.files import diagnose
+from visionkit.data.files import diagnose, shown, visible_files
 from visionkit.data.images import SUFFIXES, Load, load_image, load_label_map
 from visionkit.data.problems import Problems, check_classes
 from visionkit.data.sample import Sample
@@ -108,6 +108,14 @@ class LabelMaps:
     def image_path(self, index: int) -> Path:
         return self.images / self.file_names[index]
 
+    def map_path(self, index: int) -> Path:
+        return self.labels / self._maps[index]
+
+    @property
+    def colored_maps(self) -> bool:
+        """Whether classes are told by their color, so that maps may be pictures of any mode."""
+        return self._colors is not None
+
     def __len__(self) -> int:
         return len(self.file_names)
 
@@ -128,22 +136,22 @@ class LabelMaps:
             other = "ignore" if self.exif == "apply" else "apply"
             turned = f"; perhaps the data set needs `exif: {other}`" * (found == size[::-1])
             raise DataError(
-                f"class map {self.labels / self._maps[index]} is {found[1]}x{found[0]}, but its "
-                f"picture {self.image_path(index)} is {size[1]}x{size[0]}: make them one size"
-                f"{turned}"
+                f"class map {shown(self.map_path(index))} is {found[1]}x{found[0]}, but its "
+                f"picture {shown(self.image_path(index))} is {size[1]}x{size[0]}: make them one "
+                f"size{turned}"
             )
         return Sample(image, image_id=index, orig_size=size, semantic=semantic)
 
     def semantic_truth(self, image_id: int) -> Tensor:
         """The class map of a picture as stored: (h, w) uint8, 255 = ignore."""
-        path = self.labels / self._maps[image_id]
+        path = self.map_path(image_id)
         numbers = load_label_map(path).numpy() if self._colors is None else self._places(path)
         classes = self._class_of[numbers]
         if (classes < 0).any():
             values = np.unique(numbers[classes < 0]).tolist()
             known = len(self.vocabularies["semantic"].names)
             raise DataError(
-                f"class map {path} has the value{'s' * (len(values) > 1)} "
+                f"class map {shown(path)} has the value{'s' * (len(values) > 1)} "
                 f"{', '.join(map(str, values[:10]))}{' ...' * (len(values) > 10)}, which "
                 f"{'are' if len(values) > 1 else 'is'} none of the {known} classes: list all "
                 "classes, or set `ignore`"
@@ -158,11 +166,11 @@ class LabelMaps:
         unknown = sorted_colors[nearest] != codes
         if unknown.any():
             colors = np.unique(codes[unknown])
-            shown = ", ".join(f"[{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in colors[:5])
+            listed = ", ".join(f"[{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in colors[:5])
             raise DataError(
-                f"class map {path} has {unknown.sum()} pixels of {len(colors)} colors that are "
-                f"not in the palette: {shown}{' ...' * (len(colors) > 5)}; add them, as `{IGNORE}` "
-                "if they mean no class"
+                f"class map {shown(path)} has {unknown.sum()} pixels of {len(colors)} colors that "
+                f"are not in the palette: {listed}{' ...' * (len(colors) > 5)}; add them, as "
+                f"`{IGNORE}` if they mean no class"
             )
         return np.argsort(self._colors)[nearest]
 
@@ -188,9 +196,11 @@ def _pairs(images: Path, labels: Path, split: str | None) -> tuple[list[str], li
     wanted = pictures.keys() | maps.keys() if split is None else set(_lines(Path(split)))
     for stem in sorted(wanted):
         if stem not in pictures:
-            problems.add(maps.get(stem, stem), f"there is no picture of that name in {images}")
+            missing = f"there is no picture of that name in {images}"
+            problems.add(shown(maps.get(stem, stem)), missing)
         if stem not in maps:
-            problems.add(pictures.get(stem, stem), f"there is no map {stem}.png in {labels}")
+            missing = f"there is no map {shown(stem)}.png in {labels}"
+            problems.add(shown(pictures.get(stem, stem)), missing)
     problems.raise_any()
     if not wanted:
         raise DataError(f"pictures {images} and class maps {labels}: found none")
@@ -212,14 +222,13 @@ def _files(root: Path, suffixes: tuple[str, ...], problems: Problems) -> dict[st
     if not root.is_dir():
         raise DataError(f"folder {root} does not exist or is no folder")
     found: dict[str, str] = {}
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name[0] != "." and name != "__MACOSX"]
-        for name in sorted(files):
-            stem, suffix = os.path.splitext(os.path.relpath(os.path.join(folder, name), root))
-            stem = stem.replace(os.sep, "/")
-            if name[0] == "." or suffix.lower() not in suffixes:
-                continue
-            if stem in found:
-                problems.add(stem + suffix, f"{found[stem]} has the same name but for its suffix")
-            found[stem] = stem + suffix
+    for folder, name in sorted(visible_files(root)):
+        stem, suffix = os.path.splitext(os.path.relpath(os.path.join(folder, name), root))
+        stem = stem.replace(os.sep, "/")
+        if suffix.lower() not in suffixes:
+            continue
+        if stem in found:
+            other = shown(found[stem])
+            problems.add(shown(stem + suffix), f"{other} has the same name but for its suffix")
+        found[stem] = stem + suffix
     return found

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visionkit.data.files import shown
 from visionkit.data.images import load_label_map
 from visionkit.data.masks import Segmentation, paint
 from visionkit.errors import DataError
@@ -20,11 +21,11 @@ def load_classes(path: Path, size: tuple[int, int], num_classes: int) -> Tensor:
     """The map (h, w) uint8 in that file; DataError if it has another size or unknown classes."""
     labels = load_label_map(path)
     if tuple(labels.shape) != size:
-        raise DataError(f"semantic map {path} is {tuple(labels.shape)} (h, w), not {size}")
+        raise DataError(f"semantic map {shown(path)} is {tuple(labels.shape)} (h, w), not {size}")
     highest = int(labels.where(labels != IGNORE, 0).max())
     if highest >= num_classes:
         raise DataError(
-            f"semantic map {path} has the value {highest}, but 'semantic_classes' has "
+            f"semantic map {shown(path)} has the value {highest}, but 'semantic_classes' has "
             f"{num_classes} names (255 = ignore)"
         )
     return labels

@@ -65,8 +65,11 @@ def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int 
     The bytes depend on the arguments alone. OUT appears only when complete; an earlier data set
     of this kind there is replaced. Raises `DataError` if OUT holds anything else.
     """
-    if images < 1 or size < 32:
-        raise DataError(f"shapes: {images} images of size {size}; need at least 1 of at least 32")
+    if images < 1 or not 32 <= size <= 8192 or seed < 0:
+        raise DataError(
+            f"shapes: got {images} images of size {size} and the seed {seed}; expected at least 1 "
+            f"image, a size from 32 to 8192 and a seed >= 0"
+        )
     out = Path(out)
     _refuse_other_content(out)
     replaces = out.exists()

@@ -7,6 +7,7 @@ uninterrupted one would have seen, whatever the number of loader workers or proc
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -21,8 +22,9 @@ from visionkit.data.identity_stream import IdentityStream
 from visionkit.data.parcel import Parcel, pack
 from visionkit.data.picture_cache import PictureCache
 from visionkit.data.sample import Sample
+from visionkit.data.substitutes import BrokenPictures, Substitutes
 from visionkit.data.transforms import fit
-from visionkit.errors import ConfigError, VisionkitError
+from visionkit.errors import ConfigError, DataError, VisionkitError
 from visionkit.signals import outlive_first_signal
 from visionkit.types import Batch, Dataset, Target
 
@@ -45,6 +47,10 @@ class Source:
     per_identity: int | None = None  # pictures of each identity in a training batch
     group_shapes: bool | None = None  # batches of similar aspect ratio; None: if sizes are known
     cache: PictureCache | None = None  # of decoded pictures; the data sets must have `sample`
+    skip_broken: bool = False  # train on others in place of pictures that cannot be read
+
+    def __post_init__(self) -> None:
+        self.broken = BrokenPictures(self.name, 0 if self.train is None else len(self.train))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -53,14 +59,30 @@ class Source:
 
     def train_batches(self, *, seed: int, start: int, workers: int) -> Generator[Batch, None, None]:
         """Endless shuffled batches of this process, from batch number `start` on."""
-        view = View(self.train, self.transforms, self.image_size, seed, self.cache)
+        substitutes = None
+        if self.skip_broken:
+            alike = None if self.per_identity is None else self.train.identities
+            substitutes = Substitutes(seed, len(self.train), alike)
+        view = View(
+            self.train, self.transforms, self.image_size, seed, self.cache, substitutes=substitutes
+        )
         if self.per_identity is None:
             stream = Stream(len(self.train), self.batch_size, seed, start, self._aspect_ratios())
         else:
             stream = IdentityStream(
                 self.train.identities, self.batch_size, self.per_identity, seed, start
             )
-        return _batches(DataLoader(view, batch_sampler=stream, **_loading(workers)))
+        batches = _batches(DataLoader(view, batch_sampler=stream, **_loading(workers)))
+        return self._counted(batches) if self.skip_broken else batches
+
+    def _counted(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        with closing(batches):
+            try:
+                for batch in batches:
+                    self.broken.note(batch)
+                    yield batch
+            finally:
+                self.broken.report()
 
     def _aspect_ratios(self) -> np.ndarray | None:
         """Height / width (N,) of the training pictures, if batches are to be made by it."""
@@ -144,7 +166,10 @@ class Stream:
 
 class View(TorchDataset):
     """A data set seen through transforms. The randomness of an item is keyed by its position in
-    the stream; a fault of the data travels as a value, so that it reaches the user unwrapped."""
+    the stream; a fault of the data travels as a value, so that it reaches the user unwrapped.
+
+    substitutes: where to find a picture in place of one that cannot be read; its target says so.
+    """
 
     def __init__(
         self,
@@ -153,7 +178,9 @@ class View(TorchDataset):
         image_size: int | tuple[int, int],
         seed: int,
         cache: PictureCache | None = None,
+        substitutes: Substitutes | None = None,
     ) -> None:
+        self.substitutes = substitutes
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
         self.image_size = image_size
         self.resize_first = not any(transform.resizes for transform in transforms)
@@ -167,7 +194,7 @@ class View(TorchDataset):
     def __getitem__(self, ticket: tuple[int, int]) -> tuple[torch.Tensor, Target] | VisionkitError:
         index, position = ticket
         try:
-            sample = self._sample(index)
+            sample, replaces = self._find(index, position)
         except VisionkitError as error:
             return error
         rng = np.random.default_rng((self.seed, position, 1))
@@ -175,10 +202,29 @@ class View(TorchDataset):
             sample = sample.resize(fit(sample.size, self.image_size))
         for transform in self.transforms:
             sample = transform(sample, rng, self.image_size)
-        return sample.image, {**sample.target(), "position": position}
+        target: Target = {**sample.target(), "position": position}
+        if replaces is not None:
+            target["replaces"] = replaces
+        return sample.image, target
+
+    def _find(self, index: int, position: int) -> tuple[Sample, str | None]:
+        """The sample, or its substitute and the error that it stands for."""
+        try:
+            return self._sample(index), None
+        except DataError as error:
+            named = DataError(f"{error}{record_of(self.dataset, index)}")
+            if self.substitutes is None:
+                raise named from error
+            return self.substitutes.find(index, position, self._sample, named), str(named)
 
     def _sample(self, index: int) -> Sample:
         return self.dataset[index] if self.load is None else self.dataset.sample(index, self.load)
+
+
+def record_of(dataset: Dataset, index: int) -> str:
+    """Which record of a data set that is, to follow something in a message."""
+    ids = getattr(dataset, "image_ids", None)
+    return "" if ids is None else f" (record {index}, image id {ids[index]})"
 
 
 def collate(items: list[tuple[torch.Tensor, Target] | VisionkitError]) -> Batch | VisionkitError:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -19,6 +22,8 @@ from visionkit.data.coco_columns import rows_of
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco_detections import Detections
 from visionkit.metrics.coco_truth import IouType, Truth
+
+log = logging.getLogger("visionkit")
 
 ENGINES = ("hotcoco", "pycocotools")
 SETTING = "VISIONKIT_COCO_ENGINE"
@@ -31,15 +36,34 @@ def pick_engine(name: str | None = None) -> str:
     source = "engine" if name else SETTING
     name = name or os.environ.get(SETTING)
     if not name:
-        return "hotcoco" if find_spec("hotcoco") else "pycocotools"
+        return "pycocotools" if _fault_of_hotcoco() else "hotcoco"
     if name not in ENGINES:
         raise ConfigError(f"{source}: there is no COCO engine {name!r}; choose of {ENGINES}")
-    if name == "hotcoco" and not find_spec("hotcoco"):
+    fault = _fault_of_hotcoco() if name == "hotcoco" else None
+    if fault:
         raise ConfigError(
-            f"{source}: hotcoco is not installed: `pip install 'visionkit[fast]'`, or use "
+            f"{source}: hotcoco {fault}: `pip install 'visionkit[fast]'`, or use "
             "pycocotools, which gives the same figures"
         )
     return name
+
+
+def _fault_of_hotcoco() -> str | None:
+    """Why it cannot be used, if so. One that is installed but broken is told of once."""
+    if not find_spec("hotcoco"):
+        return "is not installed"
+    try:
+        import_module("hotcoco")
+    except Exception as error:  # what a package that does not fit the machine raises
+        fault = f"cannot be imported ({type(error).__name__}: {error})"
+        _warn_of(fault)
+        return fault
+    return None
+
+
+@cache
+def _warn_of(fault: str) -> None:
+    log.warning("hotcoco %s; pycocotools computes the figures, which are the same", fault)
 
 
 def engine_version(name: str) -> str:

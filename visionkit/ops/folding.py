@@ -34,6 +34,8 @@ def fold_norms(model: Any) -> int:
 
 def _pairs(model: Any) -> list[tuple[nn.Conv2d, nn.Module]]:
     """Convolutions, and the norm that alone takes what each of them gives, in evaluation."""
+    if not any(isinstance(module, NORMS) for module in model.modules()):
+        return []  # without a picture: mlp.MLP takes those of its own size only
     made: list[tuple[Tensor, nn.Conv2d]] = []  # holds the maps, so that none takes another's place
     taken: list[tuple[Tensor, nn.Module]] = []
     hooks = []
