@@ -11,6 +11,7 @@ import itertools
 import random
 
 import pytest
+
 from runs import HEADS, HOW, STEPS, equal, outcome, read_status, spec, train, train_until
 
 WEIGHTINGS = ("fixed", "uncertainty", "pcgrad")

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import equal, outcome
 from test_resume import MODELS
+
+from runs import equal, outcome
 
 HERE = Path(__file__).parent
 CASES = {

@@ -4,15 +4,12 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from runs import equal
 
 import visionkit
+from runs import equal
 from visionkit import checkpoint
 from visionkit.errors import CheckpointError, ConfigError, DivergedError, Preempted
 from visionkit.training import train
@@ -185,27 +182,3 @@ def test_a_best_metric_that_does_not_exist_is_told_before_training(tmp_path):
     with pytest.raises(ConfigError, match="classification/top1"):
         train(spec)
     assert not (tmp_path / "run/metrics.jsonl").exists()
-
-
-def test_two_processes_do_what_one_does(tmp_path):
-    """Without batch norm, the weights and the metrics are those of a single process."""
-    spec = config("classification", tmp_path / "one", steps=3, ema=0.0, lr=0.01)
-    spec["backbone"]["norm"] = "group"
-    one = train(spec).directory
-    two = tmp_path / "two"
-    spec["output"] = str(two)
-    script = tmp_path / "two.py"
-    script.write_text("import json, sys, visionkit; visionkit.train(json.loads(sys.argv[1]))")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    result = subprocess.run(
-        [*command, "--nproc-per-node", "2", str(script), json.dumps(spec)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    assert result.returncode == 0, result.stderr
-    models = [checkpoint.load(run / "checkpoints/last.pt")["model"] for run in (one, two)]
-    for name, weight in models[0].items():
-        torch.testing.assert_close(weight, models[1][name], atol=1e-5, rtol=1e-4)
-    records = [[line for line in lines(run) if line["kind"] == "val"][-1] for run in (one, two)]
-    assert records[0] == pytest.approx(records[1], abs=1e-4, nan_ok=True)

@@ -15,6 +15,7 @@ from contextlib import suppress
 
 from visionkit import commands
 from visionkit.commands import OVERRIDE
+from visionkit.errors import VisionkitError
 from visionkit.failures import report
 
 USAGE, INTERRUPTED = 2, 130  # exit codes without an error of visionkit.errors
@@ -30,7 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     _refuse_unknown_verb(parser, verbs, words[0])
     args = _parsed(parser, words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("visionkit").setLevel(logging.INFO)
+    # Of several processes the first tells what all find; torchrun shows what each ended with.
+    first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("visionkit").setLevel(logging.INFO if first else logging.ERROR)
     try:
         code = args.run(args) or 0
         sys.stdout.flush()
@@ -43,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError):
             _discard_output()
+        silent = _shown_by_torchrun(error) and not (first or args.debug)
+        if silent and isinstance(error, VisionkitError):
+            return error.exit_code
         return report(error, debug=args.debug)
     finally:
         _leave_process_group()
@@ -67,6 +73,15 @@ def _refuse_unknown_verb(parser: argparse.ArgumentParser, verbs: Iterable[str], 
     close = difflib.get_close_matches(word.lower(), verbs, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else ";"
     parser.error(f"there is no verb {word!r}{guess} verbs: {', '.join(verbs)}")
+
+
+def _shown_by_torchrun(error: Exception) -> bool:
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return False
+    from visionkit.peers import show_torchrun
+
+    show_torchrun(error)
+    return True
 
 
 def _discard_output() -> None:

@@ -1,29 +1,46 @@
 """The few torch.distributed calls that training and evaluation need.
 
-Everything works unchanged in a single process. Several processes are started by `torchrun`.
+Everything works unchanged in a single process. Several processes are started by `torchrun`. What
+they find in its environment is checked in `launch`; how they end together is in `peers`.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from visionkit.errors import VisionkitError
+from visionkit import launch
+from visionkit.errors import ConfigError, LostProcess, VisionkitError
+from visionkit.meeting import meet
 
 T = TypeVar("T")
+board: dist.Store | None = None  # for messages; outlives the processes where torchrun keeps it
 
 
 def setup() -> None:
-    """Join the processes that torchrun started; nothing to do for a single one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    """Join the processes that torchrun started; nothing to do for a single one.
+
+    A collective call fails when a process did not join it for VISIONKIT_TIMEOUT seconds (600).
+    ConfigError when the environment says of several processes but not how to find them.
+    """
+    global board
+    if dist.is_initialized() or launch.world_size() == 1:
+        return
+    launch.check()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(launch.local_rank())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        board = meet()
+        place = {"rank": launch.rank(), "world_size": launch.world_size()}
+        dist.init_process_group(backend, store=board, timeout=launch.timeout(), **place)
+    except RuntimeError as error:
+        raise ConfigError(launch.unreachable(error)) from error
 
 
 def teardown() -> None:
@@ -39,50 +56,72 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over all processes, in one flat all-reduce.
+@contextmanager
+def answered() -> Iterator[None]:
+    """Around each collective call: LostProcess when another process does not take part in it."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo and NCCL have no type for it in common
+        raise LostProcess(str(error)) from error
 
-    Called once after all backwards of a step. (Wrapping the model in DistributedDataParallel
+
+def add_up(tensor: Tensor) -> Tensor:
+    """Its sum over all processes, in place."""
+    if world_size() > 1:
+        with answered():
+            dist.all_reduce(tensor)
+    return tensor
+
+
+def average(tensor: Tensor) -> Tensor:
+    """Its mean over all processes, in place."""
+    return tensor if world_size() == 1 else add_up(tensor).div_(world_size())
+
+
+def average_step(parameters: Iterable[nn.Parameter], others: Sequence[Tensor] = ()) -> None:
+    """Replace each gradient, and each of the `others`, by its mean over all processes, in one flat
+    all-reduce.
+
+    Called once after all backwards of a step. A parameter that no loss of any process reached
+    keeps no gradient, as in a single process. (Wrapping the model in DistributedDataParallel
     would synchronize at every source's backward, and with heads that a source does not feed
     the processes' gradients silently drift apart.)
     """
     if world_size() == 1:
         return
     parameters = [p for p in parameters if p.requires_grad]
+    reached = torch.tensor([p.grad is not None for p in parameters])
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in parameters])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    offset = 0
-    for parameter in parameters:
-        count = parameter.numel()
-        parameter.grad.copy_(flat[offset : offset + count].view_as(parameter))
-        offset += count
+    gradients = [p.grad for p in parameters]
+    parts = [*gradients, reached.to(gradients[0]), *others]
+    flat = average(torch.cat([part.flatten() for part in parts]))
+    means = [mean.view(p.shape) for p, mean in zip(parts, _split(flat, parts), strict=True)]
+    for part, mean in zip(parts, means, strict=True):
+        part.copy_(mean)
+    if not reached.all():
+        for parameter, share in zip(parameters, means[len(gradients)].tolist(), strict=True):
+            parameter.grad = parameter.grad if share else None
 
 
-def average(tensor: Tensor) -> Tensor:
-    """Its mean over all processes."""
-    if world_size() > 1:
-        dist.all_reduce(tensor)
-        tensor /= world_size()
-    return tensor
+def _split(flat: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    return flat.split([part.numel() for part in parts])
 
 
 def broadcast_state(model: nn.Module) -> None:
     """Give every process the parameters and buffers of process 0."""
     if world_size() > 1:
         for tensor in model.state_dict().values():
-            dist.broadcast(tensor, src=0)
+            with answered():
+                dist.broadcast(tensor, src=0)
 
 
 def any_of(*flags: bool, device: torch.device) -> list[bool]:
     """For each of the flags, whether it is set in any process."""
     if world_size() == 1:
         return list(flags)
-    votes = torch.tensor(flags, dtype=torch.uint8, device=device)
-    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    votes = add_up(torch.tensor(flags, dtype=torch.int32, device=device))
     return [bool(vote) for vote in votes.tolist()]
 
 
@@ -111,5 +150,20 @@ def gather(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    with answered():
+        dist.all_gather_object(values, value)
     return values
+
+
+def require_same(facts: Mapping[str, Any]) -> None:
+    """Raise ConfigError in all processes if not all came with the same facts, such as the number
+    of pictures of a data set; say which."""
+    of_all = gather(dict(facts))
+    for other, theirs in enumerate(of_all):
+        for name in {**of_all[0], **theirs}:
+            first, second = of_all[0].get(name), theirs.get(name)
+            if first != second:
+                raise ConfigError(
+                    f"the processes do not train the same: process {other} has {name} {second}, "
+                    f"process 0 has {first}; give all the same config, code and data"
+                )

@@ -21,7 +21,9 @@ def recorded(progress: Progress, stop: StopRequest) -> Iterator[None]:
         yield
     except (Stopped, Preempted) as error:
         told = error if isinstance(error, Preempted) else _preempted(progress, stop)
-        progress.finish("preempted", exit_code=Preempted.exit_code, reason=stop.received)
+        progress.finish(
+            "preempted", exit_code=Preempted.exit_code, reason=stop.received or str(told)
+        )
         raise told from None
     except BaseException as error:
         state = "diverged" if isinstance(error, DivergedError) else "failed"

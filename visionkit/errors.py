@@ -55,3 +55,7 @@ class Preempted(VisionkitError):
     """A signal asked a run to stop; its state is saved and it can be resumed."""
 
     exit_code = 75
+
+
+class LostProcess(VisionkitError):
+    """Another process of the same training went away or does not answer."""

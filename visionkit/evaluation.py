@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from visionkit import distributed, rundir
+from visionkit import distributed, peers, rundir
 from visionkit.build import build_sources
 from visionkit.data.sources import Source
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, VisionkitError
 from visionkit.metrics.coco import CocoEvaluator
 from visionkit.metrics.coco_engines import engine_version, pick_engine
 from visionkit.model import VisionModel
@@ -49,6 +50,16 @@ def evaluate_run(
     """`evaluate`, and what else RUN/eval/metrics.json says: `coco_engine`, the program that
     computed the COCO figures, and its version."""
     distributed.setup()
+    with peers.together():
+        return _evaluate_run(run, overrides, heads, allow_plugins)
+
+
+def _evaluate_run(
+    run: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str],
+    heads: Sequence[str] | None,
+    allow_plugins: bool,
+) -> tuple[dict[str, float], dict[str, str]]:
     predictor = load(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
     sources = build_sources(predictor.config, ("val",), predictor.classes)
     for source in sources:
@@ -60,15 +71,18 @@ def evaluate_run(
     )
     coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
     facts = {"coco_engine": engine_version(pick_engine())} if coco else {}
-    if Path(run).is_dir() and distributed.rank() == 0:
-        folder = Path(run) / "eval"
-        folder.mkdir(exist_ok=True)
-        rundir.write_text(folder / "metrics.json", rundir.to_json({**metrics, **facts}) + "\n")
-        for name, evaluator in coco.items():
-            for iou_type in evaluator.types:
-                file = folder / f"{name.replace('/', '_')}_{iou_type}.json"
-                rundir.write_text(file, rundir.to_json(evaluator.result_file(iou_type)))
+    if Path(run).is_dir():
+        distributed.on_first(lambda: _write(Path(run) / "eval", {**metrics, **facts}, coco))
     return metrics, facts
+
+
+def _write(folder: Path, figures: dict[str, Any], coco: dict[str, CocoEvaluator]) -> None:
+    folder.mkdir(exist_ok=True)
+    rundir.write_text(folder / "metrics.json", rundir.to_json(figures) + "\n")
+    for name, evaluator in coco.items():
+        for iou_type in evaluator.types:
+            file = folder / f"{name.replace('/', '_')}_{iou_type}.json"
+            rundir.write_text(file, rundir.to_json(evaluator.result_file(iou_type)))
 
 
 def evaluate_model(
@@ -83,7 +97,8 @@ def evaluate_model(
 
     Names are `<head>/<metric>`, with `<source>/` in front when several sources are validated;
     validation losses are `<head>/loss/<term>`, the mean over the pictures. Training state, the
-    random generator included, is left as it was.
+    random generator included, is left as it was. All figures are the same bit for bit on any
+    number of processes.
     """
     sources = [source for source in sources if source.val is not None]
     was_training = [(module, module.training) for module in model.modules()]
@@ -122,12 +137,15 @@ def _evaluate_source(
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
     device = next(model.parameters()).device
     evaluators = {name: model.heads[name].evaluator(source.val) for name in source.feeds}
-    sums: dict[tuple[str, str], float] = defaultdict(float)
+    losses_of: dict[tuple[str, str], list[float]] = defaultdict(list)  # of each batch
+    seen: list[int] = []
     size = source.eval_batch_size or source.batch_size
     total = -(-len(source.val) // (size * distributed.world_size()))
+    hidden = None if distributed.rank() == 0 else True  # None: where there is no terminal
     with closing(source.val_batches(workers=workers)) as batches, torch.random.fork_rng():
-        torch.manual_seed(0)  # two-stage heads sample regions for their losses
-        for batch in tqdm(batches, total=total, desc="validating", leave=False, disable=None):
+        for batch in tqdm(batches, total=total, desc="validating", leave=False, disable=hidden):
+            seen += [target["position"] for target in batch.targets]
+            torch.manual_seed(seen[-1])  # for what a head may draw, whatever came before
             batch = batch.to(device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 features = model.features(batch)
@@ -137,25 +155,42 @@ def _evaluate_source(
                 evaluator.update(predictions[name], batch)
             for head, values in terms.items():
                 for term, value in values.items():
-                    sums[head, term] += float(value) * len(batch)
-    return _gathered(evaluators, sums, len(source.val))
+                    losses_of[head, term].append(float(value) * len(batch))
+    _check_seen(distributed.gather(seen), source)
+    return _gathered(evaluators, losses_of, len(source.val))
+
+
+def _check_seen(by_process: list[list[int]], source: Source) -> None:
+    """Every picture once: one that is scored twice, or not at all, makes all figures wrong."""
+    times = Counter(number for seen in by_process for number in seen)
+    wrong = {i: times[i] for i in {*times, *range(len(source.val))} if times[i] != 1}
+    if wrong or times.total() != len(source.val):
+        raise VisionkitError(
+            f"data.{source.name}.val: {len(source.val)} pictures, but the processes scored "
+            f"{times.total()}; how often, by the picture's number: {dict(sorted(wrong.items()))}"
+        )
 
 
 def _gathered(
-    evaluators: dict[str, Evaluator], sums: dict[tuple[str, str], float], count: int
+    evaluators: dict[str, Evaluator], losses_of: dict[tuple[str, str], list[float]], count: int
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
     """Join what the processes found; every process computes the same metrics."""
-    totals: dict[tuple[str, str], float] = defaultdict(float)
-    for part in distributed.gather(dict(sums)):
-        for key, value in part.items():
-            totals[key] += value
+    everywhere: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for part in distributed.gather(dict(losses_of)):
+        for key, values in part.items():
+            everywhere[key] += values
     found = {}
     for name, evaluator in evaluators.items():
         evaluator.merge(distributed.gather(evaluator.state()))
         metrics = evaluator.compute()
-        terms = {term: value / count for (head, term), value in totals.items() if head == name}
+        terms = {t: _exact_sum(v) / count for (head, t), v in everywhere.items() if head == name}
         if terms:
             metrics |= {f"loss/{term}": value for term, value in terms.items()}
             metrics["loss/total"] = sum(terms.values())
         found[name] = (evaluator, metrics)
     return found
+
+
+def _exact_sum(values: list[float]) -> float:
+    """The sum, whatever the order of the values."""
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)

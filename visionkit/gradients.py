@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from visionkit import distributed
+from visionkit.errors import ConfigError
 from visionkit.model import VisionModel
 
 
@@ -33,7 +34,13 @@ class Sum:
 
     def backward(self, parts: Mapping[str, Tensor]) -> None:
         """Add the gradients of one batch; `parts` are the weighted losses of its heads."""
-        sum(parts.values()).backward()
+        total = sum(parts.values())
+        if not total.requires_grad:
+            raise ConfigError(
+                f"the losses of {', '.join(parts)} depend on no parameter that is trained; freeze "
+                "less (train.freeze), or let a head compute its loss from the features"
+            )
+        total.backward()
 
     def finish(self, step: int) -> dict[str, float]:
         """Called once per step, after all batches. Figures for the log, by name."""

@@ -67,7 +67,7 @@ class VisionModel(nn.Module):
         self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
     ) -> dict[str, dict[str, Tensor]]:
         """Unweighted loss terms by head and by name."""
-        return {name: self.heads[name].loss(features, batch) for name in heads}
+        return {name: _checked(name, self.heads[name].loss(features, batch)) for name in heads}
 
     def predictions(
         self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
@@ -105,6 +105,28 @@ class VisionModel(nn.Module):
         """The factor of each head's loss as it stands."""
         learned = {name: float(torch.exp(-s.detach())) for name, s in self.log_variances.items()}
         return {name: w * learned.get(name, 1.0) for name, w in self.loss_weights.items()}
+
+
+def _checked(head: str, terms: Any) -> dict[str, Tensor]:
+    """The loss terms of a head if they are what a head has to give; else a ConfigError."""
+    sound = isinstance(terms, dict) and terms
+    for name, value in terms.items() if sound else ():
+        sound = sound and isinstance(name, str) and isinstance(value, Tensor)
+        sound = sound and value.ndim == 0 and value.is_floating_point()
+    if not sound:
+        shown = (
+            {
+                n: f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else v
+                for n, v in terms.items()
+            }
+            if isinstance(terms, dict)
+            else terms
+        )
+        raise ConfigError(
+            f"heads.{head}: its loss() gave {shown}; expected a dict of one or more names with "
+            "float tensors of shape (), as visionkit.types.Head says"
+        )
+    return terms
 
 
 def _with_boxes(batch: Batch, predictions: list[dict[str, Any]]) -> Batch:

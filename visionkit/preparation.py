@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from visionkit import distributed, growth, rundir
+from visionkit.backbones.norm import synchronized
 from visionkit.best import Best
 from visionkit.build import build_model, build_sources, head_classes
 from visionkit.components import unknown
@@ -21,6 +22,7 @@ from visionkit.evaluation import metric_names
 from visionkit.model import VisionModel
 from visionkit.optim import freeze
 from visionkit.splits import look_across
+from visionkit.training_state import flattened
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
@@ -35,6 +37,7 @@ def set_up(
     taken_over = growth.classes_taken_over(config, saved or origin)
     sources = build_sources(config, opened_splits(config), taken_over)
     check_training(config)
+    distributed.require_same(_facts(config, sources))
     model, classes = prepare_model(config, sources, taken_over, origin, device=device)
     return model, sources, classes
 
@@ -62,8 +65,24 @@ def prepare_model(
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     freeze(model, growth.frozen_patterns(config))
+    if config.train.sync_batchnorm and distributed.world_size() > 1:
+        synchronized(model)
     _check_best(config, model, sources)
     return model, classes
+
+
+def _facts(config: Config, sources: list[Source]) -> dict[str, Any]:
+    """What all processes of a training must have in common."""
+    facts: dict[str, Any] = {"torch": torch.__version__}
+    for source in sources:
+        for split in ("train", "val"):
+            dataset = getattr(source, split)
+            if dataset is not None:
+                facts[f"data.{source.name}.{split}"] = f"with {len(dataset)} pictures"
+                lists = {key: c.names for key, c in dataset.vocabularies.items()}
+                facts[f"classes of data.{source.name}.{split}"] = str(lists)
+    settings = {key: v for key, v in config.to_dict().items() if key not in ("output", "name")}
+    return facts | flattened(settings)
 
 
 def check_training(config: Config) -> None:

@@ -43,7 +43,11 @@ class Progress:
         self._unwritten: list[dict[str, Any]] = []  # records of metrics.jsonl
         self._sums: dict[str, Tensor] = {}
         self._now: dict[str, Tensor] = {}
+        self._own: dict[str, Tensor] = {}  # as `_now`, of this process alone
         self._images = self._steps = 0
+        self.lr = 0.0  # of the current step
+        self.skipped = self.skipped_in_a_row = 0  # steps left out: a loss was not finite
+        self.scaler_skipped = 0  # steps that fp16's GradScaler left out, as it does by design
         self._main = distributed.rank() == 0
         self._bar: tqdm | None = None
 
@@ -65,28 +69,52 @@ class Progress:
             terms = {name: value / self.settings.accumulate for name, value in terms.items()}
         terms["total"] = total.detach()
         _add(terms, self._now)
+        if distributed.world_size() > 1:
+            _add({name: value.clone() for name, value in terms.items()}, self._own)
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """The loss terms of the current step, to be averaged over the processes in place."""
+        return list(self._now.values())
+
+    def own_losses_are_finite(self) -> bool:
+        return all(math.isfinite(float(value)) for value in self._own.values())
 
     def last_losses(self, norm: Tensor) -> tuple[dict[str, float], float]:
         """The loss terms of the current step, and `norm`: a GPU is waited for only once."""
         *values, norm_value = torch.stack([*self._now.values(), norm]).tolist()
         return dict(zip(self._now, values, strict=True)), norm_value
 
-    def advance(
-        self, images: int, *, lr: float, norm: Tensor, combined: Mapping[str, float]
-    ) -> None:
+    def skip(self, reason: str) -> None:
+        """The current step is left out: no loss of it is counted."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self._now = {}
+        if self._main:
+            log.warning("%s. Left out (%d so far)", reason, self.skipped)
+
+    def scaled(self, scaler: torch.amp.GradScaler) -> None:
+        """Let fp16's scaler take in the step, and count those that it left out."""
+        before = scaler.get_scale()
+        scaler.update()
+        self.scaler_skipped += scaler.get_scale() < before
+
+    def advance(self, images: int, *, norm: Tensor, combined: Mapping[str, float]) -> None:
         """One step is done; `combined` are figures on how the heads' losses became one."""
         self.step += 1
         self.unsaved = True
-        self._steps += 1
         self._images += images * distributed.world_size()
-        self._now["grad_norm"] = norm
-        _add(self._now, self._sums)
-        self._now = {}
+        if self._now:
+            self._steps += 1
+            self.skipped_in_a_row = 0
+            self._now["grad_norm"] = norm
+            _add(self._now, self._sums)
+        self._now, self._own = {}, {}
         self._bar.update()
         if self.step % self.settings.log_every == 0 or self.step == self.total_steps:
-            self._log(lr, combined)
+            self._log(combined)
 
-    def _log(self, lr: float, combined: Mapping[str, float]) -> None:
+    def _log(self, combined: Mapping[str, float]) -> None:
         now = time.perf_counter()
         means = {name: float(value) / self._steps for name, value in self._sums.items()}
         rate = self._images / (now - self._since)
@@ -94,10 +122,11 @@ class Progress:
             "kind": "train",
             "step": self.step,
             "epoch": self.epoch,
-            "lr": lr,
+            "lr": self.lr,
             "images_per_second": round(rate, 3),
             **{f"train/{name}": value for name, value in means.items()},
             **combined,
+            **self._skips(),
         }
         self._restart_window()
         if not self._main:
@@ -105,8 +134,9 @@ class Progress:
         self._append(record)
         self._write_status("running")
         terms = ", ".join(f"{n.split('/')[-1]} {v:.3f}" for n, v in means.items() if "/" in n)
-        line = f"loss {means['total']:.3f} ({terms})  lr {lr:.2g}  {rate:.1f} images/s"
-        self._bar.set_postfix_str(f"loss {means['total']:.3f}")
+        loss = f"loss {means['total']:.3f}" if means else "all left out"
+        line = f"{loss} ({terms})  lr {self.lr:.2g}  {rate:.1f} images/s"
+        self._bar.set_postfix_str(loss)
         if self._bar.disable:
             log.info("step %d/%d  epoch %.1f  %s", self.step, self.total_steps, self.epoch, line)
 
@@ -116,6 +146,11 @@ class Progress:
         with self.misses.allowed(self.run / "metrics.jsonl"):
             rundir.append_metrics(self.run, self._unwritten)
             self._unwritten = []
+
+    def _skips(self) -> dict[str, int]:
+        """Steps that were left out so far, where there are any."""
+        counts = {"skipped_steps": self.skipped, "scaler_skipped_steps": self.scaler_skipped}
+        return {name: count for name, count in counts.items() if count}
 
     def _restart_window(self) -> None:
         self._sums, self._images, self._steps = {}, 0, 0
@@ -192,6 +227,7 @@ class Progress:
                 total_steps=self.total_steps,
                 epoch=self.epoch,
                 checkpoint_step=self.kept,
+                **self._skips(),
                 **details,
             )
 
@@ -211,6 +247,7 @@ class Progress:
             "metrics": self.metrics,
             "validated_at": self.validated_at,
             "best": {"score": self.best_score, "stale": self.stale},
+            "skipped": [self.skipped, self.skipped_in_a_row, self.scaler_skipped],
             "window": {"sums": self._sums, "steps": self._steps},
         }
 
@@ -220,6 +257,8 @@ class Progress:
         self.best_score, self.stale = state["best"]["score"], state["best"]["stale"]
         self.kept, self.unsaved = self.step, False
         self.tried_to_save()
+        counts = state.get("skipped", (0, 0, 0))  # not in checkpoints of earlier versions
+        self.skipped, self.skipped_in_a_row, self.scaler_skipped = counts
         self._sums, self._steps = state["window"]["sums"], state["window"]["steps"]
 
 

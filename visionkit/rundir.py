@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from visionkit import files, runlock
+from visionkit import files, launch, runlock
 from visionkit.errors import ConfigError
 from visionkit.files import write_text
 
@@ -84,12 +84,24 @@ def _make_room(run: Path, *, resume: bool, overwrite: bool) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+def of_launch(output: str | None, name: str) -> Path | None:
+    """The run that an earlier attempt of this launch of torchrun began, if it did."""
+    if launch.name() is None:
+        return None
+    runs = Path("runs").glob(f"{name}-*") if output is None else [Path(output)]
+    began = {run: read_status(run) for run in runs}
+    ours = [run for run, status in began.items() if status.get("launch") == launch.name()]
+    return max((run for run in ours if began[run].get("pid") != os.getpid()), default=None)
+
+
 def holds_run(directory: Path) -> bool:
     return (directory / "config.yaml").exists() or (directory / "metrics.jsonl").exists()
 
 
 def write_status(run: Path, state: str, **details: Any) -> None:
     status = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), **details}
+    if launch.name() is not None:
+        status["launch"] = launch.name()
     write_text(run / "status.json", to_json(status) + "\n")
 
 

@@ -147,6 +147,18 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_forked_child)
 
 
+@contextmanager
+def deaf() -> Iterator[None]:
+    """While the last words of a process that ends anyway are written, no signal takes effect."""
+    main = threading.current_thread() is threading.main_thread()
+    before = {n: signal.signal(n, signal.SIG_IGN) for n in STOPPING} if main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def outlive_first_signal() -> None:
     """For loader workers: a signal to the whole process group must not take the pictures away
     that the current step still needs. They end with the run, and at the latest when the grace

@@ -24,6 +24,24 @@ log = logging.getLogger("visionkit")
 MOST_FAILURES = 3  # in a row, of saving
 
 
+class Buffers:
+    """The buffers of a model as they were before a step: batch norms count what passes through
+    them, before anybody knows whether the step will be made."""
+
+    def __init__(self, model: VisionModel) -> None:
+        self._now = [*model.buffers()]
+        self._before = [torch.empty_like(buffer) for buffer in self._now]
+
+    def remember(self) -> None:
+        if self._now:
+            torch._foreach_copy_(self._before, self._now)
+
+    @torch.no_grad()
+    def bring_back(self) -> None:
+        if self._now:
+            torch._foreach_copy_(self._now, self._before)
+
+
 @dataclass
 class TrainingState:
     """Everything that the next step depends on, but for the data, which is a function of the step.
@@ -42,7 +60,9 @@ class TrainingState:
     pictures: dict[str, int]
     _failures: int = field(default=0, init=False)
     _best: dict[str, Any] | None = field(default=None, init=False)  # could not be written yet
-    _buffers: list[torch.Tensor] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.buffers = Buffers(self.model)
 
     @property
     def smooth(self) -> VisionModel:
@@ -120,18 +140,13 @@ class TrainingState:
     def saved_if_lost(self) -> Iterator[None]:
         """Around the part of a step that changes no weights: where a broken picture or a lack of
         memory ends the run there, the state after the step before is saved."""
-        buffers = list(self.model.buffers())  # batch norms count what passes through them
-        if not self._buffers:
-            self._buffers = [torch.empty_like(buffer) for buffer in buffers]
-        if buffers:
-            torch._foreach_copy_(self._buffers, buffers)
+        self.buffers.remember()
         try:
             yield
         except Exception as error:
             if not isinstance(error, DataError) and not is_out_of_memory(error):
                 raise
-            if buffers:
-                torch._foreach_copy_(buffers, self._buffers)
+            self.buffers.bring_back()
             self._save_what_is_left()
             raise
 
@@ -187,6 +202,14 @@ def _changes_since(
         if pictures.get(key, count) != count:
             texts.append(f"{pictures[key]} pictures in {key} instead of {count}")
     return texts
+
+
+def flattened(settings: Any, key: str = "") -> dict[str, Any]:
+    """The values of nested dicts by their dotted keys."""
+    if not isinstance(settings, dict):
+        return {key: settings}
+    parts = (flattened(v, f"{key}.{name}" if key else name) for name, v in settings.items())
+    return {name: value for part in parts for name, value in part.items()}
 
 
 def _changes(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:

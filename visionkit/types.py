@@ -38,6 +38,7 @@ class Target(TypedDict, total=False):
     image_id: int
     size: tuple[int, int]  # (h, w) of the picture in the batch; what lies beyond is padding
     orig_size: tuple[int, int]  # (h, w) of the picture as stored and annotated
+    position: int  # its place in the stream of pictures, which all that is random is keyed by
     class_id: Tensor  # () int64: class of the whole image
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int64

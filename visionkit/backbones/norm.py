@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from visionkit import distributed
 from visionkit.errors import ConfigError
 from visionkit.ops.norm import group_norm
 
@@ -55,6 +57,70 @@ def check_norms(found: int, norm: Norm, eps: float | None) -> None:
             f"norm: got norm={norm!r}, norm_eps={eps}, but this trunk has no batch normalisation; "
             "leave both out"
         )
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """A BatchNorm that in training normalizes by the whole batch of all processes.
+
+    Ours, because torch.nn.SyncBatchNorm takes tensors on accelerators alone. As there, what
+    counts is the mean over all cells of all pictures, however many each process has.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or distributed.world_size() == 1:
+            return super().forward(x)
+        y, mean, var, count = _OverProcesses.apply(x, self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
+        return y
+
+
+class _OverProcesses(torch.autograd.Function):
+    """y (B, C, h, w), and the mean (C,), variance (C,) and number () of what was normalized."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
+        wide = x.float()
+        own = x.new_full((1,), x.numel() / x.shape[1], dtype=torch.float32)
+        sums = distributed.add_up(torch.cat([wide.sum((0, 2, 3)), own]))
+        count, mean = sums[-1], sums[:-1] / sums[-1]
+        centered = (wide - mean.view(-1, 1, 1)).square().sum((0, 2, 3))
+        var = distributed.add_up(centered) / count
+        y = F.batch_norm(x, mean, var, weight, bias, eps=eps)
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)
+        ctx.mark_non_differentiable(mean, var, count)
+        return y, mean, var, count
+
+    @staticmethod
+    def backward(ctx, dy: Tensor, *_: Tensor):
+        x, weight, mean, scale, count = ctx.saved_tensors
+        normal = (x.float() - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1)
+        dy = dy.float()
+        own_bias, own_weight = dy.sum((0, 2, 3)), (dy * normal).sum((0, 2, 3))
+        both = distributed.add_up(torch.stack([own_bias, own_weight])) / count
+        inner = dy - both[0].view(-1, 1, 1) - normal * both[1].view(-1, 1, 1)
+        dx = inner * (weight * scale).view(-1, 1, 1)
+        return dx.to(x.dtype), own_weight, own_bias, None
+
+
+def synchronized(model: nn.Module) -> nn.Module:
+    """The model with all its batch norms that can be trained normalizing over all processes."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d) and child.weight.requires_grad:
+                sync = SyncBatchNorm(child.num_features, child.eps, child.momentum)
+                sync.load_state_dict(child.state_dict())
+                setattr(parent, name, sync.to(child.weight.device))
+    return model
+
+
+def batch_statistics(model: nn.Module) -> list[Tensor]:
+    """The running statistics that differ from process to process while a model trains."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    moving = [m for m in norms if m.training and not isinstance(m, SyncBatchNorm)]
+    return [s for m in moving for s in (m.running_mean, m.running_var) if s is not None]
 
 
 def _replacement(batch_norm: nn.BatchNorm2d, norm: Norm) -> nn.Module:

@@ -41,6 +41,8 @@ class TrainConfig:
     lr_scale: dict[str, NonNegative] = field(  # factors of the learning rate by regex
         default_factory=dict
     )
+    on_nonfinite: Literal["error", "skip"] = "error"  # a loss or gradient that is NaN or infinite
+    sync_batchnorm: bool = False  # batch norms over the whole batch of several processes
     early_stop: Count | None = None  # validations without improvement before the run ends
     best: Metrics | None = None  # metric of the best checkpoint, or several with their weights
     no_worse_than: dict[str, float] = field(  # metrics and the values that the best one must reach

@@ -25,8 +25,8 @@ class IdentityStream:
     than two others are left. Pictures of negative identity, which is not known, are left out.
 
     identities: (N,) int64, that of each picture.
-    With several processes each takes whole identities, at least two, because each computes the
-    loss of its own pictures; other batch sizes are a ConfigError. DataError if there are not two
+    With several processes each takes whole identities, at least two; other batch sizes are a
+    ConfigError. DataError if there are not two
     identities.
     """
 

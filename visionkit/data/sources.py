@@ -101,7 +101,7 @@ class Source:
         padded, and therefore scored, alike whatever their number."""
         size = self.eval_batch_size or self.batch_size
         indices = range(len(self.val))
-        batches = [[(i, 0) for i in indices[k : k + size]] for k in indices[::size]]
+        batches = [[(i, i) for i in indices[k : k + size]] for k in indices[::size]]
         mine = batches[distributed.rank() :: distributed.world_size()]
         view = View(self.val, (), self.image_size, seed=0, cache=self.cache)
         return load_batches(view, mine, collate, workers=workers, name=f"data.{self.name}.val")
@@ -203,7 +203,7 @@ class View(TorchDataset):
                 doing = type(transform).__name__
                 sample = transform(sample, rng, self.image_size)
             doing = "its labels"
-            target = sample.target()
+            target: Target = {**sample.target(), "position": position}
             if replaces is not None:
                 target["replaces"] = replaces
             return _checked(sample.image), target

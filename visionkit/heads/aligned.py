@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from visionkit.boxes import clip, to_original
+from visionkit.global_batch import divisor
 from visionkit.heads.aligned_matching import align
 from visionkit.heads.fcos import Prior, best_candidates, cells_first, cells_of, common_channels
 from visionkit.heads.fcos_matching import Points, decode
@@ -137,7 +138,7 @@ class TaskAligned(Head):
             truth = target["boxes"][assigned.objects[found]]
             box_loss = box_loss + (giou_loss(boxes[found], truth) * weights).sum()
             total = total + weights.sum()
-        total = total.clamp(min=1)
+        total = divisor(total)
         return {"classification": class_loss / total, "box_reg": self.box_weight * box_loss / total}
 
     @torch.no_grad()

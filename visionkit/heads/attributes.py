@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from visionkit.attribute_names import groups
 from visionkit.boxes import clip
+from visionkit.global_batch import divisor
 from visionkit.heads.rcnn.boxes import BoxHead
 from visionkit.heads.rcnn.pooling import RegionPool
 from visionkit.metrics.attributes import AttributeAccuracy
+from visionkit.ops.noise import noise_of
 from visionkit.types import Batch, Count, Dataset, Evaluator, Head, Level, Range, Target
 
 
@@ -78,8 +80,9 @@ class Attributes(Head):
             if not all(key in target for key in self.needs):
                 boxes.append(torch.empty(0, 4, device=device))
                 continue
-            rows = drawn_objects(target, self.max_regions)
-            boxes.append(jittered(target["boxes"][rows], self.jitter, target["size"]))
+            noise = noise_of(target, device)
+            rows = drawn_objects(target, self.max_regions, noise)
+            boxes.append(jittered(target["boxes"][rows], self.jitter, target["size"], noise))
             truth.append(target["attributes"][rows])
         return {"attributes": self._term(self(features, boxes), torch.cat(truth))}
 
@@ -117,29 +120,31 @@ class Attributes(Head):
         return AttributeAccuracy(self.classes)
 
 
-def drawn_objects(target: Target, count: int) -> Tensor:
+def drawn_objects(target: Target, count: int, noise: torch.Generator | None = None) -> Tensor:
     """Indices (R,) of at most `count` objects, at random, of which anything is known.
 
-    Crowd regions are no objects. Draws from torch's global generator.
+    Crowd regions are no objects.
     """
     useful = ~target["attributes"].isnan().all(1)
     if "iscrowd" in target:
         useful &= ~target["iscrowd"]
     rows = torch.where(useful)[0]
-    return rows[torch.randperm(len(rows), device=rows.device)[:count]]
+    return rows[torch.randperm(len(rows), device=rows.device, generator=noise)[:count]]
 
 
-def jittered(boxes: Tensor, share: float, size: tuple[int, int]) -> Tensor:
+def jittered(
+    boxes: Tensor, share: float, size: tuple[int, int], noise: torch.Generator | None = None
+) -> Tensor:
     """Boxes (N, 4) whose sides have moved by up to `share`, at most 0.5, of width or height.
 
     They are clipped to the picture's (h, w), and keep an extent: no side moves beyond the middle.
-    Draws from torch's global generator.
     """
     extent = boxes[:, 2:] - boxes[:, :2]
-    moves = (torch.rand_like(boxes) * 2 - 1) * share
+    drawn = torch.rand(boxes.shape, dtype=boxes.dtype, device=boxes.device, generator=noise)
+    moves = (drawn * 2 - 1) * share
     return clip(boxes + moves * torch.cat([extent, extent], 1), size)
 
 
 def mean_where(values: Tensor, counts: Tensor) -> Tensor:
     """Mean of the values where `counts` is True; zero if it is nowhere."""
-    return (values * counts).sum() / counts.sum().clamp(min=1)
+    return (values * counts).sum() / divisor(counts.sum())

@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.errors import ConfigError
+from visionkit.global_batch import divisor
 from visionkit.heads.classification import pick_level
 from visionkit.heads.decoder import Decoder, mirrored_widths
 from visionkit.heads.localization import coarsest_useful
 from visionkit.metrics.reconstruction import Reconstruction
+from visionkit.ops.noise import normal_noise
 from visionkit.ops.pooling import valid_cells
 from visionkit.types import Batch, Count, Dataset, Evaluator, Head, Level, NonNegative
 
@@ -86,7 +88,7 @@ class Autoencoder(Head):
         errors = pixel_errors(logits, batch.images.float() / 255, self.error)
         valid = valid_cells(batch.sizes, logits, stride=1)[:, None]  # (B, 1, H, W)
         values = 3 * valid.sum()
-        return {"reconstruction": (errors * valid).sum() / values}
+        return {"reconstruction": (errors * valid).sum() / divisor(values)}
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
         """Each picture's `reconstruction` (3, h, w) uint8, at its size in the batch."""
@@ -179,11 +181,12 @@ class VAE(Head):
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         mean, log_var = self.encode(features, batch)
-        z = mean + (log_var / 2).exp() * torch.randn_like(mean)
+        z = mean + (log_var / 2).exp() * normal_noise(mean, batch.targets)
         errors = pixel_errors(self._logits(z), self._truth(batch), self.error)
         values = errors[0].numel()
-        divergence = self.beta * kl_from_standard_normal(mean, log_var).mean() / values
-        return {"reconstruction": errors.mean(), "kl": divergence}
+        pictures = divisor(torch.tensor(float(len(mean)), device=mean.device))
+        divergence = self.beta * kl_from_standard_normal(mean, log_var).sum() / pictures / values
+        return {"reconstruction": errors.sum() / (pictures * values), "kl": divergence}
 
     def _truth(self, batch: Batch) -> Tensor:
         """The valid part of each picture at size x size: (B, 3, size, size) float32 in [0, 1]."""

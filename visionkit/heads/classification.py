@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.errors import ConfigError
+from visionkit.global_batch import divisor, join_in
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.ops.pooling import masked_mean, valid_cells
 from visionkit.types import Batch, Dataset, Evaluator, Fraction, Head, Level, Positive
+
+TINY = 1e-12  # least sum of class weights
 
 
 class Classification(Head):
@@ -68,19 +71,28 @@ class Classification(Head):
         logits = self(features, batch)
         labelled = [i for i, target in enumerate(batch.targets) if "class_id" in target]
         if not labelled:
+            join_in(logits.device)
             return {"classification": logits.sum() * 0}
         truth = torch.stack([batch.targets[i]["class_id"] for i in labelled]).to(logits.device)
         compute = self._binary_loss if self.multilabel else self._softmax_loss
         return {"classification": compute(logits[labelled], truth)}
 
     def _softmax_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits, truth, self.class_weights, label_smoothing=self.label_smoothing
+        losses = F.cross_entropy(
+            logits,
+            truth,
+            self.class_weights,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
         )
+        return losses / divisor(self.class_weights[truth].sum(), least=TINY)
 
     def _binary_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
         soft = truth.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
-        return F.binary_cross_entropy_with_logits(logits, soft, self.class_weights)
+        losses = F.binary_cross_entropy_with_logits(
+            logits, soft, self.class_weights, reduction="sum"
+        )
+        return losses / divisor(torch.tensor(float(soft.numel()), device=logits.device))
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
         """Each picture's `probs` (K,), `label` () and its `score` ().

@@ -117,7 +117,7 @@ class FasterRCNN(Head):
         """Draws anchors and regions at random. The same in training and in evaluation mode."""
         features, batch = labelled(features, batch, self.needs)
         if not len(batch):
-            return zero_losses(self, features, self.terms)
+            return zero_losses(self, features, self.terms, divisors=2)
         objects = [objects_of(target) for target in batch.targets]
         candidates = self.rpn(features, batch.images.shape[-2:])
         losses = self.rpn.loss(candidates, objects)

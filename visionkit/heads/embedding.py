@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.global_batch import joined
 from visionkit.heads.classification import pick_level
 from visionkit.heads.embedding_losses import Mining, contrastive_loss, triplet_loss
 from visionkit.metrics.retrieval import Retrieval
@@ -71,10 +72,12 @@ class Embedding(Head):
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         vectors = self(features, batch)
         labelled = [i for i, target in enumerate(batch.targets) if "identity" in target]
-        if not labelled:
-            return {self.objective: vectors.sum() * 0}
-        identities = torch.stack([batch.targets[i]["identity"] for i in labelled])
-        vectors, identities = vectors[labelled], identities.to(vectors.device)
+        nothing = vectors.sum() * 0
+        found = [batch.targets[i]["identity"].to(vectors.device) for i in labelled]
+        identities = torch.stack([*found, vectors.new_zeros((), dtype=torch.int64)])[:-1]
+        vectors, identities = joined(vectors[labelled]), joined(identities)
+        if not len(vectors):
+            return {self.objective: nothing}
         if self.objective == "contrastive":
             return {"contrastive": contrastive_loss(vectors, identities, self.temperature)}
         return {"triplet": triplet_loss(vectors, identities, self.margin, self.mining)}

@@ -18,6 +18,7 @@ from torchvision.ops import batched_nms
 
 from visionkit.boxes import clip, to_original
 from visionkit.errors import ConfigError
+from visionkit.global_batch import divisor
 from visionkit.heads.fcos_matching import Points, Truth, cells_of, decode, match, true_centerness
 from visionkit.losses import giou_loss, sigmoid_focal_loss
 from visionkit.metrics.coco import CocoEvaluator
@@ -118,7 +119,7 @@ class FCOS(Head):
         self, output: Output, points: Points, truth: Truth, matched: Tensor, ignored: Tensor
     ) -> dict[str, Tensor]:
         found = matched >= 0  # (B, P)
-        count = found.sum().clamp(min=1)
+        count = divisor(found.sum())
         labels = truth.labels.gather(1, matched.clamp(min=0)).masked_fill(~found, -1)
         one_hot = labels[..., None] == torch.arange(
             output.class_logits.shape[-1], device=labels.device

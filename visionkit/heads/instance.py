@@ -115,7 +115,7 @@ class MaskRCNN(Head):
         """Draws anchors and regions at random. The same in training and in evaluation mode."""
         features, batch = labelled(features, batch, self.needs)
         if not len(batch):
-            return zero_losses(self, features, self.terms)
+            return zero_losses(self, features, self.terms, divisors=3)
         objects = [objects_of(target) for target in batch.targets]
         candidates = self.rpn(features, batch.images.shape[-2:])
         losses = self.rpn.loss(candidates, objects)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.boxes import to_original
+from visionkit.global_batch import divisor
 from visionkit.heads.classification import pick_level
 from visionkit.losses import giou_loss
 from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
@@ -119,7 +120,7 @@ class Localization(Head):
             "box": self.box_weight * self._box_losses(output.boxes, truth),
             "attention": attention_losses(output, truth),
         }
-        count = found.sum().clamp(min=1)
+        count = divisor(found.sum())
         return {name: (values * found).sum() / count for name, values in losses.items()}
 
     def _box_losses(self, boxes: Tensor, truth: Tensor) -> Tensor:

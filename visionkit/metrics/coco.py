@@ -54,7 +54,8 @@ class CocoEvaluator:
         return self.results
 
     def merge(self, states: Sequence[list[Detections]]) -> None:
-        self.results = [result for state in states for result in state]
+        results = [result for state in states for result in state if len(result)]
+        self.results = sorted(results, key=lambda result: int(result.image_ids[0]))
 
     def compute(self) -> dict[str, float]:
         tell_engine(self.engine)

@@ -49,8 +49,7 @@ class LocalizationAccuracy:
     names = ("top1", "mean_iou", "loc50", "loc75")
 
     def __init__(self) -> None:
-        self.images = 0
-        self.sums = torch.zeros(len(self.names), dtype=torch.float64)
+        self.scores: list[tuple[float, ...]] = []  # of each picture, in the order of the names
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         boxes, labels, found = largest_objects(batch.targets)
@@ -62,16 +61,17 @@ class LocalizationAccuracy:
             right = int(predictions[i]["probs"].argmax()) == int(labels[i])
             iou = pairwise_iou(box[None].double(), truth[None].double()).item()
             scores = [right, iou, right and iou >= 0.5, right and iou >= 0.75]
-            self.sums += torch.tensor(scores, dtype=torch.float64)
-            self.images += 1
+            self.scores.append(tuple(map(float, scores)))
 
-    def state(self) -> tuple[int, list[float]]:
-        return self.images, self.sums.tolist()
+    def state(self) -> list[tuple[float, ...]]:
+        return self.scores
 
-    def merge(self, states: Sequence[tuple[int, list[float]]]) -> None:
-        self.images = sum(images for images, _ in states)
-        self.sums = torch.tensor([sums for _, sums in states], dtype=torch.float64).sum(0)
+    def merge(self, states: Sequence[list[tuple[float, ...]]]) -> None:
+        self.scores = [scores for state in states for scores in state]
 
     def compute(self) -> dict[str, float]:
-        means = [total / self.images if self.images else math.nan for total in self.sums.tolist()]
-        return dict(zip(self.names, means, strict=True))
+        if not self.scores:
+            return dict.fromkeys(self.names, math.nan)
+        # Exact sums, so that the order of the pictures changes nothing.
+        totals = map(math.fsum, zip(*self.scores, strict=True))
+        return {n: s / len(self.scores) for n, s in zip(self.names, totals, strict=True)}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from visionkit.boxes import clip, decode, encode
+from visionkit.global_batch import divisor
 from visionkit.heads.rcnn.matching import Objects, Sampler
 from visionkit.heads.rcnn.pooling import RegionPool
 from visionkit.losses import marginal_cross_entropy
@@ -135,7 +136,7 @@ class BoxStage(nn.Module):
         positive = torch.where(regions.classes > 0)[0]
         goals = encode(regions.goals[positive], torch.cat(regions.boxes)[positive], OFFSET_WEIGHTS)
         own_offsets = offsets[positive, regions.classes[positive]]
-        count = max(len(logits), 1)
+        count = divisor(torch.tensor(float(len(logits)), device=logits.device))
         if regions.possible is None:
             classifier = F.cross_entropy(logits, regions.classes, reduction="sum")
         else:

@@ -13,6 +13,8 @@ from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from visionkit.global_batch import divisor
+
 THRESHOLD = 0.5  # a pixel is part of the object from this probability
 
 
@@ -80,7 +82,7 @@ def mask_targets(
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean binary cross-entropy per pixel (R, s, s) of the regions; zero if there are none."""
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    return loss / max(targets.numel(), 1)
+    return loss / divisor(torch.tensor(float(targets.numel()), device=logits.device))
 
 
 def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:

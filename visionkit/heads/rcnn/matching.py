@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from visionkit.boxes import pairwise_coverage, pairwise_iou
 from visionkit.errors import ConfigError
+from visionkit.global_batch import join_in
+from visionkit.ops.noise import noise_of
 from visionkit.types import Batch, Target
 
 BACKGROUND, IGNORED = -1, -2
@@ -24,6 +26,7 @@ class Objects(NamedTuple):
     crowds: Tensor  # (C, 4)
     masks: Tensor | None  # (M, h, w) bool
     labelled: Tensor | None = None  # (K,) bool; None: all classes
+    noise: torch.Generator | None = None  # what is drawn at random for it; None: torch's own
 
     @property
     def may_lack_some(self) -> bool:
@@ -33,13 +36,13 @@ class Objects(NamedTuple):
 
 def objects_of(target: Target) -> Objects:
     boxes, labels, masks = target["boxes"], target["labels"], target.get("masks")
-    labelled = target.get("labelled")
+    labelled, noise = target.get("labelled"), noise_of(target, boxes.device)
     crowd = target.get("iscrowd")
     if crowd is None or not crowd.any():
-        return Objects(boxes, labels, boxes[:0], masks, labelled)
+        return Objects(boxes, labels, boxes[:0], masks, labelled, noise)
     single = ~crowd
     single_masks = None if masks is None else masks[single]
-    return Objects(boxes[single], labels[single], boxes[crowd], single_masks, labelled)
+    return Objects(boxes[single], labels[single], boxes[crowd], single_masks, labelled, noise)
 
 
 def labelled(
@@ -56,10 +59,14 @@ def labelled(
 
 
 def zero_losses(
-    head: nn.Module, features: dict[str, Tensor], terms: Sequence[str]
+    head: nn.Module, features: dict[str, Tensor], terms: Sequence[str], *, divisors: int
 ) -> dict[str, Tensor]:
-    """Zeros with a gradient of zero for the features and for each parameter of the head."""
+    """Zeros with a gradient of zero for the features and for each parameter of the head.
+
+    `divisors` is how many the losses of labelled pictures ask for.
+    """
     reached = [*features.values(), *head.parameters()]
+    join_in(reached[0].device, divisors)
     return {term: sum(tensor.sum() * 0.0 for tensor in reached) for term in terms}
 
 
@@ -109,7 +116,7 @@ class Sampler:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The matching of all boxes, and indices of the drawn positives and of the negatives.
 
-        Background that `unsure` (N,) bool marks is ignored. Draws from torch's global generator.
+        Background that `unsure` (N,) bool marks is ignored.
         """
         matched = self.match(boxes, objects)
         if unsure is not None:
@@ -117,9 +124,11 @@ class Sampler:
         positive = torch.where(matched >= 0)[0]
         negative = torch.where(matched == BACKGROUND)[0]
         most = int(self.batch_size * self.positive_fraction)
-        positive = _draw(positive, most)
-        return matched, positive, _draw(negative, self.batch_size - len(positive))
+        positive = _draw(positive, most, objects.noise)
+        negative = _draw(negative, self.batch_size - len(positive), objects.noise)
+        return matched, positive, negative
 
 
-def _draw(indices: Tensor, count: int) -> Tensor:
-    return indices[torch.randperm(len(indices), device=indices.device)[:count]]
+def _draw(indices: Tensor, count: int, noise: torch.Generator | None) -> Tensor:
+    order = torch.randperm(len(indices), device=indices.device, generator=noise)
+    return indices[order[:count]]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from visionkit.boxes import clip, decode, encode
+from visionkit.global_batch import divisor
 from visionkit.heads.rcnn.anchors import Anchors
 from visionkit.heads.rcnn.matching import Objects, Sampler
 from visionkit.types import Level
@@ -134,7 +135,7 @@ class RegionProposals(nn.Module):
             offsets.append(candidates.offsets[index, positive])
             goals.append(encode(image_objects.boxes[matched[positive]], anchors[positive]))
         truth = torch.cat(truths)
-        drawn = max(len(truth), 1)
+        drawn = divisor(torch.tensor(float(len(truth)), device=anchors.device))
         objectness = F.binary_cross_entropy_with_logits(
             torch.cat(logits).float(), truth, reduction="sum"
         )

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from visionkit.errors import ConfigError
+from visionkit.global_batch import divisor, total
 from visionkit.heads.classification import weights_in_order
 from visionkit.heads.semantic_parts.maps import at_pixels
 from visionkit.types import Batch, Target
 
 IGNORED = 255
 MAX_CLASSES = 255  # what fits beside it into 8 bits
+TINY = 1e-12  # least sum of class weights
 
 
 class Sums(NamedTuple):
@@ -62,19 +64,15 @@ class PixelLoss(nn.Module):
         over the classes that occur in the batch of 1 - 2 |A B| / (|A| + |B|), all pixels of the
         batch taken together (Milletari et al. 2016).
         """
-        nothing = logits.sum() * 0
         sums = self._of_batch(logits, batch)
-        if sums is None:
-            return {"semantic": nothing.float()} | ({"dice": nothing.float()} if self.dice else {})
-        weight = torch.where(sums.weight > 0, sums.weight, 1)
-        losses = {"semantic": sums.cross_entropy / weight}
+        losses = {"semantic": sums.cross_entropy / divisor(sums.weight, least=TINY)}
         if self.dice:
-            occurs = sums.pixels > 0
-            missed = 1 - 2 * sums.overlap / sums.extent.clamp(min=1)
+            occurs = total(sums.pixels) > 0
+            missed = 1 - 2 * total(sums.overlap) / total(sums.extent).clamp(min=1)
             losses["dice"] = self.dice * (missed * occurs).sum() / occurs.sum().clamp(min=1)
         return losses
 
-    def _of_batch(self, logits: Tensor, batch: Batch) -> Sums | None:
+    def _of_batch(self, logits: Tensor, batch: Batch) -> Sums:
         padded = tuple(batch.images.shape[-2:])
         of_pictures = [
             # Logits of one picture at a time at full resolution; computed again for the gradient.
@@ -89,7 +87,10 @@ class PixelLoss(nn.Module):
             for picture, target in zip(logits, batch.targets, strict=True)
             if "semantic" in target
         ]
-        return Sums(*map(sum, zip(*of_pictures, strict=True))) if of_pictures else None
+        if not of_pictures:
+            nothing, of_class = logits.sum().float() * 0, torch.zeros_like(self.weights)
+            return Sums(nothing, nothing.detach(), nothing + of_class, of_class, of_class)
+        return Sums(*map(sum, zip(*of_pictures, strict=True)))
 
     def _of_picture(self, logits: Tensor, target: Target, padded: tuple[int, int]) -> Sums:
         logits = at_pixels(logits, target["size"], padded)

@@ -1,0 +1,77 @@
+"""Configs of small runs, one for each kind of head, that take a fraction of a second to train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHAPES = {"type": "shapes.Shapes", "num_images": 12, "size": 32}
+TINY = {"type": "tiny.TinyCNN", "channels": [8, 16], "norm": "group"}
+PYRAMID = {"type": "fpn.FPN", "channels": 8}
+REGIONS = {"box_hidden": 32}
+PIXELS = {"dropout": 0.0, "norm": "group"}
+
+
+def config(
+    task: str, head: str | None = None, *, pyramid: bool = False, data: Any = None, **knobs: Any
+) -> dict[str, Any]:
+    """The short form for that task, without `output`; `knobs` are the head's."""
+    spec: dict[str, Any] = {
+        "task": task,
+        "backbone": dict(TINY),
+        "data": {
+            "train": {**SHAPES, "seed": 0},
+            "val": {**SHAPES, "num_images": 5, "seed": 1},
+            "image_size": 32,
+            "batch_size": 6,
+            "workers": 0,
+            **(data or {}),
+        },
+        "train": {"steps": 3, "log_every": 1, "precision": "fp32", "plots": False, "lr": 0.02}
+        | {"warmup_steps": 0, "validate": 3},
+    }
+    if head is not None:
+        spec["head"] = {"type": head, **knobs}
+    return spec | ({"neck": dict(PYRAMID)} if pyramid else {})
+
+
+PAIRS = {"per_identity": 2, "batch_size": 8}
+HEADS = {
+    "classification": config("classification"),
+    "localization": config("localization"),
+    "fcos": config("detection", "detection.FCOS", pyramid=True),
+    "aligned": config("detection", "detection.TaskAligned", pyramid=True, num_convs=0),
+    "faster": config("detection", "detection.FasterRCNN", pyramid=True, **REGIONS),
+    "mask": config(
+        "instance_segmentation", "instance.MaskRCNN", pyramid=True, mask_convs=1, **REGIONS
+    ),
+    "fcn": config("semantic_segmentation", "semantic.FCN", dice=0.5, aux_weight=0.5, **PIXELS),
+    "deeplab": config("semantic_segmentation", "semantic.DeepLabV3", channels=8, **PIXELS),
+    "pyramid": config("semantic_segmentation", "semantic.SemanticFPN", pyramid=True),
+    "triplet": config("embedding", "embedding.Embedding", data=PAIRS),
+    "contrastive": config("embedding", "embedding.Embedding", data=PAIRS, loss="contrastive"),
+    "autoencoder": config("autoencoder", "autoencoder.Autoencoder", channels=8),
+    "vae": config("autoencoder", "autoencoder.VAE", latent=2, channels=8),
+}
+# One head of each task.
+TASKS = ("classification", "localization", "fcos", "mask", "pyramid", "triplet", "vae")
+
+
+def joint(**train: Any) -> dict[str, Any]:
+    """Three heads on two sources, of which one labels what the other does not."""
+    small = {"image_size": 32, "train": {**SHAPES, "seed": 0}}
+    val = {**SHAPES, "num_images": 5, "seed": 1}
+    return {
+        "backbone": dict(TINY),
+        "neck": dict(PYRAMID),
+        "heads": {
+            "objects": {"type": "detection.FCOS"},
+            "looks": {"type": "attributes.Attributes", "on": "objects", "hidden": 16},
+            "scene": {"type": "classification.Classification", "weight": 0.5},
+        },
+        "data": {
+            "workers": 0,
+            "street": {"feeds": ["objects", "looks"], "batch_size": 4, "val": val, **small},
+            "places": {"feeds": ["scene"], "batch_size": 6, "val": val, **small},
+        },
+        "train": {**HEADS["fcos"]["train"], **train},
+    }

@@ -1,0 +1,87 @@
+"""Validation gives the same figures, bit for bit, on any number of processes."""
+
+import math
+
+import pytest
+import torch
+from ranks import on_ranks
+from small_runs import HEADS, SHAPES, TASKS
+from torch.utils.data import DataLoader, DistributedSampler
+
+from visionkit import distributed
+from visionkit.build import build_sources
+from visionkit.config import load_config
+from visionkit.data import sources
+from visionkit.data.sources import Source, View
+from visionkit.evaluation import _exact_sum, evaluate_model
+from visionkit.preparation import set_up
+
+ALL = [(count, size) for count in (1, 2, 3, 5, 7, 16) for size in (1, 2, 4)]
+SOME = [(1, 1), (5, 2)]  # fewer pictures than processes, and numbers that do not divide
+
+
+def figures(names, splits):
+    """The metrics of untrained models on so many pictures, in batches of so many."""
+    distributed.setup()
+    found = {}
+    for name in names:
+        knobs = {"data.batch_size": 12}  # can be shared by three, pairs of pictures too
+        knobs |= {"head.score_threshold": 0.0} if name == "fcos" else {}
+        config = load_config(HEADS[name], knobs)
+        model, _, classes = set_up(config, device=torch.device("cpu"))
+        for count, size in splits:
+            val = {**SHAPES, "seed": 2, "num_images": count}
+            changed = {**HEADS[name], "data": {**HEADS[name]["data"], "val": val}}
+            changed["train"] = {**changed["train"], "eval_batch_size": size}
+            source = build_sources(load_config(changed), ("val",), classes)
+            metrics, _ = evaluate_model(model, source, dtype=torch.float32, workers=0)
+            found[f"{name} {count} {size}"] = {key: repr(value) for key, value in metrics.items()}
+    return found
+
+
+def compare(names, splits, folder):
+    alone = figures(names, splits)
+    for world in (2, 3):
+        for rank, found in enumerate(on_ranks(world, figures, names, splits, folder=folder)):
+            assert found == alone, f"process {rank} of {world}"
+    return alone
+
+
+def test_figures_are_those_of_one_process(tmp_path):
+    alone = compare(TASKS, SOME, tmp_path)
+    assert len(alone) == len(TASKS) * len(SOME)
+    assert all(any("loss/total" in key for key in metrics) for metrics in alone.values())
+
+
+@pytest.mark.slow
+def test_figures_are_those_of_one_process_for_any_number_of_pictures(tmp_path):
+    compare(TASKS, ALL, tmp_path)
+
+
+def test_sums_are_exact_in_any_order():
+    for values in ([1e16, 1.0, -1e16], [1.0, 1e16, -1e16], [1e16, -1e16, 1.0]):
+        assert _exact_sum(values) == 1.0
+    assert math.isnan(_exact_sum([math.inf, 1.0, -math.inf]))
+
+
+def padded(self, *, workers):
+    """Batches as of torch's DistributedSampler, which repeats pictures until all have as many."""
+    size = self.eval_batch_size or self.batch_size
+    view = View(self.val, (), self.image_size, seed=0)
+    mine = [(i, i) for i in DistributedSampler(range(len(self.val)), shuffle=False)]
+    batches = [mine[k : k + size] for k in range(0, len(mine), size)]
+    return sources._batches(DataLoader(view, batch_sampler=batches, collate_fn=sources.collate))
+
+
+def padded_figures():
+    distributed.setup()
+    Source.val_batches = padded
+    return figures(["classification"], [(3, 2)])
+
+
+def test_padding_of_the_last_batches_is_noticed(tmp_path):
+    """Negative control: the usual way of dealing pictures out counts some of them twice."""
+    for result in on_ranks(2, padded_figures, folder=tmp_path):
+        assert result["error"] == "VisionkitError"
+        assert "3 pictures, but the processes scored 4" in result["text"]
+        assert "{0: 2}" in result["text"]

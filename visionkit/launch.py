@@ -1,0 +1,92 @@
+"""What torchrun tells each process in its environment, and what to do when that is wrong."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import torch
+
+from visionkit.errors import ConfigError
+
+WANTED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+TIMEOUT = 600  # seconds; process 0 may score a large data set while the others wait
+
+
+def world_size() -> int:
+    return _number("WORLD_SIZE", default="1")
+
+
+def rank() -> int:
+    return _number("RANK", default="0") if world_size() > 1 else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, and of the GPU that it uses."""
+    return _number("LOCAL_RANK")
+
+
+def timeout() -> timedelta:
+    """How long a process waits for the others: VISIONKIT_TIMEOUT, in seconds."""
+    seconds = _number("VISIONKIT_TIMEOUT", default=str(TIMEOUT))
+    if seconds < 1:
+        raise ConfigError(f"VISIONKIT_TIMEOUT: got {seconds}; expected seconds, at least 1")
+    return timedelta(seconds=seconds)
+
+
+def check() -> None:
+    """ConfigError unless the environment is complete and there is a GPU for this process."""
+    missing = [name for name in WANTED if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size()}, but {', '.join(missing)} not set, so the processes "
+            "cannot find each other; start them with `torchrun --standalone --nproc-per-node N -m "
+            "visionkit ...`, or unset WORLD_SIZE for a single process"
+        )
+    _number("MASTER_PORT")
+    if rank() >= world_size():
+        raise ConfigError(f"RANK is {rank()} of WORLD_SIZE {world_size()}; ranks count from 0")
+    if torch.cuda.is_available() and local_rank() >= torch.cuda.device_count():
+        raise ConfigError(
+            f"LOCAL_RANK is {local_rank()}, but this machine shows {torch.cuda.device_count()} "
+            "GPUs: give torchrun no more --nproc-per-node than that, or CUDA_VISIBLE_DEVICES= "
+            "(empty) to train on CPUs"
+        )
+    timeout()
+
+
+def unreachable(error: Exception) -> str:
+    """What to say when the processes cannot be joined."""
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    reason = str(error).strip().splitlines()[0]
+    if "EADDRINUSE" in str(error):
+        return (
+            f"{place} (MASTER_ADDR, MASTER_PORT) is in use by another program: give another "
+            "--master-port, or torchrun --standalone, which finds a free one"
+        )
+    return (
+        f"process {rank()} of {world_size()} cannot join the others at {place} (MASTER_ADDR, "
+        f"MASTER_PORT): {reason}"
+    )
+
+
+def keeps_store() -> bool:
+    """Whether the place where the processes meet is in this one, and not in torchrun."""
+    return rank() == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+
+
+def name() -> str | None:
+    """What all attempts of one launch have in common, and no other launch has; None without
+    torchrun. Of value in process 0."""
+    given = os.environ.get("TORCHELASTIC_RUN_ID")
+    if given in (None, "none"):  # torchrun without an id: attempts have the same parent
+        return given and f"{socket.gethostname()}:{os.getppid()}"
+    return given
+
+
+def _number(variable: str, default: str = "") -> int:
+    text = os.environ.get(variable) or default
+    if not text.isdecimal():
+        raise ConfigError(f"{variable}: got {text!r} in the environment; expected a number")
+    return int(text)
