@@ -39,13 +39,13 @@ def failing(monkeypatch, where, name, error, call):
     monkeypatch.setattr(where, name, called)
 
 
-ERRORS = {  # in step 3, with two batches of four pictures to a step
-    "a broken picture": (Coco, "sample", DataError("7.png: is broken"), 8 * 2 + 5 + 6, DataError),
-    "no memory for data": (Coco, "sample", MemoryError(), 8 * 2 + 5 + 6, ResourceError),
+ERRORS = {  # in step 4, with two batches of four pictures to a step, and five to validate
+    "a broken picture": (Coco, "sample", DataError("7.png: is broken"), 8 * 3 + 5 + 6, DataError),
+    "no memory for data": (Coco, "sample", MemoryError(), 8 * 3 + 5 + 6, ResourceError),
     "no memory to compute": (
         *(Classification, "loss"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        *(8, ResourceError),
+        *(10, ResourceError),
     ),
 }
 
@@ -59,11 +59,11 @@ def test_the_state_after_the_last_whole_step_is_saved(case, whole, tmp_path, mon
         failing(patch, where, name, error, call)
         with pytest.raises(kind) as caught:
             train(spec)
-    assert state(run)["step"] == 2, "the checkpoint of step 1 is the only one otherwise"
+    assert state(run)["step"] == 3, "step 2 was validated, and saved before"
     found = status(run)
-    assert (found["state"], found["step"], found["checkpoint_step"]) == ("failed", 2, 2)
+    assert (found["state"], found["step"], found["checkpoint_step"]) == ("failed", 3, 3)
     assert found["exit_code"] == kind.exit_code and type(caught.value).__name__ in found["reason"]
-    assert f"of step 2; when it is mended, continue with: visionkit train --resume {run}" in (
+    assert f"of step 3; when it is mended, continue with: visionkit train --resume {run}" in (
         caplog.records[-1].getMessage()
     )
     if kind is ResourceError:
