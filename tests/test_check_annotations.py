@@ -113,6 +113,14 @@ def test_pictures_are_looked_for_if_their_folder_is_named(folder):
     assert check(folder, None, "--images", str(folder / "none"))[0] == 3
 
 
+def test_broken_pictures_are_found_with_their_record(folder):
+    (folder / "images/a.png").write_bytes(b"garbage")
+    code, report = check(folder, None, "--images", str(folder / "images"))
+    (found,) = [f for f in report["findings"] if f["severity"] == "error"]
+    assert code == 3 and (found["kind"], found["list"], found["id"]) == ("damaged", "images", 70)
+    assert str(folder / "images/a.png") in found["message"] and found["file"].endswith("a.json")
+
+
 def outlined(**change):
     """A file whose first object has that."""
     content = small()
