@@ -67,7 +67,7 @@ def test_numbers_of_another_kind_and_far_away_are_refused(engine, change, says):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"iscrowd": "0"}, "'iscrowd' is '0': must be 0 or 1"),
+        ({"iscrowd": "no"}, "'iscrowd' is 'no': must be 0 or 1"),
         ({"iscrowd": 2}, "'iscrowd' is 2"),
         ({"iscrowd": math.nan}, "'iscrowd' is nan"),
         ({"image_id": True}, "'image_id' is True"),
@@ -84,6 +84,12 @@ def test_annotations_of_another_kind_are_refused(engine, change, says):
     with pytest.raises(DataError, match=says) as caught:
         evaluate_coco(one_object(**change), [], iou_type, engine)
     assert "annotations[0] (id 1)" in str(caught.value)
+
+
+def test_a_crowd_in_quotes_is_a_crowd_and_a_zero_in_quotes_is_none(engine):
+    for text, figure in (("0", 1.0), ("1", math.nan)):
+        found = evaluate_coco(one_object(iscrowd=text), [PERFECT], "bbox", engine)["AP"]
+        assert found == pytest.approx(figure, nan_ok=True)
 
 
 def test_categories_need_names():

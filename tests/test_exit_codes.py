@@ -160,7 +160,7 @@ def test_json_is_one_strict_object(capsys):
         assert isinstance(found, dict) and printed.count("\n") == 1
 
 
-VERBS = ["train", "eval", "val", "predict", "search", "bench", "config", "list", "data"]
+VERBS = ["train", "eval", "val", "predict", "search", "bench", "check", "config", "list", "data"]
 HELP = """
 import contextlib, io, sys
 from visionkit.cli import main

@@ -50,12 +50,14 @@ def progress(items: Iterable[Item], what: str) -> Iterable[Item]:
     return tqdm(items, desc=what, leave=False, disable=None, file=sys.stderr)
 
 
-def check_config(path: str | Path, overrides: Sequence[str] = ()) -> Report:
+def check_config(
+    path: str | Path, overrides: Sequence[str] = (), *, allow_plugins: bool = False
+) -> Report:
     """Look at everything that training of that config depends on."""
     report = Report(str(path))
     config = None
     with report.catching():
-        config = load_config(path, overrides)
+        config = load_config(path, overrides, allow_plugins=allow_plugins)
     if config is None:
         return report
     device = None

@@ -173,7 +173,7 @@ def _checked(args: argparse.Namespace) -> Report:
         return checkup.check_annotations(args.target, args.images)
     if args.images:
         raise ConfigError("check: --images goes with an annotation file; a config has its own")
-    return checkup.check_config(args.target, args.overrides)
+    return checkup.check_config(args.target, args.overrides, allow_plugins=args.allow_plugins)
 
 
 def config(args: argparse.Namespace) -> None:

@@ -145,12 +145,16 @@ def _names(categories: Sequence[Record], problems: Problems) -> list[str]:
 
 
 def _crowds(records: Sequence[Record], problems: Problems) -> np.ndarray:
+    """(A,) bool. "0" and "1" are taken for numbers, as training takes them: for pycocotools every
+    text is a crowd, "0" too."""
     found = [record.get("iscrowd") for record in records]
     for i, value in enumerate(found):
-        if value not in (None, 0, 1):
+        if value not in (None, 0, 1, "0", "1"):
             what = f"'iscrowd' is {short(value)}: must be 0 or 1, or left out"
             problems.add(place("annotations", i, records[i]), what)
-    return np.array([value is not None and value == 1 for value in found], bool)
+    if texts := sum(isinstance(value, str) for value in found):
+        tell_once(f"{texts} of {len(found)} values of iscrowd are texts: taken for numbers")
+    return np.array([value in (1, "1") for value in found], bool)
 
 
 def _unique(kind: str, records: Sequence[Record], key: str, problems: Problems) -> np.ndarray:
