@@ -54,10 +54,8 @@ def test_every_recipe_is_stored_and_trains():
     "change",
     [
         {"train.lr": 0.0202},
-        {"train.momentum": 0.909},
         {"heads.scene.weight": 1.01},
         {"heads.scene.label_smoothing": 0.01},
-        {"data.main.transforms": []},
     ],
     ids=str,
 )
