@@ -14,7 +14,7 @@ from golden.recipes import HEADS, STEPS, losses, machine
 STORED = json.loads((Path(__file__).parent / "golden/losses.json").read_text())
 SAME_MACHINE = STORED["machine"] == machine()
 
-# On others: 5 times what AVX2, SSE4.1 and plain code of torch, oneDNN and MKL were seen to change.
+# On others: at least 5 times what AVX2, SSE4.1 and plain code of torch, oneDNN and MKL changed.
 RELATIVE, ABSOLUTE, RELATIVE_NORM = 5e-4, 1e-4, 2e-3
 
 
