@@ -35,7 +35,7 @@ def assert_equal(truth, results, iou_type):
         np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["bbox", "segm"]))
 def test_the_engines_are_equal_bit_for_bit(seed, iou_type):
     truth, results = wild(seed)
@@ -43,7 +43,7 @@ def test_the_engines_are_equal_bit_for_bit(seed, iou_type):
     assert_equal(truth, [], iou_type)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6))
 def test_they_are_equal_with_polygons_turned_into_masks_before(seed):
     pytest.importorskip("hotcoco")
