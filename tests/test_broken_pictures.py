@@ -11,7 +11,7 @@ import torch
 from damaged import picture
 from PIL import Image
 
-from visionkit import training
+from visionkit import beginning
 from visionkit.cli import main
 from visionkit.data.sample import Sample
 from visionkit.data.shapes import generate_shapes
@@ -222,7 +222,7 @@ SPOILERS = (spoil_delete, spoil_replace, spoil_shrink)
 
 def spoil_after_check(monkeypatch, folder, spoilers):
     """Have the first training pictures change just before training; returns their paths."""
-    check, paths = training.check_pictures, pictures(folder, "train")[: len(spoilers)]
+    check, paths = beginning.check_pictures, pictures(folder, "train")[: len(spoilers)]
 
     def check_and_spoil(config, sources):
         found = check(config, sources)
@@ -230,7 +230,7 @@ def spoil_after_check(monkeypatch, folder, spoilers):
             spoil(path)
         return found
 
-    monkeypatch.setattr(training, "check_pictures", check_and_spoil)
+    monkeypatch.setattr(beginning, "check_pictures", check_and_spoil)
     return paths
 
 

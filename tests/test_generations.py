@@ -14,11 +14,16 @@ from visionkit.errors import CheckpointError
 from visionkit.training import train
 
 
+def of_step(step):
+    """The least that is a checkpoint of a run."""
+    return {"step": step, "config": {}, "classes": {}, "model": {}}
+
+
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 2):
-        generations.keep_last(tmp_path, {"step": step})
+        generations.keep_last(tmp_path, of_step(step))
     return tmp_path
 
 
@@ -43,7 +48,7 @@ def damage(path, how):
 
 def test_the_newest_two_are_kept(run):
     assert steps(run) == [2, 1]
-    generations.keep_last(run, {"step": 3})
+    generations.keep_last(run, of_step(3))
     assert steps(run) == [3, 2] and names(run) == ["last.pt", "prev.pt"]
 
 
@@ -62,7 +67,7 @@ def test_at_no_moment_is_there_no_checkpoint(run, links, monkeypatch):
             return call(*args, **kwargs)
 
         monkeypatch.setattr(os, name, looked)
-    generations.keep_last(run, {"step": 3})
+    generations.keep_last(run, of_step(3))
     calls = ["link", "replace", "replace"]
     assert [name for name, _, _ in seen][:3] == calls
     found = [(file, step) for _, file, step in seen][:3]
@@ -80,10 +85,10 @@ def test_a_call_that_fails_leaves_what_was_there(run, call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, call, failing)
         if call == "link":  # which is not needed
-            generations.keep_last(run, {"step": 3})
+            generations.keep_last(run, of_step(3))
         else:
             with pytest.raises(CheckpointError, match=r"last\.pt: cannot be written: Input/output"):
-                generations.keep_last(run, {"step": 3})
+                generations.keep_last(run, of_step(3))
     assert steps(run) == ([3, 2] if call == "link" else [2, 1])
     assert names(run) == ["last.pt", "prev.pt"]
 
@@ -134,7 +139,7 @@ def test_what_a_run_is_loaded_from(tmp_path, run):
     with pytest.raises(CheckpointError, match=r"holds no .*prev\.pt; nothing to load; start it"):
         generations.load_run(tmp_path / "checkpoints", resume=True)
     assert generations.load_run(run)[0].name == "last.pt"
-    checkpoint.save({"step": 1}, run / "checkpoints/best.pt")
+    checkpoint.save(of_step(1), run / "checkpoints/best.pt")
     assert generations.load_run(run)[0].name == "best.pt"
     assert generations.load_run(run, resume=True)[0].name == "last.pt"
     (run / "checkpoints/last.pt").unlink()

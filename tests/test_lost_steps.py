@@ -66,7 +66,7 @@ def test_the_state_after_the_last_whole_step_is_saved(case, whole, tmp_path, mon
     assert f"of step 3; when it is mended, continue with: visionkit train --resume {run}" in (
         caplog.records[-1].getMessage()
     )
-    if kind is ResourceError:
+    if name == "loss":
         assert "batch_size 4, image_size 32" in str(caught.value)
         assert "smaller batch_size" in str(caught.value)
     train(spec, resume=True)
@@ -132,8 +132,8 @@ def test_too_few_open_files(tmp_path):
     child = start(["train", tmp_path / "c.yaml"], tmp_path / "log", limit)
     child.join(60)
     told = (tmp_path / "log").read_text()
-    assert child.exitcode == 1 and "ulimit -n 4096" in told, told
-    assert "16 now" in told and "Traceback" not in told
+    assert child.exitcode == 1 and "ulimit -n" in told and "data.workers" in told, told
+    assert "Traceback" not in told
     assert status(tmp_path / "run")["state"] == "failed"
 
 

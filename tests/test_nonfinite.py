@@ -10,9 +10,9 @@ import pytest
 import torch
 from small_runs import HEADS
 
-from visionkit import checkpoint, rundir, training
+from visionkit import beginning, checkpoint, rundir, training
 from visionkit.config import load_config
-from visionkit.errors import DivergedError, Preempted
+from visionkit.errors import ConfigError, DivergedError, Preempted
 from visionkit.heads.classification import Classification
 from visionkit.nonfinite import MOST_IN_A_ROW
 from visionkit.preparation import set_up
@@ -51,7 +51,7 @@ def spoiling(spoil, positions=(13,)):
 def states(folder, fault, **settings):
     """The state after each step: weights with statistics, average, optimizer."""
     found, built = [], []
-    state_of, advance = training.TrainingState, Progress.advance
+    state_of, advance = beginning.TrainingState, Progress.advance
 
     def build(*arguments):
         built.append(state_of(*arguments))
@@ -70,7 +70,7 @@ def states(folder, fault, **settings):
 
     with (
         fault,
-        patch.object(training, "TrainingState", build),
+        patch.object(beginning, "TrainingState", build),
         patch.object(Progress, "advance", advanced),
     ):
         try:
@@ -202,7 +202,7 @@ def test_a_metric_that_is_not_a_number_is_never_the_best(tmp_path):
 def test_a_head_that_breaks_its_contract_is_named(terms, tmp_path):
     with (
         patch.object(Classification, "loss", lambda *_: terms),
-        pytest.raises(training.ConfigError, match=r"heads\.classification: its loss\(\) gave"),
+        pytest.raises(ConfigError, match=r"heads\.classification: its loss\(\) gave"),
     ):
         training.train(spec(tmp_path / "run"))
 
@@ -210,6 +210,6 @@ def test_a_head_that_breaks_its_contract_is_named(terms, tmp_path):
 def test_losses_that_depend_on_nothing_trained_are_told(tmp_path):
     with (
         patch.object(Classification, "loss", lambda *_: {"a": torch.zeros(())}),
-        pytest.raises(training.ConfigError, match="depend on no parameter that is trained"),
+        pytest.raises(ConfigError, match="depend on no parameter that is trained"),
     ):
         training.train(spec(tmp_path / "run"))

@@ -40,7 +40,10 @@ def train_all(folder, names):
     """Those cases, each into its own folder, and beside it what each process has in the end."""
     states = []
     save = TrainingState.save_last
-    TrainingState.save_last = lambda self: (states.append(self.model.state_dict()), save(self))
+    TrainingState.save_last = lambda self, **how: (
+        states.append(self.model.state_dict()),
+        save(self, **how),
+    )
     try:
         for name, spec in ((name, cases()[name]) for name in names):
             with patch.multiple(training, picture_training_batch=no, picture_validation=no):

@@ -70,7 +70,7 @@ def padded(self, *, workers):
     view = View(self.val, (), self.image_size, seed=0)
     mine = [(i, i) for i in DistributedSampler(range(len(self.val)), shuffle=False)]
     batches = [mine[k : k + size] for k in range(0, len(mine), size)]
-    return sources._batches(DataLoader(view, batch_sampler=batches, collate_fn=sources.collate))
+    yield from DataLoader(view, batch_sampler=batches, collate_fn=sources.collate)
 
 
 def padded_figures():

@@ -71,6 +71,7 @@ DAMAGES = {
     "the best score": lambda s: s["best"].update(score=None),
     "the validations since": lambda s: s["best"].update(stale=s["best"]["stale"] + 1),
     "the metrics of the best": lambda s: s.update(metrics={}),
+    "the steps left out": lambda s: s.update(skipped=[1, *s["skipped"][1:]]),
     "the last validation": lambda s: s.update(validated_at=0),
 }
 
@@ -89,8 +90,9 @@ def test_every_part_of_the_state_has_its_control(half):
     """What a checkpoint holds beside what it is of."""
     state = checkpoint.load(half.run / "checkpoints" / "last.pt")
     known = {"model", "average", "optimizer", "step", "window", "best", "metrics", "validated_at"}
-    identity = {"format", "config", "name", "classes"}
-    assert state.keys() - identity == known | {"scaler"}  # the scaler has a test of its own
+    known |= {"scaler", "skipped"}  # the scaler has a test of its own
+    identity = {"format", "config", "name", "classes", "world_size", "pictures"}
+    assert state.keys() - identity == known
     assert state["window"].keys() == {"sums", "steps"}
     assert state["best"].keys() == {"score", "stale"}
 

@@ -202,7 +202,7 @@ def test_a_real_model_finds_the_same_whatever_else_is_searched(pictures):
 
 
 def test_the_command_says_what_could_not_be_read(monkeypatch, capsys):
-    monkeypatch.setattr("visionkit.predict.load", lambda *_: None)
+    monkeypatch.setattr("visionkit.predict.load", lambda *_, **__: None)
     for broken, code in ((0, 0), (2, 3)):
         monkeypatch.setattr("visionkit.search.search_files", lambda *_, n=broken, **__: n)
         assert main(["search", "RUN", "query.jpg", "gallery", "--out", "found"]) == code

@@ -161,7 +161,7 @@ def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
     for door in (lambda: read(str(bad)), lambda: load_model_weights(TinyCNN(), str(bad), {})):
         with pytest.raises(CheckpointError, match="cannot be read"):
             door()
-    with pytest.raises(ConfigError, match=r"init_from: .*cannot be read"):
+    with pytest.raises(ConfigError, match=r"(?s)init_from: .*cannot be read"):
         load_config({**spec, "init_from": str(run)})
     taken = {"init_from": {"run": str(run), "heads": []}}
     trunk = ["backbone.type=resnet.ResNet", f"backbone.weights={bad}"]

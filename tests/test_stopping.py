@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny_runs import config, lines, same, start, state, status
 
-from visionkit import checkpoint, preparation, report, rundir, training
+from visionkit import beginning, checkpoint, preparation, report, rundir, training
 from visionkit.data.sources import Source
 from visionkit.errors import Preempted
 from visionkit.model import VisionModel
@@ -50,7 +50,7 @@ def signalling(monkeypatch, where, name, number, *, call=1, hangs=True):
 
 
 MOMENTS = {  # what is entered, and after which step the run stops; None: before it began
-    "building": (training, "set_up", None),
+    "building": (beginning, "set_up", None),
     "reading": (preparation, "build_sources", None),
     "first batch": (Source, "train_batches", 1),
     "step": (VisionModel, "features", 2),
@@ -97,7 +97,7 @@ def test_a_run_that_is_stopped_before_its_first_step_blocks_nothing(tmp_path, mo
     """The directory is there already, but nothing in it that could be lost."""
     spec = config(tmp_path / "run", steps=1)
     with monkeypatch.context() as patch:
-        signalling(patch, training, "build_optimizer", signal.SIGTERM)
+        signalling(patch, beginning, "build_optimizer", signal.SIGTERM)
         with pytest.raises(Preempted, match="before training began"):
             train(spec)
     with monkeypatch.context() as patch:

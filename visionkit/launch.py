@@ -6,8 +6,6 @@ import os
 import socket
 from datetime import timedelta
 
-import torch
-
 from visionkit.errors import ConfigError
 
 WANTED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -37,6 +35,8 @@ def timeout() -> timedelta:
 
 def check() -> None:
     """ConfigError unless the environment is complete and there is a GPU for this process."""
+    import torch  # not by those who only write a file
+
     missing = [name for name in WANTED if not os.environ.get(name)]
     if missing:
         raise ConfigError(

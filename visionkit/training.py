@@ -171,6 +171,7 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
         if settings.no_worse_than:
             log.warning("no validation kept to train.no_worse_than: best.pt is the last state")
         state.save_best(final=True)
+    distributed.gather(None)  # if the last save fails, all processes fail
     with stop.at_once():
         picture_validation(run, state.smooth, sources, classes, dtype=dtype)
         write_curves(run, settings.plots)

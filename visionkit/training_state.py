@@ -13,7 +13,7 @@ import torch
 
 from visionkit import checkpoint, distributed, generations
 from visionkit.config import Config
-from visionkit.errors import CheckpointError, DataError
+from visionkit.errors import CheckpointError, DataError, ResourceError
 from visionkit.model import VisionModel
 from visionkit.optim import MovingAverage
 from visionkit.progress import Progress
@@ -144,7 +144,7 @@ class TrainingState:
         try:
             yield
         except Exception as error:
-            if not isinstance(error, DataError) and not is_out_of_memory(error):
+            if not isinstance(error, DataError | ResourceError) and not is_out_of_memory(error):
                 raise
             self.buffers.bring_back()
             self._save_what_is_left()

@@ -24,7 +24,7 @@ from visionkit.data.sample import Sample
 from visionkit.data.substitutes import BrokenPictures, Substitutes
 from visionkit.data.transforms import fit
 from visionkit.data.workers import load_batches, picture_name
-from visionkit.errors import ConfigError, DataError, VisionkitError
+from visionkit.errors import ConfigError, DataError, ResourceError, VisionkitError
 from visionkit.types import Batch, Dataset, Target
 
 POOL = 8  # batches among which pictures are dealt by their aspect ratio
@@ -209,11 +209,11 @@ class View(TorchDataset):
             return _checked(sample.image), target
         except VisionkitError as error:
             return error
-        except MemoryError:
-            raise
         except Exception as error:  # of data sets and transforms that others wrote
-            name = picture_name(self.dataset, index)
-            fault = DataError(f"{name}: {doing}: {type(error).__name__}: {error}")
+            text = f"{picture_name(self.dataset, index)}: {doing}: {type(error).__name__}: {error}"
+            if isinstance(error, MemoryError):
+                return ResourceError(f"{text}: use fewer data.workers, or make the picture smaller")
+            fault = DataError(text)
             fault.add_note("".join(format_exception(error)))
             return fault
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from visionkit.data.parcel import Parcel, pack
-from visionkit.errors import DataError, VisionkitError
+from visionkit.errors import DataError, ResourceError, VisionkitError
 from visionkit.signals import end_in, outlive_first_signal
 from visionkit.types import Batch, Dataset
 
@@ -47,7 +47,8 @@ def load_batches(
     name: str,
 ) -> Generator[Batch, None, None]:
     """The batches of those tickets, in their order. DataError naming the picture, where it can be
-    known, if a worker dies, hangs or fails; no worker is left when the generator has ended.
+    known, if a worker dies, hangs or fails, ResourceError if the system has no more of something;
+    no worker is left when the generator has ended.
 
     name: of the data set, for errors. `view.dataset` is the data set itself.
     """
@@ -65,8 +66,10 @@ def load_batches(
         with _death_interrupts_nothing():
             iterator = iter(loader)
     except Exception as error:  # what is not sent but inherited may be anything
-        what = _shortage(error) or f"{error}: use data.workers=0"
-        raise DataError(f"{name}: no loader workers can be started: {what}") from error
+        shortage = _shortage(error)
+        what = shortage or f"{error}: use data.workers=0"
+        kind = ResourceError if shortage else DataError
+        raise kind(f"{name}: no loader workers can be started: {what}") from error
     processes = iterator._workers if workers else []  # type: ignore[attr-defined]
     try:
         while (batch := _next(iterator, processes, notes, view, name)) is not None:
@@ -103,11 +106,12 @@ def _next(
     except VisionkitError:
         raise
     except Exception as error:
-        said = _obituary(processes, notes, view.dataset) or _shortage(error)
-        if not said:
+        died, shortage = _obituary(processes, notes, view.dataset), _shortage(error)
+        if not (died or shortage):
             raise
         _kill(processes)  # the others need not be waited for
-        raise DataError(f"{name}: {said}") from error.with_traceback(None)  # it holds the iterator
+        told = DataError(f"{name}: {died}") if died else ResourceError(f"{name}: {shortage}")
+        raise told from error.with_traceback(None)  # it holds the iterator
     if isinstance(batch, VisionkitError):
         _kill(processes)
         raise batch
@@ -184,7 +188,7 @@ class _Packing:
         self.notes.ready()
         return sealed
 
-    def _sealed(self, batch: Batch) -> Sealed | DataError:
+    def _sealed(self, batch: Batch) -> Sealed | VisionkitError:
         try:
             return Sealed(bytes(ForkingPickler.dumps(pack(batch))))
         except Exception as error:  # of a value's own methods too
@@ -196,7 +200,9 @@ class _Packing:
                             f"{type(value).__name__}, which cannot be sent from a loader worker: "
                             "make it a tensor, or use data.workers=0"
                         )
-            return DataError(_shortage(error) or f"a batch cannot be sent from its worker: {error}")
+            if shortage := _shortage(error):
+                return ResourceError(shortage)
+            return DataError(f"a batch cannot be sent from its worker: {error}")
 
 
 class Sealed(NamedTuple):
