@@ -117,7 +117,9 @@ def test_broken_pictures_are_found_with_their_record(folder):
     (folder / "images/a.png").write_bytes(b"garbage")
     code, report = check(folder, None, "--images", str(folder / "images"))
     (found,) = [f for f in report["findings"] if f["severity"] == "error"]
-    assert code == 3 and (found["kind"], found["list"], found["id"]) == ("damaged", "images", 70)
+    assert code == 3 and (found["kind"], found["list"], found["id"]) == (
+        *("picture-damaged", "images", 70),
+    )
     assert str(folder / "images/a.png") in found["message"] and found["file"].endswith("a.json")
 
 

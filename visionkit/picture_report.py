@@ -56,7 +56,7 @@ def picture_findings(
     ids = getattr(dataset, "image_ids", None)
     return [
         Finding(
-            kind=f"picture-{fault.kind}",
+            kind=f"picture-{fault.kind.replace(' ', '-')}",
             message=fault.message,
             file=section,
             place=Place("images", fault.index, None if ids is None else ids[fault.index]),

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
@@ -62,14 +63,17 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from the one that the model uses
     )
+    others = {*active_children()}
     try:
         with _death_interrupts_nothing():
             iterator = iter(loader)
     except Exception as error:  # what is not sent but inherited may be anything
+        _kill({*active_children()} - others)  # the first of several workers are there already
         shortage = _shortage(error)
         what = shortage or f"{error}: use data.workers=0"
         kind = ResourceError if shortage else DataError
-        raise kind(f"{name}: no loader workers can be started: {what}") from error
+        told = kind(f"{name}: no loader workers can be started: {what}")
+        raise told from error.with_traceback(None)  # it holds their connections
     processes = iterator._workers if workers else []  # type: ignore[attr-defined]
     try:
         while (batch := _next(iterator, processes, notes, view, name)) is not None:
@@ -281,7 +285,7 @@ def _shortage(error: BaseException) -> str | None:
     return remedy and f"{text}: {remedy}"
 
 
-def _kill(processes: Sequence[BaseProcess]) -> None:
+def _kill(processes: Collection[BaseProcess]) -> None:
     for process in processes:
         if process.is_alive():
             process.kill()
