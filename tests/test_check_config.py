@@ -82,7 +82,8 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path, check):
     assert code == 2 and "data.train.images" in kinds["config"][0]["message"]
     assert len(kinds["value"]) == 1
     assert check(spec, "train.device=cpu", f"data.train.images={train / 'images'}")[0] == 3
-    assert check(spec, "train.lr=no")[0] == 2
+    code, kinds, _ = check(spec, "train.lr=no", "train.ema=2")
+    assert code == 2 and len(kinds["config"]) == 2
 
 
 def test_the_model_and_its_weights_are_built(tmp_path, check):

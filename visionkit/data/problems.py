@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -128,10 +129,11 @@ def together(errors: Sequence[VisionkitError]) -> VisionkitError:
 
 
 def findings_of(error: VisionkitError) -> list[Finding]:
-    """What an error tells, as findings."""
+    """What an error tells, as findings: of a config, one for each line that is not indented."""
     known = {ConfigError: "config", CheckpointError: "weights"}
     kind = next((kind for cls, kind in known.items() if isinstance(error, cls)), "file")
-    return getattr(error, "findings", None) or [finding(kind, str(error), remedy="")]
+    texts = re.split(r"\n(?! )", str(error)) if kind == "config" else [str(error)]
+    return getattr(error, "findings", None) or [finding(kind, text, remedy="") for text in texts]
 
 
 def check_classes(
