@@ -60,6 +60,30 @@ def test_a_sound_file(folder, capsys):
     assert logging.getLogger("visionkit").isEnabledFor(logging.INFO)  # as main() leaves it
 
 
+def test_one_of_a_kind_is_on_the_screen_though_there_are_thousands_of_another(folder, capsys):
+    content = small()
+    template = {**content["annotations"][0], "bbox": [15, 2, 9, 6]}
+    content["annotations"] = [{**template, "id": i} for i in range(100)]
+    content["annotations"][99]["bbox"] = [1, 1, 0, 0]
+    check(folder, content)
+    printed = capsys.readouterr().out
+    assert "warning empty-box: " in printed and printed.count("warning overhanging-box: ") > 5
+
+
+def test_an_image_without_a_good_id_is_told_once(folder):
+    """Its annotations are not of an unknown image: nobody can know."""
+    content = small()
+    content["images"][0]["id"] = str(content["images"][0]["id"])
+    code, report = check(folder, content)
+    assert code == 3 and report["counts"]["errors"] == 1
+
+
+def test_the_report_needs_a_folder(folder, capsys):
+    (folder / "a.json").write_text(json.dumps(small()))
+    assert main(["check", str(folder / "a.json"), "--json", str(folder / "none/x.json")]) == 2
+    assert "none/x.json does not exist" in capsys.readouterr().err
+
+
 def test_exit_codes(folder):
     content = small()
     content["annotations"].append({**content["annotations"][0], "id": 9})

@@ -10,6 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from visionkit import rundir
 from visionkit.cli import main
 from visionkit.config import load_config
 
@@ -157,6 +158,20 @@ def test_training_without_any_object_is_refused(shapes, tmp_path, capsys):
     ]
     assert main(["train", str(CONFIGS / "detection.yaml"), *words, "data.val=null"]) == 3
     assert "nothing to learn" in capsys.readouterr().err
+
+
+def test_a_resumed_run_stays_where_it_is(run, tmp_path, capsys):
+    assert main(["train", "--resume", str(run), f"output={tmp_path / 'elsewhere'}"]) == 2
+    assert "leave out output=" in capsys.readouterr().err
+
+
+def test_figures_are_shown_though_the_run_cannot_be_written_to(run, capsys, monkeypatch, caplog):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rundir, "write_text", full)
+    assert main(["eval", str(run), "--json"]) == 0
+    assert "AP" in capsys.readouterr().out and "cannot be written: " in caplog.text
 
 
 def test_resume_of_a_finished_run(run, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -240,6 +241,16 @@ def test_a_file_is_read_in_blocks_of_any_size(tmp_path, block):
     file.write_text(json.dumps(records)[:-20])
     with pytest.raises(DataError, match="cut short"):
         list(read_results(file, block))
+
+
+def test_results_that_are_cut_short_have_the_byte_where_they_end(files):
+    text = (files / "bbox.json").read_bytes()
+    (files / "cut.json").write_bytes(text[: len(text) // 2])
+    for block in (64, 10**6):
+        with pytest.raises(DataError, match=r"byte \d+") as caught:
+            [*read_results(files / "cut.json", block)]
+        place = int(re.search(r"byte (\d+)", str(caught.value))[1])
+        assert abs(place - len(text) // 2) < 200
 
 
 def test_no_torch_is_imported_for_it(files):

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -246,6 +247,17 @@ def test_objects_find_their_images_by_id_and_are_put_in_their_order(tmp_path, sp
     assert found == [where.get(record["image_id"], -1) for record in records]
     order = sorted(range(len(records)), key=found.__getitem__)
     assert index.objects.rows_by_image().tolist() == order
+
+
+def test_a_file_that_is_cut_short_has_the_byte_where_it_ends(tmp_path):
+    content = {"categories": [], "images": [{"file_name": "ä" * 90, "id": 1}] * 9}
+    text = json.dumps(content, ensure_ascii=False)
+    cut = text.encode()[:701]
+    (tmp_path / "a.json").write_bytes(cut)
+    with pytest.raises(DataError, match=r"Unterminated string.*: byte (\d+)") as caught:
+        read_index(tmp_path / "a.json", piece=64)
+    place = int(re.search(r"byte (\d+)", str(caught.value))[1])
+    assert cut[place : place + 1] == b'"' and b'"' not in cut[place + 1 :]
 
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path):

@@ -30,7 +30,7 @@ def fault(tmp_path, content, **options):
         ("annotations", {"bbox": [[1, 2, 3, 4]]}, ["'bbox'", "four numbers"]),
         ("annotations", {"bbox": [10**400, 2, 3, 4]}, ["'bbox'", "four numbers"]),
         ("annotations", {"bbox": None}, ["'bbox'", "None"]),
-        ("annotations", {"bbox": ...}, ["'bbox'", "None"]),
+        ("annotations", {"bbox": ...}, ["'bbox' is missing: must be four numbers"]),
         ("annotations", {"image_id": 4}, ["'image_id' is 4", "no image has"]),
         ("annotations", {"image_id": "70"}, ["'image_id' is '70'", "without quotes"]),
         ("annotations", {"image_id": ...}, ["'image_id' is missing"]),

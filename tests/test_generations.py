@@ -133,17 +133,20 @@ def test_a_newer_format_is_no_damage(run):
         generations.load_run(run, resume=True)
 
 
-def test_what_a_run_is_loaded_from(tmp_path, run):
+def test_what_a_run_is_loaded_from(tmp_path, run, caplog):
     with pytest.raises(CheckpointError, match="no such run"):
         generations.load_run(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"holds no .*prev\.pt; nothing to load; start it"):
         generations.load_run(tmp_path / "checkpoints", resume=True)
     assert generations.load_run(run)[0].name == "last.pt"
+    assert "there is no best.pt: " in caplog.text and "last.pt, of step 2" in caplog.text
     checkpoint.save(of_step(1), run / "checkpoints/best.pt")
     assert generations.load_run(run)[0].name == "best.pt"
     assert generations.load_run(run, resume=True)[0].name == "last.pt"
+    caplog.clear()
     (run / "checkpoints/last.pt").unlink()
     assert generations.load_run(run, resume=True)[0].name == "prev.pt"
+    assert "there is no last.pt: " in caplog.text and "prev.pt, of step 1, is used" in caplog.text
 
 
 def test_a_run_goes_on_from_prev_to_the_same_end(tmp_path, caplog):

@@ -136,6 +136,8 @@ def test_all_processes_end_and_tell_the_cause(name, tmp_path):
             assert text in json.loads(shown.read_text())["message"]["message"]
     status = rundir.read_status(tmp_path / "run")
     assert status["state"] == state
+    if name == "told_to_stop":
+        assert status["reason"] == "SIGTERM to process 1"
     if name == "infinite":
         assert results[0]["text"] == results[1]["text"]
         assert "step 4 (epoch 1.5, learning rate 0.0" in results[0]["text"]

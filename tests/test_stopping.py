@@ -12,6 +12,7 @@ import torch
 from tiny_runs import config, lines, same, start, state, status
 
 from visionkit import beginning, checkpoint, preparation, report, rundir, training
+from visionkit.cli import main
 from visionkit.data.sources import Source
 from visionkit.errors import Preempted
 from visionkit.model import VisionModel
@@ -91,6 +92,16 @@ def test_a_signal_at_any_moment(moment, whole, tmp_path, monkeypatch):
         assert same(state(run, file), state(whole, file))
     assert lines(run) == lines(whole) and status(run)["state"] == "finished"
     assert not list(run.rglob("*.tmp.*"))
+
+
+def test_a_signal_while_the_program_is_still_loading(tmp_path, capsys, monkeypatch):
+    def loading(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("visionkit.config.load_config", loading)
+    assert main(["train", "config.yaml"]) == 75
+    assert "stopped by SIGTERM before training began" in capsys.readouterr().err
 
 
 def test_a_run_that_is_stopped_before_its_first_step_blocks_nothing(tmp_path, monkeypatch):

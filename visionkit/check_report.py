@@ -61,12 +61,12 @@ def write(report: Report, path: Path) -> None:
 
 
 def text(report: Report, written: str | None) -> str:
-    """For the screen: the first findings, how many there are of each kind, and the data used."""
+    """For the screen: some findings of each kind, how many there are, and the data used."""
     findings = ordered(report)
     counts = Counter(found.severity for found in findings)
     summary = ", ".join(_plural(counts[severity], severity) for severity in SEVERITIES)
     shown = [f"{report.target}: {summary}"]
-    shown += [f"  {found.severity} {found.kind}: {_located(found)}" for found in findings[:SHOWN]]
+    shown += [f"  {found.severity} {found.kind}: {_located(found)}" for found in _some(findings)]
     if len(findings) > SHOWN:
         where = f"all are in {written}" if written else "--json FILE writes all"
         shown.append(f"  ... and {len(findings) - SHOWN} more; {where}")
@@ -78,6 +78,17 @@ def text(report: Report, written: str | None) -> str:
             for (severity, kind, done), count in kinds.items()
         ]
     return printable("\n".join(shown + [f"data used: {line}" for line in lines(report.used)]))
+
+
+def _some(findings: list[Finding]) -> list[Finding]:
+    """`SHOWN` of them in their order: of each severity as many of each kind as there is room for,
+    so that a thousand of one kind do not hide the single one that explains them."""
+    turn: Counter[str] = Counter()
+    turns = []
+    for place, found in enumerate(findings):
+        turns.append((SEVERITIES.index(found.severity), turn[found.kind], place))
+        turn[found.kind] += 1
+    return [findings[place] for place in sorted(place for _, _, place in sorted(turns)[:SHOWN])]
 
 
 def _located(found: Finding) -> str:

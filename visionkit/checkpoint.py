@@ -97,13 +97,15 @@ def load_tensors(path: str | Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except OSError as error:
-        raise DamagedError(f"{path}: cannot be read: {files.reason(error)}") from error
     except Exception as error:  # torch.load raises anything on a file that is not one of its own
         raise DamagedError(
             f"{path}: cannot be read: it is cut short, no file of weights, or holds more than "
-            f"tensors and plain values ({type(error).__name__})"
+            f"tensors and plain values ({_short(error)})"
         ) from error
+
+
+def _short(error: Exception) -> str:
+    return files.reason(error) if isinstance(error, OSError) else type(error).__name__
 
 
 def _require_state(path: Path) -> None:

@@ -11,16 +11,34 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionkit.errors import ConfigError, DataError
+from visionkit.errors import ConfigError, DataError, Preempted
+from visionkit.signals import Stopped, StopRequest
 
 if TYPE_CHECKING:
     from visionkit.checkup import Report
+    from visionkit.config import Config
 
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
 
 
 def train(args: argparse.Namespace) -> None:
+    with StopRequest() as stop:
+        try:
+            checked, resume = _to_train(args)
+        except Stopped:
+            told = f"stopped by {stop.received} before training began; start it again"
+            raise Preempted(told) from None
     from visionkit import distributed, training
+
+    run = training.train(checked, resume=resume, overwrite=args.overwrite)
+    if distributed.rank() == 0:
+        _print_metrics(run.metrics)
+        print(f"run: {run.directory}")
+
+
+def _to_train(args: argparse.Namespace) -> tuple[Config, bool]:
+    """The checked config, and whether a run is to be continued. Imports torch, which takes long."""
+    import visionkit.training  # noqa: F401
     from visionkit.config import load_config
 
     config, resume, origin = args.config, args.resume, None
@@ -32,6 +50,8 @@ def train(args: argparse.Namespace) -> None:
     if isinstance(resume, str):
         words = [config, *args.overrides] if config else args.overrides
         run = Path(resume)
+        if any(re.match(r"-{0,2}output=", word) for word in words):
+            raise ConfigError(f"--resume {run} goes on in {run}: leave out output=")
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"--resume: {run} holds no run (no config.yaml)")
         config = origin = str(run / "config.yaml")  # written by whoever trained it
@@ -44,10 +64,7 @@ def train(args: argparse.Namespace) -> None:
     checked = load_config(config, args.overrides, origin=origin, allow_plugins=args.allow_plugins)
     if resume and checked.output is None:
         raise ConfigError("--resume: say which run: `--resume RUN`, or output=RUN")
-    run = training.train(checked, resume=bool(resume), overwrite=args.overwrite)
-    if distributed.rank() == 0:
-        _print_metrics(run.metrics)
-        print(f"run: {run.directory}")
+    return checked, bool(resume)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -149,6 +166,8 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace) -> int:
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise ConfigError(f"--json: the folder of {args.json} does not exist")
     from visionkit import check_report
 
     log = logging.getLogger("visionkit")

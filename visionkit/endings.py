@@ -29,7 +29,7 @@ def recorded(progress: Progress, stop: StopRequest) -> Iterator[None]:
         state = "diverged" if isinstance(error, DivergedError) else "failed"
         code = getattr(error, "exit_code", 1)
         progress.finish(state, exit_code=code, reason=f"{type(error).__name__}: {error}")
-        if progress.kept:
+        if progress.kept and state == "failed":
             log.warning("%s; when it is mended, %s", progress.what_is_kept(), _go_on(progress))
         raise
 

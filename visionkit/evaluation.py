@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +17,14 @@ from visionkit import distributed, peers, rundir
 from visionkit.build import build_sources
 from visionkit.data.sources import Source
 from visionkit.errors import ConfigError, VisionkitError
+from visionkit.files import reason
 from visionkit.metrics.coco import CocoEvaluator
 from visionkit.metrics.coco_engines import engine_version, pick_engine
 from visionkit.model import VisionModel
 from visionkit.predict import load
 from visionkit.types import Evaluator
+
+log = logging.getLogger("visionkit")
 
 
 def evaluate(
@@ -77,12 +81,16 @@ def _evaluate_run(
 
 
 def _write(folder: Path, figures: dict[str, Any], coco: dict[str, CocoEvaluator]) -> None:
-    folder.mkdir(exist_ok=True)
-    rundir.write_text(folder / "metrics.json", rundir.to_json(figures) + "\n")
-    for name, evaluator in coco.items():
-        for iou_type in evaluator.types:
-            file = folder / f"{name.replace('/', '_')}_{iou_type}.json"
-            rundir.write_text(file, rundir.to_json(evaluator.result_file(iou_type)))
+    """Figures matter more than their file: what cannot be written is a warning."""
+    try:
+        folder.mkdir(exist_ok=True)
+        rundir.write_text(folder / "metrics.json", rundir.to_json(figures) + "\n")
+        for name, evaluator in coco.items():
+            for iou_type in evaluator.types:
+                file = folder / f"{name.replace('/', '_')}_{iou_type}.json"
+                rundir.write_text(file, rundir.to_json(evaluator.result_file(iou_type)))
+    except OSError as error:
+        log.warning("%s: cannot be written: %s", folder, reason(error))
 
 
 def evaluate_model(

@@ -35,9 +35,9 @@ def keep_last(run: Path, state: dict[str, Any]) -> None:
 def load_run(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[str, Any]]:
     """A checkpoint file, or the best one of a run directory, and its content.
 
-    Where best.pt is missing or damaged it is last.pt, and then prev.pt, with a warning if it is
-    damaged; with `resume`, last.pt and then prev.pt. Raises CheckpointError if there is none that
-    can be read, which names each and what is wrong with it.
+    Where best.pt is missing or damaged it is last.pt, and then prev.pt, with a warning; with
+    `resume`, last.pt and then prev.pt. Raises CheckpointError if there is none that can be read,
+    which names each and what is wrong with it.
     """
     run = Path(run)
     if run.is_file():
@@ -46,8 +46,10 @@ def load_run(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[str, 
         raise CheckpointError(f"{run}: no such run directory or checkpoint file")
     names = TO_RESUME if resume else TO_PREDICT
     damage: list[str] = []
+    absent: list[str] = []
     for path in (folder(run) / name for name in names):
         if not path.is_file():
+            absent.append(path.name)
             continue
         try:
             state = checkpoint.load_run(path)
@@ -55,8 +57,9 @@ def load_run(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[str, 
             log.warning("%s", error)
             damage.append(str(error))
             continue
-        if damage:
-            log.warning("%s, of step %s, is used instead", path, state.get("step", "?"))
+        if damage or absent:
+            why = f"there is no {' and no '.join(absent)}: " if absent else ""
+            log.warning("%s%s, of step %s, is used instead", why, path, state.get("step", "?"))
         return path, state
     if damage:
         raise CheckpointError("\n  ".join([f"{run}: no checkpoint can be read:", *damage]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -39,6 +40,13 @@ def together() -> Iterator[None]:
             show_torchrun(error)
             _tell(error)
         raise
+
+
+def first_told(signal_name: str | None) -> str:
+    """The signal that some process got, and which one; the same in all processes."""
+    told = enumerate(distributed.gather(signal_name))
+    rank, name = next((rank, name) for rank, name in told if name)
+    return name if distributed.world_size() == 1 else f"{name} to process {rank}"
 
 
 def show_torchrun(error: BaseException, *, later: bool = False) -> None:
@@ -93,7 +101,7 @@ def _cause(error: LostProcess) -> VisionkitError:
         if hung
         else "has gone"
     )
-    reason = str(error).strip().split(". ")[0]
+    reason = re.sub(r"\[/\S+\] ", "", str(error).strip().split(". ")[0])  # a line of gloo's source
     return VisionkitError(f"process {who} {what}; the others stop ({reason})")
 
 

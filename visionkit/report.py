@@ -1,6 +1,7 @@
 """Pictures of a run: training pictures with their targets, validation pictures with predictions.
 
-A picture that cannot be drawn or written never stops a training run.
+A picture that cannot be drawn or written never stops a training run. Each function is called with
+the run directory, whether pictures are wanted (`train.plots`), and its own arguments.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ PICTURES = 9
 
 def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
-    def guarded(run: Path, *args: object, **kwargs: object) -> None:
-        if distributed.rank() != 0:
+    def guarded(run: Path, wanted: bool, *args: object, **kwargs: object) -> None:
+        if not wanted or distributed.rank() != 0:
             return
         try:
             (run / "plots").mkdir(exist_ok=True)
@@ -88,7 +89,6 @@ def picture_validation(
 
 
 @_never_fatal
-def write_curves(run: Path, wanted: bool) -> None:
+def write_curves(run: Path) -> None:
     """plots/*.png: loss, metric, learning-rate and speed curves (needs the `plots` extra)."""
-    if wanted:
-        write_plots(run / "metrics.jsonl", run / "plots")
+    write_plots(run / "metrics.jsonl", run / "plots")

@@ -118,7 +118,7 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
                 ]
                 seen = [batch for _, batch in taken]
                 for source, batch in taken[: len(trained)] if step == 0 else ():
-                    picture_training_batch(run, batch, source, model, classes)
+                    picture_training_batch(run, settings.plots, batch, source, model, classes)
                 _seed_step(settings.seed, step, device)
                 set_lr(optimizer, settings.lr * lr_factor(step, total_steps, settings))
                 progress.lr = optimizer.param_groups[0]["lr"]
@@ -159,8 +159,9 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
             if due or interrupted:
                 state.save_last(final=interrupted)
             if interrupted:
+                stop.received = peers.first_told(stop.received)
                 raise Preempted(
-                    f"stopped by {stop.received or 'another process'} after step {progress.step}; "
+                    f"stopped by {stop.received} after step {progress.step}; "
                     f"continue with: visionkit train --resume {run}"
                 )
             validate_if_due()
@@ -173,7 +174,7 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
         state.save_best(final=True)
     distributed.gather(None)  # if the last save fails, all processes fail
     with stop.at_once():
-        picture_validation(run, state.smooth, sources, classes, dtype=dtype)
+        picture_validation(run, settings.plots, state.smooth, sources, classes, dtype=dtype)
         write_curves(run, settings.plots)
     progress.finish("finished", exit_code=0)
     return Run(run, progress.metrics)

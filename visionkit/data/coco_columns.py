@@ -50,10 +50,9 @@ def whole_numbers(
         else:
             bound = f" of at least {low}" if low > -LARGEST else ""
             hint = " (without quotes)" if isinstance(value, str) else ""
-            what = f"is {short(value)}" if key in records[i] else "is missing"
             problems.add(
                 place(kind, first + i, records[i]),
-                f"'{key}' {what}",
+                f"'{key}' {said(records[i], key)}",
                 f"must be a whole number{bound}{hint}",
                 key=key,
                 value=short(value),
@@ -77,7 +76,7 @@ def boxes(records: Sequence[Record], problems: Problems, first: int = 0) -> np.n
         except (TypeError, OverflowError):
             problems.add(
                 place("annotations", first + i, records[i]),
-                f"'bbox' is {short(box)}",
+                f"'bbox' {said(records[i], 'bbox')}",
                 "must be four numbers [x, y, width, height]",
                 key="bbox",
                 value=short(box),
@@ -226,6 +225,11 @@ def place(kind: str, index: int, record: Record) -> Place:
     """Where that record of the list `kind` stands."""
     id_ = record.get("id")
     return Place(kind, int(index), id_ if type(id_) is int or "id" not in record else short(id_))
+
+
+def said(record: Record, key: str) -> str:
+    """What a record says there, for a message: "is 7", or "is missing"."""
+    return f"is {short(record[key])}" if key in record else "is missing"
 
 
 def short(value: Any) -> str:

@@ -37,8 +37,11 @@ def find_faulty(index: CocoIndex, names: list[str], *, masks: bool) -> list[Faul
     starts = range(0, len(objects.ids), BLOCK)
     boxes = np.concatenate([_NONE.astype(np.uint8), *(_box_faults(index, at) for at in starts)])
     known = objects.image >= 0
+    unknown = ~known & (objects.image_ids != ABSENT)
+    if (index.images.ids == ABSENT).any():  # they may be those of the images with a bad id
+        unknown[:] = False
     found = [
-        Faulty("unknown-image", np.flatnonzero(~known & (objects.image_ids != ABSENT)), "image_id"),
+        Faulty("unknown-image", np.flatnonzero(unknown), "image_id"),
         Faulty("negative-area", np.flatnonzero(objects.area < 0), "area"),
         Faulty("bad-mask", _bad_masks(index) if masks else _NONE, "segmentation"),
         Faulty("empty-box", np.flatnonzero(boxes & EMPTY), "bbox"),

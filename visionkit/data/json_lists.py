@@ -75,7 +75,7 @@ def _read_list(data: Data, at: int, take: Take, piece: int) -> int:
             used = take(at, end)
         except ValueError as error:
             if following is None:
-                raise ValueError(f"{error}, counted from char {at}") from None
+                raise ValueError(_located(error, at - 1)) from None  # a bracket was put before it
             length = max(2 * length, end - at)
             continue
         if used is not None:
@@ -83,6 +83,13 @@ def _read_list(data: Data, at: int, take: Take, piece: int) -> int:
         if following is None:
             raise ValueError(f"a list does not end (char {len(data)})")
         at, length = following, piece
+
+
+def _located(error: ValueError, before: int) -> str:
+    """The message with the place in the file, `before` which there are so many bytes."""
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return f"{error.msg}: byte {before + len(error.doc[: error.pos].encode('utf-8'))}"
 
 
 def proposals(data: Data, at: int, piece: int = PIECE) -> Iterator[tuple[int, int]]:

@@ -15,6 +15,7 @@ from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from traceback import walk_tb
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -33,6 +34,7 @@ Item: TypeAlias = Any  # what a view gives for a ticket: a picture and its targe
 Collate: TypeAlias = Callable[[list[Item]], Batch | VisionkitError]
 
 _NOTHING_YET = -(2**62)
+_FEWER = "use fewer data.workers or smaller batches"
 _NO_ROOM = (
     "the shared memory that batches travel in (/dev/shm) is full: make it larger (`docker run "
     "--shm-size=8g`), or use fewer data.workers or smaller batches"
@@ -69,6 +71,7 @@ def load_batches(
             iterator = iter(loader)
     except Exception as error:  # what is not sent but inherited may be anything
         _kill({*active_children()} - others)  # the first of several workers are there already
+        _forget(error)
         shortage = _shortage(error)
         what = shortage or f"{error}: use data.workers=0"
         kind = ResourceError if shortage else DataError
@@ -256,10 +259,7 @@ def _cause(exit_code: int) -> str:
             "hangs; data.workers=0 shows where"
         )
     if name == "SIGKILL":
-        return (
-            "was killed (SIGKILL), as systems do that run out of memory: use fewer data.workers "
-            "or smaller batches"
-        )
+        return f"was killed (SIGKILL), as systems do that run out of memory: {_FEWER}"
     if name == "SIGBUS":
         return f"bus error (SIGBUS): {_NO_ROOM}"
     if name in ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL"):
@@ -281,8 +281,15 @@ def _shortage(error: BaseException) -> str | None:
     elif "shared memory" in text or "</torch_" in text:
         remedy = _NO_ROOM
     elif "Cannot allocate memory" in text:
-        remedy = "use fewer data.workers or smaller batches"
+        remedy = _FEWER
     return remedy and f"{text}: {remedy}"
+
+
+def _forget(error: Exception) -> None:
+    """Or torch ends what has not begun, with a traceback of its own."""
+    for frame, _ in walk_tb(error.__traceback__):
+        if hasattr(begun := frame.f_locals.get("self"), "_shutdown"):
+            begun._shutdown = True
 
 
 def _kill(processes: Collection[BaseProcess]) -> None:

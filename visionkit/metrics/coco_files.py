@@ -138,7 +138,12 @@ def read_results(path: str | Path, block: int = BLOCK) -> Iterator[list[Any]]:
                 if not more:
                     break
                 rest, wanted = rest + more, wanted + block
+            before = file.tell() - len(rest)
         records = json.loads(rest)
+    except json.JSONDecodeError as error:
+        place = before + len(error.doc[: error.pos].encode("utf-8"))
+        what = f"{diagnose(path)} [{error.msg}: byte {place}]"
+        raise DataError(f"result file {path} {what}") from None
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
