@@ -12,6 +12,7 @@ from visionkit import checkpoint, distributed, global_batch, training
 from visionkit.config import load_config
 from visionkit.preparation import set_up
 from visionkit.training_state import TrainingState
+from visionkit.types import Batch
 
 WEIGHTS, LOSSES = 2e-5, 1e-5  # largest difference; relative difference
 QUICK = [*TASKS, "joint", "sync", "unsync"]
@@ -147,3 +148,19 @@ def test_a_process_without_a_labelled_picture_takes_part(tmp_path):
         assert len(together) == len(expected) > 0, name
         for a, b in zip(together, expected, strict=True):
             torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4, msg=name)
+
+
+def padded():
+    """Pictures of another size in each process."""
+    distributed.setup()
+    size = (32, 64) if distributed.rank() else (96, 32)
+    images = torch.ones(2, 3, *size, dtype=torch.uint8)
+    batch = global_batch.padded_alike(Batch(images, [{}, {}]))
+    filled = batch.images[:, :, : size[0], : size[1]].sum()
+    return [*batch.images.shape], int(filled), int(batch.images.sum())
+
+
+def test_batches_are_padded_to_the_largest_picture_of_all_processes(tmp_path):
+    """As in one process, where what lies beyond a picture's border counts in batch norms."""
+    for rank, (shape, filled, all_) in enumerate(on_ranks(2, padded, folder=tmp_path)):
+        assert shape == [2, 3, 96, 64] and filled == all_ == 6 * (32 * 64 if rank else 96 * 32)

@@ -109,6 +109,15 @@ def _split(flat: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
     return flat.split([part.numel() for part in parts])
 
 
+def largest(numbers: Sequence[int]) -> list[int]:
+    """For each of the numbers, the largest that any process has."""
+    votes = torch.tensor(numbers)
+    if world_size() > 1:
+        with answered():
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return votes.tolist()
+
+
 def broadcast_state(model: nn.Module) -> None:
     """Give every process the parameters and buffers of process 0."""
     if world_size() > 1:

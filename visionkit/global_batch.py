@@ -14,9 +14,11 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit import distributed
+from visionkit.types import Batch
 
 _is_shared = False
 
@@ -29,6 +31,17 @@ def shared() -> Iterator[None]:
         yield
     finally:
         _is_shared = False
+
+
+def padded_alike(batch: Batch) -> Batch:
+    """With its pictures padded to the largest size among all processes, as in one process: zeros
+    beyond a picture's border count in its features there, and in batch norms."""
+    if distributed.world_size() == 1:
+        return batch
+    height, width = batch.images.shape[-2:]
+    largest = distributed.largest([height, width])
+    padding = (0, largest[1] - width, 0, largest[0] - height)
+    return Batch(F.pad(batch.images, padding), batch.targets) if any(padding) else batch
 
 
 def divisor(count: Tensor, *, least: float = 1.0) -> Tensor:

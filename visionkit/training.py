@@ -124,7 +124,7 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
                 progress.lr = optimizer.param_groups[0]["lr"]
                 optimizer.zero_grad(set_to_none=True)
                 for source, batch in taken:
-                    batch = batch.to(device)
+                    batch = global_batch.padded_alike(batch).to(device)
                     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
                     with autocast, global_batch.shared():
                         features = model.features(batch)
