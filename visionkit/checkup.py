@@ -84,7 +84,7 @@ def check_config(
     if whole and device is not None:
         with report.catching():
             prepare_model(config, sources, taken_over, origin, device=device)
-    across = look_across(config, sources, progress)
+    across = look_across(config, sources, contents=True)
     pictures: dict[str, list[Finding]] = {}
     for source in sources:
         for split, dataset in splits_of(source):

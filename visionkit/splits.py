@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from visionkit.components import resolve
 from visionkit.config import Config
+from visionkit.data.picture_check import look_at_all, same_content
 from visionkit.data.problems import Finding, finding
 from visionkit.data.sources import Source
 from visionkit.data_used import fingerprint, where_is
 from visionkit.types import Dataset
 
-Progress = Callable[[Iterable[Path], str], Iterable[Path]]  # shows how far it is
 
-
-def look_across(
-    config: Config, sources: list[Source], progress: Progress | None = None
-) -> list[Finding]:
+def look_across(config: Config, sources: list[Source], *, contents: bool = False) -> list[Finding]:
     """Training against validation data, and data against heads. Pictures are compared by their
-    paths; with `progress`, which takes time, by their content too."""
+    paths; with `contents`, for which each is looked at, by their bytes too."""
     found: list[Finding] = []
     for trained, validated in _pairs(sources):
         where = f"{where_is(trained.name, 'train')} and {where_is(validated.name, 'val')}"
-        found += _leaks(where, trained.train, validated.val, progress)
+        found += _leaks(where, trained.train, validated.val, contents)
         found += _untrained(where, trained.train, validated.val)
     for source in sources:
         found += _for_heads(config, source)
@@ -43,9 +39,7 @@ def _pairs(sources: list[Source]) -> Iterator[tuple[Source, Source]]:
                 yield trained, validated
 
 
-def _leaks(
-    where: str, train: Dataset, val: Dataset, progress: Progress | None
-) -> Iterator[Finding]:
+def _leaks(where: str, train: Dataset, val: Dataset, contents: bool) -> Iterator[Finding]:
     ours, theirs = _pictures(train), _pictures(val)
     same_place = ours is not None and theirs is not None and ours[0] == theirs[0]
     same = type(_inner(train)) is type(_inner(val)) and fingerprint(train) == fingerprint(val)
@@ -57,9 +51,9 @@ def _leaks(
     shared = set(_paths(*ours)) & set(_paths(*theirs)) if _may_meet(ours[0], theirs[0]) else set()
     for path in sorted(shared):
         yield finding("same-picture", f"{path} is in both", file=where, value=path)
-    if progress is not None:
+    if contents:
         rest = [sorted(set(_paths(*pictures)) - shared) for pictures in (ours, theirs)]
-        for first, second in _same_content(*rest, progress):
+        for first, second in _same_content(*rest):
             text = f"{first} and {second} are the same picture"
             yield finding("same-content", text, file=where, value=second)
 
@@ -84,26 +78,15 @@ def _may_meet(first: str, second: str) -> bool:
     return os.path.commonpath([first, second]) in (first, second)
 
 
-def _same_content(
-    first: list[str], second: list[str], progress: Progress
-) -> Iterator[tuple[str, str]]:
-    """Files of both lists with the same bytes. Only those of one size are read."""
-    by_size: dict[int, tuple[list[str], list[str]]] = {}
-    for side, paths in enumerate((first, second)):
-        for path in paths:
-            if os.path.exists(path):
-                by_size.setdefault(os.path.getsize(path), ([], []))[side].append(path)
-    alike = {size: both for size, both in by_size.items() if all(both)}
-    files = [path for both in alike.values() for paths in both for path in paths]
-    hashes: dict[str, bytes] = {}
-    for path in progress(files, "comparing pictures of one size"):
-        with open(path, "rb") as file:
-            hashes[path] = hashlib.file_digest(file, "sha256").digest()
+def _same_content(first: list[str], second: list[str]) -> list[tuple[str, str]]:
+    """Pictures of both lists whose files hold the same bytes, as a look at each has told."""
+    paths = [*map(Path, first), *map(Path, second)]
     found = []
-    for ours, theirs in alike.values():
-        known = {hashes[path]: path for path in reversed(ours)}
-        found += [(known[hashes[path]], path) for path in theirs if hashes[path] in known]
-    return iter(sorted(found))
+    for places in same_content(look_at_all(paths, "pictures of training and validation")):
+        ours = [first[i] for i in places if i < len(first)]
+        theirs = [second[i - len(first)] for i in places if i >= len(first)]
+        found += [(ours[0], path) for path in theirs if ours]
+    return sorted(found)
 
 
 def _untrained(where: str, train: Dataset, val: Dataset) -> Iterator[Finding]:
