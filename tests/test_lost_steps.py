@@ -103,9 +103,6 @@ def test_a_disk_that_cannot_save_what_is_left_does_not_hide_the_error(tmp_path, 
 
 
 TEXTS = {
-    "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's "
-    "workers are out of shared memory.": "--shm-size",
-    "unable to allocate shared memory(shm) for file </torch_7>: No space left": "--shm-size",
     "unable to open shared memory object </torch_7>: Too many open files (24)": "ulimit -n",
     "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.": "batch_size",
     "Expected more than 1 value per channel when training, got [1, 8, 1, 1]": "norm: frozen",

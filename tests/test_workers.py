@@ -234,6 +234,8 @@ def test_too_many_open_files_in_a_worker():
     [
         ("unable to allocate shared memory(shm) for file </torch_1_2>: Success (0)", "--shm-size"),
         ("unable to resize file </torch_1_2> to the right size: No space left", "--shm-size"),
+        ("unable to allocate shared memory(shm) for file </torch_7>: No space left", "--shm-size"),
+        ("killed by signal: Bus error. Workers may be out of shared memory.", "--shm-size"),
         ("received 0 items of ancdata", "ulimit -n"),
         ("[Errno 12] Cannot allocate memory", "fewer data.workers"),
     ],

@@ -1,4 +1,5 @@
-"""Errors of torch and of the system that have a known remedy, told with it."""
+"""Errors of torch and of the system that have a known remedy, told with it. Those of loader workers
+are told by `data.workers`."""
 
 from __future__ import annotations
 
@@ -10,11 +11,6 @@ import torch
 
 from visionkit.config import Config
 from visionkit.errors import ConfigError, ResourceError, VisionkitError
-
-SHARED_MEMORY = (
-    *("allocate shared memory(shm)", "out of shared memory", "insufficient shared memory"),
-    *("write to file </torch_", "resize file </torch_", "Bus error"),
-)
 
 
 @contextmanager
@@ -40,12 +36,6 @@ def is_out_of_memory(error: Exception) -> bool:
 def _explained(error: Exception, config: Config) -> VisionkitError | None:
     text = str(error)
     first_line = text.strip().partition("\n")[0][:200] or type(error).__name__
-    if any(sign in text for sign in SHARED_MEMORY):  # before "no memory", which it may speak of
-        return ResourceError(
-            "the loader workers lack shared memory (/dev/shm; a container often has just 64 MB of "
-            "it): start the container with --shm-size=8g, or set data.workers=0 "
-            f"({config.workers} now). {first_line}"
-        )
     if is_out_of_memory(error):
         sizes = ", ".join(
             f"data.{name}: batch_size {spec.batch_size}, image_size {spec.image_size}"
