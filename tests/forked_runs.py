@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from runs import cut_off, die, spec, train
+
 from visionkit import distributed, errors
 
 

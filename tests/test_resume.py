@@ -11,7 +11,6 @@ import itertools
 import random
 
 import pytest
-
 from runs import HEADS, HOW, STEPS, equal, outcome, read_status, spec, train, train_until
 
 WEIGHTINGS = ("fixed", "uncertainty", "pcgrad")

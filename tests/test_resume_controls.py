@@ -5,8 +5,8 @@ the comparison blind."""
 import shutil
 
 import pytest
-
 from runs import equal, outcome, spec, train, train_until
+
 from visionkit import checkpoint, rundir, training
 from visionkit.data.sources import Source
 from visionkit.gradients import PCGrad

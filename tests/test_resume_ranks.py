@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_resume import MODELS
-
 from runs import equal, outcome
+from test_resume import MODELS
 
 HERE = Path(__file__).parent
 CASES = {

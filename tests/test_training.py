@@ -7,9 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from runs import equal
 
 import visionkit
-from runs import equal
 from visionkit import checkpoint
 from visionkit.errors import CheckpointError, ConfigError, DivergedError, Preempted
 from visionkit.training import train
