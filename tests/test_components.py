@@ -33,7 +33,10 @@ def test_types_of_the_package_resolve_to_the_classes_that_are_listed():
 def test_a_type_from_outside_needs_no_registration(here):
     (here / "outside").mkdir()
     (here / "outside/pose.py").write_text(
-        "from visionkit.types import Head\nclass PoseHead(Head):\n    pass\n"
+        "from visionkit.types import Head\nclass PoseHead(Head):\n"
+        "    needs, main_metric = ('labels',), 'score'\n"
+        "    def loss(self, features, batch): ...\n"
+        "    predict = evaluator = loss\n"
     )
     assert resolve("heads", "outside.pose.PoseHead").__name__ == "PoseHead"
     with pytest.raises(ConfigError, match=r"did you mean 'outside.pose.PoseHead'\?"):

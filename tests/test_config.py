@@ -24,10 +24,15 @@ class Neck:
     levels: dict[str, Level]
     def __init__(self, levels, *, channels: Count = 256): ...
 
-class Boxes(Head):
+class Whole(Head):
+    needs, main_metric = ("labels",), "score"
+    def loss(self, features, batch): ...
+    predict = evaluator = loss
+
+class Boxes(Whole):
     def __init__(self, levels: dict[str, Level], classes: list[str], *, convs: Count = 4): ...
 
-class Tags(Head):
+class Tags(Whole):
     def __init__(self, levels, classes, *, dropout: Fraction = 0.0): ...
 
 class Files:

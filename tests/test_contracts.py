@@ -48,7 +48,9 @@ class Truth(Head):
         for target in batch.targets:
             boxes = target.get("boxes", torch.zeros(0, 4))
             boxes = to_original(boxes, target["size"], target["orig_size"])
-            found.append({"boxes": boxes, "scores": torch.ones(len(boxes))})
+            labels = target.get("labels", torch.zeros(0, dtype=torch.int64))
+            scores = torch.ones(len(boxes))
+            found.append({"boxes": boxes, "scores": scores, "labels": labels})
         return found
 
 

@@ -214,7 +214,7 @@ def _evaluate(
     for source in sources:
         if source.val is None or not source.feeds:
             continue
-        evaluators = {head: model.heads[head].evaluator(source.val) for head in source.feeds}
+        evaluators = {head: model.evaluator(head, source.val) for head in source.feeds}
         with closing(source.val_batches(workers=workers)) as batches:
             for number, batch in enumerate(islice(batches, steps)):
                 batch = batch.to(device)

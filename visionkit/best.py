@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from visionkit.components import unknown
+from visionkit.errors import ConfigError
+
 LOWER_IS_BETTER = ("mse", "kl")  # beside all losses
 
 
@@ -26,7 +29,11 @@ class Best:
         return list(dict.fromkeys([*self.weights, *self.guards]))
 
     def score(self, metrics: Mapping[str, float]) -> float:
-        """NaN, which is never the best, where a metric is not defined or a guard is violated."""
+        """NaN, which is never the best, where a metric is not defined or a guard is violated.
+        Raises ConfigError if a metric was not computed at all."""
+        for name in self.names:
+            if name not in metrics:
+                raise ConfigError(unknown(name, metrics, f"the validation gave no {name!r}"))
         if not self.weights or self.violated(metrics):
             return math.nan
         return sum(weight * sign(name) * metrics[name] for name, weight in self.weights.items())

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterable
 from types import ModuleType
 
+from visionkit.contracts import check_class
 from visionkit.errors import ConfigError
 from visionkit.types import Head
 
@@ -49,6 +50,8 @@ def resolve(section: str, type_name: str) -> type:
         raise ConfigError(unknown(type_name, valid, what))
     if section == "heads" and not issubclass(found, Head):
         raise ConfigError(f"{type_name} must derive from visionkit.types.Head")
+    if section == "heads":
+        check_class(type_name, found)
     return found
 
 

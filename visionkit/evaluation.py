@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from visionkit import distributed, peers, rundir
 from visionkit.build import build_sources
+from visionkit.contracts import checked_metrics
 from visionkit.data.sources import Source
 from visionkit.errors import ConfigError, VisionkitError
 from visionkit.files import reason
@@ -135,8 +136,20 @@ def metric_names(model: VisionModel, sources: Iterable[Source]) -> list[str]:
         f"{source.name}/{head}/{name}" if len(sources) > 1 else f"{head}/{name}"
         for source in sources
         for head in source.feeds
-        for name in model.heads[head].evaluator(source.val).compute()
+        for name in _nothing_seen(head, model.evaluator(head, source.val))
     ]
+
+
+def _nothing_seen(head: str, evaluator: Evaluator) -> dict[str, float]:
+    """Its metrics before any picture."""
+    try:
+        metrics = evaluator.compute()
+    except Exception as error:
+        raise ConfigError(
+            f"heads.{head}: compute() of its evaluator fails where it has seen no picture yet "
+            f"({type(error).__name__}: {error}); expected the names of its metrics, with NaN"
+        ) from error
+    return checked_metrics(head, metrics)
 
 
 @torch.inference_mode()
@@ -144,7 +157,7 @@ def _evaluate_source(
     model: VisionModel, source: Source, *, dtype: torch.dtype, workers: int, losses: bool
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
     device = next(model.parameters()).device
-    evaluators = {name: model.heads[name].evaluator(source.val) for name in source.feeds}
+    evaluators = {name: model.evaluator(name, source.val) for name in source.feeds}
     losses_of: dict[tuple[str, str], list[float]] = defaultdict(list)  # of each batch
     seen: list[int] = []
     size = source.eval_batch_size or source.batch_size
@@ -190,7 +203,7 @@ def _gathered(
     found = {}
     for name, evaluator in evaluators.items():
         evaluator.merge(distributed.gather(evaluator.state()))
-        metrics = evaluator.compute()
+        metrics = checked_metrics(name, evaluator.compute())
         terms = {t: _exact_sum(v) / count for (head, t), v in everywhere.items() if head == name}
         if terms:
             metrics |= {f"loss/{term}": value for term, value in terms.items()}

@@ -10,8 +10,14 @@ from torch import Tensor, nn
 
 from visionkit.boxes import to_input
 from visionkit.components import unknown
+from visionkit.contracts import (
+    boxes_of,
+    checked_evaluator,
+    checked_losses,
+    checked_predictions,
+)
 from visionkit.errors import ConfigError
-from visionkit.types import Batch, Head, Target
+from visionkit.types import Batch, Dataset, Evaluator, Head, Target
 
 
 class VisionModel(nn.Module):
@@ -67,7 +73,9 @@ class VisionModel(nn.Module):
         self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
     ) -> dict[str, dict[str, Tensor]]:
         """Unweighted loss terms by head and by name."""
-        return {name: _checked(name, self.heads[name].loss(features, batch)) for name in heads}
+        return {
+            name: checked_losses(name, self.heads[name].loss(features, batch)) for name in heads
+        }
 
     def predictions(
         self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
@@ -80,16 +88,27 @@ class VisionModel(nn.Module):
         heads = list(heads)
         bases = [name for name in heads if self.heads[name].on is None]
         bases += [on for name in heads if (on := self.heads[name].on) and on not in bases]
-        found = {name: self.heads[name].predict(features, batch) for name in dict.fromkeys(bases)}
+        found = {name: self._predicted(name, features, batch) for name in dict.fromkeys(bases)}
         for name in heads:
             if name not in found:
-                objects = found[self.heads[name].on]
-                described = self.heads[name].predict(features, _with_boxes(batch, objects))
+                on = self.heads[name].on
+                objects = boxes_of(name, on, found[on])
+                described = self._predicted(name, features, _with_boxes(batch, objects))
                 found[name] = [
                     {**more, "boxes": one["boxes"], "scores": one["scores"]}
                     for more, one in zip(described, objects, strict=True)
                 ]
         return {name: found[name] for name in heads}
+
+    def _predicted(
+        self, head: str, features: dict[str, Tensor], batch: Batch
+    ) -> list[dict[str, Any]]:
+        found = self.heads[head].predict(features, batch)
+        return checked_predictions(head, found, len(batch))
+
+    def evaluator(self, head: str, dataset: Dataset) -> Evaluator:
+        """A fresh evaluator of that head's predictions on a data set."""
+        return checked_evaluator(head, self.heads[head].evaluator(dataset))
 
     def weighted(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """What each head adds to the one number to minimize."""
@@ -105,28 +124,6 @@ class VisionModel(nn.Module):
         """The factor of each head's loss as it stands."""
         learned = {name: float(torch.exp(-s.detach())) for name, s in self.log_variances.items()}
         return {name: w * learned.get(name, 1.0) for name, w in self.loss_weights.items()}
-
-
-def _checked(head: str, terms: Any) -> dict[str, Tensor]:
-    """The loss terms of a head if they are what a head has to give; else a ConfigError."""
-    sound = isinstance(terms, dict) and terms
-    for name, value in terms.items() if sound else ():
-        sound = sound and isinstance(name, str) and isinstance(value, Tensor)
-        sound = sound and value.ndim == 0 and value.is_floating_point()
-    if not sound:
-        shown = (
-            {
-                n: f"{v.dtype} {tuple(v.shape)}" if isinstance(v, Tensor) else v
-                for n, v in terms.items()
-            }
-            if isinstance(terms, dict)
-            else terms
-        )
-        raise ConfigError(
-            f"heads.{head}: its loss() gave {shown}; expected a dict of one or more names with "
-            "float tensors of shape (), as visionkit.types.Head says"
-        )
-    return terms
 
 
 def _with_boxes(batch: Batch, predictions: list[dict[str, Any]]) -> Batch:

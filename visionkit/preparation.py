@@ -11,7 +11,7 @@ import torch
 from visionkit import distributed, growth, rundir
 from visionkit.backbones.norm import synchronized
 from visionkit.best import Best
-from visionkit.build import build_model, build_sources, head_classes
+from visionkit.build import build_model, build_sources, default_best, head_classes
 from visionkit.components import unknown
 from visionkit.config import Config
 from visionkit.data.problems import Finding
@@ -122,7 +122,9 @@ def tell_data(
 def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> None:
     """A metric that nobody computes should not come to light after the first epoch."""
     names = metric_names(model, sources)
-    for wanted in Best(config.train.best, config.train.no_worse_than).names:
+    chosen = config.train.best or (default_best(config) if names else None)
+    where = "train.best" if config.train.best else "main_metric of the first head"
+    for wanted in Best(chosen, config.train.no_worse_than).names:
         if "/loss/" not in wanted and wanted not in names:
-            what = f"train.best: no validation gives {wanted!r}"
+            what = f"{where}: no validation gives {wanted!r}"
             raise ConfigError(unknown(wanted, names, what))

@@ -21,6 +21,7 @@ from visionkit.config import Config
 from visionkit.files import Misses
 
 log = logging.getLogger("visionkit")
+STATUS_SECONDS = 1.0  # so old status.json may be while steps are logged
 
 
 class Progress:
@@ -132,7 +133,8 @@ class Progress:
         if not self._main:
             return
         self._append(record)
-        self._write_status("running")
+        if now - self._told_at >= STATUS_SECONDS:  # small steps are over sooner than the file is
+            self._write_status("running")
         terms = ", ".join(f"{n.split('/')[-1]} {v:.3f}" for n, v in means.items() if "/" in n)
         loss = f"loss {means['total']:.3f}" if means else "all left out"
         line = f"{loss} ({terms})  lr {self.lr:.2g}  {rate:.1f} images/s"
@@ -219,6 +221,7 @@ class Progress:
     def _write_status(self, state: str, **details: Any) -> None:
         if not self._main:
             return
+        self._told_at = time.perf_counter()
         with self.misses.allowed(self.run / "status.json"):
             rundir.write_status(
                 self.run,
