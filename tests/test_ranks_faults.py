@@ -67,6 +67,19 @@ def loading(rank):
     return patch.object(Shapes, "__getitem__", fault) if rank == 1 else nothing()
 
 
+def loading_later(rank):
+    """The other process then waits for the gradients of this one."""
+    loss, calls = Classification.loss, []
+
+    def broken(self, features, batch):
+        calls.append(self.training)
+        if rank == 1 and sum(calls) == 4:  # the fourth step
+            raise DataError("pictures/7.png: cannot be read")
+        return loss(self, features, batch)
+
+    return patch.object(Classification, "loss", broken)
+
+
 def evaluating(rank):
     fault = raising(ZeroDivisionError("no boxes"))
     return patch.object(Classification, "predict", fault) if rank == 1 else nothing()
@@ -107,6 +120,7 @@ def infinite(rank):
 
 FAULTS = {
     "loading": (loading, "DataError", "pictures/7.png: cannot be read", "failed"),
+    "loading later": (loading_later, "DataError", "pictures/7.png: cannot be read", "failed"),
     "evaluating": (evaluating, "VisionkitError", "ZeroDivisionError: no boxes", "failed"),
     "saving": (saving, "CheckpointError", "disk full", "failed"),
     "dying": (dying, "VisionkitError", "process 1 has gone", "failed"),
@@ -128,7 +142,7 @@ def test_all_processes_end_and_tell_the_cause(name, tmp_path):
         assert result["error"] == ("ZeroDivisionError" if same else kind)
         assert ("no boxes" if same else text) in result["text"]
         assert result["seconds"] < 2 + 3 + 6  # the timeout, the wait for last words, the work
-        if name in ("loading", "evaluating", "saving") and rank != at_fault:
+        if name in ("loading", "loading later", "evaluating", "saving") and rank != at_fault:
             assert result["text"].startswith(f"process {at_fault}: ")
         shown = tmp_path / f"error{rank}.json"
         assert shown.exists() == (name != "told_to_stop")
@@ -136,6 +150,8 @@ def test_all_processes_end_and_tell_the_cause(name, tmp_path):
             assert text in json.loads(shown.read_text())["message"]["message"]
     status = rundir.read_status(tmp_path / "run")
     assert status["state"] == state
+    if name in ("loading later", "dying", "killed", "hanging", "told_to_stop"):
+        assert checkpoint.load(tmp_path / "run/checkpoints/last.pt")["step"] == 3
     if name == "told_to_stop":
         assert status["reason"] == "SIGTERM to process 1"
     if name == "infinite":

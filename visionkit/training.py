@@ -136,8 +136,9 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
                     progress.note(losses, sum(parts.values()) / settings.accumulate)
                     del features, losses, parts  # or they lived until the next ones are computed
 
-            combined = gradients.finish(step)
-            distributed.average_step(parameters, [*statistics, *progress.losses])
+                combined = gradients.finish(step)
+                distributed.average_step(parameters, [*statistics, *progress.losses])
+
             scaler.unscale_(optimizer)
             norm = total_norm(parameters)
             if guard.admits(norm, progress, seen, scaler):
@@ -153,9 +154,10 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
                 combined["broken_pictures"] = broken
             progress.advance(sum(map(len, seen)), norm=norm, combined=combined)
 
-            interrupted, due = distributed.any_of(
-                bool(stop.received), progress.save_due, device=device
-            )
+            with state.saved_if_lost():
+                interrupted, due = distributed.any_of(
+                    bool(stop.received), progress.save_due, device=device
+                )
             if due or interrupted:
                 state.save_last(final=interrupted)
             if interrupted:

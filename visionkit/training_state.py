@@ -13,7 +13,7 @@ import torch
 
 from visionkit import checkpoint, distributed, generations
 from visionkit.config import Config
-from visionkit.errors import CheckpointError, DataError, ResourceError
+from visionkit.errors import CheckpointError, DataError, LostProcess, ResourceError
 from visionkit.model import VisionModel
 from visionkit.optim import MovingAverage
 from visionkit.progress import Progress
@@ -138,13 +138,14 @@ class TrainingState:
 
     @contextmanager
     def saved_if_lost(self) -> Iterator[None]:
-        """Around the part of a step that changes no weights: where a broken picture or a lack of
-        memory ends the run there, the state after the step before is saved."""
+        """Around what changes no weights: where a broken picture, a lack of memory or another
+        process that is gone ends the run there, the state after the last whole step is saved."""
         self.buffers.remember()
         try:
             yield
         except Exception as error:
-            if not isinstance(error, DataError | ResourceError) and not is_out_of_memory(error):
+            known = isinstance(error, DataError | ResourceError | LostProcess)
+            if not known and not is_out_of_memory(error):
                 raise
             self.buffers.bring_back()
             self._save_what_is_left()
