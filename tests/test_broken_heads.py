@@ -182,5 +182,5 @@ def test_a_main_metric_that_is_never_computed_is_told_before_training(tmp_path, 
 
 
 def test_a_metric_that_is_missing_later():
-    with pytest.raises(ConfigError, match="gave no 'mine/score'; .* valid: mine/other"):
+    with pytest.raises(ConfigError, match=r"gave no 'mine/score'; .* valid: mine/other"):
         Best("mine/score", {}).score({"mine/other": 1.0})
