@@ -119,7 +119,8 @@ def test_result_files_that_are_none(files, capsys, content, says):
     ("change", "says"),
     [
         ({"images": ...}, "'images' is missing"),
-        ({"annotations": {}}, "'annotations' is not a list of objects"),
+        ({"annotations": {}}, "'annotations' is {}, not a list of objects"),
+        ({"annotations": [None]}, "annotations[0] is None, not an object: remove it"),
         ({"annotations": [{"id": 3, "image_id": 5}]}, "annotations[0] (id 3): 'category_id'"),
         ({"images": [{"id": 7}, {"id": 7}]}, "images[1] (id 7): 'id' 7 is already"),
     ],

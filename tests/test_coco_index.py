@@ -181,6 +181,9 @@ def test_a_fault_in_a_later_piece_has_its_place_in_the_file(tmp_path):
         index_of(tmp_path, content(records), piece=500)
     index = read_index(tmp_path / "a.json", piece=500)
     assert index.faults.count == index.mask_faults.count == 1
+    records[45:47] = [None, 3]
+    with pytest.raises(DataError, match=r"annotations\[45\] is None, not an object"):
+        index_of(tmp_path, content(records), piece=500)
 
 
 def test_processes_that_read_ahead_change_nothing(tmp_path, monkeypatch):

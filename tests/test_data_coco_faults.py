@@ -135,9 +135,11 @@ def test_faults_are_listed_together_and_counted(tmp_path):
         ("[" * 100_000, ["bad.json"]),
         ('{"images": [], "annotations": [], "categories": []}', ["'images' is empty"]),
         ('{"images": [{}], "annotations": []}', ["'categories' is missing"]),
-        ('{"images": null, "annotations": [], "categories": []}', ["'images' is not a list"]),
-        ('{"images": {}, "annotations": [], "categories": []}', ["'images' is not a list"]),
-        ('{"images": [1], "annotations": [], "categories": []}', ["'images' is not a list"]),
+        ('{"images": null, "annotations": [], "categories": []}', ["'images' is None, not a"]),
+        ('{"images": {}, "annotations": [], "categories": []}', ["'images' is {}, not a list"]),
+        ('{"images": [1], "annotations": [], "categories": []}', ["images[0] is 1, not an object"]),
+        ('{"images": [], "annotations": [{}, [], 3], "categories": []}', ["annotations[1] is []"]),
+        ('{"images": [], "annotations": [], "categories": [{}, "a"]}', ["categories[1] is 'a'"]),
     ],
 )
 def test_files_that_are_not_coco(tmp_path, text, parts):

@@ -14,9 +14,11 @@ from visionkit.data.coco_columns import (
     LARGEST,
     LARGEST_AREA,
     Record,
+    Stranger,
     areas,
     boxes,
     crowds,
+    first_stranger,
     whole_numbers,
 )
 from visionkit.data.coco_tables import COMPRESSED, OTHER, POLYGONS, UNCOMPRESSED, packed
@@ -42,7 +44,7 @@ class Piece(NamedTuple):
     has_masks: bool = False  # whether any has a segmentation
     mask_faults: tuple[tuple[int, str], ...] = ()  # places in the list, and what is wrong
     end: int | None = None  # see `json_lists.read_members`
-    all_objects: bool = True
+    stranger: Stranger | None = None  # the first element that is no JSON object
 
 
 def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
@@ -57,8 +59,9 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
         has_masks = len(cut.sizes) > 0
         return Piece(columns, starts=cut.starts if has_masks else None, has_masks=has_masks)
     records, end, cut = _records(text, cut)
-    if not records or not all(type(record) is dict for record in records):
-        return Piece(None, end=end, all_objects=not records)
+    stranger = first_stranger(records, first)
+    if not records or stranger is not None:
+        return Piece(None, end=end, stranger=stranger)
     marked = cut is not None
     extras = [_extras(record, marked) for record in records]
     texts = [json.dumps(extra) if extra else "" for extra in extras]

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from visionkit.data.annotation_text import Piece, read_faultless, read_piece
-from visionkit.data.coco_columns import rows_of
+from visionkit.data.coco_columns import Stranger, rows_of
 from visionkit.data.coco_tables import Gathered, ObjectTable
 from visionkit.data.index_store import contents
 from visionkit.data.json_lists import Data, proposals
@@ -39,7 +39,7 @@ class AnnotationReader:
         self._columns = Gathered()
         self.count = 0
         self.keys: set[str] = set()  # what the columns do not tell of some annotation
-        self.all_objects = True  # no element is anything else than a JSON object
+        self.stranger: Stranger | None = None  # the first element that is no JSON object
         self.has_masks = False  # whether any has a segmentation
         self._ahead: ReadAhead | None = None
         self._begun = -1  # where the list begins that is read ahead
@@ -64,7 +64,7 @@ class AnnotationReader:
         piece = self._ahead_of(start, stop)
         if piece is None:
             piece = read_piece(self.data[start:stop], self.count, self.problems)
-        self.all_objects &= piece.all_objects
+        self.stranger = self.stranger or piece.stranger
         self.has_masks |= piece.has_masks
         self.keys |= piece.keys
         self.mask_faults += piece.mask_faults

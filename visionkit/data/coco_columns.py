@@ -14,6 +14,7 @@ import numpy as np
 from visionkit.data.problems import Place, Problems
 
 Record = dict[str, Any]
+Stranger = tuple[int, str]  # place in a list of an element that is no JSON object, and what it is
 
 # The keys of an annotation that columns hold.
 CORE = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
@@ -230,6 +231,25 @@ def place(kind: str, index: int, record: Record) -> Place:
 def said(record: Record, key: str) -> str:
     """What a record says there, for a message: "is 7", or "is missing"."""
     return f"is {short(record[key])}" if key in record else "is missing"
+
+
+def first_stranger(records: Sequence[Any], first: int = 0) -> Stranger | None:
+    """The first element that is no JSON object; None if all are."""
+    if all(type(record) is dict for record in records):
+        return None
+    found = next(i for i, record in enumerate(records) if type(record) is not dict)
+    return first + found, short(records[found])
+
+
+def not_objects(key: str, members: dict[str, Any], stranger: Stranger | None) -> str:
+    """What is wrong with a member that has to be a list of objects; "" if nothing is."""
+    if key not in members:
+        return f"'{key}' is missing"
+    if not isinstance(members[key], list):
+        return f"'{key}' is {short(members[key])}, not a list of objects"
+    if stranger is not None:
+        return f"{key}[{stranger[0]}] is {stranger[1]}, not an object: remove it"
+    return ""
 
 
 def short(value: Any) -> str:

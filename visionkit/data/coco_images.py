@@ -10,7 +10,9 @@ import numpy as np
 from visionkit.data.coco_columns import (
     ABSENT,
     Record,
+    Stranger,
     file_names,
+    first_stranger,
     place,
     report_repeats,
     short,
@@ -34,13 +36,13 @@ class ImageReader:
         self._columns = Gathered()
         self.count = 0
         self.keys: set[str] = set()  # those of which the columns do not tell all
-        self.all_objects = True  # no element is anything else than a JSON object
+        self.stranger: Stranger | None = None  # the first element that is no JSON object
 
     def __call__(self, start: int, stop: int) -> int | None:
         """Read some records; see `json_lists.read_members`."""
         records, end = elements(self.data[start:stop])
-        self.all_objects &= all(type(record) is dict for record in records)
-        if self.all_objects and records:
+        self.stranger = self.stranger or first_stranger(records, self.count)
+        if self.stranger is None and records:
             self._columns.add(self._read(records))
             self.count += len(records)
         return end

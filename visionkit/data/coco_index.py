@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from visionkit.data import coco_checks, index_store
 from visionkit.data.coco_annotations import AnnotationReader
+from visionkit.data.coco_columns import first_stranger, not_objects
 from visionkit.data.coco_images import ImageReader, read_categories
 from visionkit.data.coco_tables import ImageTable, ObjectTable, flat, nested
 from visionkit.data.files import diagnose
@@ -170,17 +171,15 @@ def _check_structure(
 ) -> None:
     """DataError unless the three lists are there and hold objects."""
     listed = members.get("categories")
-    well = {
-        "images": members.get("images") == [] and images.all_objects,
-        "annotations": members.get("annotations") == [] and objects.all_objects,
-        "categories": isinstance(listed, list) and all(isinstance(r, dict) for r in listed),
+    strangers = {
+        "images": images.stranger,
+        "annotations": objects.stranger,
+        "categories": first_stranger(listed) if isinstance(listed, list) else None,
     }
-    for key, is_well in well.items():
-        if not is_well:
+    for key, stranger in strangers.items():
+        if fault := not_objects(key, members, stranger):
             raise DataError(
-                f"annotation file {path}: '{key}' is "
-                f"{'missing' if key not in members else 'not a list of objects'}; "
-                "is it a COCO file for detection or segmentation?"
+                f"annotation file {path}: {fault}; is it a COCO file for detection or segmentation?"
             )
     for key, count in (("images", images.count), ("categories", len(listed))):
         if not count:

@@ -72,7 +72,7 @@ KINDS: dict[str, Kind] = {
     "bad-mask": Kind(
         "malformed segmentations",
         "warning",
-        "a polygon needs at least 6 numbers, an even count; an RLE the size of its picture",
+        "outline it anew, or set the data set's `on_fault: {bad-mask: fix}`",
         fix="the object stays; its mask counts as not known, and where masks are scored its box "
         "is a region to ignore",
         drop=f"{_LEFT}; where masks are scored its box is a region to ignore",

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from visionkit.collector import paused_collector
+from visionkit.data.coco_columns import first_stranger, not_objects
 from visionkit.data.files import diagnose
 from visionkit.data.json_lists import elements, read_members
 from visionkit.errors import DataError
@@ -88,9 +89,9 @@ def _coco_dict(path: str | Path, iou_type: IouType) -> dict[str, Any]:
         )
     for key in ("images", "annotations", "categories"):
         records = data.get(key)
-        if not isinstance(records, list) or not all(isinstance(r, dict) for r in records):
-            fault = "missing" if key not in data else "not a list of objects"
-            raise DataError(f"annotation file {path}: '{key}' is {fault}; is it a COCO file?")
+        stranger = first_stranger(records) if isinstance(records, list) else None
+        if fault := not_objects(key, data, stranger):
+            raise DataError(f"annotation file {path}: {fault}; is it a COCO file?")
     return data
 
 
