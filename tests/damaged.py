@@ -7,6 +7,8 @@ import zlib
 import numpy as np
 from PIL import Image
 
+from visionkit.data.picture_check import find_faults, look_at_all
+
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -76,3 +78,8 @@ def turned(orientation, size=(40, 60), format="JPEG"):
     exif = Image.Exif()
     exif[0x0112] = orientation
     return picture(format, size, exif=exif)
+
+
+def faults_of(paths, sizes=None, exif="apply", **options):
+    """What a look at each of the files finds."""
+    return find_faults(paths, look_at_all(paths), sizes, exif, **options)

@@ -5,11 +5,11 @@ import pickle
 from pathlib import Path
 
 import pytest
-from damaged import flat_png, picture
+from damaged import faults_of, flat_png, picture
 
 from visionkit.data import kept_looks, picture_check
 from visionkit.data.kept_looks import KeptLooks
-from visionkit.data.picture_check import examine_pictures, look_at_all
+from visionkit.data.picture_check import look_at_all
 from visionkit.data.picture_look import Look
 
 
@@ -59,7 +59,7 @@ def test_only_what_is_new_changed_or_broken_is_looked_at_again(photos, looked, t
     assert [look.kind for look in found] == ["", "", "", "missing", "", "", "", ""]
     assert found[1].width == 30 and found[0] == first[0]
     looked.clear()
-    assert [f.kind for f in examine_pictures(photos)] == ["missing"] and looked == []
+    assert [f.kind for f in faults_of(photos)] == ["missing"] and looked == []
 
 
 def test_other_versions_and_folders_are_told_apart(photos, looked, root, monkeypatch):

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from damaged import PNG, chunk, flat_png, picture, png, tiff, turned
+from damaged import PNG, chunk, faults_of, flat_png, picture, png, tiff, turned
 from PIL import Image
 
 from visionkit.data.coco import Coco
@@ -14,7 +14,7 @@ from visionkit.data.crops import Crops
 from visionkit.data.dataset_pictures import examine_dataset
 from visionkit.data.images import load_image
 from visionkit.data.label_maps import LabelMaps
-from visionkit.data.picture_check import examine_pictures, look_at_all, same_content
+from visionkit.data.picture_check import look_at_all, same_content
 from visionkit.data.pictures import Pictures
 from visionkit.data.shapes import generate_shapes
 from visionkit.errors import DataError
@@ -65,7 +65,7 @@ def test_each_fault_is_found_with_its_place(bad, tmp_path):
     good = tmp_path / "good.jpg"
     good.write_bytes(JPEG)
     paths = [good, *bad, good]
-    faults = examine_pictures(paths)
+    faults = faults_of(paths)
     assert [fault.index for fault in faults] == list(range(1, len(bad) + 1))
     for fault, (path, (kind, message)) in zip(faults, bad.items(), strict=True):
         assert (fault.kind, fault.severity) == (kind, "error"), fault
@@ -85,7 +85,7 @@ def test_a_jpeg_without_its_end_mark_is_judged_alike(tmp_path):
     """Pillow 13 calls it cut short, others load it whole."""
     for name, content in (("good.jpg", JPEG), ("cut.jpg", JPEG[:-2])):
         (tmp_path / name).write_bytes(content)
-    faults = examine_pictures([tmp_path / "cut.jpg"])
+    faults = faults_of([tmp_path / "cut.jpg"])
     try:
         assert torch.equal(load_image(tmp_path / "cut.jpg"), load_image(tmp_path / "good.jpg"))
         assert not faults
@@ -98,7 +98,7 @@ def notes(folder, files, **options):
     for name, content in files.items():
         paths.append(folder / name)
         paths[-1].write_bytes(content) if isinstance(content, bytes) else content(paths[-1])
-    faults = examine_pictures(paths, **options)
+    faults = faults_of(paths, **options)
     return [(paths[f.index].name, f.kind, f.severity) for f in faults]
 
 
@@ -140,7 +140,7 @@ def test_sizes_are_compared_as_exif_turns_pictures(tmp_path, orientation):
     sizes = {"apply": upright, "ignore": (40, 60)}
     for exif, right in sizes.items():
         for size in ((40, 60), (60, 40), (41, 60)):
-            faults = examine_pictures([tmp_path / "a.jpg"], [size], exif)
+            faults = faults_of([tmp_path / "a.jpg"], [size], exif)
             kinds = [fault.kind for fault in faults]
             assert kinds == ["exif"] * (orientation != 1) + ["size"] * (size != right)
             if size == right:
@@ -155,7 +155,7 @@ def test_sizes_are_compared_as_exif_turns_pictures(tmp_path, orientation):
 @pytest.mark.parametrize("orientation", [0, 9, 274])
 def test_an_orientation_that_there_is_not_means_none(tmp_path, orientation):
     (tmp_path / "a.jpg").write_bytes(turned(orientation, (40, 60)))
-    assert examine_pictures([tmp_path / "a.jpg"], [(40, 60)]) == []
+    assert faults_of([tmp_path / "a.jpg"], [(40, 60)]) == []
 
 
 def test_files_of_the_same_bytes_are_found(tmp_path):

@@ -41,24 +41,6 @@ class PictureFault(NamedTuple):
     severity: Severity
 
 
-def examine_pictures(
-    paths: Sequence[Path],
-    sizes: Sequence[tuple[int, int] | None] | np.ndarray | None = None,
-    exif: Exif = "apply",
-    *,
-    maps: bool = False,
-    name: str = "pictures",
-) -> list[PictureFault]:
-    """Look at every picture and tell what is wrong, in the order of `paths`.
-
-    sizes: the (h, w) that each should have, as the annotations say, after `exif`; None where they
-        do not say.
-    maps: whether they are maps of class numbers, which `exif` never turns.
-    name: what is looked at, for the progress bar.
-    """
-    return find_faults(paths, look_at_all(paths, name), sizes, exif, maps=maps)
-
-
 def look_at_all(paths: Sequence[Path], name: str = "pictures") -> list[Look]:
     """A look at each picture, by several threads, or as it is remembered from an earlier start.
 
@@ -93,7 +75,12 @@ def find_faults(
     *,
     maps: bool = False,
 ) -> list[PictureFault]:
-    """What those looks tell; see `examine_pictures`."""
+    """What those looks tell, in the order of `paths`.
+
+    sizes: the (h, w) that each should have, as the annotations say, after `exif`; None where they
+        do not say.
+    maps: whether they are maps of class numbers, which `exif` never turns.
+    """
     faults: list[PictureFault] = []
     wanted = [None] * len(paths) if sizes is None else sizes
     for i, (path, look, size) in enumerate(zip(paths, looks, wanted, strict=True)):
