@@ -47,7 +47,8 @@ load_image(sys.argv[2])
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[3]) << 20),) * 2)
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    faults = [fault for fault in find_faults([path], look_at_all([path])) if fault.severity == "error"]
+    found = find_faults([path], look_at_all([path]))
+    faults = [fault for fault in found if fault.severity == "error"]
     try:
         load_image(path)
         print(path.name, "loaded", faults[0].kind if faults else "sound", sep="|")
