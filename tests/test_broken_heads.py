@@ -72,6 +72,7 @@ def model(**heads):
         (None, "None"),
         ({"a": 1.0}, "{'a': 1.0}"),
         ({"a": torch.zeros(2)}, "{'a': float32 (2,)}"),
+        ({"total": torch.zeros(())}, "{'total': float32 ()}"),
         ({"a": torch.zeros((), dtype=int)}, "{'a': int64 ()}"),
         (torch.zeros(()), "float32 ()"),
     ],
@@ -134,6 +135,10 @@ def test_an_evaluator_that_lacks_methods():
 def test_metrics_that_are_no_numbers(bad):
     with pytest.raises(ConfigError, match=r"heads\.mine: compute\(\) of its evaluator gave \{'a'"):
         contracts.checked_metrics("mine", {"a": bad})
+    with pytest.raises(
+        ConfigError, match=r"gave \{'loss/a': 0.5\}; expected .*, not loss/\.\.\., "
+    ):
+        contracts.checked_metrics("mine", {"loss/a": 0.5})
     with pytest.raises(ConfigError, match="expected a dict of names"):
         contracts.checked_metrics("mine", bad)
 
@@ -161,8 +166,11 @@ def test_a_class_is_told_all_that_it_lacks(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from visionkit import Head\n"
         "class Bare(Head):\n    def loss(self, features, batch): ...\n"
-        "class Text(Bare):\n    needs, main_metric = 'labels', 'a'\n"
+        "class Text(Bare):\n    needs, main_metric, vocabulary = 'labels', 'a', 'label'\n"
         "    predict = evaluator = Bare.loss\n"
+        "    def __init__(self, levels, *, classes): ...\n"
+        "class Known(Text):\n    needs, vocabulary = ('label',), 'labels'\n"
+        "    def __init__(self, levels, classes): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError) as error:
@@ -170,8 +178,12 @@ def test_a_class_is_told_all_that_it_lacks(tmp_path, monkeypatch):
     for part in ("'needs' is None", "'main_metric' is None", "no predict()", "no evaluator()"):
         assert part in str(error.value)
     assert "no loss()" not in str(error.value)
-    with pytest.raises(ConfigError, match="its 'needs' is 'labels'; expected a tuple"):
+    with pytest.raises(ConfigError, match="its 'needs' is 'labels'; expected a tuple") as error:
         resolve("heads", "mine.Text")
+    assert "its 'vocabulary' is 'label'; expected None or one of " in str(error.value)
+    assert "its __init__ does not take (levels, classes, " in str(error.value)
+    with pytest.raises(ConfigError, match=r"mine\.Known: its 'needs' is \('label',\); expected a"):
+        resolve("heads", "mine.Known")
 
 
 def test_a_main_metric_that_is_never_computed_is_told_before_training(tmp_path, monkeypatch):

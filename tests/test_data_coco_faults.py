@@ -29,6 +29,8 @@ def fault(tmp_path, content, **options):
         ("annotations", {"bbox": ["1", 2, 3, 4]}, ["'bbox'", "four numbers"]),
         ("annotations", {"bbox": [[1, 2, 3, 4]]}, ["'bbox'", "four numbers"]),
         ("annotations", {"bbox": [10**400, 2, 3, 4]}, ["'bbox'", "four numbers"]),
+        ("annotations", {"bbox": [True, 2, 3, 4]}, ["'bbox' is [True, 2, 3, 4]: must be four"]),
+        ("annotations", {"area": True}, ["'area' is True: must be a number"]),
         ("annotations", {"bbox": None}, ["'bbox'", "None"]),
         ("annotations", {"bbox": ...}, ["'bbox' is missing: must be four numbers"]),
         ("annotations", {"image_id": 4}, ["'image_id' is 4", "no image has"]),

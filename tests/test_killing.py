@@ -47,7 +47,7 @@ def trains(run, pid):
 
 def lines_so_far(run):
     """The log of a run that was cut off: its last line may be half."""
-    rundir.truncate_metrics(run, 10**9, 10**9)
+    rundir.truncate_metrics(run, 10**9, 10**9, 10**9)
     return lines(run)
 
 

@@ -9,7 +9,14 @@ from torch import nn
 from visionkit.config import TrainConfig
 from visionkit.errors import ConfigError
 from visionkit.model import VisionModel
-from visionkit.optim import MovingAverage, build_optimizer, freeze, lr_factor, set_lr
+from visionkit.optim import (
+    MovingAverage,
+    build_optimizer,
+    check_patterns,
+    freeze,
+    lr_factor,
+    set_lr,
+)
 
 
 def test_cosine_after_linear_warmup():
@@ -84,8 +91,13 @@ def test_freezing_by_name_and_its_mistakes():
     freeze(net, ["^0\\."])
     assert [p.requires_grad for p in net[0].parameters()] == [False, False]
     assert all(p.requires_grad for p in net[2].parameters())
-    with pytest.raises(ConfigError, match="no parameter matches"):
-        freeze(net, ["backbone"])
+    with pytest.raises(ConfigError) as error:
+        check_patterns(net, {"train.freeze": ["^0", "backbone"], "train.lr_scale": {"neck": 2.0}})
+    told = "no parameter matches {}; names look like '0.weight'"
+    assert str(error.value).splitlines() == [
+        f"train.freeze: {told.format(['backbone'])}",
+        f"train.lr_scale: {told.format(['neck'])}",
+    ]
     with pytest.raises(ConfigError, match="no parameter to train"):
         freeze(net, ["."])
 

@@ -9,7 +9,7 @@ import torch
 from tiny_runs import config, lines, same, start, state, status
 
 import visionkit
-from visionkit import checkpoint, distributed, rundir
+from visionkit import checkpoint, distributed, rundir, training
 from visionkit.errors import CheckpointError
 from visionkit.training import train
 
@@ -36,6 +36,25 @@ def changed(spec, *path, to):
     for key in path[:-1]:
         spec = spec[key]
     spec[path[-1]] = to
+
+
+def test_another_best_metric_judges_the_best_checkpoint_anew(tmp_path, monkeypatch):
+    """What counted before, an accuracy, is no bound for a loss, which counts negatively."""
+    figures = iter([0.9, 0.8, 0.7, 0.6, 0.5])
+
+    def evaluate(*_, **__):
+        value = next(figures)
+        return {"classification/top1": value, "classification/loss/total": value}, {}
+
+    monkeypatch.setattr(training, "evaluate_model", evaluate)
+    run = tmp_path / "run"
+    train(config(run, steps=6, validate=1, early_stop=5))  # validates every third step
+    assert state(run)["best"] == {"score": 0.9, "stale": 1}
+    train(config(run, steps=9, validate=1, best="classification/loss/total"), resume=True)
+    assert state(run)["best"] == {"score": -0.7, "stale": 0}
+    assert state(run, "best.pt")["metrics"]["classification/loss/total"] == 0.7
+    train(config(run, steps=12, validate=1, best="classification/top1"), resume=True)
+    assert state(run)["best"] == {"score": 0.7, "stale": 1}  # that of best.pt
 
 
 CHANGES = {

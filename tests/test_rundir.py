@@ -55,7 +55,7 @@ def test_metrics_are_strict_json_and_forget_what_comes_again(tmp_path):
         rundir.append_metrics(tmp_path, [{"kind": "val", "step": step, "x": float("inf")}])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "x"')  # cut off by a crash
-    rundir.truncate_metrics(tmp_path, 2, 1)
+    rundir.truncate_metrics(tmp_path, 2, 1, log_every=1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["step"]) for line in lines] == [
         ("train", 1), ("val", 1), ("train", 2),
@@ -161,9 +161,21 @@ def test_damaged_lines_of_the_metrics_are_left_out_and_counted(tmp_path, caplog)
     path = tmp_path / "metrics.jsonl"
     good = rundir.to_json({"kind": "train", "step": 1, "x": 1.0}).encode() + b"\n"
     path.write_bytes(good + b"\0\0\xff\n" + b'{"kind": "train"}\n[1]\n' + good + b'{"kind')
-    rundir.truncate_metrics(tmp_path, 5, 5)
+    rundir.truncate_metrics(tmp_path, 5, 5, log_every=4)
     assert path.read_bytes() == good + good
-    assert "3 lines are damaged" in caplog.text
+    assert "3 lines are damaged" in caplog.text and "is lost" not in caplog.text
+
+
+def test_lines_of_the_metrics_that_were_lost_are_told(tmp_path, caplog):
+    rundir.append_metrics(tmp_path, [{"kind": "train", "step": 20, "x": 1.0}])
+    rundir.truncate_metrics(tmp_path, 65, 60, log_every=20)
+    assert "metrics.jsonl: what was logged after step 20, up to step 65, is lost" in caplog.text
+    caplog.clear()
+    (tmp_path / "metrics.jsonl").unlink()
+    rundir.truncate_metrics(tmp_path, 19, 0, log_every=20)
+    assert not caplog.text
+    rundir.truncate_metrics(tmp_path, 21, 0, log_every=20)
+    assert "after step 0, up to step 21" in caplog.text
 
 
 @contextlib.contextmanager

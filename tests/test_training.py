@@ -153,10 +153,17 @@ def test_training_without_validation_and_for_epochs(tmp_path):
     assert (run / "checkpoints/best.pt").exists()
 
 
-def test_early_stopping(tmp_path):
+def test_early_stopping(tmp_path, caplog):
+    caplog.set_level("INFO", "visionkit")
     spec = config("classification", tmp_path / "run", lr=1e-12, steps=60, early_stop=2)
     train(spec)
-    assert json.loads((tmp_path / "run/status.json").read_text())["step"] == 9
+    status = json.loads((tmp_path / "run/status.json").read_text())
+    assert status["step"] == 9
+    told = "ended by train.early_stop at step 9: classification/top1 has not become better for 2"
+    assert status["reason"].startswith(told) and told in caplog.text
+    caplog.clear()
+    train(spec, resume=True)
+    assert told in caplog.text
 
 
 def test_evaluating_a_run_gives_the_figures_of_its_validation_in_bfloat16_too(tmp_path):

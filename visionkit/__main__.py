@@ -1,7 +1,5 @@
 """`python -m visionkit` is the `visionkit` command."""
 
-import sys
+from visionkit.cli import command
 
-from visionkit.cli import main
-
-sys.exit(main())
+command()

@@ -12,13 +12,22 @@ import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import NoReturn
 
-from visionkit import commands
+from visionkit import commands, launch, orphans, signals
 from visionkit.commands import OVERRIDE
 from visionkit.errors import VisionkitError
 from visionkit.failures import report
 
 USAGE, INTERRUPTED = 2, 130  # exit codes without an error of visionkit.errors
+
+
+def command() -> NoReturn:
+    """The `visionkit` command, as a process of its own."""
+    orphans.watch_parent()
+    code = main()
+    signals.ignore()
+    sys.exit(code)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,9 +87,7 @@ def _refuse_unknown_verb(parser: argparse.ArgumentParser, verbs: Iterable[str], 
 def _shown_by_torchrun(error: Exception) -> bool:
     if "TORCHELASTIC_ERROR_FILE" not in os.environ:
         return False
-    from visionkit.peers import show_torchrun
-
-    show_torchrun(error)
+    launch.show_torchrun(error)
     return True
 
 

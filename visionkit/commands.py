@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionkit.errors import ConfigError, DataError, Preempted
+from visionkit.errors import ConfigError, DataError
 from visionkit.signals import Stopped, StopRequest
 
 if TYPE_CHECKING:
@@ -26,8 +26,10 @@ def train(args: argparse.Namespace) -> None:
         try:
             checked, resume = _to_train(args)
         except Stopped:
-            told = f"stopped by {stop.received} before training began; start it again"
-            raise Preempted(told) from None
+            from visionkit.rundir import stopped_before_training
+
+            run = args.resume if isinstance(args.resume, str) else None
+            raise stopped_before_training(run, stop.received) from None
     from visionkit import distributed, training
 
     run = training.train(checked, resume=resume, overwrite=args.overwrite)

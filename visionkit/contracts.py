@@ -6,6 +6,7 @@ whatever would stumble over it later: all functions raise ConfigError.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from visionkit.errors import ConfigError
-from visionkit.types import Evaluator, Head
+from visionkit.types import Evaluator, Head, Target
 
 METHODS = {
     Head: ("loss", "predict", "evaluator"),
@@ -36,9 +37,11 @@ OF_EACH_BOX = ("scores", "labels", "masks", "attributes")
 def check_class(name: str, cls: type[Head]) -> None:
     """Whether a class has what every head must have; all that is missing at once."""
     needs, main = getattr(cls, "needs", None), getattr(cls, "main_metric", None)
-    faults = []
-    if not isinstance(needs, tuple | list) or not all(isinstance(key, str) for key in needs):
-        faults.append(f"its 'needs' is {needs!r}; expected a tuple of target keys, as ('labels',)")
+    faults, keys = [], ", ".join(Target.__annotations__)
+    if not isinstance(needs, tuple | list) or not {*Target.__annotations__} >= {*needs}:
+        faults.append(f"its 'needs' is {needs!r}; expected a tuple of target keys: {keys}")
+    if cls.vocabulary is not None and cls.vocabulary not in Target.__annotations__:
+        faults.append(f"its 'vocabulary' is {cls.vocabulary!r}; expected None or one of {keys}")
     if not isinstance(main, str):
         faults.append(f"its 'main_metric' is {main!r}; expected the name of one of its metrics")
     faults += [
@@ -46,6 +49,10 @@ def check_class(name: str, cls: type[Head]) -> None:
         for method in METHODS[Head]
         if getattr(cls, method, None) is getattr(Head, method)
     ]
+    try:
+        inspect.signature(cls).bind_partial(None, None)
+    except TypeError:
+        faults.append("its __init__ does not take (levels, classes, *, its knobs)")
     if faults:
         raise ConfigError(f"{name}: {'; '.join(faults)} (visionkit.types.Head)")
 
@@ -54,10 +61,10 @@ def checked_losses(head: str, terms: Any) -> dict[str, Tensor]:
     """The loss terms of a batch."""
     sound = isinstance(terms, dict) and terms
     for name, value in terms.items() if sound else ():
-        sound = sound and isinstance(name, str) and isinstance(value, Tensor)
+        sound = sound and isinstance(name, str) and name != "total" and isinstance(value, Tensor)
         sound = sound and value.ndim == 0 and value.is_floating_point()
     if not sound:
-        wanted = "a dict of one or more names with float tensors of shape ()"
+        wanted = "a dict of one or more names, not 'total', with float tensors of shape ()"
         raise _broken(f"heads.{head}: its loss()", terms, wanted)
     return terms
 
@@ -112,9 +119,12 @@ def checked_evaluator(head: str, evaluator: Any) -> Evaluator:
 def checked_metrics(head: str, metrics: Any) -> dict[str, float]:
     """What an evaluator computed, as plain floats."""
     if not isinstance(metrics, Mapping) or not all(
-        isinstance(name, str) and _is_number(value) for name, value in metrics.items()
+        isinstance(name, str) and not name.startswith("loss/") and _is_number(value)
+        for name, value in metrics.items()
     ):
-        wanted = "a dict of names with a number each, NaN where a metric is not defined"
+        wanted = (
+            "a dict of names, not loss/..., with a number each, NaN where a metric is not defined"
+        )
         raise _broken(f"heads.{head}: compute() of its evaluator", metrics, wanted)
     return {name: float(value) for name, value in metrics.items()}
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import time
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, VisionkitError
 
 WANTED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = 600  # seconds; process 0 may score a large data set while the others wait
@@ -83,6 +87,24 @@ def name() -> str | None:
     if given in (None, "none"):  # torchrun without an id: attempts have the same parent
         return given and f"{socket.gethostname()}:{os.getppid()}"
     return given
+
+
+def show_torchrun(error: BaseException, *, later: bool = False) -> None:
+    """Write the message into the file whose content torchrun prints as the cause of a failure.
+
+    It takes the earliest for the root; `later` is one that only repeats another's."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file and not Path(file).exists():
+        stamp = {"timestamp": str(int(time.time()) + later)}
+        text = str(error) if isinstance(error, VisionkitError) else named(error)
+        with suppress(OSError):  # the error itself matters more
+            Path(file).write_text(
+                json.dumps({"message": {"message": text, "extraInfo": stamp}}), encoding="utf-8"
+            )
+
+
+def named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _number(variable: str, default: str = "") -> int:

@@ -6,6 +6,7 @@ import bisect
 import copy
 import math
 import re
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -14,14 +15,21 @@ from visionkit.config import TrainConfig
 from visionkit.errors import ConfigError
 
 
+def check_patterns(model: nn.Module, patterns: Mapping[str, Iterable[str]]) -> None:
+    """ConfigError if a regex matches the name of no parameter; `patterns` by key of the config."""
+    names = [name for name, _ in model.named_parameters()]
+    problems = []
+    for key, regexes in patterns.items():
+        unused = [p for p in regexes if not any(re.search(p, name) for name in names)]
+        if unused:
+            told = f"{key}: no parameter matches {unused}; names look like {names[0]!r}"
+            problems.append(told)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def freeze(model: nn.Module, patterns: list[str]) -> None:
     """Stop training the parameters whose names match one of the regexes."""
-    names = [name for name, _ in model.named_parameters()]
-    unused = [p for p in patterns if not any(re.search(p, name) for name in names)]
-    if unused:
-        raise ConfigError(
-            f"train.freeze: no parameter matches {unused}; names look like {names[0]!r}"
-        )
     for name, parameter in model.named_parameters():
         if any(re.search(pattern, name) for pattern in patterns):
             parameter.requires_grad_(False)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from visionkit import distributed, errors, launch
 from visionkit.errors import LostProcess, Preempted, VisionkitError
@@ -33,11 +31,11 @@ def together() -> Iterator[None]:
     except LostProcess as error:
         with deaf():  # torchrun ends all processes soon after the first one
             cause = _cause(error)
-            show_torchrun(cause, later=True)
+            launch.show_torchrun(cause, later=True)
         raise cause from error
     except BaseException as error:
         if distributed.world_size() > 1:
-            show_torchrun(error)
+            launch.show_torchrun(error)
             _tell(error)
         raise
 
@@ -49,23 +47,9 @@ def first_told(signal_name: str | None) -> str:
     return name if distributed.world_size() == 1 else f"{name} to process {rank}"
 
 
-def show_torchrun(error: BaseException, *, later: bool = False) -> None:
-    """Write the message into the file whose content torchrun prints as the cause of a failure.
-
-    It takes the earliest for the root; `later` is one that only repeats another's."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file and not Path(file).exists():
-        stamp = {"timestamp": str(int(time.time()) + later)}
-        text = str(error) if isinstance(error, VisionkitError) else _named(error)
-        with suppress(OSError):  # the error itself matters more
-            Path(file).write_text(
-                json.dumps({"message": {"message": text, "extraInfo": stamp}}), encoding="utf-8"
-            )
-
-
 def _tell(error: BaseException) -> None:
     kind = type(error).__name__ if isinstance(error, VisionkitError) else "VisionkitError"
-    text = str(error) if isinstance(error, VisionkitError) else _named(error)
+    text = str(error) if isinstance(error, VisionkitError) else launch.named(error)
     rank, others = distributed.rank(), set(range(distributed.world_size())) - {distributed.rank()}
     with suppress(RuntimeError):  # the place for messages went with the process that kept it
         distributed.board.set("fault", json.dumps([rank, kind, text]))
@@ -103,7 +87,3 @@ def _cause(error: LostProcess) -> VisionkitError:
     )
     reason = re.sub(r"\[/\S+\] ", "", str(error).strip().split(". ")[0])  # a line of gloo's source
     return VisionkitError(f"process {who} {what}; the others stop ({reason})")
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"

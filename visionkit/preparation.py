@@ -20,7 +20,7 @@ from visionkit.data_used import across_lines, data_used, lines
 from visionkit.errors import ConfigError
 from visionkit.evaluation import metric_names
 from visionkit.model import VisionModel
-from visionkit.optim import freeze
+from visionkit.optim import check_patterns, freeze
 from visionkit.splits import look_across
 from visionkit.training_state import flattened
 from visionkit.types import Classes
@@ -64,7 +64,9 @@ def prepare_model(
     model = model.to(device)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
-    freeze(model, growth.frozen_patterns(config))
+    frozen = growth.frozen_patterns(config)
+    check_patterns(model, {"train.freeze": frozen, "train.lr_scale": config.train.lr_scale})
+    freeze(model, frozen)
     if config.train.sync_batchnorm and distributed.world_size() > 1:
         synchronized(model)
     _check_best(config, model, sources)

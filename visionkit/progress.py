@@ -49,6 +49,7 @@ class Progress:
         self.lr = 0.0  # of the current step
         self.skipped = self.skipped_in_a_row = 0  # steps left out: a loss was not finite
         self.scaler_skipped = 0  # steps that fp16's GradScaler left out, as it does by design
+        self._logged_every = config.train.log_every
         self._main = distributed.rank() == 0
         self._bar: tqdm | None = None
 
@@ -59,7 +60,7 @@ class Progress:
         self._write_status("running")
         if self._main:
             with self.misses.allowed(self.run / "metrics.jsonl"):
-                rundir.truncate_metrics(self.run, self.step, self.validated_at)
+                rundir.truncate_metrics(self.run, self.step, self.validated_at, self._logged_every)
         show = self._main and sys.stderr.isatty()
         self._bar = tqdm(total=self.total_steps, initial=self.step, disable=not show, unit="step")
 
@@ -179,8 +180,14 @@ class Progress:
         return self._main and overdue
 
     @property
-    def stopped_early(self) -> bool:
-        return self.settings.early_stop is not None and self.stale >= self.settings.early_stop
+    def early_end(self) -> str | None:
+        """Why training ends before its last step, if it does."""
+        if self.settings.early_stop is None or self.stale < self.settings.early_stop:
+            return None
+        return (
+            f"ended by train.early_stop at step {self.step}: {', '.join(self.best.names)} has not "
+            f"become better for {self.stale} validations"
+        )
 
     def validated(self, metrics: dict[str, float]) -> bool:
         """Record a validation; whether it is the best so far. NaN never is."""
@@ -258,11 +265,22 @@ class Progress:
         self.step, self.metrics = state["step"], state["metrics"]
         self.validated_at = state["validated_at"]
         self.best_score, self.stale = state["best"]["score"], state["best"]["stale"]
+        if self.best_score is not None:
+            self._judge_again()
+        before = state["config"]["train"]["log_every"]
+        self._logged_every = max(before, self._logged_every)
         self.kept, self.unsaved = self.step, False
         self.tried_to_save()
         counts = state.get("skipped", (0, 0, 0))  # not in checkpoints of earlier versions
         self.skipped, self.skipped_in_a_row, self.scaler_skipped = counts
         self._sums, self._steps = state["window"]["sums"], state["window"]["steps"]
+
+    def _judge_again(self) -> None:
+        """What best.pt is worth by the metrics that count now, which may be others than before."""
+        known = self.metrics.keys() >= set(self.best.names)
+        score = self.best.score(self.metrics) if known else math.nan
+        if score != self.best_score:
+            self.best_score, self.stale = (score if score == score else None), 0
 
 
 def _add(terms: dict[str, Tensor], sums: dict[str, Tensor]) -> None:

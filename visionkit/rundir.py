@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from visionkit import files, launch, runlock
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, Preempted
 from visionkit.files import write_text
 
 log = logging.getLogger("visionkit")
@@ -114,6 +114,25 @@ def read_status(run: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
+def stopped_before_training(run: str | Path | None, signal_name: str) -> Preempted:
+    """The error to raise when a signal came while all was being prepared. A run that was to go on,
+    and of which status.json still says `running`, though that process is gone, is `preempted`."""
+    told = f"stopped by {signal_name} before training began"
+    if run is None or not holds_run(Path(run)):
+        return Preempted(f"{told}; start it again")
+    status = read_status(Path(run))
+    if status.get("state") == "running" and launch.rank() == 0:
+        kept = {k: v for k, v in status.items() if k not in ("state", "host", "pid", "launch")}
+        with suppress(OSError, ConfigError):  # another process trains it now
+            _lock(Path(run))
+            try:
+                code, reason = Preempted.exit_code, signal_name
+                write_status(Path(run), "preempted", **kept | {"exit_code": code, "reason": reason})
+            finally:
+                runlock.release(Path(run))
+    return Preempted(f"{told}; continue with: visionkit train --resume {run}")
+
+
 def _lock(run: Path) -> None:
     try:
         if not runlock.acquire(run):
@@ -153,11 +172,11 @@ def append_metrics(run: Path, records: list[dict[str, Any]]) -> None:
     files.append_lines(run / "metrics.jsonl", "".join(to_json(r) + "\n" for r in records))
 
 
-def truncate_metrics(run: Path, step: int, validated_at: int) -> None:
+def truncate_metrics(run: Path, step: int, validated_at: int, log_every: int) -> None:
     """Forget what was logged after that step, and what was validated after the other, because
     it is about to be computed again."""
     last = {"train": step, "val": validated_at}
-    path = run / "metrics.jsonl"
+    path, kept = run / "metrics.jsonl", []
     if path.exists():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         records = [_record(line) for line in lines]
@@ -166,6 +185,11 @@ def truncate_metrics(run: Path, step: int, validated_at: int) -> None:
             log.warning("%s: %d lines are damaged and left out", path, damaged)
         kept = [r for r in records if r is not None and r["step"] <= last[r["kind"]]]
         write_text(path, "".join(to_json(record) + "\n" for record in kept))
+    reached = max((record["step"] for record in kept if record["kind"] == "train"), default=0)
+    if step - reached > log_every:
+        log.warning(
+            "%s: what was logged after step %d, up to step %d, is lost", path, reached, step
+        )
 
 
 def _record(line: str) -> dict[str, Any] | None:

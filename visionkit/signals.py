@@ -159,6 +159,13 @@ def deaf() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def ignore() -> None:
+    """From here on, because the work is done and its exit code stands: Python takes a moment to
+    end, and gives signals their deadly default back meanwhile."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def outlive_first_signal() -> None:
     """For loader workers: a signal to the whole process group must not take the pictures away
     that the current step still needs. They end with the run, and at the latest when the grace

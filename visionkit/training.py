@@ -63,9 +63,9 @@ def train(
             with stop.deferred(), recorded(progress, stop), peers.together(), explained(config):
                 return _fit(begun, stop)
         except Stopped:
-            raise Preempted(
-                f"stopped by {stop.received} before training began; start it again"
-            ) from None
+            held.close()  # of the run directory, whose status it may be to tell
+            run = config.output if resume else None
+            raise rundir.stopped_before_training(run, stop.received) from None
 
 
 def _fit(begun: Beginning, stop: StopRequest) -> Run:
@@ -108,7 +108,7 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
         for endless in batches.values():
             stack.callback(endless.close)  # ends its workers
         validate_if_due()  # where a stopped run did not come to it
-        while progress.step < total_steps and not progress.stopped_early:
+        while progress.step < total_steps and not progress.early_end:
             step = progress.step
             with state.saved_if_lost():
                 taken = [  # all that the step needs, so that nothing of it happens without
@@ -178,7 +178,9 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
     with stop.at_once():
         picture_validation(run, settings.plots, state.smooth, sources, classes, dtype=dtype)
         write_curves(run, settings.plots)
-    progress.finish("finished", exit_code=0)
+    if progress.early_end:
+        log.info("%s", progress.early_end)
+    progress.finish("finished", exit_code=0, reason=progress.early_end)
     return Run(run, progress.metrics)
 
 

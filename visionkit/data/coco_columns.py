@@ -71,7 +71,7 @@ def boxes(records: Sequence[Record], problems: Problems, first: int = 0) -> np.n
     numbers = array("d")
     for i, box in enumerate(values):
         try:
-            if not isinstance(box, list) or len(box) != 4:
+            if not isinstance(box, list) or len(box) != 4 or bool in map(type, box):
                 raise TypeError
             numbers.fromlist(box)
         except (TypeError, OverflowError):
@@ -97,7 +97,7 @@ def areas(records: Sequence[Record], problems: Problems, first: int = 0) -> np.n
     for i, area in enumerate(values):
         if area is None:
             continue
-        if isinstance(area, int | float) and abs(area) < LARGEST_AREA:
+        if type(area) in (int, float) and abs(area) < LARGEST_AREA:
             column[i] = area
         else:
             problems.add(
