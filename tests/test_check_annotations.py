@@ -55,7 +55,7 @@ def test_a_sound_file(folder, capsys):
     assert report["counts"]["errors"] == 0
     assert report["data"]["sources"]["main"]["annotations"]["pictures"] == 2
     printed = capsys.readouterr().out
-    assert "data used: annotations: 2 pictures, 1 objects" in printed
+    assert "data used: annotations: 2 pictures, 1 object" in printed
     assert state(folder) == before
     assert logging.getLogger("visionkit").isEnabledFor(logging.INFO)  # as main() leaves it
 

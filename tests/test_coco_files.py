@@ -99,7 +99,7 @@ def test_without_objects_figures_are_null_and_without_detections_zero(files, cap
         ('[{"image_id": 1}', "is damaged, cut short"),
         ('[{"image_id": 1}] more', "is damaged, cut short"),
         ('{"annotations": []}', "holds an object, not a list of records"),
-        ("7", "holds a int, not a list"),
+        ("7", "holds a number, not a list"),
         ("[[1, 2]]", "result 0: [1, 2] is not an object"),
         ('[{"image_id": 7}]', "result 0 (image_id 7): misses the key 'category_id'"),
         (b"\xff\xfe[", "is damaged"),
@@ -131,6 +131,14 @@ def test_annotation_files_that_are_wrong(files, capsys, change, says):
     (files / "bad.json").write_text(json.dumps(truth))
     code, printed, told = run(capsys, files, "bbox.json", gt="bad.json")
     assert code == 3 and not printed and "bad.json" in told and says in told
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_a_list_that_is_there_twice_is_told(files, capsys, iou_type):
+    text = (files / "gt.json").read_text()
+    (files / "bad.json").write_text('{"images": [], ' + text.lstrip()[1:])
+    code, _, told = run(capsys, files, "bbox.json", "--type", iou_type, gt="bad.json")
+    assert code == 3 and "bad.json" in told and "the key 'images' is there twice: rem" in told
 
 
 def test_swapped_files_are_told(files, capsys):

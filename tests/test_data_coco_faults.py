@@ -133,7 +133,7 @@ def test_faults_are_listed_together_and_counted(tmp_path):
         ("<html>404</html>", ["web page"]),
         ("version https://git-lfs.github.com/spec/v1\n", ["git lfs pull"]),
         ("[]", ["holds a list", "format for results"]),
-        ("3", ["holds a int"]),
+        ("3", ["holds a number, not"]),
         ("[" * 100_000, ["bad.json"]),
         ('{"images": [], "annotations": [], "categories": []}', ["'images' is empty"]),
         ('{"images": [{}], "annotations": []}', ["'categories' is missing"]),

@@ -10,7 +10,7 @@ from visionkit import rundir
 from visionkit.checkup import Report
 from visionkit.data.fault_kinds import title
 from visionkit.data.problems import Finding
-from visionkit.data_used import lines
+from visionkit.data_used import lines, plural
 from visionkit.errors import CheckpointError, ConfigError, DataError
 from visionkit.failures import printable
 
@@ -64,7 +64,7 @@ def text(report: Report, written: str | None) -> str:
     """For the screen: some findings of each kind, how many there are, and the data used."""
     findings = ordered(report)
     counts = Counter(found.severity for found in findings)
-    summary = ", ".join(_plural(counts[severity], severity) for severity in SEVERITIES)
+    summary = ", ".join(plural(counts[severity], severity) for severity in SEVERITIES)
     shown = [f"{report.target}: {summary}"]
     shown += [f"  {found.severity} {found.kind}: {_located(found)}" for found in _some(findings)]
     if len(findings) > SHOWN:
@@ -93,10 +93,6 @@ def _some(findings: list[Finding]) -> list[Finding]:
 
 def _located(found: Finding) -> str:
     return f"{found.file}: {found}" if found.file else str(found)
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def _is_report(path: Path) -> bool:

@@ -77,8 +77,8 @@ def splits_of(source: Source) -> Iterator[tuple[str, Dataset]]:
 
 def line(where: str, said: dict[str, Any]) -> str:
     """One data set in words: "data.train: 8 pictures, 30 objects; left out: 2 boxes ..."."""
-    objects = "" if said["objects"] is None else f", {said['objects']} objects"
-    parts = [f"{where}: {said['pictures']} pictures{objects}"]
+    objects = "" if said["objects"] is None else f", {plural(said['objects'], 'object')}"
+    parts = [f"{where}: {plural(said['pictures'], 'picture')}{objects}"]
     for done, label in zip(DONE.values(), ("left out", "fixed", "to look at"), strict=True):
         counts = [
             f"{count} {title(kind)}"
@@ -87,6 +87,10 @@ def line(where: str, said: dict[str, Any]) -> str:
         ]
         parts += [f"{label}: {', '.join(counts)}"] if counts else []
     return "; ".join(parts)
+
+
+def plural(count: int, word: str) -> str:
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def lines(used: dict[str, Any]) -> list[str]:

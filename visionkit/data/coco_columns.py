@@ -241,6 +241,12 @@ def first_stranger(records: Sequence[Any], first: int = 0) -> Stranger | None:
     return first + found, short(records[found])
 
 
+def kind_of(value: Any) -> str:
+    """What JSON calls a value."""
+    kinds = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+    return kinds.get(type(value), "true or false" if isinstance(value, bool) else "a number")
+
+
 def not_objects(key: str, members: dict[str, Any], stranger: Stranger | None) -> str:
     """What is wrong with a member that has to be a list of objects; "" if nothing is."""
     if key not in members:

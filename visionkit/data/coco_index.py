@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from visionkit.data import coco_checks, index_store
 from visionkit.data.coco_annotations import AnnotationReader
-from visionkit.data.coco_columns import first_stranger, not_objects
+from visionkit.data.coco_columns import first_stranger, kind_of, not_objects
 from visionkit.data.coco_images import ImageReader, read_categories
 from visionkit.data.coco_tables import ImageTable, ObjectTable, flat, nested
 from visionkit.data.files import diagnose
@@ -131,7 +131,7 @@ def read_index(path: Path, piece: int = PIECE, codes: BinaryIO | None = None) ->
 
 def _refuse(path: Path, value: Any) -> None:
     raise DataError(
-        f"annotation file {path} holds a {type(value).__name__}, not an object with 'images', "
+        f"annotation file {path} holds {kind_of(value)}, not an object with 'images', "
         "'annotations' and 'categories' (a list is COCO's format for results)"
     )
 

@@ -18,6 +18,10 @@ _BETWEEN = re.compile(rb"\}[ \t\n\r]*(,)[ \t\n\r]*(?=\{)")
 _DECODER = json.JSONDecoder()
 
 
+class RepeatedKey(ValueError):
+    """A JSON object has a key twice; Python's parser takes the last one in silence."""
+
+
 def read_members(data: Data, lists: Mapping[str, Take], piece: int = PIECE) -> dict[str, Any]:
     """The members of the JSON object `data` (UTF-8); of those in `lists` only that they are lists.
 
@@ -38,7 +42,7 @@ def read_members(data: Data, lists: Mapping[str, Take], piece: int = PIECE) -> d
         if not isinstance(key, str):
             raise ValueError(f"a key is not a text: {key!r}")
         if key in members:
-            raise ValueError(f"the key {key!r} is there twice: remove one")
+            raise RepeatedKey(f"the key {key!r} is there twice: remove one")
         at = _skip(data, _expect(data, _skip(data, at), b":"))
         if key in lists and data[at : at + 1] == b"[":
             members[key], at = [], _read_list(data, at + 1, lists[key], piece)

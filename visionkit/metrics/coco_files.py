@@ -10,9 +10,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from visionkit.collector import paused_collector
-from visionkit.data.coco_columns import first_stranger, not_objects
+from visionkit.data.coco_columns import first_stranger, kind_of, not_objects
 from visionkit.data.files import diagnose
-from visionkit.data.json_lists import elements, read_members
+from visionkit.data.json_lists import RepeatedKey, elements, read_members
 from visionkit.errors import DataError
 from visionkit.metrics.coco import figures, tell_engine
 from visionkit.metrics.coco_detections import Door
@@ -75,16 +75,20 @@ def _check_pictures(records: list[Any], file_names: dict[int, Any], path: str | 
 
 
 def _coco_dict(path: str | Path, iou_type: IouType) -> dict[str, Any]:
-    """What an annotation file holds; for boxes perhaps without its masks."""
+    """What an annotation file holds; for boxes without its masks, most of its memory."""
     try:
         text = Path(path).read_bytes()
-        data = _without_masks(text) if iou_type == "bbox" else None
-        data = json.loads(text) if data is None else data
+        try:
+            data = _members(text, masks=iou_type == "segm")
+        except RepeatedKey:
+            raise
+        except (ValueError, RecursionError):
+            data = json.loads(text)  # in another encoding, or what is wrong with its place
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"annotation file {path} {diagnose(path)} [{error}]") from None
     if not isinstance(data, dict):
         raise DataError(
-            f"annotation file {path} holds a {type(data).__name__}, not an object with 'images', "
+            f"annotation file {path} holds {kind_of(data)}, not an object with 'images', "
             "'annotations' and 'categories' (a list is COCO's format for results)"
         )
     for key in ("images", "annotations", "categories"):
@@ -95,23 +99,20 @@ def _coco_dict(path: str | Path, iou_type: IouType) -> dict[str, Any]:
     return data
 
 
-def _without_masks(text: bytes) -> dict[str, Any] | None:
-    """An annotation file without its segmentations, most of what it would take in memory; None if
-    it is not plain JSON, which is then told as ever."""
+def _members(text: bytes, *, masks: bool) -> dict[str, Any]:
+    """The members of an annotation file, with the segmentations or without. Raises ValueError if it
+    is no plain JSON object in UTF-8."""
     annotations: list[Any] = []
 
     def take(start: int, stop: int) -> int | None:
         records, end = elements(text[start:stop])
-        for record in records:
+        for record in records if not masks else ():
             if isinstance(record, dict):
                 record.pop("segmentation", None)
         annotations.extend(records)
         return end
 
-    try:
-        members = read_members(text, {"annotations": take})
-    except (ValueError, RecursionError):
-        return None
+    members = read_members(text, {"annotations": take})
     return members | {"annotations": annotations} if members.get("annotations") == [] else members
 
 
@@ -150,7 +151,7 @@ def read_results(path: str | Path, block: int = BLOCK) -> Iterator[list[Any]]:
             raise
         raise DataError(f"result file {path} {diagnose(path)} [{error}]") from None
     if not isinstance(records, list):
-        raise DataError(f"result file {path} holds a {type(records).__name__}, not a list")
+        raise DataError(f"result file {path} holds {kind_of(records)}, not a list")
     yield records
 
 
