@@ -14,6 +14,7 @@ from visionkit.config import load_config
 from visionkit.data import sources
 from visionkit.data.sources import Source, View
 from visionkit.evaluation import _exact_sum, evaluate_model
+from visionkit.metrics.accuracy import Accuracy
 from visionkit.preparation import set_up
 
 ALL = [(count, size) for count in (1, 2, 3, 5, 7, 16) for size in (1, 2, 4)]
@@ -85,3 +86,16 @@ def test_padding_of_the_last_batches_is_noticed(tmp_path):
         assert result["error"] == "VisionkitError"
         assert "3 pictures, but the processes scored 4" in result["text"]
         assert "{0: 2}" in result["text"]
+
+
+def unmerged_figures():
+    distributed.setup()
+    Accuracy.merge = lambda self, states: None
+    return figures(["classification"], [(1, 1)])  # process 1 sees none
+
+
+def test_an_evaluator_that_does_not_merge_is_noticed(tmp_path):
+    for result in on_ranks(2, unmerged_figures, folder=tmp_path):
+        assert result["error"] == "ConfigError"
+        assert "heads.classification: its evaluator gives {" in result["text"]
+        assert "does its merge() join the states of all?" in result["text"]

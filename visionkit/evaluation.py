@@ -209,7 +209,20 @@ def _gathered(
             metrics |= {f"loss/{term}": value for term, value in terms.items()}
             metrics["loss/total"] = sum(terms.values())
         found[name] = (evaluator, metrics)
+    _check_same({name: metrics for name, (_, metrics) in found.items()})
     return found
+
+
+def _check_same(metrics: dict[str, dict[str, float]]) -> None:
+    """An evaluator whose merge() does not join all states computes what one process has seen."""
+    first, *others = distributed.gather(metrics)
+    for rank, theirs in enumerate(others, start=1):
+        for head, values in theirs.items():
+            if repr(values) != repr(first[head]):  # NaN is like NaN
+                raise ConfigError(
+                    f"heads.{head}: its evaluator gives {values} in process {rank}, and "
+                    f"{first[head]} in process 0; does its merge() join the states of all?"
+                )
 
 
 def _exact_sum(values: list[float]) -> float:
