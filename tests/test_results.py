@@ -8,7 +8,14 @@ import torch
 from PIL import Image
 
 from visionkit.predict import Prediction
-from visionkit.results import VECTORS, Vectors, _write_maps, predict_files, to_records
+from visionkit.results import (
+    VECTORS,
+    Vectors,
+    _write_maps,
+    find_pictures,
+    predict_files,
+    to_records,
+)
 from visionkit.types import Classes
 from visionkit.visualize import draw, draw_all
 
@@ -137,3 +144,12 @@ def test_files_of_a_joint_model(prediction, tmp_path):
     rows = [record["row"] for record in records if record["head"] == "vector"]
     assert rows == [0, 1]
     predict_files(OfPrediction(prediction), [tmp_path / "in"], out)  # again, over its own results
+
+
+def test_pictures_of_one_name_have_their_paths(tmp_path):
+    for name in ("one/a.png", "one/b.png", "two/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    inputs = [tmp_path / "one", tmp_path / "two", tmp_path / "one/b.png"]
+    names = [name for _, name in find_pictures(inputs)]
+    assert names == [f"{tmp_path}/one/a.png", "b.png", f"{tmp_path}/two/a.png", "b.png"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -183,7 +184,7 @@ def _attribute_records(
 
 def find_pictures(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
     """The pictures that are meant, each with its name: relative to the folder that was given, as
-    in a COCO file."""
+    in a COCO file. Of those that would have one name, each has its whole path instead."""
     missing = [str(path) for path in map(Path, inputs) if not path.exists()]
     if missing:
         raise DataError(f"no such file or folder: {', '.join(missing)}")
@@ -194,7 +195,9 @@ def find_pictures(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
         found += [] if path.is_dir() else [(path, path.name)]
     if not found:
         raise DataError(f"no pictures in {', '.join(map(str, inputs))}")
-    return found
+    files = {(file.resolve(), name) for file, name in found}  # one that is given twice is one
+    times = Counter(name for _, name in files)
+    return [(file, name if times[name] == 1 else file.as_posix()) for file, name in found]
 
 
 def _is_inside(file: Path, folder: Path) -> bool:
