@@ -99,6 +99,7 @@ def test_losses(terms, shown):
         ([{**GOOD, "masks": [{}]}], "{'masks': a list of 1 (dict), 'boxes': float32 (2, 4)}"),
         ([{"boxes": BOXES, "scores": SCORES}], "expected 'labels' beside 'boxes'"),
         ([{"boxes": BOXES, "labels": LABELS}], "expected 'scores' beside 'boxes'"),
+        ([{**GOOD, "labels": [0, 1]}], "{'labels': a list of 2 (int)}; expected a tensor of 1 "),
         ([{"probs": 0.5}], "{'probs': 0.5}; expected a tensor of 1 dimensions"),
         ([{"semantic": torch.zeros(1, 8, 8)}], "{'semantic': float32 (1, 8, 8)}; expected"),
     ],
@@ -112,6 +113,8 @@ def test_predictions(found, told):
 
 def test_sound_predictions_pass_as_they_are():
     found = [{**GOOD, "of_my_own": {"anything": ...}}]
+    assert model(mine=Gives(found)).predictions({}, BATCH, ["mine"])["mine"] is found
+    found = [{"scores": torch.zeros(2, 3)}]  # something else than scores of boxes
     assert model(mine=Gives(found)).predictions({}, BATCH, ["mine"])["mine"] is found
     assert model(mine=Gives([{}])).predictions({}, BATCH, ["mine"]) == {"mine": [{}]}
 

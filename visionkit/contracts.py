@@ -20,18 +20,9 @@ METHODS = {
     Head: ("loss", "predict", "evaluator"),
     Evaluator: ("update", "state", "merge", "compute"),
 }
-# The results that visionkit draws, scores or writes itself, and their dimensions.
-DIMENSIONS = {
-    "boxes": 2,
-    "scores": 1,
-    "attributes": 2,
-    "box": 1,
-    "probs": 1,
-    "semantic": 2,
-    "vector": 1,
-    "reconstruction": 3,
-}
-OF_EACH_BOX = ("scores", "labels", "masks", "attributes")
+# The dimensions of the results that visionkit draws, scores or writes itself.
+ALONE = {"boxes": 2, "box": 1, "probs": 1, "semantic": 2, "vector": 1, "reconstruction": 3}
+OF_EACH_BOX = {"scores": 1, "labels": 1, "attributes": 2}  # beside boxes, as many
 
 
 def check_class(name: str, cls: type[Head]) -> None:
@@ -82,7 +73,8 @@ def checked_predictions(head: str, found: Any, count: int) -> list[dict[str, Any
 
 
 def _check_result(what: str, result: dict[str, Any]) -> None:
-    for key, dimensions in DIMENSIONS.items():
+    wanted = ALONE | (OF_EACH_BOX if "boxes" in result else {})
+    for key, dimensions in wanted.items():
         value = result.get(key)
         if key in result and not (isinstance(value, Tensor) and value.ndim == dimensions):
             raise _broken(what, {key: value}, f"a tensor of {dimensions} dimensions")
@@ -91,10 +83,10 @@ def _check_result(what: str, result: dict[str, Any]) -> None:
     boxes = result["boxes"]
     if boxes.shape[1] != 4:
         raise _broken(what, {"boxes": boxes}, "a tensor (N, 4) of x1, y1, x2, y2")
-    wanted = ("scores",) if "attributes" in result else ("scores", "labels")
-    if missing := [key for key in wanted if key not in result]:
-        raise _broken(what, result, f"'{missing[0]}' beside 'boxes'")
-    for key in OF_EACH_BOX:
+    for key in ("scores",) if "attributes" in result else ("scores", "labels"):
+        if key not in result:
+            raise _broken(what, result, f"'{key}' beside 'boxes'")
+    for key in (*OF_EACH_BOX, "masks"):
         if key in result and len(result[key]) != len(boxes):
             raise _broken(what, {key: result[key], "boxes": boxes}, "as many of both")
 

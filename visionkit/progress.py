@@ -50,6 +50,7 @@ class Progress:
         self.skipped = self.skipped_in_a_row = 0  # steps left out: a loss was not finite
         self.scaler_skipped = 0  # steps that fp16's GradScaler left out, as it does by design
         self._logged_every = config.train.log_every
+        self._told_at = -math.inf  # when status.json was written
         self._main = distributed.rank() == 0
         self._bar: tqdm | None = None
 
