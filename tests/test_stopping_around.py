@@ -63,7 +63,7 @@ orphans.watch_parent()
 signal.signal(signal.SIGTERM, lambda *_: os._exit(open(sys.argv[1], "w").write("asked")))
 time.sleep(20)
 """
-    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none"}
+    environment = {**os.environ, "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}
     words = [sys.executable, "-c", code]
     done = subprocess.run(
         [*words, tmp_path / "a"], env=environment, capture_output=True, text=True, timeout=20

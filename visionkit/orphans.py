@@ -17,8 +17,9 @@ GRACE_SECONDS = 60  # for the step and the checkpoint
 
 def watch_parent() -> None:
     """Ask this process to stop, as SIGTERM does, within a second after its torchrun has gone; and
-    end it if it does not. Does nothing in a process that torchrun did not start."""
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.name != "nt":
+    end it if it does not. Does nothing in a single process."""
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    if several and "TORCHELASTIC_RUN_ID" in os.environ and os.name != "nt":
         threading.Thread(target=_watch, args=(os.getppid(),), name="parent", daemon=True).start()
 
 
