@@ -124,7 +124,8 @@ def tell_data(
 def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> None:
     """A metric that nobody computes should not come to light after the first epoch."""
     names = metric_names(model, sources)
-    chosen = config.train.best or (default_best(config) if names else None)
+    validated = any(source.val is not None for source in sources)
+    chosen = config.train.best or (default_best(config) if validated else None)
     where = "train.best" if config.train.best else "main_metric of the first head"
     for wanted in Best(chosen, config.train.no_worse_than).names:
         if "/loss/" not in wanted and wanted not in names:
