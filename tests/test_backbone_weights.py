@@ -77,7 +77,6 @@ def test_a_partial_file_loads_and_tells_what_did_not_fit(tmp_path, caplog):
     model, path = saved_classifier(tmp_path, "resnet18")
     state = model.state_dict()
     del state["layer1.0.bn1.weight"]
-    state["layer4.1.conv2.weight"] = torch.zeros(3, 3)
     state["attention.weight"] = torch.zeros(1)
     state |= {f"more.{i}": torch.zeros(1) for i in range(20)}
     torch.save(state, path)
@@ -85,11 +84,18 @@ def test_a_partial_file_loads_and_tells_what_did_not_fit(tmp_path, caplog):
         backbone = ResNet(weights=path)
     assert torch.equal(backbone.body.conv1.weight, model.conv1.weight)
     message = caplog.text
-    assert path in message and "98 of 100 tensors fit" in message
+    assert path in message and "99 of 100 tensors fit" in message
     assert "1 missing: layer1.0.bn1.weight" in message
     assert "21 unexpected: attention.weight" in message and "and 11 more" in message
-    assert "layer4.1.conv2.weight (3, 3) instead of (512, 512, 3, 3)" in message
     assert "fc." not in message and "num_batches_tracked" not in message
+
+
+def test_a_tensor_of_another_shape_is_that_of_another_variant(tmp_path):
+    model, path = saved_classifier(tmp_path, "resnet18")
+    torch.save(model.state_dict() | {"layer4.1.conv2.weight": torch.zeros(3, 3)}, path)
+    with pytest.raises(CheckpointError, match="same architecture and variant") as error:
+        ResNet(weights=path)
+    assert "layer4.1.conv2.weight (3, 3) instead of (512, 512, 3, 3)" in str(error.value)
 
 
 def test_unusable_files_are_errors(tmp_path):

@@ -43,6 +43,8 @@ def small_model(cls: type[Head], dataset, backbone=None) -> VisionModel:
 class Truth(Head):
     """Finds every object, for heads that describe what another one finds."""
 
+    needs = ("boxes", "labels")
+
     def predict(self, features, batch):
         found = []
         for target in batch.targets:

@@ -78,7 +78,7 @@ def open_sources(
         try:
             opened[name, split] = relabelled(where, dataset, lists[name], spec.labelled)
         except DataError as error:
-            errors.append(_located(where, error, _still_generated(spec, split)))
+            errors.append(_located(where, error, _still_generated(spec, split), "classes"))
     return _sources(config, opened), errors
 
 
@@ -191,11 +191,12 @@ def _open(section: dict[str, Any]) -> Dataset:
     return dataset
 
 
-def _located(where: str, error: VisionkitError, hint: str) -> VisionkitError:
+def _located(where: str, error: VisionkitError, hint: str, kind: str = "file") -> VisionkitError:
     """The same error with the key of the data set in front."""
     message = f"{where}: {error}{hint}"
     if isinstance(error, DataError):
-        return DataError(message, error.findings or [finding("file", str(error), file=where)])
+        found = error.findings or [finding(kind, str(error), file=where)]
+        return DataError(message, found, error.others)
     return ConfigError(message)
 
 

@@ -21,7 +21,7 @@ from visionkit.data.fault_kinds import policies
 from visionkit.data.problems import Finding, Problems, finding, findings_of
 from visionkit.data_used import data_used, describe, splits_of, where_is
 from visionkit.errors import VisionkitError
-from visionkit.picture_report import picture_findings
+from visionkit.picture_report import forgiven, picture_findings
 from visionkit.preparation import check_training, opened_splits, prepare_model
 from visionkit.splits import look_across
 
@@ -42,7 +42,7 @@ class Report:
         try:
             yield
         except VisionkitError as error:
-            self.findings += _located(where, findings_of(error))
+            self.findings += _located(where, [*findings_of(error), *_others(error)])
 
 
 def progress(items: Iterable[Item], what: str) -> Iterable[Item]:
@@ -73,7 +73,9 @@ def check_config(
     report.findings += [finding("config", text, remedy="") for text in missing]
     skip = [at for at in _splits(config) if any(text.startswith(_keys(*at)) for text in missing)]
     sources, errors = open_sources(config, opened_splits(config), taken_over, skip)
-    report.findings += [found for error in errors for found in findings_of(error)]
+    report.findings += [
+        found for error in errors for found in (*findings_of(error), *_others(error))
+    ]
     with report.catching():
         check_training(config)
     whole = not (missing or errors)
@@ -89,7 +91,7 @@ def check_config(
     for source in sources:
         for split, dataset in splits_of(source):
             where = where_is(source.name, split)
-            pictures[where] = picture_findings(dataset, where)
+            pictures[where] = forgiven(source, split, picture_findings(dataset, where))
             report.findings += _located(where, _look_at(dataset))
             report.findings += pictures[where]
     report.findings += across
@@ -121,6 +123,11 @@ def _splits(config: Config) -> list[tuple[str, str]]:
 def _keys(name: str, split: str) -> tuple[str, str]:
     """How texts about the arguments of a data set begin."""
     return f"data.{split}.", f"data.{name}.{split}."
+
+
+def _others(error: VisionkitError) -> list[Finding]:
+    """What is no error, but was seen with it."""
+    return getattr(error, "others", [])
 
 
 def _located(where: str, findings: Iterable[Finding]) -> Iterator[Finding]:

@@ -142,6 +142,8 @@ def _own_classes(module: ModuleType | None) -> dict[str, type]:
 
 def _fits(section: str, cls: type) -> bool:
     """Whether a class of a section's folder is one of its components and not a part of one."""
+    if issubclass(cls, BaseException):  # some have no signature
+        return False
     arguments = list(inspect.signature(cls).parameters.values())
     only_knobs = all(argument.kind is argument.KEYWORD_ONLY for argument in arguments)
     if section == "heads":

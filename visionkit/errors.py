@@ -24,15 +24,15 @@ class ConfigError(VisionkitError, ValueError):
 class DataError(VisionkitError, ValueError):
     """A data set, an annotation file or a picture is wrong.
 
-    `findings` are all that was found, each a `visionkit.data.problems.Finding`; the message may
-    tell the first of them.
+    `findings` are all errors that were found, each a `visionkit.data.problems.Finding`; the message
+    may tell the first of them. `others` are warnings and notes from the same look.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, findings: Sequence[Any] = ()):
+    def __init__(self, message: str, findings: Sequence[Any] = (), others: Sequence[Any] = ()):
         super().__init__(message)
-        self.findings = list(findings)
+        self.findings, self.others = list(findings), list(others)
 
 
 class CheckpointError(VisionkitError, RuntimeError):

@@ -46,8 +46,8 @@ class VisionModel(nn.Module):
         if learned_weights:
             self.log_variances.update({name: nn.Parameter(torch.zeros(())) for name in heads})
         for name, head in heads.items():
-            if head.on is not None and (head.on not in heads or heads[head.on].on is not None):
-                with_boxes = [other for other, one in heads.items() if one.on is None]
+            with_boxes = [other for other, one in heads.items() if _finds_boxes(one)]
+            if head.on is not None and head.on not in with_boxes:
                 what = f"heads.{name}.on: got {head.on!r}; expected a head that finds boxes"
                 raise ConfigError(unknown(head.on, with_boxes, what))
 
@@ -124,6 +124,10 @@ class VisionModel(nn.Module):
         """The factor of each head's loss as it stands."""
         learned = {name: float(torch.exp(-s.detach())) for name, s in self.log_variances.items()}
         return {name: w * learned.get(name, 1.0) for name, w in self.loss_weights.items()}
+
+
+def _finds_boxes(head: Head) -> bool:
+    return head.on is None and "boxes" in head.needs and not head.one_object
 
 
 def _with_boxes(batch: Batch, predictions: list[dict[str, Any]]) -> Batch:

@@ -34,15 +34,9 @@ def check_pictures(config: Config, sources: list[Source]) -> dict[str, list[Find
                 dataset, section, first=distributed.rank(), step=distributed.world_size()
             )
             all_found = sorted(chain.from_iterable(distributed.gather(mine)), key=_order)
-            broken = [fault for fault in all_found if fault.severity == "error"]
-            if source.skip_broken and split == "train" and len(broken) <= allowed(len(dataset)):
-                all_found = [
-                    fault._replace(action="drop", severity="warning") if fault in broken else fault
-                    for fault in all_found
-                ]
-                _tell_broken(section, broken)
-            else:
-                problems.findings += broken
+            all_found = forgiven(source, split, all_found)
+            _tell_broken(section, [fault for fault in all_found if fault.action == "drop"])
+            problems.findings += [fault for fault in all_found if fault.severity == "error"]
             _tell_others(section, [fault for fault in all_found if fault.action == "keep"])
             found[section] = all_found
     problems.raise_any()
@@ -64,6 +58,17 @@ def picture_findings(
             severity=fault.severity,
         )
         for fault in examine_dataset(dataset, section, first=first, step=step)
+    ]
+
+
+def forgiven(source: Source, split: str, found: list[Finding]) -> list[Finding]:
+    """The same, where training pictures that are broken may be skipped as what is skipped."""
+    broken = [fault for fault in found if fault.severity == "error"]
+    if not source.skip_broken or split != "train" or len(broken) > allowed(len(source.train)):
+        return found
+    return [
+        fault._replace(action="drop", severity="warning") if fault in broken else fault
+        for fault in found
     ]
 
 

@@ -24,8 +24,8 @@ def look_across(config: Config, sources: list[Source], *, contents: bool = False
     for trained, validated in _pairs(sources):
         where = f"{where_is(trained.name, 'train')} and {where_is(validated.name, 'val')}"
         found += _leaks(where, trained.train, validated.val, contents)
-        found += _untrained(where, trained.train, validated.val)
     for source in sources:
+        found += _untrained(source, [one for one, other in _pairs(sources) if other is source])
         found += _for_heads(config, source)
     return found
 
@@ -89,12 +89,18 @@ def _same_content(first: list[str], second: list[str]) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def _untrained(where: str, train: Dataset, val: Dataset) -> Iterator[Finding]:
-    """Classes that only occur in validation data."""
-    ours, theirs = _counts(train), _counts(val)
-    for key in sorted(ours.keys() & theirs.keys()):
-        for name, count in theirs[key].items():
-            if count and not ours[key].get(name):
+def _untrained(source: Source, trained: list[Source]) -> Iterator[Finding]:
+    """Classes that occur in a source's validation data, but in no data that train its heads."""
+    if not trained:
+        return
+    ours, theirs = [_counts(one.train) for one in trained], _counts(source.val)
+    where = " and ".join(
+        [*(where_is(one.name, "train") for one in trained), where_is(source.name, "val")]
+    )
+    for key in sorted(theirs):
+        counts = [one[key] for one in ours if key in one]
+        for name, count in theirs[key].items() if counts else ():
+            if count and not any(one.get(name) for one in counts):
                 text = f"the class {name!r} is in the validation data alone ({count} times)"
                 yield finding("untrained-class", text, file=where, key=key, value=name)
 

@@ -120,8 +120,8 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
                 for source, batch in taken[: len(trained)] if step == 0 else ():
                     picture_training_batch(run, settings.plots, batch, source, model, classes)
                 _seed_step(settings.seed, step, device)
-                set_lr(optimizer, settings.lr * lr_factor(step, total_steps, settings))
-                progress.lr = optimizer.param_groups[0]["lr"]
+                progress.lr = settings.lr * lr_factor(step, total_steps, settings)
+                set_lr(optimizer, progress.lr)
                 optimizer.zero_grad(set_to_none=True)
                 for source, batch in taken:
                     batch = global_batch.padded_alike(batch).to(device)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.attribute_names import describe
 from visionkit.canvas import GRAY, Canvas, Names, color_of, name_of
+from visionkit.data.semantic_maps import IGNORE
 from visionkit.types import Target
 
 
@@ -60,7 +62,7 @@ def draw_target(
         class_names = {"labels" if "boxes" in target else "class_id": class_names}
     canvas = Canvas(image)
     if "semantic" in target:
-        canvas.class_map(target["semantic"], class_names.get("semantic", ()))
+        canvas.class_map(_labelled_map(target), class_names.get("semantic", ()))
     if "boxes" in target:
         names = class_names.get("labels", ())
         labels = target["labels"].tolist()
@@ -81,6 +83,16 @@ def draw_target(
         present = class_id.nonzero()[:, 0].tolist() if class_id.ndim else [int(class_id)]
         canvas.lines([(name_of(names, label), color_of(label)) for label in present])
     return canvas.finished()
+
+
+def _labelled_map(target: Target) -> Tensor:
+    """The class map, with 255 (ignore) where it shows a class that is not labelled here."""
+    labels, labelled = target["semantic"], target.get("semantic_labelled")
+    if labelled is None:
+        return labels
+    known = torch.ones(256, dtype=torch.bool)
+    known[: len(labelled)] = labelled.cpu()
+    return labels.where(known.to(labels.device)[labels.long()], IGNORE)
 
 
 def draw_all(

@@ -78,7 +78,8 @@ def fit(
     """Copy every tensor that fits into `body`; warn about each that did not.
 
     `file_key` gives a parameter's name in the file; `ignored` are names in the file that the trunk
-    does without, such as the classifier. CheckpointError if less than half of the trunk fits.
+    does without, such as the classifier. CheckpointError if less than half of the
+    trunk is there, or a tensor has another shape.
     """
     own = {
         file_key(key): (key, tensor)
@@ -103,8 +104,8 @@ def fit(
             *(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in misfits.items() if keys),
         ]
     )
-    if len(fitting) < RELATED * len(own):
-        raise CheckpointError(f"{report}; give the file of the same architecture")
+    if len(fitting) < RELATED * len(own) or misfits["of another shape"]:
+        raise CheckpointError(f"{report}; give the file of the same architecture and variant")
     if any(misfits.values()):
         log.warning("%s", report)
     body.load_state_dict({own[key][0]: tensors[key] for key in fitting}, strict=False)

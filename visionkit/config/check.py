@@ -151,6 +151,12 @@ def _check_source(
         problems.add(
             (*key, "group_shapes"), "not together with 'per_identity'; expected one of the two"
         )
+    for name, what in (
+        ("feeds", "at least one head, or the source left out"),
+        ("labelled", "at least one class, or null for all that the data have"),
+    ):
+        if fitting.get(name) == []:
+            problems.add((*key, name), f"got []; expected {what}")
     for split in ("train", "val"):
         if fitting.get(split) is not None:
             fitting[split] = _check_component("datasets", fitting[split], (*key, split), problems)

@@ -217,7 +217,9 @@ class Coco:
         images, span = self._index.images, self._span(index)
         size = tuple(images.sizes[index].tolist())
         if self._paints:
-            rows = self._rows[span]
+            objects = self._read.objects
+            left = objects.left[slice(*objects.left_starts[index : index + 2].tolist())]
+            rows = np.concatenate([self._rows[span], left])
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
             masks = [self._read.masks[row] for row in rows]
             return paint_classes(masks, self._labels[span], boxes, size)

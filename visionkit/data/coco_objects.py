@@ -27,6 +27,8 @@ class Objects:
 
     rows: np.ndarray  # (N,) int32, where each stands in the file
     starts: np.ndarray  # (I+1,) where those of each picture begin among `rows`
+    left: np.ndarray  # (M,) int32, those of wanted classes that are left out
+    left_starts: np.ndarray  # (I+1,) where those of each picture begin among `left`
     labels: np.ndarray  # (N,) int32
     counts: np.ndarray  # (K,) objects that are no crowd region, by label
     faulty: list[Faulty]  # of the wanted classes
@@ -99,9 +101,11 @@ def choose_objects(
     for group in faulty:
         if actions[group.kind] == "drop":
             used[group.rows] = False
-    order = objects.rows_by_image()
-    order = order[used[order]]
-    starts = np.searchsorted(objects.image[order], np.arange(len(index.images.ids) + 1))
+    faulty = _of_used(faulty, actions, used)
+    by_image, pictures = objects.rows_by_image(), np.arange(len(index.images.ids) + 1)
+    left = by_image[(wanted & (objects.image >= 0) & ~used)[by_image]]
+    order = by_image[used[by_image]]
+    starts = np.searchsorted(objects.image[order], pictures)
     bare = np.flatnonzero(np.diff(starts) == 0)
     if len(bare) and len(order):
         faulty.append(Faulty("bare-picture", bare, "id", "images"))
@@ -109,6 +113,8 @@ def choose_objects(
     return Objects(
         rows=order.astype(np.int32),
         starts=starts,
+        left=left.astype(np.int32),
+        left_starts=np.searchsorted(objects.image[left], pictures),
         labels=labels[order].astype(np.int32),
         counts=np.bincount(labels[order][single], minlength=len(classes.names)),
         faulty=faulty,
@@ -116,6 +122,16 @@ def choose_objects(
         others=int((~wanted).sum()),
         remarks=_remarks(index, order, single, labels, classes, _far_over(index, used, faulty)),
     )
+
+
+def _of_used(faulty: list[Faulty], actions: Mapping[str, Action], used: np.ndarray) -> list[Faulty]:
+    """Without remarks on objects that are left out for another reason."""
+    found = []
+    for group in faulty:
+        if actions[group.kind] == "keep" and group.list == "annotations":
+            group = Faulty(group.kind, group.rows[used[group.rows]], group.key)
+        found += [group] if len(group) else []
+    return found
 
 
 def _far_over(index: CocoIndex, used: np.ndarray, faulty: list[Faulty]) -> int:

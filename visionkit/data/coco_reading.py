@@ -111,7 +111,21 @@ def read_annotations(
         picked = _pick(picked, classes, other_classes, problems)
     names = index.images.names.texts()
     objects = choose_objects(index, names, picked, actions, problems, masks=has_masks)
-    return Annotations(index, names, picked, objects, has_masks, described, labelled)
+    read = Annotations(index, names, picked, objects, has_masks, described, labelled)
+    if problems.count:
+        problems.others += _beside(problems.findings, read.findings())
+    return read
+
+
+def _beside(errors: list[Finding], findings: Iterator[Finding]) -> list[Finding]:
+    """What is remarkable about sound annotations; of a record with an error, and of the whole file,
+    that error may be the only reason."""
+    wrong = {error.place[:2] for error in errors if error.place}
+    return [
+        found
+        for found in findings
+        if found.place and found.place.list == "annotations" and found.place[:2] not in wrong
+    ]
 
 
 def find_missing(

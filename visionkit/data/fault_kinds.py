@@ -41,6 +41,9 @@ KINDS: dict[str, Kind] = {
     "config": Kind("faults of the config", "error", "correct the config"),
     "weights": Kind("unusable files of weights", "error", "name another file"),
     "file": Kind("files that cannot be read", "error", "replace the file"),
+    "classes": Kind(
+        "class lists that do not agree", "error", "name the same classes, or pick by `classes`"
+    ),
     "value": Kind("missing or wrong values", "error", "correct the value"),
     "repeated": Kind("ids or names given twice", "error", "make them unique"),
     "unknown-category": Kind(

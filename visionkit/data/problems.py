@@ -81,6 +81,7 @@ class Problems:
     def __init__(self, source: str, file: Any = None):
         self.source, self.file = source, str(source if file is None else file)
         self.findings: list[Finding] = []
+        self.others: list[Finding] = []  # no errors, but to be found with those in one look
 
     @property
     def count(self) -> int:
@@ -113,7 +114,7 @@ class Problems:
         lines += [f"  {self._located(found)}" for found in self.findings[: self.LIMIT]]
         if self.count > self.LIMIT:
             lines.append(f"  ... and {self.count - self.LIMIT} more")
-        raise DataError("\n".join(lines), self.findings)
+        raise DataError("\n".join(lines), self.findings, self.others)
 
     def _located(self, found: Finding) -> str:
         """With the file in front, where it is not the one that all are about."""

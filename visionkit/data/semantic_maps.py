@@ -41,12 +41,15 @@ def paint_classes(
 ) -> Tensor:
     """(h, w) uint8: label + 1 where an object is, 0 elsewhere; smaller objects on top.
 
-    `labels` (N,), `boxes` (N, 4) xyxy in pixels. Where an object's outline is not known, its box
-    is 255 (ignore) as far as nothing else covers it.
+    `segmentations` and `boxes` (N, 4), xyxy in pixels, are those of the objects with `labels` (L,),
+    and behind them of N - L that are left out: 255 (ignore), as are the boxes of those whose
+    outline is not known, as far as nothing else covers them.
     """
     classes = np.full(size, BACKGROUND, np.uint8)
     masks = paint(segmentations, size).numpy()
     known = np.array([s.known for s in segmentations], bool)
+    classes[masks[len(labels) :].any(0)] = IGNORE
+    masks = masks[: len(labels)]
     for box in boxes[~known]:
         x1, y1 = np.floor(box[:2]).astype(int)
         x2, y2 = np.ceil(box[2:]).astype(int)
