@@ -117,6 +117,20 @@ def test_ten_thousand_faults_are_told_in_twenty_lines_and_all_in_the_file(folder
     assert set(folder.rglob("*")) - before == {folder / "out/report.json"}
 
 
+def test_what_is_no_error_is_found_beside_errors_but_not_because_of_them(folder):
+    content = small()
+    first = content["annotations"][0]
+    content["annotations"] += [
+        {**first, "id": 5, "bbox": [1]},  # with a bad box, which is no empty one
+        {**first, "id": 6, "bbox": [1, 1, 0, 3]},
+        {**first, "id": 7, "iscrowd": "0"},
+    ]
+    code, report = check(folder, content)
+    assert code == 3 and report["counts"]["kinds"] == {
+        "value": 1, "empty-box": 1, "crowd-value": 1, "duplicate-box": 1,
+    }  # fmt: skip
+
+
 def test_the_report_is_the_same_each_time_and_replaces_nothing_else(folder, capsys):
     first = check(folder, many(3))
     assert check(folder, many(3)) == first

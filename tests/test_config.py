@@ -229,6 +229,8 @@ weight: x
          "did you mean 'tags'? valid: boxes, tags"),
         ("feeds: [boxes, tags]", "feeds: [tags]", "c.yaml:3: heads.boxes: is fed by no source"),
         ("feeds: [boxes, tags]", "feeds: [boxes, boxes]", "expected each head once"),
+        ("feeds: [tags]", "feeds: []", "c.yaml:8: data.places.feeds: got []; expected at least"),
+        ("feeds: [tags]", "feeds: [tags], labelled: []", "labelled: got []; expected at least"),
         ("feeds: [tags], ", "", "c.yaml:8: data.places.feeds: missing; expected a list"),
         (", val: {type: toy.Made, seed: 1}", "", "data.places: has neither 'train' nor 'val'"),
         ("places/tags/top1", "places/tag/top1", "c.yaml:9: train.best: got 'places/tag/top1'"),

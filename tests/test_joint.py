@@ -177,6 +177,9 @@ def test_a_head_that_describes_boxes_needs_one_that_finds_them(tmp_path):
     heads = {"color": {"type": "attributes.Attributes", "on": "objects"}}
     with pytest.raises(ConfigError, match=r"heads\.color\.on: got 'objects'; expected a head"):
         train(config(tmp_path / "run", heads, {"all": source("color")}))
+    heads = {"scene": SCENE, "color": {"type": "attributes.Attributes", "on": "scene"}}
+    with pytest.raises(ConfigError, match=r"on: got 'scene'; expected a head that .* valid: none"):
+        train(config(tmp_path / "run", heads, {"all": source("scene", "color")}))
 
 
 @pytest.fixture(scope="module")

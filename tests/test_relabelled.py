@@ -268,3 +268,8 @@ def test_painting_puts_the_smaller_on_top_and_ignores_what_has_no_outline():
     )
     assert classes[3, 3] == 1 and classes[1, 1] == 2 and classes[5, 5] == 2
     assert classes[7, 7] == 255 and classes[7, 0] == 0
+    left_out = [square(0, 2, 6), nothing]  # behind the object that has a label
+    boxes = np.array([[2, 2, 4, 4], [0, 2, 6, 8], [6, 0, 8, 2]], np.float32)
+    classes = paint_classes([square(2, 2, 2), *left_out], np.array([0]), boxes, (8, 8))
+    assert classes[3, 3] == 1 and classes[7, 0] == 255 and classes[0, 7] == 255
+    assert classes[0, 0] == classes[7, 7] == 0

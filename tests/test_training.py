@@ -153,6 +153,17 @@ def test_training_without_validation_and_for_epochs(tmp_path):
     assert (run / "checkpoints/best.pt").exists()
 
 
+def test_the_rate_in_the_log_is_the_one_that_is_scaled(tmp_path):
+    """Whatever group of parameters comes first."""
+    rates = []
+    for name, scale in (("plain", {}), ("scaled", {"backbone": 0.0, "heads": 0.5})):
+        spec = config("classification", tmp_path / name, steps=2, log_every=1, lr_scale=scale)
+        train(spec)
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        rates.append([record["lr"] for record in map(json.loads, lines) if "lr" in record])
+    assert rates[0] == rates[1] and rates[0][0] > 0
+
+
 def test_early_stopping(tmp_path, caplog):
     caplog.set_level("INFO", "visionkit")
     spec = config("classification", tmp_path / "run", lr=1e-12, steps=60, early_stop=2)

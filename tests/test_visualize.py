@@ -143,6 +143,18 @@ def test_one_box_with_its_class():
     assert mine[200, 100:300].all() and mine[200:400, 299].all()
 
 
+def test_classes_that_are_not_labelled_are_not_drawn():
+    classes = torch.zeros(480, 640, dtype=torch.uint8)
+    classes[:, 320:] = 1
+    target = {"semantic": classes, "semantic_labelled": torch.tensor([True, False])}
+    names = {"semantic": ["ox", "cat"]}
+    black = torch.zeros(3, 480, 640, dtype=torch.uint8)
+    picture = np.array(draw_target(black, target, names))
+    everything = np.array(draw_target(black, {"semantic": classes}, names))
+    assert picture[400, 100].any() and everything[400, 500].any()
+    assert not picture[400, 500].any()
+
+
 def test_class_maps_are_colored_except_for_what_is_ignored():
     classes = torch.full((480, 640), 255, dtype=torch.uint8)
     classes[300:, :] = 1

@@ -91,7 +91,8 @@ def load_tensors(path: str | Path) -> Any:
     path = Path(path)
     _require_safe_torch()
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file")
+        hint = "; of a run give RUN/checkpoints/best.pt" if path.is_dir() else ""
+        raise CheckpointError(f"{path}: no such file{hint}")
     try:
         _require_state(path)
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -129,5 +129,6 @@ def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> No
     where = "train.best" if config.train.best else "main_metric of the first head"
     for wanted in Best(chosen, config.train.no_worse_than).names:
         if "/loss/" not in wanted and wanted not in names:
-            what = f"{where}: no validation gives {wanted!r}"
+            none = "" if names else ", as nothing is validated (train.best=null leaves it out)"
+            what = f"{where}: no validation gives {wanted!r}{none}"
             raise ConfigError(unknown(wanted, names, what))

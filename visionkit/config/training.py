@@ -38,7 +38,7 @@ class TrainConfig:
     freeze: list[str] = field(  # regexes of parameters not trained; `old heads` with `init_from`
         default_factory=list
     )
-    lr_scale: dict[str, NonNegative] = field(  # factors of the learning rate by regex
+    lr_scale: dict[str, NonNegative] = field(  # factors of the learning rate by regex, multiplied
         default_factory=dict
     )
     on_nonfinite: Literal["error", "skip"] = "error"  # a loss or gradient that is NaN or infinite
