@@ -120,7 +120,10 @@ def test_sound_predictions_pass_as_they_are():
 
 
 def test_a_head_on_boxes_of_one_that_gives_none():
-    both = model(mine=Gives([{}]), other=Gives([{}], on="mine"))
+    class Finder(Gives):
+        needs = ("boxes",)
+
+    both = model(mine=Finder([{}]), other=Gives([{}], on="mine"))
     with pytest.raises(ConfigError, match=r"heads\.mine: .*expected 'boxes': 'other' is on them"):
         both.predictions({}, BATCH, ["other"])
 

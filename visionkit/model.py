@@ -46,10 +46,11 @@ class VisionModel(nn.Module):
         if learned_weights:
             self.log_variances.update({name: nn.Parameter(torch.zeros(())) for name in heads})
         for name, head in heads.items():
+            if head.on is None or (head.on in heads and _finds_boxes(heads[head.on])):
+                continue
             with_boxes = [other for other, one in heads.items() if _finds_boxes(one)]
-            if head.on is not None and head.on not in with_boxes:
-                what = f"heads.{name}.on: got {head.on!r}; expected a head that finds boxes"
-                raise ConfigError(unknown(head.on, with_boxes, what))
+            what = f"heads.{name}.on: got {head.on!r}; expected a head that finds boxes"
+            raise ConfigError(unknown(head.on, with_boxes, what))
 
     def train(self, mode: bool = True) -> VisionModel:
         """As usual, except that batch norms whose weights are frozen keep their statistics."""
