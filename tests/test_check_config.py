@@ -150,6 +150,10 @@ def test_classes_that_another_source_trains_are_trained(tmp_path, check):
     del spec["task"], spec["neck"]
     kinds = check(spec)[1]
     assert "config" not in kinds and "untrained-class" not in kinds
+    spec["data"]["cats"]["labelled"] = ["dog"]  # there are cats in the file, but they do not count
+    (found,) = check(spec)[1]["untrained-class"]
+    assert found["value"] == "cat"
+    spec["data"]["cats"]["labelled"] = ["cat"]
     (both / "a.json").write_text(json.dumps(small()))
     (found,) = check(spec)[1]["untrained-class"]
     assert found["value"] == "cat"

@@ -168,6 +168,9 @@ def test_unknown_metrics_are_found_before_training(tmp_path):
         ConfigError, match="no validation gives 'scene/top'; did you mean 'scene/top"
     ):
         train(spec)
+    spec["train"] |= {"best": None, "no_worse_than": {"scene/top": 0.5}}
+    with pytest.raises(ConfigError, match=r"train\.no_worse_than: no validation gives 'scene/top'"):
+        train(spec)
     spec["train"] |= {"best": None, "no_worse_than": {"scenery/top1": 0.5}}
     with pytest.raises(ConfigError, match=r"train\.no_worse_than: got 'scenery/top1'"):
         train(spec)

@@ -126,9 +126,11 @@ def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> No
     names = metric_names(model, sources)
     validated = any(source.val is not None for source in sources)
     chosen = config.train.best or (default_best(config) if validated else None)
-    where = "train.best" if config.train.best else "main_metric of the first head"
-    for wanted in Best(chosen, config.train.no_worse_than).names:
-        if "/loss/" not in wanted and wanted not in names:
-            none = "" if names else ", as nothing is validated (train.best=null leaves it out)"
-            what = f"{where}: no validation gives {wanted!r}{none}"
-            raise ConfigError(unknown(wanted, names, what))
+    best = "train.best" if config.train.best else "main_metric of the first head"
+    guards = config.train.no_worse_than
+    for where, wanted in ((best, Best(chosen, {}).names), ("train.no_worse_than", guards)):
+        for name in wanted:
+            if "/loss/" not in name and name not in names:
+                none = "" if names else ", as nothing is validated (train.best=null leaves it out)"
+                what = f"{where}: no validation gives {name!r}{none}"
+                raise ConfigError(unknown(name, names, what))

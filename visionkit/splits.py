@@ -106,12 +106,17 @@ def _untrained(source: Source, trained: list[Source]) -> Iterator[Finding]:
 
 
 def _counts(dataset: Dataset) -> dict[str, dict[str, int]]:
-    """How often each class occurs, by vocabulary."""
+    """How often each class occurs, by vocabulary; those not labelled here do not."""
     inner = _inner(dataset)
     if not hasattr(inner, "class_counts"):
         return {}
+    unlabelled = getattr(dataset, "unlabelled", {})
     return {
-        key: dict(zip(inner.vocabularies[key].names, counts.tolist(), strict=True))
+        key: {
+            name: count
+            for name, count in zip(inner.vocabularies[key].names, counts.tolist(), strict=True)
+            if name not in unlabelled.get(key, ())
+        }
         for key, counts in inner.class_counts().items()
     }
 
