@@ -212,12 +212,12 @@ def test_the_page_has_the_table_of_kinds():
 
 
 def test_what_is_left_out_is_ignored_in_painted_maps_and_not_remarked_on(tmp_path):
-    """An object without a usable box, whose outline and area say nothing sound either."""
-    data = content("empty-box")
+    """An object whose box is elsewhere, and whose area is wrong, too."""
+    data = content("outside-box")
     odd = data["annotations"][1]
     odd |= {"segmentation": [[12, 2, 16, 2, 16, 6, 12, 6]], "area": 0}
     opened = save(tmp_path, data, semantic="paint")
-    assert opened.tally()["left_out"] == {"empty-box": 1}
+    assert opened.tally()["left_out"] == {"outside-box": 1}
     assert "wrong-area" not in opened.tally()["kept"]
     (sample,) = [s for s in opened if s.image_id == odd["image_id"]]
     assert sample.semantic[4, 14] == 255
