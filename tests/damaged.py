@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from visionkit.data.picture_check import find_faults, look_at_all
+from visionkit.data.checks.images import find_faults, look_at_all
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

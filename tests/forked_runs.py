@@ -22,7 +22,8 @@ from typing import Any
 
 from runs import cut_off, die, spec, train
 
-from visionkit import distributed, errors
+from visionkit import errors
+from visionkit.distributed import collectives
 
 
 def on_ranks(ranks: int, work: Callable[[], Any]) -> list[int]:
@@ -52,7 +53,7 @@ def _exit_code(work: Callable[[], Any]) -> int:
     except BaseException:
         traceback.print_exc()
         return 1
-    distributed.teardown()
+    collectives.teardown()
     return 0
 
 

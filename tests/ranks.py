@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["visionkit.training", "visionkit.evaluation", "pytest"])
+CONTEXT.set_forkserver_preload(["visionkit.engine.train", "visionkit.engine.evaluate", "pytest"])
 SECONDS = 250
 
 
@@ -50,7 +50,7 @@ def on_ranks(world: int, work: Callable[..., Any], *arguments: Any, folder: Path
 def _run(
     rank: int, world: int, port: int, file: Path, work: Callable[..., Any], arguments: tuple
 ) -> None:
-    from visionkit import distributed
+    from visionkit.distributed import collectives
 
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
@@ -63,4 +63,4 @@ def _run(
     temporary = file.with_suffix(".tmp")
     torch.save(result, temporary)
     os.replace(temporary, file)
-    distributed.teardown()
+    collectives.teardown()

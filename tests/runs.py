@@ -16,8 +16,11 @@ from unittest.mock import patch
 
 import torch
 
-from visionkit import checkpoint, distributed, errors, training
-from visionkit.progress import Progress
+from visionkit import errors
+from visionkit.distributed import collectives
+from visionkit.engine import train as training
+from visionkit.engine.progress import Progress
+from visionkit.runs import checkpoint
 
 SIZE = 32
 STEPS = 5  # an epoch of three steps, and two of the next
@@ -31,17 +34,17 @@ RCNN = {
     "box_pool_size": 2,
 }
 HEADS: dict[str, dict[str, Any]] = {
-    "classification": {"type": "classification.Classification", "dropout": 0.3},
-    "localization": {"type": "localization.Localization", "channels": 4, "num_convs": 1},
-    "faster_rcnn": {"type": "detection.FasterRCNN", **RCNN},
-    "fcos": {"type": "detection.FCOS", "num_convs": 1},
-    "aligned": {"type": "detection.TaskAligned", "num_convs": 1},
-    "mask_rcnn": {"type": "instance.MaskRCNN", **RCNN, "mask_channels": 4, "mask_convs": 1},
-    "semantic": {"type": "semantic.SemanticFPN", "channels": 8, "dropout": 0.3},
-    "embedding": {"type": "embedding.Embedding", "size": 4, "dropout": 0.3},
-    "autoencoder": {"type": "autoencoder.Autoencoder", "code": 2, "channels": 4},
-    "vae": {"type": "autoencoder.VAE", "size": SIZE, "latent": 2, "channels": 4},
-    "attributes": {"type": "attributes.Attributes", "on": "fcos", "pool_size": 2, "hidden": 8},
+    "classification": {"type": "Classification", "dropout": 0.3},
+    "localization": {"type": "Localization", "channels": 4, "num_convs": 1},
+    "faster_rcnn": {"type": "FasterRCNN", **RCNN},
+    "fcos": {"type": "FCOS", "num_convs": 1},
+    "aligned": {"type": "TaskAligned", "num_convs": 1},
+    "mask_rcnn": {"type": "MaskRCNN", **RCNN, "mask_channels": 4, "mask_convs": 1},
+    "semantic": {"type": "SemanticFPN", "channels": 8, "dropout": 0.3},
+    "embedding": {"type": "Embedding", "size": 4, "dropout": 0.3},
+    "autoencoder": {"type": "Autoencoder", "code": 2, "channels": 4},
+    "vae": {"type": "VAE", "size": SIZE, "latent": 2, "channels": 4},
+    "attributes": {"type": "Attributes", "on": "fcos", "pool_size": 2, "hidden": 8},
 }
 FEEDS = {name: {"main": [name]} for name in HEADS} | {
     "pair": {"main": ["classification", "vae"]},
@@ -55,8 +58,8 @@ def spec(what: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str
     feeds = FEEDS[what]
     used = dict.fromkeys(head for heads in feeds.values() for head in heads)
     return {
-        "backbone": {"type": "tiny.TinyCNN", "channels": [4, 8, 8], "norm": "batch"},
-        "neck": {"type": "fpn.FPN", "channels": 8, "inputs": ["c2", "c3"], "extra": "none"},
+        "backbone": {"type": "TinyCNN", "channels": [4, 8, 8], "norm": "batch"},
+        "neck": {"type": "FPN", "channels": 8, "inputs": ["c2", "c3"], "extra": "none"},
         "heads": {name: HEADS[name] for name in used},
         "data": {"workers": workers, **{n: _source(n, f) for n, f in feeds.items()}},
         "train": {
@@ -69,13 +72,13 @@ def spec(what: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str
 
 
 def _source(name: str, feeds: list[str]) -> dict[str, Any]:
-    pictures = {"type": "shapes.Shapes", "size": SIZE}
+    pictures = {"type": "Shapes", "size": SIZE}
     return {
         "feeds": feeds,
         "batch_size": 8,
         "image_size": SIZE,
         "per_identity": 2 if feeds == ["embedding"] else None,
-        "transforms": [{"type": "transforms.HorizontalFlip"}],
+        "transforms": [{"type": "HorizontalFlip"}],
         "train": {**pictures, "num_images": 20, "seed": len(name)},
         "val": {**pictures, "num_images": 5, "seed": 1},
     }
@@ -112,7 +115,7 @@ def cut_off(step: int, how: str, kill: Callable[[], None] = _raise_killed) -> It
 
     def advance_and_stop(self: Progress, *args: Any, **kwargs: Any) -> None:
         advance(self, *args, **kwargs)
-        last_rank = distributed.rank() == distributed.world_size() - 1
+        last_rank = collectives.rank() == collectives.world_size() - 1
         if how == "signal" and self.step == step and last_rank:
             os.kill(os.getpid(), signal.SIGTERM)
         if how == "kill" and self.step == step + 1:
@@ -137,7 +140,7 @@ def cut_off(step: int, how: str, kill: Callable[[], None] = _raise_killed) -> It
 
 def train(config: dict[str, Any], *, resume: bool = False) -> Path:
     """Without the pictures of the run directory: a quarter of the time, and no part in this."""
-    with patch.multiple(training, picture_training_batch=_nothing, picture_validation=_nothing):
+    with patch.multiple(train, picture_training_batch=_nothing, picture_validation=_nothing):
         return training.train(config, resume=resume).directory
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-SHAPES = {"type": "shapes.Shapes", "num_images": 12, "size": 32}
-TINY = {"type": "tiny.TinyCNN", "channels": [8, 16], "norm": "group"}
-PYRAMID = {"type": "fpn.FPN", "channels": 8}
+SHAPES = {"type": "Shapes", "num_images": 12, "size": 32}
+TINY = {"type": "TinyCNN", "channels": [8, 16], "norm": "group"}
+PYRAMID = {"type": "FPN", "channels": 8}
 REGIONS = {"box_hidden": 32}
 PIXELS = {"dropout": 0.0, "norm": "group"}
 
@@ -38,19 +38,17 @@ PAIRS = {"per_identity": 2, "batch_size": 8}
 HEADS = {
     "classification": config("classification"),
     "localization": config("localization"),
-    "fcos": config("detection", "detection.FCOS", pyramid=True),
-    "aligned": config("detection", "detection.TaskAligned", pyramid=True, num_convs=0),
-    "faster": config("detection", "detection.FasterRCNN", pyramid=True, **REGIONS),
-    "mask": config(
-        "instance_segmentation", "instance.MaskRCNN", pyramid=True, mask_convs=1, **REGIONS
-    ),
-    "fcn": config("semantic_segmentation", "semantic.FCN", dice=0.5, aux_weight=0.5, **PIXELS),
-    "deeplab": config("semantic_segmentation", "semantic.DeepLabV3", channels=8, **PIXELS),
-    "pyramid": config("semantic_segmentation", "semantic.SemanticFPN", pyramid=True),
-    "triplet": config("embedding", "embedding.Embedding", data=PAIRS),
-    "contrastive": config("embedding", "embedding.Embedding", data=PAIRS, loss="contrastive"),
-    "autoencoder": config("autoencoder", "autoencoder.Autoencoder", channels=8),
-    "vae": config("autoencoder", "autoencoder.VAE", latent=2, channels=8),
+    "fcos": config("detection", "FCOS", pyramid=True),
+    "aligned": config("detection", "TaskAligned", pyramid=True, num_convs=0),
+    "faster": config("detection", "FasterRCNN", pyramid=True, **REGIONS),
+    "mask": config("instance_segmentation", "MaskRCNN", pyramid=True, mask_convs=1, **REGIONS),
+    "fcn": config("semantic_segmentation", "FCN", dice=0.5, aux_weight=0.5, **PIXELS),
+    "deeplab": config("semantic_segmentation", "DeepLabV3", channels=8, **PIXELS),
+    "pyramid": config("semantic_segmentation", "SemanticFPN", pyramid=True),
+    "triplet": config("embedding", "Embedding", data=PAIRS),
+    "contrastive": config("embedding", "Embedding", data=PAIRS, loss="contrastive"),
+    "autoencoder": config("autoencoder", "Autoencoder", channels=8),
+    "vae": config("autoencoder", "VAE", latent=2, channels=8),
 }
 # One head of each task.
 TASKS = ("classification", "localization", "fcos", "mask", "pyramid", "triplet", "vae")
@@ -64,9 +62,9 @@ def joint(**train: Any) -> dict[str, Any]:
         "backbone": dict(TINY),
         "neck": dict(PYRAMID),
         "heads": {
-            "objects": {"type": "detection.FCOS"},
-            "looks": {"type": "attributes.Attributes", "on": "objects", "hidden": 16},
-            "scene": {"type": "classification.Classification", "weight": 0.5},
+            "objects": {"type": "FCOS"},
+            "looks": {"type": "Attributes", "on": "objects", "hidden": 16},
+            "scene": {"type": "Classification", "weight": 0.5},
         },
         "data": {
             "workers": 0,

@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 
-from visionkit.boxes import pairwise_iou
-from visionkit.heads.aligned import TaskAligned
-from visionkit.heads.aligned_matching import align
-from visionkit.heads.fcos_matching import Points, cells_of
+from visionkit.models.heads.fcos import Points, cells_of
+from visionkit.models.heads.task_aligned import TaskAligned, align
+from visionkit.ops.boxes import pairwise_iou
 from visionkit.types import Batch, Level
 
 LEVELS = {"p3": Level(16, 8), "p4": Level(16, 16)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visionkit.errors import ConfigError
-from visionkit.heads.attributes import Attributes, drawn_objects, jittered
+from visionkit.models.heads.attributes import Attributes, drawn_objects, jittered
 from visionkit.types import Batch, Level
 
 LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}

@@ -7,14 +7,15 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from visionkit.errors import ConfigError
-from visionkit.heads.autoencoder import (
+from visionkit.models.heads.autoencoder import (
     VAE,
     Autoencoder,
+    Decoder,
     for_each_size,
     kl_from_standard_normal,
+    mirrored_widths,
     pixel_errors,
 )
-from visionkit.heads.decoder import Decoder, mirrored_widths
 from visionkit.types import Batch, Level
 
 LEVELS = {"c2": Level(8, 4), "c3": Level(12, 8)}

@@ -6,13 +6,13 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 from trunks import pixels, randomize_norms, saved_classifier
 
-from visionkit.backbones.convnext import ConvNeXt
-from visionkit.backbones.mobilenet import MobileNetV3
-from visionkit.backbones.norm import FrozenBatchNorm
-from visionkit.backbones.resnet import ResNet
-from visionkit.backbones.shufflenet import ShuffleNetV2
-from visionkit.backbones.vgg import VGG
 from visionkit.errors import ConfigError
+from visionkit.models.backbones.convnext import ConvNeXt
+from visionkit.models.backbones.mobilenet import MobileNetV3
+from visionkit.models.backbones.norm import FrozenBatchNorm
+from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.backbones.shufflenet import ShuffleNetV2
+from visionkit.models.backbones.vgg import VGG
 
 # --- norms ---
 

@@ -18,16 +18,16 @@ from trunks import (
     saved_classifier,
 )
 
-from visionkit.backbones.densenet import DenseNet
-from visionkit.backbones.efficientnet import EfficientNet
-from visionkit.backbones.mobilenet import MobileNetV3
-from visionkit.backbones.regnet import RegNet
-from visionkit.backbones.resnet import ResNet
-from visionkit.backbones.shufflenet import ShuffleNetV2
-from visionkit.backbones.squeezenet import SqueezeNet
-from visionkit.backbones.timm import Timm
 from visionkit.errors import CheckpointError, ConfigError
-from visionkit.necks.fpn import FPN
+from visionkit.models.backbones.densenet import DenseNet
+from visionkit.models.backbones.efficientnet import EfficientNet
+from visionkit.models.backbones.mobilenet import MobileNetV3
+from visionkit.models.backbones.regnet import RegNet
+from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.backbones.shufflenet import ShuffleNetV2
+from visionkit.models.backbones.squeezenet import SqueezeNet
+from visionkit.models.backbones.timm import Timm
+from visionkit.models.necks.fpn import FPN
 
 # --- weights ---
 

@@ -10,19 +10,19 @@ from trunks import (
     pixels,
 )
 
-from visionkit.backbones.convnext import ConvNeXt
-from visionkit.backbones.densenet import DenseNet
-from visionkit.backbones.efficientnet import EfficientNet
-from visionkit.backbones.mobilenet import MobileNetV2, MobileNetV3
-from visionkit.backbones.normalize import IMAGENET_MEAN, IMAGENET_STD
-from visionkit.backbones.regnet import RegNet
-from visionkit.backbones.resnet import ResNet, ResNeXt, WideResNet
-from visionkit.backbones.shufflenet import ShuffleNetV2
-from visionkit.backbones.squeezenet import SqueezeNet
-from visionkit.backbones.trunk import Trunk
-from visionkit.backbones.vgg import VGG
-from visionkit.components import components
+from visionkit.config.components import components
 from visionkit.errors import ConfigError
+from visionkit.models.backbones.convnext import ConvNeXt
+from visionkit.models.backbones.densenet import DenseNet
+from visionkit.models.backbones.efficientnet import EfficientNet
+from visionkit.models.backbones.mobilenet import MobileNetV2, MobileNetV3
+from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD
+from visionkit.models.backbones.regnet import RegNet
+from visionkit.models.backbones.resnet import ResNet, ResNeXt, WideResNet
+from visionkit.models.backbones.shufflenet import ShuffleNetV2
+from visionkit.models.backbones.squeezenet import SqueezeNet
+from visionkit.models.backbones.trunk import Trunk
+from visionkit.models.backbones.vgg import VGG
 
 TRUNKS = {name: cls for name, cls in components("backbones").items() if issubclass(cls, Trunk)}
 ROUNDED_DOWN = (ConvNeXt, DenseNet, VGG, SqueezeNet)
@@ -33,12 +33,12 @@ STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 
 
 def test_all_families_are_found():
-    names = {"resnet.ResNet", "resnet.ResNeXt", "resnet.WideResNet", "mobilenet.MobileNetV2"}
-    names |= {"mobilenet.MobileNetV3", "efficientnet.EfficientNet", "convnext.ConvNeXt"}
-    names |= {"regnet.RegNet", "shufflenet.ShuffleNetV2", "squeezenet.SqueezeNet"}
-    names |= {"densenet.DenseNet", "vgg.VGG"}
+    names = {"ResNet", "ResNeXt", "WideResNet", "MobileNetV2"}
+    names |= {"MobileNetV3", "EfficientNet", "ConvNeXt"}
+    names |= {"RegNet", "ShuffleNetV2", "SqueezeNet"}
+    names |= {"DenseNet", "VGG"}
     assert names == set(TRUNKS)
-    assert "timm.Timm" in components("backbones")
+    assert "Timm" in components("backbones")
 
 
 @pytest.fixture(scope="module", params=sorted(TRUNKS))

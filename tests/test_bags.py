@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from visionkit.ops import bags
-from visionkit.ops.bags import weighted_sums
+from visionkit.ops import roi_align
+from visionkit.ops.roi_align import weighted_sums
 
 
 def by_loop(table, rows, weights, counts):
@@ -50,7 +50,7 @@ def test_the_order_is_stable_for_tables_of_any_size(most):
     rows = torch.randint(0, most + 1, (500,))
     rows[:3] = torch.tensor([most, 0, most])
     rows = torch.cat([rows, rows])
-    assert torch.equal(bags._stable_order(rows), torch.argsort(rows, stable=True))
+    assert torch.equal(roi_align._stable_order(rows), torch.argsort(rows, stable=True))
 
 
 def test_no_bags_and_no_rows():

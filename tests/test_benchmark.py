@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionkit.benchmark import benchmark
-from visionkit.benchmark_report import advice, report
-from visionkit.cli import main
+from visionkit.cli.main import main
+from visionkit.cli.reports import advice, report
 from visionkit.config import load_config
+from visionkit.engine.benchmark import benchmark
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 

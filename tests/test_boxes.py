@@ -9,7 +9,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
-from visionkit.boxes import (
+from visionkit.ops.boxes import (
     area,
     clip,
     decode,

@@ -8,14 +8,14 @@ import torch
 from small_runs import HEADS
 from torch import nn
 
-from visionkit import contracts
-from visionkit.best import Best
-from visionkit.components import resolve
+from visionkit.config.components import resolve
+from visionkit.engine.evaluate import metric_names
+from visionkit.engine.progress import Best
+from visionkit.engine.train import train
 from visionkit.errors import ConfigError
-from visionkit.evaluation import metric_names
-from visionkit.heads.classification import Classification
-from visionkit.model import VisionModel
-from visionkit.training import train
+from visionkit.models import contracts
+from visionkit.models.heads.classification import Classification
+from visionkit.models.model import VisionModel
 from visionkit.types import Batch, Head
 
 BOXES, SCORES = torch.zeros(2, 4), torch.ones(2)

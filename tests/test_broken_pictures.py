@@ -11,14 +11,14 @@ import torch
 from damaged import picture
 from PIL import Image
 
-from visionkit import beginning
-from visionkit.cli import main
+from visionkit.cli.main import main
+from visionkit.data.datasets.shapes import generate_shapes
+from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
-from visionkit.data.shapes import generate_shapes
-from visionkit.data.sources import Source
 from visionkit.data.transforms import HorizontalFlip
+from visionkit.engine import setup
+from visionkit.engine.train import train
 from visionkit.errors import DataError
-from visionkit.training import train
 from visionkit.types import Classes
 
 
@@ -152,7 +152,7 @@ def shapes(tmp_path):
 def settings(folder, **data):
     sections = {
         split: {
-            "type": "coco.Coco",
+            "type": "Coco",
             "images": str(folder / split / "images"),
             "annotations": str(folder / split / "annotations.json"),
         }
@@ -160,7 +160,7 @@ def settings(folder, **data):
     }
     return {
         "task": "classification",
-        "backbone": {"type": "tiny.TinyCNN"},
+        "backbone": {"type": "TinyCNN"},
         "data": {**sections, "image_size": 32, "batch_size": 4, "workers": 0, **data},
         "train": {"steps": 3, "log_every": 3, "precision": "fp32", "plots": False},
         "output": str(folder / "run"),
@@ -222,7 +222,7 @@ SPOILERS = (spoil_delete, spoil_replace, spoil_shrink)
 
 def spoil_after_check(monkeypatch, folder, spoilers):
     """Have the first training pictures change just before training; returns their paths."""
-    check, paths = beginning.check_pictures, pictures(folder, "train")[: len(spoilers)]
+    check, paths = setup.check_pictures, pictures(folder, "train")[: len(spoilers)]
 
     def check_and_spoil(config, sources):
         found = check(config, sources)
@@ -230,7 +230,7 @@ def spoil_after_check(monkeypatch, folder, spoilers):
             spoil(path)
         return found
 
-    monkeypatch.setattr(beginning, "check_pictures", check_and_spoil)
+    monkeypatch.setattr(setup, "check_pictures", check_and_spoil)
     return paths
 
 

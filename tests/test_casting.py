@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from visionkit.build import build_model
 from visionkit.config import load_config
-from visionkit.ops.casting import LAYERS, cast_weights
-from visionkit.ops.folding import fold_norms
-from visionkit.predict import Predictor
+from visionkit.engine.predict import Predictor
+from visionkit.models.build import build_model
+from visionkit.ops.inference import LAYERS, cast_weights, fold_norms
 from visionkit.types import Batch, Classes
 
 CONFIGS = Path(__file__).parent.parent / "configs"

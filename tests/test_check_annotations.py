@@ -6,7 +6,7 @@ import logging
 import pytest
 from test_data_coco import SQUARE, save, small
 
-from visionkit.cli import main
+from visionkit.cli.main import main
 
 KEYS = {
     "kind", "severity", "file", "list", "index", "id", "key", "value", "message", "remedy",

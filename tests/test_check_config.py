@@ -9,18 +9,18 @@ import yaml
 from PIL import Image
 from test_data_coco import save, small
 
-from visionkit.cli import main
-from visionkit.data.shapes import generate_shapes
+from visionkit.cli.main import main
+from visionkit.data.datasets.shapes import generate_shapes
 
 
 def coco(root, **arguments):
     return {"images": str(root / "images"), "annotations": str(root / "a.json"), **arguments}
 
 
-def config(task, train, val, kind="coco.Coco", **data):
+def config(task, train, val, kind="Coco", **data):
     return {
         "task": task,
-        "backbone": {"type": "tiny.TinyCNN"},
+        "backbone": {"type": "TinyCNN"},
         "neck": None,
         "data": {
             "train": {"type": kind, **train},
@@ -136,16 +136,16 @@ def test_classes_that_another_source_trains_are_trained(tmp_path, check):
     (both / "a.json").write_text(json.dumps(content))
 
     def source(labelled):
-        train = {"type": "coco.Coco", **coco(both)}
+        train = {"type": "Coco", **coco(both)}
         return {"feeds": ["one"], "labelled": labelled, "train": train, "image_size": 32}
 
     spec = config("localization", coco(both), coco(val))
-    spec["heads"] = {"one": {"type": "localization.Localization"}}
+    spec["heads"] = {"one": {"type": "Localization"}}
     spec["data"] = {
         "workers": 0,
         "cats": source(["cat"]),
         "dogs": source(["dog"]),
-        "all": {"feeds": ["one"], "val": {"type": "coco.Coco", **coco(val)}, "image_size": 32},
+        "all": {"feeds": ["one"], "val": {"type": "Coco", **coco(val)}, "image_size": 32},
     }
     del spec["task"], spec["neck"]
     kinds = check(spec)[1]
@@ -191,8 +191,8 @@ def test_pictures_without_one_object_are_named_to_who_localizes(tmp_path, check)
     assert [(f["file"], f["message"]) for f in kinds["many-objects"]] == [
         ("data.val", "a.png has 2 objects")
     ]
-    spec = config("detection", coco(train), coco(val)) | {"neck": {"type": "fpn.FPN"}}
-    assert "no-object" not in check({**spec, "head": {"type": "fcos.FCOS"}})[1]
+    spec = config("detection", coco(train), coco(val)) | {"neck": {"type": "FPN"}}
+    assert "no-object" not in check({**spec, "head": {"type": "FCOS"}})[1]
 
 
 def folders(root, counts, value=0):
@@ -210,7 +210,7 @@ def test_folders(tmp_path, check):
     val = folders(tmp_path / "v", {"dog": 1}, 50)
     (tmp_path / "t/dog/photo.heic").write_text("x")
     (tmp_path / "t/dog/.hidden").write_text("x")
-    spec = config("classification", train, val, "folder.ImageFolder")
+    spec = config("classification", train, val, "ImageFolder")
     code, kinds, report = check(spec)
     assert code == 0
     assert [f["value"] for f in kinds["rare-class"][:2]] == ["Cat", "dog"]
@@ -219,7 +219,7 @@ def test_folders(tmp_path, check):
     used = report["data"]["sources"]["main"]["train"]
     assert used["pictures"] == 14 and used["left_out"] == {"other-file": 1}
     assert used["classes"]["class_id"] == {"Cat": 0, "cat": 1, "dog": 2}
-    kinds = check(config("classification", train, train, "folder.ImageFolder"))[1]
+    kinds = check(config("classification", train, train, "ImageFolder"))[1]
     assert len(kinds["same-data"]) == 1
     (tmp_path / "t/ant").mkdir()
     (tmp_path / "t/bee").mkdir()
@@ -229,7 +229,7 @@ def test_folders(tmp_path, check):
 
 def test_identities(tmp_path, check):
     train = folders(tmp_path / "t", {"a": 3, "b": 1, "c": 2})
-    spec = config("embedding", train, train, "folder.ImageFolder", per_identity=2, batch_size=6)
+    spec = config("embedding", train, train, "ImageFolder", per_identity=2, batch_size=6)
     code, kinds, _ = check(spec)
     assert code == 0 and kinds["single-picture"][0]["value"] == "1"
     assert "b/0.png" in kinds["single-picture"][0]["message"]
@@ -237,7 +237,7 @@ def test_identities(tmp_path, check):
         "message"
     ]  # fmt: skip
     one = folders(tmp_path / "one", {"a": 3})
-    spec = config("embedding", one, one, "folder.ImageFolder", per_identity=2, batch_size=4)
+    spec = config("embedding", one, one, "ImageFolder", per_identity=2, batch_size=4)
     code, kinds, _ = check(spec)
     assert code == 3 and "1 known identities" in kinds["file"][0]["message"]
     assert check(spec, "data.batch_size=3")[0] == 2
@@ -254,8 +254,8 @@ def test_label_maps(tmp_path, check):
     Image.fromarray(np.full((6, 8), 255, np.uint8)).save(tmp_path / "labels/d.png")
     data = {"images": str(tmp_path / "images"), "labels": str(tmp_path / "labels")}
     data["classes"] = ["x", "y"]
-    spec = config("semantic_segmentation", data, None, "label_maps.LabelMaps")
-    spec["head"] = {"type": "semantic.FCN"}
+    spec = config("semantic_segmentation", data, None, "LabelMaps")
+    spec["head"] = {"type": "FCN"}
     code, kinds, _ = check(spec)
     assert code == 3
     assert [(f["value"], f["file"]) for f in kinds["class-map"]] == [
@@ -276,7 +276,7 @@ def test_a_run_says_what_it_used(tmp_path, caplog):
     spec = config("classification", data, data)
     spec["output"] = str(tmp_path / "run")
     spec = {key: value for key, value in spec.items() if value is not None}
-    from visionkit.training import train
+    from visionkit.engine.train import train
 
     with caplog.at_level("INFO", logger="visionkit"):
         train(spec)

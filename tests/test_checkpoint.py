@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from visionkit import checkpoint
 from visionkit.errors import CheckpointError
+from visionkit.runs import checkpoint
 
 
 def test_round_trip(tmp_path):

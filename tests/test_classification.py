@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from visionkit.errors import ConfigError
-from visionkit.heads.classification import Classification
-from visionkit.ops.pooling import masked_mean, valid_cells
+from visionkit.models.heads.classification import Classification
+from visionkit.ops.layers import masked_mean, valid_cells
 from visionkit.types import Batch, Level
 
 LEVELS = {"c4": Level(6, 16), "c5": Level(8, 32)}

@@ -10,9 +10,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from visionkit import rundir
-from visionkit.cli import main
+from visionkit.cli.main import main
 from visionkit.config import load_config
+from visionkit.runs import directory as rundir
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -265,14 +265,14 @@ def test_help_is_quick_and_list_names_the_components(capsys):
         [sys.executable, "-m", "visionkit", "--help"], capture_output=True, text=True
     )
     assert result.returncode == 0 and "predict" in result.stdout
-    code = "import sys, visionkit.cli; assert 'torch' not in sys.modules"
+    code = "import sys, visionkit.cli.main; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     named = {
-        "heads": "instance.MaskRCNN",
-        "backbones": "resnet.ResNet",
-        "necks": "fpn.FPN",
-        "datasets": "coco.Coco",
-        "transforms": "transforms.HorizontalFlip",
+        "heads": "MaskRCNN",
+        "backbones": "ResNet",
+        "necks": "FPN",
+        "datasets": "Coco",
+        "transforms": "HorizontalFlip",
     }
     for section, component in named.items():
         assert main(["list", section]) == 0
@@ -289,10 +289,10 @@ def test_settings_that_fit_another_data_set_replace_the_generated_one(capsys):
     config = str(CONFIGS / "classification.yaml")
     assert main(["config", config, "data.train.images=a.gz", "data.train.labels=b.gz"]) == 0
     printed = capsys.readouterr().out
-    assert "train: {type: idx.Idx, images: a.gz, labels: b.gz}" in printed
-    assert "val: {type: shapes.Shapes" in printed
+    assert "train: {type: Idx, images: a.gz, labels: b.gz}" in printed
+    assert "val: {type: Shapes" in printed
     assert main(["config", config, "data.train.root=DIR"]) == 0
-    assert "train: {type: folder.ImageFolder, root: DIR}" in capsys.readouterr().out
+    assert "train: {type: ImageFolder, root: DIR}" in capsys.readouterr().out
 
 
 def test_a_broken_picture_ends_the_process_with_its_workers(shapes, tmp_path):

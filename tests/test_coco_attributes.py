@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from visionkit.attribute_names import describe, groups
-from visionkit.data.coco_attributes import MOST_VALUES, read_attributes
-from visionkit.data.problems import Problems
+from visionkit.data.checks.findings import Problems
+from visionkit.data.classes import describe, groups
+from visionkit.data.coco.attributes import MOST_VALUES, read_attributes
 from visionkit.errors import ConfigError, DataError
 
 NAN = np.nan

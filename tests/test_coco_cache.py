@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from test_coco_index import ODD, check, content, plain
 
-from visionkit import cache
-from visionkit.data import coco_cache
-from visionkit.data.coco import Coco
-from visionkit.data.coco_cache import open_index
-from visionkit.data.coco_tables import flat
+from visionkit.data.coco import index as index_module
+from visionkit.data.coco.index import open_index
+from visionkit.data.coco.tables import flat
+from visionkit.data.datasets.coco import Coco
+from visionkit.data.loading import cache
 from visionkit.errors import DataError
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(coco_cache, "SMALLEST", 0)
+    monkeypatch.setattr(index_module, "SMALLEST", 0)
     monkeypatch.setenv("VISIONKIT_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "annotations"
 
@@ -43,7 +43,7 @@ def entries(folder):
 def test_the_second_opening_reads_no_json(path, folder, monkeypatch, caplog):
     first = open_index(path)
     assert entries(folder) == [first.folder]
-    monkeypatch.setattr(coco_cache, "read_index", None)
+    monkeypatch.setattr(index_module, "read_index", None)
     second = open_index(path)
     check(second, content(plain(20) + ODD))
     assert (second.names, second.has_masks) == (first.names, first.has_masks)
@@ -53,7 +53,7 @@ def test_the_second_opening_reads_no_json(path, folder, monkeypatch, caplog):
 
 def test_every_column_is_that_of_a_fresh_reading(path):
     open_index(path)
-    kept, fresh = open_index(path), coco_cache.read_index(path)
+    kept, fresh = open_index(path), index_module.read_index(path)
     for table in ("images", "objects"):
         expected = flat(getattr(fresh, table), table)
         found = flat(getattr(kept, table), table)
@@ -67,7 +67,7 @@ def test_it_is_found_by_content_alone(path, folder, tmp_path, monkeypatch):
     open_index(path)
     copy = tmp_path / "elsewhere.json"
     shutil.copy(path, copy)
-    monkeypatch.setattr(coco_cache, "read_index", None)
+    monkeypatch.setattr(index_module, "read_index", None)
     assert open_index(copy).path == copy
 
 
@@ -82,9 +82,9 @@ def test_other_content_of_the_same_size_and_time_is_seen(path, folder):
 
 
 def test_small_files_and_files_with_faults_are_not_kept(path, folder, monkeypatch):
-    monkeypatch.setattr(coco_cache, "SMALLEST", 1 << 20)
+    monkeypatch.setattr(index_module, "SMALLEST", 1 << 20)
     assert open_index(path).folder is None
-    monkeypatch.setattr(coco_cache, "SMALLEST", 0)
+    monkeypatch.setattr(index_module, "SMALLEST", 0)
     path.write_text(json.dumps(content([{**ODD[0], "bbox": None}])))
     for _ in range(2):
         assert open_index(path).faults.count == 1
@@ -159,7 +159,7 @@ def test_a_damaged_or_foreign_entry_is_made_anew(path, folder, spoil, caplog):
 
 def test_another_version_is_another_entry(path, folder, monkeypatch):
     open_index(path)
-    monkeypatch.setattr(coco_cache, "FORMAT", coco_cache.FORMAT + 1)
+    monkeypatch.setattr(index_module, "FORMAT", index_module.FORMAT + 1)
     open_index(path)
     assert len(entries(folder)) == 2
 
@@ -180,7 +180,7 @@ def test_without_a_cache_it_works_and_says_so(path, folder, blocked, monkeypatch
         def refuse(*_):
             raise OSError(28, "No space left on device") if "full" in blocked else PermissionError()
 
-        monkeypatch.setattr("visionkit.data.index_store.save", refuse)
+        monkeypatch.setattr("visionkit.data.loading.cache.save", refuse)
     before = sorted(path.parent.iterdir())
     check(open_index(path), content(plain(20) + ODD))
     assert caplog.text.count("cannot be kept in the cache") == 1
@@ -205,7 +205,7 @@ def test_a_process_that_dies_leaves_a_whole_entry_or_none(path, folder, ending):
 
     def run():
         if ending != "open_index":
-            setattr(coco_cache, ending, lambda *_, **__: os._exit(3))
+            setattr(index_module, ending, lambda *_, **__: os._exit(3))
         open_index(path)
         os._exit(3)
 

@@ -11,13 +11,12 @@ from pycocotools import mask as coco_mask
 
 from visionkit.data.masks import run_lengths
 from visionkit.errors import ConfigError
-from visionkit.metrics import coco_engines
-from visionkit.metrics.coco import evaluate_coco
-from visionkit.metrics.coco_detections import Door
-from visionkit.metrics.coco_engines import match, pick_engine
-from visionkit.metrics.coco_masks import rle_totals
-from visionkit.metrics.coco_partial import labelled_only, with_incomplete_as_crowds
-from visionkit.metrics.coco_truth import read_truth
+from visionkit.metrics.coco import engines
+from visionkit.metrics.coco.detections import Door
+from visionkit.metrics.coco.engines import match, pick_engine
+from visionkit.metrics.coco.evaluator import evaluate_coco, labelled_only, with_incomplete_as_crowds
+from visionkit.metrics.coco.ground_truth import read_truth
+from visionkit.metrics.coco.rle import rle_totals
 
 H, W = 100, 120
 
@@ -84,7 +83,7 @@ def test_a_scene_scores_something_and_the_scores_are_not_trivial(iou_type):
 
 def test_the_engine_is_chosen_by_argument_then_environment_then_what_is_there(monkeypatch):
     monkeypatch.delenv("VISIONKIT_COCO_ENGINE", raising=False)
-    monkeypatch.setattr(coco_engines, "find_spec", lambda name: object())
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
     assert pick_engine() == "hotcoco"
     monkeypatch.setenv("VISIONKIT_COCO_ENGINE", "pycocotools")
     assert pick_engine() == "pycocotools" and pick_engine("hotcoco") == "hotcoco"
@@ -95,7 +94,7 @@ def test_the_engine_is_chosen_by_argument_then_environment_then_what_is_there(mo
 
 def test_without_hotcoco_pycocotools_is_used_and_asking_for_it_is_an_error(monkeypatch):
     monkeypatch.delenv("VISIONKIT_COCO_ENGINE", raising=False)
-    monkeypatch.setattr(coco_engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "hotcoco", None)  # importing it fails
     assert pick_engine() == "pycocotools"
     truth, results = wild(4)
@@ -136,7 +135,7 @@ def test_a_damaged_code_does_not_touch_its_neighbours(monkeypatch):
     cut = good[:-1]  # its last number goes on: into the next code, if that were not prevented
     codes = [good, cut, good, "", good, "~" + good, good, "o" * 12 + "0", good, "\x00", good]
     for chunk in (1, 2, 3, 1024):
-        monkeypatch.setattr("visionkit.metrics.coco_masks.CHUNK", chunk)
+        monkeypatch.setattr("visionkit.metrics.coco.rle.CHUNK", chunk)
         covered, filled = rle_totals(codes)
         assert (covered[::2] == H * W).all() and (filled[::2] == 1200).all()
         assert (covered[1::2] < H * W).all()

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from coco_scenes import only, raw_pycocotools, scene
 
-from visionkit.cli import main
+from visionkit.cli.main import main
 from visionkit.errors import DataError
-from visionkit.metrics.coco import STATS, evaluate_coco
-from visionkit.metrics.coco_files import evaluate_files, read_results
-from visionkit.metrics.coco_truth import tell_once
+from visionkit.metrics.coco.evaluator import STATS, evaluate_coco
+from visionkit.metrics.coco.files import evaluate_files, read_results
+from visionkit.metrics.coco.ground_truth import tell_once
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -264,7 +264,7 @@ def test_results_that_are_cut_short_have_the_byte_where_they_end(files):
 
 def test_no_torch_is_imported_for_it(files):
     code = (
-        "import sys; from visionkit.cli import main; "
+        "import sys; from visionkit.cli.main import main; "
         f"code = main(['eval', '--gt', r'{files / 'gt.json'}', '--pred', r'{files / 'bbox.json'}',"
         " '--json']); "
         "assert not {'torch', 'matplotlib', 'PIL'} & sys.modules.keys(), sorted(sys.modules); "

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from visionkit.errors import DataError
-from visionkit.metrics.coco import STATS, evaluate_coco
-from visionkit.metrics.coco_files import evaluate_files
+from visionkit.metrics.coco.evaluator import STATS, evaluate_coco
+from visionkit.metrics.coco.files import evaluate_files
 
 SHARED = [HealthCheck.function_scoped_fixture]
 

@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from visionkit.data import read_ahead
-from visionkit.data.annotation_text import read_piece
-from visionkit.data.coco_index import CocoIndex, read_index
-from visionkit.data.json_lists import elements, read_members
-from visionkit.data.problems import Problems
-from visionkit.data.uniform_records import read_uniform
+from visionkit.data.checks.findings import Problems
+from visionkit.data.coco import read_ahead
+from visionkit.data.coco.annotation_text import read_piece, read_uniform
+from visionkit.data.coco.index import CocoIndex, read_index
+from visionkit.data.coco.json_lists import elements, read_members
 from visionkit.errors import DataError
 
 RLE = coco_mask.encode(np.asfortranarray(np.eye(10, 20, dtype=np.uint8)))["counts"].decode()
@@ -115,7 +114,7 @@ def test_usual_files_are_read_without_json(tmp_path, style, masks, monkeypatch):
     assert len(piece.columns["id"]) == 40 and piece.has_masks == masks
     check(index_of(tmp_path, json.dumps(content(records), **style), piece=3000), content(records))
     if "indent" not in style:
-        monkeypatch.setattr("visionkit.data.annotation_text.elements", None)
+        monkeypatch.setattr("visionkit.data.coco.annotation_text.elements", None)
         assert read_piece(text.encode(), 0, Problems("")).columns["bbox"].shape == (40, 4)
 
 

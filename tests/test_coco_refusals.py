@@ -6,7 +6,7 @@ import pytest
 from coco_scenes import PERFECT, SQUARE, one_object, rectangle
 
 from visionkit.errors import DataError
-from visionkit.metrics.coco import evaluate_coco
+from visionkit.metrics.coco.evaluator import evaluate_coco
 
 
 @pytest.fixture(params=["pycocotools", "hotcoco"])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from visionkit.config import Config, SourceConfig, TrainConfig, forms, load_config, missing_paths
-from visionkit.config.forms import Task
+from visionkit.config import Config, SourceConfig, TrainConfig, load_config, missing_paths, tasks
+from visionkit.config.tasks import Task
 from visionkit.errors import ConfigError
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
@@ -54,7 +54,7 @@ def parts(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "toy", raising=False)
     task = Task("toy.Boxes", "toy.Files", ({"type": "toy.Flip"},), "toy.Neck", "toy.Trunk")
-    monkeypatch.setitem(forms.TASKS, "toys", task)
+    monkeypatch.setitem(tasks.TASKS, "toys", task)
     yield
     sys.modules.pop("toy", None)
 
@@ -133,12 +133,12 @@ def test_long_form():
 
 
 def test_default_transforms_of_several_heads_are_the_ones_they_share():
-    flip = {"type": "transforms.HorizontalFlip"}
-    assert forms.default_transforms(["detection.FasterRCNN"])[0] == flip
-    assert len(forms.default_transforms(["detection.FasterRCNN"])) == 2
-    both = ["detection.FasterRCNN", "classification.Classification"]
-    assert forms.default_transforms(both) == [flip]
-    assert forms.default_transforms([*both, "toy.Boxes"]) == []
+    flip = {"type": "HorizontalFlip"}
+    assert tasks.default_transforms(["FasterRCNN"])[0] == flip
+    assert len(tasks.default_transforms(["FasterRCNN"])) == 2
+    both = ["FasterRCNN", "Classification"]
+    assert tasks.default_transforms(both) == [flip]
+    assert tasks.default_transforms([*both, "toy.Boxes"]) == []
 
 
 @pytest.mark.parametrize("text", [SHORT, LONG, SHORT.replace("epochs: 3", "steps: 9")])
@@ -256,13 +256,13 @@ def test_problems_of_the_long_form(old, new, expected):
 
 
 def test_missing_sections():
-    tasks = ", ".join(forms.TASKS)
+    names = ", ".join(tasks.TASKS)
     assert problems("name: x\n") == [
-        f"c.yaml: give 'task' ({tasks}) or, for several heads, 'heads'"
+        f"c.yaml: give 'task' ({names}) or, for several heads, 'heads'"
     ]
     assert problems("task: toyz\ntrain: {lr: 0}\n") == [
         f"c.yaml:1: task: unknown task 'toyz'; did you mean 'toys'? "
-        f"valid: {', '.join(sorted(forms.TASKS))}",
+        f"valid: {', '.join(sorted(tasks.TASKS))}",
         "c.yaml:2: train.lr: got 0; expected a number > 0",
     ]
     assert problems("task: toys\n") == [

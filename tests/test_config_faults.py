@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from visionkit.cli import main
+from visionkit.cli.main import main
 from visionkit.config import load_config
 from visionkit.errors import ConfigError
 
@@ -69,7 +69,7 @@ def test_nothing_is_expanded(text, monkeypatch):
 @pytest.mark.parametrize("text", ["a\0b", "\ud800"])
 @pytest.mark.parametrize("key", ["output", "weights", "data.train"])
 def test_text_that_can_name_no_file_is_refused(text, key):
-    value = {"type": "folder.ImageFolder", "root": text} if key == "data.train" else text
+    value = {"type": "ImageFolder", "root": text} if key == "data.train" else text
     with pytest.raises(ConfigError, match=rf"{key}.*: got .*; expected"):
         load_config(CONFIG, {key: value})
 
@@ -165,7 +165,7 @@ def test_a_head_and_data_that_do_not_belong_together_are_both_named(tmp_path, ca
     for label in ("cat", "dog"):
         (tmp_path / "d" / label).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(tmp_path / "d" / label / "a.png")
-    words = ["data.train.type=folder.ImageFolder", f"data.train.root={tmp_path / 'd'}"]
+    words = ["data.train.type=ImageFolder", f"data.train.root={tmp_path / 'd'}"]
     command = ["train", str(CONFIG.with_name("detection.yaml")), *words, "data.val=null"]
     assert main([*command, f"output={tmp_path / 'run'}"]) == 3
     told = capsys.readouterr().err

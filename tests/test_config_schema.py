@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from visionkit.config import TrainConfig
-from visionkit.config.problems import Problems
-from visionkit.config.schema import check_arguments, convert, expected, knobs, paths_in
-from visionkit.config.training import settings
+from visionkit.config.config import settings
+from visionkit.config.schema import Problems, check_arguments, convert, expected, knobs, paths_in
 from visionkit.errors import ConfigError
 from visionkit.types import Count, Fraction, InputPath, Natural, NonNegative, Positive, Range
 

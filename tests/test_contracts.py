@@ -9,14 +9,14 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from visionkit.backbones.light import LightResNet
-from visionkit.backbones.resnet import ResNet
-from visionkit.boxes import to_original
-from visionkit.components import components
-from visionkit.data.shapes import Shapes
-from visionkit.data.sources import Source, collate
-from visionkit.model import VisionModel
-from visionkit.necks.fpn import FPN
+from visionkit.config.components import components
+from visionkit.data.datasets.shapes import Shapes
+from visionkit.data.loading.source import Source, collate
+from visionkit.models.backbones.light import LightResNet
+from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.model import VisionModel
+from visionkit.models.necks.fpn import FPN
+from visionkit.ops.boxes import to_original
 from visionkit.types import Head
 
 HEADS = components("heads")
@@ -79,11 +79,11 @@ def head_class(request):
 
 
 def test_heads_are_found():
-    names = {"classification.Classification", "localization.Localization"}
-    names |= {"detection.FasterRCNN", "detection.FCOS", "instance.MaskRCNN"}
-    names |= {"semantic.FCN", "semantic.DeepLabV3", "semantic.SemanticFPN"}
-    names |= {"embedding.Embedding", "autoencoder.Autoencoder", "autoencoder.VAE"}
-    names |= {"attributes.Attributes"}
+    names = {"Classification", "Localization"}
+    names |= {"FasterRCNN", "FCOS", "MaskRCNN"}
+    names |= {"FCN", "DeepLabV3", "SemanticFPN"}
+    names |= {"Embedding", "Autoencoder", "VAE"}
+    names |= {"Attributes"}
     assert names <= set(HEADS)
 
 
@@ -264,7 +264,7 @@ def test_sources_feed_heads(head_class, dataset):
 
 
 def test_an_object_without_a_mask_trains_its_box_and_not_its_mask(dataset):
-    model = small_model(HEADS["instance.MaskRCNN"], dataset)
+    model = small_model(HEADS["MaskRCNN"], dataset)
     batch = batch_of(dataset, [0, 1])
     for target in batch.targets:
         target["masks"] = torch.zeros_like(target["masks"])

@@ -7,10 +7,10 @@ import torch
 from golden.recipes import BACKBONE, NECK, RCNN
 from test_contracts import HEADS, Truth
 
-from visionkit.backbones.tiny import TinyCNN
-from visionkit.data.sources import collate
-from visionkit.model import VisionModel
-from visionkit.necks.fpn import FPN
+from visionkit.data.loading.source import collate
+from visionkit.models.backbones.plain import TinyCNN
+from visionkit.models.model import VisionModel
+from visionkit.models.necks.fpn import FPN
 
 IDENTITIES = 2
 ATTRIBUTES = ("color: red", "color: blue", "covered")
@@ -125,7 +125,7 @@ def check(model, items):
 def test_what_is_all_ignored_has_no_loss():
     """Cross-entropy of nothing is NaN."""
     batch = collate([(image, dict(target)) for image, target in CASES["nothing labelled"]])
-    for name in ("semantic.FCN", "semantic.DeepLabV3", "semantic.SemanticFPN"):
+    for name in ("FCN", "DeepLabV3", "SemanticFPN"):
         model = small_model(HEADS[name], 3)
         losses = model.losses(model.features(batch), batch, ["head"])["head"]
         assert {float(loss.detach()) for loss in losses.values()} == {0.0}

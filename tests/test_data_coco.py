@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from visionkit.data.coco import Coco
+from visionkit.data.datasets.coco import Coco
 from visionkit.errors import DataError
 from visionkit.types import Classes
 

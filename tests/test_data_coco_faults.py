@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_data_coco import SQUARE, save, small
 
-from visionkit.data.coco import Coco
+from visionkit.data.datasets.coco import Coco
 from visionkit.errors import DataError
 
 NAN, INFINITY = float("nan"), float("inf")

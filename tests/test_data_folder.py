@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionkit.data.folder import ImageFolder
-from visionkit.data.idx import Idx
+from visionkit.data.datasets.folder import ImageFolder
+from visionkit.data.datasets.idx import Idx
 from visionkit.errors import DataError
 from visionkit.types import Classes
 

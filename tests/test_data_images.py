@@ -9,7 +9,7 @@ import torch
 from damaged import flat_png, png
 from PIL import Image, ImageCms
 
-from visionkit.data.images import is_image_file, load_image, load_label_map
+from visionkit.data.image_io import is_image_file, load_image, load_label_map
 from visionkit.errors import DataError
 
 ORIENTATION = 0x0112

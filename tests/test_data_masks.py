@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from visionkit.data.coco.tables import SegmentationTableWriter
 from visionkit.data.masks import Bitmap, Polygons, paint, run_lengths
-from visionkit.data.segmentation_table import SegmentationTableWriter
 
 
 def polygons(*parts):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from visionkit.data.coco import Coco
+from visionkit.data.datasets.coco import Coco
 
 SETS = {
     "coco_train": ("coco_mini/train2017", "coco_mini/annotations/instances_train2017.json", 80),

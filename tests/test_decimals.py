@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from visionkit.data.decimals import read_numbers
+from visionkit.data.coco.decimals import read_numbers
 
 digits = st.text("0123456789", max_size=20)
 decimal = st.one_of(

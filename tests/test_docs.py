@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from visionkit.config.training import settings
+from visionkit.config.config import settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

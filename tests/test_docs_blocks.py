@@ -13,17 +13,16 @@ from PIL import Image
 from test_cli import small
 
 import visionkit
-from visionkit import cli
+from visionkit.cli import main
 from visionkit.config import load_config
-from visionkit.config.check import TOP
-from visionkit.config.resolved import SOURCE_KEYS
-from visionkit.config.training import TrainConfig
+from visionkit.config.config import SOURCE_KEYS, TrainConfig
+from visionkit.config.validate import TOP
 from visionkit.config.yaml import read
 
 ROOT = Path(__file__).parent.parent
 OWN_TESTS = ("add-a-head.md", "from-zero.md")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHAPES = "{type: shapes.Shapes}"
+SHAPES = "{type: Shapes}"
 
 
 def blocks(page, language):
@@ -46,9 +45,9 @@ COMPLETE = [c for c in EVERY if c[1][0] == "visionkit" and not re.search(r"[][]"
 )
 def test_commands_parse_and_their_settings_fit_the_config(page, words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    parser, _ = cli._parser()
+    parser, _ = main._parser()
     numbers = {"N": "8", "S": "64", "K": "0"}
-    args = cli._parsed(parser, [numbers.get(word, word) for word in words[1:]])
+    args = main._parsed(parser, [numbers.get(word, word) for word in words[1:]])
     config = getattr(args, "config", None)
     if config and config.startswith("configs/"):
         load_config(config, args.overrides)
@@ -56,7 +55,7 @@ def test_commands_parse_and_their_settings_fit_the_config(page, words, monkeypat
 
 def test_the_list_of_commands_is_that_of_the_program():
     listed = [words for page, words in EVERY if page.name == "README.md" and len(words) > 1]
-    parser, verbs = cli._parser()
+    parser, verbs = main._parser()
     assert {*verbs} - {"val"} <= {words[1] for words in listed if words[0] == "visionkit"}
     actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     for words in listed:

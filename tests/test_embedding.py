@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from visionkit.errors import ConfigError
-from visionkit.heads.embedding import Embedding
-from visionkit.heads.embedding_losses import contrastive_loss, triplet_loss
+from visionkit.models.heads.embedding import Embedding, contrastive_loss, triplet_loss
 from visionkit.types import Batch, Level
 
 LEVELS = {"c4": Level(6, 16), "c5": Level(8, 32)}

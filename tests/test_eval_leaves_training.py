@@ -10,12 +10,12 @@ import torch
 from golden.recipes import HEADS, config
 from test_training import equal
 
-from visionkit import checkpoint
 from visionkit.config import load_config
-from visionkit.evaluation import evaluate_model
-from visionkit.optim import build_optimizer
-from visionkit.preparation import set_up
-from visionkit.training import train
+from visionkit.engine.evaluate import evaluate_model
+from visionkit.engine.optim import build_optimizer
+from visionkit.engine.setup import set_up
+from visionkit.engine.train import train
+from visionkit.runs import checkpoint
 
 
 def with_validation(task, output, images=5):

@@ -7,11 +7,11 @@ import pytest
 from golden.recipes import config
 
 import visionkit
-from visionkit.cli import main
-from visionkit.data.shapes import generate_shapes
+from visionkit.cli.main import main
+from visionkit.data.datasets.shapes import generate_shapes
+from visionkit.engine.results import to_records
+from visionkit.engine.train import train
 from visionkit.errors import DivergedError
-from visionkit.results import to_records
-from visionkit.training import train
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def change(data, edit):
 
 
 def evaluate(run, data, capsys):
-    val = {"type": "coco.Coco", "images": str(data / "images")}
+    val = {"type": "Coco", "images": str(data / "images")}
     val["annotations"] = str(data / "annotations.json")
     code = main(["eval", str(run), "--json", f"data.main.val={json.dumps(val)}"])
     printed = capsys.readouterr()
@@ -110,7 +110,7 @@ def test_predictions_are_strict_json_and_never_of_numbers_that_are_none(run, dat
 
 
 def test_a_diverged_model_is_told_by_the_picture(run, data, capsys, monkeypatch):
-    from visionkit.model import VisionModel
+    from visionkit.models.model import VisionModel
 
     predictions = VisionModel.predictions
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from visionkit.cli import main
+from visionkit.cli.main import main, report
 from visionkit.errors import DataError
-from visionkit.failures import report
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,7 +37,7 @@ WAITING = "import sys, time\nprint('ready', flush=True)\ntime.sleep(60)\n"
 
 CONFIG = {
     "task": "classification",
-    "backbone": {"type": "mlp.MLP", "size": 16, "hidden": [8]},
+    "backbone": {"type": "MLP", "size": 16, "hidden": [8]},
     "data": {
         "train": {"type": "exits.Data"},
         "val": {"type": "exits.Data", "seed": 1},

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from test_data_coco import SQUARE, save, small
 
-from visionkit.data.coco import Coco
-from visionkit.data.fault_kinds import KINDS, policies
+from visionkit.data.checks.kinds import KINDS, policies
+from visionkit.data.datasets.coco import Coco
 from visionkit.errors import ConfigError, DataError
 
 PAGE = Path(__file__).parent.parent / "docs/check.md"
@@ -153,20 +153,20 @@ def test_policies_that_do_not_exist_are_refused():
 
 
 def test_a_wrong_policy_in_a_config_is_an_error_of_the_config(tmp_path):
-    from visionkit.build import _make
+    from visionkit.config.components import build as _make
 
     save(tmp_path, content(""))
-    spec = {"type": "coco.Coco", "images": str(tmp_path / "images")}
+    spec = {"type": "Coco", "images": str(tmp_path / "images")}
     spec |= {"annotations": str(tmp_path / "a.json"), "on_fault": {"far": "drop"}}
-    with pytest.raises(ConfigError, match=r"coco.Coco: on_fault: 'far'"):
+    with pytest.raises(ConfigError, match=r"Coco: on_fault: 'far'"):
         _make("data", spec)
 
 
 def test_files_with_faults_of_quality_are_kept_in_the_cache(tmp_path, monkeypatch):
-    monkeypatch.setattr("visionkit.data.coco_cache.SMALLEST", 0)
+    monkeypatch.setattr("visionkit.data.coco.index.SMALLEST", 0)
     save(tmp_path, content("crowd-value"))
     words = (str(tmp_path / "images"), str(tmp_path / "a.json"))
-    monkeypatch.setattr("visionkit.data.coco_cache.read_index", None)  # would be called
+    monkeypatch.setattr("visionkit.data.coco.index.read_index", None)  # would be called
     again = Coco(*words)
     assert again.tally()["fixed"] == {"crowd-value": 1}
     assert [f.place.id for f in again.findings() if f.kind == "crowd-value"] == [2]

@@ -3,9 +3,9 @@ import torch
 from torchvision.models.detection import fcos_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
-from visionkit.boxes import pairwise_iou
 from visionkit.errors import ConfigError
-from visionkit.heads.fcos import FCOS
+from visionkit.models.heads.fcos import FCOS
+from visionkit.ops.boxes import pairwise_iou
 from visionkit.types import Batch, Level
 
 LEVELS = {"p3": Level(32, 8), "p4": Level(32, 16), "p5": Level(32, 32)}

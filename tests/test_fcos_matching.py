@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from visionkit.heads.fcos_matching import Points, Truth, cells_of, match, true_centerness
+from visionkit.models.heads.fcos import Points, Truth, cells_of, match, true_centerness
 from visionkit.types import Level
 
 LEVELS = {"p3": Level(32, 8), "p4": Level(32, 16), "p5": Level(32, 32)}

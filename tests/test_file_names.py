@@ -8,14 +8,13 @@ import pytest
 from damaged import picture
 from test_data_coco import save, small
 
-from visionkit.data.coco import Coco
-from visionkit.data.coco_columns import file_names
-from visionkit.data.crops import Crops
+from visionkit.data.checks.findings import Problems
+from visionkit.data.coco.columns import file_names
+from visionkit.data.datasets.coco import Coco
+from visionkit.data.datasets.crops import Crops
+from visionkit.data.datasets.folder import ImageFolder, Pictures
+from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.data.files import shown
-from visionkit.data.folder import ImageFolder
-from visionkit.data.label_maps import LabelMaps
-from visionkit.data.pictures import Pictures
-from visionkit.data.problems import Problems
 from visionkit.errors import DataError
 
 LEAVING = [

@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from visionkit.backbones.light import LightResNet
-from visionkit.backbones.mobilenet import MobileNetV3
-from visionkit.backbones.resnet import ResNet
-from visionkit.backbones.squeezenet import SqueezeNet
-from visionkit.backbones.vgg import VGG
-from visionkit.build import build_model
 from visionkit.config import load_config
-from visionkit.model import VisionModel
-from visionkit.necks.fpn import FPN
-from visionkit.ops.folding import NORMS, fold_norms
-from visionkit.predict import Predictor
+from visionkit.engine.predict import Predictor
+from visionkit.models.backbones.light import LightResNet
+from visionkit.models.backbones.mobilenet import MobileNetV3
+from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.backbones.squeezenet import SqueezeNet
+from visionkit.models.backbones.vgg import VGG
+from visionkit.models.build import build_model
+from visionkit.models.model import VisionModel
+from visionkit.models.necks.fpn import FPN
+from visionkit.ops.inference import NORMS, fold_norms
 from visionkit.types import Batch, Classes
 
 

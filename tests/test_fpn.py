@@ -7,7 +7,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
 from visionkit.errors import ConfigError
-from visionkit.necks.fpn import FPN
+from visionkit.models.necks.fpn import FPN
 from visionkit.types import Level
 
 LEVELS = {"c2": Level(8, 4), "c3": Level(16, 8), "c4": Level(24, 16), "c5": Level(32, 32)}

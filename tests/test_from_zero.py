@@ -66,9 +66,9 @@ def test_a_wrong_formula_is_noticed(right, wrong):
 def test_the_pages_commands_are_good_configs(monkeypatch):
     monkeypatch.chdir(ROOT)
     trained = [load_config(words[1], words[2:]) for words in commands() if words[0] == "train"]
-    assert [config.backbone["type"] for config in trained] == ["mlp.MLP", "tiny.TinyCNN"]
+    assert [config.backbone["type"] for config in trained] == ["MLP", "TinyCNN"]
     for config in trained:
-        assert config.data["main"].train["type"] == "idx.Idx"
+        assert config.data["main"].train["type"] == "Idx"
         assert config.data["main"].val["labels"] == "t10k-labels-idx1-ubyte.gz"
 
 

@@ -9,9 +9,9 @@ import torch
 from tiny_runs import config, lines, same, state, status
 
 import visionkit
-from visionkit import checkpoint, generations
+from visionkit.engine.train import train
 from visionkit.errors import CheckpointError
-from visionkit.training import train
+from visionkit.runs import checkpoint
 
 
 def of_step(step):
@@ -23,7 +23,7 @@ def of_step(step):
 def run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 2):
-        generations.keep_last(tmp_path, of_step(step))
+        checkpoint.keep_last(tmp_path, of_step(step))
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def damage(path, how):
 
 def test_the_newest_two_are_kept(run):
     assert steps(run) == [2, 1]
-    generations.keep_last(run, of_step(3))
+    checkpoint.keep_last(run, of_step(3))
     assert steps(run) == [3, 2] and names(run) == ["last.pt", "prev.pt"]
 
 
@@ -60,14 +60,14 @@ def test_at_no_moment_is_there_no_checkpoint(run, links, monkeypatch):
         call = getattr(os, name)
 
         def looked(*args, call=call, name=name, **kwargs):
-            path, _ = generations.load_run(run, resume=True)
+            path, _ = checkpoint.load_latest(run, resume=True)
             seen.append((name, path.name, state_step(run, path.name)))
             if name == "link" and not links:
                 raise OSError(errno.EPERM, "Operation not permitted")
             return call(*args, **kwargs)
 
         monkeypatch.setattr(os, name, looked)
-    generations.keep_last(run, of_step(3))
+    checkpoint.keep_last(run, of_step(3))
     calls = ["link", "replace", "replace"]
     assert [name for name, _, _ in seen][:3] == calls
     found = [(file, step) for _, file, step in seen][:3]
@@ -85,10 +85,10 @@ def test_a_call_that_fails_leaves_what_was_there(run, call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, call, failing)
         if call == "link":  # which is not needed
-            generations.keep_last(run, of_step(3))
+            checkpoint.keep_last(run, of_step(3))
         else:
             with pytest.raises(CheckpointError, match=r"last\.pt: cannot be written: Input/output"):
-                generations.keep_last(run, of_step(3))
+                checkpoint.keep_last(run, of_step(3))
     assert steps(run) == ([3, 2] if call == "link" else [2, 1])
     assert names(run) == ["last.pt", "prev.pt"]
 
@@ -99,14 +99,14 @@ def test_a_damaged_one_is_replaced_by_the_one_before_with_a_warning(run, how, ca
     damage(last, how)
     for resume in (True, False):
         caplog.clear()
-        path, content = generations.load_run(run, resume=resume)
+        path, content = checkpoint.load_latest(run, resume=resume)
         assert (path.name, content["step"]) == ("prev.pt", 1)
         first, second = [record.getMessage() for record in caplog.records]
         assert str(last) in first and ("damaged" in first or "cannot be read" in first)
         assert "prev.pt, of step 1, is used instead" in second
     damage(run / "checkpoints/prev.pt", "cut short")
     with pytest.raises(CheckpointError) as caught:
-        generations.load_run(run, resume=True)
+        checkpoint.load_latest(run, resume=True)
     assert "last.pt: " in str(caught.value) and "prev.pt: cannot be read" in str(caught.value)
 
 
@@ -130,22 +130,22 @@ def test_any_flipped_bit_is_found_or_harmless(tmp_path):
 def test_a_newer_format_is_no_damage(run):
     torch.save({"format": checkpoint.FORMAT + 1}, run / "checkpoints/last.pt")
     with pytest.raises(CheckpointError, match="upgrade"):
-        generations.load_run(run, resume=True)
+        checkpoint.load_latest(run, resume=True)
 
 
 def test_what_a_run_is_loaded_from(tmp_path, run, caplog):
     with pytest.raises(CheckpointError, match="no such run"):
-        generations.load_run(tmp_path / "nowhere")
+        checkpoint.load_latest(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"holds no .*prev\.pt; nothing to load; start it"):
-        generations.load_run(tmp_path / "checkpoints", resume=True)
-    assert generations.load_run(run)[0].name == "last.pt"
+        checkpoint.load_latest(tmp_path / "checkpoints", resume=True)
+    assert checkpoint.load_latest(run)[0].name == "last.pt"
     assert "there is no best.pt: " in caplog.text and "last.pt, of step 2" in caplog.text
     checkpoint.save(of_step(1), run / "checkpoints/best.pt")
-    assert generations.load_run(run)[0].name == "best.pt"
-    assert generations.load_run(run, resume=True)[0].name == "last.pt"
+    assert checkpoint.load_latest(run)[0].name == "best.pt"
+    assert checkpoint.load_latest(run, resume=True)[0].name == "last.pt"
     caplog.clear()
     (run / "checkpoints/last.pt").unlink()
-    assert generations.load_run(run, resume=True)[0].name == "prev.pt"
+    assert checkpoint.load_latest(run, resume=True)[0].name == "prev.pt"
     assert "there is no last.pt: " in caplog.text and "prev.pt, of step 1, is used" in caplog.text
 
 
@@ -178,7 +178,7 @@ def file(run, step):
 
 def partial(folder, step):
     """The checkpoint after that step of a run of four."""
-    from visionkit.progress import Progress
+    from visionkit.engine.progress import Progress
 
     spec = config(folder / f"until-{step}", save_every=0)
     advance = Progress.advance

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from visionkit.gradients import PCGrad, Sum, combiner, total_norm
-from visionkit.model import VisionModel
+from visionkit.engine.optim import PCGrad, Sum, combiner, total_norm
+from visionkit.models.model import VisionModel
 from visionkit.types import Head
 
 

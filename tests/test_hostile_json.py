@@ -5,7 +5,7 @@ import json
 import pytest
 from test_data_coco import save, small
 
-from visionkit.data.coco import Coco
+from visionkit.data.datasets.coco import Coco
 from visionkit.errors import DataError
 
 DIGITS = "9" * 5000  # Python converts at most 4300

@@ -7,8 +7,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from visionkit import distributed
-from visionkit.data.identity_stream import IdentityStream
+from visionkit.data.loading.samplers import IdentityStream
+from visionkit.distributed import collectives
 from visionkit.errors import ConfigError, DataError
 
 TWELVE = np.arange(120) % 12  # 12 identities with 10 pictures each
@@ -65,10 +65,10 @@ def test_a_batch_depends_on_seed_and_number_alone():
 
 def test_processes_share_a_batch_by_whole_identities(monkeypatch):
     whole = batches(TWELVE, 16, 2, 10)
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
     parts = []
     for rank in range(2):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
         parts.append(batches(TWELVE, 16, 2, 10))
     for batch, one, two in zip(whole, *parts, strict=True):
         assert sorted(one + two) == sorted(batch) and len(one) == len(two)
@@ -114,7 +114,7 @@ def test_an_embedding_needs_two_identities(identities):
     ("batch_size", "per_identity", "world"), [(10, 4, 1), (4, 4, 1), (12, 4, 2), (8, 4, 2)]
 )
 def test_batches_that_cannot_be_shared(batch_size, per_identity, world, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: world)
+    monkeypatch.setattr(collectives, "world_size", lambda: world)
     unit = per_identity * world
     with pytest.raises(ConfigError, match=f"multiple of {unit}, at least {2 * unit}"):
         IdentityStream(TWELVE, batch_size, per_identity, 0)

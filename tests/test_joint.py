@@ -7,22 +7,22 @@ import pytest
 import torch
 
 import visionkit
-from visionkit import checkpoint
+from visionkit.engine.train import train
 from visionkit.errors import CheckpointError, ConfigError
-from visionkit.training import train
+from visionkit.runs import checkpoint
 
 SIZE = 64
 
 
 def shapes(seed, count=12):
-    return {"type": "shapes.Shapes", "num_images": count, "size": SIZE, "seed": seed}
+    return {"type": "Shapes", "num_images": count, "size": SIZE, "seed": seed}
 
 
 def config(output, heads, data, **settings):
     small = {"steps": 3, "log_every": 1, "precision": "fp32", "plots": False}
     return {
-        "backbone": {"type": "resnet.ResNet", "depth": 18},
-        "neck": {"type": "fpn.FPN", "channels": 32},
+        "backbone": {"type": "ResNet", "depth": 18},
+        "neck": {"type": "FPN", "channels": 32},
         "heads": heads,
         "data": {"workers": 0, **data},
         "train": {**small, **settings},
@@ -41,14 +41,14 @@ def source(*feeds, seed=0, **more):
     }
 
 
-OBJECTS = {"type": "detection.FCOS"}
-SCENE = {"type": "classification.Classification", "weight": 0.5}
+OBJECTS = {"type": "FCOS"}
+SCENE = {"type": "Classification", "weight": 0.5}
 EVERY_HEAD = {
-    "objects": {"type": "instance.MaskRCNN"},
-    "map": {"type": "semantic.SemanticFPN"},
+    "objects": {"type": "MaskRCNN"},
+    "map": {"type": "SemanticFPN"},
     "scene": SCENE,
-    "place": {"type": "embedding.Embedding"},
-    "color": {"type": "attributes.Attributes", "on": "objects"},
+    "place": {"type": "Embedding"},
+    "color": {"type": "Attributes", "on": "objects"},
 }
 
 
@@ -93,7 +93,7 @@ def spec_picture(run):
 
 
 def _dataset(section):
-    from visionkit.data.shapes import Shapes
+    from visionkit.data.datasets.shapes import Shapes
 
     return Shapes(**{key: value for key, value in section.items() if key != "type"})
 
@@ -112,8 +112,8 @@ def test_the_loss_of_a_joint_step_is_the_weighted_sum(tmp_path):
 def test_a_source_never_trains_a_head_that_it_does_not_feed(tmp_path, monkeypatch):
     """Each head's loss sees the pictures of its own source alone, told by their size; and the
     metrics of two sources carry their names."""
-    from visionkit.heads.classification import Classification
-    from visionkit.heads.fcos import FCOS
+    from visionkit.models.heads.classification import Classification
+    from visionkit.models.heads.fcos import FCOS
 
     seen = {Classification: set(), FCOS: set()}
 
@@ -148,7 +148,7 @@ def test_other_weightings_train_and_are_logged(weighting, tmp_path):
 
 
 def test_the_best_checkpoint_by_several_metrics_and_guards():
-    from visionkit.best import Best
+    from visionkit.engine.progress import Best
 
     metrics = {"a/AP": 0.4, "b/top1": 0.8, "b/loss/total": 2.0, "c/mse": 0.1}
     assert Best("a/AP", {}).score(metrics) == 0.4
@@ -177,10 +177,10 @@ def test_unknown_metrics_are_found_before_training(tmp_path):
 
 
 def test_a_head_that_describes_boxes_needs_one_that_finds_them(tmp_path):
-    heads = {"color": {"type": "attributes.Attributes", "on": "objects"}}
+    heads = {"color": {"type": "Attributes", "on": "objects"}}
     with pytest.raises(ConfigError, match=r"heads\.color\.on: got 'objects'; expected a head"):
         train(config(tmp_path / "run", heads, {"all": source("color")}))
-    heads = {"scene": SCENE, "color": {"type": "attributes.Attributes", "on": "scene"}}
+    heads = {"scene": SCENE, "color": {"type": "Attributes", "on": "scene"}}
     with pytest.raises(ConfigError, match=r"on: got 'scene'; expected a head that .* valid: none"):
         train(config(tmp_path / "run", heads, {"all": source("scene", "color")}))
 
@@ -189,7 +189,7 @@ def test_a_head_that_describes_boxes_needs_one_that_finds_them(tmp_path):
 def first(tmp_path_factory):
     """A trained run with two heads."""
     run = tmp_path_factory.mktemp("first") / "run"
-    heads = {"objects": OBJECTS, "map": {"type": "semantic.SemanticFPN"}}
+    heads = {"objects": OBJECTS, "map": {"type": "SemanticFPN"}}
     return train(config(run, heads, {"main": source(*heads)})).directory
 
 
@@ -260,7 +260,7 @@ class TestGrowing:
             plain = config(tmp_path / "x", {"scene": SCENE}, {"all": source("scene")})
             train({**plain, "train": {**plain["train"], "freeze": ["old heads"]}})
         spec = self.grown(first, tmp_path / "run")
-        spec["backbone"] = {"type": "resnet.ResNet", "depth": 34}
+        spec["backbone"] = {"type": "ResNet", "depth": 34}
         with pytest.raises(ConfigError, match="backbone: is not that of"):
             train(spec)
         resolved = visionkit.load_config(self.grown(first, tmp_path / "run")).to_dict()

@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 from damaged import faults_of, flat_png, picture
 
-from visionkit.data import kept_looks, picture_check
-from visionkit.data.kept_looks import KeptLooks
-from visionkit.data.picture_check import look_at_all
-from visionkit.data.picture_look import Look
+from visionkit.data.checks import images
+from visionkit.data.checks.images import KeptLooks, Look, look_at_all
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +30,13 @@ def photos(tmp_path):
 @pytest.fixture
 def looked(monkeypatch):
     """The names of the pictures that are looked at."""
-    names, look_at = [], picture_check.look_at
+    names, look_at = [], images.look_at
 
     def counting(path):
         names.append(path.name)
         return look_at(path)
 
-    monkeypatch.setattr(picture_check, "look_at", counting)
+    monkeypatch.setattr(images, "look_at", counting)
     return names
 
 
@@ -64,7 +62,7 @@ def test_only_what_is_new_changed_or_broken_is_looked_at_again(photos, looked, t
 
 def test_other_versions_and_folders_are_told_apart(photos, looked, root, monkeypatch):
     look_at_all(photos[:5])
-    monkeypatch.setattr(kept_looks.PIL, "__version__", "another")
+    monkeypatch.setattr(images.PIL, "__version__", "another")
     look_at_all(photos[:5])
     look_at_all(photos[5:6])
     assert len(looked) == 11 and len(list(root.iterdir())) == 3
@@ -73,7 +71,7 @@ def test_other_versions_and_folders_are_told_apart(photos, looked, root, monkeyp
 def test_a_picture_that_changes_while_it_is_looked_at_is_not_remembered(
     photos, looked, monkeypatch
 ):
-    look_at = picture_check.look_at
+    look_at = images.look_at
 
     def slow(path):
         look = look_at(path)
@@ -81,7 +79,7 @@ def test_a_picture_that_changes_while_it_is_looked_at_is_not_remembered(
         return look
 
     os.utime(photos[0], ns=(0, 0))
-    monkeypatch.setattr(picture_check, "look_at", slow)
+    monkeypatch.setattr(images, "look_at", slow)
     look_at_all(photos[:1])
     os.utime(photos[0], ns=(0, 0))
     look_at_all(photos[:1])
@@ -133,7 +131,7 @@ def spoil_by_lines_of_other_things(file):
     first, *lines = file.read_bytes().splitlines(keepends=True)
     texts = ["[]", "{}", "[1, 2]", "[" * 99_999]
     texts += [line.decode()[9:].replace(", 6, ", ', "6", ').rstrip("\n") for line in lines]
-    file.write_bytes(first + b"".join(kept_looks._line(text) for text in texts))
+    file.write_bytes(first + b"".join(images._line(text) for text in texts))
 
 
 SPOILERS = [value for name, value in sorted(globals().items()) if name.startswith("spoil_")]
@@ -180,7 +178,7 @@ def test_a_full_disk_is_said_once(photos, root, monkeypatch, caplog):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kept_looks, "open", full, raising=False)
+    monkeypatch.setattr(images, "open", full, raising=False)
     assert [look.kind for look in look_at_all(photos * 50)][:7] == [""] * 6 + ["damaged"]
     assert len(caplog.records) == 1 and "No space left" in caplog.text
 

@@ -7,7 +7,8 @@ import time
 import pytest
 from tiny_runs import config, lines, same, start, state, status
 
-from visionkit import generations, rundir
+from visionkit.runs import checkpoint, files
+from visionkit.runs import directory as rundir
 
 
 def killed_and_resumed(folder, rounds, steps, seed):
@@ -16,7 +17,7 @@ def killed_and_resumed(folder, rounds, steps, seed):
     Returns how many kills hit it while it trained, and the steps that each of them cost.
     """
     run, spec = folder / "run", folder / "c.yaml"
-    rundir.write_text(spec, rundir.to_json(config(run, steps=steps, save_every=0)))
+    files.write_text(spec, files.to_json(config(run, steps=steps, save_every=0)))
     moments, kills, lost = random.Random(seed), 0, []
     while kills < rounds:
         saved = run.exists() and any((run / "checkpoints").glob("*.pt"))
@@ -28,11 +29,11 @@ def killed_and_resumed(folder, rounds, steps, seed):
         child.join()
         assert child.exitcode == -signal.SIGKILL, (folder / "log").read_text()
         kills += 1
-        path, checkpoint = generations.load_run(run, resume=True)  # one of them can be read
-        generations.load_run(run)
+        path, state = checkpoint.load_latest(run, resume=True)  # one of them can be read
+        checkpoint.load_latest(run)
         assert path.name == "last.pt"
         logged = [line["step"] for line in lines_so_far(run) if line["kind"] == "train"]
-        lost.append(max(logged, default=0) - checkpoint["step"])
+        lost.append(max(logged, default=0) - state["step"])
     child = start(["train", spec, *(["--resume"] if rounds else [])], folder / "log")
     child.join()
     assert child.exitcode == 0, (folder / "log").read_text()

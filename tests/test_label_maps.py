@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visionkit.data.label_maps import LabelMaps
+from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.errors import DataError
 from visionkit.types import Classes
 

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import nn
 from torch.distributions import Normal
 
-from visionkit.heads.autoencoder import VAE, Autoencoder
-from visionkit.latent import plane_points, traversal_points, write_latent_pictures
+from visionkit.engine.results import plane_points, traversal_points, write_latent_pictures
+from visionkit.models.heads.autoencoder import VAE, Autoencoder
 from visionkit.types import Level
 
 LEVELS = {"c3": Level(8, 8)}

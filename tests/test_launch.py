@@ -11,11 +11,12 @@ import torch.distributed as dist
 from ranks import on_ranks
 from small_runs import HEADS
 
-from visionkit import distributed, launch, meeting, rundir
 from visionkit.config import load_config
-from visionkit.data.sources import Stream
+from visionkit.data.loading.source import Stream
+from visionkit.distributed import collectives, launch
+from visionkit.engine.setup import set_up
 from visionkit.errors import ConfigError
-from visionkit.preparation import set_up
+from visionkit.runs import directory as rundir
 
 WHOLE = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost"}
 
@@ -45,7 +46,7 @@ def environment(monkeypatch):
 def test_an_incomplete_environment_is_told(environment, variables, text):
     environment(**variables)
     with pytest.raises(ConfigError, match=text):
-        distributed.setup()
+        collectives.setup()
 
 
 def test_more_processes_than_gpus_are_told(environment, monkeypatch):
@@ -53,7 +54,7 @@ def test_more_processes_than_gpus_are_told(environment, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="LOCAL_RANK is 2, but this machine shows 2 GPUs"):
-        distributed.setup()
+        collectives.setup()
 
 
 def test_an_address_in_use_is_told(environment):
@@ -62,7 +63,7 @@ def test_an_address_in_use_is_told(environment):
         taken.listen()
         environment(**WHOLE, MASTER_PORT=str(taken.getsockname()[1]), VISIONKIT_TIMEOUT="2")
         with pytest.raises(ConfigError, match=r"in use by another program.*--standalone"):
-            distributed.setup()
+            collectives.setup()
 
 
 def test_a_process_that_never_comes_is_told(environment):
@@ -71,7 +72,7 @@ def test_a_process_that_never_comes_is_told(environment):
         port = free.getsockname()[1]
     environment(**WHOLE, MASTER_PORT=str(port), VISIONKIT_TIMEOUT="1")
     with pytest.raises(ConfigError, match="process 0 of 2 cannot join the others"):
-        distributed.setup()
+        collectives.setup()
 
 
 def test_processes_meet_though_the_store_remembers_dead_ones(monkeypatch):
@@ -83,7 +84,7 @@ def test_processes_meet_though_the_store_remembers_dead_ones(monkeypatch):
 
     def come(number):
         rank.value = number
-        found[number] = meeting.meet()
+        found[number] = launch.meet()
 
     for _ in range(2):  # the second attempt finds what the first left
         first = threading.Thread(target=come, args=(0,))
@@ -117,13 +118,13 @@ def test_the_run_of_an_earlier_attempt_is_found(tmp_path, monkeypatch):
 
 def averages():
     """Of gradients that one process, both or none of them has, and of a tensor."""
-    distributed.setup()
-    rank = distributed.rank()
+    collectives.setup()
+    rank = collectives.rank()
     both, one, none = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
     both.grad = torch.full((2,), float(rank))
     one.grad = torch.full((2,), 4.0) if rank == 0 else None
     other = torch.tensor([float(rank)])
-    distributed.average_step([both, one, none], [other])
+    collectives.average_step([both, one, none], [other])
     return [both.grad, one.grad, none.grad is None, other]
 
 
@@ -139,8 +140,8 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(ratios, monkeypatch):
     """Each pass of 10 pictures shows every one once, whatever the number of processes."""
 
     def batches(rank, world):
-        monkeypatch.setattr(distributed, "rank", lambda: rank)
-        monkeypatch.setattr(distributed, "world_size", lambda: world)
+        monkeypatch.setattr(collectives, "rank", lambda: rank)
+        monkeypatch.setattr(collectives, "world_size", lambda: world)
         stream = iter(Stream(10, batch_size=6, seed=0, ratios=ratios))
         return [next(stream) for _ in range(40)]  # four passes and five pools of eight batches
 
@@ -158,6 +159,6 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(ratios, monkeypatch):
 
 
 def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    monkeypatch.setattr(collectives, "world_size", lambda: 4)
     with pytest.raises(ConfigError, match="batch_size: 6 pictures cannot be shared by 4 processes"):
         set_up(load_config(HEADS["classification"]), device=torch.device("cpu"))

@@ -6,9 +6,9 @@ import pytest
 import torch
 from trunks import pixels
 
-from visionkit.backbones.light import Block, LightResNet
-from visionkit.components import components
+from visionkit.config.components import components
 from visionkit.errors import ConfigError
+from visionkit.models.backbones.light import Block, LightResNet
 from visionkit.types import Level
 
 
@@ -18,7 +18,7 @@ def small(**knobs):
 
 
 def test_it_is_found_by_name():
-    assert components("backbones")["light.LightResNet"] is LightResNet
+    assert components("backbones")["LightResNet"] is LightResNet
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (65, 90)])

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from visionkit.boxes import pairwise_iou
-from visionkit.heads.localization import (
+from visionkit.models.heads.localization import (
     Localization,
     Output,
     attention_losses,
     cell_centers,
     coarsest_useful,
 )
+from visionkit.ops.boxes import pairwise_iou
 from visionkit.types import Batch, Level
 
 LEVELS = {"c4": Level(16, 16), "c5": Level(24, 32)}

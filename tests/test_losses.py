@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import generalized_box_iou_loss
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
-from visionkit.losses import giou_loss, quality_focal_loss, sigmoid_focal_loss
+from visionkit.ops.losses import giou_loss, quality_focal_loss, sigmoid_focal_loss
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.5)])

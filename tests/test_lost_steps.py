@@ -8,14 +8,14 @@ import pytest
 import torch
 from tiny_runs import config, lines, same, start, state, status
 
-from visionkit import rundir
 from visionkit.config import load_config
-from visionkit.data.coco import Coco
+from visionkit.data.datasets.coco import Coco
+from visionkit.engine.failures import explained
+from visionkit.engine.train import train
 from visionkit.errors import ConfigError, DataError, ResourceError
-from visionkit.heads.classification import Classification
-from visionkit.model import VisionModel
-from visionkit.remedies import explained
-from visionkit.training import train
+from visionkit.models.heads.classification import Classification
+from visionkit.models.model import VisionModel
+from visionkit.runs import files
 
 SETTINGS = {"accumulate": 2, "steps": 4}
 
@@ -121,7 +121,7 @@ def test_errors_with_a_known_remedy(text):
 def test_too_few_open_files(tmp_path):
     """A real limit of 64, and loader workers that need more."""
     spec = config(tmp_path / "run", workers=16)
-    rundir.write_text(tmp_path / "c.yaml", rundir.to_json(spec))
+    files.write_text(tmp_path / "c.yaml", files.to_json(spec))
 
     def limit():
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

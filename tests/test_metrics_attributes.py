@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from visionkit.boxes import pairwise_iou
 from visionkit.errors import ConfigError, DivergedError
 from visionkit.metrics.attributes import AttributeAccuracy, match
+from visionkit.ops.boxes import pairwise_iou
 from visionkit.types import Batch
 
 CLASSES = ["color=blue", "covered", "color=red", "holds:cup", "holds:pen"]  # color not side by side

@@ -9,8 +9,8 @@ import torch
 from coco_scenes import PERFECT, SQUARE, one_object, only, rectangle, scene
 
 from visionkit.errors import DataError, DivergedError
-from visionkit.metrics.coco import CocoEvaluator, coco_results, evaluate_coco
-from visionkit.metrics.coco_truth import read_truth, tell_once
+from visionkit.metrics.coco.evaluator import CocoEvaluator, coco_results, evaluate_coco
+from visionkit.metrics.coco.ground_truth import read_truth, tell_once
 from visionkit.types import Batch, Classes
 
 

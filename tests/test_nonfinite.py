@@ -10,13 +10,15 @@ import pytest
 import torch
 from small_runs import HEADS
 
-from visionkit import beginning, checkpoint, rundir, training
 from visionkit.config import load_config
+from visionkit.engine import setup, train
+from visionkit.engine.progress import Progress
+from visionkit.engine.setup import set_up
+from visionkit.engine.state import MOST_IN_A_ROW
 from visionkit.errors import ConfigError, DivergedError, Preempted
-from visionkit.heads.classification import Classification
-from visionkit.nonfinite import MOST_IN_A_ROW
-from visionkit.preparation import set_up
-from visionkit.progress import Progress
+from visionkit.models.heads.classification import Classification
+from visionkit.runs import checkpoint
+from visionkit.runs import directory as rundir
 
 LOSS = Classification.loss
 
@@ -33,8 +35,8 @@ def spec(folder, **settings):
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
-    monkeypatch.setattr(training, "picture_training_batch", lambda *_, **__: None)
-    monkeypatch.setattr(training, "picture_validation", lambda *_, **__: None)
+    monkeypatch.setattr(train, "picture_training_batch", lambda *_, **__: None)
+    monkeypatch.setattr(train, "picture_validation", lambda *_, **__: None)
 
 
 def spoiling(spoil, positions=(13,)):
@@ -51,7 +53,7 @@ def spoiling(spoil, positions=(13,)):
 def states(folder, fault, **settings):
     """The state after each step: weights with statistics, average, optimizer."""
     found, built = [], []
-    state_of, advance = beginning.TrainingState, Progress.advance
+    state_of, advance = setup.TrainingState, Progress.advance
 
     def build(*arguments):
         built.append(state_of(*arguments))
@@ -70,11 +72,11 @@ def states(folder, fault, **settings):
 
     with (
         fault,
-        patch.object(beginning, "TrainingState", build),
+        patch.object(setup, "TrainingState", build),
         patch.object(Progress, "advance", advanced),
     ):
         try:
-            training.train(spec(folder, **settings))
+            train.train(spec(folder, **settings))
             return found, None
         except DivergedError as error:
             snapshot()
@@ -149,7 +151,7 @@ def test_too_many_in_a_row_have_diverged(tmp_path):
 def test_a_run_that_left_steps_out_resumes_bit_for_bit(tmp_path):
     bad = spoiling(SPOILS["nan"][0], (2, 13, 25))
     with bad:
-        training.train(spec(tmp_path / "whole", on_nonfinite="skip"))
+        train.train(spec(tmp_path / "whole", on_nonfinite="skip"))
     advance = Progress.advance
 
     def stopped(self, *arguments, **details):
@@ -160,8 +162,8 @@ def test_a_run_that_left_steps_out_resumes_bit_for_bit(tmp_path):
     parts = spec(tmp_path / "parts", on_nonfinite="skip")
     with bad:
         with patch.object(Progress, "advance", stopped), pytest.raises(Preempted):
-            training.train(parts)
-        training.train(parts, resume=True)
+            train.train(parts)
+        train.train(parts, resume=True)
     whole, parts = (
         checkpoint.load(tmp_path / name / "checkpoints/last.pt") for name in ("whole", "parts")
     )
@@ -186,8 +188,8 @@ def test_a_metric_that_is_not_a_number_is_never_the_best(tmp_path):
     def evaluate(*_, **__):
         return {"classification/top1": next(scores)}, {}
 
-    with patch.object(training, "evaluate_model", evaluate):
-        training.train(spec(tmp_path / "run", steps=20, validate=True, early_stop=2))
+    with patch.object(train, "evaluate_model", evaluate):
+        train.train(spec(tmp_path / "run", steps=20, validate=True, early_stop=2))
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     records = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     values = [r["classification/top1"] for r in records if r["kind"] == "val"]
@@ -201,4 +203,4 @@ def test_losses_that_depend_on_nothing_trained_are_told(tmp_path):
         patch.object(Classification, "loss", lambda *_: {"a": torch.zeros(())}),
         pytest.raises(ConfigError, match="depend on no parameter that is trained"),
     ):
-        training.train(spec(tmp_path / "run"))
+        train.train(spec(tmp_path / "run"))

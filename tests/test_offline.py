@@ -40,7 +40,7 @@ assert main(["eval", "run"]) == 0
 pictures = next(Path("cache").glob("shapes-*-16x32-*/images"))
 assert main(["predict", "run", str(pictures), "--out", "out"]) == 0
 assert not tried
-words += ["backbone={type: resnet.ResNet, weights: default}", "output=other"]
+words += ["backbone={type: ResNet, weights: default}", "output=other"]
 assert main(["train", sys.argv[1], *words]) == 4
 assert tried  # the control
 print("all done")

@@ -7,9 +7,7 @@ import torch
 from torch import nn
 
 from visionkit.config import TrainConfig
-from visionkit.errors import ConfigError
-from visionkit.model import VisionModel
-from visionkit.optim import (
+from visionkit.engine.optim import (
     MovingAverage,
     build_optimizer,
     check_patterns,
@@ -17,6 +15,8 @@ from visionkit.optim import (
     lr_factor,
     set_lr,
 )
+from visionkit.errors import ConfigError
+from visionkit.models.model import VisionModel
 
 
 def test_cosine_after_linear_warmup():

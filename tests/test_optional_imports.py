@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from visionkit.backbones.timm import Timm
 from visionkit.errors import ConfigError
-from visionkit.metrics import coco_engines
-from visionkit.plots import write_plots
+from visionkit.metrics.coco import engines
+from visionkit.models.backbones.timm import Timm
+from visionkit.visualization.plots import write_plots
 
 FAULTS = [
     ModuleNotFoundError("no such module"),
@@ -34,10 +34,10 @@ def fault(request, monkeypatch):
     for name in [n for n in sys.modules if n.split(".")[0] in ("matplotlib", "timm", "hotcoco")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", importing)
-    monkeypatch.setattr(coco_engines, "import_module", found)
-    monkeypatch.setattr(coco_engines, "find_spec", lambda name: object())
-    monkeypatch.delenv(coco_engines.SETTING, raising=False)
-    coco_engines._warn_of.cache_clear()
+    monkeypatch.setattr(engines, "import_module", found)
+    monkeypatch.setattr(engines, "find_spec", lambda name: object())
+    monkeypatch.delenv(engines.SETTING, raising=False)
+    engines._warn_of.cache_clear()
     return request.param
 
 
@@ -51,10 +51,10 @@ def test_no_curves_without_matplotlib(fault, tmp_path, caplog):
 
 def test_a_broken_hotcoco_leaves_the_figures_to_pycocotools(fault, caplog):
     for _ in range(3):
-        assert coco_engines.pick_engine() == "pycocotools"
+        assert engines.pick_engine() == "pycocotools"
     assert len(caplog.records) == 1 and str(fault) in caplog.text
     with pytest.raises(ConfigError, match=rf"engine: hotcoco cannot be imported .*{fault}"):
-        coco_engines.pick_engine("hotcoco")
+        engines.pick_engine("hotcoco")
 
 
 def test_timm_says_what_is_wrong_with_it(fault):

@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from visionkit.checkpoint import SAFE_TORCH
+from visionkit.runs.checkpoint import SAFE_TORCH
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 CORE = {"torch", "torchvision", "pycocotools", "tqdm", "pyyaml", "numpy", "pillow"}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from visionkit.data.parcel import ALIGNMENT, pack
+from visionkit.data.loading.source import collate
+from visionkit.data.loading.workers import ALIGNMENT, pack
 from visionkit.data.sample import Sample
-from visionkit.data.sources import collate
 from visionkit.types import Batch
 
 

@@ -10,9 +10,9 @@ import json
 
 import pytest
 
-from visionkit.data.shapes import SHAPES, generate_shapes
-from visionkit.evaluation import evaluate
-from visionkit.training import train
+from visionkit.data.datasets.shapes import SHAPES, generate_shapes
+from visionkit.engine.evaluate import evaluate
+from visionkit.engine.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -23,12 +23,12 @@ HALF = {  # settings under which a head predicts from a score of 0.5 on, as over
     "class map": [],
 }
 HEADS = {  # head, main metric
-    "one-stage": ({"type": "detection.FCOS", "num_convs": 2, "score_threshold": 0.05}, "bbox/AP"),
+    "one-stage": ({"type": "FCOS", "num_convs": 2, "score_threshold": 0.05}, "bbox/AP"),
     "two-stage with masks": (
-        {"type": "instance.MaskRCNN", "box_batch_size": 64, "rpn_pre_nms_train": 500},
+        {"type": "MaskRCNN", "box_batch_size": 64, "rpn_pre_nms_train": 500},
         "segm/AP",
     ),
-    "class map": ({"type": "semantic.SemanticFPN"}, "mIoU"),
+    "class map": ({"type": "SemanticFPN"}, "mIoU"),
 }
 STEPS = {"one-stage": 600, "two-stage with masks": 300, "class map": 300}
 
@@ -58,9 +58,9 @@ def score(folder, output, kind, sources):
     def coco(split, file):
         painted = {"semantic": "paint"} if kind == "class map" else {}
         images, annotations = str(folder / split / "images"), str(folder / split / file)
-        return {"type": "coco.Coco", "images": images, "annotations": annotations, **painted}
+        return {"type": "Coco", "images": images, "annotations": annotations, **painted}
 
-    flip = [{"type": "transforms.HorizontalFlip"}]
+    flip = [{"type": "HorizontalFlip"}]
     common = {"feeds": ["head"], "image_size": SIZE, "batch_size": 8, "transforms": flip}
     data = {
         f"source{number}": {**common, "train": coco("train", file), "labelled": labelled}
@@ -68,8 +68,8 @@ def score(folder, output, kind, sources):
     }
     data["truth"] = {**common, "val": coco("val", "annotations.json")}
     spec = {
-        "backbone": {"type": "tiny.TinyCNN", "channels": [32, 64, 96, 128], "norm": "batch"},
-        "neck": {"type": "fpn.FPN", "channels": 48, "inputs": ["c2", "c3", "c4"]},
+        "backbone": {"type": "TinyCNN", "channels": [32, 64, 96, 128], "norm": "batch"},
+        "neck": {"type": "FPN", "channels": 48, "inputs": ["c2", "c3", "c4"]},
         "heads": {"head": head},
         "data": {"workers": 1, **data},
         "train": {

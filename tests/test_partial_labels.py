@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from visionkit.backbones.resnet import ResNet
-from visionkit.components import components
-from visionkit.data.shapes import Shapes
-from visionkit.data.sources import collate
-from visionkit.heads.rcnn.boxes import believed
-from visionkit.heads.rcnn.matching import Objects, Sampler
-from visionkit.losses import marginal_cross_entropy
-from visionkit.model import VisionModel
-from visionkit.necks.fpn import FPN
+from visionkit.config.components import components
+from visionkit.data.datasets.shapes import Shapes
+from visionkit.data.loading.source import collate
+from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.heads.rcnn.matching import Objects, Sampler
+from visionkit.models.heads.rcnn.roi_heads import believed
+from visionkit.models.model import VisionModel
+from visionkit.models.necks.fpn import FPN
+from visionkit.ops.losses import marginal_cross_entropy
 
-ONE_STAGE = {"detection.FCOS": "cls_logits", "detection.TaskAligned": "classification.predict"}
-HEADS = [*ONE_STAGE, "detection.FasterRCNN", "instance.MaskRCNN"]
+ONE_STAGE = {"FCOS": "cls_logits", "TaskAligned": "classification.predict"}
+HEADS = [*ONE_STAGE, "FasterRCNN", "MaskRCNN"]
 
 
 def test_the_marginal_loss_by_hand():

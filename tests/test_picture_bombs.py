@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from damaged import PNG, chunk, png, tiff
 
-from visionkit.data import idx as module
-from visionkit.data.idx import Idx
+from visionkit.data.datasets import idx as module
+from visionkit.data.datasets.idx import Idx
 from visionkit.errors import DataError
 
 FRAME = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x08\x01\x00\x00;"

@@ -11,22 +11,21 @@ import pytest
 import torch
 from PIL import Image
 
-from visionkit import build, cache_room
 from visionkit.config import load_config
-from visionkit.data import picture_cache
-from visionkit.data.crops import Crops
-from visionkit.data.folder import ImageFolder
-from visionkit.data.images import Fitted, load_image
-from visionkit.data.label_maps import LabelMaps
-from visionkit.data.picture_cache import PictureCache
-from visionkit.data.pictures import Pictures
+from visionkit.data.datasets.crops import Crops
+from visionkit.data.datasets.folder import ImageFolder, Pictures
+from visionkit.data.datasets.label_maps import LabelMaps
+from visionkit.data.datasets.shapes import Shapes
+from visionkit.data.image_io import Fitted, load_image
+from visionkit.data.loading import image_cache
+from visionkit.data.loading.image_cache import PictureCache
+from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
-from visionkit.data.shapes import Shapes
-from visionkit.data.sources import Source
 from visionkit.data.transforms import ColorJitter, HorizontalFlip, RandomCrop, ScaleJitter
 from visionkit.errors import ConfigError, DataError
+from visionkit.models import build
 
-BLOCK = cache_room.BLOCK
+BLOCK = image_cache.BLOCK
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +120,7 @@ def test_batches_are_the_same_with_and_without(make, transforms, tmp_path, monke
     dataset = make(tmp_path)
     expected = batches(dataset, transforms, None)
     check_same(batches(dataset, transforms, PictureCache(1)), expected)
-    monkeypatch.setattr(picture_cache, "load_image", no_decoding)
+    monkeypatch.setattr(image_cache, "load_image", no_decoding)
     check_same(batches(dataset, transforms, PictureCache(1)), expected)
     assert not caplog.records
 
@@ -131,12 +130,12 @@ def test_workers_fill_and_read_it(tmp_path, root, monkeypatch):
     expected = batches(dataset, FITTING, None)
     check_same(batches(dataset, FITTING, PictureCache(1), workers=2), expected)
     assert len(entries(root)) == 12
-    monkeypatch.setattr(picture_cache, "load_image", no_decoding)
+    monkeypatch.setattr(image_cache, "load_image", no_decoding)
     check_same(batches(dataset, FITTING, PictureCache(1), workers=2), expected)
 
 
 def test_pictures_of_real_data_are_the_same(real_data, monkeypatch):
-    from visionkit.data.coco import Coco
+    from visionkit.data.datasets.coco import Coco
 
     folder = real_data / "coco_mini"
     dataset = Coco(folder / "val2017", folder / "annotations/instances_val2017.json")
@@ -144,7 +143,7 @@ def test_pictures_of_real_data_are_the_same(real_data, monkeypatch):
     expected = list(source.val_batches(workers=0))
     source.cache = PictureCache(1)
     check_same(list(source.val_batches(workers=0)), expected)
-    monkeypatch.setattr(picture_cache, "load_image", no_decoding)
+    monkeypatch.setattr(image_cache, "load_image", no_decoding)
     check_same(list(source.val_batches(workers=0)), expected)
 
 
@@ -185,7 +184,7 @@ def test_a_picture_that_changes_while_it_is_read_is_not_kept(photos, root, monke
         os.utime(path, ns=(0, 0))
         return image
 
-    monkeypatch.setattr(picture_cache, "load_image", slow)
+    monkeypatch.setattr(image_cache, "load_image", slow)
     PictureCache(1).load(photos[0])
     assert entries(root) == []
 
@@ -194,7 +193,7 @@ def test_what_decoding_depends_on_tells_entries_apart(photos, root, monkeypatch)
     kept = PictureCache(1)
     for options in ({}, {"exif": "ignore"}, {"image_size": 30}, {"image_size": (30, 50)}):
         kept.load(photos[0], **options)
-    monkeypatch.setattr(picture_cache, "_MADE_BY", (2, "another Pillow"))
+    monkeypatch.setattr(image_cache, "_MADE_BY", (2, "another Pillow"))
     kept.load(photos[0])
     shutil.copy2(photos[0], photos[0].with_name("copy.png"))
     kept.load(photos[0].with_name("copy.png"))
@@ -391,11 +390,11 @@ def test_a_folder_that_is_read_only_is_still_read(photos, root, monkeypatch, cap
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache_room.Room, "_trim", refuse)
+    monkeypatch.setattr(image_cache.Room, "_trim", refuse)
     kept = PictureCache(1)
     assert torch.equal(kept.load(photos[1]), load_image(photos[1]))
     assert len(caplog.records) == 1
-    monkeypatch.setattr(picture_cache, "load_image", no_decoding)
+    monkeypatch.setattr(image_cache, "load_image", no_decoding)
     kept.load(photos[0])
 
 
@@ -404,7 +403,7 @@ def test_a_full_disk_is_said_once(photos, root, monkeypatch, caplog):
         raise OSError(28, "No space left on device")
 
     kept = PictureCache(1)
-    monkeypatch.setattr(picture_cache.os, "replace", full)
+    monkeypatch.setattr(image_cache.os, "replace", full)
     for path in photos:
         assert torch.equal(kept.load(path), load_image(path))
     assert len(caplog.records) == 1 and "No space left" in caplog.text
@@ -413,7 +412,7 @@ def test_a_full_disk_is_said_once(photos, root, monkeypatch, caplog):
 
 CONFIG = {
     "task": "classification",
-    "backbone": {"type": "tiny.TinyCNN"},
+    "backbone": {"type": "TinyCNN"},
     "data": {"train": None, "val": None, "image_size": 32, "cache_gb": 0.5},
 }
 
@@ -425,7 +424,7 @@ def sources(section, **settings):
 
 def test_a_config_says_how_much(tmp_path, root):
     of_folder(tmp_path)
-    section = {"type": "folder.ImageFolder", "root": str(tmp_path / "classes")}
+    section = {"type": "ImageFolder", "root": str(tmp_path / "classes")}
     (source,) = sources(section)
     list(source.val_batches(workers=0))
     assert len(entries(root)) == 12
@@ -438,6 +437,6 @@ def test_a_config_says_how_much(tmp_path, root):
 def test_data_without_picture_files_keep_none(tmp_path):
     (tmp_path / "i").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2]) + bytes(4))
     (tmp_path / "l").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1]) + bytes(1))
-    section = {"type": "idx.Idx", "images": str(tmp_path / "i"), "labels": str(tmp_path / "l")}
-    with pytest.raises(DataError, match=r"idx.Idx keeps no pictures; leave out cache_gb"):
+    section = {"type": "Idx", "images": str(tmp_path / "i"), "labels": str(tmp_path / "l")}
+    with pytest.raises(DataError, match=r"Idx keeps no pictures; leave out cache_gb"):
         sources(section)

@@ -9,14 +9,13 @@ import torch
 from damaged import PNG, chunk, faults_of, flat_png, picture, png, tiff, turned
 from PIL import Image
 
-from visionkit.data.coco import Coco
-from visionkit.data.crops import Crops
-from visionkit.data.dataset_pictures import examine_dataset
-from visionkit.data.images import load_image
-from visionkit.data.label_maps import LabelMaps
-from visionkit.data.picture_check import look_at_all, same_content
-from visionkit.data.pictures import Pictures
-from visionkit.data.shapes import generate_shapes
+from visionkit.data.checks.images import examine_dataset, look_at_all, same_content
+from visionkit.data.datasets.coco import Coco
+from visionkit.data.datasets.crops import Crops
+from visionkit.data.datasets.folder import Pictures
+from visionkit.data.datasets.label_maps import LabelMaps
+from visionkit.data.datasets.shapes import generate_shapes
+from visionkit.data.image_io import load_image
 from visionkit.errors import DataError
 
 JPEG = picture("JPEG")

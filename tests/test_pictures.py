@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from visionkit.components import components
-from visionkit.data.pictures import Pictures
+from visionkit.config.components import components
+from visionkit.data.datasets.folder import Pictures
 from visionkit.errors import DataError
 
 
@@ -53,4 +53,4 @@ def test_faults(tmp_path):
 
 
 def test_a_config_finds_it():
-    assert components("datasets")["pictures.Pictures"] is Pictures
+    assert components("datasets")["Pictures"] is Pictures

@@ -10,13 +10,12 @@ from torch import nn
 from trunks import pixels
 
 import visionkit
-from visionkit.backbones.mlp import ACTIVATIONS, MLP
-from visionkit.backbones.tiny import TinyCNN
-from visionkit.components import components
+from visionkit.config.components import components
 from visionkit.errors import ConfigError, DataError
-from visionkit.heads.classification import Classification
-from visionkit.model import VisionModel
-from visionkit.necks.fpn import FPN
+from visionkit.models.backbones.plain import ACTIVATIONS, MLP, TinyCNN
+from visionkit.models.heads.classification import Classification
+from visionkit.models.model import VisionModel
+from visionkit.models.necks.fpn import FPN
 from visionkit.types import Batch, Level
 
 CONFIG = Path(__file__).parent.parent / "configs" / "mlp_mnist.yaml"
@@ -53,7 +52,7 @@ def probs_of(model, batch):
 
 def test_both_are_found_by_name():
     found = components("backbones")
-    assert found["mlp.MLP"] is MLP and found["tiny.TinyCNN"] is TinyCNN
+    assert found["MLP"] is MLP and found["TinyCNN"] is TinyCNN
 
 
 @pytest.fixture(params=[MLP, TinyCNN], ids=["mlp", "tiny"])
@@ -257,7 +256,7 @@ def short(tmp_path, **settings):
     return visionkit.train(CONFIG, given | {"output": str(tmp_path / "run")} | settings)
 
 
-@pytest.mark.parametrize("backbone", ["mlp.MLP", "tiny.TinyCNN"])
+@pytest.mark.parametrize("backbone", ["MLP", "TinyCNN"])
 def test_the_shipped_config_trains_either(tmp_path, backbone):
     run = short(tmp_path, **{"backbone.type": backbone})
     assert 0 <= run.metrics["classification/top1"] <= 1

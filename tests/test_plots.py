@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from visionkit.plots import write_plots
+from visionkit.visualization.plots import write_plots
 
 pytest.importorskip("matplotlib")
 

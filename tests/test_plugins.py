@@ -10,11 +10,11 @@ import yaml
 from PIL import Image
 
 import visionkit
-from visionkit import checkpoint
-from visionkit.cli import main
+from visionkit.cli.main import main
 from visionkit.config import load_config
-from visionkit.config.plugins import SETTING
+from visionkit.config.components import SETTING
 from visionkit.errors import ConfigError
+from visionkit.runs import checkpoint
 
 STRANGER = """
 from pathlib import Path
@@ -94,8 +94,8 @@ VERBS = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_runs_own_word_imports_nothing(run, verb, capsys):
-    grown = {"init_from": run, "heads": {"kind": {"type": "classification.Classification"}}}
-    shapes = {"type": "shapes.Shapes", "num_images": 16, "size": 32}
+    grown = {"init_from": run, "heads": {"kind": {"type": "Classification"}}}
+    shapes = {"type": "Shapes", "num_images": 16, "size": 32}
     grown["data"] = {"new": {"feeds": ["kind"], "image_size": 16, "train": shapes}}
     Path("grown.yaml").write_text(yaml.safe_dump(grown))
     assert main(VERBS[verb]) == 2
@@ -148,11 +148,11 @@ KEYS = {
 
 def ours(short):
     """The config with visionkit's classes, in the short form or the long."""
-    split = {**SPLIT, "type": "shapes.Shapes"}
-    source = {"transforms": [{"type": "transforms.HorizontalFlip"}], "image_size": 16}
+    split = {**SPLIT, "type": "Shapes"}
+    source = {"transforms": [{"type": "HorizontalFlip"}], "image_size": 16}
     source |= {"train": dict(split), "val": dict(split)}
-    spec = {"backbone": {"type": "mlp.MLP", "size": 16}, "neck": {"type": "fpn.FPN"}}
-    head = {"type": "embedding.Embedding"}
+    spec = {"backbone": {"type": "MLP", "size": 16}, "neck": {"type": "FPN"}}
+    head = {"type": "Embedding"}
     if short:
         return {**spec, "task": "embedding", "head": head, "data": source}
     return {**spec, "heads": {"place": head}, "data": {"made": {"feeds": ["place"], **source}}}
@@ -168,7 +168,7 @@ def test_every_place_that_names_a_class_is_looked_at(form):
     for part in KEYS[form]:
         target = target[part]
     target["type"] = "stranger.Anything"
-    for overrides in ((), ["train.lr=1", ".".join(map(str, KEYS[form])) + ".type=mlp.MLP"]):
+    for overrides in ((), ["train.lr=1", ".".join(map(str, KEYS[form])) + ".type=MLP"]):
         with pytest.raises(ConfigError, match=r"last\.pt: .*stranger\.Anything"):
             load_config(section, overrides, origin="last.pt")
         assert not imported()
@@ -181,12 +181,12 @@ def test_every_place_that_names_a_class_is_looked_at(form):
     ("key", "name"),
     [
         ("head", "heads.Head"),  # heads.py lies in the current folder
-        ("data", "resnet.ResNet"),  # a backbone is no data set, and here too lies a file
+        ("data", "ResNet"),  # a backbone is no data set, and here too lies a file
         ("data", "subprocess.Popen"),  # imported already, and runs its arguments
         ("data", "picture_cache.PictureCache"),  # visionkit's, but no data set
         ("data", "images.Path"),  # visionkit's module imports it, but it is not visionkit's
         ("head", "classification.nn"),
-        ("head", "visionkit.cli.main"),
+        ("head", "visionkit.cli.main.main"),
     ],
 )
 def test_only_components_of_that_section_are_visionkits(place, key, name):
@@ -219,7 +219,7 @@ def test_file_names_in_a_strangers_config_cause_no_more_than_an_error(place, tmp
     if key == "train":
         for split in ("train", "val"):
             spec["data"]["made"][split] = {
-                "type": "coco.Coco",
+                "type": "Coco",
                 "images": str(tmp_path),
                 "annotations": str(program),
             }

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from visionkit.data.polygon_text import KEY, cut_polygons
+from visionkit.data.coco.annotation_text import KEY, cut_polygons
 
 PLAIN = [
     "[[1,2,3,4,5,6]]",

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torchvision import models
 
-from visionkit.backbones import weights
-from visionkit.backbones.squeezenet import SqueezeNet
 from visionkit.errors import CheckpointError
+from visionkit.models.backbones import weights
+from visionkit.models.backbones.squeezenet import SqueezeNet
 
 
 @pytest.fixture

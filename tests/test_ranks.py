@@ -8,15 +8,17 @@ import torch
 from ranks import on_ranks
 from small_runs import HEADS, TASKS, joint
 
-from visionkit import checkpoint, distributed, global_batch, training
 from visionkit.config import load_config
-from visionkit.preparation import set_up
-from visionkit.training_state import TrainingState
+from visionkit.distributed import collectives, global_batch
+from visionkit.engine import train
+from visionkit.engine.setup import set_up
+from visionkit.engine.state import TrainingState
+from visionkit.runs import checkpoint
 from visionkit.types import Batch
 
 WEIGHTS, LOSSES = 2e-5, 1e-5  # largest difference; relative difference
 QUICK = [*TASKS, "joint", "sync", "unsync"]
-BATCH_NORM = {"type": "tiny.TinyCNN", "channels": [8, 16], "norm": "batch"}
+BATCH_NORM = {"type": "TinyCNN", "channels": [8, 16], "norm": "batch"}
 
 
 def cases():
@@ -47,9 +49,9 @@ def train_all(folder, names):
     )
     try:
         for name, spec in ((name, cases()[name]) for name in names):
-            with patch.multiple(training, picture_training_batch=no, picture_validation=no):
-                training.train(spec, {"output": f"{folder}/{name}"})
-            torch.save(states[-1], f"{folder}/{name}/rank{distributed.rank()}.pt")
+            with patch.multiple(train, picture_training_batch=no, picture_validation=no):
+                train.train(spec, {"output": f"{folder}/{name}"})
+            torch.save(states[-1], f"{folder}/{name}/rank{collectives.rank()}.pt")
     finally:
         TrainingState.save_last = save
 
@@ -120,12 +122,12 @@ def gradients(names, unlabelled):
     found = {}
     for name in names:
         config = load_config(HEADS[name])
-        distributed.setup()
+        collectives.setup()
         model, (source,), _ = set_up(config, device=torch.device("cpu"))
         model.train()
         batch = next(source.train_batches(seed=0, start=0, workers=0))
         positions = [target["position"] for target in batch.targets]
-        gone = unlabelled.get(name, positions if distributed.rank() == 1 else [])
+        gone = unlabelled.get(name, positions if collectives.rank() == 1 else [])
         for i, target in enumerate(batch.targets):
             if target["position"] in gone:
                 known = ("image_id", "size", "orig_size", "position")
@@ -134,7 +136,7 @@ def gradients(names, unlabelled):
             losses = model.losses(model.features(batch), batch, source.feeds)
         sum(model.weighted(losses).values()).backward()
         parameters = list(model.parameters())
-        distributed.average_step(parameters)
+        collectives.average_step(parameters)
         found[name] = [gone, [p.grad for p in parameters if p.grad is not None]]
     return found
 
@@ -152,8 +154,8 @@ def test_a_process_without_a_labelled_picture_takes_part(tmp_path):
 
 def padded():
     """Pictures of another size in each process."""
-    distributed.setup()
-    size = (32, 64) if distributed.rank() else (96, 32)
+    collectives.setup()
+    size = (32, 64) if collectives.rank() else (96, 32)
     images = torch.ones(2, 3, *size, dtype=torch.uint8)
     batch = global_batch.padded_alike(Batch(images, [{}, {}]))
     filled = batch.images[:, :, : size[0], : size[1]].sum()

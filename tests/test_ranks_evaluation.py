@@ -8,14 +8,14 @@ from ranks import on_ranks
 from small_runs import HEADS, SHAPES, TASKS
 from torch.utils.data import DataLoader, DistributedSampler
 
-from visionkit import distributed
-from visionkit.build import build_sources
 from visionkit.config import load_config
-from visionkit.data import sources
-from visionkit.data.sources import Source, View
-from visionkit.evaluation import _exact_sum, evaluate_model
+from visionkit.data.build import build_sources
+from visionkit.data.loading import source
+from visionkit.data.loading.source import Source, View
+from visionkit.distributed import collectives
+from visionkit.engine.evaluate import _exact_sum, evaluate_model
+from visionkit.engine.setup import set_up
 from visionkit.metrics.accuracy import Accuracy
-from visionkit.preparation import set_up
 
 ALL = [(count, size) for count in (1, 2, 3, 5, 7, 16) for size in (1, 2, 4)]
 SOME = [(1, 1), (5, 2)]  # fewer pictures than processes, and numbers that do not divide
@@ -23,7 +23,7 @@ SOME = [(1, 1), (5, 2)]  # fewer pictures than processes, and numbers that do no
 
 def figures(names, splits):
     """The metrics of untrained models on so many pictures, in batches of so many."""
-    distributed.setup()
+    collectives.setup()
     found = {}
     for name in names:
         knobs = {"data.batch_size": 12}  # can be shared by three, pairs of pictures too
@@ -71,11 +71,11 @@ def padded(self, *, workers):
     view = View(self.val, (), self.image_size, seed=0)
     mine = [(i, i) for i in DistributedSampler(range(len(self.val)), shuffle=False)]
     batches = [mine[k : k + size] for k in range(0, len(mine), size)]
-    yield from DataLoader(view, batch_sampler=batches, collate_fn=sources.collate)
+    yield from DataLoader(view, batch_sampler=batches, collate_fn=source.collate)
 
 
 def padded_figures():
-    distributed.setup()
+    collectives.setup()
     Source.val_batches = padded
     return figures(["classification"], [(3, 2)])
 
@@ -89,7 +89,7 @@ def test_padding_of_the_last_batches_is_noticed(tmp_path):
 
 
 def unmerged_figures():
-    distributed.setup()
+    collectives.setup()
     Accuracy.merge = lambda self, states: None
     return figures(["classification"], [(1, 1)])  # process 1 sees none
 

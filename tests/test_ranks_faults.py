@@ -11,18 +11,21 @@ import pytest
 from ranks import on_ranks
 from small_runs import HEADS
 
-from visionkit import checkpoint, distributed, rundir, training
-from visionkit.data.shapes import Shapes
+from visionkit.data.datasets.shapes import Shapes
+from visionkit.distributed import collectives
+from visionkit.engine import train
+from visionkit.engine.progress import Progress
 from visionkit.errors import CheckpointError, DataError
-from visionkit.heads.classification import Classification
-from visionkit.progress import Progress
+from visionkit.models.heads.classification import Classification
+from visionkit.runs import checkpoint
+from visionkit.runs import directory as rundir
 
 
 def run_with(fault, folder, settings):
     """Train with something that befalls this process; the seconds that it took, and the error."""
     os.environ["VISIONKIT_TIMEOUT"] = "2"
-    distributed.setup()
-    os.environ["TORCHELASTIC_ERROR_FILE"] = f"{folder}/error{distributed.rank()}.json"
+    collectives.setup()
+    os.environ["TORCHELASTIC_ERROR_FILE"] = f"{folder}/error{collectives.rank()}.json"
     begin = time.monotonic()
     spec = HEADS["classification"]
     spec = {
@@ -31,9 +34,9 @@ def run_with(fault, folder, settings):
         "output": f"{folder}/run",
     }
     result = {"error": None, "text": ""}
-    with fault(distributed.rank()):
+    with fault(collectives.rank()):
         try:
-            training.train(spec)
+            train.train(spec)
         except Exception as error:
             result = {"error": type(error).__name__, "text": str(error)}
     return result | {"seconds": time.monotonic() - begin}
@@ -164,11 +167,11 @@ def test_all_processes_end_and_tell_the_cause(name, tmp_path):
 
 def different(folder):
     spec = {**HEADS["classification"], "output": f"{folder}/run"}
-    distributed.setup()
-    if distributed.rank() == 1:
+    collectives.setup()
+    if collectives.rank() == 1:
         train = {**spec["data"]["train"], "num_images": 11}
         spec = {**spec, "data": {**spec["data"], "train": train}}
-    training.train(spec)
+    train.train(spec)
 
 
 def test_processes_with_other_data_are_told(tmp_path):
@@ -181,9 +184,9 @@ def test_processes_with_other_data_are_told(tmp_path):
 
 
 def other_seed(folder):
-    distributed.setup()
-    seed = distributed.rank()
-    training.train(HEADS["classification"], {"output": f"{folder}/run", "train.seed": seed})
+    collectives.setup()
+    seed = collectives.rank()
+    train.train(HEADS["classification"], {"output": f"{folder}/run", "train.seed": seed})
 
 
 def test_processes_with_other_settings_are_told(tmp_path):
@@ -194,7 +197,7 @@ def test_processes_with_other_settings_are_told(tmp_path):
 
 def skipping(folder):
     """One bad step of one process, and what each has afterwards."""
-    with patch.object(training, "picture_training_batch"):
+    with patch.object(train, "picture_training_batch"):
         result = run_with(infinite, folder, {"on_nonfinite": "skip", "ema": 0.9})
     return result
 

@@ -9,8 +9,7 @@ from pycocotools import mask as coco_mask
 from torchvision.ops import box_iou
 
 from visionkit.errors import ConfigError
-from visionkit.heads.detection import FasterRCNN
-from visionkit.heads.instance import MaskRCNN
+from visionkit.models.heads.detection import FasterRCNN, MaskRCNN
 from visionkit.types import Batch, Level
 
 LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}

@@ -10,9 +10,9 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.ops import box_iou
 
 from visionkit.errors import ConfigError
-from visionkit.heads.rcnn.anchors import Anchors
-from visionkit.heads.rcnn.masks import encode_masks, encode_patch, mask_targets, paste
-from visionkit.heads.rcnn.matching import BACKGROUND, IGNORED, Objects, Sampler, objects_of
+from visionkit.models.heads.rcnn.matching import BACKGROUND, IGNORED, Objects, Sampler, objects_of
+from visionkit.models.heads.rcnn.roi_heads import encode_masks, encode_patch, mask_targets, paste
+from visionkit.models.heads.rcnn.rpn import Anchors
 from visionkit.types import Level
 
 LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}

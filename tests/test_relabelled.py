@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from visionkit.build import build_sources, head_classes
 from visionkit.config import load_config
-from visionkit.data.coco import Coco
-from visionkit.data.shapes import Shapes
+from visionkit.data.build import build_sources, head_classes
+from visionkit.data.classes import Relabelled
+from visionkit.data.datasets.coco import Coco
+from visionkit.data.datasets.shapes import Shapes
 from visionkit.errors import DataError
-from visionkit.metrics.coco import CocoEvaluator
-from visionkit.relabelled import Relabelled
+from visionkit.metrics.coco.evaluator import CocoEvaluator
 
 NAMES = ("circle", "ring", "square", "star", "triangle")
 
@@ -92,9 +92,9 @@ def test_unknown_classes_are_an_error(shapes):
 
 def two_sources(**changes):
     spec = {
-        "backbone": {"type": "resnet.ResNet"},
-        "neck": {"type": "fpn.FPN", "channels": 32},
-        "heads": {"objects": {"type": "detection.FCOS"}},
+        "backbone": {"type": "ResNet"},
+        "neck": {"type": "FPN", "channels": 32},
+        "heads": {"objects": {"type": "FCOS"}},
         "data": {
             "workers": 0,
             **{
@@ -102,7 +102,7 @@ def two_sources(**changes):
                     "feeds": ["objects"],
                     "image_size": 64,
                     "batch_size": 2,
-                    "train": {"type": "shapes.Shapes", "num_images": 6, "size": 64, "seed": 3},
+                    "train": {"type": "Shapes", "num_images": 6, "size": 64, "seed": 3},
                     **more,
                 }
                 for name, more in changes.items()
@@ -133,7 +133,7 @@ def write_coco(folder, names, image_ids=(1, 2)):
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
     data = {"images": images, "annotations": annotations, "categories": categories}
     (folder / "data.json").write_text(json.dumps(data))
-    return {"type": "coco.Coco", "images": str(folder), "annotations": str(folder / "data.json")}
+    return {"type": "Coco", "images": str(folder), "annotations": str(folder / "data.json")}
 
 
 def test_a_head_has_the_classes_of_all_its_sources(tmp_path):
@@ -254,8 +254,7 @@ def test_maps_are_painted_from_masks(shapes):
 
 
 def test_painting_puts_the_smaller_on_top_and_ignores_what_has_no_outline():
-    from visionkit.data.masks import Polygons
-    from visionkit.data.semantic_maps import paint_classes
+    from visionkit.data.masks import Polygons, paint_classes
 
     def square(x, y, side):
         corners = [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from visionkit.predict import Prediction
-from visionkit.results import (
+from visionkit.engine.predict import Prediction
+from visionkit.engine.results import (
     VECTORS,
     Vectors,
     _write_maps,
@@ -17,7 +17,7 @@ from visionkit.results import (
     to_records,
 )
 from visionkit.types import Classes
-from visionkit.visualize import draw, draw_all
+from visionkit.visualization.draw import draw, draw_all
 
 IMAGE = torch.full((3, 40, 60), 128, dtype=torch.uint8)
 THINGS = Classes(("cat", "dog"), (3, 7))

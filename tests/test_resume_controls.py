@@ -7,10 +7,11 @@ import shutil
 import pytest
 from runs import equal, outcome, spec, train, train_until
 
-from visionkit import checkpoint, rundir, training
-from visionkit.data.sources import Source
-from visionkit.gradients import PCGrad
-from visionkit.optim import MovingAverage
+from visionkit.data.loading.source import Source
+from visionkit.engine import train as training
+from visionkit.engine.optim import MovingAverage, PCGrad
+from visionkit.runs import checkpoint
+from visionkit.runs import directory as rundir
 
 SETTINGS = {
     "steps": 7,  # epochs of 3 steps

@@ -9,9 +9,11 @@ import torch
 from tiny_runs import config, lines, same, start, state, status
 
 import visionkit
-from visionkit import checkpoint, distributed, rundir, training
+from visionkit.distributed import collectives
+from visionkit.engine import train as training
+from visionkit.engine.train import train
 from visionkit.errors import CheckpointError
-from visionkit.training import train
+from visionkit.runs import checkpoint, files
 
 OLD = Path(__file__).parent / "fixtures/checkpoint_v1.pt"
 
@@ -84,7 +86,7 @@ def test_the_number_of_processes_is_compared(begun, caplog, monkeypatch):
     saved = checkpoint.load(begun / "checkpoints/last.pt")
     checkpoint.save({**saved, "world_size": 2}, begun / "checkpoints/last.pt")
     train(config(begun, steps=4, validate=False), resume=True)
-    assert f"resumed with {distributed.world_size()} processes instead of 2" in told(caplog)
+    assert f"resumed with {collectives.world_size()} processes instead of 2" in told(caplog)
 
 
 def test_classes_and_models_that_do_not_fit_are_refused(begun):
@@ -114,7 +116,7 @@ def test_classes_and_models_that_do_not_fit_are_refused(begun):
 def test_a_run_that_is_done_says_so_and_is_left_as_it_is(steps, begun, tmp_path):
     before = {p.name: p.read_bytes() for p in (begun / "checkpoints").iterdir()}
     spec = config(begun, steps=steps, validate=False)
-    rundir.write_text(tmp_path / "c.yaml", rundir.to_json(spec))
+    files.write_text(tmp_path / "c.yaml", files.to_json(spec))
     child = start(["train", tmp_path / "c.yaml", "--resume"], tmp_path / "log")
     child.join(60)
     text = (tmp_path / "log").read_text()
@@ -145,7 +147,7 @@ def test_metrics_of_a_head_that_gives_numpy_numbers_can_be_saved(tmp_path, monke
     """A checkpoint with numpy's numbers could not be loaded again."""
     import numpy as np
 
-    from visionkit import training
+    from visionkit.engine import train as training
 
     evaluate_model = training.evaluate_model
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from visionkit import rundir, runlock
 from visionkit.errors import ConfigError
+from visionkit.runs import directory as rundir
+from visionkit.runs import files
 
 
 def choose(output, resume=False, overwrite=False, name="x"):
     run = rundir.choose(output, name, resume=resume, overwrite=overwrite)
-    runlock.release(run)
+    rundir.release(run)
     return run
 
 
@@ -70,7 +71,7 @@ def test_without_locks_the_process_of_a_run_is_looked_for(tmp_path, monkeypatch)
     try:
         with monkeypatched_pid(sleeper.pid):
             rundir.write_status(run, "running")
-        monkeypatch.setattr(runlock, "fcntl", None)  # a system without such locks
+        monkeypatch.setattr(rundir, "fcntl", None)  # a system without such locks
         for how in ({}, {"resume": True}, {"overwrite": True}):
             with pytest.raises(ConfigError, match=f"trained by process {sleeper.pid}"):
                 choose(str(run), **how)
@@ -116,7 +117,7 @@ def test_a_run_has_one_process_and_the_lock_dies_with_it(tmp_path):
     rundir.choose(str(run), "x", resume=True, overwrite=False)
     with pytest.raises(ConfigError, match="trained by this process"):
         rundir.choose(str(run), "x", resume=True, overwrite=False)
-    runlock.release(run)
+    rundir.release(run)
     choose(str(run))
 
 
@@ -159,7 +160,7 @@ def test_a_number_taken_meanwhile_is_left_to_the_other(tmp_path, monkeypatch):
 
 def test_damaged_lines_of_the_metrics_are_left_out_and_counted(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
-    good = rundir.to_json({"kind": "train", "step": 1, "x": 1.0}).encode() + b"\n"
+    good = files.to_json({"kind": "train", "step": 1, "x": 1.0}).encode() + b"\n"
     path.write_bytes(good + b"\0\0\xff\n" + b'{"kind": "train"}\n[1]\n' + good + b'{"kind')
     rundir.truncate_metrics(tmp_path, 5, 5, log_every=4)
     assert path.read_bytes() == good + good
@@ -191,7 +192,7 @@ def test_a_list_written_item_by_item_is_the_same_text_or_not_there(tmp_path):
         with rundir.json_list(path) as add:
             for item in items:
                 add(item)
-        assert path.read_text() == rundir.to_json(items) + "\n"
+        assert path.read_text() == files.to_json(items) + "\n"
     before = path.read_text()
     with pytest.raises(KeyboardInterrupt), rundir.json_list(path) as add:
         add("four")

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from tiny_runs import config, lines, same, start, state, status
 
-from visionkit import checkpoint, files, report, rundir
+from visionkit.engine.train import train
 from visionkit.errors import CheckpointError
-from visionkit.training import train
+from visionkit.runs import checkpoint, files
+from visionkit.runs import directory as rundir
+from visionkit.visualization import samples
 
 
 def failing_saves(monkeypatch, fails):
@@ -85,7 +87,7 @@ def test_the_last_save_must_succeed(tmp_path, monkeypatch):
 
 def test_a_file_system_that_takes_no_checkpoint(tmp_path):
     """A real limit, in a process of its own: exit code 4, and nothing half-written is left."""
-    rundir.write_text(tmp_path / "c.yaml", rundir.to_json(config(tmp_path / "run", save_every=0)))
+    files.write_text(tmp_path / "c.yaml", files.to_json(config(tmp_path / "run", save_every=0)))
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
@@ -121,8 +123,8 @@ def test_files_beside_the_checkpoints_end_nothing(tmp_path, monkeypatch, caplog)
     whole = train(config(tmp_path / "whole")).directory
     monkeypatch.setattr(files, "append_lines", sometimes)
     monkeypatch.setattr(rundir, "write_text", never)
-    monkeypatch.setattr(report, "contact_sheet", broken)
-    monkeypatch.setattr(report, "write_plots", broken)
+    monkeypatch.setattr(samples, "contact_sheet", broken)
+    monkeypatch.setattr(samples, "write_plots", broken)
     run = train(config(tmp_path / "run", plots=True)).directory
     assert lines(run) == lines(whole)  # what was missed is written later
     assert same(state(run)["model"], state(whole)["model"])

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from visionkit.backbones.resnet import ResNet
-from visionkit.cli import main
+from visionkit.cli.main import main
+from visionkit.engine.predict import Predictor
+from visionkit.engine.search import search_files
 from visionkit.errors import ConfigError, DataError, DivergedError
-from visionkit.heads.embedding import Embedding
-from visionkit.model import VisionModel
-from visionkit.predict import Predictor
-from visionkit.search import search_files
+from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.heads.embedding import Embedding
+from visionkit.models.model import VisionModel
 from visionkit.types import Level
 
 LEVELS = {"c5": Level(8, 32)}
@@ -202,8 +202,8 @@ def test_a_real_model_finds_the_same_whatever_else_is_searched(pictures):
 
 
 def test_the_command_says_what_could_not_be_read(monkeypatch, capsys):
-    monkeypatch.setattr("visionkit.predict.load", lambda *_, **__: None)
+    monkeypatch.setattr("visionkit.engine.predict.load", lambda *_, **__: None)
     for broken, code in ((0, 0), (2, 3)):
-        monkeypatch.setattr("visionkit.search.search_files", lambda *_, n=broken, **__: n)
+        monkeypatch.setattr("visionkit.engine.search.search_files", lambda *_, n=broken, **__: n)
         assert main(["search", "RUN", "query.jpg", "gallery", "--out", "found"]) == code
         assert ("2 pictures could not be read" in capsys.readouterr().out) == bool(broken)

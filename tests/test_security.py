@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from visionkit import checkpoint
-from visionkit.backbones.tiny import TinyCNN
-from visionkit.backbones.weights import read
-from visionkit.cli import main
+from visionkit.cli.main import main
 from visionkit.config import load_config
-from visionkit.data import index_store
+from visionkit.data.loading import cache
 from visionkit.errors import CheckpointError, ConfigError
-from visionkit.torchvision_weights import load_model_weights
+from visionkit.models.backbones.plain import TinyCNN
+from visionkit.models.backbones.weights import read
+from visionkit.models.pretrained import load_model_weights
+from visionkit.runs import checkpoint
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("visionkit", "scripts") for p in (ROOT / folder).rglob("*.py"))
@@ -153,8 +153,8 @@ def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
     (run / "checkpoints").mkdir(parents=True)
     bad = run / "checkpoints" / "last.pt"
     torch.save({"format": 1, "model": {}, "x": payloads(marker)["os.system"]}, bad)
-    shapes = {"type": "shapes.Shapes", "num_images": 4, "size": 32}
-    spec = {"backbone": {"type": "tiny.TinyCNN"}, "task": "autoencoder", "name": "a"}
+    shapes = {"type": "Shapes", "num_images": 4, "size": 32}
+    spec = {"backbone": {"type": "TinyCNN"}, "task": "autoencoder", "name": "a"}
     spec["data"] = {"train": shapes, "image_size": 32, "workers": 0}
     (run / "config.yaml").write_text(load_config(spec).to_yaml())
 
@@ -164,7 +164,7 @@ def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"(?s)init_from: .*cannot be read"):
         load_config({**spec, "init_from": str(run)})
     taken = {"init_from": {"run": str(run), "heads": []}}
-    trunk = ["backbone.type=resnet.ResNet", f"backbone.weights={bad}"]
+    trunk = ["backbone.type=ResNet", f"backbone.weights={bad}"]
     words = ["data.train.num_images=4", f"output={tmp_path / 'new'}"]
     (tmp_path / "grown.yaml").write_text(json.dumps({**load_config(spec).to_dict(), **taken}))
     for command in (
@@ -182,16 +182,16 @@ def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
 
 def test_the_cache_holds_no_objects(marker, tmp_path):
     """Arrays without a header, whose kinds JSON tells: a kind that means pickles is refused."""
-    index_store.save(tmp_path, {"a": np.zeros(8, np.uint8)}, {})
+    cache.save(tmp_path, {"a": np.zeros(8, np.uint8)}, {})
     said = json.loads((tmp_path / "index.json").read_text())
     for dtype in ("|O", "O", "object", "V8,O"):
         said["columns"]["a"] |= {"dtype": dtype, "shape": [1]}
         (tmp_path / "index.json").write_text(json.dumps(said))
         with pytest.raises(ValueError):
-            index_store.load(tmp_path)
+            cache.load(tmp_path)
     (tmp_path / "index.json").write_bytes(pickle.dumps(payloads(marker)["os.system"]))
     with pytest.raises(ValueError):
-        index_store.load(tmp_path)
+        cache.load(tmp_path)
     assert not marker.exists()
 
 
@@ -231,13 +231,13 @@ def test_an_old_torch_is_not_trusted_with_files(tmp_path, monkeypatch):
         ("model", []),
         ("model", {"w": 3}),
         ("model", {}),
-        ("config", {"backbone": {"type": "tiny.TinyCNN"}}),
+        ("config", {"backbone": {"type": "TinyCNN"}}),
         ("config", {"heads": 3, "data": [1], "backbone": None, "neck": {}}),
     ],
 )
 def test_a_checkpoint_of_another_shape_is_told_from_one(key, value, tmp_path, capsys):
-    shapes = {"type": "shapes.Shapes", "num_images": 4, "size": 32}
-    spec = {"task": "autoencoder", "backbone": {"type": "tiny.TinyCNN"}}
+    shapes = {"type": "Shapes", "num_images": 4, "size": 32}
+    spec = {"task": "autoencoder", "backbone": {"type": "TinyCNN"}}
     config = load_config({**spec, "data": {"train": shapes, "image_size": 32}}).to_dict()
     classes = {"autoencoder": {"names": [], "ids": []}}
     state = {"format": 1, "config": config, "classes": classes, "model": {}, key: value}

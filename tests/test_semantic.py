@@ -6,10 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from visionkit.heads.semantic import FCN, DeepLabV3, SemanticFPN
-from visionkit.heads.semantic_parts import maps
-from visionkit.heads.semantic_parts.loss import PixelLoss
-from visionkit.heads.semantic_parts.maps import at_pixels
+from visionkit.models.heads.pixel_loss import PixelLoss, at_pixels, class_maps
+from visionkit.models.heads.semantic import FCN, DeepLabV3, SemanticFPN
 from visionkit.types import Batch, Level
 
 LEVELS = {"p2": Level(8, 4), "p3": Level(8, 8), "p4": Level(8, 16), "p5": Level(8, 32)}
@@ -108,7 +106,7 @@ def test_padding_takes_no_part(head_class):
     target = {"semantic": truth(32, 64), "size": (32, 64)}
     losses = [logits(x, batch_of(dict(target), padded=(64, 64))) for x in (cells, other)]
     assert losses[0] == losses[1]
-    found = [maps.class_maps(x, batch_of(dict(target), padded=(64, 64))) for x in (cells, other)]
+    found = [class_maps(x, batch_of(dict(target), padded=(64, 64))) for x in (cells, other)]
     assert torch.equal(found[0][0]["semantic"], found[1][0]["semantic"])
 
 

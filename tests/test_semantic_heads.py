@@ -6,10 +6,9 @@ import torch.nn.functional as F
 from test_semantic import CLASSES, HEADS, LEVELS, batch_of, features_of, truth
 
 from visionkit.errors import ConfigError
-from visionkit.heads.semantic import FCN, DeepLabV3, SemanticFPN
-from visionkit.heads.semantic_parts import maps
-from visionkit.heads.semantic_parts.aspp import ASPP
-from visionkit.heads.semantic_parts.maps import class_map
+from visionkit.models.heads import pixel_loss
+from visionkit.models.heads.pixel_loss import class_map
+from visionkit.models.heads.semantic import ASPP, FCN, DeepLabV3, SemanticFPN
 from visionkit.types import Level
 
 # --- class maps ---
@@ -40,7 +39,7 @@ def test_class_map_of_a_padded_picture_covers_the_picture_alone():
 def test_class_map_does_not_depend_on_the_chunks(monkeypatch):
     logits = torch.randn(7, 8, 8)
     whole = class_map(logits, (30, 29), (32, 32), (83, 61))
-    monkeypatch.setattr(maps, "CHUNK", 1000)
+    monkeypatch.setattr(pixel_loss, "CHUNK", 1000)
     assert torch.equal(class_map(logits, (30, 29), (32, 32), (83, 61)), whole)
 
 

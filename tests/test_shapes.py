@@ -7,10 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from visionkit.data.coco import Coco
+from visionkit.data.datasets.coco import Coco
+from visionkit.data.datasets.shapes import COLORS, SHAPES, Shapes, color_name, generate_shapes
 from visionkit.data.masks import Polygons
-from visionkit.data.shapes import Shapes, generate_shapes
-from visionkit.data.shapes_drawing import COLORS, SHAPES, color_name
 from visionkit.errors import DataError
 
 NUM_IMAGES = 96
@@ -130,7 +129,7 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("visionkit.data.shapes._semantic", fail)
+    monkeypatch.setattr("visionkit.data.datasets.shapes._semantic", fail)
     with pytest.raises(DataError, match="No space left"):
         generate_shapes(tmp_path / "out", images=2, size=48)
     assert not list(tmp_path.iterdir())

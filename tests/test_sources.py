@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from visionkit.data.loading.source import Source, Stream, collate
 from visionkit.data.sample import Sample
-from visionkit.data.sources import Source, Stream, collate
 from visionkit.data.transforms import HorizontalFlip
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes

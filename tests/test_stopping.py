@@ -11,13 +11,16 @@ import pytest
 import torch
 from tiny_runs import config, lines, same, start, state, status
 
-from visionkit import beginning, checkpoint, preparation, report, rundir, training
-from visionkit.cli import main
-from visionkit.data.sources import Source
+from visionkit.cli.main import main
+from visionkit.data.loading.source import Source
+from visionkit.engine import setup
+from visionkit.engine import train as training
+from visionkit.engine.train import train
 from visionkit.errors import Preempted
-from visionkit.model import VisionModel
-from visionkit.signals import STOPPING
-from visionkit.training import train
+from visionkit.models.model import VisionModel
+from visionkit.runs import checkpoint, files
+from visionkit.runs.signals import STOPPING
+from visionkit.visualization import samples
 
 SETTINGS = {"plots": True}
 
@@ -25,7 +28,7 @@ SETTINGS = {"plots": True}
 @pytest.fixture(scope="module", autouse=True)
 def _small_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "PICTURES", 1)
+        patch.setattr(samples, "PICTURES", 1)
         yield
 
 
@@ -51,14 +54,14 @@ def signalling(monkeypatch, where, name, number, *, call=1, hangs=True):
 
 
 MOMENTS = {  # what is entered, and after which step the run stops; None: before it began
-    "building": (beginning, "set_up", None),
-    "reading": (preparation, "build_sources", None),
+    "building": (setup, "set_up", None),
+    "reading": (setup, "build_sources", None),
     "first batch": (Source, "train_batches", 1),
     "step": (VisionModel, "features", 2),
     "validation": (training, "evaluate_model", 3),
     "save": (torch, "save", 3),
     "last save": (torch, "save", 4),
-    "plots": (report, "write_plots", 4),
+    "plots": (samples, "write_plots", 4),
 }
 LASTING = ("building", "reading", "validation", "plots")  # what is not waited for
 CALL = {"step": 2, "save": 2, "last save": 5}
@@ -108,7 +111,7 @@ def test_a_run_that_is_stopped_before_its_first_step_blocks_nothing(tmp_path, mo
     """The directory is there already, but nothing in it that could be lost."""
     spec = config(tmp_path / "run", steps=1)
     with monkeypatch.context() as patch:
-        signalling(patch, beginning, "build_optimizer", signal.SIGTERM)
+        signalling(patch, setup, "build_optimizer", signal.SIGTERM)
         with pytest.raises(Preempted, match="before training began"):
             train(spec)
     with monkeypatch.context() as patch:
@@ -125,7 +128,7 @@ def broken(*_, **__):
 
 def launch(tmp_path, prepare, **settings):
     """A run in a process group of its own."""
-    rundir.write_text(tmp_path / "c.yaml", rundir.to_json(config(tmp_path / "run", **settings)))
+    files.write_text(tmp_path / "c.yaml", files.to_json(config(tmp_path / "run", **settings)))
 
     def lead():
         os.setpgid(0, 0)

@@ -8,9 +8,11 @@ import sys
 from test_stopping import signalling
 from tiny_runs import config, status
 
-from visionkit import beginning, rundir, runlock
-from visionkit.cli import main
-from visionkit.training import train
+from visionkit.cli.main import main
+from visionkit.engine import setup
+from visionkit.engine.train import train
+from visionkit.runs import directory as rundir
+from visionkit.runs import files
 
 
 def test_a_killed_run_that_is_stopped_before_it_goes_on_is_preempted(tmp_path, monkeypatch, capsys):
@@ -20,7 +22,7 @@ def test_a_killed_run_that_is_stopped_before_it_goes_on_is_preempted(tmp_path, m
     running = {**status(run), "state": "running", "exit_code": None, "pid": 2**22 + 1}
 
     def stopped(owner, name):
-        rundir.write_text(run / "status.json", rundir.to_json(running))
+        files.write_text(run / "status.json", files.to_json(running))
         with monkeypatch.context() as patch:
             signalling(patch, owner, name, signal.SIGTERM)
             assert main(["train", "--resume", str(run), "train.steps=2"]) == 75
@@ -31,10 +33,10 @@ def test_a_killed_run_that_is_stopped_before_it_goes_on_is_preempted(tmp_path, m
         assert (found["state"], found["exit_code"], found["step"]) == ("preempted", 75, 1)
         assert found["reason"] == "SIGTERM" and found["checkpoint_step"] == 1
 
-    stopped(beginning, "pick_device")  # before the run directory is taken, and after
-    stopped(beginning, "build_optimizer")
-    monkeypatch.setattr(runlock, "fcntl", None)  # the process of status.json is looked for
-    rundir.write_text(run / "status.json", rundir.to_json({**running, "pid": os.getppid()}))
+    stopped(setup, "pick_device")  # before the run directory is taken, and after
+    stopped(setup, "build_optimizer")
+    monkeypatch.setattr(rundir, "fcntl", None)  # the process of status.json is looked for
+    files.write_text(run / "status.json", files.to_json({**running, "pid": os.getppid()}))
     rundir.stopped_before_training(run, "SIGTERM")
     assert status(run)["state"] == "running"
 

@@ -10,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from visionkit.build import build_model
 from visionkit.config import load_config
+from visionkit.engine.predict import Predictor, predict_each
+from visionkit.engine.results import predict_files
 from visionkit.errors import ConfigError, DataError
-from visionkit.predict import Predictor
-from visionkit.results import predict_files
-from visionkit.stream import predict_each
+from visionkit.models.build import build_model
 from visionkit.types import Classes
 
 CONFIG = Path(__file__).parent.parent / "configs/detection_small.yaml"

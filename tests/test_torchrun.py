@@ -11,8 +11,9 @@ import torch
 from ranks import on_ranks
 from small_runs import HEADS
 
-from visionkit import checkpoint, distributed
-from visionkit.training import train
+from visionkit.distributed import collectives
+from visionkit.engine.train import train
+from visionkit.runs import checkpoint
 
 SCRIPT = """
 import os, sys
@@ -60,7 +61,7 @@ def trained(folder):
 
 
 def uninterrupted(spec, output):
-    distributed.setup()
+    collectives.setup()
     train(spec, {"output": output})
 
 

@@ -10,31 +10,31 @@ from PIL import Image
 from pycocotools.mask import decode
 from torchvision.models import detection as tv
 
-from visionkit.build import build_model
 from visionkit.config import load_config
-from visionkit.data.images import load_image
-from visionkit.predict import Predictor
+from visionkit.data.image_io import load_image
+from visionkit.engine.predict import Predictor
+from visionkit.models.build import build_model
 from visionkit.types import Classes
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 MOBILENET = {
     "task": "detection",
     "backbone": {
-        "type": "mobilenet.MobileNetV3",
+        "type": "MobileNetV3",
         "size": "large",
         "taps": [13, 16],
         "norm": "frozen",
         "norm_eps": 1e-5,
     },
-    "neck": {"type": "fpn.FPN", "channels": 256},
+    "neck": {"type": "FPN", "channels": 256},
     "head": {
-        "type": "detection.FasterRCNN",
+        "type": "FasterRCNN",
         "anchor_sizes": [[32, 64, 128, 256, 512]] * 3,
         "rpn_pre_nms_test": 150,
         "rpn_post_nms_test": 150,
         "rpn_score_threshold": 0.05,
     },
-    "data": {"train": {"type": "shapes.Shapes"}, "val": {"type": "shapes.Shapes"}},
+    "data": {"train": {"type": "Shapes"}, "val": {"type": "Shapes"}},
 }
 RESNET = ["backbone.depth=50", "neck.channels=256", "backbone.norm=batch"]
 MODELS = {

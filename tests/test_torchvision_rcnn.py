@@ -11,8 +11,7 @@ from pycocotools import mask as coco_mask
 from torchvision.models import detection as tv
 from torchvision.models.detection.image_list import ImageList
 
-from visionkit.heads.detection import FasterRCNN
-from visionkit.heads.instance import MaskRCNN
+from visionkit.models.heads.detection import FasterRCNN, MaskRCNN
 from visionkit.types import Batch, Level
 
 NUM_CLASSES = 5

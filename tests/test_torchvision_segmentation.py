@@ -10,20 +10,20 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.mobilenetv3 import mobilenet_v3_small
 from trunks import assert_same_features, pixels, randomize_norms
 
-from visionkit.backbones.mobilenet import MobileNetV3
-from visionkit.backbones.resnet import ResNet
-from visionkit.build import build_model
 from visionkit.config import load_config
 from visionkit.errors import CheckpointError, ConfigError
-from visionkit.heads.semantic_parts.maps import at_pixels
+from visionkit.models.backbones.mobilenet import MobileNetV3
+from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.build import build_model
+from visionkit.models.heads.pixel_loss import at_pixels
 from visionkit.types import Batch, Classes
 
-RESNET = {"type": "resnet.ResNet", "depth": 50, "dilated": True}
-MOBILENET = {"type": "mobilenet.MobileNetV3", "size": "large", "dilated": True, "taps": [4, 16]}
+RESNET = {"type": "ResNet", "depth": 50, "dilated": True}
+MOBILENET = {"type": "MobileNetV3", "size": "large", "dilated": True, "taps": [4, 16]}
 MODELS = {
-    "deeplabv3_resnet50": (RESNET, "semantic.DeepLabV3"),
-    "deeplabv3_mobilenet_v3_large": (MOBILENET, "semantic.DeepLabV3"),
-    "fcn_resnet50": (RESNET, "semantic.FCN"),
+    "deeplabv3_resnet50": (RESNET, "DeepLabV3"),
+    "deeplabv3_mobilenet_v3_large": (MOBILENET, "DeepLabV3"),
+    "fcn_resnet50": (RESNET, "FCN"),
 }
 CLASSES = Classes(("background", *(f"class {k}" for k in range(1, 21))), tuple(range(21)))
 SIZE = (64, 96)
@@ -44,7 +44,7 @@ def torchvision_model(name, aux):
 def our_model(name, path, aux, **more_heads):
     backbone, head_type = MODELS[name]
     head = {"type": head_type, "aux_weight": 0.5 if aux else 0.0}
-    source = {"type": "shapes.Shapes"}
+    source = {"type": "Shapes"}
     heads = {"semantic": head, **more_heads}
     config = load_config(
         {
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_said(tmp_path, caplog):
     torch.save(theirs.state_dict(), tmp_path / "aux.pth")
     our_model("deeplabv3_mobilenet_v3_large", tmp_path / "aux.pth", aux=False)
     assert "not in the model: heads.semantic.aux_classifier.0.weight" in caplog.text
-    two = {"other": {"type": "semantic.FCN"}}
+    two = {"other": {"type": "FCN"}}
     with pytest.raises(CheckpointError, match="model for one task, but this model has 2 heads"):
         our_model("deeplabv3_mobilenet_v3_large", tmp_path / "aux.pth", aux=False, **two)
 

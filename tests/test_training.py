@@ -10,11 +10,11 @@ import pytest
 from runs import equal
 
 import visionkit
-from visionkit import checkpoint
+from visionkit.engine.train import train
 from visionkit.errors import CheckpointError, ConfigError, DivergedError, Preempted
-from visionkit.training import train
+from visionkit.runs import checkpoint
 
-SHAPES = {"type": "shapes.Shapes", "num_images": 12, "size": 64}
+SHAPES = {"type": "Shapes", "num_images": 12, "size": 64}
 MAIN = {
     "classification": "classification/top1",
     "localization": "localization/loc50",
@@ -31,7 +31,7 @@ def config(task, output, **settings):
     small = {"steps": 4, "log_every": 1, "precision": "fp32", "plots": False, "ema": 0.9}
     spec = {
         "task": task,
-        "backbone": {"type": "resnet.ResNet", "depth": 18},
+        "backbone": {"type": "ResNet", "depth": 18},
         "data": {
             "train": {**SHAPES, "seed": 0},
             "val": {**SHAPES, "num_images": 5, "seed": 1},
@@ -43,11 +43,11 @@ def config(task, output, **settings):
         "output": str(output),
     }
     if task in ("detection", "instance_segmentation", "semantic_segmentation"):
-        spec["neck"] = {"type": "fpn.FPN", "channels": 32}
+        spec["neck"] = {"type": "FPN", "channels": 32}
     if task == "embedding":
         spec["data"]["per_identity"] = 2
     if task == "autoencoder":
-        spec["head"] = {"type": "autoencoder.VAE", "latent": 2}
+        spec["head"] = {"type": "VAE", "latent": 2}
     return spec
 
 
@@ -92,7 +92,7 @@ def without_time(run):
 
 def interrupt_after(monkeypatch, steps):
     """Ask the process to stop, as a scheduler would, when that many steps are done."""
-    from visionkit.progress import Progress
+    from visionkit.engine.progress import Progress
 
     advance = Progress.advance
 
@@ -128,7 +128,7 @@ def test_a_stopped_run_says_how_to_go_on_and_does_so_bit_for_bit(tmp_path, monke
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch):
-    from visionkit.heads.classification import Classification
+    from visionkit.models.heads.classification import Classification
 
     loss = Classification.loss
     calls = []

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from pycocotools.mask import encode
 
-from visionkit.canvas import GRAY, color_of
-from visionkit.plots import _loss_panels, read_records, series_of, smooth, write_plots
-from visionkit.visualize import contact_sheet, draw, draw_all, draw_target
+from visionkit.visualization.draw import GRAY, color_of, contact_sheet, draw, draw_all, draw_target
+from visionkit.visualization.plots import _loss_panels, read_records, series_of, smooth, write_plots
 
 NAMES = ["cat", "dog", "fox"]
 WHITE = torch.full((3, 480, 640), 255, dtype=torch.uint8)

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from visionkit.cli import main
-from visionkit.data import workers as loading
+from visionkit.cli.main import main
+from visionkit.data.loading import workers as loading
+from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
-from visionkit.data.sources import Source
 from visionkit.errors import DataError, ResourceError
 from visionkit.types import Classes
 

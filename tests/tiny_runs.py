@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from visionkit import checkpoint, cli
+from visionkit.cli import main
+from visionkit.runs import checkpoint
 
-SHAPES = {"type": "shapes.Shapes", "num_images": 12, "size": 32}
+SHAPES = {"type": "Shapes", "num_images": 12, "size": 32}
 
 
 def config(output, *, workers=0, **settings):
@@ -19,7 +20,7 @@ def config(output, *, workers=0, **settings):
     small = {"steps": 4, "log_every": 1, "precision": "fp32", "plots": False, "ema": 0.9}
     return {
         "task": "classification",
-        "backbone": {"type": "tiny.TinyCNN", "channels": [4, 8], "norm": "batch"},
+        "backbone": {"type": "TinyCNN", "channels": [4, 8], "norm": "batch"},
         "data": {
             "train": {**SHAPES, "seed": 0},
             "val": {**SHAPES, "num_images": 5, "seed": 1},
@@ -83,5 +84,5 @@ def _main(arguments, log, prepare):
         sys.stderr = sys.stdout
         logging.getLogger().handlers = [logging.StreamHandler(sys.stderr)]
         prepare()
-        code = cli.main(arguments)
+        code = main.main(arguments)
     sys.exit(code)

@@ -12,10 +12,10 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "train": "training",
-    "evaluate": "evaluation",
-    "load": "predict",
-    "Prediction": "predict",
+    "train": "engine.train",
+    "evaluate": "engine.evaluate",
+    "load": "engine.predict",
+    "Prediction": "engine.predict",
     "load_config": "config",
     "VisionkitError": "errors",
     "Head": "types",

@@ -1,5 +1,5 @@
 """`python -m visionkit` is the `visionkit` command."""
 
-from visionkit.cli import command
+from visionkit.cli.main import command
 
 command()

@@ -5,7 +5,8 @@ The command line prints them without a traceback and exits with `exit_code`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -24,8 +25,8 @@ class ConfigError(VisionkitError, ValueError):
 class DataError(VisionkitError, ValueError):
     """A data set, an annotation file or a picture is wrong.
 
-    `findings` are all errors that were found, each a `visionkit.data.problems.Finding`; the message
-    may tell the first of them. `others` are warnings and notes from the same look.
+    `findings` are all errors that were found, each a `visionkit.data.checks.findings.Finding`;
+    the message may tell the first of them. `others` are warnings and notes from the same look.
     """
 
     exit_code = 3
@@ -59,3 +60,16 @@ class Preempted(VisionkitError):
 
 class LostProcess(VisionkitError):
     """Another process of the same training went away or does not answer."""
+
+
+def printable(text: object) -> str:
+    """Its text, in which names from files cannot steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+
+
+def unknown(name: object, valid: Iterable[str], what: str = "unknown key") -> str:
+    """`unknown key; did you mean 'lr'? valid: ...`"""
+    by_lower = {option.lower(): option for option in valid}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    guess = f"; did you mean {by_lower[close[0]]!r}?" if close else ";"
+    return f"{what}{guess} valid: {', '.join(sorted(by_lower.values())) or 'none'}"

@@ -158,8 +158,8 @@ class Dataset(Protocol):
     nothing but their shape, or has `cuts_pictures = True`. One whose pictures are files has
     `image_path(index)`, and one whose class maps are `map_path(index)`: they are looked at before
     training. One that was examined when it was opened tells what was found by `findings()` and
-    `tally()` (see `visionkit.data.problems`), what there is of each class by `class_counts()`, and
-    what the data are by `fingerprint`.
+    `tally()` (see `visionkit.data.checks.findings`), what there is of each class by
+    `class_counts()`, and what the data are by `fingerprint`.
     """
 
     keys: tuple[str, ...]

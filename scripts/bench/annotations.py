@@ -7,7 +7,7 @@ By default it makes a file of the size of COCO train2017 (0.5 GB, all objects po
 are, as JSON, the medians of the seconds and of the peak of resident memory of
 
 - `pycocotools`: `COCO(file)`,
-- `first`: `coco.Coco(folder, file)` with an empty cache,
+- `first`: `Coco(folder, file)` with an empty cache,
 - `later`: the same once more,
 - `worker`: the private memory of one more loader worker that has read samples all over the file,
 
@@ -105,7 +105,7 @@ def measure_pycocotools(annotations: str, folder: str) -> dict[str, float]:
 
 
 def measure_visionkit(annotations: str, folder: str) -> dict[str, float]:
-    from visionkit.data.coco import Coco
+    from visionkit.data.datasets.coco import Coco
 
     base, start = peak_mb(), time.perf_counter()
     Coco(folder, annotations)
@@ -137,7 +137,7 @@ def measure_worker(annotations: str, folder: str) -> dict[str, float]:
     """Two workers, so that what both hold counts as shared; the second one's is taken."""
     from torch.utils.data import DataLoader
 
-    from visionkit.data.coco import Coco
+    from visionkit.data.datasets.coco import Coco
 
     samples = min(SAMPLES, 2 * len(Coco(folder, annotations)))
     loader = DataLoader(Probe(Coco(folder, annotations), samples), batch_size=1, num_workers=2)

@@ -32,10 +32,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 import visionkit
-from visionkit.build import build_model
 from visionkit.config import Config, load_config
-from visionkit.data.coco import Coco
-from visionkit.predict import Predictor
+from visionkit.data.datasets.coco import Coco
+from visionkit.engine.predict import Predictor
+from visionkit.models.build import build_model
 
 SIZE, BATCH, WARM_UP = 320, 2, 3
 NAMES = {
@@ -46,22 +46,22 @@ SIDES = {"torchvision": "fp32", "visionkit fp32": "fp32", "visionkit": "auto"}  
 CONFIGS = {
     "maskrcnn": {
         "task": "instance_segmentation",
-        "backbone": {"type": "resnet.ResNet", "depth": 50, "norm": "batch"},
-        "neck": {"type": "fpn.FPN", "channels": 256},
-        "head": {"type": "instance.MaskRCNN"},
+        "backbone": {"type": "ResNet", "depth": 50, "norm": "batch"},
+        "neck": {"type": "FPN", "channels": 256},
+        "head": {"type": "MaskRCNN"},
     },
     "fasterrcnn": {
         "task": "detection",
         "backbone": {
-            "type": "mobilenet.MobileNetV3",
+            "type": "MobileNetV3",
             "size": "large",
             "taps": [13, 16],
             "norm": "batch",
             "norm_eps": 1e-5,
         },
-        "neck": {"type": "fpn.FPN", "channels": 256},
+        "neck": {"type": "FPN", "channels": 256},
         "head": {
-            "type": "detection.FasterRCNN",
+            "type": "FasterRCNN",
             "anchor_sizes": [[32, 64, 128, 256, 512]] * 3,
             "rpn_pre_nms_test": 150,
             "rpn_post_nms_test": 150,
@@ -167,7 +167,7 @@ def our_config(args: argparse.Namespace, precision: str, **train: object) -> Con
                 "image_size": SIZE,
                 "batch_size": BATCH,
                 "workers": 0,
-                "transforms": [{"type": "transforms.HorizontalFlip"}],
+                "transforms": [{"type": "HorizontalFlip"}],
             },
             "train": {"precision": precision, "lr": 1e-3, "plots": False, **train},
         }

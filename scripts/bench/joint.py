@@ -23,10 +23,12 @@ import torch
 from arguments import count, start
 
 import visionkit
-from visionkit.build import build_model, build_sources, head_classes, pick_device, pick_precision
-from visionkit.components import resolve
 from visionkit.config import Config, load_config
-from visionkit.optim import build_optimizer
+from visionkit.config.components import resolve
+from visionkit.data.build import build_sources, head_classes
+from visionkit.engine.device import pick_device, pick_precision
+from visionkit.engine.optim import build_optimizer
+from visionkit.models.build import build_model
 from visionkit.types import Batch
 
 CONFIG = Path(__file__).parents[2] / "configs/joint_shapes.yaml"

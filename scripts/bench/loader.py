@@ -35,10 +35,10 @@ from arguments import count, existing, start
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from visionkit.data.coco import Coco
-from visionkit.data.picture_cache import PictureCache
-from visionkit.data.pictures import Pictures
-from visionkit.data.sources import Source, Stream
+from visionkit.data.datasets.coco import Coco
+from visionkit.data.datasets.folder import Pictures
+from visionkit.data.loading.image_cache import PictureCache
+from visionkit.data.loading.source import Source, Stream
 from visionkit.data.transforms import HorizontalFlip, ScaleJitter
 
 

@@ -26,10 +26,12 @@ from arguments import count, existing, start
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import visionkit
-from visionkit.build import build_model, build_sources, head_classes, pick_device, pick_precision
 from visionkit.config import Config, load_config
-from visionkit.data.sources import Source
-from visionkit.optim import build_optimizer
+from visionkit.data.build import build_sources, head_classes
+from visionkit.data.loading.source import Source
+from visionkit.engine.device import pick_device, pick_precision
+from visionkit.engine.optim import build_optimizer
+from visionkit.models.build import build_model
 from visionkit.types import Batch
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 from arguments import count, existing, start
 
-from visionkit import rundir
-from visionkit.predict import Predictor, load
-from visionkit.results import find_pictures, predict_files, to_records
+from visionkit.engine.predict import Predictor, load
+from visionkit.engine.results import find_pictures, predict_files, to_records
+from visionkit.runs import directory as rundir
 
 
 def one_by_one(predictor: Predictor, files: list[Path], out: Path) -> None:

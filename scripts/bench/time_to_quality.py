@@ -29,8 +29,8 @@ import torch
 from arguments import count, existing, start
 
 import visionkit
-from visionkit.data.coco import Coco
-from visionkit.metrics.coco import evaluate_coco
+from visionkit.data.datasets.coco import Coco
+from visionkit.metrics.coco.evaluator import evaluate_coco
 
 CONFIG = Path(__file__).parents[2] / "configs/detection_small.yaml"
 RIVAL_EPOCHS, BATCH = 30, 8

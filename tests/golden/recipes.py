@@ -23,7 +23,7 @@ import PIL
 import torch
 import torchvision
 
-from visionkit.training import train
+from visionkit.engine.train import train
 
 Columns = dict[str, list[float]]
 
@@ -32,13 +32,13 @@ INSTRUCTIONS = ("MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")  # 
 STEPS = 20
 LR = {"classification": 0.02, "autoencoder": 0.02}  # where 0.002 would move little in 20 steps
 BACKBONE = {
-    "type": "tiny.TinyCNN",
+    "type": "TinyCNN",
     "channels": [8, 16, 24, 32],
     "norm": "batch",
     "activation": "silu",
     "pool": "avg",
 }
-NECK = {"type": "fpn.FPN", "channels": 16}
+NECK = {"type": "FPN", "channels": 16}
 RCNN = {
     "box_hidden": 32,
     "box_batch_size": 16,
@@ -47,22 +47,22 @@ RCNN = {
     "rpn_post_nms_train": 50,
 }
 HEADS: dict[str, dict[str, dict[str, Any]]] = {
-    "classification": {"scene": {"type": "classification.Classification"}},
-    "localization": {"object": {"type": "localization.Localization"}},
-    "faster_rcnn": {"objects": {"type": "detection.FasterRCNN", **RCNN}},
-    "fcos": {"objects": {"type": "detection.FCOS"}},
-    "task_aligned": {"objects": {"type": "detection.TaskAligned"}},
-    "mask_rcnn": {"objects": {"type": "instance.MaskRCNN", **RCNN}},
-    "semantic": {"map": {"type": "semantic.SemanticFPN"}},
-    "embedding": {"place": {"type": "embedding.Embedding", "loss": "contrastive"}},
-    "autoencoder": {"picture": {"type": "autoencoder.Autoencoder"}},
-    "vae": {"picture": {"type": "autoencoder.VAE", "latent": 2}},
+    "classification": {"scene": {"type": "Classification"}},
+    "localization": {"object": {"type": "Localization"}},
+    "faster_rcnn": {"objects": {"type": "FasterRCNN", **RCNN}},
+    "fcos": {"objects": {"type": "FCOS"}},
+    "task_aligned": {"objects": {"type": "TaskAligned"}},
+    "mask_rcnn": {"objects": {"type": "MaskRCNN", **RCNN}},
+    "semantic": {"map": {"type": "SemanticFPN"}},
+    "embedding": {"place": {"type": "Embedding", "loss": "contrastive"}},
+    "autoencoder": {"picture": {"type": "Autoencoder"}},
+    "vae": {"picture": {"type": "VAE", "latent": 2}},
     "joint": {
-        "objects": {"type": "detection.FCOS"},
-        "color": {"type": "attributes.Attributes", "on": "objects"},
-        "map": {"type": "semantic.SemanticFPN"},
-        "scene": {"type": "classification.Classification", "weight": 0.5},
-        "place": {"type": "embedding.Embedding"},
+        "objects": {"type": "FCOS"},
+        "color": {"type": "Attributes", "on": "objects"},
+        "map": {"type": "SemanticFPN"},
+        "scene": {"type": "Classification", "weight": 0.5},
+        "place": {"type": "Embedding"},
     },
 }
 
@@ -71,10 +71,10 @@ def config(task: str, output: Path) -> dict[str, Any]:
     heads = HEADS[task]
     source = {
         "feeds": [*heads],
-        "train": {"type": "shapes.Shapes", "num_images": 48, "size": 64, "seed": 0},
+        "train": {"type": "Shapes", "num_images": 48, "size": 64, "seed": 0},
         "image_size": 64,
         "batch_size": 4,
-        "transforms": [{"type": "transforms.HorizontalFlip"}],
+        "transforms": [{"type": "HorizontalFlip"}],
     }
     if "place" in heads:
         source["per_identity"] = 2

@@ -11,21 +11,20 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from visionkit.components import INJECTED, resolve
-from visionkit.config.forms import TASKS
-from visionkit.config.problems import Problems, shorten
-from visionkit.config.resolved import SOURCE_KEYS
-from visionkit.config.schema import REQUIRED, knobs
+from visionkit.config.components import INJECTED, resolve
+from visionkit.config.config import SOURCE_KEYS
+from visionkit.config.schema import REQUIRED, Problems, knobs, shorten
+from visionkit.config.tasks import TASKS
 from visionkit.config.yaml import Key, parse
 from visionkit.errors import ConfigError
 
 log = logging.getLogger("visionkit")
 
 OWN_DATA = (
-    "coco.Coco",
-    "folder.ImageFolder",
-    "idx.Idx",
-    "label_maps.LabelMaps",
+    "Coco",
+    "ImageFolder",
+    "Idx",
+    "LabelMaps",
 )  # tried after the task's own
 INSTEAD = {("train", "steps"): ("train", "epochs"), ("train", "epochs"): ("train", "steps")}
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from visionkit.data.images import Fitted
+from visionkit.data.image_io import Fitted
 from visionkit.data.masks import Segmentation, paint
 from visionkit.types import Target
 

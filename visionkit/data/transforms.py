@@ -19,6 +19,16 @@ from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError
 from visionkit.types import Fraction, NonNegative, Positive, Range
 
+__all__ = [  # what `type:` can name under `transforms`
+    "ColorJitter",
+    "Grayscale",
+    "HorizontalFlip",
+    "RandomCrop",
+    "RandomResizedCrop",
+    "ScaleJitter",
+    "VerticalFlip",
+]
+
 ImageSize: TypeAlias = int | tuple[int, int]  # longest side, or (shortest, longest)
 Turn: TypeAlias = Annotated[float, Range(low=0, high=0.5)]
 

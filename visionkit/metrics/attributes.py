@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from visionkit.attribute_names import YES, Group, groups
-from visionkit.boxes import pairwise_iou, to_original
+from visionkit.data.classes import YES, Group, groups
 from visionkit.errors import ConfigError, DivergedError
 from visionkit.metrics.accuracy import nan_mean
+from visionkit.ops.boxes import pairwise_iou, to_original
 from visionkit.types import Batch, Target
 
 MIN_IOU = 0.5  # a detection that overlaps an object less has not found it

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionkit.boxes import area, pairwise_iou, to_original
 from visionkit.errors import DivergedError
+from visionkit.ops.boxes import area, pairwise_iou, to_original
 from visionkit.types import Batch, Target
 
 

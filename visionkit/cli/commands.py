@@ -1,0 +1,224 @@
+"""What each verb of the command line does with its parsed arguments.
+
+Nothing heavy is imported at the top, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from visionkit.errors import ConfigError, DataError
+from visionkit.runs.signals import Stopped, StopRequest
+
+if TYPE_CHECKING:
+    from visionkit.config import Config
+    from visionkit.engine.check import Report
+
+OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
+
+
+def train(args: argparse.Namespace) -> None:
+    with StopRequest() as stop:
+        try:
+            checked, resume = _to_train(args)
+        except Stopped:
+            from visionkit.runs.directory import stopped_before_training
+
+            run = args.resume if isinstance(args.resume, str) else None
+            raise stopped_before_training(run, stop.received) from None
+    from visionkit.distributed import collectives
+    from visionkit.engine import train
+
+    run = train.train(checked, resume=resume, overwrite=args.overwrite)
+    if collectives.rank() == 0:
+        _print_metrics(run.metrics)
+        print(f"run: {run.directory}")
+
+
+def _to_train(args: argparse.Namespace) -> tuple[Config, bool]:
+    """The checked config, and whether a run is to be continued. Imports torch, which takes long."""
+    import visionkit.engine.train  # noqa: F401
+    from visionkit.config import load_config
+
+    config, resume, origin = args.config, args.resume, None
+    if isinstance(resume, str) and (resume.endswith((".yaml", ".yml")) or OVERRIDE.match(resume)):
+        words = [resume, *([config] if config else [])]  # `--resume` stood before the config
+        config = next((word for word in words if not OVERRIDE.match(word)), None)
+        args.overrides += [word for word in words if OVERRIDE.match(word)]
+        resume = True
+    if isinstance(resume, str):
+        words = [config, *args.overrides] if config else args.overrides
+        run = Path(resume)
+        if any(re.match(r"-{0,2}output=", word) for word in words):
+            raise ConfigError(f"--resume {run} goes on in {run}: leave out output=")
+        if not (run / "config.yaml").is_file():
+            raise ConfigError(f"--resume: {run} holds no run (no config.yaml)")
+        config = origin = str(run / "config.yaml")  # written by whoever trained it
+        args.overrides = [*words, f"output={run}"]
+        resume = True
+    if resume and args.overwrite:
+        raise ConfigError("train: --resume continues a run and --overwrite replaces it; give one")
+    if config is None:
+        raise ConfigError("train: give a config file, or --resume RUN")
+    checked = load_config(config, args.overrides, origin=origin, allow_plugins=args.allow_plugins)
+    if resume and checked.output is None:
+        raise ConfigError("--resume: say which run: `--resume RUN`, or output=RUN")
+    return checked, bool(resume)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    if args.gt or args.pred:
+        _eval_files(args)
+        return
+    if args.run_directory is None:
+        raise ConfigError("eval: give a run, or --gt FILE --pred FILE")
+    if args.type or args.engine:
+        raise ConfigError(
+            "eval: --type and --engine go with --gt and --pred; a run's heads know what to score, "
+            "and the environment's VISIONKIT_COCO_ENGINE chooses an engine"
+        )
+    from visionkit.distributed import collectives
+    from visionkit.engine.evaluate import evaluate_run
+
+    metrics, facts = evaluate_run(
+        args.run_directory, args.overrides, heads=args.heads, allow_plugins=args.allow_plugins
+    )
+    if collectives.rank() == 0:
+        _show(metrics, facts, args.json)
+
+
+def _eval_files(args: argparse.Namespace) -> None:
+    if not (args.gt and args.pred):
+        raise ConfigError("eval: --gt FILE and --pred FILE belong together")
+    if args.run_directory or args.overrides or args.heads:
+        raise ConfigError("eval: --gt and --pred score files; leave out RUN, settings and --heads")
+    from visionkit.metrics.coco.engines import engine_version, pick_engine
+    from visionkit.metrics.coco.files import evaluate_files
+
+    engine = pick_engine(args.engine)
+    metrics = evaluate_files(args.gt, args.pred, args.type or "bbox", engine)
+    _show(metrics, {"coco_engine": engine_version(engine)}, args.json)
+
+
+def _show(metrics: dict[str, float], facts: dict[str, str], as_json: bool) -> None:
+    from visionkit.runs.files import to_json
+
+    if as_json:
+        print(to_json({**metrics, **facts}))
+    else:
+        _print_metrics(metrics)
+
+
+def _print_metrics(metrics: dict[str, float]) -> None:
+    width = max(map(len, metrics), default=0)
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.4f}" if value == value else f"{name:<{width}}  n/a")
+
+
+def predict(args: argparse.Namespace) -> int:
+    from visionkit.engine.predict import load
+    from visionkit.engine.results import predict_files
+
+    settings = [w for w in args.inputs if OVERRIDE.match(w) and not Path(w).exists()]
+    inputs = [word for word in args.inputs if word not in settings]
+    if not inputs:
+        raise ConfigError("predict: give at least one picture or folder")
+    predictor = load(
+        args.run_directory,
+        [*settings, *args.overrides],
+        heads=args.heads,
+        allow_plugins=args.allow_plugins,
+    )
+    broken = predict_files(
+        predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
+    )
+    print(f"wrote {args.out}/predictions.json, the overlays and what else the heads give", end="")
+    return _end_with(broken)
+
+
+def search(args: argparse.Namespace) -> int:
+    from visionkit.engine.predict import load
+    from visionkit.engine.search import search_files
+
+    predictor = load(args.run_directory, args.overrides, allow_plugins=args.allow_plugins)
+    inputs = [args.query], [args.gallery]
+    broken = search_files(predictor, *inputs, args.out, top=args.top, head=args.head)
+    print(f"wrote {args.out}/matches.json and matches.jpg", end="")
+    return _end_with(broken)
+
+
+def _end_with(broken: int) -> int:
+    """End the line, and the code to exit with: results that lack pictures are no full success."""
+    print(f"; {_pictures(broken)} could not be read" if broken else "")
+    return DataError.exit_code if broken else 0
+
+
+def bench(args: argparse.Namespace) -> None:
+    from visionkit.cli.reports import report
+    from visionkit.engine.benchmark import benchmark
+    from visionkit.runs.files import to_json
+
+    result = benchmark(
+        args.config, args.overrides, steps=args.steps, allow_plugins=args.allow_plugins
+    )
+    print(to_json(result) if args.json else report(result))
+
+
+def check(args: argparse.Namespace) -> int:
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise ConfigError(f"--json: the folder of {args.json} does not exist")
+    from visionkit.cli import reports
+
+    log = logging.getLogger("visionkit")
+    level = log.level
+    log.setLevel(logging.ERROR)  # the report tells what opening data logs
+    try:
+        report = _checked(args)
+    finally:
+        log.setLevel(level)
+    if args.json:
+        reports.write(report, Path(args.json))
+    print(reports.text(report, args.json))
+    return reports.exit_code(report, strict=args.strict)
+
+
+def _checked(args: argparse.Namespace) -> Report:
+    from visionkit.engine import check
+
+    if args.target.endswith(".json"):
+        if args.overrides:
+            raise ConfigError("check: an annotation file has no settings; leave out key=value")
+        return check.check_annotations(args.target, args.images)
+    if args.images:
+        raise ConfigError("check: --images goes with an annotation file; a config has its own")
+    return check.check_config(args.target, args.overrides, allow_plugins=args.allow_plugins)
+
+
+def config(args: argparse.Namespace) -> None:
+    from visionkit.config import load_config
+
+    checked = load_config(args.config, args.overrides, allow_plugins=args.allow_plugins)
+    print(checked.to_yaml(), end="")
+
+
+def list_components(args: argparse.Namespace) -> None:
+    from visionkit.config.components import describe
+
+    sections = ["heads", "backbones", "necks", "datasets", "transforms"]
+    for section in [args.section] if args.section else sections:
+        print(describe(section))
+
+
+def data_shapes(args: argparse.Namespace) -> None:
+    from visionkit.data.datasets.shapes import generate_shapes
+
+    generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
+    print(f"wrote {_pictures(args.images)} and annotations.json to {args.out}")
+
+
+def _pictures(count: int) -> str:
+    return f"{count} picture{'s' * (count != 1)}"

@@ -1,0 +1,202 @@
+"""Resolve the `type:` names of a config to classes, and decide whether a config may import code.
+
+A plain name such as `MaskRCNN` is what the package of its section exports in `__all__`; a dotted
+name such as `my_package.pose.PoseHead` is always the user's own import path, the current directory
+included. Importing a module runs it, so `refuse_plugins` checks who may name one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from visionkit.config.yaml import Key
+from visionkit.errors import ConfigError, VisionkitError, unknown
+from visionkit.types import Head, Target
+
+if TYPE_CHECKING:
+    from visionkit.config.config import Config
+
+PACKAGES = {  # what a section's `type:` can name is in the `__all__` of its package
+    "backbones": "visionkit.models.backbones",
+    "necks": "visionkit.models.necks",
+    "heads": "visionkit.models.heads",
+    "datasets": "visionkit.data.datasets",
+    "transforms": "visionkit.data.transforms",
+}
+INJECTED = {"heads": ("levels", "classes"), "necks": ("levels",)}  # arguments no config gives
+SETTING = "VISIONKIT_ALLOW_PLUGINS"  # environment variable; "1" allows plugins
+SHOWN = 10  # names in a message
+
+
+def components(section: str) -> dict[str, type]:
+    """The classes of visionkit that `type:` can name in a section (a key of PACKAGES)."""
+    package = importlib.import_module(PACKAGES[section])
+    return {name: getattr(package, name) for name in sorted(package.__all__)}
+
+
+def resolve(section: str, type_name: str) -> type:
+    """The class that `type: type_name` means in a section (a key of PACKAGES).
+
+    Raises ConfigError with the valid names and the nearest one, or the reason why a module cannot
+    be imported.
+    """
+    ours = components(section)
+    if type_name in ours:
+        return ours[type_name]
+    if not isinstance(type_name, str) or not re.fullmatch(r"\w+(\.\w+)+", type_name):
+        what = f"got {type_name!r}; expected the name of a component or an import path"
+        raise ConfigError(unknown(type_name, ours, what))
+    module_name, _, class_name = type_name.rpartition(".")
+    _make_current_directory_importable()
+    module = _import(module_name)
+    found = vars(module).get(class_name) if module else None
+    if not isinstance(found, type):
+        valid = [*ours, *(f"{module_name}.{name}" for name in _own_classes(module))]
+        what = f"unknown type {type_name!r}"
+        if module is None:
+            what += " (a custom class must be importable from this folder or PYTHONPATH)"
+        raise ConfigError(unknown(type_name, valid, what))
+    if section == "heads":
+        if not issubclass(found, Head):
+            raise ConfigError(f"{type_name} must derive from visionkit.types.Head")
+        check_class(type_name, found)
+    return found
+
+
+def build(section: str, spec: dict[str, Any], *injected: Any) -> Any:
+    """An instance of what `type:` names, with its arguments after the `injected` ones."""
+    knobs = {key: value for key, value in spec.items() if key != "type"}
+    try:
+        return resolve(section, spec["type"])(*injected, **knobs)
+    except VisionkitError:
+        raise
+    except ValueError as error:  # a component's own word on a value that its annotation allows
+        raise ConfigError(f"{section}: {spec['type']}: {error}") from error
+
+
+def head_class(config: Config, head: str) -> type[Head]:
+    """The class of a head of a checked config."""
+    return resolve("heads", config.heads[head]["type"])
+
+
+def check_class(name: str, cls: type[Head]) -> None:
+    """Raise ConfigError unless a class has what every head must have; list all that is missing."""
+    needs, main = getattr(cls, "needs", None), getattr(cls, "main_metric", None)
+    faults, keys = [], ", ".join(Target.__annotations__)
+    if not isinstance(needs, tuple | list) or not {*Target.__annotations__} >= {*needs}:
+        faults.append(f"its 'needs' is {needs!r}; expected a tuple of target keys: {keys}")
+    if cls.vocabulary is not None and cls.vocabulary not in Target.__annotations__:
+        faults.append(f"its 'vocabulary' is {cls.vocabulary!r}; expected None or one of {keys}")
+    if not isinstance(main, str):
+        faults.append(f"its 'main_metric' is {main!r}; expected the name of one of its metrics")
+    faults += [
+        f"it has no {method}()"
+        for method in ("loss", "predict", "evaluator")
+        if getattr(cls, method, None) is getattr(Head, method)
+    ]
+    try:
+        inspect.signature(cls).bind_partial(None, None)
+    except TypeError:
+        faults.append("its __init__ does not take (levels, classes, *, its knobs)")
+    if faults:
+        raise ConfigError(f"{name}: {'; '.join(faults)} (visionkit.types.Head)")
+
+
+def describe(section: str) -> str:
+    """The text of `visionkit list`: type, first sentence of the docstring, arguments."""
+    from visionkit.config.schema import REQUIRED, expected, knobs  # it imports this module
+
+    entries = []
+    for name, found in components(section).items():
+        lines = [name, f"    {_first_sentence(found)}".rstrip()]
+        for knob_name, knob in knobs(found, INJECTED.get(section, ())).items():
+            default = "required" if knob.default is REQUIRED else f"default {knob.default!r}"
+            lines.append(f"    {knob_name}: {expected(knob.annotation)} ({default})")
+        entries.append("\n".join(line for line in lines if line))
+    return "\n\n".join(entries)
+
+
+def refuse_plugins(config: Mapping[str, Any], origin: str | Path, *, allowed: bool = False) -> None:
+    """ConfigError if a config, as it is written in the file `origin`, names a class that visionkit
+    does not have, unless that is `allowed` here or in the environment. Nothing is imported."""
+    if allowed or os.environ.get(SETTING) == "1":
+        return
+    strangers = {
+        f"{'.'.join(key)}.type: {name}": name.rpartition(".")[0]
+        for key, name in _plugins(config, ())
+    }
+    if not strangers:
+        return
+    named = list(strangers)[:SHOWN] + ["..."] * (len(strangers) > SHOWN)
+    modules = ", ".join(list(dict.fromkeys(strangers.values()))[:SHOWN])
+    raise ConfigError(
+        f"{origin}: its config names what is not part of visionkit: {', '.join(named)}; to use it, "
+        f"Python would import {modules}, which runs that code on this machine. If you trust the "
+        f"file and the code, add --allow-plugins, set {SETTING}=1, or from Python give "
+        f"allow_plugins=True"
+    )
+
+
+def _plugins(value: Any, key: Key) -> Iterator[tuple[Key, str]]:
+    """Key and import path of every custom class of a config, in the short form or the long, where
+    `load_config` looks for a class."""
+    if isinstance(value, Mapping):
+        name = value.get("type")
+        if _names_a_class(key) and isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)+", name):
+            yield key, name
+        for part, item in value.items():
+            yield from _plugins(item, (*key, str(part)))
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _plugins(item, (*key, str(index)))
+
+
+def _names_a_class(key: Key) -> bool:
+    match key:
+        case ("backbone",) | ("neck",) | ("head",) | ("heads", _):
+            return True
+        case ("data", *_, "train" | "val") | ("data", *_, "transforms", _):
+            return True
+    return False
+
+
+def _own_classes(module: ModuleType | None) -> list[str]:
+    """The public classes that a module defines or names in `__all__`."""
+    exported = getattr(module, "__all__", ())
+    return [
+        name
+        for name, value in (vars(module) if module else {}).items()
+        if isinstance(value, type)
+        and (name in exported or (value.__module__ == module.__name__ and name[0] != "_"))
+    ]
+
+
+def _first_sentence(cls: type) -> str:
+    paragraph = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
+
+
+def _import(name: str) -> ModuleType | None:
+    """The module of that name, None if there is none; ConfigError if it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        absent = isinstance(error, ModuleNotFoundError) and error.name is not None
+        if absent and (name == error.name or name.startswith(f"{error.name}.")):
+            return None
+        raise ConfigError(f"cannot import {name}: {type(error).__name__}: {error}") from error
+
+
+def _make_current_directory_importable() -> None:
+    """At the end of the path, so that a file lying there hides no installed package."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    importlib.invalidate_caches()

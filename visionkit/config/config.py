@@ -1,0 +1,167 @@
+"""A checked config: what `load_config` returns and everything else reads."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from visionkit.config.yaml import dump
+from visionkit.types import Count, Fraction, Natural, NonNegative, Positive, Range
+
+# --- The `train:` section: every setting of a run, its default, its range, and what it means.
+
+Metrics = str | dict[str, float]
+Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. The comments are the help texts that `settings` returns."""
+
+    epochs: Count | None = 12  # passes over the largest source; null when `steps` is given
+    steps: Count | None = None  # optimizer steps, instead of `epochs`
+    lr: Positive = 0.01  # learning rate after the warm-up
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # SGD with momentum, or AdamW
+    momentum: Annotated[float, Range(0, 1)] = 0.9  # of SGD
+    weight_decay: NonNegative = 1e-4  # of weights; biases and norms are not decayed
+    warmup_steps: Natural | None = None  # linear warm-up; null: a tenth of the run, at most 500
+    schedule: Literal["cosine", "multistep", "constant"] = "cosine"  # of the learning rate
+    milestones: list[Fraction] = field(  # parts of the run after which `multistep` lowers the rate
+        default_factory=lambda: [0.67, 0.92]
+    )
+    gamma: Positive = 0.1  # factor of the learning rate at each milestone
+    accumulate: Count = 1  # batches of each source per optimizer step
+    clip_norm: Positive | None = 10.0  # largest norm of the whole gradient; null: no limit
+    weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"  # of the heads' losses
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
+    channels_last: bool = True  # memory order of images and features; faster for convolutions
+    ema: Annotated[float, Range(0, 1)] = 0.0  # decay of the moving average of weights; 0: none
+    freeze: list[str] = field(  # regexes of parameters not trained; `old heads` with `init_from`
+        default_factory=list
+    )
+    lr_scale: dict[str, NonNegative] = field(  # factors of the learning rate by regex, multiplied
+        default_factory=dict
+    )
+    on_nonfinite: Literal["error", "skip"] = "error"  # a loss or gradient that is NaN or infinite
+    sync_batchnorm: bool = False  # batch norms over the whole batch of several processes
+    early_stop: Count | None = None  # validations without improvement before the run ends
+    best: Metrics | None = None  # metric of the best checkpoint, or several with their weights
+    no_worse_than: dict[str, float] = field(  # metrics and the values that the best one must reach
+        default_factory=dict
+    )
+    validate: bool | Count = True  # after every epoch; a number: every so many; false: never
+    eval_batch_size: Count | None = None  # null: the source's own batch size
+    save_every: NonNegative = 600.0  # seconds between two checkpoints; 0: one after every step
+    log_every: Count = 20  # steps between two lines of the log
+    seed: Seed = 0  # of weights, order of pictures and augmentation
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
+    deterministic: bool = False  # only algorithms that repeat bit by bit, also on a GPU
+    plots: bool = True  # write curves and pictures to the run directory
+
+
+def problems_of(config: TrainConfig) -> dict[str, str]:
+    """What annotations cannot say, by the name of the setting."""
+    found = {}
+    if config.epochs is None and config.steps is None:
+        found["epochs"] = "got None, and no steps; expected one of the two"
+    if config.ema == 1:
+        found["ema"] = "got 1.0, which never changes; expected a number >= 0 and < 1"
+    if config.momentum == 1:
+        found["momentum"] = "got 1.0, which never settles; expected a number >= 0 and < 1"
+    for index, pattern in enumerate(config.freeze):
+        if reason := _regex_fault(pattern):
+            found[f"freeze.{index}"] = reason
+    for pattern in config.lr_scale:
+        if reason := _regex_fault(pattern):
+            found["lr_scale"] = reason
+    return found
+
+
+def settings() -> list[tuple[str, str, object, str]]:
+    """Name, allowed values, default and help of each setting, for the config reference."""
+    from visionkit.config.schema import expected, knobs
+
+    source = inspect.getsource(TrainConfig)
+    help_texts = dict(re.findall(r"^    (\w+): .*?  # (.+)$", source, re.MULTILINE))
+    annotations = knobs(TrainConfig)
+    return [
+        (
+            item.name,
+            expected(annotations[item.name].annotation),
+            item.default if item.default is not MISSING else item.default_factory(),
+            help_texts[item.name],
+        )
+        for item in fields(TrainConfig)
+    ]
+
+
+def _regex_fault(pattern: str) -> str | None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        return f"got {pattern!r}, which is not a regular expression: {error}"
+    return None
+
+
+Side = Annotated[int, Range(8, 8192)]  # of a picture, in pixels
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One source: data sets with the same labelling, and the heads that they feed."""
+
+    feeds: list[str]
+    batch_size: Count = 8
+    image_size: Side | tuple[Side, Side] = 320  # longest side, or at most (shortest, longest)
+    transforms: list[dict[str, Any]] | None = None  # null: the default of the heads; []: none
+    labelled: list[str] | None = None  # the classes that are labelled here; null: all it has
+    per_identity: Annotated[int, Range(2)] | None = None  # pictures of each identity in a batch
+    group_shapes: bool | None = None  # batches of similar aspect ratio; null: if sizes are known
+    cache_gb: Positive | None = None  # limit of decoded pictures kept on disk; null: none are
+    check_pictures: bool = True  # look at every picture before training
+    on_broken_picture: Literal["error", "skip"] = "error"  # while training; skip: use another one
+    train: dict[str, Any] | None = None
+    val: dict[str, Any] | None = None
+
+
+SOURCE_KEYS = tuple(field.name for field in fields(SourceConfig))
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved long form. A component is a dict of its `type` and the arguments given."""
+
+    name: str
+    backbone: dict[str, Any]
+    neck: dict[str, Any] | None
+    heads: dict[str, dict[str, Any]]  # with `weight`, the factor of a head's loss
+    data: dict[str, SourceConfig]
+    workers: int  # processes that load pictures, for each source
+    train: TrainConfig
+    weights: str | None = None  # file with weights of a whole model to begin from
+    init_from: dict[str, Any] | None = None  # `run` to grow from, `heads` taken over from it
+    output: str | None = None  # run directory; None: runs/<name>-NNN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `load_config` turns into an equal config."""
+        values = asdict(self)
+        sources = values.pop("data")
+        result = {}
+        for key, value in values.items():
+            if key == "workers":
+                result["data"] = {"workers": value, **sources}
+            else:
+                result[key] = value
+        return _plain(result)
+
+    def to_yaml(self) -> str:
+        """The text of a config file that loads to an equal config."""
+        return dump(self.to_dict())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

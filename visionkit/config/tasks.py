@@ -1,0 +1,115 @@
+"""The short form of a config, one `task:`, and how it becomes the long form.
+
+A new task is one more entry of TASKS.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from visionkit.config.schema import Problems
+from visionkit.errors import unknown
+
+SECTIONS = ("name", "backbone", "neck", "data", "train", "weights", "init_from", "output")
+SOURCE = "main"  # name of the only source of a short form
+
+FLIP = {"type": "HorizontalFlip"}
+OBJECTS = (FLIP, {"type": "ScaleJitter"})
+WHOLE_PICTURE = (FLIP, {"type": "RandomResizedCrop"})
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a short form means by default: types of components, and augmentation."""
+
+    head: str
+    dataset: str
+    transforms: tuple[dict[str, Any], ...]
+    neck: str | None = None
+    backbone: str = "ResNet"
+    per_identity: int | None = None
+
+
+TASKS = {
+    "classification": Task("Classification", "ImageFolder", WHOLE_PICTURE),
+    "localization": Task("Localization", "Coco", OBJECTS),
+    "detection": Task("FasterRCNN", "Coco", OBJECTS, neck="FPN"),
+    "instance_segmentation": Task("MaskRCNN", "Coco", OBJECTS, neck="FPN"),
+    "semantic_segmentation": Task("SemanticFPN", "LabelMaps", OBJECTS, neck="FPN"),
+    "embedding": Task("Embedding", "ImageFolder", WHOLE_PICTURE, per_identity=4),
+    "autoencoder": Task("Autoencoder", "Pictures", (FLIP,)),
+}
+
+
+def to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    """The same config with `heads:` and named sources.
+
+    Where the task is not known, `heads` and `data` are missing from the result.
+    """
+    is_long = "heads" in config and "task" not in config
+    valid = (*SECTIONS, "heads") if is_long else (*SECTIONS, "task", "head")
+    for key in config:
+        if key not in valid:
+            problems.add((str(key),), unknown(key, valid))
+    long = {key: config[key] for key in config if key in SECTIONS}
+    if is_long:
+        return {**long, "heads": config["heads"]}
+
+    name = config.get("task")
+    task = TASKS.get(name) if isinstance(name, str) else None
+    if "task" not in config:
+        problems.add((), f"give 'task' ({', '.join(TASKS)}) or, for several heads, 'heads'")
+    elif task is None:
+        problems.add(("task",), unknown(name, TASKS, f"unknown task {name!r}"))
+    if task is None:
+        long.pop("data", None)
+        return {**long, "backbone": _with_type(config.get("backbone"), Task.backbone)}
+    problems.renamed(("heads", name), ("head",))
+    problems.renamed(("data", SOURCE), ("data",))
+    if "init_from" not in config:
+        long["backbone"] = _with_type(config.get("backbone"), task.backbone)
+        if "neck" in config or task.neck:
+            long["neck"] = _neck(config, task)
+    long["heads"] = {name: _with_type(config.get("head"), task.head)}
+    long["data"] = _long_data(config.get("data"), name, task)
+    return long
+
+
+def default_transforms(head_types: Iterable[str]) -> list[dict[str, Any]]:
+    """The augmentation that suits all of these heads; none where one of them is not visionkit's."""
+    by_type = {task.head: task.transforms for task in TASKS.values()}
+    by_type |= dict.fromkeys(("FCOS", "TaskAligned", "FCN", "DeepLabV3", "Attributes"), OBJECTS)
+    by_type["VAE"] = by_type["Autoencoder"]
+    suited = [by_type.get(head_type, ()) for head_type in head_types]
+    shared = [t for t in suited[0] if all(t in others for others in suited)] if suited else []
+    return copy.deepcopy(shared)
+
+
+def _neck(config: dict[str, Any], task: Task) -> Any:
+    """`neck: null` is none; without `neck` it is the task's."""
+    given = config.get("neck", {})
+    return _with_type(given, task.neck) if isinstance(given, dict) and task.neck else given
+
+
+def _long_data(given: Any, name: str, task: Task) -> Any:
+    if not isinstance(given, dict | None):
+        return given
+    source = {"feeds": [name], **(given or {})}
+    workers = {"workers": source.pop("workers")} if "workers" in source else {}
+    for split in ("train", "val"):
+        if source.get(split) is not None:
+            source[split] = _with_type(source[split], task.dataset)
+    if task.per_identity:
+        source.setdefault("per_identity", task.per_identity)
+    if source.get("transforms") is None:
+        source["transforms"] = [dict(transform) for transform in task.transforms]
+    return {**workers, SOURCE: source}
+
+
+def _with_type(section: Any, default: str) -> Any:
+    if section is None:
+        return {"type": default}
+    return {"type": default, **section} if isinstance(section, dict) else section

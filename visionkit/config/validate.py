@@ -1,0 +1,230 @@
+"""Checks a long form, section by section and then across sections, and makes a Config of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any
+
+from torch import nn
+
+from visionkit.config.components import INJECTED, components, resolve
+from visionkit.config.config import SOURCE_KEYS, Config, SourceConfig, TrainConfig, problems_of
+from visionkit.config.schema import Knob, Problems, check_arguments, convert, knobs, mismatch
+from visionkit.config.tasks import default_transforms
+from visionkit.config.yaml import Key
+from visionkit.errors import ConfigError, unknown
+from visionkit.types import NonNegative, Range
+
+Workers = Annotated[int, Range(0, 256)]  # processes for each source
+TOP = {
+    "name": str,
+    "backbone": dict,
+    "neck": dict | None,
+    "heads": dict,
+    "data": dict | None,
+    "train": dict | None,
+    "weights": str | None,
+    "init_from": str | dict[str, Any] | None,
+    "output": str | None,
+}
+
+
+def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
+    """Raises ConfigError with all problems, those found before included."""
+    given = check_arguments(long, {key: Knob(TOP[key], None) for key in TOP}, (), problems)
+    name = given.get("name", name)
+    if name != os.path.basename(name) or name in ("", ".", ".."):
+        problems.add(("name",), f"got {name!r}; expected a name that can be a folder's")
+    if given.get("output") == "":  # which would mean the current folder
+        problems.add(("output",), "got ''; expected a folder, or null for runs/<name>-001")
+    backbone = _check_component("backbones", long.get("backbone"), ("backbone",), problems)
+    neck = given.get("neck")
+    if neck is not None:
+        neck = _check_component("necks", neck, ("neck",), problems)
+    heads = _check_heads(given.get("heads", {}), problems)
+    data = given.get("data") or {}
+    origin = given.get("init_from")
+    taken_over = origin.get("heads", []) if isinstance(origin, dict) else []
+    workers, sources = _check_data(data, heads, taken_over, problems)
+    if "heads" in given:
+        _check_feeding(given["heads"], sources, taken_over, problems)
+        if isinstance(long.get("data", {}), dict | None) and not data.keys() - {"workers"}:
+            problems.add(("data",), "names no pictures")
+    train = _check_training(given.get("train") or {}, problems)
+    _check_best(train, given.get("heads", {}), sources, problems)
+    problems.raise_found()
+    return Config(
+        name=name,
+        backbone=backbone,
+        neck=neck,
+        heads=heads,
+        data=sources,
+        workers=workers,
+        train=train,
+        weights=given.get("weights"),
+        init_from=origin if isinstance(origin, dict) else None,
+        output=given.get("output"),
+    )
+
+
+def _check_component(section: str, spec: Any, key: Key, problems: Problems) -> dict[str, Any]:
+    """The type and the fitting arguments; without a known type, nothing else is checked."""
+    if not isinstance(spec, dict):
+        found = "missing; expected a mapping" if spec is None else mismatch(spec, dict)
+        problems.add(key, found)
+        return {}
+    if "type" not in spec:
+        problems.add(key, unknown("", components(section), "names no type"))
+        return {}
+    try:
+        cls = resolve(section, spec["type"])
+        accepted = knobs(cls, INJECTED.get(section, ()))
+    except ConfigError as error:
+        problems.add((*key, "type"), str(error))
+        return {}
+    arguments = {name: value for name, value in spec.items() if name != "type"}
+    return {"type": spec["type"], **check_arguments(arguments, accepted, key, problems)}
+
+
+def _check_heads(given: dict[str, Any], problems: Problems) -> dict[str, dict[str, Any]]:
+    heads = {}
+    for name, spec in given.items():
+        key = ("heads", name)
+        _check_name(key, problems, taken=hasattr(nn.ModuleDict(), name))
+        weight = 1.0
+        if isinstance(spec, dict) and "weight" in spec:
+            spec = dict(spec)
+            weight = spec.pop("weight")
+            try:
+                weight = convert(weight, NonNegative)
+            except ValueError:
+                problems.add((*key, "weight"), mismatch(weight, NonNegative))
+        checked = _check_component("heads", spec, key, problems)
+        heads[name] = {"type": checked.pop("type", ""), "weight": weight, **checked}
+    return heads
+
+
+def _check_data(
+    given: dict[str, Any],
+    heads: dict[str, dict[str, Any]],
+    taken_over: list[str],
+    problems: Problems,
+) -> tuple[int, dict[str, SourceConfig]]:
+    workers = given.get("workers", min(2, os.cpu_count() or 1))
+    try:
+        convert(workers, Workers)
+    except ValueError:
+        problems.add(("data", "workers"), mismatch(workers, Workers))
+    sources = {}
+    for name, spec in given.items():
+        key = ("data", name)
+        if name == "workers":
+            continue
+        _check_name(key, problems, taken=name in SOURCE_KEYS)
+        if isinstance(spec, dict):
+            sources[name] = _check_source(spec, heads, key, problems)
+            nothing = spec.get("train") is None and spec.get("val") is None
+            if nothing and not set(sources[name].feeds) & set(taken_over):
+                problems.add(
+                    key, "has neither 'train' nor 'val'; expected a data set for one of them"
+                )
+        elif name not in SOURCE_KEYS:
+            problems.add(key, mismatch(spec, dict))
+    return workers, sources
+
+
+def _check_source(
+    spec: dict[str, Any], heads: dict[str, dict[str, Any]], key: Key, problems: Problems
+) -> SourceConfig:
+    fitting = check_arguments(spec, knobs(SourceConfig), key, problems)
+    size = fitting.get("image_size")
+    if isinstance(size, tuple) and size[0] > size[1]:
+        problems.add((*key, "image_size"), f"got {list(size)}; expected [shortest, longest]")
+    group, batch_size = fitting.get("per_identity"), fitting.get("batch_size", 8)
+    if group and (batch_size % group or batch_size < 2 * group):
+        wanted = f"a divisor of batch_size, which is {batch_size}, for at least two identities"
+        problems.add((*key, "per_identity"), f"got {group}; expected {wanted}")
+    if group and fitting.get("group_shapes"):
+        problems.add(
+            (*key, "group_shapes"), "not together with 'per_identity'; expected one of the two"
+        )
+    for name, what in (
+        ("feeds", "at least one head, or the source left out"),
+        ("labelled", "at least one class, or null for all that the data have"),
+    ):
+        if fitting.get(name) == []:
+            problems.add((*key, name), f"got []; expected {what}")
+    for split in ("train", "val"):
+        if fitting.get(split) is not None:
+            fitting[split] = _check_component("datasets", fitting[split], (*key, split), problems)
+    if fitting.get("transforms") is None:
+        types = [heads[head]["type"] for head in fitting.get("feeds", ()) if head in heads]
+        fitting["transforms"] = default_transforms(types)
+    fitting["transforms"] = [
+        _check_component("transforms", transform, (*key, "transforms", str(index)), problems)
+        for index, transform in enumerate(fitting["transforms"])
+    ]
+    return SourceConfig(**{"feeds": [], **fitting})
+
+
+def _check_feeding(
+    heads: dict[str, Any],
+    sources: dict[str, SourceConfig],
+    taken_over: list[str],
+    problems: Problems,
+) -> None:
+    if not heads:
+        problems.add(("heads",), "names no head")
+    for name, source in sources.items():
+        key = ("data", name, "feeds")
+        for head in source.feeds:
+            if head not in heads:
+                problems.add(key, unknown(head, heads, f"there is no head {head!r}"))
+        if len(set(source.feeds)) != len(source.feeds):
+            problems.add(key, f"got {source.feeds}; expected each head once")
+    fed = {head for source in sources.values() for head in source.feeds}
+    for head in heads:
+        if sources and head not in fed and head not in taken_over:
+            problems.add(("heads", head), "is fed by no source; add it to the 'feeds' of one")
+
+
+def _check_training(given: dict[str, Any], problems: Problems) -> TrainConfig:
+    fitting = check_arguments(given, knobs(TrainConfig), ("train",), problems)
+    if given.get("steps") is not None and given.get("epochs") is not None:
+        problems.add(("train", "steps"), "not together with 'epochs'; expected one of the two")
+    if fitting.get("steps") is not None:
+        fitting["epochs"] = None
+    train = TrainConfig(**fitting)
+    for name, message in problems_of(train).items():
+        problems.add(("train", *name.split(".")), message)
+    return train
+
+
+def _check_best(
+    train: TrainConfig,
+    heads: dict[str, Any],
+    sources: dict[str, SourceConfig],
+    problems: Problems,
+) -> None:
+    """`head/metric` or `source/head/metric`."""
+    best = [train.best] if isinstance(train.best, str) else [*(train.best or ())]
+    for key, names in {"best": best, "no_worse_than": train.no_worse_than}.items():
+        for name in names if heads else ():
+            first, _, rest = name.partition("/")
+            second, _, metric = rest.partition("/")
+            if (first in heads and rest) or (first in sources and second in heads and metric):
+                continue
+            several = sum(source.val is not None for source in sources.values()) > 1
+            valid = [f"{s}/{h}" if several else h for s in sources for h in sources[s].feeds]
+            form = "source/head/metric" if several else "head/metric"
+            what = f"got {name!r}; expected {form}, with a head"
+            given = f"{first}/{second}" if several else first
+            problems.add(("train", key), unknown(given, dict.fromkeys(valid), what))
+
+
+def _check_name(key: Key, problems: Problems, *, taken: bool) -> None:
+    if taken:
+        problems.add(key, f"{key[-1]!r} has a meaning of its own; choose another name")
+    elif not re.fullmatch(r"[^\W\d][\w-]*", key[-1]):
+        problems.add(key, f"got the name {key[-1]!r}; expected letters, digits, '_' and '-'")

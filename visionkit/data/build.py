@@ -1,0 +1,158 @@
+"""Open the datasets of a checked config and make their sources."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from visionkit.config import Config, missing_paths
+from visionkit.config.components import build, head_class
+from visionkit.data.checks.findings import finding, together
+from visionkit.data.checks.summary import where_is
+from visionkit.data.classes import class_lists, classes_of_heads, relabelled
+from visionkit.data.loading.image_cache import PictureCache
+from visionkit.data.loading.source import Source
+from visionkit.errors import ConfigError, DataError, VisionkitError
+from visionkit.types import Classes, Dataset
+
+log = logging.getLogger("visionkit")
+
+
+def build_sources(
+    config: Config, splits: tuple[str, ...], classes: dict[str, Classes] | None = None
+) -> list[Source]:
+    """The data sets of those splits (`train`, `val`), opened and checked against the heads.
+
+    `classes` by head, from a checkpoint, fix the class lists; otherwise the training data do. All
+    data sets are matched to them by name. All problems are reported together.
+    """
+    missing = missing_paths(config, splits)
+    if missing:
+        raise ConfigError("\n".join(missing))
+    sources, errors = open_sources(config, splits, classes)
+    if errors:
+        raise together(errors)
+    return sources
+
+
+def open_sources(
+    config: Config,
+    splits: tuple[str, ...],
+    classes: dict[str, Classes] | None = None,
+    skip: Collection[tuple[str, str]] = (),
+) -> tuple[list[Source], list[VisionkitError]]:
+    """The same as far as the data can be used, without those (source, split) in `skip`; and what
+    is wrong with the others."""
+    opened: dict[tuple[str, str], Dataset] = {}
+    errors: list[VisionkitError] = []
+    wanted = [
+        (name, split)
+        for name in config.data
+        for split in splits
+        if getattr(config.data[name], split)
+    ]
+    for name, split in wanted:
+        spec, where = config.data[name], where_is(name, split)
+        if (name, split) in skip:
+            continue
+        try:
+            opened[name, split] = dataset = _open(getattr(spec, split))
+        except (ConfigError, DataError) as error:
+            errors.append(_located(where, error, _still_generated(spec, split)))
+            continue
+        errors += _check_keys(where, dataset, spec.feeds, config)
+        errors += _check_content(where, dataset, split)
+        if spec.cache_gb is not None and not hasattr(dataset, "sample"):
+            kind = getattr(spec, split)["type"]
+            errors.append(DataError(f"{where}: {kind} keeps no pictures; leave out cache_gb"))
+    lists = class_lists(vocabularies(config), config.data, opened, classes or {})
+    for (name, split), dataset in opened.items() if len(opened) == len(wanted) else ():
+        where, spec = where_is(name, split), config.data[name]
+        try:
+            opened[name, split] = relabelled(where, dataset, lists[name], spec.labelled)
+        except DataError as error:
+            errors.append(_located(where, error, _still_generated(spec, split), "classes"))
+    return _sources(config, opened), errors
+
+
+def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[Source]:
+    return [
+        Source(
+            name=name,
+            feeds=spec.feeds,
+            train=opened.get((name, "train")),
+            val=opened.get((name, "val")),
+            batch_size=spec.batch_size,
+            image_size=spec.image_size,
+            transforms=[build("transforms", t) for t in spec.transforms or ()],
+            eval_batch_size=config.train.eval_batch_size,
+            per_identity=spec.per_identity,
+            group_shapes=spec.group_shapes,
+            cache=None if spec.cache_gb is None else PictureCache(spec.cache_gb),
+            skip_broken=spec.on_broken_picture == "skip",
+        )
+        for name, spec in config.data.items()
+    ]
+
+
+def head_classes(config: Config, sources: list[Source]) -> dict[str, Classes]:
+    """The class list of each head that is fed, from the data sets that feed it."""
+    return classes_of_heads(vocabularies(config), sources)
+
+
+def _open(section: dict[str, Any]) -> Dataset:
+    dataset = build("datasets", section)
+    if len(dataset) == 0:
+        raise DataError(f"{section['type']}: holds no pictures")
+    return dataset
+
+
+def _located(where: str, error: VisionkitError, hint: str, kind: str = "file") -> VisionkitError:
+    """The same error with the key of the data set in front."""
+    message = f"{where}: {error}{hint}"
+    if isinstance(error, DataError):
+        found = error.findings or [finding(kind, str(error), file=where)]
+        return DataError(message, found, error.others)
+    return ConfigError(message)
+
+
+def vocabularies(config: Config) -> dict[str, str | None]:
+    """The target key whose classes each head predicts."""
+    return {head: head_class(config, head).vocabulary for head in config.heads}
+
+
+def _still_generated(spec: Any, split: str) -> str:
+    """A hint for who replaced the training data of a shipped config and forgot the validation."""
+    if split != "val" or spec.train is None:
+        return ""
+    if spec.val["type"] != "Shapes" or spec.train["type"] == "Shapes":
+        return ""
+    return "\n  data.val is still generated shapes: give your own, or data.val=null for none"
+
+
+def _check_content(where: str, dataset: Dataset, split: str) -> list[DataError]:
+    """Whether there is anything to learn from a data set of objects."""
+    if getattr(dataset, "num_objects", 1) > 0 or "class_id" in dataset.keys:
+        return []
+    log.warning("%s: no object is annotated", where)
+    what = "no object is annotated; there is nothing to learn"
+    found = finding("nothing-to-learn", what, file=where)
+    return [DataError(f"{where}: {what}", [found])] if split == "train" else []
+
+
+def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[DataError]:
+    """Whether the data set labels what the heads it feeds need."""
+    errors = []
+    for head in feeds:
+        cls = head_class(config, head)
+        for key in cls.needs:
+            if key not in dataset.keys:
+                gives = ", ".join(dataset.keys) or "pictures alone"
+                what = (
+                    f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it "
+                    f"gives {gives}. Feed {head!r} from another source"
+                )
+                found = finding("config", what, file=where, key=key)
+                errors.append(DataError(f"{where}: {what}", [found]))
+    return errors

@@ -1,0 +1,208 @@
+"""Attributes of the objects of a COCO file: `"attributes": {"color": "red", "covered": false}`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from visionkit.data.checks.findings import Problems, check_classes
+from visionkit.data.classes import SEPARATORS, Kind, groups
+from visionkit.data.coco.columns import CORE, Record, place, short
+from visionkit.data.coco.tables import ObjectTable
+from visionkit.errors import ConfigError, DataError
+from visionkit.types import Classes
+
+# --- Who or what the objects of a COCO file are, by a key of their annotations such as
+# "track_id".
+
+
+def read_identifiers(
+    objects: ObjectTable, key: str, rows: Sequence[int], problems: Problems
+) -> np.ndarray:
+    """A number for each value of that key in those rows of the file; -1 where there is none.
+
+    The same number means the same value. Raises DataError if a value is neither a whole number
+    nor a text, or no row has any.
+    """
+    record = objects.record if key in CORE else objects.extra
+    values = [record(row).get(key) for row in rows]
+    for row, value in zip(rows, values, strict=True):
+        if value is not None and type(value) not in (int, str):
+            problems.add(
+                place("annotations", row, objects.record(row)),
+                f"{key!r} is {short(value)}: must be a whole number or a text, or left out",
+            )
+    problems.raise_any()
+    known = sorted({str(value) for value in values if value is not None})
+    if not known:
+        raise DataError(f"{problems.source}: no object has {key!r} (`identity`)")
+    number_of = {value: number for number, value in enumerate(known)}
+    numbers = [-1 if value is None else number_of[str(value)] for value in values]
+    return np.array(numbers, np.int64)
+
+
+# More are hardly properties: rather numbers of tracks or of people, which nobody can see.
+MOST_VALUES = 1000
+
+_SPOKEN = {"one_of": "a text", "any_of": "a list", "yes_no": "true or false"}
+_REMEDY = "correct it, or name the attributes to read in the data set's `attributes`"
+
+
+@dataclass(frozen=True)
+class AttributeTable:
+    """The attributes of all annotations, in the order of the file."""
+
+    classes: Classes  # named as in `visionkit.data.classes`
+    values: np.ndarray  # (annotations, classes) float32: 1 yes, 0 no, NaN not known
+
+    def classes_from(self, names: Sequence[str], source: str) -> AttributeTable:
+        """The same with the classes `names`, those of the training data say, in their order.
+
+        A class that this file lacks is 0 where an object has another value of the attribute, NaN
+        where nothing is known. Raises DataError, about `source`, that lists the classes of this
+        file that are not among `names`.
+        """
+        check_classes(source, self.classes.names, names, missing_ok=True, unknown_ok=False)
+        column_of = {name: column for column, name in enumerate(self.classes.names)}
+        own = groups(self.classes.names)
+        values = np.full((len(self.values), len(names)), np.nan, np.float32)
+        for attribute, group in groups(names).items():
+            if attribute not in own:
+                continue
+            said = ~np.isnan(self.values[:, own[attribute].columns[0]])
+            for column in group.columns:
+                here = column_of.get(names[column])
+                values[said, column] = 0 if here is None else self.values[said, here]
+        return AttributeTable(_numbered(names), values)
+
+
+@dataclass
+class _Answers:
+    """What the file says about one attribute: its kind, and for some rows the classes that hold."""
+
+    kind: Kind
+    first: str  # the place that fixed the kind
+    rows: list[int] = field(default_factory=list)
+    holding: list[list[str]] = field(default_factory=list)
+    classes: set[str] = field(default_factory=set)
+
+
+def read_attributes(
+    records: list[Record],
+    problems: Problems,
+    *,
+    wanted: Collection[str] | None = None,
+    listed: Sequence[str] = (),
+) -> AttributeTable | None:
+    """The `attributes` of the annotations; None where no annotation has any.
+
+    A value is true or false, a text (one of several) or a list of texts (any of several); a whole
+    number is taken for a text. A name that is absent, or has the value null or "", is not known.
+    `wanted` are the names to read, by default all; the others may hold anything. `listed` fixes the
+    classes and their order; by default they are those that occur, sorted.
+    """
+    if wanted is not None and not wanted:
+        return None
+    found: dict[str, _Answers] = {}
+    for row, record in enumerate(records):
+        said = record.get("attributes")
+        if not said:
+            continue
+        here = place("annotations", row, record)
+        if not isinstance(said, dict):
+            problems.add(here, f"'attributes' is {short(said)}: must be an object {{name: value}}")
+            continue
+        for name, value in said.items():
+            if (wanted is None or name in wanted) and value is not None and value != "":
+                _note(found, row, here, name, value, problems)
+    for name in sorted(set(wanted or ()) - set(found)):
+        problems.add("annotations", f"none has the attribute {short(name)}, which is asked for")
+    for name, answers in found.items():
+        if len(answers.classes) > MOST_VALUES:
+            problems.add(
+                answers.first,
+                f"attribute {short(name)} has {len(answers.classes)} different values in the file, "
+                f"of at most {MOST_VALUES}: {_REMEDY}",
+            )
+    if not any(answers.classes for answers in found.values()):
+        return None
+    table = _table(found, len(records))
+    return table if not listed else _as_listed(table, listed, wanted, problems)
+
+
+def _as_listed(
+    table: AttributeTable,
+    listed: Sequence[str],
+    wanted: Collection[str] | None,
+    problems: Problems,
+) -> AttributeTable:
+    """The table with the listed classes of the wanted attributes."""
+    try:
+        by_name = groups(listed)
+    except ConfigError as error:
+        problems.add("attribute_classes", str(error))
+        return table
+    columns = [c for n, g in by_name.items() if wanted is None or n in wanted for c in g.columns]
+    return table.classes_from([listed[column] for column in sorted(columns)], problems.source)
+
+
+def _note(
+    found: dict[str, _Answers], row: int, here: str, name: str, value: Any, problems: Problems
+) -> None:
+    """Add one annotation's answer to those of its attribute, or a problem."""
+    kind, texts = _read(value)
+    if not name or "=" in name or ":" in name:
+        problems.add(here, f"attribute {short(name)}: a name must hold neither '=' nor ':'")
+    elif kind is None:
+        problems.add(
+            here,
+            f"attribute {short(name)} is {short(value)}: must be true or false, a text, a whole "
+            f"number, or a list of texts: {_REMEDY}",
+        )
+    elif (answers := found.setdefault(name, _Answers(kind, here))).kind != kind:
+        problems.add(
+            here,
+            f"attribute {short(name)} is {short(value)}, but in {answers.first} it is "
+            f"{_SPOKEN[answers.kind]}: an attribute has one kind of value",
+        )
+    else:
+        classes = [f"{name}{SEPARATORS[kind]}{text}" for text in texts]
+        answers.rows.append(row)
+        answers.holding.append([] if value is False else classes)
+        answers.classes.update(classes)
+
+
+def _read(value: Any) -> tuple[Kind | None, list[str]]:
+    """The kind of a JSON value and its texts; None as the kind if it is no attribute's value."""
+    if isinstance(value, bool):
+        return "yes_no", [""]
+    texts = [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
+    if not all(texts):
+        return None, []
+    return ("any_of" if isinstance(value, list) else "one_of"), texts
+
+
+def _text(value: Any) -> str:
+    """A text as it is, a whole number as a text; "" for anything else."""
+    if isinstance(value, str):
+        return value
+    is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return str(int(value)) if is_whole else ""
+
+
+def _table(found: dict[str, _Answers], num_rows: int) -> AttributeTable:
+    names = [name for attribute in sorted(found) for name in sorted(found[attribute].classes)]
+    column_of = {name: column for column, name in enumerate(names)}
+    values = np.full((num_rows, len(names)), np.nan, np.float32)
+    for answers in found.values():
+        values[np.ix_(answers.rows, [column_of[name] for name in answers.classes])] = 0
+        rows_of = np.repeat(answers.rows, [len(holding) for holding in answers.holding])
+        values[rows_of, [column_of[name] for holding in answers.holding for name in holding]] = 1
+    return AttributeTable(_numbered(names), values)
+
+
+def _numbered(names: Sequence[str]) -> Classes:
+    return Classes(tuple(names), tuple(range(len(names))))

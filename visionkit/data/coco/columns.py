@@ -1,0 +1,265 @@
+"""Checking one key of all records of a COCO file, with a place for every fault found."""
+
+from __future__ import annotations
+
+import math
+import re
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from visionkit.data.checks.findings import Place, Problems
+
+Record = dict[str, Any]
+Stranger = tuple[int, str]  # place in a list of an element that is no JSON object, and what it is
+
+# The keys of an annotation that columns hold.
+CORE = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+ABSENT = -(2**63)  # in a column of ids
+LARGEST = 2**62
+LARGEST_AREA = 1e15
+
+
+def whole_numbers(
+    kind: str,
+    records: Sequence[Record],
+    key: str,
+    problems: Problems,
+    *,
+    required: bool = True,
+    low: int = -LARGEST,
+    first: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """One column as int64, and where it is valid; -1 where it is absent or bad.
+
+    `first` is the place of the first record in its list, here and below.
+    """
+    values = [record.get(key) for record in records]
+    found = _plain(values, int)
+    if found is not None and low <= found.min() and found.max() <= LARGEST:
+        return found, np.ones(len(records), bool)
+    numbers, valid = [-1] * len(records), [False] * len(records)
+    for i, value in enumerate(values):
+        if value is None and not required:
+            continue
+        is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+        if is_whole and low <= value <= LARGEST:
+            numbers[i], valid[i] = int(value), True
+        else:
+            bound = f" of at least {low}" if low > -LARGEST else ""
+            hint = " (without quotes)" if isinstance(value, str) else ""
+            problems.add(
+                place(kind, first + i, records[i]),
+                f"'{key}' {said(records[i], key)}",
+                f"must be a whole number{bound}{hint}",
+                key=key,
+                value=short(value),
+            )
+    return np.array(numbers, np.int64), np.array(valid, bool)
+
+
+def boxes(records: Sequence[Record], problems: Problems, first: int = 0) -> np.ndarray:
+    """The column 'bbox' (N, 4) float64; zeros where it is bad."""
+    values = [record.get("bbox") for record in records]
+    if set(map(type, values)) == {list} and set(map(len, values)) == {4}:
+        found = _plain(list(chain.from_iterable(values)), float)
+        if found is not None:
+            return found.reshape(-1, 4)
+    numbers = array("d")
+    for i, box in enumerate(values):
+        try:
+            if not isinstance(box, list) or len(box) != 4 or bool in map(type, box):
+                raise TypeError
+            numbers.fromlist(box)
+        except (TypeError, OverflowError):
+            problems.add(
+                place("annotations", first + i, records[i]),
+                f"'bbox' {said(records[i], 'bbox')}",
+                "must be four numbers [x, y, width, height]",
+                key="bbox",
+                value=short(box),
+            )
+            del numbers[4 * i :]
+            numbers.extend((0, 0, 0, 0))
+    return np.array(numbers).reshape(-1, 4)
+
+
+def areas(records: Sequence[Record], problems: Problems, first: int = 0) -> np.ndarray:
+    """The column 'area' float64; NaN where it is absent or bad."""
+    values = [record.get("area") for record in records]
+    found = _plain(values, float)
+    if found is not None and (np.abs(found) < LARGEST_AREA).all():
+        return found
+    column = np.full(len(records), np.nan)
+    for i, area in enumerate(values):
+        if area is None:
+            continue
+        if type(area) in (int, float) and abs(area) < LARGEST_AREA:
+            column[i] = area
+        else:
+            problems.add(
+                place("annotations", first + i, records[i]),
+                f"'area' is {short(area)}",
+                "must be a number of at least 0, or left out",
+                key="area",
+                value=short(area),
+            )
+    return column
+
+
+def crowds(records: Sequence[Record], problems: Problems, first: int = 0) -> np.ndarray:
+    """The column 'iscrowd' int8; -1 where it is absent or bad. "0", "1", true and false count."""
+    values = [record.get("iscrowd") for record in records]
+    found = _plain(values, int)
+    if found is not None and ((found == 0) | (found == 1)).all():
+        return found.astype(np.int8)
+    column = np.full(len(records), -1, np.int8)
+    for i, value in enumerate(values):
+        if value in (0, 1, "0", "1"):
+            column[i] = int(value)
+        elif value is not None:
+            problems.add(
+                place("annotations", first + i, records[i]),
+                f"'iscrowd' is {short(value)}",
+                "must be 0 or 1, or left out",
+                key="iscrowd",
+                value=short(value),
+            )
+    return column
+
+
+def _plain(values: list[Any], kind: type) -> np.ndarray | None:
+    """The values as an array if all are plain numbers of that kind; whole ones are floats too."""
+    kinds = {int} if kind is int else {int, float}
+    if not values or not kinds.issuperset(map(type, values)):
+        return None
+    try:
+        return np.array(values, np.int64 if kind is int else np.float64)
+    except OverflowError:
+        return None
+
+
+def file_names(
+    records: Sequence[Record], key: str, problems: Problems, *, required: bool, first: int = 0
+) -> list[str]:
+    """One column of relative paths; "" where it is absent or bad."""
+    values = [record.get(key) for record in records]
+    if set(map(type, values)) == {str} and all(map(_HARMLESS.fullmatch, values)):
+        return values
+    names = []
+    for i, (record, name) in enumerate(zip(records, values, strict=True)):
+        if name is None and not required:
+            fault = None
+        elif not isinstance(name, str) or not name:
+            fault = "must be the name of a file"
+        else:
+            fault = _unsafe(name)
+        if fault:
+            problems.add(
+                place("images", first + i, record),
+                f"'{key}' is {short(name)}",
+                fault,
+                kind="path" if isinstance(name, str) and name else "value",
+                key=key,
+                value=short(name),
+            )
+        names.append("" if fault or name is None else name)
+    return names
+
+
+_HARMLESS = re.compile(r"(?:[\w-]+[./ ])*[\w-]+")  # most names; `_unsafe` finds nothing in them
+
+
+def _unsafe(name: str) -> str | None:
+    """Why a file name could leave its folder, or None."""
+    if "\0" in name:
+        return "must not hold a zero byte"
+    if "\\" in name:
+        return "must have / between folders"
+    if re.match(r"/|~[^/]*/|[A-Za-z]:|\w+://", name):
+        return "must be relative to the folder of pictures"
+    if ".." in name.split("/"):
+        return "must not leave the folder of pictures"
+    return None
+
+
+def rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """Where each of the ids stands `among` others, first if they repeat; -1 where it does not."""
+    if not len(among):
+        return np.full(len(ids), -1)
+    low, high = int(among.min()), int(among.max())
+    if high - low < 8 * len(ids):  # as most are: a row for each id that there could be
+        row_of = np.full(high - low + 1, -1)
+        row_of[among[::-1] - low] = np.arange(len(among))[::-1]
+        return np.where((ids >= low) & (ids <= high), row_of[np.clip(ids, low, high) - low], -1)
+    order = np.argsort(among, kind="stable")
+    place = np.searchsorted(among[order], ids).clip(max=len(among) - 1)
+    rows = order[place]
+    return np.where((among[rows] == ids) & (ids != ABSENT), rows, -1)
+
+
+def report_repeats(
+    kind: str,
+    record: Callable[[int], Record],
+    key: str,
+    values: list[Any],
+    valid: Iterable[bool],
+    problems: Problems,
+) -> None:
+    first: dict[Any, int] = {}
+    for i, (value, counts) in enumerate(zip(values, valid, strict=True)):
+        if counts and first.setdefault(value, i) != i:
+            problems.add(
+                place(kind, i, record(i)),
+                f"'{key}' {value!r} is already that of {kind}[{first[value]}]",
+                "must be unique",
+                kind="repeated",
+                key=key,
+                value=short(value),
+            )
+
+
+def place(kind: str, index: int, record: Record) -> Place:
+    """Where that record of the list `kind` stands."""
+    id_ = record.get("id")
+    return Place(kind, int(index), id_ if type(id_) is int or "id" not in record else short(id_))
+
+
+def said(record: Record, key: str) -> str:
+    """What a record says there, for a message: "is 7", or "is missing"."""
+    return f"is {short(record[key])}" if key in record else "is missing"
+
+
+def first_stranger(records: Sequence[Any], first: int = 0) -> Stranger | None:
+    """The first element that is no JSON object; None if all are."""
+    if all(type(record) is dict for record in records):
+        return None
+    found = next(i for i, record in enumerate(records) if type(record) is not dict)
+    return first + found, short(records[found])
+
+
+def kind_of(value: Any) -> str:
+    """What JSON calls a value."""
+    kinds = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+    return kinds.get(type(value), "true or false" if isinstance(value, bool) else "a number")
+
+
+def not_objects(key: str, members: dict[str, Any], stranger: Stranger | None) -> str:
+    """What is wrong with a member that has to be a list of objects; "" if nothing is."""
+    if key not in members:
+        return f"'{key}' is missing"
+    if not isinstance(members[key], list):
+        return f"'{key}' is {short(members[key])}, not a list of objects"
+    if stranger is not None:
+        return f"{key}[{stranger[0]}] is {stranger[1]}, not an object: remove it"
+    return ""
+
+
+def short(value: Any) -> str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

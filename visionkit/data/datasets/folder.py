@@ -1,0 +1,189 @@
+"""Pictures sorted into one folder for each class."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from visionkit.data.checks.findings import (
+    Finding,
+    Problems,
+    Tally,
+    check_classes,
+    class_remarks,
+    finding,
+    tally,
+)
+from visionkit.data.files import is_visible, shown, visible_files
+from visionkit.data.image_io import SUFFIXES, Load, load_image
+from visionkit.data.sample import Sample
+from visionkit.errors import DataError
+from visionkit.types import Classes, InputPath
+
+# --- Pictures without any labels.
+
+
+class Pictures:
+    """Every picture below a folder, sorted by its path; nothing is known about any of them.
+
+    Hidden files and folders, __MACOSX and files that are no pictures by their suffix are passed
+    over. Raises `DataError` if there is no such folder or it holds no picture.
+
+    exif: "apply" turns pictures upright.
+    """
+
+    keys = ()
+
+    def __init__(self, root: InputPath, *, exif: Literal["apply", "ignore"] = "apply"):
+        self.root, self.exif = Path(root), exif
+        if not self.root.is_dir():
+            raise DataError(f"folder {root} does not exist or is no folder")
+        self.vocabularies: dict[str, Classes] = {}
+        pictures, _ = pictures_below(self.root, ".")
+        self.file_names = sorted(name.removeprefix("./") for name in pictures)
+        if not self.file_names:
+            raise DataError(f"folder {root} holds no pictures ({', '.join(SUFFIXES)})")
+        self.image_ids = list(range(len(self.file_names)))
+
+    def image_path(self, index: int) -> Path:
+        return self.root / self.file_names[index]
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, load: Load = load_image) -> Sample:
+        """One picture, read by `load`."""
+        index = range(len(self))[index]
+        image = load(self.image_path(index), exif=self.exif)
+        return Sample(image, image_id=index, orig_size=(image.shape[1], image.shape[2]))
+
+
+class ImageFolder:
+    """`root/<class>/**/*.jpg` and so on; the class of a picture is its folder's name.
+
+    For embeddings the class is the picture's identity as well.
+
+    Hidden files and folders and __MACOSX are passed over; files that are no pictures by their
+    suffix are left out and counted. Raises `DataError` if there is no class folder, some are
+    empty, or one is not in `classes`.
+
+    classes: names in label order; by default the folders' names, sorted.
+    only: the classes whose pictures are kept; they become the class list, in this order.
+    exif: "apply" turns pictures upright.
+    """
+
+    keys = ("class_id", "identity")
+
+    def __init__(
+        self,
+        root: InputPath,
+        *,
+        classes: list[str] | None = None,
+        only: list[str] | None = None,
+        exif: Literal["apply", "ignore"] = "apply",
+    ):
+        self.root, self.exif = Path(root), exif
+        found = _class_folders(self.root)
+        if classes is not None:
+            check_classes(f"folder {root}", found, classes, missing_ok=True, unknown_ok=False)
+        names = tuple(found if classes is None else classes)
+        if only is not None:
+            kept_classes(f"folder {root}", names, only)
+            names = tuple(only)
+        self.vocabularies = {"class_id": Classes(names, tuple(range(len(names))))}
+
+        self.file_names: list[str] = []
+        class_ids: list[int] = []
+        self._others: list[str] = []  # files that are no pictures
+        problems = Problems(f"folder {root}", root)
+        for name in filter(names.__contains__, found):
+            pictures, others = pictures_below(self.root, name)
+            if not pictures:
+                folder = shown(self.root / name)
+                what = f"class folder {folder} holds no pictures ({', '.join(SUFFIXES)})"
+                problems.add("", what, "fill or remove it", kind="missing-file", value=name)
+            self.file_names += pictures
+            self._others += others
+            class_ids += [names.index(name)] * len(pictures)
+        problems.raise_any()
+        self.identities = np.array(class_ids, np.int64)  # (N,), one for each picture
+        self.image_ids = list(range(len(self.file_names)))
+
+    def findings(self) -> Iterator[Finding]:
+        """What is wrong or remarkable though the folder can be used."""
+        for name in self._others:
+            yield finding("other-file", f"{name} is no picture by its name", file=str(self.root))
+        names, counts = self.vocabularies["class_id"].names, self.class_counts()["class_id"]
+        yield from class_remarks(names, counts, "pictures", str(self.root))
+
+    def tally(self) -> Tally:
+        """How many files were left out, and what is remarkable."""
+        return tally(self.findings())
+
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """How many pictures there are of each class."""
+        size = len(self.vocabularies["class_id"].names)
+        return {"class_id": np.bincount(self.identities, minlength=size)}
+
+    def image_path(self, index: int) -> Path:
+        return self.root / self.file_names[index]
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index)
+
+    def sample(self, index: int, load: Load = load_image) -> Sample:
+        """One picture, read by `load`, and its labels."""
+        index = range(len(self))[index]
+        image = load(self.image_path(index), exif=self.exif)
+        size = (image.shape[1], image.shape[2])
+        class_id = int(self.identities[index])
+        return Sample(image, index, orig_size=size, class_id=class_id, identity=class_id)
+
+
+def kept_classes(source: str, names: Sequence[str], only: Sequence[str]) -> list[int]:
+    """Where the classes `only` stand among `names`. `DataError` if one does not, comes twice, or
+    none is named."""
+    for name in only:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+            raise DataError(f"{source}: only names {name!r}, which is no class here; {hint}")
+    if not only or len(set(only)) < len(only):
+        raise DataError(f"{source}: only is {list(only)}: name at least one class, each once")
+    return [list(names).index(name) for name in only]
+
+
+def _class_folders(root: Path) -> list[str]:
+    if not root.is_dir():
+        raise DataError(f"folder {root} does not exist or is no folder")
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    names = [name for name in names if is_visible(name)]
+    if not names:
+        raise DataError(f"folder {root} has no class folders: pictures belong in {root}/<class>/")
+    return names
+
+
+def pictures_below(root: Path, class_name: str) -> tuple[list[str], list[str]]:
+    """Pictures and other files that are not hidden: paths relative to `root`, sorted."""
+    pictures, others = [], []
+    for folder, name in visible_files(root / class_name):
+        kind = pictures if name.lower().endswith(SUFFIXES) else others
+        kind.append(f"{os.path.relpath(folder, root)}/{name}".replace(os.sep, "/"))
+    return sorted(pictures), sorted(others)

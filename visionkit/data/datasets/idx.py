@@ -1,0 +1,154 @@
+"""IDX files, the format of MNIST and its successors, plain or gzip-compressed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from visionkit.data.checks.findings import Finding, Tally, check_classes, class_remarks, tally
+from visionkit.data.datasets.folder import kept_classes
+from visionkit.data.files import diagnose
+from visionkit.data.sample import Sample
+from visionkit.errors import DataError
+from visionkit.types import Classes, InputPath
+
+_UNSIGNED_BYTE = 0x08
+_MAX_BYTES = 2**33
+_MAX_RATIO, _SMALL = 100, 2**26  # more, beyond that size, is a decompression bomb; MNIST has 5
+
+
+class Idx:
+    """Gray pictures of one size with a class each, from a file of pictures and one of labels.
+
+    Without `labels` they have no class. For embeddings the class is the picture's identity as
+    well. Raises `DataError` if a file is damaged, is of another kind, or the two do not match.
+
+    classes: names in label order; by default the numbers from 0 to the highest label.
+    only: the classes whose pictures are kept; they become the class list, in this order, and
+        their ids are the labels of the file.
+    """
+
+    def __init__(
+        self,
+        images: InputPath,
+        labels: InputPath | None = None,
+        *,
+        classes: list[str] | None = None,
+        only: list[str] | None = None,
+    ):
+        self.file = str(labels or images)
+        self._images = _read(images, dims=3)  # (n, h, w) uint8
+        self.keys: tuple[str, ...] = ()
+        self.vocabularies: dict[str, Classes] = {}
+        self.identities = np.full(len(self._images), -1)  # (N,) int64
+        self.image_ids = list(range(len(self._images)))  # where each picture stands in the file
+        if labels is not None:
+            self._read_labels(images, labels, classes, only)
+        elif classes is not None or only is not None:
+            raise DataError(f"{images}: classes and only need labels: name that file too")
+
+    def _read_labels(
+        self, images: str, labels: str, classes: list[str] | None, only: list[str] | None
+    ) -> None:
+        found = _read(labels, dims=1)
+        if not len(self._images) or len(self._images) != len(found):
+            raise DataError(
+                f"{images} has {len(self._images)} pictures and {labels} has "
+                f"{len(found)} labels: need as many, and at least one"
+            )
+        highest = int(found.max())
+        names = [str(number) for number in range(highest + 1)] if classes is None else classes
+        check_classes(str(labels), names, names, missing_ok=False, unknown_ok=False)
+        if highest >= len(names):
+            raise DataError(
+                f"{labels} has the label {highest}, but classes has {len(names)} names: "
+                f"name all {highest + 1}"
+            )
+        ids = list(range(len(names))) if only is None else kept_classes(str(labels), names, only)
+        class_of = np.full(max(256, len(names)), -1, np.int64)  # of a byte
+        class_of[ids] = np.arange(len(ids))
+        class_ids = class_of[found]
+        rows = np.flatnonzero(class_ids >= 0)
+        self.keys = ("class_id", "identity")
+        self.identities = class_ids[rows]
+        self.vocabularies = {"class_id": Classes(tuple(names[i] for i in ids), tuple(ids))}
+        self.image_ids = rows.tolist()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the pictures and labels that are used."""
+        digest = hashlib.sha256(np.ascontiguousarray(self._images[self.image_ids]))
+        digest.update(np.ascontiguousarray(getattr(self, "identities", ())))
+        return digest.hexdigest()
+
+    def findings(self) -> Iterator[Finding]:
+        """What is remarkable about the labels."""
+        for key, counts in self.class_counts().items():
+            names = self.vocabularies[key].names
+            yield from class_remarks(names, counts, "pictures", self.file)
+
+    def tally(self) -> Tally:
+        """How many pictures were left out, and what is remarkable."""
+        counts, others = tally(self.findings()), len(self._images) - len(self)
+        return {**counts, "left_out": {"other-class": others} if others else {}}
+
+    def class_counts(self) -> dict[str, np.ndarray]:
+        """How many pictures there are of each class."""
+        if not self.keys:
+            return {}
+        size = len(self.vocabularies["class_id"].names)
+        return {"class_id": np.bincount(self.identities, minlength=size)}
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        row = self.image_ids[index]
+        class_id = int(self.identities[index]) if self.keys else None
+        image = torch.from_numpy(self._images[row]).repeat(3, 1, 1)
+        size = (image.shape[1], image.shape[2])
+        return Sample(image, row, orig_size=size, class_id=class_id, identity=class_id)
+
+
+def _read(path: str, dims: int) -> np.ndarray:
+    """The array of unsigned bytes with `dims` dimensions in an IDX file."""
+    try:
+        with open(path, "rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if is_gzip else open(path, "rb") as file:
+            magic = file.read(4)
+            if len(magic) < 4:
+                raise EOFError("no header")
+            if magic != bytes([0, 0, _UNSIGNED_BYTE, dims]):
+                raise DataError(
+                    f"IDX file {path} begins with 0x{magic.hex()}, not 0x000008{dims:02x}: need "
+                    f"bytes in {dims} dimension{'s' * (dims > 1)}; are pictures and labels swapped?"
+                )
+            shape = struct.unpack(f">{dims}I", file.read(4 * dims))
+            size = math.prod(shape)
+            packed = os.path.getsize(path)
+            if size > _MAX_BYTES or (is_gzip and size > max(_SMALL, _MAX_RATIO * packed)):
+                raise DataError(
+                    f"IDX file {path} of {packed} bytes says that it holds {size}: too many"
+                )
+            data = bytearray(file.read(size))
+            if len(data) < size or file.read(1):
+                raise DataError(
+                    f"IDX file {path} should hold {size} bytes ({'x'.join(map(str, shape))}) after "
+                    f"its header, but holds {'more' if len(data) == size else len(data)}"
+                )
+    except (OSError, EOFError, zlib.error, struct.error) as error:
+        raise DataError(f"IDX file {path} {diagnose(path)} [{error}]") from error
+    return np.frombuffer(data, np.uint8).reshape(shape)

@@ -1,0 +1,396 @@
+"""Generated pictures as a real COCO-format data set on disk that fills every target key."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+from pycocotools import mask as coco_mask
+
+from visionkit.data.datasets.coco import Coco
+from visionkit.data.loading.cache import cache_folder
+from visionkit.errors import DataError
+from visionkit.types import Count, Natural, Range
+
+# --- Drawing one generated picture: a textured place with shapes in it, and what can be seen of
+# each.
+
+SHAPES = ("circle", "ring", "square", "star", "triangle")
+TEXTURES = ("blobs", "checks", "dots", "stripes", "waves", "weave")
+COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta", "gray")  # hues 60 degrees apart
+
+_LEAST_CHROMA = 0.3  # a color with less difference between its channels is called gray
+_SMOOTH = 4  # edges are drawn at this multiple of the size and averaged
+_MIN_VISIBLE = 0.7  # of an object, and at least `_MIN_PIXELS`
+_MIN_PIXELS = 24
+
+
+@dataclass(frozen=True)
+class Place:
+    """What pictures of one identity share: texture, its coarseness and direction, two colors."""
+
+    texture: int
+    period: float  # in parts of the picture's size
+    angle: float
+    colors: np.ndarray  # (2, 3) RGB in 0..1
+
+
+@dataclass
+class Shape:
+    """One object of a picture."""
+
+    label: int
+    outlines: list[np.ndarray]  # (P, 2) x, y; a second one is a hole
+    mask: np.ndarray  # (h, w) bool, of the whole shape
+    visible: np.ndarray  # (h, w) bool, what later shapes leave of it
+    color: np.ndarray  # (3,) RGB in 0..1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its one outline tells all that can be seen."""
+        height, width = self.mask.shape
+        inside = (self.outlines[0] >= 0).all() and (self.outlines[0] <= [width, height]).all()
+        return len(self.outlines) == 1 and inside and (self.mask == self.visible).all()
+
+
+def random_place(rng: np.random.Generator, texture: int) -> Place:
+    """A place with that texture (an index into `TEXTURES`)."""
+    hue = rng.random()
+    pair = [
+        colorsys.hsv_to_rgb((hue + turn) % 1, rng.uniform(0.15, 0.6), value)
+        for turn, value in (
+            (0, rng.uniform(0.55, 0.9)),
+            (rng.uniform(-0.2, 0.2), rng.uniform(0.25, 0.5)),
+        )
+    ]
+    return Place(
+        texture, rng.uniform(0.07, 0.16), rng.uniform(0, math.pi), np.array(pair, np.float32)
+    )
+
+
+def draw(
+    rng: np.random.Generator, place: Place, size: int, max_objects: int
+) -> tuple[Image.Image, list[Shape]]:
+    """A `size` x `size` RGB picture of the place with 1 to `max_objects` shapes, back to front."""
+    canvas = _background(rng, place, size)
+    shapes: list[Shape] = []
+    for _ in range(int(rng.integers(1, max_objects + 1))):
+        color = _new_color(rng, [*place.colors, *(shape.color for shape in shapes)])
+        shape = _free_shape(rng, size, shapes, color)
+        if shape is None:
+            continue
+        for other in shapes:
+            other.visible = other.visible & ~shape.mask
+        shapes.append(shape)
+        _fill(canvas, rng, shape)
+    return _photograph(canvas, rng), shapes
+
+
+def _background(rng: np.random.Generator, place: Place, size: int) -> np.ndarray:
+    """(size, size, 3) float32 in 0..1: the texture, somewhere in the place, unevenly lit."""
+    pattern = _pattern(rng, place, size)[..., None]
+    dark, light = place.colors[1], place.colors[0]
+    picture = dark + (light - dark) * pattern
+    y, x = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
+    slope = rng.uniform(-0.25, 0.25, 2).astype(np.float32)
+    return (picture * (1 + slope[0] * y + slope[1] * x)[..., None]).astype(np.float32)
+
+
+def _pattern(rng: np.random.Generator, place: Place, size: int) -> np.ndarray:
+    """(size, size) in 0..1."""
+    angle = place.angle + rng.normal(0, 0.1)
+    period = place.period * size * rng.uniform(0.9, 1.1)
+    start = rng.uniform(0, size, 2).astype(np.float32)
+    y, x = np.mgrid[:size, :size].astype(np.float32) + start[:, None, None]
+    u = (x * math.cos(angle) + y * math.sin(angle)) * 2 * math.pi / period
+    v = (y * math.cos(angle) - x * math.sin(angle)) * 2 * math.pi / period
+    texture = TEXTURES[place.texture]
+    if texture == "stripes":
+        wave = 4 * np.sin(u)
+    elif texture == "checks":
+        wave = 12 * np.sin(u / 2) * np.sin(v / 2)
+    elif texture == "dots":
+        wave = 6 * (np.cos(u) + np.cos(v) - 0.9)
+    elif texture == "waves":
+        wave = 4 * np.sin(u + 1.5 * np.sin(v / 2))
+    elif texture == "weave":
+        wave = 2 * np.sin(u) + 2 * np.sin(v)
+    else:
+        coarse = rng.normal(0, 1, (max(2, round(1.6 * size / period)),) * 2).astype(np.float32)
+        wave = 3 * np.asarray(Image.fromarray(coarse).resize((size, size), Image.BICUBIC))
+    return 1 / (1 + np.exp(-wave))
+
+
+def _free_shape(
+    rng: np.random.Generator, size: int, shapes: list[Shape], color: np.ndarray
+) -> Shape | None:
+    """A shape that leaves enough of the others to be seen; None if none is found quickly."""
+    for _ in range(8):
+        shape = _random_shape(rng, size, color)
+        if shape.mask.sum() < _MIN_PIXELS:
+            continue
+        left = [(other.visible & ~shape.mask).sum() for other in shapes]
+        if all(
+            pixels >= max(_MIN_PIXELS, _MIN_VISIBLE * other.mask.sum())
+            for pixels, other in zip(left, shapes, strict=True)
+        ):
+            return shape
+    return None
+
+
+def _random_shape(rng: np.random.Generator, size: int, color: np.ndarray) -> Shape:
+    label = int(rng.integers(len(SHAPES)))
+    radius = math.exp(rng.uniform(math.log(0.1), math.log(0.3))) * size
+    aspect = math.exp(rng.uniform(-0.2, 0.2))
+    angle = rng.uniform(0, 2 * math.pi)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    margin = min(0.8 * radius, size / 2)
+    center = rng.uniform(margin, size - margin, 2)
+    stretch = [radius * aspect, radius / aspect]
+    outlines = [
+        ((points * stretch) @ turn + center).round(2) for points in _OUTLINES[SHAPES[label]]
+    ]
+    mask = _inside(outlines[0], size)
+    for hole in outlines[1:]:
+        mask = mask & ~_inside(hole, size)
+    return Shape(label, outlines, mask, mask, color)
+
+
+def _inside(outline: np.ndarray, size: int) -> np.ndarray:
+    (rle,) = coco_mask.frPyObjects([outline.ravel()], size, size)
+    return coco_mask.decode(rle).astype(bool)
+
+
+def _ring(count: int, *radii: float, start: float = 0.0) -> np.ndarray:
+    """`count` points around the origin, at these distances in turn."""
+    angles = start + np.arange(count) * 2 * math.pi / count
+    distances = np.resize(radii, count)
+    return np.stack([distances * np.cos(angles), distances * np.sin(angles)], 1)
+
+
+_OUTLINES = {
+    "circle": [_ring(40, 0.95)],
+    "ring": [_ring(40, 1.0), _ring(40, 0.55)],
+    "square": [_ring(4, 1.1, start=math.pi / 4)],
+    "star": [_ring(10, 1.1, 0.45)],
+    "triangle": [_ring(3, 1.15)],
+}
+
+
+def _fill(canvas: np.ndarray, rng: np.random.Generator, shape: Shape) -> None:
+    """Paint the shape over the canvas in its color, shaded, with smooth edges."""
+    size = len(canvas)
+    points = np.concatenate(shape.outlines)
+    left, top = np.clip(np.floor(points.min(0)).astype(int) - 1, 0, size - 1).tolist()
+    right, bottom = np.clip(np.ceil(points.max(0)).astype(int) + 1, 1, size).tolist()
+    window = Image.new("L", (_SMOOTH * (right - left), _SMOOTH * (bottom - top)))
+    pen = ImageDraw.Draw(window)
+    for outline, ink in zip(shape.outlines, (255, 0), strict=False):
+        corners = (outline - [left, top]) * _SMOOTH - 0.5
+        pen.polygon(corners.ravel().tolist(), fill=ink)
+    alpha = np.asarray(window.reduce(_SMOOTH), np.float32)[..., None] / 255
+    middle = np.array([top + bottom, left + right])[:, None, None] / 2
+    y, x = np.mgrid[top:bottom, left:right] - middle
+    slope = rng.uniform(-0.3, 0.3, 2) / max(right - left, bottom - top)
+    shaded = shape.color * (1 + slope[0] * y + slope[1] * x)[..., None]
+    part = canvas[top:bottom, left:right]
+    part += alpha * (shaded - part)
+
+
+def _new_color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
+    """A color that differs from those taken."""
+    candidates = [
+        np.array(colorsys.hsv_to_rgb(*rng.uniform([0, 0.3, 0.3], [1, 1, 1])), np.float32)
+        for _ in range(8)
+    ]
+    return max(candidates, key=lambda color: min(np.abs(color - t).sum() for t in taken))
+
+
+def color_name(color: np.ndarray) -> str:
+    """The nearest of six hues, or gray, for an RGB color (3,) in 0..1."""
+    *hues, gray = COLORS
+    if color.max() - color.min() < _LEAST_CHROMA:
+        return gray
+    hue, _, _ = colorsys.rgb_to_hsv(*color.tolist())
+    return hues[round(hue * len(hues)) % len(hues)]
+
+
+def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Noise, and for some pictures a slight blur."""
+    noise = rng.standard_normal(canvas.shape, np.float32) * rng.uniform(0.01, 0.05)
+    picture = Image.fromarray(((canvas + noise).clip(0, 1) * 255 + 0.5).astype(np.uint8))
+    if rng.random() < 0.3:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.0)))
+    return picture
+
+
+VERSION = 2  # of the files: raise it whenever the same seed gives other ones
+
+_PARTS = {"images", "semantic", "annotations.json"}
+_PICTURES_PER_IDENTITY = 8
+_MAX_OBJECTS = 5
+
+
+class Shapes(Coco):
+    """Generated pictures of shapes on textures, the same for the same arguments.
+
+    They are drawn once, into the cache folder. Objects are shapes, the
+    class of a picture is its background's texture, and pictures with the same `identity` show
+    the same place: texture, coarseness, direction and colors. Attributes of an object are its
+    `color`, whether another one hides a part of it (`covered`), and the kinds of shape that it
+    `overlaps`, above or below.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_images: Count = 800,
+        size: Annotated[int, Range(low=32)] = 160,
+        seed: Natural = 0,
+        classes: list[str] | None = None,
+        masks: bool | None = None,
+    ):
+        folder = cache_folder() / f"shapes-v{VERSION}-{num_images}x{size}-{seed}"
+        if not (folder / "annotations.json").exists():
+            generate_shapes(folder, images=num_images, size=size, seed=seed)
+        super().__init__(
+            str(folder / "images"), str(folder / "annotations.json"), classes=classes, masks=masks
+        )
+
+
+def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int = 0) -> None:
+    """Write OUT/images/*.jpg, OUT/semantic/*.png and OUT/annotations.json (COCO format).
+
+    The bytes depend on the arguments alone. OUT appears only when complete; an earlier data set
+    of this kind there is replaced. Raises `DataError` if OUT holds anything else.
+    """
+    if images < 1 or not 32 <= size <= 8192 or seed < 0:
+        raise DataError(
+            f"shapes: got {images} images of size {size} and the seed {seed}; expected at least 1 "
+            f"image, a size from 32 to 8192 and a seed >= 0"
+        )
+    out = Path(out)
+    _refuse_other_content(out)
+    replaces = out.exists()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+            new = Path(scratch) / "new"
+            _write(new, images, size, seed)
+            if replaces:
+                out.rename(Path(scratch) / "old")
+            try:
+                new.rename(out)
+            except OSError:
+                if not _is_shapes(out):  # else another process was faster
+                    raise
+    except OSError as error:
+        raise DataError(f"shapes cannot be written to {out}: {error}") from error
+
+
+def _refuse_other_content(out: Path) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())) or _is_shapes(out):
+        return
+    raise DataError(f"{out} exists and is no generated shapes data set: choose a new folder")
+
+
+def _is_shapes(out: Path) -> bool:
+    try:
+        info = json.loads((out / "annotations.json").read_bytes())["info"]
+        return "visionkit_shapes" in info and {entry.name for entry in out.iterdir()} <= _PARTS
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write(folder: Path, images: int, size: int, seed: int) -> None:
+    (folder / "images").mkdir(parents=True)
+    (folder / "semantic").mkdir()
+    identities = -(-images // _PICTURES_PER_IDENTITY)
+    places = [
+        random_place(np.random.default_rng((seed, 0, i)), i % len(TEXTURES))
+        for i in range(identities)
+    ]
+    records: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index in range(images):
+        identity = index % identities
+        rng = np.random.default_rng((seed, 1, index))
+        picture, shapes = draw(rng, places[identity], size, _MAX_OBJECTS)
+        name = f"{index + 1:06d}"
+        picture.save(folder / "images" / f"{name}.jpg", quality=92, subsampling=0)
+        _semantic(shapes, size).save(folder / "semantic" / f"{name}.png", compress_level=1)
+        records.append(
+            {
+                "id": index + 1,
+                "file_name": f"{name}.jpg",
+                "width": size,
+                "height": size,
+                "class_id": places[identity].texture,
+                "identity": identity,
+                "semantic": f"semantic/{name}.png",
+            }
+        )
+        for shape in shapes:
+            annotations.append(_annotation(len(annotations) + 1, index + 1, shape, shapes))
+    data = {
+        "info": {"visionkit_shapes": VERSION, "images": images, "size": size, "seed": seed},
+        "images": records,
+        "annotations": annotations,
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(SHAPES)],
+        "image_classes": TEXTURES,
+        "semantic_classes": ["background", *SHAPES],
+        # Else a small data set would lack the classes that happen not to occur.
+        "attribute_classes": [
+            *(f"color={name}" for name in COLORS),
+            "covered",
+            *(f"overlaps:{name}" for name in SHAPES),
+        ],
+    }
+    (folder / "annotations.json").write_text(json.dumps(data))
+
+
+def _annotation(
+    annotation_id: int, image_id: int, shape: Shape, shapes: list[Shape]
+) -> dict[str, Any]:
+    """A polygon where one outline says it all; run lengths where there are holes or cuts.
+
+    `shapes` are all those of the picture.
+    """
+    rle = coco_mask.encode(np.asfortranarray(shape.visible, np.uint8))
+    if shape.is_plain:
+        segmentation: Any = [shape.outlines[0].ravel().tolist()]
+    else:
+        segmentation = {"size": rle["size"], "counts": rle["counts"].decode()}
+    return {
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": shape.label + 1,
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "area": int(shape.visible.sum()),
+        "iscrowd": 0,
+        "segmentation": segmentation,
+        "attributes": _attributes(shape, shapes),
+    }
+
+
+def _attributes(shape: Shape, shapes: list[Shape]) -> dict[str, Any]:
+    others = [s for s in shapes if s is not shape and (s.mask & shape.mask).any()]
+    return {
+        "color": color_name(shape.color),
+        "covered": bool((shape.mask != shape.visible).any()),
+        "overlaps": sorted({SHAPES[other.label] for other in others}),
+    }
+
+
+def _semantic(shapes: list[Shape], size: int) -> Image.Image:
+    classes = np.zeros((size, size), np.uint8)
+    for shape in shapes:
+        classes[shape.visible] = shape.label + 1
+    return Image.fromarray(classes)

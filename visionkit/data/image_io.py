@@ -1,0 +1,212 @@
+"""Reading pictures: every mode becomes 8-bit RGB, every failure a `DataError` that names the file.
+
+Pillow decodes, never `torchvision.io`, which can crash the process on a damaged PNG.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms
+from torch import Tensor
+
+from visionkit.data.files import diagnose, find_fault, shown
+from visionkit.errors import DataError
+
+# --- The size of a picture from its header, in place of the picture where nothing else is
+# needed.
+
+_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and what it says of such a one
+
+
+def load_shape(path: str | Path, *, exif: Literal["apply", "ignore"] = "apply") -> Fitted:
+    """Called like `load_image`, for data sets that use nothing but the shape. DataError if the
+    file is no picture."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            turned = exif == "apply" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
+            if turned and image.format != "TIFF":  # whose size Pillow gives upright
+                width, height = height, width
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise DataError(f"picture {path} {diagnose(path)} [{error}]") from error
+    return Fitted(torch.zeros(3, 1, 1, dtype=torch.uint8), (3, height, width))
+
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_PIXELS = 178_956_970  # Pillow itself refuses more, as a decompression bomb
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Fitted(NamedTuple):
+    """A picture of which only the pixels at the size for the network are at hand."""
+
+    pixels: Tensor  # (3, h, w) uint8
+    shape: tuple[int, ...]  # of the whole picture, (3, H, W)
+
+
+T = TypeVar("T")
+Load: TypeAlias = Callable[..., Tensor | Fitted]  # called like `load_image`, by a data set
+
+
+def is_image_file(path: Path) -> bool:
+    """Whether the name is that of a visible file in a format that `load_image` reads."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def load_image(
+    path: str | Path,
+    *,
+    exif: Literal["apply", "ignore"] = "apply",
+    max_pixels: int = MAX_PIXELS,
+) -> Tensor:
+    """The picture as (3, h, w) uint8 RGB, channels last in memory.
+
+    Alpha is dropped, an animation gives its first frame, 16-bit gray is divided by 257. With
+    `exif="apply"` the picture is turned upright (TIFF files always are, by Pillow). Raises
+    `DataError` if the file cannot be read, has more than `max_pixels` pixels (found before
+    decoding), or holds values that have no fixed meaning as 8 bits.
+    """
+    rgb = _read(path, max_pixels, lambda image: to_rgb(upright(image, exif)))
+    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
+    return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
+
+
+def check_label_mode(mode: str) -> None:
+    """`Refused` unless pictures of that mode can be label maps."""
+    if mode not in ("L", "P"):
+        clause = f"has mode {mode}: a label map is 8-bit gray or palette"
+        raise Refused(Fault("values", clause))
+
+
+def load_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """A map of class numbers stored as an 8-bit gray or palette picture: (h, w) uint8."""
+
+    def indices(image: Image.Image) -> Image.Image:
+        check_label_mode(image.mode)
+        image.load()
+        return image
+
+    labels = _read(path, max_pixels, indices)
+    values = torch.frombuffer(bytearray(labels.tobytes()), dtype=torch.uint8)
+    return values.view(labels.height, labels.width)
+
+
+def check_size(
+    path: Path,
+    found: tuple[int, int],
+    expected: tuple[int, int],
+    said_by: Path,
+    exif: Literal["apply", "ignore"],
+) -> None:
+    """`DataError` if a picture has another (h, w) than the file `said_by` says."""
+    if found == expected:
+        return
+    other = "ignore" if exif == "apply" else "apply"
+    hint = (
+        f"swapped: the sizes in the file are wrong, or set the data set's `exif: {other}`"
+        if found == expected[::-1]
+        else "annotations and picture do not belong together: resize neither alone"
+    )
+    raise DataError(
+        f"picture {shown(path)} is {found[1]}x{found[0]}, but {shown(said_by)} says "
+        f"{expected[1]}x{expected[0]} ({hint})"
+    )
+
+
+class Refused(Exception):
+    """Why a file is not taken as a picture: the `fault`."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault)
+        self.fault = fault
+
+
+def open_picture(path: str | Path, use: Callable[[Image.Image], T], max_pixels: int) -> T:
+    """What `use` makes of the picture in that file, which is opened but not decoded yet. `Refused`
+    if it has more than `max_pixels` pixels, or if anything fails."""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe could take forever
+            raise Refused(find_fault(path))
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                size = f"{image.width}x{image.height} pixels, more than the limit of {max_pixels}"
+                raise Refused(Fault("too large", f"has {size}: make it smaller"))
+            return use(image)
+    except Refused:
+        raise
+    except Image.DecompressionBombError:
+        clause = f"has more than {MAX_PIXELS} pixels: make it smaller"
+        raise Refused(Fault("too large", clause)) from None
+    except MemoryError:
+        clause = "does not fit into memory, or is damaged: make it smaller or replace it"
+        raise Refused(Fault("too large", clause)) from None
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        kind, clause = find_fault(path)
+        raise Refused(Fault(kind, f"{clause} [{shown(str(error))}]")) from error
+
+
+def _read(
+    path: str | Path, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
+) -> Image.Image:
+    try:
+        return open_picture(path, convert, max_pixels)
+    except Refused as refused:
+        raise DataError(f"picture {shown(path)} {refused.fault.clause}") from refused.__cause__
+
+
+def orientation(image: Image.Image) -> int:
+    """From 1, upright, to 8; what the EXIF record says, and 1 where there is no sound one."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a broken record says nothing, and breaks in many ways
+        return 1
+    return found if found in _UPRIGHT else 1
+
+
+def upright(image: Image.Image, exif: Literal["apply", "ignore"]) -> Image.Image:
+    """The decoded picture, turned as its EXIF record says, unless that is to be ignored."""
+    image.load()
+    turn = None if exif == "ignore" else _UPRIGHT.get(orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as 8-bit RGB. `Refused` if its values have no fixed meaning."""
+    if image.mode.startswith("I"):
+        return _gray16(image).convert("RGB")
+    if image.mode == "F":
+        clause = "has floating-point pixels of unknown range: save it with 8 or 16 bits"
+        raise Refused(Fault("values", clause))
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if image.mode == "RGBa":  # premultiplied alpha
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _gray16(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        clause = f"has integer pixels from {low} to {high}: save it with 8 or 16 bits"
+        raise Refused(Fault("values", clause))
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

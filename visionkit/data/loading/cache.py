@@ -1,0 +1,173 @@
+"""The folder for what visionkit can always make again, and entries in it that appear whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from io import BytesIO
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+# --- Arrays in a folder of the cache, one file each, opened as memory maps that processes
+# share.
+
+META = "index.json"
+
+_BLOCK = 1 << 23  # bytes of a file that are hashed at once
+_CHECKED = 1 << 24  # bytes; larger arrays are not compared to their checksum on opening
+
+
+def content_key(path: Path) -> str:
+    """A hash of the bytes of a file: SHA-256 of those of its blocks, which are made in threads."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+
+        def digest(start: int) -> bytes:
+            return hashlib.sha256(os.pread(file.fileno(), _BLOCK, start)).digest()
+
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            digests = list(pool.map(digest, range(0, size, _BLOCK)))
+    return hashlib.sha256(b"".join([str(size).encode(), *digests])).hexdigest()
+
+
+def save(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write the arrays but those that have their file already, and `meta`, which must be JSON."""
+
+    def write(name: str) -> dict[str, Any]:
+        array, path = np.ascontiguousarray(arrays[name]), column_file(folder, name)
+        if not path.exists():
+            array.tofile(path)
+        return {"dtype": array.dtype.str, "shape": array.shape, "crc32": _checksum(array)}
+
+    with ThreadPoolExecutor(2) as pool:
+        columns = dict(zip(arrays, pool.map(write, arrays), strict=True))
+    text = json.dumps({"columns": columns, "meta": meta})
+    (folder / META).write_text(text, encoding="utf-8")
+
+
+def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays, read-only and mapped into memory, and the meta data that `save` wrote.
+
+    Raises ValueError or OSError if anything is missing, cut short or of another kind. A changed
+    byte is found in all arrays but the largest.
+    """
+    found = json.loads((folder / META).read_text(encoding="utf-8"))
+    try:
+        arrays = {name: _map(folder, name, said) for name, said in found["columns"].items()}
+        return arrays, found["meta"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / META} is not as it was written: {error!r}") from None
+
+
+def column_file(folder: Path, name: str) -> Path:
+    """Where an array lies, without a header."""
+    return folder / f"{name}.bin"
+
+
+def contents(file: BinaryIO) -> np.ndarray:
+    """(N,) uint8, what an open file holds, read-only: mapped, or the memory of a BytesIO."""
+    if isinstance(file, BytesIO):
+        return np.frombuffer(file.getbuffer(), np.uint8)
+    file.flush()
+    empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
+    return np.frombuffer(b"" if empty else mmap(file.fileno(), 0, access=ACCESS_READ), np.uint8)
+
+
+def _map(folder: Path, name: str, said: dict[str, Any]) -> np.ndarray:
+    path = column_file(folder, name)
+    with path.open("rb") as file:
+        array = contents(file).view(said["dtype"]).reshape(said["shape"])
+    if _checksum(array) != said["crc32"]:
+        raise ValueError(f"{path} has changed since it was written")
+    return array
+
+
+def _checksum(array: np.ndarray) -> int | None:
+    return zlib.crc32(array.data) if 0 < array.nbytes <= _CHECKED else None
+
+
+LIMIT = 20 * 2**30  # bytes of all entries of one kind; the least recently used go first
+
+ABANDONED = 24 * 3600  # seconds after which an unfinished entry belongs to a dead process
+
+
+def cache_folder() -> Path:
+    """`$VISIONKIT_CACHE`, else `$XDG_CACHE_HOME/visionkit`, else `~/.cache/visionkit`."""
+    if named := os.environ.get("VISIONKIT_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "visionkit"
+
+
+@contextmanager
+def unfinished(entry: Path) -> Iterator[Path]:
+    """A new folder for what is to be `entry`; it is removed unless it is published meanwhile.
+
+    Raises OSError if it cannot be made.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".", dir=entry.parent))
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def publish(folder: Path, entry: Path, limit: int = LIMIT) -> None:
+    """Make that folder the `entry`; where another process was quicker its entry stays.
+
+    Then the oldest entries beside it are removed until all take at most `limit` bytes. Raises
+    OSError if it cannot be done.
+    """
+    if not entry.exists():
+        with suppress(FileExistsError):
+            folder.rename(entry)
+    trim(entry.parent, limit, keep=entry)
+
+
+def touch(entry: Path) -> None:
+    """Note that an entry was used; nothing happens where that is not allowed."""
+    with suppress(OSError):
+        os.utime(entry)
+
+
+def remove(entry: Path) -> None:
+    """Remove an entry, or whatever stands in its place, as far as that is allowed."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            entry.unlink()
+
+
+def trim(folder: Path, limit: int, keep: Path | None = None) -> None:
+    """Remove entries, least recently used first, until those that stay take at most `limit`."""
+    sizes: list[tuple[float, Path, int]] = []
+    for entry in folder.iterdir():
+        with suppress(OSError):  # another process removed it
+            used = entry.stat().st_mtime
+            if entry.name.startswith("."):
+                if used < time.time() - ABANDONED:
+                    remove(entry)
+            else:
+                sizes.append((used, entry, _size(entry)))
+    total = sum(size for _, _, size in sizes)
+    for _, entry, size in sorted(sizes):
+        if total > limit and entry != keep:
+            remove(entry)
+            total -= size
+
+
+def _size(entry: Path) -> int:
+    return sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file())

@@ -1,0 +1,232 @@
+"""Validation: the loop without gradients. Losses and metrics come from one pass of the backbone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from visionkit.data.build import build_sources
+from visionkit.data.loading.source import Source
+from visionkit.distributed import collectives
+from visionkit.engine import failures
+from visionkit.engine.predict import load
+from visionkit.errors import ConfigError, VisionkitError
+from visionkit.metrics.coco.engines import engine_version, pick_engine
+from visionkit.metrics.coco.evaluator import CocoEvaluator
+from visionkit.models.contracts import checked_metrics
+from visionkit.models.model import VisionModel
+from visionkit.runs import files
+from visionkit.runs.files import reason
+from visionkit.types import Evaluator
+
+log = logging.getLogger("visionkit")
+
+
+def evaluate(
+    run: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    heads: Sequence[str] | None = None,
+    allow_plugins: bool = False,
+) -> dict[str, float]:
+    """Metrics of a trained run on its validation data, or on others given by `overrides`.
+
+    With `heads`, only of those. Names are `<head>/<metric>`. On the run's own data they are those
+    of its validation, bit for bit where device and threads are the same. The figures go to
+    RUN/eval/metrics.json, and the scored detections to RUN/eval/<head>_bbox.json (and
+    _segm.json), which pycocotools reads as they are. `allow_plugins` as for `load`.
+    """
+    return evaluate_run(run, overrides, heads=heads, allow_plugins=allow_plugins)[0]
+
+
+def evaluate_run(
+    run: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    heads: Sequence[str] | None = None,
+    allow_plugins: bool = False,
+) -> tuple[dict[str, float], dict[str, str]]:
+    """`evaluate`, and what else RUN/eval/metrics.json says: `coco_engine`, the program that
+    computed the COCO figures, and its version."""
+    collectives.setup()
+    with failures.together():
+        return _evaluate_run(run, overrides, heads, allow_plugins)
+
+
+def _evaluate_run(
+    run: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str],
+    heads: Sequence[str] | None,
+    allow_plugins: bool,
+) -> tuple[dict[str, float], dict[str, str]]:
+    predictor = load(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
+    sources = build_sources(predictor.config, ("val",), predictor.classes)
+    for source in sources:
+        source.feeds = [head for head in source.feeds if head in predictor.heads]
+    if not any(source.val is not None for source in sources):
+        raise ConfigError("data: no source has a 'val' section; give data.val.images=..., ...")
+    metrics, evaluators = evaluate_model(
+        predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
+    )
+    coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
+    facts = {"coco_engine": engine_version(pick_engine())} if coco else {}
+    if Path(run).is_dir():
+        collectives.on_first(lambda: _write(Path(run) / "eval", {**metrics, **facts}, coco))
+    return metrics, facts
+
+
+def _write(folder: Path, figures: dict[str, Any], coco: dict[str, CocoEvaluator]) -> None:
+    """Figures matter more than their file: what cannot be written is a warning."""
+    try:
+        folder.mkdir(exist_ok=True)
+        files.write_text(folder / "metrics.json", files.to_json(figures) + "\n")
+        for name, evaluator in coco.items():
+            for iou_type in evaluator.types:
+                file = folder / f"{name.replace('/', '_')}_{iou_type}.json"
+                files.write_text(file, files.to_json(evaluator.result_file(iou_type)))
+    except OSError as error:
+        log.warning("%s: cannot be written: %s", folder, reason(error))
+
+
+def evaluate_model(
+    model: VisionModel,
+    sources: Iterable[Source],
+    *,
+    dtype: torch.dtype,
+    workers: int,
+    losses: bool = True,
+) -> tuple[dict[str, float], dict[str, Evaluator]]:
+    """Metrics of every head on every validation source, and the evaluators that computed them.
+
+    Names are `<head>/<metric>`, with `<source>/` in front when several sources are validated;
+    validation losses are `<head>/loss/<term>`, the mean over the pictures. Training state, the
+    random generator included, is left as it was. All figures are the same bit for bit on any
+    number of processes.
+    """
+    sources = [source for source in sources if source.val is not None]
+    was_training = [(module, module.training) for module in model.modules()]
+    metrics: dict[str, float] = {}
+    evaluators: dict[str, Evaluator] = {}
+    model.eval()
+    try:
+        for source in sources:
+            if not source.feeds:
+                continue
+            prefix = f"{source.name}/" if len(sources) > 1 else ""
+            found = _evaluate_source(model, source, dtype=dtype, workers=workers, losses=losses)
+            for head, (evaluator, values) in found.items():
+                evaluators[prefix + head] = evaluator
+                metrics |= {f"{prefix}{head}/{name}": value for name, value in values.items()}
+    finally:
+        for module, training in was_training:
+            module.training = training
+    return metrics, evaluators
+
+
+def metric_names(model: VisionModel, sources: Iterable[Source]) -> list[str]:
+    """The names that `evaluate_model` will use, losses aside."""
+    sources = [source for source in sources if source.val is not None]
+    return [
+        f"{source.name}/{head}/{name}" if len(sources) > 1 else f"{head}/{name}"
+        for source in sources
+        for head in source.feeds
+        for name in _nothing_seen(head, model.evaluator(head, source.val))
+    ]
+
+
+def _nothing_seen(head: str, evaluator: Evaluator) -> dict[str, float]:
+    """Its metrics before any picture."""
+    try:
+        metrics = evaluator.compute()
+    except Exception as error:
+        raise ConfigError(
+            f"heads.{head}: compute() of its evaluator fails where it has seen no picture yet "
+            f"({type(error).__name__}: {error}); expected the names of its metrics, with NaN"
+        ) from error
+    return checked_metrics(head, metrics)
+
+
+@torch.inference_mode()
+def _evaluate_source(
+    model: VisionModel, source: Source, *, dtype: torch.dtype, workers: int, losses: bool
+) -> dict[str, tuple[Evaluator, dict[str, float]]]:
+    device = next(model.parameters()).device
+    evaluators = {name: model.evaluator(name, source.val) for name in source.feeds}
+    losses_of: dict[tuple[str, str], list[float]] = defaultdict(list)  # of each batch
+    seen: list[int] = []
+    size = source.eval_batch_size or source.batch_size
+    total = -(-len(source.val) // (size * collectives.world_size()))
+    hidden = None if collectives.rank() == 0 else True  # None: where there is no terminal
+    with closing(source.val_batches(workers=workers)) as batches, torch.random.fork_rng():
+        for batch in tqdm(batches, total=total, desc="validating", leave=False, disable=hidden):
+            seen += [target["position"] for target in batch.targets]
+            torch.manual_seed(seen[-1])  # for what a head may draw, whatever came before
+            batch = batch.to(device)
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                features = model.features(batch)
+                predictions = model.predictions(features, batch, source.feeds)
+                terms = model.losses(features, batch, source.feeds) if losses else {}
+            for name, evaluator in evaluators.items():
+                evaluator.update(predictions[name], batch)
+            for head, values in terms.items():
+                for term, value in values.items():
+                    losses_of[head, term].append(float(value) * len(batch))
+    _check_seen(collectives.gather(seen), source)
+    return _gathered(evaluators, losses_of, len(source.val))
+
+
+def _check_seen(by_process: list[list[int]], source: Source) -> None:
+    """Every picture once: one that is scored twice, or not at all, makes all figures wrong."""
+    times = Counter(number for seen in by_process for number in seen)
+    wrong = {i: times[i] for i in {*times, *range(len(source.val))} if times[i] != 1}
+    if wrong or times.total() != len(source.val):
+        raise VisionkitError(
+            f"data.{source.name}.val: {len(source.val)} pictures, but the processes scored "
+            f"{times.total()}; how often, by the picture's number: {dict(sorted(wrong.items()))}"
+        )
+
+
+def _gathered(
+    evaluators: dict[str, Evaluator], losses_of: dict[tuple[str, str], list[float]], count: int
+) -> dict[str, tuple[Evaluator, dict[str, float]]]:
+    """Join what the processes found; every process computes the same metrics."""
+    everywhere: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for part in collectives.gather(dict(losses_of)):
+        for key, values in part.items():
+            everywhere[key] += values
+    found = {}
+    for name, evaluator in evaluators.items():
+        evaluator.merge(collectives.gather(evaluator.state()))
+        metrics = checked_metrics(name, evaluator.compute())
+        terms = {t: _exact_sum(v) / count for (head, t), v in everywhere.items() if head == name}
+        if terms:
+            metrics |= {f"loss/{term}": value for term, value in terms.items()}
+            metrics["loss/total"] = sum(terms.values())
+        found[name] = (evaluator, metrics)
+    _check_same({name: metrics for name, (_, metrics) in found.items()})
+    return found
+
+
+def _check_same(metrics: dict[str, dict[str, float]]) -> None:
+    """An evaluator whose merge() does not join all states computes what one process has seen."""
+    first, *others = collectives.gather(metrics)
+    for rank, theirs in enumerate(others, start=1):
+        for head, values in theirs.items():
+            if repr(values) != repr(first[head]):  # NaN is like NaN
+                raise ConfigError(
+                    f"heads.{head}: its evaluator gives {values} in process {rank}, and "
+                    f"{first[head]} in process 0; does its merge() join the states of all?"
+                )
+
+
+def _exact_sum(values: list[float]) -> float:
+    """The sum, whatever the order of the values."""
+    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)

@@ -1,0 +1,165 @@
+"""The two programs that match detections with objects: pycocotools, and hotcoco where it is there.
+
+Both get the same numbered columns and give the same arrays, bit for bit. pycocotools is the
+reference; hotcoco (in Rust, extra `fast`) takes a small part of the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from visionkit.data.coco.columns import rows_of
+from visionkit.errors import ConfigError
+from visionkit.metrics.coco.detections import Detections
+from visionkit.metrics.coco.ground_truth import IouType, Truth
+
+log = logging.getLogger("visionkit")
+
+ENGINES = ("hotcoco", "pycocotools")
+SETTING = "VISIONKIT_COCO_ENGINE"
+
+Curves = tuple[np.ndarray, np.ndarray]
+
+
+def pick_engine(name: str | None = None) -> str:
+    """`name`, or that of the environment's VISIONKIT_COCO_ENGINE, or the quickest installed."""
+    source = "engine" if name else SETTING
+    name = name or os.environ.get(SETTING)
+    if not name:
+        return "pycocotools" if _fault_of_hotcoco() else "hotcoco"
+    if name not in ENGINES:
+        raise ConfigError(f"{source}: there is no COCO engine {name!r}; choose of {ENGINES}")
+    fault = _fault_of_hotcoco() if name == "hotcoco" else None
+    if fault:
+        raise ConfigError(
+            f"{source}: hotcoco {fault}: `pip install 'visionkit[fast]'`, or use "
+            "pycocotools, which gives the same figures"
+        )
+    return name
+
+
+def _fault_of_hotcoco() -> str | None:
+    """Why it cannot be used, if so. One that is installed but broken is told of once."""
+    if not find_spec("hotcoco"):
+        return "is not installed"
+    try:
+        import_module("hotcoco")
+    except Exception as error:  # what a package that does not fit the machine raises
+        fault = f"cannot be imported ({type(error).__name__}: {error})"
+        _warn_of(fault)
+        return fault
+    return None
+
+
+@cache
+def _warn_of(fault: str) -> None:
+    log.warning("hotcoco %s; pycocotools computes the figures, which are the same", fault)
+
+
+def engine_version(name: str) -> str:
+    """For example "hotcoco 1.3.0"."""
+    return f"{name} {version(name)}"
+
+
+def match(truth: Truth, found: Detections, iou_type: IouType, engine: str) -> Curves:
+    """COCO's matching of sound detections at all IoU thresholds, with its default settings.
+
+    Gives precision (T, R, C, A, M) and recall (T, C, A, M): 10 IoU thresholds, 101 recalls,
+    categories by id, area ranges (all, small, medium, large), most detections (1, 10, 100).
+    -1 where there are no objects.
+    """
+    image = rows_of(found.image_ids, truth.image_ids)
+    category = rows_of(found.category_ids, truth.category_ids)
+    run = _hotcoco if engine == "hotcoco" else _pycocotools
+    return run(truth, found, image, category, iou_type)
+
+
+def _hotcoco(
+    truth: Truth, found: Detections, image: np.ndarray, category: np.ndarray, iou_type: IouType
+) -> Curves:
+    import hotcoco
+
+    images, categories = _numbered(truth)
+    objects = hotcoco.COCO.from_arrays(
+        images,
+        categories,
+        truth.image + 1,
+        truth.category + 1,
+        truth.boxes,
+        area=truth.areas,
+        iscrowd=truth.iscrowd,
+        segmentation=truth.masks,
+    )
+    boxes = np.zeros((len(found), 4)) if found.boxes is None else found.boxes
+    table = np.column_stack([image + 1, boxes, found.scores, category + 1])
+    detections = objects.load_res(table, segmentation=found.masks)
+    if iou_type == "segm" and len(found):
+        detections.update_anns(ids=np.arange(1, len(found) + 1), area=found.areas)
+    evaluation = hotcoco.COCOeval(objects, detections, iou_type)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    curves = evaluation.eval
+    return np.asarray(curves["precision"]), np.asarray(curves["recall"])
+
+
+def _pycocotools(
+    truth: Truth, found: Detections, image: np.ndarray, category: np.ndarray, iou_type: IouType
+) -> Curves:
+    from pycocotools.cocoeval import COCOeval
+
+    objects = _records(truth.image, truth.category, truth.areas, truth.boxes, truth.masks)
+    for record, iscrowd in zip(objects, truth.iscrowd.tolist(), strict=True):
+        record["iscrowd"] = int(iscrowd)
+    detections = _records(image, category, found.areas, found.boxes, found.masks)
+    for record, score in zip(detections, found.scores.tolist(), strict=True):
+        record |= {"score": score, "iscrowd": 0}
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(_indexed(truth, objects), _indexed(truth, detections), iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation.eval["precision"], evaluation.eval["recall"]
+
+
+def _records(
+    image: np.ndarray,
+    category: np.ndarray,
+    areas: np.ndarray,
+    boxes: np.ndarray | None,
+    masks: list[Any] | None,
+) -> list[dict[str, Any]]:
+    """Annotations numbered from 1: pycocotools takes one with id 0 for not matched."""
+    key, shapes = ("segmentation", masks) if masks is not None else ("bbox", boxes.tolist())
+    rows = zip((image + 1).tolist(), (category + 1).tolist(), areas.tolist(), shapes, strict=True)
+    return [
+        {"id": number, "image_id": i, "category_id": c, "area": area, key: shape}
+        for number, (i, c, area, shape) in enumerate(rows, start=1)
+    ]
+
+
+def _numbered(truth: Truth) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Image and category records with rows + 1 as ids, which keeps their order."""
+    images = [
+        {"id": i, "height": h, "width": w} for i, (h, w) in enumerate(truth.sizes.tolist(), start=1)
+    ]
+    return images, [{"id": i, "name": name} for i, name in enumerate(truth.names, start=1)]
+
+
+def _indexed(truth: Truth, annotations: list[dict[str, Any]]) -> Any:
+    from pycocotools.coco import COCO
+
+    images, categories = _numbered(truth)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+        coco.createIndex()
+    return coco

@@ -1,0 +1,109 @@
+"""Any convolutional model of timm as a trunk; needs `pip install "visionkit[timm]"`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import ModuleType
+from typing import Literal
+
+from torch import Tensor, nn
+
+from visionkit.errors import CheckpointError, ConfigError
+from visionkit.models.backbones.norm import Normalize, Rgb, resolve
+from visionkit.models.backbones.weights import fit, read
+from visionkit.types import Level
+
+
+class Timm(nn.Module):
+    """timm's `name` without its classifier: uint8 pixels in, levels c2..c5 out.
+
+    - `weights`: null (random), `default` (timm's download), or the file of a timm classifier's
+      state_dict, `.pth` or `.safetensors`; misfits are told as by `Trunk`.
+    - `norm`: `batch`, `frozen`, or `auto`, which is `frozen` with weights and `batch` without.
+    - `mean`, `std` of the pixels, in 0..1; null means what the model was trained with.
+    """
+
+    levels: dict[str, Level]
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        weights: str | None = None,
+        norm: Literal["auto", "batch", "frozen"] = "auto",
+        mean: Rgb | None = None,
+        std: Rgb | None = None,
+    ) -> None:
+        super().__init__()
+        timm = _timm()
+        self.body = _features(timm, name, pretrained=weights == "default")
+        if weights not in (None, "default"):
+            _load(timm, name, self.body, weights)
+        if resolve(norm, weights) == "frozen":
+            self.body = timm.layers.freeze_batch_norm_2d(self.body)
+        trained = timm.get_pretrained_cfg(name)
+        self.normalize = Normalize(mean or trained.mean, std or trained.std)
+
+        info = self.body.feature_info
+        levels = [Level(*level) for level in zip(info.channels(), info.reduction(), strict=True)]
+        last = {level.stride: index for index, level in enumerate(levels) if level.stride >= 4}
+        self._indices = {f"c{stride.bit_length() - 1}": index for stride, index in last.items()}
+        self.levels = {level: levels[index] for level, index in self._indices.items()}
+
+    def forward(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:
+        """(B, 3, H, W) uint8 RGB to one (B, channels, ~H / stride, ~W / stride) map per level."""
+        maps = self.body(self.normalize(images, sizes, like=self.body))
+        return {level: maps[index] for level, index in self._indices.items()}
+
+
+def _timm() -> ModuleType:
+    try:
+        import timm
+    except Exception as error:  # a broken one may raise anything
+        raise ConfigError(
+            f'backbone Timm: timm: {error}; run: pip install "visionkit[timm]"'
+        ) from error
+    return timm
+
+
+def _features(timm: ModuleType, name: str, *, pretrained: bool) -> nn.Module:
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models()) or ["timm.list_models() shows all"]
+        raise ConfigError(f"name: timm has no model {name!r}; nearest: {', '.join(close)}")
+    try:
+        body = timm.create_model(name, features_only=True, pretrained=pretrained)
+    except Exception as error:  # timm and its download raise many kinds
+        if pretrained:
+            raise CheckpointError(
+                f"weights: 'default' of timm's {name!r} could not be loaded: {error}; "
+                "fetch the file elsewhere and give its path"
+            ) from error
+        raise ConfigError(f"name: timm's {name!r} gives no feature maps: {error}") from error
+    if getattr(body, "output_fmt", "NCHW") != "NCHW":
+        raise ConfigError(f"name: timm's {name!r} is no convolutional network; choose one that is")
+    return body
+
+
+def _load(timm: ModuleType, name: str, body: nn.Module, path: str) -> None:
+    """timm writes `stages_0` in a trunk for what is `stages.0` in the classifier."""
+    classifier_keys = list(timm.create_model(name).state_dict())
+    in_file = {key.replace(".", "_"): key for key in classifier_keys}
+    fit(
+        body,
+        _read_safetensors(path) if path.endswith(".safetensors") else read(path),
+        origin=path,
+        file_key=lambda key: in_file.get(key.replace(".", "_"), key),
+        ignored=classifier_keys,
+    )
+
+
+def _read_safetensors(path: str) -> dict[str, Tensor]:
+    from safetensors.torch import load_file  # timm brings it
+
+    try:
+        return load_file(path)
+    except Exception as error:  # OSError, or what its Rust part raises
+        raise CheckpointError(f"{path}: cannot be read as weights: {error}") from error

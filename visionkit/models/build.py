@@ -1,0 +1,45 @@
+"""Build the model of a checked config."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+from visionkit.config import Config
+from visionkit.config.components import build, resolve
+from visionkit.models.model import VisionModel
+from visionkit.models.pretrained import load_model_weights
+from visionkit.types import Classes
+
+log = logging.getLogger("visionkit")
+
+
+def build_model(
+    config: Config, classes: dict[str, Classes], *, pretrained: bool = True
+) -> VisionModel:
+    """The model of a config. With `pretrained=False` no weights file is looked for, because a
+    checkpoint's are about to be loaded."""
+    backbone = build("backbones", _backbone_spec(config.backbone, pretrained))
+    neck = None if config.neck is None else build("necks", config.neck, backbone.levels)
+    levels = backbone.levels if neck is None else neck.levels
+    heads, weights = {}, {}
+    for name, spec in config.heads.items():
+        knobs = {key: value for key, value in spec.items() if key != "weight"}
+        heads[name] = build("heads", knobs, levels, classes[name].names)
+        weights[name] = spec.get("weight", 1.0)
+    learned = config.train.weighting == "uncertainty"
+    model = VisionModel(backbone, neck, heads, weights, learned_weights=learned)
+    if pretrained and config.weights:
+        load_model_weights(model, config.weights, classes)
+    return model
+
+
+def _backbone_spec(spec: dict[str, Any], pretrained: bool) -> dict[str, Any]:
+    if pretrained or not spec.get("weights"):
+        return spec
+    spec = {**spec, "weights": None}
+    knobs = inspect.signature(resolve("backbones", spec["type"])).parameters
+    if "norm" in knobs and spec.get("norm", "auto") == "auto":
+        spec["norm"] = "frozen"  # what `auto` meant while there were weights
+    return spec

@@ -1,0 +1,120 @@
+"""What a head and its evaluator give, held against `types.Head` and `types.Evaluator`.
+
+A head may be anybody's. What does not fit is told by the head's name when it is given, not by
+whatever would stumble over it later: all functions raise ConfigError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+from torch import Tensor
+
+from visionkit.errors import ConfigError
+from visionkit.types import Evaluator, Head
+
+METHODS = {
+    Head: ("loss", "predict", "evaluator"),
+    Evaluator: ("update", "state", "merge", "compute"),
+}
+# The dimensions of the results that visionkit draws, scores or writes itself.
+ALONE = {"boxes": 2, "box": 1, "probs": 1, "semantic": 2, "vector": 1, "reconstruction": 3}
+OF_EACH_BOX = {"scores": 1, "labels": 1, "attributes": 2}  # beside boxes, as many
+
+
+def checked_losses(head: str, terms: Any) -> dict[str, Tensor]:
+    """The loss terms of a batch."""
+    sound = isinstance(terms, dict) and terms
+    for name, value in terms.items() if sound else ():
+        sound = sound and isinstance(name, str) and name != "total" and isinstance(value, Tensor)
+        sound = sound and value.ndim == 0 and value.is_floating_point()
+    if not sound:
+        wanted = "a dict of one or more names, not 'total', with float tensors of shape ()"
+        raise _broken(f"heads.{head}: its loss()", terms, wanted)
+    return terms
+
+
+def checked_predictions(head: str, found: Any, count: int) -> list[dict[str, Any]]:
+    """The predictions for a batch of `count` pictures."""
+    what = f"heads.{head}: its predict()"
+    if not isinstance(found, list) or len(found) != count:
+        raise _broken(what, found, f"a list with a dict for each of the {count} pictures")
+    for result in found:
+        if not isinstance(result, dict) or not all(isinstance(key, str) for key in result):
+            raise _broken(what, result, "a dict of results by name for each picture")
+        _check_result(what, result)
+    return found
+
+
+def _check_result(what: str, result: dict[str, Any]) -> None:
+    wanted = ALONE | (OF_EACH_BOX if "boxes" in result else {})
+    for key, dimensions in wanted.items():
+        value = result.get(key)
+        if key in result and not (isinstance(value, Tensor) and value.ndim == dimensions):
+            raise _broken(what, {key: value}, f"a tensor of {dimensions} dimensions")
+    if "boxes" not in result:
+        return
+    boxes = result["boxes"]
+    if boxes.shape[1] != 4:
+        raise _broken(what, {"boxes": boxes}, "a tensor (N, 4) of x1, y1, x2, y2")
+    for key in ("scores",) if "attributes" in result else ("scores", "labels"):
+        if key not in result:
+            raise _broken(what, result, f"'{key}' beside 'boxes'")
+    for key in (*OF_EACH_BOX, "masks"):
+        if key in result and len(result[key]) != len(boxes):
+            raise _broken(what, {key: result[key], "boxes": boxes}, "as many of both")
+
+
+def boxes_of(head: str, on: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The predictions of the head `on`, whose boxes the other one describes."""
+    for result in found:
+        if "boxes" not in result:
+            raise _broken(f"heads.{on}: its predict()", result, f"'boxes': {head!r} is on them")
+    return found
+
+
+def checked_evaluator(head: str, evaluator: Any) -> Evaluator:
+    """A fresh evaluator."""
+    missing = [m for m in METHODS[Evaluator] if not callable(getattr(evaluator, m, None))]
+    if missing:
+        what = f"an object with {', '.join(METHODS[Evaluator])}; it has no {', '.join(missing)}"
+        raise _broken(f"heads.{head}: its evaluator()", evaluator, what)
+    return evaluator
+
+
+def checked_metrics(head: str, metrics: Any) -> dict[str, float]:
+    """What an evaluator computed, as plain floats."""
+    if not isinstance(metrics, Mapping) or not all(
+        isinstance(name, str) and not name.startswith("loss/") and _is_number(value)
+        for name, value in metrics.items()
+    ):
+        wanted = (
+            "a dict of names, not loss/..., with a number each, NaN where a metric is not defined"
+        )
+        raise _broken(f"heads.{head}: compute() of its evaluator", metrics, wanted)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_complex()
+    return isinstance(value, Real)
+
+
+def _broken(what: str, found: Any, wanted: str) -> ConfigError:
+    return ConfigError(f"{what} gave {_shown(found)}; expected {wanted} (visionkit.types)")
+
+
+def _shown(value: Any) -> str:
+    """A short text; tensors by their kind and shape."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name!r}: {_shown(one)}' for name, one in value.items())}}}"
+    if isinstance(value, list | tuple):
+        kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in value))
+        return f"a {type(value).__name__} of {len(value)} ({kinds or 'empty'})"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

@@ -1,0 +1,27 @@
+"""Heads: what `type:` can name under `head` and `heads`."""
+
+from visionkit.models.heads.attributes import Attributes
+from visionkit.models.heads.autoencoder import VAE, Autoencoder
+from visionkit.models.heads.classification import Classification
+from visionkit.models.heads.detection import FasterRCNN, MaskRCNN
+from visionkit.models.heads.embedding import Embedding
+from visionkit.models.heads.fcos import FCOS
+from visionkit.models.heads.localization import Localization
+from visionkit.models.heads.semantic import FCN, DeepLabV3, SemanticFPN
+from visionkit.models.heads.task_aligned import TaskAligned
+
+__all__ = [
+    "FCN",
+    "FCOS",
+    "VAE",
+    "Attributes",
+    "Autoencoder",
+    "Classification",
+    "DeepLabV3",
+    "Embedding",
+    "FasterRCNN",
+    "Localization",
+    "MaskRCNN",
+    "SemanticFPN",
+    "TaskAligned",
+]

@@ -1,0 +1,137 @@
+"""The class of a whole picture: global average pooling, dropout, linear."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionkit.distributed.global_batch import divisor, join_in
+from visionkit.errors import ConfigError
+from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
+from visionkit.ops.layers import masked_mean, valid_cells
+from visionkit.types import Batch, Dataset, Evaluator, Fraction, Head, Level, Positive
+
+TINY = 1e-12  # least sum of class weights
+
+
+class Classification(Head):
+    """One class per picture (softmax), or with `multilabel` any number of them (sigmoids).
+
+    `class_id` of a target is () int64, or with `multilabel` (K,) float with 1 for each class that
+    the picture shows and 0 for the others. Padding takes no part in the pooling.
+
+    level: the feature map to pool; by default the coarsest.
+    dropout: probability with which a pooled feature is dropped in training.
+    label_smoothing: share of the truth that is spread evenly over the classes (Szegedy et al.
+        2016); with `multilabel`, 1 and 0 become 1 - s/2 and s/2.
+    class_weights: factor of a class in the loss, by its name; 1 where none is given.
+    threshold: with `multilabel`, the probability from which a class counts as present.
+    """
+
+    needs = ("class_id",)
+    vocabulary = "class_id"
+    main_metric = "top1"
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        level: str | None = None,
+        dropout: Fraction = 0.0,
+        multilabel: bool = False,
+        label_smoothing: Fraction = 0.0,
+        class_weights: dict[str, Positive] | None = None,
+        threshold: Fraction = 0.5,
+    ):
+        super().__init__()
+        self.classes = list(classes)
+        self.level = pick_level(levels, level, default=list(levels)[-1])
+        self.stride = levels[self.level].stride
+        self.multilabel = multilabel
+        self.label_smoothing = label_smoothing
+        self.threshold = threshold
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(levels[self.level].channels, len(self.classes))
+        weights = weights_in_order(self.classes, class_weights or {})
+        self.register_buffer("class_weights", torch.tensor(weights), persistent=False)
+
+    def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Logits (B, K) in float32."""
+        cells = features[self.level]
+        pooled = masked_mean(cells, valid_cells(batch.sizes, cells, self.stride))
+        return self.linear(self.dropout(pooled)).float()
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        logits = self(features, batch)
+        labelled = [i for i, target in enumerate(batch.targets) if "class_id" in target]
+        if not labelled:
+            join_in(logits.device)
+            return {"classification": logits.sum() * 0}
+        truth = torch.stack([batch.targets[i]["class_id"] for i in labelled]).to(logits.device)
+        compute = self._binary_loss if self.multilabel else self._softmax_loss
+        return {"classification": compute(logits[labelled], truth)}
+
+    def _softmax_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        losses = F.cross_entropy(
+            logits,
+            truth,
+            self.class_weights,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        return losses / divisor(self.class_weights[truth].sum(), least=TINY)
+
+    def _binary_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        soft = truth.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(
+            logits, soft, self.class_weights, reduction="sum"
+        )
+        return losses / divisor(torch.tensor(float(soft.numel()), device=logits.device))
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+        """Each picture's `probs` (K,), `label` () and its `score` ().
+
+        With `multilabel` instead of the last two: `labels` (M,), the classes whose probability is
+        at least `threshold`, the most probable first.
+        """
+        logits = self(features, batch)
+        if self.multilabel:
+            return [{"probs": probs, "labels": self._present(probs)} for probs in logits.sigmoid()]
+        return [
+            {"probs": probs, "label": probs.argmax(), "score": probs.max()}
+            for probs in logits.softmax(1)
+        ]
+
+    def _present(self, probs: Tensor) -> Tensor:
+        ranked = probs.argsort(descending=True)
+        return ranked[probs[ranked] >= self.threshold]
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        if self.multilabel:
+            return MultiLabelAccuracy(self.classes, threshold=self.threshold)
+        return Accuracy(self.classes)
+
+
+def pick_level(levels: dict[str, Level], level: str | None, *, default: str) -> str:
+    """`level` if the model has it, `default` if none is named."""
+    if level is None:
+        return default
+    if level not in levels:
+        raise ConfigError(f"level: there is no feature map {level!r}; choose one of {[*levels]}")
+    return level
+
+
+def weights_in_order(classes: Sequence[str], weights: dict[str, float]) -> list[float]:
+    """The weight of each class, 1 where none is given."""
+    for name in weights:
+        if name not in classes:
+            near = difflib.get_close_matches(name, classes, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"classes are {list(classes)}"
+            raise ConfigError(f"class_weights: there is no class {name!r}; {hint}")
+    return [float(weights.get(name, 1.0)) for name in classes]

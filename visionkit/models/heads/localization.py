@@ -1,0 +1,191 @@
+"""The class of a picture's largest object, and one box around it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionkit.distributed.global_batch import divisor
+from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
+from visionkit.models.heads.classification import pick_level
+from visionkit.ops.boxes import to_original
+from visionkit.ops.layers import group_norm, masked_mean, valid_cells
+from visionkit.ops.losses import giou_loss
+from visionkit.types import (
+    Batch,
+    Count,
+    Dataset,
+    Evaluator,
+    Fraction,
+    Head,
+    Level,
+    Natural,
+    Positive,
+)
+
+
+class Output(NamedTuple):
+    """What the head computes; boxes and centers are in units of the valid picture, 0..1."""
+
+    class_logits: Tensor  # (B, K)
+    attention_logits: Tensor  # (B, cells), -inf at cells of the padding
+    boxes: Tensor  # (B, 4)
+    centers: Tensor  # (B, cells, 2), x and y of each cell
+
+
+class Localization(Head):
+    """One class and one box per picture, from an attention over the cells of one feature map.
+
+    Every cell proposes a box, by the distances from its own center to the four sides, and a weight;
+    the box of the picture is the mean of the proposals under the softmax of the weights. So the
+    box branch is convolutional, knows where it looks, and fits pictures of any size and shape.
+    The class is read from the features that the attention points at and from their plain mean.
+
+    The truth is the largest object that is not a crowd region; a picture without one is left out.
+    Loss terms: `classification` (cross-entropy), `box`, and `attention`: minus the logarithm of
+    the attention that falls into the true box, which lets a network without pretraining find it.
+
+    level: the feature map to read; by default the coarsest whose stride is at most 32.
+    num_convs, channels: depth and width of the box branch.
+    loss: `giou`, or `smooth_l1` of the four sides in units of the picture.
+    box_weight: factor of `box` among the three terms; the box is the slowest to learn.
+    """
+
+    needs = ("boxes", "labels")
+    vocabulary = "labels"
+    main_metric = "loc50"
+    one_object = True
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        level: str | None = None,
+        num_convs: Natural = 2,
+        channels: Count = 128,
+        dropout: Fraction = 0.0,
+        loss: Literal["smooth_l1", "giou"] = "giou",
+        box_weight: Positive = 5.0,
+        label_smoothing: Fraction = 0.0,
+    ):
+        super().__init__()
+        self.classes = list(classes)
+        self.level = pick_level(levels, level, default=coarsest_useful(levels))
+        self.stride = levels[self.level].stride
+        self.box_loss = loss
+        self.box_weight = box_weight
+        self.label_smoothing = label_smoothing
+        in_channels = levels[self.level].channels
+        self.tower, width = conv_tower(in_channels, channels, num_convs)
+        self.attention = nn.Conv2d(width, 1, 1, bias=False)  # softmax takes no notice of one
+        self.distances = nn.Conv2d(width, 4, 1)
+        nn.init.normal_(self.distances.weight, std=0.01)
+        nn.init.constant_(self.distances.bias, -1.0)  # boxes of about half the picture to begin
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(2 * in_channels, len(self.classes))
+
+    def forward(self, features: dict[str, Tensor], batch: Batch) -> Output:
+        cells = features[self.level]
+        valid = valid_cells(batch.sizes, cells, self.stride)
+        tower = self.tower(cells)
+        attention_logits = self.attention(tower).float().flatten(1)
+        attention_logits = attention_logits.masked_fill(~valid.flatten(1), -torch.inf)
+        attention = attention_logits.softmax(1)  # (B, cells)
+
+        centers = cell_centers(cells, self.stride, batch.sizes)
+        distances = self.distances(tower).float().sigmoid().flatten(2).mT  # (B, cells, 4)
+        proposals = torch.cat([centers - distances[..., :2], centers + distances[..., 2:]], 2)
+        # Not a matrix product, which autocast would round to three digits.
+        boxes = (attention[:, :, None] * proposals).sum(1)
+
+        attended = (attention[:, None] * cells.flatten(2)).sum(2)
+        pooled = torch.cat([attended, masked_mean(cells, valid)], 1)
+        class_logits = self.linear(self.dropout(pooled)).float()
+        return Output(class_logits, attention_logits, boxes, centers)
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        output = self(features, batch)
+        boxes, labels, found = (x.to(output.boxes.device) for x in largest_objects(batch.targets))
+        truth = boxes / picture_scale(batch.sizes, boxes)
+        losses = {
+            "classification": F.cross_entropy(
+                output.class_logits, labels, label_smoothing=self.label_smoothing, reduction="none"
+            ),
+            "box": self.box_weight * self._box_losses(output.boxes, truth),
+            "attention": attention_losses(output, truth),
+        }
+        count = divisor(found.sum())
+        return {name: (values * found).sum() / count for name, values in losses.items()}
+
+    def _box_losses(self, boxes: Tensor, truth: Tensor) -> Tensor:
+        if self.box_loss == "giou":
+            return giou_loss(boxes, truth)
+        return F.smooth_l1_loss(boxes, truth, beta=0.1, reduction="none").sum(1)
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+        """Each picture's `probs` (K,), `label` (), its `score` (), and `box` (4,)."""
+        output = self(features, batch)
+        boxes = output.boxes.clamp(0, 1) * picture_scale(batch.sizes, output.boxes)
+        return [
+            {
+                "probs": probs,
+                "label": probs.argmax(),
+                "score": probs.max(),
+                "box": to_original(box, target["size"], target["orig_size"]),
+            }
+            for probs, box, target in zip(
+                output.class_logits.softmax(1), boxes, batch.targets, strict=True
+            )
+        ]
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        return LocalizationAccuracy()
+
+
+def attention_losses(output: Output, truth: Tensor) -> Tensor:
+    """Minus the logarithm of the attention within the true boxes (B, 4): (B,)."""
+    # A box too small to hold a cell's center claims the cell nearest to its own center.
+    offset = output.centers - (truth[:, None, :2] + truth[:, None, 2:]) / 2  # (B, cells, 2)
+    distance = offset.square().sum(2).masked_fill(output.attention_logits.isinf(), torch.inf)
+    nearest = distance == distance.amin(1, keepdim=True)
+    inside = (offset.abs() <= (truth[:, None, 2:] - truth[:, None, :2]) / 2).all(2)
+    log_attention = output.attention_logits.log_softmax(1)
+    return -log_attention.masked_fill(~(inside | nearest), -torch.inf).logsumexp(1)
+
+
+def cell_centers(cells: Tensor, stride: int, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Centers (B, h * w, 2) of the cells, x and y, in units of each valid picture."""
+    h, w = cells.shape[-2:]
+    y = (torch.arange(h, device=cells.device) + 0.5) * stride
+    x = (torch.arange(w, device=cells.device) + 0.5) * stride
+    grid = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], 2).reshape(1, -1, 2)
+    return grid / picture_scale(sizes, grid)[:, None, :2]
+
+
+def picture_scale(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(B, 4): the w, h, w, h of each valid picture."""
+    return like.new_tensor([(w, h, w, h) for h, w in sizes])
+
+
+def coarsest_useful(levels: dict[str, Level]) -> str:
+    """The coarsest level with cells of at most 32 pixels; the finest, where all are larger."""
+    fine_enough = [name for name, level in levels.items() if level.stride <= 32]
+    return fine_enough[-1] if fine_enough else next(iter(levels))
+
+
+def conv_tower(in_channels: int, channels: int, num_convs: int) -> tuple[nn.Module, int]:
+    """`num_convs` times 3x3 convolution, group norm, ReLU; and the channels that come out."""
+    layers: list[nn.Module] = []
+    for _ in range(num_convs):
+        layers += [
+            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+            group_norm(channels),
+            nn.ReLU(),
+        ]
+        in_channels = channels
+    return nn.Sequential(*layers), in_channels

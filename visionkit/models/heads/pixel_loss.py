@@ -1,0 +1,209 @@
+"""Loss of a class for each pixel: cross-entropy, Dice, and what partial labels mean for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from visionkit.distributed.global_batch import divisor, total
+from visionkit.errors import ConfigError
+from visionkit.models.heads.classification import weights_in_order
+from visionkit.types import Batch, Target
+
+# --- From logits on a coarse grid to class maps in the pixels of the original picture.
+
+CHUNK = 2**23  # logits held at full resolution at a time: 32 MB
+
+
+def valid_cells(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+    """The cells (K, ch, cw) of a picture's `logits` (K, hl, wl) that see a part of it.
+
+    `size` is the picture's valid (h, w), `padded` that of the whole batch, which the grid covers.
+    """
+    hl, wl = logits.shape[-2:]
+    return logits[:, : math.ceil(size[0] * hl / padded[0]), : math.ceil(size[1] * wl / padded[1])]
+
+
+def at_pixels(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+    """`logits` (K, hl, wl) at the valid pixels of the picture: (K, h, w) float32, bilinear.
+
+    Cells that see only padding take no part: at the edge the outermost valid cell counts alone.
+    """
+    cells = valid_cells(logits, size, padded)
+    covered = [
+        math.ceil(count * whole / grid)
+        for count, whole, grid in zip(cells.shape[-2:], padded, logits.shape[-2:], strict=True)
+    ]
+    full = F.interpolate(cells[None].float(), covered, mode="bilinear", align_corners=False)[0]
+    return full[:, : size[0], : size[1]]
+
+
+def class_map(
+    logits: Tensor, size: tuple[int, int], padded: tuple[int, int], orig_size: tuple[int, int]
+) -> Tensor:
+    """The most probable class of each original pixel, (h, w) uint8, of `logits` (K, hl, wl).
+
+    One bilinear step from the grid to `orig_size`, some rows at a time, so that the logits of a
+    large picture are never all held at full resolution.
+    """
+    cells = valid_cells(logits, size, padded).float()
+    rows, columns = (
+        # In the units of grid_sample: -1 and 1 are the outer edges of the valid cells.
+        _centers(orig, whole * count / (side * grid), count, cells.device)
+        for orig, side, whole, grid, count in zip(
+            orig_size, size, padded, logits.shape[-2:], cells.shape[-2:], strict=True
+        )
+    )
+    found = []
+    for part in rows.split(max(1, CHUNK // (len(cells) * orig_size[1]))):
+        places = torch.stack(torch.meshgrid(part, columns, indexing="ij")[::-1], dim=-1)
+        full = F.grid_sample(cells[None], places[None], align_corners=False)[0]
+        found.append(full.argmax(0).to(torch.uint8))
+    return torch.cat(found)
+
+
+def _centers(pixels: int, covered: float, cells: int, device: torch.device) -> Tensor:
+    """Centers of `pixels` pixels within cells that reach `covered` times as far as the pixels."""
+    centers = (torch.arange(pixels, device=device) + 0.5) * (2 / (pixels * covered)) - 1
+    edge = 1 - 1 / cells  # the center of the outermost cell, beyond which its value stays
+    return centers.clamp(-edge, edge)
+
+
+def class_maps(logits: Tensor, batch: Batch) -> list[dict[str, Any]]:
+    """Each picture's `semantic` (h, w) uint8 at its `orig_size`, of `logits` (B, K, hl, wl)."""
+    padded = tuple(batch.images.shape[-2:])
+    return [
+        {"semantic": class_map(picture, target["size"], padded, target["orig_size"])}
+        for picture, target in zip(logits, batch.targets, strict=True)
+    ]
+
+
+IGNORED = 255
+MAX_CLASSES = 255  # what fits beside it into 8 bits
+TINY = 1e-12  # least sum of class weights
+
+
+class Sums(NamedTuple):
+    """What a picture, or a batch, adds to the losses."""
+
+    cross_entropy: Tensor  # () weighted
+    weight: Tensor  # () of the pixels that count
+    overlap: Tensor  # (K,) probability of a class on its own pixels
+    extent: Tensor  # (K,) probability of a class anywhere, plus its pixels
+    pixels: Tensor  # (K,) of each class
+
+
+class PixelLoss(nn.Module):
+    """Cross-entropy of every labelled pixel at the full resolution of the batch, and Dice.
+
+    Pixels of 255, padding, and pictures without `semantic` are left out. Where
+    `semantic_labelled` says that a class is not labelled in a picture, a pixel of that class says
+    no more than "one of those that are not labelled": their probabilities are summed before the
+    logarithm (marginal loss, Shi et al. 2021), and Dice leaves those classes out.
+
+    class_weights: factor of a class in the cross-entropy, by name; 1 where none is given. Classes
+        that are not labelled share the mean of theirs.
+    dice: weight of the term `dice`; 0 is none.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], *, class_weights: dict[str, float] | None, dice: float
+    ) -> None:
+        super().__init__()
+        if len(classes) > MAX_CLASSES:
+            raise ConfigError(
+                f"classes: got {len(classes)}; a class map has 8 bits and 255 means ignore, so "
+                f"give at most {MAX_CLASSES}"
+            )
+        self.dice = dice
+        weights = torch.tensor(weights_in_order(classes, class_weights or {}))
+        self.register_buffer("weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`semantic`, and `dice` where it has a weight, of `logits` (B, K, hl, wl).
+
+        `semantic` is the mean over all pixels of the batch that count, by weight; `dice` the mean
+        over the classes that occur in the batch of 1 - 2 |A B| / (|A| + |B|), all pixels of the
+        batch taken together (Milletari et al. 2016).
+        """
+        sums = self._of_batch(logits, batch)
+        losses = {"semantic": sums.cross_entropy / divisor(sums.weight, least=TINY)}
+        if self.dice:
+            occurs = total(sums.pixels) > 0
+            missed = 1 - 2 * total(sums.overlap) / total(sums.extent).clamp(min=1)
+            losses["dice"] = self.dice * (missed * occurs).sum() / occurs.sum().clamp(min=1)
+        return losses
+
+    def _of_batch(self, logits: Tensor, batch: Batch) -> Sums:
+        padded = tuple(batch.images.shape[-2:])
+        of_pictures = [
+            # Logits of one picture at a time at full resolution; computed again for the gradient.
+            checkpoint(
+                self._of_picture,
+                picture,
+                target,
+                padded,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for picture, target in zip(logits, batch.targets, strict=True)
+            if "semantic" in target
+        ]
+        if not of_pictures:
+            nothing, of_class = logits.sum().float() * 0, torch.zeros_like(self.weights)
+            return Sums(nothing, nothing.detach(), nothing + of_class, of_class, of_class)
+        return Sums(*map(sum, zip(*of_pictures, strict=True)))
+
+    def _of_picture(self, logits: Tensor, target: Target, padded: tuple[int, int]) -> Sums:
+        logits = at_pixels(logits, target["size"], padded)
+        truth = target["semantic"].long()
+        labelled, weights = target.get("semantic_labelled"), self.weights
+        partial = labelled is not None and not labelled.all()
+        if partial:
+            logits, truth, weights = _merge(logits, truth, weights, labelled)
+        log_probs = F.log_softmax(logits, 0)
+        by_value = weights.new_zeros(IGNORED + 1)
+        by_value[: len(weights)] = weights
+        cross_entropy = F.nll_loss(
+            log_probs[None], truth[None], weights, ignore_index=IGNORED, reduction="sum"
+        )
+        by_class = [torch.zeros_like(self.weights)] * 3
+        if self.dice:
+            sums = _dice_sums(log_probs, truth, len(logits) - partial)
+            by_class = (
+                [zeros.masked_scatter(labelled, s) for zeros, s in zip(by_class, sums, strict=True)]
+                if partial
+                else sums
+            )
+        return Sums(cross_entropy, by_value[truth].sum(), *by_class)
+
+
+def _merge(
+    logits: Tensor, truth: Tensor, weights: Tensor, labelled: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (K, h, w), truth (h, w) and weights (K,) with all classes that are not `labelled`
+    (K,) as one more class after the others, whose probability is the sum of theirs. Where none is
+    labelled, nothing is known, not even what there is not: all pixels become IGNORED."""
+    others = logits[~labelled].logsumexp(0, keepdim=True)
+    slots = torch.full((IGNORED + 1,), IGNORED, device=truth.device)
+    other = torch.where(labelled.any(), labelled.sum(), IGNORED)
+    slots[: len(labelled)] = torch.where(labelled, labelled.cumsum(0) - 1, other)
+    return (
+        torch.cat([logits[labelled], others]),
+        slots[truth],
+        torch.cat([weights[labelled], weights[~labelled].mean(0, keepdim=True)]),
+    )
+
+
+def _dice_sums(log_probs: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Overlap, extent and pixels, each (classes,), of the first so many classes."""
+    probs = log_probs[:classes].exp() * (truth != IGNORED)
+    own = truth == torch.arange(classes, device=truth.device)[:, None, None]
+    pixels = own.sum((1, 2)).float()
+    return (probs * own).sum((1, 2)), probs.sum((1, 2)) + pixels, pixels

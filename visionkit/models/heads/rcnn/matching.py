@@ -1,0 +1,134 @@
+"""Which box is meant for which object, and the choice of boxes to learn from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from visionkit.distributed.global_batch import join_in
+from visionkit.errors import ConfigError
+from visionkit.ops.boxes import pairwise_coverage, pairwise_iou
+from visionkit.ops.layers import noise_of
+from visionkit.types import Batch, Target
+
+BACKGROUND, IGNORED = -1, -2
+
+
+class Objects(NamedTuple):
+    """The labelled objects of one image, apart from its crowd regions."""
+
+    boxes: Tensor  # (M, 4)
+    labels: Tensor  # (M,)
+    crowds: Tensor  # (C, 4)
+    masks: Tensor | None  # (M, h, w) bool
+    labelled: Tensor | None = None  # (K,) bool; None: all classes
+    noise: torch.Generator | None = None  # what is drawn at random for it; None: torch's own
+
+    @property
+    def may_lack_some(self) -> bool:
+        """Whether there may be objects of which nothing is known."""
+        return self.labelled is not None and not bool(self.labelled.all())
+
+
+def objects_of(target: Target) -> Objects:
+    boxes, labels, masks = target["boxes"], target["labels"], target.get("masks")
+    labelled, noise = target.get("labelled"), noise_of(target, boxes.device)
+    crowd = target.get("iscrowd")
+    if crowd is None or not crowd.any():
+        return Objects(boxes, labels, boxes[:0], masks, labelled, noise)
+    single = ~crowd
+    single_masks = None if masks is None else masks[single]
+    return Objects(boxes[single], labels[single], boxes[crowd], single_masks, labelled, noise)
+
+
+def labelled(
+    features: dict[str, Tensor], batch: Batch, needs: Sequence[str]
+) -> tuple[dict[str, Tensor], Batch]:
+    """The part of a batch whose targets have all the keys in `needs`."""
+    keep = [i for i, t in enumerate(batch.targets) if all(key in t for key in needs)]
+    if len(keep) == len(batch):
+        return features, batch
+    targets = [batch.targets[i] for i in keep]
+    return {name: cells[keep] for name, cells in features.items()}, Batch(
+        batch.images[keep], targets
+    )
+
+
+def zero_losses(
+    head: nn.Module, features: dict[str, Tensor], terms: Sequence[str], *, divisors: int
+) -> dict[str, Tensor]:
+    """Zeros with a gradient of zero for the features and for each parameter of the head.
+
+    `divisors` is how many the losses of labelled pictures ask for.
+    """
+    reached = [*features.values(), *head.parameters()]
+    join_in(reached[0].device, divisors)
+    return {term: sum(tensor.sum() * 0.0 for tensor in reached) for term in terms}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Matches boxes to objects and draws a few of them for the loss (Ren et al. 2015).
+
+    fg_iou: a box that overlaps an object at least so much belongs to it.
+    bg_iou: one that overlaps every object less is background; those between are ignored, and so
+        is background that lies by more than half in a crowd region.
+    best_for_each: whether the boxes that overlap an object most belong to it however little that
+        is (to the object that they overlap most, if that is another).
+    batch_size, positive_fraction: boxes to draw per image, and how many at most are positive.
+    """
+
+    fg_iou: float
+    bg_iou: float
+    best_for_each: bool
+    batch_size: int
+    positive_fraction: float
+
+    def __post_init__(self) -> None:
+        if self.bg_iou > self.fg_iou:
+            raise ConfigError(
+                f"bg_iou is {self.bg_iou} and fg_iou {self.fg_iou}: bg_iou must not be greater"
+            )
+
+    def match(self, boxes: Tensor, objects: Objects) -> Tensor:
+        """For each box (N, 4) the index of its object, BACKGROUND or IGNORED: (N,) int64."""
+        matched = torch.full((len(boxes),), BACKGROUND, device=boxes.device)
+        if len(objects.boxes):
+            iou_MN = pairwise_iou(objects.boxes, boxes)
+            iou, nearest = iou_MN.max(0)
+            matched[iou >= self.bg_iou] = IGNORED
+            belongs = iou >= self.fg_iou
+            if self.best_for_each:
+                best = iou_MN.amax(1, keepdim=True)
+                belongs |= ((iou_MN == best) & (best > 0)).any(0)
+            matched = torch.where(belongs, nearest, matched)
+        if len(objects.crowds):
+            in_crowd = pairwise_coverage(boxes, objects.crowds).amax(1) > 0.5
+            matched[in_crowd & (matched == BACKGROUND)] = IGNORED
+        return matched
+
+    def __call__(
+        self, boxes: Tensor, objects: Objects, unsure: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The matching of all boxes, and indices of the drawn positives and of the negatives.
+
+        Background that `unsure` (N,) bool marks is ignored.
+        """
+        matched = self.match(boxes, objects)
+        if unsure is not None:
+            matched[unsure & (matched == BACKGROUND)] = IGNORED
+        positive = torch.where(matched >= 0)[0]
+        negative = torch.where(matched == BACKGROUND)[0]
+        most = int(self.batch_size * self.positive_fraction)
+        positive = _draw(positive, most, objects.noise)
+        negative = _draw(negative, self.batch_size - len(positive), objects.noise)
+        return matched, positive, negative
+
+
+def _draw(indices: Tensor, count: int, noise: torch.Generator | None) -> Tensor:
+    order = torch.randperm(len(indices), device=indices.device, generator=noise)
+    return indices[order[:count]]

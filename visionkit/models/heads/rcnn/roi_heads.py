@@ -1,0 +1,366 @@
+"""The second stage: which class a proposed region shows, and its exact box (Girshick 2015)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as coco_mask
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+from torchvision.ops import roi_align as torchvision_roi_align
+
+from visionkit.distributed.global_batch import divisor
+from visionkit.errors import ConfigError
+from visionkit.models.heads.rcnn.matching import Objects, Sampler
+from visionkit.ops.boxes import clip, decode, encode
+from visionkit.ops.losses import marginal_cross_entropy
+from visionkit.ops.roi_align import roi_align
+from visionkit.types import Level
+
+# --- The mask branch: for each region a small picture of its object's shape (He et al. 2017).
+
+THRESHOLD = 0.5  # a pixel is part of the object from this probability
+
+
+class MaskHead(nn.Sequential):
+    """Convolutions over a pooled region."""
+
+    def __init__(self, channels: int, hidden: int, convs: int) -> None:
+        widths = [channels] + [hidden] * convs
+        super().__init__(
+            *(
+                nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.ReLU(inplace=True))
+                for before, after in itertools.pairwise(widths)
+            )
+        )
+        _init_convs(self)
+
+
+class MaskPredictor(nn.Module):
+    """Doubles the resolution, then one logit per class (background among them, but unused)."""
+
+    def __init__(self, channels: int, hidden: int, num_classes: int) -> None:
+        super().__init__()
+        self.conv5_mask = nn.ConvTranspose2d(channels, hidden, 2, stride=2)
+        self.mask_fcn_logits = nn.Conv2d(hidden, num_classes + 1, 1)
+        _init_convs(self)
+
+    def forward(self, regions: Tensor, classes: Tensor) -> Tensor:
+        """Logits (R, 2s, 2s) in float32 from (R, C, s, s), each for its region's own class."""
+        # Convolving for all classes would be done in vain but for one each.
+        own = self.mask_fcn_logits.weight[classes, :, 0, 0]  # (R, hidden)
+        # Windows that do not overlap: each cell alone gives 2x2 new ones, a plain product of
+        # matrices, which is several times faster than the transposed convolution's gradient.
+        r, s = len(regions), regions.shape[-1]
+        cells = regions.permute(0, 2, 3, 1).flatten(0, 2)  # (R * s * s, C)
+        weight = self.conv5_mask.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * hidden, C)
+        hidden = F.relu(F.linear(cells, weight, self.conv5_mask.bias.repeat(4)))
+        hidden = hidden.view(r, s * s * 4, own.shape[1])
+        logits = (hidden @ own[:, :, None]).view(r, s, s, 2, 2).float()
+        bias = self.mask_fcn_logits.bias[classes][:, None, None]
+        return logits.transpose(2, 3).reshape(r, 2 * s, 2 * s) + bias
+
+
+def _init_convs(module: nn.Module) -> None:
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def mask_targets(
+    boxes: Sequence[Tensor], matched: Sequence[Tensor], masks: Sequence[Tensor], size: int
+) -> Tensor:
+    """Each region's cut of its object's mask, as shares in 0..1: (R, size, size) float32.
+
+    For each image `boxes` (R_i, 4), `matched` (R_i,) object indices, `masks` (M, h, w) bool.
+    """
+    cuts = []
+    for image_boxes, index, image_masks in zip(boxes, matched, masks, strict=True):
+        rois = torch.cat([index[:, None].to(image_boxes.dtype), image_boxes], dim=1)
+        cuts.append(torchvision_roi_align(image_masks[:, None].float(), rois, size)[:, 0])
+    return torch.cat(cuts)
+
+
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy per pixel (R, s, s) of the regions; zero if there are none."""
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return loss / divisor(torch.tensor(float(targets.numel()), device=logits.device))
+
+
+def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """COCO's compressed RLE of masks (N, s, s) put into `boxes` (N, 4) of a (h, w) picture."""
+    masks = []
+    for mask_probs, box in zip(probs.cpu(), boxes.cpu(), strict=True):
+        patch, top, left = paste(mask_probs, box, size)
+        masks.append(encode_patch((patch > THRESHOLD).numpy(), top, left, size))
+    return masks
+
+
+def paste(probs: Tensor, box: Tensor, size: tuple[int, int]) -> tuple[Tensor, int, int]:
+    """The part of a (h, w) picture that a mask (s, s) in `box` (4,) can cover, with top and left.
+
+    Probabilities are interpolated between the mask's bins and fall off to zero within one bin
+    around the box. The part is empty where the box is outside of the picture.
+    """
+    padded = F.pad(probs, (1, 1, 1, 1))
+    grow = len(padded) / len(probs)
+    center, half = (box[:2] + box[2:]) * 0.5, (box[2:] - box[:2]) * 0.5 * grow
+    left, top = (center - half).long().tolist()
+    right, bottom = ((center + half).long() + 1).tolist()
+    row, next_row, row_share = _samples(top, bottom, size[0], len(padded))
+    column, next_column, column_share = _samples(left, right, size[1], len(padded))
+    lines = torch.lerp(padded[row], padded[next_row], row_share[:, None])
+    patch = torch.lerp(lines[:, column], lines[:, next_column], column_share)
+    return patch, max(top, 0), max(left, 0)
+
+
+def _samples(start: int, stop: int, limit: int, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For the pixels of `start` to `stop` within 0..limit: bin, next bin, and share of the next."""
+    first, last = max(start, 0), min(stop, limit)
+    pixel = torch.arange(first, max(first, last), dtype=torch.float32)
+    position = ((pixel - start + 0.5) * (bins / max(stop - start, 1)) - 0.5).clamp(min=0)
+    near = position.long()
+    return near, (near + 1).clamp(max=bins - 1), position - near
+
+
+def encode_patch(patch: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's compressed RLE of a (h, w) picture that is empty but for a bool patch."""
+    height, width = size
+    columns = np.zeros((patch.shape[1], height), bool)  # RLE runs down the columns
+    columns[:, top : top + patch.shape[0]] = patch.T
+    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False))
+    runs = np.diff(edges + left * height, prepend=0, append=height * width)
+    runs = runs[:-1] if runs[-1] == 0 else runs
+    return coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+
+
+# --- Features of regions, read from the levels of a pyramid that are fit for it.
+
+COARSEST = 32  # input pixels per cell; what lies above serves large anchors, not details
+
+
+class RegionPool:
+    """Cuts regions out of the feature maps: grids of `size` by `size` bins.
+
+    roi_levels: names of the levels to read; by default those of stride 32 and finer.
+    """
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        roi_levels: Sequence[str] | None,
+        size: int,
+        sampling_ratio: int,
+    ) -> None:
+        fine = [name for name, level in levels.items() if level.stride <= COARSEST]
+        self.names = list(roi_levels or fine or levels)
+        unknown = [name for name in self.names if name not in levels]
+        if unknown:
+            raise ConfigError(f"roi_levels: there is no level {unknown[0]!r}; found {[*levels]}")
+        channels = {name: level.channels for name, level in levels.items()}
+        if len(set(channels.values())) > 1:
+            raise ConfigError(
+                f"the levels have unequal channels {channels}, which a two-stage head cannot "
+                "read; put a neck such as FPN between"
+            )
+        self.channels = channels[self.names[0]]
+        self.strides = [levels[name].stride for name in self.names]
+        self.size = size
+        self.sampling_ratio = sampling_ratio
+
+    def __call__(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """(R, C, size, size), R boxes of all images in order."""
+        pyramid = [features[name] for name in self.names]
+        return roi_align(pyramid, boxes, self.strides, self.size, self.sampling_ratio)
+
+
+OFFSET_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # makes the offsets' spread about 1
+MIN_EXTENT = 1e-2  # pixels; detections that are thinner than that are dropped
+
+
+class Regions(NamedTuple):
+    """The regions to learn from. In `classes` 0 is background, and label k is k + 1."""
+
+    boxes: list[Tensor]  # (R_i, 4) for each image
+    matched: list[Tensor]  # (R_i,) for each image: its object, or negative
+    classes: Tensor  # (R,) for all images
+    goals: Tensor  # (R, 4) box of the object for all images; the region's own for background
+    possible: Tensor | None  # (R, K + 1) bool: what each may show; None: its class alone
+
+    def positive(self, drawn: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Boxes and matched objects for each image, and classes for all: the regions of objects
+        whose mask is known, which `drawn` (M_i,) bool tells for each image."""
+        keep = []
+        for matched, known in zip(self.matched, drawn, strict=True):
+            keep.append(matched >= 0)
+            keep[-1][matched >= 0] = known[matched[matched >= 0]]
+        boxes = [b[k] for b, k in zip(self.boxes, keep, strict=True)]
+        matched = [m[k] for m, k in zip(self.matched, keep, strict=True)]
+        return boxes, matched, self.classes[torch.cat(keep)]
+
+
+class BoxHead(nn.Module):
+    """Two hidden layers over a pooled region."""
+
+    def __init__(self, channels: int, size: int, hidden: int) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(channels * size**2, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """(R, C, size, size) to (R, hidden)."""
+        return F.relu(self.fc7(F.relu(self.fc6(regions.flatten(1)))))
+
+
+class BoxPredictor(nn.Module):
+    """A logit for background and each of K classes, and box offsets for each of them."""
+
+    def __init__(self, hidden: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(hidden, num_classes + 1)
+        self.bbox_pred = nn.Linear(hidden, 4 * (num_classes + 1))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, hidden) to (R, K + 1) and (R, K + 1, 4), in float32."""
+        offsets = self.bbox_pred(hidden).float().unflatten(1, (-1, 4))
+        return self.cls_score(hidden).float(), offsets
+
+
+class BoxStage(nn.Module):
+    """Learns from sampled proposals; turns proposals into detections.
+
+    hidden: width of the box head; by default 4 times the pool's channels.
+    score_threshold: the least probability of a class for a detection.
+    nms_iou: of two detections of one class that overlap more than that, the worse goes.
+    max_detections: most detections per image, over all classes.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        pool: RegionPool,
+        sampler: Sampler,
+        *,
+        hidden: int | None,
+        score_threshold: float,
+        nms_iou: float,
+        max_detections: int,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.pool = pool
+        self.sampler = sampler
+        hidden = hidden or 4 * pool.channels
+        self.box_head = BoxHead(pool.channels, pool.size, hidden)
+        self.box_predictor = BoxPredictor(hidden, num_classes)
+        self.score_threshold = score_threshold
+        self.nms_iou = nms_iou
+        self.max_detections = max_detections
+
+    def forward(
+        self, features: dict[str, Tensor], boxes: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits (R, K + 1) and offsets (R, K + 1, 4) of the boxes of all images."""
+        return self.box_predictor(self.box_head(self.pool(features, boxes)))
+
+    @torch.no_grad()
+    def sample(self, proposals: Sequence[Tensor], objects: Sequence[Objects]) -> Regions:
+        """Draws regions among the proposals and the objects' own boxes."""
+        boxes, matches, classes, goals, partly = [], [], [], [], False
+        for found, image_objects in zip(proposals, objects, strict=True):
+            found = torch.cat([found, image_objects.boxes])
+            matched, positive, negative = self.sampler(found, image_objects)
+            drawn = torch.cat([positive, negative])
+            boxes.append(found[drawn])
+            matches.append(matched[drawn])
+            classes.append(image_objects.labels[matched[positive]] + 1)
+            classes.append(torch.zeros_like(negative))
+            goals.append(image_objects.boxes[matched[positive]])
+            goals.append(found[negative])
+            partly |= image_objects.may_lack_some
+        classes = torch.cat(classes)
+        possible = _possible(classes, boxes, objects, self.num_classes) if partly else None
+        return Regions(boxes, matches, classes, torch.cat(goals), possible)
+
+    def loss(self, features: dict[str, Tensor], regions: Regions) -> dict[str, Tensor]:
+        """`classifier` and `box_reg`, each divided by the number of regions.
+
+        A region without an object shows background or one of the classes that are not labelled
+        in its picture. Where the network finds one of those more probable than background, only
+        the sum of all of them is raised (the marginal loss of Shi et al. 2021); elsewhere it is
+        background. The sum alone would leave background without a teacher for too long.
+        """
+        logits, offsets = self(features, regions.boxes)
+        positive = torch.where(regions.classes > 0)[0]
+        goals = encode(regions.goals[positive], torch.cat(regions.boxes)[positive], OFFSET_WEIGHTS)
+        own_offsets = offsets[positive, regions.classes[positive]]
+        count = divisor(torch.tensor(float(len(logits)), device=logits.device))
+        if regions.possible is None:
+            classifier = F.cross_entropy(logits, regions.classes, reduction="sum")
+        else:
+            possible = believed(logits.detach(), regions.possible)
+            classifier = marginal_cross_entropy(logits, possible).sum()
+        box_reg = F.smooth_l1_loss(own_offsets, goals, beta=1 / 9, reduction="sum")
+        return {"classifier": classifier / count, "box_reg": box_reg / count}
+
+    def detect(
+        self,
+        features: dict[str, Tensor],
+        proposals: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[dict[str, Tensor]]:
+        """For each image `boxes` (N, 4) in input pixels, `scores` and `labels`, best first."""
+        logits, offsets = self(features, proposals)
+        counts = [len(boxes) for boxes in proposals]
+        per_image = zip(
+            logits.softmax(1)[:, 1:].split(counts),
+            offsets[:, 1:].split(counts),
+            proposals,
+            sizes,
+            strict=True,
+        )
+        return [self._detect_in_image(*parts) for parts in per_image]
+
+    def _detect_in_image(
+        self, scores: Tensor, offsets: Tensor, proposals: Tensor, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """From scores (R, K) and offsets (R, K, 4) of the proposals (R, 4) of one image."""
+        region, labels = torch.where(scores > self.score_threshold)
+        scores = scores[region, labels]
+        boxes = decode(offsets[region, labels], proposals[region], OFFSET_WEIGHTS)
+        boxes = clip(boxes, size)
+        solid = (boxes[:, 2:] - boxes[:, :2] >= MIN_EXTENT).all(1)
+        boxes, scores, labels = boxes[solid], scores[solid], labels[solid]
+        keep = batched_nms(boxes, scores, labels, self.nms_iou)[: self.max_detections]
+        return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
+
+
+def believed(logits: Tensor, possible: Tensor) -> Tensor:
+    """What regions may show (R, K + 1), less the classes that are not labelled wherever background
+    is more probable than each of them."""
+    others = logits.masked_fill(~possible, -torch.inf)[:, 1:].amax(1)
+    background = possible[:, 0] & (logits[:, 0] >= others)
+    return possible & ~F.pad(background[:, None].expand(-1, possible.shape[1] - 1), (1, 0))
+
+
+def _possible(
+    classes: Tensor, boxes: Sequence[Tensor], objects: Sequence[Objects], num_classes: int
+) -> Tensor:
+    """(R, K + 1): the class of a region; for background also what its picture does not label."""
+    possible = F.one_hot(classes, num_classes + 1).bool()
+    for rows, background, image_objects in zip(
+        possible.split([len(b) for b in boxes]),
+        (classes == 0).split([len(b) for b in boxes]),
+        objects,
+        strict=True,
+    ):
+        if image_objects.may_lack_some:
+            rows[:, 1:] |= background[:, None] & ~image_objects.labelled
+    return possible

@@ -1,0 +1,334 @@
+"""A class for every pixel: FCN, DeepLabV3, and a head for feature pyramids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from visionkit.errors import ConfigError
+from visionkit.metrics.confusion import ConfusionMatrix
+from visionkit.models.heads.classification import pick_level
+from visionkit.models.heads.pixel_loss import PixelLoss, class_maps
+from visionkit.ops.layers import group_norm, masked_mean, valid_cells
+from visionkit.types import (
+    Batch,
+    Count,
+    Dataset,
+    Evaluator,
+    Fraction,
+    Head,
+    Level,
+    NonNegative,
+    Positive,
+)
+
+# --- Convolutions that read a feature map at several scales at once.
+
+Norm = Literal["batch", "group"]
+
+
+class PictureNorm(nn.BatchNorm2d):
+    """BatchNorm of one value for each picture, (B, C, 1, 1): a batch of one has no statistics of
+    its own and is normalized by the running ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 1 or not self.training:
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
+def conv_norm_relu(
+    channels: int, out: int, norm: Norm, *, kernel: int = 3, dilation: int = 1
+) -> list[nn.Module]:
+    """A convolution that keeps the size of its map, a norm and a ReLU."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(channels, out, kernel, padding=padding, dilation=dilation, bias=False)
+    return [conv, nn.BatchNorm2d(out) if norm == "batch" else group_norm(out), nn.ReLU()]
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling (Chen et al. 2017): a 1x1 convolution, one 3x3 convolution
+    for each dilation in `rates`, and the mean of the whole picture, joined by a 1x1 convolution.
+
+    Parameter names are torchvision's. (B, channels, h, w) to (B, out, h, w).
+    """
+
+    def __init__(
+        self, channels: int, out: int, *, rates: Sequence[int], dropout: float, norm: Norm
+    ) -> None:
+        super().__init__()
+        pooled = [
+            nn.Identity(),  # the pooling, done in `forward`; it keeps the names of what follows
+            nn.Conv2d(channels, out, 1, bias=False),
+            PictureNorm(out) if norm == "batch" else group_norm(out),
+            nn.ReLU(),
+        ]
+        branches = [
+            conv_norm_relu(channels, out, norm, kernel=1),
+            *(conv_norm_relu(channels, out, norm, dilation=rate) for rate in rates),
+            pooled,
+        ]
+        self.convs = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
+        self.project = nn.Sequential(
+            *conv_norm_relu(len(branches) * out, out, norm, kernel=1), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """`valid` (B, h, w): the cells of `x` that are no padding, of which the mean is taken."""
+        *local, pooled = self.convs
+        mean = pooled(masked_mean(x, valid)[:, :, None, None].to(x.dtype))
+        maps = [conv(x) for conv in local]
+        return self.project(torch.cat([*maps, mean.expand_as(maps[0])], dim=1))
+
+
+MAX_STRIDE = 16  # coarser maps are too coarse to tell pixels apart
+MIN_CHANNELS = 64  # a quarter of a narrow neck's would be too few to learn with
+PYRAMID_STRIDE = 32  # coarser levels of a pyramid only repeat what this one says
+
+
+class FCN(Head):
+    """A 3x3 and a 1x1 convolution on one feature map (Long et al. 2015, in torchvision's form).
+
+    At its best on a backbone with `dilated: true`. Loss, partial labels included: see `PixelLoss`.
+
+    level: the feature map to read; by default the last whose stride is 16 or less.
+    channels: between the two convolutions; by default a quarter of the level's, at least 64.
+    dropout: probability with which a channel of those is dropped in training.
+    norm: `group` for small batches.
+    class_weights: factor of a class in the cross-entropy, by its name; 1 where none is given.
+    dice: weight of a Dice loss beside the cross-entropy.
+    aux_weight: weight of the cross-entropy of a second, auxiliary classifier, which is used in
+        training only; 0 is none, torchvision trains with 0.5.
+    aux_level: the feature map that it reads; by default the one before `level`.
+    """
+
+    needs = ("semantic",)
+    vocabulary = "semantic"
+    main_metric = "mIoU"
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        level: str | None = None,
+        channels: Count | None = None,
+        dropout: Fraction = 0.1,
+        norm: Norm = "batch",
+        class_weights: dict[str, Positive] | None = None,
+        dice: NonNegative = 0.0,
+        aux_weight: NonNegative = 0.0,
+        aux_level: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        self.level = pick_level(levels, level, default=_default_level(levels))
+        self.aux_level = pick_level(levels, aux_level, default=_level_before(levels, self.level))
+        self.aux_weight = aux_weight
+        self.pixel_loss = PixelLoss(classes, class_weights=class_weights, dice=dice)
+        width = levels[self.level].channels
+        channels = channels or max(MIN_CHANNELS, width // 4)
+        self.classifier = _fcn(width, channels, len(classes), dropout, norm)
+        if aux_weight:
+            width = levels[self.aux_level].channels
+            self.aux_classifier = _fcn(width, width // 4, len(classes), dropout, norm)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """Logits (B, K, h, w) on the cells of the level."""
+        return self.classifier(features[self.level])
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        losses = self.pixel_loss(self(features), batch)
+        if self.aux_weight:
+            aux = self.aux_classifier(features[self.aux_level])
+            losses["aux"] = self.aux_weight * self.pixel_loss(aux, batch)["semantic"]
+        return losses
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+        """Each picture's `semantic` (h, w) uint8, the class of every original pixel."""
+        return class_maps(self(features), batch)
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        return ConfusionMatrix(self.classes, dataset)
+
+
+class DeepLabV3(Head):
+    """Atrous spatial pyramid pooling on one feature map (Chen et al. 2017).
+
+    Made for a backbone with `dilated: true`. Knobs as of `FCN`, and
+
+    channels: width of the pyramid's branches and of what follows.
+    rates: dilations of the branches: 12, 24, 36 on a map of stride 8, 6, 12, 18 on one of 16.
+    dropout: after the branches are joined, and 0.1 in the auxiliary classifier.
+    """
+
+    needs = ("semantic",)
+    vocabulary = "semantic"
+    main_metric = "mIoU"
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        level: str | None = None,
+        channels: Count = 256,
+        rates: tuple[Count, ...] = (12, 24, 36),
+        dropout: Fraction = 0.5,
+        norm: Norm = "batch",
+        class_weights: dict[str, Positive] | None = None,
+        dice: NonNegative = 0.0,
+        aux_weight: NonNegative = 0.0,
+        aux_level: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        self.level = pick_level(levels, level, default=_default_level(levels))
+        self.aux_level = pick_level(levels, aux_level, default=_level_before(levels, self.level))
+        self.aux_weight = aux_weight
+        self.pixel_loss = PixelLoss(classes, class_weights=class_weights, dice=dice)
+        width, self.stride = levels[self.level]
+        self.classifier = nn.Sequential(
+            ASPP(width, channels, rates=rates, dropout=dropout, norm=norm),
+            *conv_norm_relu(channels, channels, norm),
+            nn.Conv2d(channels, len(classes), 1),
+        )
+        if aux_weight:
+            width = levels[self.aux_level].channels
+            self.aux_classifier = _fcn(width, width // 4, len(classes), 0.1, norm)
+
+    def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Logits (B, K, h, w) on the cells of the level."""
+        cells = features[self.level]
+        joined = self.classifier[0](cells, valid_cells(batch.sizes, cells, self.stride))
+        return self.classifier[1:](joined)
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        losses = self.pixel_loss(self(features, batch), batch)
+        if self.aux_weight:
+            aux = self.aux_classifier(features[self.aux_level])
+            losses["aux"] = self.aux_weight * self.pixel_loss(aux, batch)["semantic"]
+        return losses
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+        """Each picture's `semantic` (h, w) uint8, the class of every original pixel."""
+        return class_maps(self(features, batch), batch)
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        return ConfusionMatrix(self.classes, dataset)
+
+
+class SemanticFPN(Head):
+    """Every level of a pyramid brought to the finest one and added up (Kirillov et al. 2019).
+
+    A level is convolved (3x3, group norm, ReLU) and doubled in size until it is as fine as the
+    finest, stride 4 for the usual necks; the sum goes through a 1x1 convolution. The head for a
+    neck that is shared with other tasks. Loss, partial labels included: see `PixelLoss`.
+
+    inputs: names of the levels to read; by default those of stride 32 and finer.
+    channels: width of the head.
+    dropout: probability with which a channel of the sum is dropped in training.
+    class_weights: factor of a class in the cross-entropy, by its name; 1 where none is given.
+    dice: weight of a Dice loss beside the cross-entropy.
+    """
+
+    needs = ("semantic",)
+    vocabulary = "semantic"
+    main_metric = "mIoU"
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        inputs: list[str] | None = None,
+        channels: Count = 128,
+        dropout: Fraction = 0.0,
+        class_weights: dict[str, Positive] | None = None,
+        dice: NonNegative = 0.0,
+    ) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        self.inputs = _pick_inputs(levels, inputs)
+        self.pixel_loss = PixelLoss(classes, class_weights=class_weights, dice=dice)
+        finest = min(levels[name].stride for name in self.inputs)
+        self.branches = nn.ModuleDict(
+            {
+                name: _branch(levels[name].channels, channels, levels[name].stride // finest)
+                for name in self.inputs
+            }
+        )
+        self.dropout = nn.Dropout2d(dropout)
+        self.predictor = nn.Conv2d(channels, len(classes), 1)
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """Logits (B, K, h, w) on the cells of the finest level."""
+        size = max((features[name].shape[-2:] for name in self.inputs), key=lambda hw: hw[0])
+        total = sum(_refined(features[name], self.branches[name], size) for name in self.inputs)
+        return self.predictor(self.dropout(total))
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        return self.pixel_loss(self(features), batch)
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+        """Each picture's `semantic` (h, w) uint8, the class of every original pixel."""
+        return class_maps(self(features), batch)
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        return ConfusionMatrix(self.classes, dataset)
+
+
+def _fcn(width: int, channels: int, classes: int, dropout: float, norm: Norm) -> nn.Sequential:
+    return nn.Sequential(
+        *conv_norm_relu(width, channels, norm),
+        nn.Dropout(dropout),
+        nn.Conv2d(channels, classes, 1),
+    )
+
+
+def _default_level(levels: dict[str, Level]) -> str:
+    """The last level of stride 16 or less; the finest if there is none."""
+    fine = [name for name, level in levels.items() if level.stride <= MAX_STRIDE]
+    return fine[-1] if fine else next(iter(levels))
+
+
+def _level_before(levels: dict[str, Level], level: str) -> str:
+    names = list(levels)
+    return names[max(0, names.index(level) - 1)]
+
+
+def _pick_inputs(levels: dict[str, Level], inputs: list[str] | None) -> list[str]:
+    if inputs is None:
+        usual = [name for name, level in levels.items() if level.stride <= PYRAMID_STRIDE]
+        return usual or list(levels)[:1]
+    unknown = [name for name in inputs if name not in levels]
+    if unknown or not inputs:
+        raise ConfigError(f"inputs: got {inputs}; name one or more of {[*levels]}")
+    return inputs
+
+
+def _branch(width: int, channels: int, factor: int) -> nn.ModuleList:
+    """One stage for each doubling up to `factor`, at least one."""
+    stages = max(1, factor.bit_length() - 1)
+    widths = [width, *[channels] * stages]
+    return nn.ModuleList(
+        nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), group_norm(b), nn.ReLU())
+        for a, b in pairwise(widths)
+    )
+
+
+def _refined(x: Tensor, stages: nn.ModuleList, size: tuple[int, int]) -> Tensor:
+    """A level (B, C, h, w) at `size` (h, w) of the finest: half of it before the last stage."""
+    for remaining, stage in zip(range(len(stages))[::-1], stages, strict=True):
+        x = stage(x)
+        goal = [-(-side // 2**remaining) for side in size]
+        if list(x.shape[-2:]) != goal:
+            x = F.interpolate(x, goal, mode="bilinear", align_corners=False)
+    return x

@@ -1,0 +1,140 @@
+"""The model of every task: a backbone, perhaps a neck, and named heads on their features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from visionkit.errors import ConfigError, unknown
+from visionkit.models.contracts import (
+    boxes_of,
+    checked_evaluator,
+    checked_losses,
+    checked_predictions,
+)
+from visionkit.ops.boxes import to_input
+from visionkit.types import Batch, Dataset, Evaluator, Head, Target
+
+
+class VisionModel(nn.Module):
+    """One backbone under one or several heads.
+
+    The features of a batch are computed once, for all the heads that it feeds. `loss_weights` are
+    the factors of the heads' losses; with `learned_weights` each is also divided by a variance
+    that is learned (Kendall et al. 2018).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module | None,
+        heads: dict[str, Head],
+        loss_weights: dict[str, float],
+        *,
+        learned_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.heads = nn.ModuleDict(heads)
+        self.loss_weights = loss_weights
+        self.log_variances = nn.ParameterDict()
+        if learned_weights:
+            self.log_variances.update({name: nn.Parameter(torch.zeros(())) for name in heads})
+        for name, head in heads.items():
+            if head.on is None or (head.on in heads and _finds_boxes(heads[head.on])):
+                continue
+            with_boxes = [other for other, one in heads.items() if _finds_boxes(one)]
+            what = f"heads.{name}.on: got {head.on!r}; expected a head that finds boxes"
+            raise ConfigError(unknown(head.on, with_boxes, what))
+
+    def train(self, mode: bool = True) -> VisionModel:
+        """As usual, except that batch norms whose weights are frozen keep their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine:
+                module.train(mode and module.weight.requires_grad)
+        return self
+
+    @property
+    def draw_above(self) -> dict[str, float]:
+        """For each head, the score from which its objects, or those it describes, are drawn."""
+        return {n: self.heads[head.on or n].draw_above for n, head in self.heads.items()}
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """Named feature maps (B, C, h, w), from fine to coarse."""
+        features = self.backbone(batch.images, batch.sizes)
+        return features if self.neck is None else self.neck(features)
+
+    def losses(
+        self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Unweighted loss terms by head and by name."""
+        return {
+            name: checked_losses(name, self.heads[name].loss(features, batch)) for name in heads
+        }
+
+    def predictions(
+        self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Each head's predictions, a list with one dict for each image.
+
+        A head that describes the boxes of another is asked about the boxes which that one finds;
+        they are in its own predictions too.
+        """
+        heads = list(heads)
+        bases = [name for name in heads if self.heads[name].on is None]
+        bases += [on for name in heads if (on := self.heads[name].on) and on not in bases]
+        found = {name: self._predicted(name, features, batch) for name in dict.fromkeys(bases)}
+        for name in heads:
+            if name not in found:
+                on = self.heads[name].on
+                objects = boxes_of(name, on, found[on])
+                described = self._predicted(name, features, _with_boxes(batch, objects))
+                found[name] = [
+                    {**more, "boxes": one["boxes"], "scores": one["scores"]}
+                    for more, one in zip(described, objects, strict=True)
+                ]
+        return {name: found[name] for name in heads}
+
+    def _predicted(
+        self, head: str, features: dict[str, Tensor], batch: Batch
+    ) -> list[dict[str, Any]]:
+        found = self.heads[head].predict(features, batch)
+        return checked_predictions(head, found, len(batch))
+
+    def evaluator(self, head: str, dataset: Dataset) -> Evaluator:
+        """A fresh evaluator of that head's predictions on a data set."""
+        return checked_evaluator(head, self.heads[head].evaluator(dataset))
+
+    def weighted(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What each head adds to the one number to minimize."""
+        parts = {}
+        for name, terms in losses.items():
+            parts[name] = self.loss_weights[name] * sum(terms.values())
+            if name in self.log_variances:
+                log_variance = self.log_variances[name]
+                parts[name] = parts[name] * torch.exp(-log_variance) + log_variance / 2
+        return parts
+
+    def effective_weights(self) -> dict[str, float]:
+        """The factor of each head's loss as it stands."""
+        learned = {name: float(torch.exp(-s.detach())) for name, s in self.log_variances.items()}
+        return {name: w * learned.get(name, 1.0) for name, w in self.loss_weights.items()}
+
+
+def _finds_boxes(head: Head) -> bool:
+    return head.on is None and "boxes" in head.needs and not head.one_object
+
+
+def _with_boxes(batch: Batch, predictions: list[dict[str, Any]]) -> Batch:
+    """The batch with predicted boxes in the place of all labels."""
+    targets: list[Target] = []
+    for target, found in zip(batch.targets, predictions, strict=True):
+        sizes = {key: target[key] for key in ("image_id", "size", "orig_size")}
+        boxes = to_input(found["boxes"], target["size"], target["orig_size"])
+        targets.append({**sizes, "boxes": boxes})  # type: ignore[typeddict-item]
+    return Batch(batch.images, targets)

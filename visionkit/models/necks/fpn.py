@@ -1,0 +1,102 @@
+"""Feature Pyramid Network (Lin et al. 2017): every level gets what the coarser ones know."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops.feature_pyramid_network import (
+    ExtraFPNBlock,
+    FeaturePyramidNetwork,
+    LastLevelMaxPool,
+)
+
+from visionkit.errors import ConfigError
+from visionkit.ops.layers import group_norm
+from visionkit.types import Count, Level
+
+
+class FPN(FeaturePyramidNetwork):
+    """Top-down pyramid over a backbone's levels; parameters and results are torchvision's.
+
+    - `levels`: the backbone's, from fine to coarse; `inputs` picks some of them by name.
+    - `channels` of every output.
+    - `extra` levels beyond the coarsest: `none`; `pool`, one by subsampling (R-CNNs); `p6`, one by
+      a convolution; `p6p7`, two by convolutions of the coarsest output (RetinaNet, FCOS).
+    - `norm` after each convolution of the pyramid.
+
+    Level `c3` comes out as `p3`; a level without such a name keeps its own. Extra levels are named
+    by their stride: `p6` is 64.
+    """
+
+    levels: dict[str, Level]
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        *,
+        channels: Count = 256,
+        inputs: list[str] | None = None,
+        extra: Literal["none", "pool", "p6", "p6p7"] = "pool",
+        norm: Literal["none", "batch", "group"] = "none",
+    ) -> None:
+        unknown = sorted(set(inputs or ()) - set(levels))
+        if unknown or inputs == []:
+            raise ConfigError(f"inputs: got {inputs}; the backbone has {', '.join(levels)}")
+        chosen = {name: levels[name] for name in levels if inputs is None or name in inputs}
+        super().__init__(
+            [level.channels for level in chosen.values()],
+            channels,
+            extra_blocks=_extra_block(extra, channels),
+            norm_layer={"none": None, "batch": nn.BatchNorm2d, "group": group_norm}[norm],
+        )
+        self._inputs = list(chosen)
+        self.levels = {
+            re.sub(r"^c(\d+)$", r"p\1", name): Level(channels, level.stride)
+            for name, level in chosen.items()
+        }
+        for _ in range({"none": 0, "pool": 1, "p6": 1, "p6p7": 2}[extra]):
+            stride = 2 * max(level.stride for level in self.levels.values())
+            self.levels[f"p{stride.bit_length() - 1}"] = Level(channels, stride)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The backbone's (B, C, H, W) maps by name to (B, channels, H, W) maps by name."""
+        maps = super().forward({name: features[name] for name in self._inputs})
+        return dict(zip(self.levels, maps.values(), strict=True))
+
+
+def _extra_block(extra: str, channels: int) -> ExtraFPNBlock | None:
+    if extra == "none":
+        return None
+    return LastLevelMaxPool() if extra == "pool" else _ExtraConvs(channels, extra == "p6p7")
+
+
+class _ExtraConvs(ExtraFPNBlock):
+    """One or two more levels, by convolutions of stride 2 over the coarsest output."""
+
+    def __init__(self, channels: int, two: bool) -> None:
+        super().__init__()
+        for name in ("p6", "p7")[: 1 + two]:
+            conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+            nn.init.kaiming_uniform_(conv.weight, a=1)
+            nn.init.zeros_(conv.bias)
+            self.add_module(name, conv)
+
+    def forward(
+        self, outputs: list[Tensor], inputs: list[Tensor], names: list[str]
+    ) -> tuple[list[Tensor], list[str]]:
+        for name, conv in self.named_children():
+            x = outputs[-1]
+            outputs = [*outputs, _convolve(conv, x if name == "p6" else x.relu())]
+        return outputs, [*names, *(name for name, _ in self.named_children())]
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """On a CPU, torch 2.14 leaves parts of the weight's gradient uninitialized when a convolution
+    of stride 2 sees a map of a single cell in bfloat16. There float32 costs nothing."""
+    if x.shape[-2:] != (1, 1):
+        return conv(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return conv(x.float()).to(x.dtype)

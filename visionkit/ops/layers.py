@@ -1,0 +1,55 @@
+"""Pooling that leaves out the padding of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+
+from visionkit.types import Target
+
+# --- Group normalization with a number of groups that fits any width.
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm of 32 groups, or of as many as divide both 32 and the channels (Wu and He 2018);
+    never of single channels, which a map of one cell leaves nothing to normalize over."""
+    groups = gcd(32, channels)
+    return nn.GroupNorm(groups if groups < channels else max(1, channels // 2), channels)
+
+
+# --- Random numbers keyed by the picture, so that it draws the same in whatever process it is.
+
+
+def noise_of(target: Target, device: torch.device) -> torch.Generator | None:
+    """A generator for one picture; None, torch's own, if it has no `position`."""
+    if "position" not in target:
+        return None
+    return torch.Generator(device).manual_seed(target["position"])
+
+
+def normal_noise(like: Tensor, targets: Sequence[Target]) -> Tensor:
+    """Standard normal numbers of the shape of `like` (B, ...), those of each picture its own."""
+    cpu = torch.device("cpu")  # one copy, where a GPU would run a kernel for each picture
+    rows = [torch.randn(like.shape[1:], generator=noise_of(target, cpu)) for target in targets]
+    return torch.stack(rows).to(like)
+
+
+def valid_cells(sizes: Sequence[tuple[int, int]], features: Tensor, stride: int) -> Tensor:
+    """Which cells of `features` (B, C, h, w) see a part of their picture: (B, h, w) bool.
+
+    `sizes` are the valid (h, w) of each image in input pixels, `stride` the input pixels per cell.
+    """
+    h, w = features.shape[-2:]
+    cells = torch.tensor(sizes, device=features.device).add(stride - 1) // stride  # (B, 2)
+    rows = torch.arange(h, device=features.device) < cells[:, :1]
+    columns = torch.arange(w, device=features.device) < cells[:, 1:]
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def masked_mean(features: Tensor, valid: Tensor) -> Tensor:
+    """Mean of `features` (B, C, h, w) over the cells where `valid` (B, h, w): (B, C) float32."""
+    total = (features.float() * valid[:, None]).sum((2, 3))
+    return total / valid.sum((1, 2)).clamp(min=1)[:, None]

@@ -1,0 +1,59 @@
+"""Losses that several heads use. Each value stands alone: the caller sums and normalises.
+
+All are computed in float32, whatever the precision of the network.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from visionkit.ops.boxes import area
+
+
+def sigmoid_focal_loss(
+    logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Cross-entropy with easy examples played down, of the shape of `logits` (Lin et al. 2017).
+
+    `targets` are 0 or 1. `alpha` weighs positives against negatives, `gamma` the hard against the
+    easy.
+    """
+    logits, targets = logits.float(), targets.float()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    probs = logits.sigmoid()
+    missed = probs + targets - 2 * probs * targets  # 1 - p where the target is 1, else p
+    balance = (1 - alpha) + (2 * alpha - 1) * targets
+    return balance * missed**gamma * cross_entropy
+
+
+def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) -> Tensor:
+    """Cross-entropy with targets in 0..1, each weighted by |probability - target|^beta: the focal
+    loss for soft targets, of the shape of `logits` (Li et al. 2020, arXiv 2006.04388).
+    """
+    logits, targets = logits.float(), targets.float()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (logits.sigmoid() - targets).abs() ** beta * cross_entropy
+
+
+def marginal_cross_entropy(logits: Tensor, possible: Tensor) -> Tensor:
+    """-log of the total probability of the classes that are possible (Shi et al. 2021): (...,).
+
+    `logits` (..., K), `possible` (..., K) bool with at least one in each row. With exactly one it
+    is the softmax cross-entropy.
+    """
+    logits = logits.float()
+    return logits.logsumexp(-1) - logits.masked_fill(~possible, -torch.inf).logsumexp(-1)
+
+
+def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
+    """1 - generalized IoU of boxes (..., 4) with targets (..., 4), in 0..2 (Rezatofighi 2019)."""
+    boxes, targets = boxes.float(), targets.float()
+    low, high = torch.maximum(boxes, targets), torch.minimum(boxes, targets)
+    extent = (high[..., 2:] - low[..., :2]).clamp(min=0)
+    shared = extent[..., 0] * extent[..., 1]
+    union = area(boxes) + area(targets) - shared
+    hull = area(torch.cat([high[..., :2], low[..., 2:]], dim=-1))
+    tiny = 1e-7  # two empty boxes: no division by zero
+    return 1 - shared / (union + tiny) + (hull - union) / (hull + tiny)

@@ -1,0 +1,151 @@
+"""Files that are whole or not there, and what happens when one cannot be written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+log = logging.getLogger("visionkit")
+
+
+@contextmanager
+def replacing(
+    path: Path, mode: str = "w", *, durable: bool = False, previous: Path | None = None
+) -> Iterator[IO]:
+    """A file to write to, which takes the place of `path` at the end, in one moment.
+
+    If anything is raised before, `path` is as it was and nothing else is left. `durable`: the new
+    content is on the disk, not only in memory, before the old one goes. `previous`: the name
+    under which the old content stays; at every moment one of the two names leads to a whole file.
+    """
+    temporary = _temporary(path)
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if previous is not None and path.exists():
+            _swap(temporary, path, previous)
+        else:
+            os.replace(temporary, path)
+        if durable:
+            _flush_folder(path.parent)
+    finally:
+        with suppress(OSError):  # also where it is not there and the file system read-only
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file as a whole."""
+    with replacing(path) as file:
+        file.write(text)
+
+
+def append_lines(path: Path, lines: str) -> None:
+    """Add whole lines to a file, or nothing if there is no room for all of them."""
+    rest = lines.encode()
+    with open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):
+                os.truncate(path, end)  # half a line would spoil the next one
+            raise
+
+
+def remove_strays(folder: Path) -> None:
+    """Remove what processes that died while they wrote left in a folder that nobody writes to."""
+    for stray in folder.glob("*.tmp.*"):
+        if stray.name.rpartition(".")[2].isdecimal():
+            stray.unlink(missing_ok=True)
+
+
+def reason(error: BaseException) -> str:
+    """Why something could not be written. torch hides a full disk behind a RuntimeError."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            words = "disk full: " if cause.errno == errno.ENOSPC else ""
+            return f"{words}{cause.strerror or cause} (errno {cause.errno})"
+        cause = cause.__context__
+    return str(error)
+
+
+class Misses:
+    """Counts what could not be written of the files that a run can do without."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    @contextmanager
+    def allowed(self, path: Path) -> Iterator[None]:
+        """Trouble with the disk is said the first time, counted, and ends nothing."""
+        try:
+            yield
+        except OSError as error:
+            self.counts[path.name] += 1
+            if self.counts[path.name] == 1:
+                log.warning("%s: cannot be written: %s; training goes on", path, reason(error))
+
+    def report(self) -> None:
+        for name, count in self.counts.items():
+            log.warning("%s could not be written %d times", name, count)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{path.name}.tmp.{threading.get_native_id()}")
+
+
+def _swap(temporary: Path, path: Path, previous: Path) -> None:
+    spare = _temporary(previous)
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without hard links: for a moment only `previous` is there
+        os.replace(path, previous)
+        os.replace(temporary, path)
+        return
+    try:
+        os.replace(temporary, path)
+        os.replace(spare, previous)
+    finally:
+        with suppress(OSError):
+            spare.unlink()
+
+
+def _flush_folder(folder: Path) -> None:
+    """A rename, too, is only in memory at first."""
+    if os.name == "nt":  # where a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # not known there
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def to_json(record: Any) -> str:
+    """Strict JSON: a number that is not finite becomes null."""
+    return json.dumps(_finite(record), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
