@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from visionkit.data.files import diagnose, find_fault, shown
+from visionkit.data.files import Fault, diagnose, find_fault, shown
 from visionkit.errors import DataError
 
 # --- The size of a picture from its header, in place of the picture where nothing else is

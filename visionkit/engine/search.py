@@ -18,6 +18,7 @@ from visionkit.engine.results import find_pictures, prepare_out
 from visionkit.errors import ConfigError, DataError
 from visionkit.metrics.retrieval import checked_vector
 from visionkit.models.heads.embedding import Embedding
+from visionkit.runs.files import to_json, write_text
 
 log = logging.getLogger("visionkit")
 
