@@ -1,4 +1,4 @@
-"""Real pictures come from the folder named by VISIONKIT_TEST_DATA; without it their tests skip."""
+"""Real images come from the folder named by VISIONKIT_TEST_DATA; without it their tests skip."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Picture files with a fault, byte by byte."""
+"""Image files with a fault, byte by byte."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from visionkit.data.checks.images import find_faults, look_at_all
+from visionkit.data.checks.images import find_faults, inspect_images
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -16,7 +16,7 @@ def pixels(size=(40, 60), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def picture(format, size=(40, 60), seed=0, **options):
+def image(format, size=(40, 60), seed=0, **options):
     """The bytes of a good file."""
     file = io.BytesIO()
     Image.fromarray(pixels(size, seed)).save(file, format, **options)
@@ -74,12 +74,12 @@ def tiff(width, height, strip_bytes, data=b"\0" * 64):
 
 
 def turned(orientation, size=(40, 60), format="JPEG"):
-    """A picture whose EXIF record says how it is to be turned."""
+    """An image whose EXIF record says how it is to be turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return picture(format, size, exif=exif)
+    return image(format, size, exif=exif)
 
 
 def faults_of(paths, sizes=None, exif="apply", **options):
     """What a look at each of the files finds."""
-    return find_faults(paths, look_at_all(paths), sizes, exif, **options)
+    return find_faults(paths, inspect_images(paths), sizes, exif, **options)

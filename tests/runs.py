@@ -1,6 +1,6 @@
 """Small whole runs, ways to cut them off, and what it means that two are equal.
 
-Models have a few thousand parameters and pictures 32 pixels: a step takes some milliseconds.
+Models have a few thousand parameters and images 32 pixels: a step takes some milliseconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "embedding": {"type": "Embedding", "size": 4, "dropout": 0.3},
     "autoencoder": {"type": "Autoencoder", "code": 2, "channels": 4},
     "vae": {"type": "VAE", "size": SIZE, "latent": 2, "channels": 4},
-    "attributes": {"type": "Attributes", "on": "fcos", "pool_size": 2, "hidden": 8},
+    "attributes": {"type": "Attributes", "boxes_from": "fcos", "pool_size": 2, "hidden": 8},
 }
 FEEDS = {name: {"main": [name]} for name in HEADS} | {
     "pair": {"main": ["classification", "vae"]},
@@ -72,15 +72,15 @@ def spec(what: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str
 
 
 def _source(name: str, feeds: list[str]) -> dict[str, Any]:
-    pictures = {"type": "Shapes", "size": SIZE}
+    images = {"type": "Shapes", "size": SIZE}
     return {
         "feeds": feeds,
         "batch_size": 8,
         "image_size": SIZE,
-        "per_identity": 2 if feeds == ["embedding"] else None,
+        "images_per_identity": 2 if feeds == ["embedding"] else None,
         "transforms": [{"type": "HorizontalFlip"}],
-        "train": {**pictures, "num_images": 20, "seed": len(name)},
-        "val": {**pictures, "num_images": 5, "seed": 1},
+        "train": {**images, "num_images": 20, "seed": len(name)},
+        "val": {**images, "num_images": 5, "seed": 1},
     }
 
 
@@ -139,8 +139,8 @@ def cut_off(step: int, how: str, kill: Callable[[], None] = _raise_killed) -> It
 
 
 def train(config: dict[str, Any], *, resume: bool = False) -> Path:
-    """Without the pictures of the run directory: a quarter of the time, and no part in this."""
-    with patch.multiple(train, picture_training_batch=_nothing, picture_validation=_nothing):
+    """Without the images of the run directory: a quarter of the time, and no part in this."""
+    with patch.multiple(train, save_train_samples=_nothing, save_val_samples=_nothing):
         return training.train(config, resume=resume).directory
 
 

@@ -12,9 +12,9 @@ PIXELS = {"dropout": 0.0, "norm": "group"}
 
 
 def config(
-    task: str, head: str | None = None, *, pyramid: bool = False, data: Any = None, **knobs: Any
+    task: str, head: str | None = None, *, pyramid: bool = False, data: Any = None, **arguments: Any
 ) -> dict[str, Any]:
-    """The short form for that task, without `output`; `knobs` are the head's."""
+    """The short form for that task, without `output`; `arguments` are the head's."""
     spec: dict[str, Any] = {
         "task": task,
         "backbone": dict(TINY),
@@ -30,11 +30,11 @@ def config(
         | {"warmup_steps": 0, "validate": 3},
     }
     if head is not None:
-        spec["head"] = {"type": head, **knobs}
+        spec["head"] = {"type": head, **arguments}
     return spec | ({"neck": dict(PYRAMID)} if pyramid else {})
 
 
-PAIRS = {"per_identity": 2, "batch_size": 8}
+PAIRS = {"images_per_identity": 2, "batch_size": 8}
 HEADS = {
     "classification": config("classification"),
     "localization": config("localization"),
@@ -63,7 +63,7 @@ def joint(**train: Any) -> dict[str, Any]:
         "neck": dict(PYRAMID),
         "heads": {
             "objects": {"type": "FCOS"},
-            "looks": {"type": "Attributes", "on": "objects", "hidden": 16},
+            "looks": {"type": "Attributes", "boxes_from": "objects", "hidden": 16},
             "scene": {"type": "Classification", "weight": 0.5},
         },
         "data": {

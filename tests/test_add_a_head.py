@@ -44,8 +44,8 @@ def test_the_pages_commands_train_evaluate_and_predict(folder):
     for command in words:
         if command[0] == "predict":
             cache = Path(os.environ["VISIONKIT_CACHE"])
-            picture = next(p for p in cache.rglob("*") if p.suffix in (".jpg", ".png"))
-            command[2] = str(picture)
+            image = next(p for p in cache.rglob("*") if p.suffix in (".jpg", ".png"))
+            command[2] = str(image)
         result = visionkit(folder, *command)
         assert result.returncode == 0, result.stderr
         if command[0] == "eval":

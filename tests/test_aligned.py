@@ -7,7 +7,7 @@ import torch
 
 from visionkit.models.heads.fcos import Points, cells_of
 from visionkit.models.heads.task_aligned import TaskAligned, align
-from visionkit.ops.boxes import pairwise_iou
+from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch, Level
 
 LEVELS = {"p3": Level(16, 8), "p4": Level(16, 16)}
@@ -40,9 +40,9 @@ def features(count, **kwargs):
     }
 
 
-def small_head(**knobs):
+def small_head(**arguments):
     torch.manual_seed(0)
-    return TaskAligned(LEVELS, CLASSES, num_convs=1, **knobs)
+    return TaskAligned(LEVELS, CLASSES, num_convs=1, **arguments)
 
 
 # --- Which cell detects what ---------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_no_objects():
 
 def naive(scores, boxes, points, objects, labels, *, radius, top_k, alpha, beta):
     """The definition, cell by cell."""
-    overlaps = pairwise_iou(objects, boxes)
+    overlaps = box_iou(objects, boxes)
     wanted = []
     for n, (x1, y1, x2, y2) in enumerate(objects.tolist()):
         alignment = {}
@@ -134,9 +134,9 @@ def test_it_is_what_a_naive_assignment_gives(seed):
     boxes = torch.cat([points.centers - reach[:, :2], points.centers + reach[:, 2:]], 1)
     scores = torch.rand(len(boxes), 3, generator=g)
     labels = torch.randint(0, 3, (9,), generator=g)
-    knobs = {"radius": 2.5, "top_k": 4, "alpha": 0.5, "beta": 6.0}
-    matched, quality = align(scores, boxes, points, objects, labels, **knobs)
-    expected, expected_quality = naive(scores, boxes, points, objects, labels, **knobs)
+    arguments = {"radius": 2.5, "top_k": 4, "alpha": 0.5, "beta": 6.0}
+    matched, quality = align(scores, boxes, points, objects, labels, **arguments)
+    expected, expected_quality = naive(scores, boxes, points, objects, labels, **arguments)
     assert matched.tolist() == expected and (matched >= 0).sum() > 9
     torch.testing.assert_close(quality, torch.tensor(expected_quality), atol=1e-5, rtol=0)
 
@@ -204,7 +204,7 @@ def test_the_order_of_crowds_and_objects_does_not_matter():
     assert first == second and first["box_reg"] > 0
 
 
-def test_unlabelled_pictures_count_for_nothing():
+def test_unlabeled_images_count_for_nothing():
     head = small_head().eval()
     maps = features(2)
     known = target([[5, 5, 40, 50]], [1])
@@ -226,7 +226,7 @@ def test_each_level_has_norms_of_its_own_and_shares_the_convolutions():
     assert not torch.allclose(*means, atol=0.1)
 
 
-def test_predictions_are_clipped_to_the_picture_and_scaled_back():
+def test_predictions_are_clipped_to_the_image_and_scaled_back():
     head = small_head(score_threshold=0.0, nms_iou=1.0, max_detections=7).eval()
     head.regression.predict.bias.data.fill_(3.0)
     shown = {**target([], []), "size": (48, 64), "orig_size": (96, 128)}

@@ -38,11 +38,13 @@ def random_features(count=2):
     }
 
 
-def make_head(**knobs):
-    return Attributes(LEVELS, CLASSES, on="objects", **{"hidden": 32, "pool_size": 3, **knobs})
+def make_head(**arguments):
+    return Attributes(
+        LEVELS, CLASSES, boxes_from="objects", **{"hidden": 32, "pool_size": 3, **arguments}
+    )
 
 
-def two_pictures():
+def two_images():
     return make_batch(
         make_target(
             [[4, 4, 30, 30], [30, 20, 60, 60], [0, 0, 64, 64]],
@@ -71,7 +73,7 @@ def naive_loss(logits, truth):
 
 
 def test_the_loss_is_that_of_a_loop_over_what_is_known():
-    head, features, batch = make_head(jitter=0.0), random_features(), two_pictures()
+    head, features, batch = make_head(jitter=0.0), random_features(), two_images()
     loss = head.loss(features, batch)["attributes"]
     objects = [batch.targets[0]["boxes"][:2], batch.targets[1]["boxes"][:2]]  # no crowd, no unknown
     truth = torch.cat([target["attributes"][:2] for target in batch.targets])
@@ -84,17 +86,17 @@ def test_a_hand_worked_loss():
     head = make_head()
     torch.nn.init.zeros_(head.linear.weight)
     torch.nn.init.zeros_(head.linear.bias)
-    loss = head.loss(random_features(), two_pictures())["attributes"]
+    loss = head.loss(random_features(), two_images())["attributes"]
     assert loss.item() == pytest.approx(2 * math.log(2), rel=1e-6)
 
 
-@pytest.mark.parametrize("case", ["no boxes", "unlabelled", "nothing known", "only crowds"])
+@pytest.mark.parametrize("case", ["no boxes", "unlabeled", "nothing known", "only crowds"])
 def test_without_labels_the_loss_is_zero_and_reaches_every_parameter(case):
     batch = make_batch(make_target([[4, 4, 30, 30]], [0, 1, 1, 0, 0]), make_target([], []))
     first = batch.targets[0]
     if case == "no boxes":
         batch.targets[0] = make_target([], [])
-    elif case == "unlabelled":
+    elif case == "unlabeled":
         del first["attributes"]
     elif case == "nothing known":
         first["attributes"] *= NAN
@@ -107,12 +109,12 @@ def test_without_labels_the_loss_is_zero_and_reaches_every_parameter(case):
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 
-def test_every_parameter_learns_and_an_unlabelled_picture_changes_nothing():
+def test_every_parameter_learns_and_an_unlabeled_image_changes_nothing():
     head, features = make_head(jitter=0.0), random_features()
-    labelled = make_target([[4, 4, 30, 30]], [0, 1, 1, 0, 0])
-    unlabelled = {key: labelled[key] for key in ("image_id", "size", "orig_size", "boxes")}
-    loss = head.loss(features, make_batch(labelled, unlabelled))["attributes"]
-    alone = head.loss({k: v[:1] for k, v in features.items()}, make_batch(labelled))["attributes"]
+    labeled = make_target([[4, 4, 30, 30]], [0, 1, 1, 0, 0])
+    unlabeled = {key: labeled[key] for key in ("image_id", "size", "orig_size", "boxes")}
+    loss = head.loss(features, make_batch(labeled, unlabeled))["attributes"]
+    alone = head.loss({k: v[:1] for k, v in features.items()}, make_batch(labeled))["attributes"]
     assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
     loss.backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in head.parameters())
@@ -128,8 +130,8 @@ def test_what_is_not_known_has_no_gradient():
 def test_it_runs_in_bfloat16():
     head = make_head()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = head.loss(random_features(), two_pictures())["attributes"]
-        (found, _) = head.predict(random_features(), two_pictures())
+        loss = head.loss(random_features(), two_images())["attributes"]
+        (found, _) = head.predict(random_features(), two_images())
     assert loss.dtype == found["attributes"].dtype == torch.float32
     loss.backward()
     assert loss.isfinite()
@@ -144,7 +146,7 @@ def test_objects_are_drawn_at_random_up_to_a_number():
     assert sorted(drawn_objects(target, 100).tolist()) == list(range(2, 9))
 
 
-def test_jitter_moves_sides_a_little_and_within_the_picture():
+def test_jitter_moves_sides_a_little_and_within_the_image():
     boxes = torch.tensor([[10.0, 10, 50, 30], [0, 0, 60, 40]]).repeat(500, 1)
     moved = jittered(boxes, 0.1, (40, 60))
     shift = (moved - boxes)[::2]
@@ -158,8 +160,8 @@ def test_jitter_moves_sides_a_little_and_within_the_picture():
     assert jittered(boxes[:0], 0.1, (40, 60)).shape == (0, 4)
 
 
-def test_probabilities_for_each_box_of_each_picture():
-    head, features, batch = make_head(), random_features(3), two_pictures()
+def test_probabilities_for_each_box_of_each_image():
+    head, features, batch = make_head(), random_features(3), two_images()
     batch.targets.insert(1, {"image_id": 2, "size": (64, 64), "orig_size": (64, 64)})
     found = [prediction["attributes"] for prediction in head.predict(features, batch)]
     assert [tuple(probs.shape) for probs in found] == [(3, 5), (0, 5), (3, 5)]
@@ -187,9 +189,9 @@ def test_padding_takes_no_part():
     assert losses[0] == losses[1]
 
 
-def test_two_pictures_are_overfitted():
+def test_two_images_are_overfitted():
     torch.manual_seed(0)
-    head, features, batch = make_head(), random_features(), two_pictures()
+    head, features, batch = make_head(), random_features(), two_images()
     optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
     for _ in range(60):
         optimizer.zero_grad()
@@ -212,11 +214,11 @@ def test_two_pictures_are_overfitted():
         (lambda: make_head(roi_levels=["c9"]), "'c9'"),
         (
             lambda: Attributes(
-                {"a": Level(8, 8), "b": Level(16, 16)}, CLASSES, on="objects", hidden=8
+                {"a": Level(8, 8), "b": Level(16, 16)}, CLASSES, boxes_from="objects", hidden=8
             ),
             "unequal channels",
         ),
-        (lambda: Attributes(LEVELS, ["a", "a=b"], on="objects", hidden=8), "'a=b'"),
+        (lambda: Attributes(LEVELS, ["a", "a=b"], boxes_from="objects", hidden=8), "'a=b'"),
     ],
 )
 def test_what_cannot_be_built(build, part):

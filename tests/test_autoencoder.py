@@ -22,7 +22,7 @@ LEVELS = {"c2": Level(8, 4), "c3": Level(12, 8)}
 
 
 def batch_of(*sizes, side=32, seed=0):
-    """Random pictures of those sizes, with bright padding that nothing may look at."""
+    """Random images of those sizes, with bright padding that nothing may look at."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (len(sizes), 3, side, side), generator=generator)
     return Batch(
@@ -88,7 +88,7 @@ def test_divergence_is_torchs():
     assert kl_from_standard_normal(torch.tensor([[2.0]]), torch.zeros(1, 1)).item() == 2
 
 
-def test_pictures_of_one_size_go_together_and_come_back_in_order():
+def test_images_of_one_size_go_together_and_come_back_in_order():
     sizes, calls = [(2, 3), (4, 4), (2, 3), (1, 1)], []
 
     def rows_of(rows, size):
@@ -119,17 +119,17 @@ def test_pixels_of_the_padding_take_no_part(cls):
     batch = batch_of((32, 32), (20, 7), (20, 9))
     head, features = cls(LEVELS, ()), features_of(batch)
     losses = []
-    for pictures in (batch, with_other_padding(batch)):
+    for images in (batch, with_other_padding(batch)):
         torch.manual_seed(0)
-        losses.append(sum(head.loss(features, pictures).values()))
+        losses.append(sum(head.loss(features, images).values()))
     assert losses[0] == losses[1]
     evaluators = [head.evaluator(None), head.evaluator(None)]
-    for evaluator, pictures in zip(evaluators, (batch, with_other_padding(batch)), strict=True):
-        evaluator.update(head.predict(features, pictures), pictures)
+    for evaluator, images in zip(evaluators, (batch, with_other_padding(batch)), strict=True):
+        evaluator.update(head.predict(features, images), images)
     assert evaluators[0].compute() == evaluators[1].compute()
 
 
-def test_any_picture_size_is_decoded_at_its_size():
+def test_any_image_size_is_decoded_at_its_size():
     head = Autoencoder(LEVELS, (), level="c2", code=5)
     batch = batch_of((64, 64), (33, 50), (1, 2), side=64)
     found = head.predict(features_of(batch), batch)
@@ -231,9 +231,9 @@ def test_the_log_variance_is_kept_within_what_exp_can_take():
 def test_the_decoder_begins_with_a_small_map_and_ends_at_the_size(size, grid):
     head = VAE(LEVELS, (), size=size, latent=2, channels=16)
     assert head.grid == grid
-    pictures = head.decode(torch.randn(2, 2))
-    assert pictures.shape == (2, 3, size, size)
-    assert pictures.min() >= 0 and pictures.max() <= 1
+    images = head.decode(torch.randn(2, 2))
+    assert images.shape == (2, 3, size, size)
+    assert images.min() >= 0 and images.max() <= 1
 
 
 def test_the_truth_is_the_valid_part_at_the_decoded_size():
@@ -274,8 +274,8 @@ def test_gradients_reach_the_features_in_bfloat16_too(head):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
-def test_a_vae_tells_two_pictures_apart():
-    """A few steps from features that differ: reconstructions near each picture, KL above 0."""
+def test_a_vae_tells_two_images_apart():
+    """A few steps from features that differ: reconstructions near each image, KL above 0."""
     torch.manual_seed(0)
     head, batch = VAE(LEVELS, (), size=32, latent=2, channels=16), batch_of((32, 32), (32, 32))
     batch.images[0], batch.images[1] = 30, 220

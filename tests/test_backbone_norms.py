@@ -1,10 +1,10 @@
-"""The norms of a trunk, and what of it does not train."""
+"""The norms of a backbone, and what of it does not train."""
 
 import pytest
 import torch
+from backbones import pixels, randomize_norms, saved_classifier
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
-from trunks import pixels, randomize_norms, saved_classifier
 
 from visionkit.errors import ConfigError
 from visionkit.models.backbones.convnext import ConvNeXt

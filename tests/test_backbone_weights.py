@@ -5,18 +5,18 @@ import sys
 
 import pytest
 import torch
-from torch import nn
-from torchvision import models
-from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
-from torchvision.models.feature_extraction import create_feature_extractor
-from trunks import (
+from backbones import (
     assert_equal_but_for_rounding,
     assert_same_features,
     pixels,
     randomize_norms,
     saved_classifier,
 )
+from torch import nn
+from torchvision import models
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection.backbone_utils import mobilenet_backbone, resnet_fpn_backbone
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.models.backbones.densenet import DenseNet
@@ -33,7 +33,7 @@ from visionkit.models.necks.fpn import FPN
 
 
 @pytest.mark.parametrize(
-    "cls, knobs, arch, nodes",
+    "cls, signature_arguments, arch, nodes",
     [
         (ResNet, {}, "resnet18", ["layer1", "layer2", "layer3", "layer4"]),
         (RegNet, {}, "regnet_y_400mf", [f"trunk_output.block{i}" for i in (1, 2, 3, 4)]),
@@ -49,11 +49,11 @@ from visionkit.models.necks.fpn import FPN
     ],
 )
 def test_a_file_of_torchvision_weights_gives_its_features(
-    tmp_path, caplog, cls, knobs, arch, nodes
+    tmp_path, caplog, cls, arguments, arch, nodes
 ):
     model, path = saved_classifier(tmp_path, arch)
     with caplog.at_level(logging.WARNING, logger="visionkit"):
-        backbone = cls(weights=path, **knobs).eval()
+        backbone = cls(weights=path, **arguments).eval()
     assert not caplog.records
     assert_same_features(backbone, create_feature_extractor(model, nodes), pixels(1, 3, 75, 64))
 

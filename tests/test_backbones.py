@@ -1,14 +1,14 @@
-"""Every trunk found in the package: its levels, its pixels, and the maps that one may choose."""
+"""Every backbone found in the package: its levels, its pixels, and the maps that one may choose."""
 
 import inspect
 
 import pytest
 import torch
-from torchvision import models
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from trunks import (
+from backbones import (
     pixels,
 )
+from torchvision import models
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from visionkit.config.components import components
 from visionkit.errors import ConfigError
@@ -178,7 +178,7 @@ def test_a_tapped_map_is_not_overwritten_by_the_next_module():
     assert torch.equal(features["f0"].relu(), features["f1"])
 
 
-def test_small_stem_for_tiny_pictures():
+def test_small_stem_for_tiny_images():
     backbone = ResNet(stem="small").eval()
     features = backbone(pixels(2, 3, 28, 28))
     assert {name: level.stride for name, level in backbone.levels.items()} == {

@@ -22,7 +22,7 @@ def small(name):
     for source in (s for s in spec["data"].values() if isinstance(s, dict)):
         source["train"] |= {"num_images": 16, "size": 64}
         source["val"] |= {"num_images": 5, "size": 64}
-        source["batch_size"] = 2 * (source["per_identity"] or 2)
+        source["batch_size"] = 2 * (source["images_per_identity"] or 2)
         source["image_size"] = min(source["image_size"], 64)
     spec["data"]["workers"] = 0
     return spec
@@ -66,7 +66,7 @@ def test_figures_of_two_sources_are_of_both(two_sources):
     step = two_sources["seconds"]["step"]
     assert math.isclose(two_sources["images_per_second"], 8 / step)
     assert two_sources["loader_images_per_second"] > 0
-    assert two_sources["evaluation"]["pictures"] == 10
+    assert two_sources["evaluation"]["images"] == 10
     assert two_sources["evaluation"]["scoring_seconds"] > 0
     assert two_sources["memory_mb"]["process"] > 50
     assert two_sources["device"] == "cpu" or "cuda" in two_sources["memory_mb"]
@@ -81,7 +81,7 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path, monkeyp
     assert result["steps"] == 2 and result["evaluation"] is None
     assert main(["bench", "c.yaml", "train.precision=fp32", "--steps", "1"]) == 0
     table = capsys.readouterr().out
-    assert "float32, 4 pictures a step" in table and "scoring of 4 pictures" in table
+    assert "float32, 4 images a step" in table and "scoring of 4 images" in table
     assert os.listdir(tmp_path) == ["c.yaml"]
 
 
@@ -102,7 +102,7 @@ def test_settings_of_the_process_are_left_alone():
 
 
 def test_accumulated_batches_and_options_of_the_step_are_timed_too():
-    changes = {"train.accumulate": 2, "train.ema": 0.9, "train.weighting": "pcgrad"}
+    changes = {"train.accumulate_grad_batches": 2, "train.ema": 0.9, "train.weighting": "pcgrad"}
     result = benchmark(small("joint_two_sources.yaml"), changes, steps=1)
     assert result["batch"] == 16
 

@@ -7,16 +7,15 @@ import math
 import pytest
 import torch
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import box_iou
 
 from visionkit.ops.boxes import (
     area,
+    box_ioa,
+    box_iou,
     clip,
     decode,
     encode,
-    pairwise_coverage,
     pairwise_intersection,
-    pairwise_iou,
     to_original,
 )
 
@@ -68,15 +67,15 @@ def test_overlaps_by_hand():
     others = torch.tensor([[5.0, 0, 15, 20], [10, 10, 20, 20], [2, 2, 4, 4]])
     assert area(others).tolist() == [200, 100, 4]
     assert pairwise_intersection(one, others).tolist() == [[50, 0, 4]]
-    torch.testing.assert_close(pairwise_iou(one, others), torch.tensor([[0.2, 0, 0.04]]))
-    torch.testing.assert_close(pairwise_coverage(one, others), torch.tensor([[0.5, 0, 0.04]]))
-    torch.testing.assert_close(pairwise_coverage(others, one), torch.tensor([[0.25], [0.0], [1.0]]))
+    torch.testing.assert_close(box_iou(one, others), torch.tensor([[0.2, 0, 0.04]]))
+    torch.testing.assert_close(box_ioa(one, others), torch.tensor([[0.5, 0, 0.04]]))
+    torch.testing.assert_close(box_ioa(others, one), torch.tensor([[0.25], [0.0], [1.0]]))
 
 
 def test_iou_equals_torchvision_and_is_defined_for_empty_boxes():
     boxes, others = random_boxes(30), random_boxes(20)
-    torch.testing.assert_close(pairwise_iou(boxes, others), box_iou(boxes, others))
+    torch.testing.assert_close(box_iou(boxes, others), box_iou(boxes, others))
     empty = torch.tensor([[3.0, 3, 3, 3]])
-    assert pairwise_iou(empty, empty).tolist() == [[0.0]]
-    assert pairwise_coverage(empty, empty).tolist() == [[0.0]]
-    assert pairwise_iou(boxes[:0], others).shape == (0, 20)
+    assert box_iou(empty, empty).tolist() == [[0.0]]
+    assert box_ioa(empty, empty).tolist() == [[0.0]]
+    assert box_iou(boxes[:0], others).shape == (0, 20)

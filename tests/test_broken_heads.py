@@ -27,12 +27,12 @@ BATCH = Batch(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [{"size": (8, 8), "ori
 class Gives(Head):
     """A head whose methods give what the test says."""
 
-    needs = ()
+    required_targets = ()
     main_metric = "score"
 
-    def __init__(self, given=None, on=None):
+    def __init__(self, given=None, boxes_from=None):
         super().__init__()
-        self.given, self.on = given, on
+        self.given, self.boxes_from = given, boxes_from
 
     def loss(self, features, batch):
         return self.given
@@ -86,7 +86,7 @@ def test_losses(terms, shown):
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (None, "None; expected a list with a dict for each of the 1 pictures"),
+        (None, "None; expected a list with a dict for each of the 1 images"),
         ({"boxes": BOXES}, "{'boxes': float32 (2, 4)}; expected a list"),
         ([], "a list of 0 (empty); expected a list"),
         ([{}, {}], "a list of 2 (dict); expected a list"),
@@ -121,9 +121,9 @@ def test_sound_predictions_pass_as_they_are():
 
 def test_a_head_on_boxes_of_one_that_gives_none():
     class Finder(Gives):
-        needs = ("boxes",)
+        required_targets = ("boxes",)
 
-    both = model(mine=Finder([{}]), other=Gives([{}], on="mine"))
+    both = model(mine=Finder([{}]), other=Gives([{}], boxes_from="mine"))
     with pytest.raises(ConfigError, match=r"heads\.mine: .*expected 'boxes': 'other' is on them"):
         both.predictions({}, BATCH, ["other"])
 
@@ -164,7 +164,7 @@ class Feeding:
 
 
 def test_an_evaluator_that_cannot_bear_to_have_seen_nothing():
-    with pytest.raises(ConfigError, match=r"no picture yet \(ZeroDivisionError: by zero\)"):
+    with pytest.raises(ConfigError, match=r"no image yet \(ZeroDivisionError: by zero\)"):
         metric_names(model(mine=Gives(Scorer(ZeroDivisionError("by zero")))), [Feeding])
 
 
@@ -172,23 +172,32 @@ def test_a_class_is_told_all_that_it_lacks(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from visionkit import Head\n"
         "class Bare(Head):\n    def loss(self, features, batch): ...\n"
-        "class Text(Bare):\n    needs, main_metric, vocabulary = 'labels', 'a', 'label'\n"
+        "class Text(Bare):\n    needs, main_metric, class_key = 'labels', 'a', 'label'\n"
         "    predict = evaluator = Bare.loss\n"
         "    def __init__(self, levels, *, classes): ...\n"
-        "class Known(Text):\n    needs, vocabulary = ('label',), 'labels'\n"
+        "class Known(Text):\n    needs, class_key = ('label',), 'labels'\n"
         "    def __init__(self, levels, classes): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError) as error:
         resolve("heads", "mine.Bare")
-    for part in ("'needs' is None", "'main_metric' is None", "no predict()", "no evaluator()"):
+    for part in (
+        "'required_targets' is None",
+        "'main_metric' is None",
+        "no predict()",
+        "no evaluator()",
+    ):
         assert part in str(error.value)
     assert "no loss()" not in str(error.value)
-    with pytest.raises(ConfigError, match="its 'needs' is 'labels'; expected a tuple") as error:
+    with pytest.raises(
+        ConfigError, match="its 'required_targets' is 'labels'; expected a tuple"
+    ) as error:
         resolve("heads", "mine.Text")
-    assert "its 'vocabulary' is 'label'; expected None or one of " in str(error.value)
+    assert "its 'class_key' is 'label'; expected None or one of " in str(error.value)
     assert "its __init__ does not take (levels, classes, " in str(error.value)
-    with pytest.raises(ConfigError, match=r"mine\.Known: its 'needs' is \('label',\); expected a"):
+    with pytest.raises(
+        ConfigError, match=r"mine\.Known: its 'required_targets' is \('label',\); expected a"
+    ):
         resolve("heads", "mine.Known")
 
 

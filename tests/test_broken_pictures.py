@@ -1,4 +1,4 @@
-"""A picture that cannot be read: found before training, an error in it, or replaced and counted."""
+"""An image that cannot be read: found before training, an error in it, or replaced and counted."""
 
 import json
 import logging
@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from damaged import picture
+from damaged import image
 from PIL import Image
 
 from visionkit.cli.main import main
@@ -23,10 +23,10 @@ from visionkit.types import Classes
 
 
 class Data:
-    """Pictures whose pixels tell their index; some cannot be read."""
+    """Images whose pixels tell their index; some cannot be read."""
 
     keys = ("class_id",)
-    vocabularies: ClassVar = {"class_id": Classes(("a", "b"), (0, 1))}
+    classes: ClassVar = {"class_id": Classes(("a", "b"), (0, 1))}
 
     def __init__(self, count, broken, identities=None):
         self.count, self.broken = count, set(broken)
@@ -38,7 +38,7 @@ class Data:
 
     def __getitem__(self, index):
         if index in self.broken:
-            raise DataError(f"picture {index}.jpg is empty")
+            raise DataError(f"image {index}.jpg is empty")
         image = torch.full((3, 32, 32), index, dtype=torch.uint8)
         return Sample(image, self.image_ids[index], (32, 32), class_id=index % 2)
 
@@ -65,7 +65,7 @@ def flat(batches):
     return list(chain.from_iterable(batches))
 
 
-def test_another_picture_stands_in_whatever_the_workers_and_the_start(caplog):
+def test_another_image_stands_in_whatever_the_workers_and_the_start(caplog):
     broken = {3, 17, 40}
     whole = shown(source(()).train_batches(seed=1, start=0, workers=0), 20)
     found = shown(source(broken).train_batches(seed=1, start=0, workers=0), 20)
@@ -93,10 +93,10 @@ def test_each_is_named_once_and_all_are_counted(caplog, workers):
     shown(data.train_batches(seed=0, start=0, workers=workers), 30)
     messages = [record.getMessage() for record in caplog.records]
     assert sorted(messages[:-1]) == [
-        f"data.main: replaced by another: picture {i}.jpg is empty (record {i}, image id {100 + i})"
+        f"data.main: replaced by another: image {i}.jpg is empty (record {i}, image id {100 + i})"
         for i in (17, 3)
     ]
-    assert messages[-1].startswith("data.main: 2 of 60 training pictures could not be read")
+    assert messages[-1].startswith("data.main: 2 of 60 training images could not be read")
     assert messages[-1].endswith("6 times") and len(data.broken.times) == 2
 
 
@@ -121,7 +121,7 @@ def test_nothing_that_can_be_read():
 
 def test_a_substitute_shows_the_same_identity_where_batches_are_made_of_them():
     identities = np.repeat(np.arange(6), 5)
-    options = {"count": 30, "identities": identities, "per_identity": 3}
+    options = {"count": 30, "identities": identities, "images_per_identity": 3}
     broken = {0, 7, 25}
     for seed in range(3):
         data = source(broken, **options)
@@ -132,13 +132,13 @@ def test_a_substitute_shows_the_same_identity_where_batches_are_made_of_them():
 
 
 def test_validation_never_skips():
-    with pytest.raises(DataError, match=r"^picture 3.jpg is empty \(record 3, image id 103\)$"):
+    with pytest.raises(DataError, match=r"^image 3.jpg is empty \(record 3, image id 103\)$"):
         list(source({3}).val_batches(workers=0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_without_skip_it_is_an_error_with_the_record(workers):
-    with pytest.raises(DataError, match=r"^picture 9.jpg is empty \(record 9, image id 109\)$"):
+    with pytest.raises(DataError, match=r"^image 9.jpg is empty \(record 9, image id 109\)$"):
         shown(source({9}, skip=False).train_batches(seed=0, start=0, workers=workers), 20)
 
 
@@ -167,41 +167,41 @@ def settings(folder, **data):
     }
 
 
-def pictures(folder, split):
+def images(folder, split):
     return sorted((folder / split / "images").iterdir())
 
 
-def test_all_broken_pictures_are_listed_before_training(shapes, capsys):
-    pictures(shapes, "train")[2].write_bytes(b"")
-    pictures(shapes, "train")[5].write_bytes(picture("PNG", (30, 32)))
-    pictures(shapes, "val")[0].write_bytes(pictures(shapes, "val")[0].read_bytes()[:99])
+def test_all_broken_images_are_listed_before_training(shapes, capsys):
+    images(shapes, "train")[2].write_bytes(b"")
+    images(shapes, "train")[5].write_bytes(image("PNG", (30, 32)))
+    images(shapes, "val")[0].write_bytes(images(shapes, "val")[0].read_bytes()[:99])
     (shapes / "c.yaml").write_text(json.dumps(settings(shapes)))
     assert main(["train", str(shapes / "c.yaml")]) == 3
     printed = capsys.readouterr().err
     assert "Traceback" not in printed and not (shapes / "run").exists()
-    assert "pictures: 3 problems" in printed
+    assert "images: 3 problems" in printed
     for place, path, what in (
-        ("data.train: images[2] (id ", pictures(shapes, "train")[2], "is empty"),
-        ("data.train: images[5] (id ", pictures(shapes, "train")[5], "is 32x30, but the"),
-        ("data.val: images[0] (id ", pictures(shapes, "val")[0], "cut short"),
+        ("data.train: images[2] (id ", images(shapes, "train")[2], "is empty"),
+        ("data.train: images[5] (id ", images(shapes, "train")[5], "is 32x30, but the"),
+        ("data.val: images[0] (id ", images(shapes, "val")[0], "cut short"),
     ):
         (line,) = (line for line in printed.splitlines() if str(path) in line)
         assert place in line and what in line
 
 
-def test_training_pictures_that_may_be_skipped_are_told_before(shapes, caplog):
-    pictures(shapes, "train")[2].write_bytes(b"")
-    for path in pictures(shapes, "val"):
+def test_training_images_that_may_be_skipped_are_told_before(shapes, caplog):
+    images(shapes, "train")[2].write_bytes(b"")
+    for path in images(shapes, "val"):
         Image.new("RGBA", (32, 32)).save(path, "PNG")
     with caplog.at_level(logging.INFO, "visionkit"):
-        run = train(settings(shapes, on_broken_picture="skip"))
-    first = pictures(shapes, "train")[2]
-    assert f"data.train: will be replaced by another: picture {first} is empty" in caplog.text
-    val = pictures(shapes, "val")[0]
-    assert f"data.val: picture {val} has transparent pixels: alpha is dropped, and 3" in caplog.text
-    assert "1 of 12 training pictures could not be read" in caplog.messages[-1]
+        run = train(settings(shapes, on_unreadable_image="skip"))
+    first = images(shapes, "train")[2]
+    assert f"data.train: will be replaced by another: image {first} is empty" in caplog.text
+    val = images(shapes, "val")[0]
+    assert f"data.val: image {val} has transparent pixels: alpha is dropped, and 3" in caplog.text
+    assert "1 of 12 training images could not be read" in caplog.messages[-1]
     text = (run.directory / "metrics.jsonl").read_text().splitlines()
-    counts = [json.loads(line).get("broken_pictures") for line in text if '"train"' in line]
+    counts = [json.loads(line).get("unreadable_images") for line in text if '"train"' in line]
     assert counts == [1]
 
 
@@ -214,15 +214,15 @@ def spoil_replace(path):
 
 
 def spoil_shrink(path):
-    path.write_bytes(picture("PNG", (20, 20)))
+    path.write_bytes(image("PNG", (20, 20)))
 
 
 SPOILERS = (spoil_delete, spoil_replace, spoil_shrink)
 
 
 def spoil_after_check(monkeypatch, folder, spoilers):
-    """Have the first training pictures change just before training; returns their paths."""
-    check, paths = setup.check_pictures, pictures(folder, "train")[: len(spoilers)]
+    """Have the first training images change just before training; returns their paths."""
+    check, paths = setup.check_images, images(folder, "train")[: len(spoilers)]
 
     def check_and_spoil(config, sources):
         found = check(config, sources)
@@ -230,21 +230,21 @@ def spoil_after_check(monkeypatch, folder, spoilers):
             spoil(path)
         return found
 
-    monkeypatch.setattr(setup, "check_pictures", check_and_spoil)
+    monkeypatch.setattr(setup, "check_images", check_and_spoil)
     return paths
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)
-def test_a_picture_that_changes_after_the_check(shapes, spoil, monkeypatch):
+def test_a_image_that_changes_after_the_check(shapes, spoil, monkeypatch):
     (path,) = spoil_after_check(monkeypatch, shapes, [spoil])
-    with pytest.raises(DataError, match=rf"picture {path} .*\(record 0, image id \d+\)"):
+    with pytest.raises(DataError, match=rf"image {path} .*\(record 0, image id \d+\)"):
         train(settings(shapes))
     status = json.loads((shapes / "run/status.json").read_text())
     assert status["state"] == "failed" and path.name in status["reason"]
 
 
-def test_pictures_that_change_after_the_check_may_be_replaced(shapes, monkeypatch, caplog):
+def test_images_that_change_after_the_check_may_be_replaced(shapes, monkeypatch, caplog):
     paths = spoil_after_check(monkeypatch, shapes, SPOILERS)
-    train(settings(shapes, on_broken_picture="skip", cache_gb=0.1))
-    assert all(f"replaced by another: picture {path} " in caplog.text for path in paths)
-    assert "3 of 12 training pictures could not be read" in caplog.text
+    train(settings(shapes, on_unreadable_image="skip", cache_gb=0.1))
+    assert all(f"replaced by another: image {path} " in caplog.text for path in paths)
+    assert "3 of 12 training images could not be read" in caplog.text

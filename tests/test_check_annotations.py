@@ -53,9 +53,9 @@ def test_a_sound_file(folder, capsys):
     code, report = check(folder)
     assert code == 0 and report["version"] == 1 and report["file"] == str(folder / "a.json")
     assert report["counts"]["errors"] == 0
-    assert report["data"]["sources"]["main"]["annotations"]["pictures"] == 2
+    assert report["data"]["sources"]["main"]["annotations"]["images"] == 2
     printed = capsys.readouterr().out
-    assert "data used: annotations: 2 pictures, 1 object" in printed
+    assert "data used: annotations: 2 images, 1 object" in printed
     assert state(folder) == before
     assert logging.getLogger("visionkit").isEnabledFor(logging.INFO)  # as main() leaves it
 
@@ -139,7 +139,7 @@ def test_the_report_is_the_same_each_time_and_replaces_nothing_else(folder, caps
     assert json.loads((folder / "a.json").read_text()) == many(3)
 
 
-def test_pictures_are_looked_for_if_their_folder_is_named(folder):
+def test_images_are_looked_for_if_their_folder_is_named(folder):
     (folder / "images/a.png").unlink()
     assert check(folder)[0] == 0
     content = small()
@@ -151,12 +151,12 @@ def test_pictures_are_looked_for_if_their_folder_is_named(folder):
     assert check(folder, None, "--images", str(folder / "none"))[0] == 3
 
 
-def test_broken_pictures_are_found_with_their_record(folder):
+def test_broken_images_are_found_with_their_record(folder):
     (folder / "images/a.png").write_bytes(b"garbage")
     code, report = check(folder, None, "--images", str(folder / "images"))
     (found,) = [f for f in report["findings"] if f["severity"] == "error"]
     assert code == 3 and (found["kind"], found["list"], found["id"]) == (
-        *("picture-damaged", "images", 70),
+        *("image-damaged", "images", 70),
     )
     assert str(folder / "images/a.png") in found["message"] and found["file"].endswith("a.json")
 
@@ -171,11 +171,11 @@ def outlined(**change):
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        ({"segmentation": [[2, 2, 8, 8, 5, 5]], "area": 20}, "flat-mask"),
-        ({"segmentation": [[2.1, 2.1, 2.2, 2.1, 2.2, 2.2]], "bbox": [2, 2, 1, 1]}, "flat-mask"),
-        ({"segmentation": {"size": [10, 20], "counts": [200]}}, "flat-mask"),
-        ({"bbox": [11, 2, 6, 6]}, "mask-off-box"),
-        ({"bbox": [2, 2, 16, 6]}, "mask-off-box"),
+        ({"segmentation": [[2, 2, 8, 8, 5, 5]], "area": 20}, "empty-mask"),
+        ({"segmentation": [[2.1, 2.1, 2.2, 2.1, 2.2, 2.2]], "bbox": [2, 2, 1, 1]}, "empty-mask"),
+        ({"segmentation": {"size": [10, 20], "counts": [200]}}, "empty-mask"),
+        ({"bbox": [11, 2, 6, 6]}, "mask-box-mismatch"),
+        ({"bbox": [2, 2, 16, 6]}, "mask-box-mismatch"),
         ({"area": 25}, "wrong-area"),
         ({"area": 300}, "wrong-area"),
         ({"segmentation": [[2, 2, 8, 8, 8, 2, 2, 8]], "area": 18}, None),  # crosses itself
@@ -189,7 +189,9 @@ def test_outlines_against_boxes_and_areas(folder, change, kind):
     _, report = check(folder, outlined(**change))
     found = [f for f in report["findings"] if f["severity"] == "warning" and f["id"] == 0]
     kinds = {f["kind"] for f in found}
-    assert (kind in kinds) if kind else not kinds & {"flat-mask", "mask-off-box", "wrong-area"}
+    assert (
+        (kind in kinds) if kind else not kinds & {"empty-mask", "mask-box-mismatch", "wrong-area"}
+    )
     assert all(f["index"] == 0 and f["message"] for f in found)
 
 
@@ -204,4 +206,4 @@ def test_class_maps_that_the_file_names(folder):
         Image.fromarray(np.full((10, 20), values, np.uint8)).save(folder / f"{values}.png")
     _, report = check(folder, content, "--images", str(folder / "images"))
     found = {f["kind"]: f["message"] for f in report["findings"]}
-    assert "has the value 7" in found["class-map"] and "70" in found["unlabelled-map"]
+    assert "has the value 7" in found["class-map"] and "70" in found["unlabeled-map"]

@@ -53,7 +53,7 @@ def check(tmp_path, capsys):
 
 
 def two_sets(tmp_path, val=None):
-    """A training and a validation set with pictures of their own."""
+    """A training and a validation set with images of their own."""
     for name, content in (("train", small()), ("val", val or small())):
         (tmp_path / name).mkdir()
         save(tmp_path / name, small())
@@ -69,7 +69,7 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path, check):
     train, val = two_sets(tmp_path, faulty)
     spec = config("localization", coco(train), coco(val))
     spec["train"]["device"] = "cuda:99"
-    spec["data"]["train"]["on_fault"] = {"far": "drop"}
+    spec["data"]["train"]["on_fault"] = {"coordinate-range": "drop"}
     code, kinds, _ = check(spec)
     assert code == 2 and kinds.keys() == {"config", "value"}
     texts = " ".join(f["message"] for f in kinds["config"])
@@ -95,16 +95,16 @@ def test_the_model_and_its_weights_are_built(tmp_path, check):
     (tmp_path / "w.pt").write_bytes(b"nothing")
     code, kinds, _ = check({**spec, "weights": str(tmp_path / "w.pt")})
     assert code == 4 and "w.pt" in kinds["weights"][0]["message"]
-    code, kinds, _ = check(spec, "train.best=accuracy")
-    assert code == 2 and "train.best" in kinds["config"][0]["message"]
+    code, kinds, _ = check(spec, "train.best_metric=accuracy")
+    assert code == 2 and "train.best_metric" in kinds["config"][0]["message"]
     code, kinds, _ = check(config("semantic_segmentation", coco(train), None))
     assert "gives no 'semantic'" in kinds["config"][0]["message"]
 
 
-def test_pictures_of_both_splits_are_found_by_path_and_by_content(tmp_path, check):
+def test_images_of_both_splits_are_found_by_path_and_by_content(tmp_path, check):
     train, val = two_sets(tmp_path)
     spec = config("localization", coco(train), coco(val))
-    assert not {"same-picture", "same-content", "same-data"} & check(spec)[1].keys()
+    assert not {"train-val-overlap", "same-content", "same-data"} & check(spec)[1].keys()
     shutil.copy(train / "images/a.png", val / "images/sub/b.png")
     (found,) = check(spec)[1]["same-content"]
     assert "train/images/a.png and" in found["message"] and found["value"].endswith("sub/b.png")
@@ -116,7 +116,7 @@ def test_pictures_of_both_splits_are_found_by_path_and_by_content(tmp_path, chec
     other["images"] = other["images"][:1]
     (val / "a.json").write_text(json.dumps(other))
     kinds = check(spec)[1]
-    assert [f["value"] for f in kinds["same-picture"]] == [str(train / "images/a.png")]
+    assert [f["value"] for f in kinds["train-val-overlap"]] == [str(train / "images/a.png")]
     assert "same-data" not in kinds
 
 
@@ -135,9 +135,9 @@ def test_classes_that_another_source_trains_are_trained(tmp_path, check):
     both, val = two_sets(tmp_path, content)
     (both / "a.json").write_text(json.dumps(content))
 
-    def source(labelled):
+    def source(labeled):
         train = {"type": "Coco", **coco(both)}
-        return {"feeds": ["one"], "labelled": labelled, "train": train, "image_size": 32}
+        return {"feeds": ["one"], "labeled": labeled, "train": train, "image_size": 32}
 
     spec = config("localization", coco(both), coco(val))
     spec["heads"] = {"one": {"type": "Localization"}}
@@ -150,37 +150,37 @@ def test_classes_that_another_source_trains_are_trained(tmp_path, check):
     del spec["task"], spec["neck"]
     kinds = check(spec)[1]
     assert "config" not in kinds and "untrained-class" not in kinds
-    spec["data"]["cats"]["labelled"] = ["dog"]  # there are cats in the file, but they do not count
+    spec["data"]["cats"]["labeled"] = ["dog"]  # there are cats in the file, but they do not count
     (found,) = check(spec)[1]["untrained-class"]
     assert found["value"] == "cat"
-    spec["data"]["cats"]["labelled"] = ["cat"]
+    spec["data"]["cats"]["labeled"] = ["cat"]
     (both / "a.json").write_text(json.dumps(small()))
     (found,) = check(spec)[1]["untrained-class"]
     assert found["value"] == "cat"
     assert found["file"] == "data.cats.train and data.dogs.train and data.all.val"
 
 
-def test_training_pictures_that_may_be_skipped_are_no_errors(tmp_path, check):
+def test_training_images_that_may_be_skipped_are_no_errors(tmp_path, check):
     train, val = two_sets(tmp_path)
     (train / "images/a.png").write_bytes(b"garbage")
     spec = config("localization", coco(train), coco(val))
     assert check(spec)[0] == 3
-    code, kinds, _ = check(spec, "data.on_broken_picture=skip")
-    (found,) = kinds["picture-damaged"]
+    code, kinds, _ = check(spec, "data.on_unreadable_image=skip")
+    (found,) = kinds["image-damaged"]
     assert code == 0 and (found["severity"], found["action"]) == ("warning", "drop")
     (val / "images/a.png").write_bytes(b"garbage")
-    assert check(spec, "data.on_broken_picture=skip")[0] == 3
+    assert check(spec, "data.on_unreadable_image=skip")[0] == 3
 
 
 def test_a_class_that_nobody_has_is_a_fault_of_class_lists(tmp_path, check):
     train, val = two_sets(tmp_path)
-    spec = config("localization", coco(train), coco(val), labelled=["catt"])
+    spec = config("localization", coco(train), coco(val), labeled=["catt"])
     code, kinds, _ = check(spec)
     assert code == 3 and "catt" in kinds["classes"][0]["message"]
     assert "by `classes`" in kinds["classes"][0]["remedy"]
 
 
-def test_pictures_without_one_object_are_named_to_who_localizes(tmp_path, check):
+def test_images_without_one_object_are_named_to_who_localizes(tmp_path, check):
     content = small()
     content["annotations"].append({**content["annotations"][0], "id": 9, "bbox": [1, 1, 3, 3]})
     train, val = two_sets(tmp_path, content)
@@ -196,7 +196,7 @@ def test_pictures_without_one_object_are_named_to_who_localizes(tmp_path, check)
 
 
 def folders(root, counts, value=0):
-    """Class folders with so many pictures, all different."""
+    """Class folders with so many images, all different."""
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for i in range(count):
@@ -214,10 +214,10 @@ def test_folders(tmp_path, check):
     code, kinds, report = check(spec)
     assert code == 0
     assert [f["value"] for f in kinds["rare-class"][:2]] == ["Cat", "dog"]
-    assert "'Cat', 'cat' differ in case alone" in kinds["class-case"][0]["message"]
+    assert "'Cat', 'cat' differ in case alone" in kinds["class-name-case"][0]["message"]
     assert "dog/photo.heic" in kinds["other-file"][0]["message"]
     used = report["data"]["sources"]["main"]["train"]
-    assert used["pictures"] == 14 and used["left_out"] == {"other-file": 1}
+    assert used["images"] == 14 and used["dropped"] == {"other-file": 1}
     assert used["classes"]["class_id"] == {"Cat": 0, "cat": 1, "dog": 2}
     kinds = check(config("classification", train, train, "ImageFolder"))[1]
     assert len(kinds["same-data"]) == 1
@@ -229,15 +229,15 @@ def test_folders(tmp_path, check):
 
 def test_identities(tmp_path, check):
     train = folders(tmp_path / "t", {"a": 3, "b": 1, "c": 2})
-    spec = config("embedding", train, train, "ImageFolder", per_identity=2, batch_size=6)
+    spec = config("embedding", train, train, "ImageFolder", images_per_identity=2, batch_size=6)
     code, kinds, _ = check(spec)
-    assert code == 0 and kinds["single-picture"][0]["value"] == "1"
-    assert "b/0.png" in kinds["single-picture"][0]["message"]
-    assert "2 identities of at least two pictures for 3 places" in kinds["few-identities"][0][
+    assert code == 0 and kinds["singleton-identity"][0]["value"] == "1"
+    assert "b/0.png" in kinds["singleton-identity"][0]["message"]
+    assert "2 identities of at least two images for 3 places" in kinds["few-identities"][0][
         "message"
     ]  # fmt: skip
     one = folders(tmp_path / "one", {"a": 3})
-    spec = config("embedding", one, one, "ImageFolder", per_identity=2, batch_size=4)
+    spec = config("embedding", one, one, "ImageFolder", images_per_identity=2, batch_size=4)
     code, kinds, _ = check(spec)
     assert code == 3 and "1 known identities" in kinds["file"][0]["message"]
     assert check(spec, "data.batch_size=3")[0] == 2
@@ -262,8 +262,8 @@ def test_label_maps(tmp_path, check):
         ("b.png", data["labels"]), ("c.png", data["labels"]),
     ]  # fmt: skip
     assert "has the value 9" in kinds["class-map"][0]["message"]
-    assert "6x8, but its picture" in kinds["class-map"][1]["message"]
-    assert [f["value"] for f in kinds["unlabelled-map"]] == ["d.png"]
+    assert "6x8, but its image" in kinds["class-map"][1]["message"]
+    assert [f["value"] for f in kinds["unlabeled-map"]] == ["d.png"]
 
 
 def test_a_run_says_what_it_used(tmp_path, caplog):
@@ -283,13 +283,13 @@ def test_a_run_says_what_it_used(tmp_path, caplog):
     said = json.loads((tmp_path / "run/data.json").read_text())
     used = said["sources"]["main"]["train"]
     assert used == said["sources"]["main"]["val"] and said["version"] == 1
-    assert used["pictures"] == 4 and used["left_out"] == {"empty-box": 1}
+    assert used["images"] == 4 and used["dropped"] == {"empty-box": 1}
     assert used["objects"] == len(annotations["annotations"]) - 1
     assert used["kept"]["duplicate-box"] == 1 and len(used["fingerprint"]) == 64
-    assert said["across"] == {"same-data": 1}
+    assert said["cross_split"] == {"same-data": 1}
     lines = [record.getMessage() for record in caplog.records]
     assert any(
-        line.startswith("data.train: 4 pictures, ") and "left out: 1 boxes without extent" in line
+        line.startswith("data.train: 4 images, ") and "left out: 1 boxes without extent" in line
         for line in lines
     )
     assert any("validation data are the training data" in line for line in lines)

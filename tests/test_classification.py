@@ -31,7 +31,7 @@ def random_features(count, **kwargs):
     }
 
 
-def test_valid_cells_cover_the_picture_and_nothing_else():
+def test_valid_cells_cover_the_image_and_nothing_else():
     valid = valid_cells([(64, 64), (33, 20), (1, 64)], torch.zeros(3, 1, 2, 2), stride=32)
     assert valid.tolist() == [
         [[True, True], [True, True]],
@@ -80,7 +80,7 @@ def test_the_loss_is_cross_entropy_with_smoothing_and_class_weights():
     torch.testing.assert_close(head.loss(features, batch)["classification"], expected)
 
 
-def test_unlabelled_pictures_are_left_out():
+def test_unlabeled_images_are_left_out():
     head, features = Classification(LEVELS, CLASSES), random_features(2)
     alone = head.loss({k: f[1:] for k, f in features.items()}, class_batch(2))
     torch.testing.assert_close(head.loss(features, class_batch(None, 2)), alone)
@@ -136,7 +136,7 @@ def overfit(head, features, batch, steps=100):
         return head.predict(features, batch)
 
 
-def test_pictures_are_overfitted_and_score_one():
+def test_images_are_overfitted_and_score_one():
     torch.manual_seed(0)
     head, batch = Classification(LEVELS, CLASSES), class_batch(0, 2)
     predictions = overfit(head, random_features(2, requires_grad=True), batch)
@@ -147,7 +147,7 @@ def test_pictures_are_overfitted_and_score_one():
     assert evaluator.compute()[head.main_metric] == 1.0
 
 
-def test_multi_label_pictures_are_overfitted_and_score_one():
+def test_multi_label_images_are_overfitted_and_score_one():
     torch.manual_seed(0)
     head = Classification(LEVELS, CLASSES, multilabel=True)
     batch = class_batch([1.0, 0.0, 1.0], [0.0, 0.0, 0.0])

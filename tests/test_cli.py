@@ -24,7 +24,7 @@ def small(config):
         key = "data" if name == "main" else f"data.{name}"
         words += [f"{key}.{split}.size=64" for split in ("train", "val")]
         words += [f"{key}.train.num_images=16", f"{key}.val.num_images=6"]
-        words += [f"{key}.batch_size={2 * (source.per_identity or 2)}"]
+        words += [f"{key}.batch_size={2 * (source.images_per_identity or 2)}"]
         words += [f"{key}.image_size=64"] * (source.image_size > 64)
     return words
 
@@ -85,9 +85,7 @@ def test_eval_prints_one_json_object_that_pycocotools_confirms(run, shapes, caps
     assert "instance_segmentation/loss/total" in metrics
 
 
-def test_predict_writes_records_and_overlays_and_skips_broken_pictures(
-    run, shapes, tmp_path, capsys
-):
+def test_predict_writes_records_and_overlays_and_skips_broken_images(run, shapes, tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (90, 60), "gray").save(tmp_path / "in" / name)
@@ -96,7 +94,7 @@ def test_predict_writes_records_and_overlays_and_skips_broken_pictures(
     out = tmp_path / "out"
     assert main(["predict", str(run), str(tmp_path / "in"), "--out", str(out)]) == 3
     printed = capsys.readouterr()
-    assert "1 picture could not be read" in printed.out
+    assert "1 image could not be read" in printed.out
     records = json.loads((out / "predictions.json").read_text())
     assert {r["file_name"] for r in records} <= {"a.jpg", "b.png", "a.png"}
     record = records[0]
@@ -112,7 +110,7 @@ def test_predict_writes_records_and_overlays_and_skips_broken_pictures(
     assert sorted(p.name for p in out.glob("*.jpg")) == ["a.jpg", "a_2.jpg", "b.jpg"]
 
 
-def test_predict_never_writes_over_pictures(run, shapes, capsys):
+def test_predict_never_writes_over_images(run, shapes, capsys):
     assert main(["predict", str(run), str(shapes / "images"), "--out", str(shapes / "images")]) == 2
     assert "choose another folder" in capsys.readouterr().err
 
@@ -120,11 +118,11 @@ def test_predict_never_writes_over_pictures(run, shapes, capsys):
 def test_predict_leaves_other_peoples_files_and_can_be_repeated(run, shapes, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "000001.jpg").write_bytes(b"mine")
-    pictures = str(shapes / "images")
-    assert main(["predict", str(run), pictures, "--out", str(tmp_path / "mine")]) == 2
+    images = str(shapes / "images")
+    assert main(["predict", str(run), images, "--out", str(tmp_path / "mine")]) == 2
     assert (tmp_path / "mine" / "000001.jpg").read_bytes() == b"mine"
     for _ in range(2):
-        assert main(["predict", str(run), pictures, "--out", str(tmp_path / "new")]) == 0
+        assert main(["predict", str(run), images, "--out", str(tmp_path / "new")]) == 0
     assert len(list((tmp_path / "new").glob("*.jpg"))) == 5
 
 
@@ -295,10 +293,10 @@ def test_settings_that_fit_another_data_set_replace_the_generated_one(capsys):
     assert "train: {type: ImageFolder, root: DIR}" in capsys.readouterr().out
 
 
-def test_a_broken_picture_ends_the_process_with_its_workers(shapes, tmp_path):
+def test_a_broken_image_ends_the_process_with_its_workers(shapes, tmp_path):
     (tmp_path / "images").mkdir()
-    for picture in (shapes / "images").iterdir():
-        (tmp_path / "images" / picture.name).write_bytes(picture.read_bytes())
+    for image in (shapes / "images").iterdir():
+        (tmp_path / "images" / image.name).write_bytes(image.read_bytes())
     broken = sorted((tmp_path / "images").iterdir())[2]
     broken.write_bytes(b"broken")
     words = ["train", str(CONFIGS / "detection_fcos.yaml"), "data.image_size=64", "train.steps=2"]
@@ -306,7 +304,7 @@ def test_a_broken_picture_ends_the_process_with_its_workers(shapes, tmp_path):
         words += [f"data.{split}.images={tmp_path / 'images'}"]
         words += [f"data.{split}.annotations={shapes / 'annotations.json'}"]
     words += ["data.workers=2", "data.batch_size=4", f"output={tmp_path / 'run'}"]
-    words += ["data.check_pictures=false"]  # or it were found before
+    words += ["data.check_images=false"]  # or it were found before
     command = [sys.executable, "-m", "visionkit", *words]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 3

@@ -112,7 +112,7 @@ def test_wanted_names_are_read_and_others_may_hold_anything():
     odd = [{"color": "red", "rotation": 12.5}, {"color": "blue", "rotation": "?"}]
     assert read(*odd, wanted=["color"]).classes.names == ("color=blue", "color=red")
     assert read("nonsense", wanted=[]) is None
-    assert "none has the attribute 'colour'" in fault(*odd, wanted=["color", "colour"])
+    assert "none has the attribute 'color'" in fault(*odd, wanted=["color", "color"])
 
 
 def test_listed_classes_are_fixed_in_their_order():
@@ -153,7 +153,7 @@ def test_names_form_groups():
     assert list(found) == ["b", "a", "c"]
     assert found["b"] == ("one_of", [0, 2], ["1", "2"])
     assert found["a"] == ("yes_no", [1], [""])
-    assert found["c"] == ("any_of", [3, 4], ["x", "y=z"])
+    assert found["c"] == ("any_rank", [3, 4], ["x", "y=z"])
     assert groups([]) == {}
 
 

@@ -151,7 +151,7 @@ def test_a_damaged_or_foreign_entry_is_made_anew(path, folder, spoil, caplog):
     spoil(open_index(path).folder)
     with caplog.at_level(logging.WARNING, "visionkit"):
         check(open_index(path), content(plain(20) + ODD))
-    assert "made anew" in caplog.text
+    assert "made again" in caplog.text
     caplog.clear()
     check(open_index(path), content(plain(20) + ODD))
     assert not caplog.records
@@ -245,9 +245,9 @@ def test_warnings_come_at_each_start(path, tmp_path, caplog):
     records[1]["bbox"] = [1, 1, 0, 5]
     data = content(records)
     for image in data["images"]:
-        picture = tmp_path / "images" / image["file_name"]
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.touch()
+        file = tmp_path / "images" / image["file_name"]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
     data["images"] = data["images"][:2]
     path.write_text(json.dumps(data))
     for _ in range(2):

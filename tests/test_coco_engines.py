@@ -12,9 +12,9 @@ from pycocotools import mask as coco_mask
 from visionkit.data.masks import run_lengths
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco import engines
-from visionkit.metrics.coco.detections import Door
+from visionkit.metrics.coco.detections import DetectionChecker
 from visionkit.metrics.coco.engines import match, pick_engine
-from visionkit.metrics.coco.evaluator import evaluate_coco, labelled_only, with_incomplete_as_crowds
+from visionkit.metrics.coco.evaluator import evaluate_coco, labeled_only, with_incomplete_as_crowds
 from visionkit.metrics.coco.ground_truth import read_truth
 from visionkit.metrics.coco.rle import rle_totals
 
@@ -23,8 +23,8 @@ H, W = 100, 120
 
 def both(truth, detections, iou_type):
     pytest.importorskip("hotcoco")
-    door = Door(read_truth(truth, iou_type), iou_type)
-    door.admit(detections)
+    door = DetectionChecker(read_truth(truth, iou_type), iou_type)
+    door.add(detections)
     found = door.detections()
     return [match(door.truth, found, iou_type, name) for name in ("pycocotools", "hotcoco")]
 
@@ -47,8 +47,8 @@ def test_the_engines_are_equal_bit_for_bit(seed, iou_type):
 def test_they_are_equal_with_polygons_turned_into_masks_before(seed):
     pytest.importorskip("hotcoco")
     truth, results = wild(seed)
-    door = Door(read_truth(truth, "segm"), "segm")
-    door.admit(only(results, "segm"))
+    door = DetectionChecker(read_truth(truth, "segm"), "segm")
+    door.add(only(results, "segm"))
     found = door.detections()
     expected = match(door.truth, found, "segm", "pycocotools")
     for engine in ("pycocotools", "hotcoco"):
@@ -59,7 +59,7 @@ def test_they_are_equal_with_polygons_turned_into_masks_before(seed):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(["bbox", "segm"]))
-def test_they_are_equal_where_pictures_are_labelled_in_part(seed, iou_type):
+def test_they_are_equal_where_images_are_labeled_in_part(seed, iou_type):
     truth, results = wild(seed)
     rng = np.random.default_rng(seed)
     ids = [category["id"] for category in truth["categories"]]
@@ -67,9 +67,9 @@ def test_they_are_equal_where_pictures_are_labelled_in_part(seed, iou_type):
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             if rng.random() < 0.6:
                 image[key] = [i for i in ids if rng.random() < 0.4]
-    door = Door(read_truth(truth, iou_type), iou_type)
-    door.admit(only(results, iou_type))
-    scored = labelled_only(truth, door.detections(), ids)
+    door = DetectionChecker(read_truth(truth, iou_type), iou_type)
+    door.add(only(results, iou_type))
+    scored = labeled_only(truth, door.detections(), ids)
     assert_equal(with_incomplete_as_crowds(truth), scored, iou_type)
 
 

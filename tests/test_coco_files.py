@@ -39,7 +39,7 @@ def run(capsys, folder, pred, *words, gt="gt.json"):
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
 @pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
 def test_stored_files_have_the_figures_that_pycocotools_gave_them(engine, iou_type):
-    """27 objects in 8 pictures: polygons, codes of both kinds, crowds, gaps in the ids, a class
+    """27 objects in 8 images: polygons, codes of both kinds, crowds, gaps in the ids, a class
     without an object; the figures are those of pycocotools 2.0.11."""
     pytest.importorskip(engine)
     stored = json.loads((GOLDEN / "coco_figures.json").read_text())[iou_type]
@@ -167,13 +167,13 @@ def test_a_truth_value_is_no_score(files, capsys):
     assert code == 3 and "result 3 " in told and "score True is not a number" in told
 
 
-def test_records_that_name_another_picture_are_refused(files, capsys):
+def test_records_that_name_another_image_are_refused(files, capsys):
     truth = json.loads((files / "gt.json").read_text())
     for image in truth["images"]:
         image["file_name"] = f"b/{image['id']}.jpg"
     (files / "named.json").write_text(json.dumps(truth))
     results = json.loads((files / "bbox.json").read_text())
-    named = [r | {"file_name": f"pictures/{r['image_id']}.jpg"} for r in results]
+    named = [r | {"file_name": f"images/{r['image_id']}.jpg"} for r in results]
     (files / "good.json").write_text(json.dumps(named))
     code, expected, _ = run(capsys, files, "bbox.json")
     assert code == 0 and run(capsys, files, "good.json", gt="named.json")[:2] == (0, expected)

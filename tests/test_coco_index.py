@@ -212,9 +212,9 @@ def test_numbers_of_outlines_lose_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("value", [250, 199.99, 999, 1000, 1234.5, -200, -1000, 123456789012345])
-def test_outlines_farther_than_ten_times_the_picture_are_found(tmp_path, value):
+def test_outlines_farther_than_ten_times_the_image_are_found(tmp_path, value):
     records = plain(4)
-    limits = {0: 200, 1: 100}  # x, y of a picture of 20x10
+    limits = {0: 200, 1: 100}  # x, y of an image of 20x10
     for axis, limit in limits.items():
         records[2]["segmentation"] = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7, 8]]
         records[2]["segmentation"][1][axis + 2] = value
@@ -225,7 +225,7 @@ def test_outlines_farther_than_ten_times_the_picture_are_found(tmp_path, value):
 
 
 @pytest.mark.parametrize(("width", "is_far"), [(123, True), (124, False), (1000, False)])
-def test_a_coordinate_of_four_digits_is_far_in_a_small_picture_alone(tmp_path, width, is_far):
+def test_a_coordinate_of_four_digits_is_far_in_a_small_image_alone(tmp_path, width, is_far):
     data = content(plain(2))
     data["images"] = [{**IMAGES[0], "width": width, "height": 500}]
     data["annotations"][1]["segmentation"] = [[1, 2, 1234.5, 4, 5, 6]]

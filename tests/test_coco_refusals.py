@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from coco_scenes import PERFECT, SQUARE, one_object, rectangle
+from coco_scenes import PERFECT, SQUARE, rectangle, single_object
 
 from visionkit.errors import DataError
 from visionkit.metrics.coco.evaluator import evaluate_coco
@@ -38,7 +38,7 @@ def engine(request):
 )
 def test_what_the_engines_score_wrongly_is_refused(engine, change, says):
     with pytest.raises(DataError, match=says) as caught:
-        evaluate_coco(one_object(), [PERFECT, {**PERFECT, **change}], "bbox", engine)
+        evaluate_coco(single_object(), [PERFECT, {**PERFECT, **change}], "bbox", engine)
     assert "result 1" in str(caught.value)
 
 
@@ -61,7 +61,7 @@ def test_what_the_engines_score_wrongly_is_refused(engine, change, says):
 def test_numbers_of_another_kind_and_far_away_are_refused(engine, change, says):
     for records in ([{**PERFECT, **change}], [PERFECT] * 30 + [{**PERFECT, **change}]):
         with pytest.raises(DataError, match=f"result {len(records) - 1} (.|\n)*{says}"):
-            evaluate_coco(one_object(), records, "bbox", engine)
+            evaluate_coco(single_object(), records, "bbox", engine)
 
 
 @pytest.mark.parametrize(
@@ -82,19 +82,19 @@ def test_numbers_of_another_kind_and_far_away_are_refused(engine, change, says):
 def test_annotations_of_another_kind_are_refused(engine, change, says):
     iou_type = "segm" if "segmentation" in change else "bbox"
     with pytest.raises(DataError, match=says) as caught:
-        evaluate_coco(one_object(**change), [], iou_type, engine)
+        evaluate_coco(single_object(**change), [], iou_type, engine)
     assert "annotations[0] (id 1)" in str(caught.value)
 
 
 def test_a_crowd_in_quotes_is_a_crowd_and_a_zero_in_quotes_is_none(engine):
     for text, figure in (("0", 1.0), ("1", math.nan)):
-        found = evaluate_coco(one_object(iscrowd=text), [PERFECT], "bbox", engine)["AP"]
+        found = evaluate_coco(single_object(iscrowd=text), [PERFECT], "bbox", engine)["AP"]
         assert found == pytest.approx(figure, nan_ok=True)
 
 
 def test_categories_need_names():
     for name in (None, "", 7):
-        truth = one_object()
+        truth = single_object()
         truth["categories"][0]["name"] = name
         with pytest.raises(DataError, match=r"categories\[0\] \(id 1\): 'name' is"):
             evaluate_coco(truth, [], "bbox")
@@ -107,14 +107,14 @@ def test_all_that_is_wrong_is_listed_by_its_number_in_the_order_of_the_file(engi
     results[20] = {k: v for k, v in PERFECT.items() if k != "score"}
     results[21] = "nonsense"
     with pytest.raises(DataError) as caught:
-        evaluate_coco(one_object(), results, "bbox", engine)
+        evaluate_coco(single_object(), results, "bbox", engine)
     said = str(caught.value)
     assert "4 of 40 detections cannot be scored" in said
     assert "result 20 (image_id 1): misses" in said
     order = [said.index(f"result {i}") for i in (3, 17, 20, 21)]
     assert order == sorted(order)
     with pytest.raises(DataError, match=r"40 detections(.|\n)*result 19 (.|\n)* and 20 more"):
-        evaluate_coco(one_object(), [{**PERFECT, "image_id": 9}] * 40, "bbox", engine)
+        evaluate_coco(single_object(), [{**PERFECT, "image_id": 9}] * 40, "bbox", engine)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_all_that_is_wrong_is_listed_by_its_number_in_the_order_of_the_file(engi
     ],
 )
 def test_masks_that_the_engines_score_wrongly_or_never_end_with_are_refused(engine, mask, says):
-    truth = one_object(segmentation=SQUARE)
+    truth = single_object(segmentation=SQUARE)
     found = {"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": SQUARE}
     assert evaluate_coco(truth, [found], "segm", engine)["AP"] == pytest.approx(1)
     with pytest.raises(DataError, match=says) as caught:
@@ -164,7 +164,7 @@ def test_masks_that_the_engines_score_wrongly_or_never_end_with_are_refused(engi
 def test_wrong_annotations_are_refused(engine, change, says):
     for iou_type in ("bbox", "segm"):
         with pytest.raises(DataError, match=says) as caught:
-            evaluate_coco(one_object(**change), [], iou_type, engine)
+            evaluate_coco(single_object(**change), [], iou_type, engine)
         assert "annotations[0] (id 1)" in str(caught.value)
 
 
@@ -187,12 +187,12 @@ def test_wrong_annotations_are_refused(engine, change, says):
 )
 def test_wrong_masks_of_annotations_are_refused(engine, mask, says):
     with pytest.raises(DataError, match=says):
-        evaluate_coco(one_object(segmentation=mask), [], "segm", engine)
+        evaluate_coco(single_object(segmentation=mask), [], "segm", engine)
 
 
 def test_repeated_ids_and_names_are_refused():
     for kind, change in (("images", {}), ("categories", {}), ("categories", {"id": 2})):
-        truth = one_object()
+        truth = single_object()
         truth[kind].append({**truth[kind][0], **change})
         with pytest.raises(DataError, match=rf"{kind}\[1\].*must be unique"):
             evaluate_coco(truth, [], "bbox")

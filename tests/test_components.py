@@ -26,7 +26,7 @@ def test_types_of_the_package_resolve_to_the_classes_that_are_listed():
             assert resolve(section, name) is cls
     assert {"ResNet"} <= set(components("backbones"))
     assert set(components("data")) == {*components("datasets"), *components("transforms")}
-    assert "trunk.Trunk" not in components("backbones")
+    assert "backbone.Trunk" not in components("backbones")
     assert all(issubclass(cls, Head) for cls in components("heads").values())
 
 
@@ -76,7 +76,7 @@ def test_scanning_survives_modules_that_cannot_be_imported(tmp_path, monkeypatch
     (tmp_path / "toy.py").write_text(
         "from visionkit.types import Count, Level\n"
         "class Toy:\n"
-        '    """A toy of two\n    lines. And more.\n\n    Knobs: none of note."""\n'
+        '    """A toy of two\n    lines. And more.\n\n    Arguments: none of note."""\n'
         "    levels: dict[str, Level]\n"
         "    def __init__(self, levels, *, size: Count = 3): ...\n"
         "class _Hidden(Toy): ...\n"

@@ -78,7 +78,7 @@ data:
   workers: 0
   street: {feeds: [boxes, tags], train: {type: toy.Made}, transforms: []}
   places: {feeds: [tags], image_size: [32, 64], val: {type: toy.Made, seed: 1}}
-train: {best: places/tags/top1}
+train: {best_metric: places/tags/top1}
 """
 
 
@@ -191,7 +191,7 @@ train:
   ema: 1
   optmizer: sgd
   freeze: [ok, "("]
-  best: toy/AP
+  best_metric: toy/AP
   seed: 4294967296
 weight: x
 """
@@ -214,7 +214,7 @@ weight: x
         *[p for p in problems(text) if ":15: train.optmizer: unknown key; did you mean " in p],
         "c.yaml:16: train.freeze.1: got '(', which is not a regular expression: "
         "missing ), unterminated subpattern at position 0",
-        "c.yaml:17: train.best: got 'toy/AP'; expected head/metric, with a head; "
+        "c.yaml:17: train.best_metric: got 'toy/AP'; expected head/metric, with a head; "
         "did you mean 'toys'? valid: toys",
         "c.yaml:18: train.seed: got 4294967296; expected an integer >= 0 and <= 4294967295",
         "c.yaml:19: weight: unknown key; did you mean 'weights'? "
@@ -230,13 +230,13 @@ weight: x
         ("feeds: [boxes, tags]", "feeds: [tags]", "c.yaml:3: heads.boxes: is fed by no source"),
         ("feeds: [boxes, tags]", "feeds: [boxes, boxes]", "expected each head once"),
         ("feeds: [tags]", "feeds: []", "c.yaml:8: data.places.feeds: got []; expected at least"),
-        ("feeds: [tags]", "feeds: [tags], labelled: []", "labelled: got []; expected at least"),
+        ("feeds: [tags]", "feeds: [tags], labeled: []", "labeled: got []; expected at least"),
         ("feeds: [tags], ", "", "c.yaml:8: data.places.feeds: missing; expected a list"),
         (", val: {type: toy.Made, seed: 1}", "", "data.places: has neither 'train' nor 'val'"),
-        ("places/tags/top1", "places/tag/top1", "c.yaml:9: train.best: got 'places/tag/top1'"),
-        ("places/tags/top1", "tags", "c.yaml:9: train.best: got 'tags'"),
-        ("{best: places/tags/top1}", "{epochs: 1, steps: 2}", "train.steps: not together with"),
-        ("{best: places/tags/top1}", "{epochs: null}", "train.epochs: got None, and no steps"),
+        ("places/tags/top1", "places/tag/top1", "train.best_metric: got 'places/tag/top1'"),
+        ("places/tags/top1", "tags", "c.yaml:9: train.best_metric: got 'tags'"),
+        ("{best_metric: places/tags/top1}", "{epochs: 1, steps: 2}", "train.steps: not together"),
+        ("{best_metric: places/tags/top1}", "{epochs: null}", "train.epochs: got None, and no"),
         ("  tags: {", "  keys: {", "c.yaml:4: heads.keys: 'keys' has a meaning of its own"),
         ("  places: {", "  batch_size: {", "'batch_size' has a meaning of its own"),
         ("  places: {", "  a/b: {", "got the name 'a/b'; expected letters"),
@@ -268,7 +268,7 @@ def test_missing_sections():
     assert problems("task: toys\n") == [
         "c.yaml: data: has neither 'train' nor 'val'; expected a data set for one of them"
     ]
-    assert "c.yaml: data: names no pictures" in problems("heads: {a: {type: toy.Tags}}\n")
+    assert "c.yaml: data: names no images" in problems("heads: {a: {type: toy.Tags}}\n")
     assert problems("task: toys\ndata: 3\n") == [
         "c.yaml:2: data: got 3; expected a mapping or null"
     ]

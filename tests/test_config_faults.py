@@ -23,7 +23,7 @@ RANGES = {
     "train.weight_decay": (["-1", ".nan", ".inf"], "a number >= 0"),
     "train.momentum": (["-0.1", "1.1"], "a number >= 0 and <= 1"),
     "train.seed": (["-1", str(2**32), str(2**64)], "an integer >= 0 and <= 4294967295"),
-    "train.accumulate": (["0"], "an integer >= 1"),
+    "train.accumulate_grad_batches": (["0"], "an integer >= 1"),
     "train.clip_norm": (["0", ".nan"], "a number > 0 or null"),
     "train.warmup_steps": (["-1"], "an integer >= 0 or null"),
     "train.precision": (["fp8", "16"], "'auto' or 'fp32' or 'bf16' or 'fp16'"),

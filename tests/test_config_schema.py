@@ -10,7 +10,14 @@ import pytest
 
 from visionkit.config import TrainConfig
 from visionkit.config.config import settings
-from visionkit.config.schema import Problems, check_arguments, convert, expected, knobs, paths_in
+from visionkit.config.schema import (
+    Problems,
+    check_arguments,
+    convert,
+    expected,
+    paths_in,
+    signature_arguments,
+)
 from visionkit.errors import ConfigError
 from visionkit.types import Count, Fraction, InputPath, Natural, NonNegative, Positive, Range
 
@@ -112,17 +119,20 @@ class Unreadable:
 
 
 def test_knobs_are_the_arguments_without_the_injected_ones():
-    found = knobs(Part, ("levels",))
+    found = signature_arguments(Part, ("levels",))
     assert list(found) == ["images", "size", "mode", "unannotated"]
     assert found["size"].default == 3
     with pytest.raises(ConfigError, match=r"Unreadable.*NoSuchName"):
-        knobs(Unreadable)
+        signature_arguments(Unreadable)
 
 
 def test_arguments_are_all_checked():
     problems = Problems("c.yaml", {("x",): 2, ("x", "size"): 3, ("x", "modus"): 4})
     fitting = check_arguments(
-        {"size": 0, "modus": "b", "mode": "b"}, knobs(Part, ("levels",)), ("x",), problems
+        {"size": 0, "modus": "b", "mode": "b"},
+        signature_arguments(Part, ("levels",)),
+        ("x",),
+        problems,
     )
     assert fitting == {"mode": "b"}
     with pytest.raises(ConfigError) as caught:

@@ -33,7 +33,7 @@ def test_by_hand():
     assert metrics["mean_accuracy"] == pytest.approx((3 / 4 + 2 / 3) / 2)
 
 
-def test_one_matrix_over_all_pictures_and_no_mean_of_means():
+def test_one_matrix_over_all_images_and_no_mean_of_means():
     metric = ConfusionMatrix(CLASSES)
     update(metric, [[1, 1, 1, 1]], [[1, 1, 1, 1]])
     update(metric, [[1, 0]], [[0, 0]])
@@ -41,12 +41,12 @@ def test_one_matrix_over_all_pictures_and_no_mean_of_means():
 
 
 def naive(pairs, classes):
-    """IoU of each class: sets of pixels in loops, one picture after the other."""
+    """IoU of each class: sets of pixels in loops, one image after the other."""
     ious = []
     for k in range(classes):
         both = either = 0
-        for truth, found, labelled in pairs:
-            if not labelled[k]:
+        for truth, found, labeled in pairs:
+            if not labeled[k]:
                 continue
             for t, p in zip(truth.ravel().tolist(), found.ravel().tolist(), strict=True):
                 both += t == p == k
@@ -61,8 +61,8 @@ def random_pairs(partial):
     for h, w in [(5, 7), (9, 4), (6, 6)]:
         truth = rng.choice([0, 1, 2, 255], (h, w)).astype(np.uint8)
         found = rng.integers(0, 3, (h, w)).astype(np.uint8)
-        labelled = rng.permutation([True, False, True]) if partial else np.ones(3, bool)
-        pairs.append((truth, found, labelled))
+        labeled = rng.permutation([True, False, True]) if partial else np.ones(3, bool)
+        pairs.append((truth, found, labeled))
     return pairs
 
 
@@ -70,8 +70,8 @@ def random_pairs(partial):
 def test_iou_is_that_of_loops_and_processes_merge(partial):
     pairs = random_pairs(partial)
     whole, parts = ConfusionMatrix(CLASSES), [ConfusionMatrix(CLASSES) for _ in pairs]
-    for (truth, found, labelled), part in zip(pairs, parts, strict=True):
-        more = {"semantic_labelled": torch.from_numpy(labelled)} if partial else {}
+    for (truth, found, labeled), part in zip(pairs, parts, strict=True):
+        more = {"semantic_labeled": torch.from_numpy(labeled)} if partial else {}
         update(whole, truth, found, **more)
         update(part, truth, found, **more)
     metrics = whole.compute()
@@ -99,10 +99,10 @@ def test_nothing_but_ignored_pixels_is_not_defined():
 
 
 def test_partial_labels_by_hand():
-    """Only cat is labelled: dog for background is right, cat for background is an error."""
+    """Only cat is labeled: dog for background is right, cat for background is an error."""
     metric = ConfusionMatrix(CLASSES)
-    labelled = torch.tensor([False, True, False])
-    update(metric, [[0, 0, 0, 1, 1]], [[2, 0, 1, 1, 2]], semantic_labelled=labelled)
+    labeled = torch.tensor([False, True, False])
+    update(metric, [[0, 0, 0, 1, 1]], [[2, 0, 1, 1, 2]], semantic_labeled=labeled)
     metrics = metric.compute()
     assert metrics["IoU/cat"] == metrics["mIoU"] == pytest.approx(1 / 3)
     assert math.isnan(metrics["IoU/background"]) and math.isnan(metrics["IoU/dog"])
@@ -110,11 +110,11 @@ def test_partial_labels_by_hand():
     assert metrics["mean_accuracy"] == pytest.approx(1 / 2)
 
 
-def test_unlabelled_pictures_are_left_out():
+def test_unlabeled_images_are_left_out():
     metric = ConfusionMatrix(CLASSES)
     batch = Batch(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), [{"image_id": 1, "size": (2, 2)}])
     metric.update([{"semantic": torch.zeros(2, 2, dtype=torch.uint8)}], batch)
-    update(metric, [[0, 1]], [[1, 1]], semantic_labelled=torch.tensor([False] * 3))
+    update(metric, [[0, 1]], [[1, 1]], semantic_labeled=torch.tensor([False] * 3))
     assert int(metric.counts.sum()) == 0
     metrics = metric.compute()
     assert all(math.isnan(value) for value in metrics.values())

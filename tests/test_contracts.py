@@ -32,18 +32,18 @@ def small_model(cls: type[Head], dataset, backbone=None) -> VisionModel:
     torch.manual_seed(0)
     backbone = backbone or ResNet(depth=18, norm="group")
     neck = FPN(backbone.levels, channels=32)
-    classes = dataset.vocabularies[cls.vocabulary].names if cls.vocabulary else ()
-    if "on" not in inspect.signature(cls).parameters:
+    classes = dataset.classes[cls.class_key].names if cls.class_key else ()
+    if "boxes_from" not in inspect.signature(cls).parameters:
         heads = {"head": cls(neck.levels, classes)}
     else:
-        heads = {"head": cls(neck.levels, classes, on="truth"), "truth": Truth()}
+        heads = {"head": cls(neck.levels, classes, boxes_from="truth"), "truth": Truth()}
     return VisionModel(backbone, neck, heads, {"head": 1.0})
 
 
 class Truth(Head):
     """Finds every object, for heads that describe what another one finds."""
 
-    needs = ("boxes", "labels")
+    required_targets = ("boxes", "labels")
 
     def predict(self, features, batch):
         found = []
@@ -88,8 +88,8 @@ def test_heads_are_found():
 
 
 def test_it_declares_what_it_needs(head_class, dataset):
-    assert set(head_class.needs) <= set(dataset.keys)
-    assert head_class.vocabulary is None or head_class.vocabulary in dataset.vocabularies
+    assert set(head_class.required_targets) <= set(dataset.keys)
+    assert head_class.class_key is None or head_class.class_key in dataset.classes
     metrics = head_class.evaluator(small_model(head_class, dataset).heads["head"], dataset)
     assert head_class.main_metric in metrics.compute()
 
@@ -113,7 +113,7 @@ def test_validation_loss_needs_no_gradients(head_class, dataset):
     assert loss.isfinite()
 
 
-def test_pictures_without_objects(head_class, dataset):
+def test_images_without_objects(head_class, dataset):
     model = small_model(head_class, dataset)
     batch = without_objects(batch_of(dataset, range(2)))
     loss, terms = total(model, batch)
@@ -124,14 +124,14 @@ def test_pictures_without_objects(head_class, dataset):
     assert len(found) == 2
 
 
-def test_unlabelled_pictures_give_a_zero_loss_on_the_graph(head_class, dataset):
+def test_unlabeled_images_give_a_zero_loss_on_the_graph(head_class, dataset):
     model = small_model(head_class, dataset)
     batch = batch_of(dataset, range(2))
     for target in batch.targets:
         for key in set(target) - {"image_id", "size", "orig_size"}:
             del target[key]
     loss, _ = total(model, batch)
-    assert loss.item() == 0 or not head_class.needs
+    assert loss.item() == 0 or not head_class.required_targets
     loss.backward()
     assert not [name for name, p in model.heads["head"].named_parameters() if p.grad is None]
 
@@ -168,17 +168,17 @@ def perfect(sample, num_labels, num_classes):
     """The truth of a sample, as every kind of prediction at once."""
     target = sample.target()
     masks = target["masks"].numpy().astype(np.uint8)
-    largest = int(((target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1)).argmax())
-    label = target["labels"][largest]
+    all_reduce_max = int(((target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1)).argmax())
+    label = target["labels"][all_reduce_max]
     return {
         "boxes": target["boxes"],
         "scores": torch.ones(len(target["labels"])),
         "labels": target["labels"],
         "masks": [coco_mask.encode(np.asfortranarray(mask)) for mask in masks],
-        "box": target["boxes"][largest],
+        "box": target["boxes"][all_reduce_max],
         "attributes": target["attributes"].nan_to_num(),
         "semantic": sample.semantic,
-        "vector": torch.eye(64)[sample.identity],
+        "embedding": torch.eye(64)[sample.identity],
         "reconstruction": sample.image,
     }, {
         "labels": torch.eye(num_labels)[label],
@@ -188,11 +188,11 @@ def perfect(sample, num_labels, num_classes):
 
 def test_perfect_predictions_score_one(head_class, dataset):
     evaluator = small_model(head_class, dataset).heads["head"].evaluator(dataset)
-    sizes = {key: len(v.names) for key, v in dataset.vocabularies.items()}
+    sizes = {key: len(v.names) for key, v in dataset.classes.items()}
     for i in range(len(dataset)):
         prediction, probs = perfect(dataset[i], sizes["labels"], sizes["class_id"])
-        if head_class.vocabulary in probs:
-            prediction["probs"] = probs[head_class.vocabulary]
+        if head_class.class_key in probs:
+            prediction["probs"] = probs[head_class.class_key]
             prediction["label"] = prediction["probs"].argmax()
             prediction["score"] = prediction["probs"].max()
         evaluator.update([prediction], batch_of(dataset, [i]))
@@ -204,10 +204,10 @@ def test_perfect_predictions_score_one(head_class, dataset):
     assert other.compute() == pytest.approx(metrics, nan_ok=True)
 
 
-def test_few_pictures_are_overfitted(head_class, dataset):
-    """The whole chain learns: the main metric on the two training pictures becomes high; an
+def test_few_images_are_overfitted(head_class, dataset):
+    """The whole chain learns: the main metric on the two training images becomes high; an
     embedding needs two of each identity."""
-    indices = [*range(8)] if "identity" in head_class.needs else [0, 1]
+    indices = [*range(8)] if "identity" in head_class.required_targets else [0, 1]
     model = small_model(
         head_class, dataset, LightResNet(widths=(16, 32, 64, 128), depths=(1, 1, 1, 1))
     )
@@ -231,11 +231,11 @@ def test_few_pictures_are_overfitted(head_class, dataset):
 
 
 class Subset:
-    """Some pictures of a data set, as a data set."""
+    """Some images of a data set, as a data set."""
 
     def __init__(self, dataset, indices):
         self.dataset, self.indices = dataset, indices
-        self.keys, self.vocabularies = dataset.keys, dataset.vocabularies
+        self.keys, self.classes = dataset.keys, dataset.classes
 
     def __len__(self):
         return len(self.indices)

@@ -1,4 +1,4 @@
-"""What every head must bear: pictures and labels at their limits, in training and prediction."""
+"""What every head must bear: images and labels at their limits, in training and prediction."""
 
 import inspect
 
@@ -16,30 +16,30 @@ IDENTITIES = 2
 ATTRIBUTES = ("color: red", "color: blue", "covered")
 
 
-def knobs(spec):
+def signature_arguments(spec):
     return {key: value for key, value in spec.items() if key != "type"}
 
 
 def small_model(cls, num_classes):
     torch.manual_seed(0)
-    backbone = TinyCNN(**knobs(BACKBONE))
-    neck = FPN(backbone.levels, **knobs(NECK))
+    backbone = TinyCNN(**signature_arguments(BACKBONE))
+    neck = FPN(backbone.levels, **signature_arguments(NECK))
     classes = [f"class {i}" for i in range(num_classes)]
-    if cls.vocabulary is None:
+    if cls.class_key is None:
         classes = []
-    elif cls.vocabulary == "attributes":
+    elif cls.class_key == "attributes":
         classes = ATTRIBUTES
     known = inspect.signature(cls).parameters
-    if "on" in known:
-        heads = {"head": cls(neck.levels, classes, on="truth"), "truth": Truth()}
+    if "boxes_from" in known:
+        heads = {"head": cls(neck.levels, classes, boxes_from="truth"), "truth": Truth()}
     else:
         small = {key: value for key, value in RCNN.items() if key in known}
         heads = {"head": cls(neck.levels, classes, **small)}
     return VisionModel(backbone, neck, heads, {"head": 1.0})
 
 
-def picture(size, boxes, identity=0, semantic=None):
-    """A picture and all of its labels, of class 0."""
+def image(size, boxes, identity=0, semantic=None):
+    """An image and all of its labels, of class 0."""
     h, w = size
     boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     ys, xs = torch.arange(h)[:, None] + 0.5, torch.arange(w) + 0.5
@@ -67,21 +67,21 @@ def picture(size, boxes, identity=0, semantic=None):
 BOX = [8, 8, 40, 30]
 MANY = [[i % 40, i // 40, i % 40 + 9, i // 40 + 12] for i in range(2000)]
 CASES = {
-    "one picture": [picture((48, 64), [BOX])],
-    "no object in one of two": [picture((48, 64), []), picture((48, 64), [BOX], 1)],
-    "nothing labelled": [picture((48, 64), [], 0, 255), picture((64, 48), [], 1, 255)],
-    "one pixel": [picture((1, 1), [[0, 0, 1, 1]])],
+    "one image": [image((48, 64), [BOX])],
+    "no object in one of two": [image((48, 64), []), image((48, 64), [BOX], 1)],
+    "nothing labeled": [image((48, 64), [], 0, 255), image((64, 48), [], 1, 255)],
+    "one pixel": [image((1, 1), [[0, 0, 1, 1]])],
     "tiny beside large": [
-        picture((1, 1), [[0, 0, 1, 1]]),
-        picture((1, 64), [[0, 0, 64, 1]]),
-        picture((48, 64), [BOX], 1),
+        image((1, 1), [[0, 0, 1, 1]]),
+        image((1, 64), [[0, 0, 64, 1]]),
+        image((48, 64), [BOX], 1),
     ],
-    "boxes as the picture, of 0.3 pixels, twice": [
-        picture((48, 64), [[0, 0, 64, 48]]),
-        picture((48, 64), [[8.1, 8.2, 8.4, 8.5]]),
-        picture((48, 64), [BOX, BOX], 1),
+    "boxes as the image, of 0.3 pixels, twice": [
+        image((48, 64), [[0, 0, 64, 48]]),
+        image((48, 64), [[8.1, 8.2, 8.4, 8.5]]),
+        image((48, 64), [BOX, BOX], 1),
     ],
-    "2,000 boxes": [picture((64, 64), MANY)],
+    "2,000 boxes": [image((64, 64), MANY)],
 }
 
 
@@ -95,7 +95,7 @@ def test_losses_and_gradients_are_finite_and_predictions_come(models, case):
     check(models[3], CASES[case])
 
 
-@pytest.mark.parametrize("case", ["one picture", "nothing labelled"])
+@pytest.mark.parametrize("case", ["one image", "nothing labeled"])
 def test_one_class_is_enough(models, case):
     check(models[1], CASES[case])
 
@@ -124,7 +124,7 @@ def check(model, items):
 
 def test_what_is_all_ignored_has_no_loss():
     """Cross-entropy of nothing is NaN."""
-    batch = collate([(image, dict(target)) for image, target in CASES["nothing labelled"]])
+    batch = collate([(image, dict(target)) for image, target in CASES["nothing labeled"]])
     for name in ("FCN", "DeepLabV3", "SemanticFPN"):
         model = small_model(HEADS[name], 3)
         losses = model.losses(model.features(batch), batch, ["head"])["head"]

@@ -1,4 +1,4 @@
-"""Objects of a COCO file as pictures of their own."""
+"""Objects of a COCO file as images of their own."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ BOXES = [[10, 10, 20, 20], [60, 30, 20, 30], [5, 5, 40, 3], [30.5, 20.5, 16, 16]
 
 
 def write(folder, boxes=BOXES, categories=(7, 3, 3, 3, 3), crowds=(0, 0, 0, 0, 1), extra=None):
-    """One picture whose red is the column and green the row of a pixel."""
+    """One image whose red is the column and green the row of a pixel."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pixels[..., 0], pixels[..., 1] = np.arange(WIDTH), np.arange(HEIGHT)[:, None]
     (folder / "images").mkdir()
@@ -42,11 +42,11 @@ def window(sample):
     return [int(red[0, 0]), int(green[0, 0]), int(red[-1, -1]) + 1, int(green[-1, -1]) + 1]
 
 
-def test_each_object_is_a_picture(tmp_path, caplog):
+def test_each_object_is_a_image(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "visionkit"):
         crops = Crops(*write(tmp_path))
     assert crops.keys == ("class_id", "identity")
-    assert crops.vocabularies == {"class_id": Classes(("dog", "cat"), (3, 7))}
+    assert crops.classes == {"class_id": Classes(("dog", "cat"), (3, 7))}
     assert len(crops) == 3  # without the thin one and the crowd
     samples = list(crops)
     # Two pixels more at each side; three in height and clipped; 1.6 more, rounded outwards.
@@ -85,7 +85,7 @@ def test_classes_are_chosen_as_in_coco(tmp_path):
     files = write(tmp_path)
     crops = Crops(*files, classes=["cat"], other_classes="ignore")
     assert [s.class_id for s in crops] == [0]
-    assert crops.vocabularies["class_id"] == Classes(("cat",), (7,))
+    assert crops.classes["class_id"] == Classes(("cat",), (7,))
     with pytest.raises(DataError, match="'dog'"):
         Crops(*files, classes=["cat"])
 

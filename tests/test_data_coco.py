@@ -18,7 +18,7 @@ SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]
 
 
 def small():
-    """Two pictures, ids and categories sparse and unsorted, the second without objects."""
+    """Two images, ids and categories sparse and unsorted, the second without objects."""
     rle = coco_mask.encode(np.asfortranarray(np.eye(10, 20, dtype=np.uint8)))
     return {
         "images": [
@@ -38,7 +38,7 @@ def small():
 
 
 def save(folder, data, **options):
-    """The data set of that JSON, with gray pictures of the sizes it names."""
+    """The data set of that JSON, with gray images of the sizes it names."""
     for record in data["images"]:
         path = folder / "images" / record["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def save(folder, data, **options):
 def test_a_sample(tmp_path):
     data = save(tmp_path, small())
     assert data.keys == ("boxes", "labels", "iscrowd", "area", "masks")
-    assert data.vocabularies == {"labels": Classes(("cat", "ox", "dog"), (0, 1, 90))}
+    assert data.classes == {"labels": Classes(("cat", "ox", "dog"), (0, 1, 90))}
     assert data.image_ids == [70, 3] and data.file_names == ["a.png", "sub/b.png"]
     assert data.image_path(1) == tmp_path / "images" / "sub" / "b.png"
     assert len(data) == len(list(data)) == 2
@@ -69,7 +69,7 @@ def test_a_sample(tmp_path):
         data[2]
 
 
-def test_pictures_without_objects_stay(tmp_path):
+def test_images_without_objects_stay(tmp_path):
     target = save(tmp_path, small())[1].target()
     assert target["boxes"].shape == (0, 4) and target["boxes"].dtype == torch.float32
     assert target["labels"].shape == (0,) and target["labels"].dtype == torch.int64
@@ -85,7 +85,7 @@ def test_a_file_without_any_objects(tmp_path):
     assert data.coco_truth()["annotations"] == []
 
 
-def test_objects_are_sorted_by_picture_in_the_order_of_the_file(tmp_path):
+def test_objects_are_sorted_by_image_in_the_order_of_the_file(tmp_path):
     content = small()
     first = content["annotations"][0]
     content["annotations"] = [
@@ -99,7 +99,7 @@ def test_objects_are_sorted_by_picture_in_the_order_of_the_file(tmp_path):
 
 def test_classes_are_matched_by_name(tmp_path):
     data = save(tmp_path, small(), classes=["dog", "cat", "ox"])
-    assert data.vocabularies["labels"] == Classes(("dog", "cat", "ox"), (90, 0, 1))
+    assert data.classes["labels"] == Classes(("dog", "cat", "ox"), (90, 0, 1))
     assert data[0].labels.tolist() == [0, 2]
     renumbered = small()
     for record in renumbered["annotations"]:
@@ -108,7 +108,7 @@ def test_classes_are_matched_by_name(tmp_path):
         record["id"] += 5
     other = save(tmp_path, renumbered, classes=["dog", "cat", "ox"])
     assert other[0].labels.tolist() == [0, 2]
-    assert other.vocabularies["labels"].ids == (95, 5, 6)
+    assert other.classes["labels"].ids == (95, 5, 6)
 
 
 def test_other_classes_are_an_error_with_both_lists(tmp_path):
@@ -159,7 +159,7 @@ def test_unusable_boxes_are_left_out_counted_and_logged_once(tmp_path, caplog):
     assert data[0].boxes.tolist() == [[15, 5, 20, 10]]
     assert data.dropped == {
         "boxes without extent": 2,
-        "boxes outside their picture": 2,
+        "boxes outside their image": 2,
         "objects of other classes": 0,
     }
     assert len(caplog.records) == 1 and "2 boxes without extent left out" in caplog.text
@@ -206,7 +206,7 @@ def test_truth_is_the_file(tmp_path):
     assert [c["id"] for c in truth["categories"]] == [0, 1, 90]
 
 
-def test_whole_picture_labels(tmp_path):
+def test_whole_image_labels(tmp_path):
     content = small()
     content["image_classes"] = ["day", "night"]
     content["semantic_classes"] = ["ground", "sky", "sea"]
@@ -216,8 +216,8 @@ def test_whole_picture_labels(tmp_path):
     Image.fromarray(numbers).save(tmp_path / "maps" / "a.png")
     data = save(tmp_path, content)
     assert data.keys[-3:] == ("class_id", "semantic", "identity")
-    assert data.vocabularies["class_id"] == Classes(("day", "night"), (0, 1))
-    assert data.vocabularies["semantic"].names == ("ground", "sky", "sea")
+    assert data.classes["class_id"] == Classes(("day", "night"), (0, 1))
+    assert data.classes["semantic"].names == ("ground", "sky", "sea")
     target = data[0].target()
     assert target["class_id"] == 1 and target["identity"] == 12
     assert target["semantic"].tolist() == numbers.tolist()
@@ -243,10 +243,10 @@ def test_size_mismatch_names_both_and_hints_at_exif(tmp_path):
 
 def test_exif_policy_decides_which_frame_the_boxes_are_in(tmp_path):
     save(tmp_path, small())
-    picture = Image.new("L", (10, 20))
-    exif = picture.getexif()
+    image = Image.new("L", (10, 20))
+    exif = image.getexif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "images" / "a.png", exif=exif)
+    image.save(tmp_path / "images" / "a.png", exif=exif)
     paths = (str(tmp_path / "images"), str(tmp_path / "a.json"))
     assert Coco(*paths)[0].size == (10, 20)
     with pytest.raises(DataError, match="exif: apply"):

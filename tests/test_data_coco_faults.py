@@ -84,7 +84,7 @@ def fault(tmp_path, content, **options):
 )
 def test_each_fault_has_a_place_and_a_reason(tmp_path, kind, change, parts):
     content = small()
-    content["images"].reverse()  # so that the changed one is the picture with objects
+    content["images"].reverse()  # so that the changed one is the image with objects
     for key, value in change.items():
         content[kind][1].pop(key, None)
         if value is not ...:
@@ -113,7 +113,7 @@ def test_faults_are_listed_together_and_counted(tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(content))
         Coco(str(tmp_path), str(tmp_path / "a.json"))
     message = str(caught.value)
-    assert "6 problems" in message  # the two pictures are missing, too
+    assert "6 problems" in message  # the two images are missing, too
     for place in ("categories[0]", "images[1] (id 3)", "annotations[0] (id 88121)"):
         assert place in message
     assert "annotations[1]: 'category_id' is 7" in message
@@ -176,14 +176,14 @@ def test_ids_of_any_order_and_sign_and_boxes_of_any_size(tmp_path):
     ]
     content["annotations"] += [{**first, "id": 9 + i, "area": 30} for i in range(20_000)]
     data = save(tmp_path, content)
-    assert data.vocabularies["labels"].ids == (-7, 0, 10**12) and data.image_ids == [70, -3]
+    assert data.classes["labels"].ids == (-7, 0, 10**12) and data.image_ids == [70, -3]
     sample = data[0]
     assert len(sample.boxes) == 20_002 and set(sample.labels.tolist()) == {1}
     assert np.allclose(sample.boxes[0], [5.1, 5.1, 5.4, 5.4])
     assert sample.boxes[1].tolist() == [0, 0, 20, 10]
     assert data[1].boxes.tolist() == [[0, 0, 1, 1]] and data[1].size == (1, 1)
     assert [f.place.id for f in data.findings() if f.kind == "tiny-box"] == [0]
-    assert data.tally()["left_out"] == {} and data.tally()["kept"]["duplicate-box"] == 19_999
+    assert data.counts()["dropped"] == {} and data.counts()["kept"]["duplicate-box"] == 19_999
 
 
 def test_missing_annotation_file(tmp_path):
@@ -193,7 +193,7 @@ def test_missing_annotation_file(tmp_path):
         Coco(str(tmp_path), str(tmp_path))
 
 
-def test_missing_pictures_are_all_reported_at_once(tmp_path):
+def test_missing_images_are_all_reported_at_once(tmp_path):
     data = save(tmp_path, small())
     (tmp_path / "images" / "a.png").unlink()
     (tmp_path / "images" / "sub" / "b.png").unlink()
@@ -209,7 +209,7 @@ def test_missing_semantic_maps_are_reported(tmp_path):
     assert "maps/a.png" in fault(tmp_path, content)
 
 
-def test_a_broken_picture_names_the_file(tmp_path):
+def test_a_broken_image_names_the_file(tmp_path):
     data = save(tmp_path, small())
     (tmp_path / "images" / "a.png").write_bytes(b"garbage")
     with pytest.raises(DataError, match=r"a\.png"):

@@ -23,11 +23,11 @@ def put(root, *names, value=50, size=(6, 4)):
 def test_folders_are_classes(tmp_path):
     put(tmp_path, "dog/1.png", "dog/deep/2.JPG", "cat/0.webp", "ant/9.png")
     put(tmp_path, "cat/.hidden.png", "__MACOSX/x.png", ".git/x.png", "cat/__MACOSX/a.png")
-    (tmp_path / "dog" / "Thumbs.db").write_text("no picture")
+    (tmp_path / "dog" / "Thumbs.db").write_text("no image")
     (tmp_path / "notes.txt").write_text("no class")
     data = ImageFolder(str(tmp_path))
     assert data.keys == ("class_id", "identity")
-    assert data.vocabularies == {"class_id": Classes(("ant", "cat", "dog"), (0, 1, 2))}
+    assert data.classes == {"class_id": Classes(("ant", "cat", "dog"), (0, 1, 2))}
     assert data.file_names == ["ant/9.png", "cat/0.webp", "dog/1.png", "dog/deep/2.JPG"]
     assert [sample.class_id for sample in data] == [0, 1, 2, 2]
     assert [sample.identity for sample in data] == data.identities.tolist() == [0, 1, 2, 2]
@@ -42,7 +42,7 @@ def test_folders_are_classes(tmp_path):
 def test_classes_of_another_split_are_matched_by_name(tmp_path):
     put(tmp_path, "dog/1.png", "ant/9.png")
     data = ImageFolder(str(tmp_path), classes=["dog", "cat", "ant"])
-    assert data.vocabularies["class_id"].names == ("dog", "cat", "ant")
+    assert data.classes["class_id"].names == ("dog", "cat", "ant")
     assert [sample.class_id for sample in data] == [2, 0]
     with pytest.raises(DataError, match=r"not expected: 'ant'") as caught:
         ImageFolder(str(tmp_path), classes=["dog", "Ant"])
@@ -53,7 +53,7 @@ def test_only_some_class_folders(tmp_path):
     put(tmp_path, "dog/1.png", "cat/2.png", "ant/9.png")
     (tmp_path / "empty").mkdir()
     data = ImageFolder(str(tmp_path), only=["dog", "ant"])
-    assert data.vocabularies["class_id"] == Classes(("dog", "ant"), (0, 1))
+    assert data.classes["class_id"] == Classes(("dog", "ant"), (0, 1))
     assert data.file_names == ["ant/9.png", "dog/1.png"]
     assert [(s.class_id, s.identity) for s in data] == [(1, 1), (0, 0)]
     for only, message in [
@@ -66,7 +66,7 @@ def test_only_some_class_folders(tmp_path):
             ImageFolder(str(tmp_path), only=only)
 
 
-def test_folders_without_classes_or_pictures(tmp_path):
+def test_folders_without_classes_or_images(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         ImageFolder(str(tmp_path / "none"))
     put(tmp_path, "loose.png")
@@ -75,7 +75,7 @@ def test_folders_without_classes_or_pictures(tmp_path):
     put(tmp_path, "dog/1.png")
     (tmp_path / "cat").mkdir()
     (tmp_path / "cat" / "Thumbs.db").write_text("x")
-    with pytest.raises(DataError, match="cat holds no pictures"):
+    with pytest.raises(DataError, match="cat holds no images"):
         ImageFolder(str(tmp_path))
 
 
@@ -84,12 +84,12 @@ def idx_bytes(array):
     return header + array.astype(np.uint8).tobytes()
 
 
-PICTURES = np.arange(5 * 4 * 3).reshape(5, 4, 3)
+IMAGES = np.arange(5 * 4 * 3).reshape(5, 4, 3)
 LABELS = np.array([0, 2, 1, 2, 0])
 
 
 def idx_files(folder, images=None, labels=None):
-    images = idx_bytes(PICTURES) if images is None else images
+    images = idx_bytes(IMAGES) if images is None else images
     labels = idx_bytes(LABELS) if labels is None else labels
     (folder / "images").write_bytes(images)
     (folder / "labels").write_bytes(labels)
@@ -98,17 +98,17 @@ def idx_files(folder, images=None, labels=None):
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 def test_idx_files_plain_and_compressed(tmp_path, pack):
-    data = Idx(*idx_files(tmp_path, pack(idx_bytes(PICTURES)), pack(idx_bytes(LABELS))))
+    data = Idx(*idx_files(tmp_path, pack(idx_bytes(IMAGES)), pack(idx_bytes(LABELS))))
     assert len(data) == 5 and data.keys == ("class_id", "identity")
-    assert data.vocabularies == {"class_id": Classes(("0", "1", "2"), (0, 1, 2))}
+    assert data.classes == {"class_id": Classes(("0", "1", "2"), (0, 1, 2))}
     assert [sample.class_id for sample in data] == LABELS.tolist()
-    assert data[1].image.tolist() == [PICTURES[1].tolist()] * 3
+    assert data[1].image.tolist() == [IMAGES[1].tolist()] * 3
     assert data[1].size == data[1].orig_size == (4, 3)
 
 
 def test_idx_class_names(tmp_path):
     data = Idx(*idx_files(tmp_path), classes=["shirt", "shoe", "bag", "hat"])
-    assert data.vocabularies["class_id"].names == ("shirt", "shoe", "bag", "hat")
+    assert data.classes["class_id"].names == ("shirt", "shoe", "bag", "hat")
     with pytest.raises(DataError, match=r"label 2.*2 names"):
         Idx(*idx_files(tmp_path), classes=["shirt", "shoe"])
     with pytest.raises(DataError, match="more than once"):
@@ -118,11 +118,11 @@ def test_idx_class_names(tmp_path):
 def test_only_some_idx_classes(tmp_path):
     files = idx_files(tmp_path)
     data = Idx(*files, classes=["shirt", "shoe", "bag", "hat"], only=["bag", "shirt"])
-    assert data.vocabularies["class_id"] == Classes(("bag", "shirt"), (2, 0))
+    assert data.classes["class_id"] == Classes(("bag", "shirt"), (2, 0))
     assert len(data) == 4 and data.image_ids == [s.image_id for s in data] == [0, 1, 3, 4]
     assert [s.class_id for s in data] == data.identities.tolist() == [1, 0, 0, 1]
-    assert data[1].image.tolist() == [PICTURES[1].tolist()] * 3
-    assert data[2].image.tolist() == [PICTURES[3].tolist()] * 3
+    assert data[1].image.tolist() == [IMAGES[1].tolist()] * 3
+    assert data[2].image.tolist() == [IMAGES[3].tolist()] * 3
     assert len(Idx(*files, only=["1"])) == 1
     with pytest.raises(DataError, match=r"labels: only names 'bug'.*'bag'"):
         Idx(*files, classes=["shirt", "shoe", "bag"], only=["bug"])
@@ -133,14 +133,14 @@ def test_only_some_idx_classes(tmp_path):
     [
         (b"", "is empty"),
         (b"GARBAGE!", "begins with 0x47415242"),
-        (idx_bytes(LABELS), "pictures and labels swapped"),
-        (idx_bytes(PICTURES)[:-1], "should hold 60 bytes.*holds 59"),
-        (idx_bytes(PICTURES) + b"x", "holds more"),
-        (idx_bytes(PICTURES)[:9], "damaged"),
-        (idx_bytes(PICTURES[:3]), "3 pictures.*5 labels"),
+        (idx_bytes(LABELS), "images and labels swapped"),
+        (idx_bytes(IMAGES)[:-1], "should hold 60 bytes.*holds 59"),
+        (idx_bytes(IMAGES) + b"x", "holds more"),
+        (idx_bytes(IMAGES)[:9], "damaged"),
+        (idx_bytes(IMAGES[:3]), "3 images.*5 labels"),
         (bytes([0, 0, 13, 3]) + bytes(12), "begins with"),
         (bytes([0, 0, 8, 3]) + b"\xff" * 12, "too many"),
-        (gzip.compress(idx_bytes(PICTURES), mtime=0)[:-12], "images"),
+        (gzip.compress(idx_bytes(IMAGES), mtime=0)[:-12], "images"),
         (b"\x1f\x8b garbage", "images"),
     ],
 )

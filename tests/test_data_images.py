@@ -1,4 +1,4 @@
-"""Pictures of every mode become the right 8-bit RGB values; every fault names the file."""
+"""Images of every mode become the right 8-bit RGB values; every fault names the file."""
 
 import os
 import pickle
@@ -19,38 +19,38 @@ def pixel(path, **options):
     return load_image(path, **options)[:, 0, 0].tolist()
 
 
-def with_info(picture, transparency):
-    picture.info["transparency"] = transparency
-    return picture
+def with_info(image, transparency):
+    image.info["transparency"] = transparency
+    return image
 
 
-def palette_picture(mode="P", transparency=None):
-    picture = Image.new("P", (4, 3), 1)
-    picture.putpalette([0, 0, 0, 10, 20, 30])
+def palette_image(mode="P", transparency=None):
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
     if transparency is not None:
-        return with_info(picture, transparency)
+        return with_info(image, transparency)
     if mode == "PA":
-        return picture.convert("PA")
-    return picture
+        return image.convert("PA")
+    return image
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "expected"),
+    ("name", "image", "expected"),
     [
         ("rgb.png", Image.new("RGB", (4, 3), (10, 20, 30)), [10, 20, 30]),
         ("rgba.png", Image.new("RGBA", (4, 3), (10, 20, 30, 0)), [10, 20, 30]),
         ("l.png", Image.new("L", (4, 3), 77), [77] * 3),
         ("la.png", Image.new("LA", (4, 3), (77, 0)), [77] * 3),
         ("bits.png", Image.new("1", (4, 3), 1), [255] * 3),
-        ("palette.png", palette_picture(), [10, 20, 30]),
-        ("palette.gif", palette_picture(), [10, 20, 30]),
-        ("clear.png", palette_picture(transparency=1), [10, 20, 30]),
+        ("palette.png", palette_image(), [10, 20, 30]),
+        ("palette.gif", palette_image(), [10, 20, 30]),
+        ("clear.png", palette_image(transparency=1), [10, 20, 30]),
         ("clear_rgb.png", with_info(Image.new("RGB", (4, 3), (1, 2, 3)), (1, 2, 3)), [1, 2, 3]),
         ("ycbcr.tif", Image.new("YCbCr", (4, 3), (150, 128, 128)), [150] * 3),
         ("one.ppm", Image.new("RGB", (1, 1), (10, 20, 30)), [10, 20, 30]),
         ("one.webp", Image.new("RGB", (1, 1), (0, 0, 0)), [0] * 3),
         ("one.jpg", Image.new("L", (1, 1), 99), [99] * 3),
-        ("palette_alpha.tif", palette_picture("PA"), [10, 20, 30]),
+        ("palette_alpha.tif", palette_image("PA"), [10, 20, 30]),
         ("cmyk.tif", Image.new("CMYK", (4, 3), (255, 0, 0, 0)), [0, 255, 255]),
         ("cmyk_black.tif", Image.new("CMYK", (4, 3), (0, 0, 0, 255)), [0, 0, 0]),
         ("i16_low.png", Image.fromarray(np.full((3, 4), 257, np.uint16)), [1] * 3),
@@ -60,12 +60,12 @@ def palette_picture(mode="P", transparency=None):
         ("i32.tif", Image.fromarray(np.full((3, 4), 25700, np.int32)), [100] * 3),
     ],
 )
-def test_each_mode_has_exact_values(tmp_path, name, picture, expected):
-    picture.save(tmp_path / name)
-    image = load_image(tmp_path / name)
-    assert image.shape == (3, picture.height, picture.width) and image.dtype == torch.uint8
-    assert image[:, 0, 0].tolist() == expected
-    assert (image == image[:, :1, :1]).all()
+def test_each_mode_has_exact_values(tmp_path, name, image, expected):
+    image.save(tmp_path / name)
+    loaded = load_image(tmp_path / name)
+    assert loaded.shape == (3, image.height, image.width) and loaded.dtype == torch.uint8
+    assert loaded[:, 0, 0].tolist() == expected
+    assert (loaded == loaded[:, :1, :1]).all()
 
 
 def test_cmyk_and_ycbcr_jpegs(tmp_path):
@@ -131,10 +131,10 @@ def test_a_broken_exif_record_says_nothing(tmp_path):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation(tmp_path, orientation):
     stored = torch.arange(24, dtype=torch.uint8).view(4, 6) * 10
-    picture = Image.fromarray(stored.numpy()).convert("RGB")
-    exif = picture.getexif()
+    image = Image.fromarray(stored.numpy()).convert("RGB")
+    exif = image.getexif()
     exif[ORIENTATION] = orientation
-    picture.save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "turned.png", exif=exif)
     upright = {
         1: stored,
         2: stored.flip(1),
@@ -148,7 +148,7 @@ def test_exif_orientation(tmp_path, orientation):
     assert torch.equal(load_image(tmp_path / "turned.png")[0], upright)
     assert torch.equal(load_image(tmp_path / "turned.png", exif="ignore")[0], stored)
     for suffix in ("jpg", "webp", "tif"):
-        picture.save(tmp_path / f"turned.{suffix}", exif=exif)
+        image.save(tmp_path / f"turned.{suffix}", exif=exif)
         shape = load_image(tmp_path / f"turned.{suffix}").shape[1:]
         assert shape == (upright.shape if orientation > 1 else stored.shape)
 
@@ -182,7 +182,7 @@ def test_size_is_checked_before_decoding(tmp_path):
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "XML"),
     ],
 )
-def test_files_that_are_no_pictures(tmp_path, content, message):
+def test_files_that_are_no_images(tmp_path, content, message):
     path = tmp_path / "a.jpg"
     if content is not None:
         path.write_bytes(content)
@@ -191,7 +191,7 @@ def test_files_that_are_no_pictures(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-def test_what_is_no_file_is_no_picture(tmp_path):
+def test_what_is_no_file_is_no_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
     for path, message in (
         (tmp_path, "is a folder"),
@@ -236,7 +236,7 @@ def test_damaged_files_give_data_errors_only(tmp_path, suffix):
     assert failures >= 2
 
 
-def test_picture_files_are_known_by_name(tmp_path):
+def test_image_files_are_known_by_name(tmp_path):
     for name in ("a.jpg", "b.PNG", ".hidden.png", "c.txt"):
         (tmp_path / name).touch()
     (tmp_path / "folder.jpg").mkdir()

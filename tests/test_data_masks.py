@@ -56,7 +56,7 @@ def test_nothing_is_an_empty_mask():
     assert paint([], (4, 5)).shape == (0, 4, 5)
 
 
-def test_outlines_beyond_the_picture_paint_nothing():
+def test_outlines_beyond_the_image_paint_nothing():
     square = polygons([10, 10, 20, 10, 20, 20, 10, 20])
     for offset in ([100, 0], [0, 100], [-100, 0], [0, -100]):
         assert not one(square.map(np.ones(2), np.array(offset)), (30, 30)).any()

@@ -23,7 +23,7 @@ def load(real_data, name):
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO(str(real_data / annotations))
     data = Coco(str(real_data / images), str(real_data / annotations))
-    assert len(data.vocabularies["labels"].names) == num_classes
+    assert len(data.classes["labels"].names) == num_classes
     assert sorted(data.image_ids) == sorted(reference.getImgIds())
     return data, reference
 
@@ -31,7 +31,7 @@ def load(real_data, name):
 @pytest.mark.parametrize("name", SETS)
 def test_boxes_labels_and_areas(real_data, name):
     data, reference = load(real_data, name)
-    classes = data.vocabularies["labels"]
+    classes = data.classes["labels"]
     for sample in data:
         records = reference.loadAnns(reference.getAnnIds(sample.image_id))
         assert len(records) == len(sample.boxes)

@@ -140,16 +140,16 @@ def features_and_batch(identities, size=(64, 64), canvas=(64, 64), seed=0):
     return features, Batch(images, targets)
 
 
-def head(**knobs):
+def head(**arguments):
     torch.manual_seed(0)
-    return Embedding(LEVELS, (), **{"size": 5, **knobs})
+    return Embedding(LEVELS, (), **{"size": 5, **arguments})
 
 
 def test_vectors_have_unit_length_and_the_asked_size():
     features, batch = features_and_batch([0, 0, 1])
     for hidden in (None, 16):
         found = head(size=7, hidden=hidden).predict(features, batch)
-        vectors = [prediction["vector"] for prediction in found]
+        vectors = [prediction["embedding"] for prediction in found]
         assert [vector.shape for vector in vectors] == [(7,)] * 3
         assert [float(v.detach().norm()) for v in vectors] == pytest.approx([1.0] * 3)
 
@@ -164,7 +164,7 @@ def test_padding_takes_no_part():
 
 
 @pytest.mark.parametrize("mining", ["all", "hard", "semihard"])
-def test_the_loss_is_that_of_the_vectors_of_labelled_pictures(mining):
+def test_the_loss_is_that_of_the_vectors_of_labeled_images(mining):
     identities = [0, None, 0, 1, None, 1]
     features, batch = features_and_batch(identities)
     embedding = head(mining=mining, margin=MARGIN)
@@ -195,13 +195,13 @@ def test_batches_that_teach_nothing_give_every_parameter_a_gradient(loss, identi
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "arguments",
     [{"mining": "all"}, {"mining": "hard"}, {"mining": "semihard"}, {"loss": "contrastive"}],
 )
-def test_it_learns_to_tell_identities_apart(knobs):
+def test_it_learns_to_tell_identities_apart(arguments):
     identities = [0, 0, 0, 1, 1, 1, 2, 2, 2]
     features, batch = features_and_batch(identities)
-    embedding = head(hidden=32, **knobs)
+    embedding = head(hidden=32, **arguments)
     optimizer = torch.optim.Adam(embedding.parameters(), lr=0.02)
     for _ in range(60):
         optimizer.zero_grad()

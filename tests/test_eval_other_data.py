@@ -25,7 +25,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def data(tmp_path):
-    """Other pictures on disk, with their annotations."""
+    """Other images on disk, with their annotations."""
     generate_shapes(tmp_path / "data", images=3, size=64, seed=5)
     return tmp_path / "data"
 
@@ -73,11 +73,11 @@ def test_other_classes_are_an_error_that_shows_the_difference(run, data, capsys)
     assert re.search("not expected: 'teapot'", told) and re.search(r"missing here: '\w+'", told)
 
 
-def test_a_missing_picture_is_an_error_and_nothing_is_scored_without_it(run, data, capsys):
-    picture = sorted((data / "images").iterdir())[1]
-    picture.unlink()
+def test_a_missing_image_is_an_error_and_nothing_is_scored_without_it(run, data, capsys):
+    image = sorted((data / "images").iterdir())[1]
+    image.unlink()
     code, printed, told = evaluate(run, data, capsys)
-    assert code == 3 and not printed and picture.name in told
+    assert code == 3 and not printed and image.name in told
 
 
 def test_an_empty_split_is_an_error(run, data, capsys):
@@ -105,11 +105,11 @@ def test_predictions_are_strict_json_and_never_of_numbers_that_are_none(run, dat
     prediction = visionkit.load(run).predict(next((data / "images").iterdir()))
     assert to_records(prediction, 4)
     prediction.heads["objects"]["scores"] = prediction.heads["objects"]["scores"] / 0
-    with pytest.raises(DivergedError, match="objects: 'scores' of picture 4 is not finite"):
+    with pytest.raises(DivergedError, match="objects: 'scores' of image 4 is not finite"):
         to_records(prediction, 4)
 
 
-def test_a_diverged_model_is_told_by_the_picture(run, data, capsys, monkeypatch):
+def test_a_diverged_model_is_told_by_the_image(run, data, capsys, monkeypatch):
     from visionkit.models.model import VisionModel
 
     predictions = VisionModel.predictions

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_data_coco import SQUARE, save, small
 
-from visionkit.data.checks.kinds import KINDS, policies
+from visionkit.data.checks.kinds import FINDING_KINDS, policies
 from visionkit.data.datasets.coco import Coco
 from visionkit.errors import ConfigError, DataError
 
@@ -39,13 +39,13 @@ def content(kind):
     return data
 
 
-CASES = [(kind, action) for kind in KINDS for action in KINDS[kind].choices]
+CASES = [(kind, action) for kind in FINDING_KINDS for action in FINDING_KINDS[kind].choices]
 
 
 @pytest.mark.parametrize(("kind", "action"), CASES)
 def test_each_policy_of_each_kind(tmp_path, kind, action):
     data = content(kind)
-    chosen = {} if KINDS[kind].default == action else {kind: action}
+    chosen = {} if FINDING_KINDS[kind].default == action else {kind: action}
     if action == "error":
         with pytest.raises(DataError) as caught:
             save(tmp_path, data, on_fault=chosen)
@@ -57,8 +57,8 @@ def test_each_policy_of_each_kind(tmp_path, kind, action):
     opened = save(tmp_path, data, on_fault=chosen)
     findings = [found for found in opened.findings() if found.kind == kind]
     assert [(f.place.index, f.action) for f in findings] == [(1, action)]
-    done = {"drop": "left_out", "fix": "fixed", "keep": "kept"}[action]
-    assert opened.tally()[done][kind] == 1
+    done = {"drop": "dropped", "fix": "fixed", "keep": "kept"}[action]
+    assert opened.counts()[done][kind] == 1
     assert opened.num_objects == (1 if action == "drop" else 2)
     assert sum(len(sample.boxes) for sample in opened) == opened.num_objects
 
@@ -83,7 +83,7 @@ def test_what_a_fix_makes_of_an_object(tmp_path):
     assert unknown.target()["masks"].sum((1, 2)).tolist() == [36, 0]
     data = content("")
     data["annotations"][1]["segmentation"] = {"size": [9, 9], "counts": [0, 81]}
-    unknown = save(tmp_path, data, on_fault={"bad-mask": "fix"})[0]  # RLE of another picture
+    unknown = save(tmp_path, data, on_fault={"bad-mask": "fix"})[0]  # RLE of another image
     assert unknown.target()["masks"].sum((1, 2)).tolist() == [36, 0]
     assert unknown.boxes.shape == (2, 4)
 
@@ -97,10 +97,10 @@ def test_iscrowd_of_another_kind_is_taken_for_what_it_says(tmp_path, value, crow
     opened = save(tmp_path, data)
     assert opened[0].iscrowd.tolist() == [False, crowd]
     assert [a["iscrowd"] for a in opened.coco_truth()["annotations"]] == [0, int(crowd)]
-    assert opened.tally()["fixed"] == {"crowd-value": 1}
+    assert opened.counts()["fixed"] == {"crowd-value": 1}
 
 
-def test_duplicates_are_those_of_one_picture_class_and_box(tmp_path):
+def test_duplicates_are_those_of_one_image_class_and_box(tmp_path):
     data = content("")
     data["categories"].append({"id": 2, "name": "cow"})
     first = data["annotations"][0]
@@ -115,10 +115,10 @@ def test_a_rounding_beyond_the_border_is_no_fault(tmp_path):
     data = content("")
     data["annotations"][1] |= {"bbox": [14.5, 2, 6.4, 8.3], "area": 50}
     opened = save(tmp_path, data)
-    assert opened.tally() == {
-        "left_out": {},
+    assert opened.counts() == {
+        "dropped": {},
         "fixed": {},
-        "kept": {"rare-class": 1, "bare-picture": 1},
+        "kept": {"rare-class": 1, "no-annotations": 1},
     }
 
 
@@ -137,10 +137,16 @@ def test_remarks_about_a_whole_file(tmp_path):
     for record in data["annotations"]:
         record["iscrowd"] = 1
     kinds = {f.kind: f for f in save(tmp_path, data).findings()}
-    assert kinds.keys() == {"all-crowd", "unused-class", "rare-class", "class-case", "bare-picture"}
-    assert "'ox', 'OX' differ in case" in kinds["class-case"].message
+    assert kinds.keys() == {
+        "all-crowd",
+        "unused-class",
+        "rare-class",
+        "class-name-case",
+        "no-annotations",
+    }
+    assert "'ox', 'OX' differ in case" in kinds["class-name-case"].message
     assert kinds["unused-class"].value == "hen"
-    assert "'sub/b.png': no object" in kinds["bare-picture"].message
+    assert "'sub/b.png': no object" in kinds["no-annotations"].message
 
 
 def test_policies_that_do_not_exist_are_refused():
@@ -149,7 +155,7 @@ def test_policies_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match="empty-box: 'fix'; expected drop or error"):
         policies({"empty-box": "fix"})
     with pytest.raises(ValueError, match="'far' is no kind of fault with a choice"):
-        policies({"far": "drop"})
+        policies({"coordinate-range": "drop"})
 
 
 def test_a_wrong_policy_in_a_config_is_an_error_of_the_config(tmp_path):
@@ -157,7 +163,7 @@ def test_a_wrong_policy_in_a_config_is_an_error_of_the_config(tmp_path):
 
     save(tmp_path, content(""))
     spec = {"type": "Coco", "images": str(tmp_path / "images")}
-    spec |= {"annotations": str(tmp_path / "a.json"), "on_fault": {"far": "drop"}}
+    spec |= {"annotations": str(tmp_path / "a.json"), "on_fault": {"coordinate-range": "drop"}}
     with pytest.raises(ConfigError, match=r"Coco: on_fault: 'far'"):
         _make("data", spec)
 
@@ -168,7 +174,7 @@ def test_files_with_faults_of_quality_are_kept_in_the_cache(tmp_path, monkeypatc
     words = (str(tmp_path / "images"), str(tmp_path / "a.json"))
     monkeypatch.setattr("visionkit.data.coco.index.read_index", None)  # would be called
     again = Coco(*words)
-    assert again.tally()["fixed"] == {"crowd-value": 1}
+    assert again.counts()["fixed"] == {"crowd-value": 1}
     assert [f.place.id for f in again.findings() if f.kind == "crowd-value"] == [2]
 
 
@@ -204,7 +210,7 @@ def test_the_page_has_the_table_of_kinds():
         "| kind | what | severity | default | `fix` | `drop` | `keep` |",
         "|---|" * 1 + "---|" * 6,
     ]
-    for name, kind in KINDS.items():
+    for name, kind in FINDING_KINDS.items():
         what = kind.title + " (`check` alone)" * kind.slow
         cells = (f"`{name}`", what, kind.severity, kind.default, kind.fix, kind.drop, kind.keep)
         rows.append(f"| {' | '.join(cells)} |")
@@ -217,7 +223,7 @@ def test_what_is_left_out_is_ignored_in_painted_maps_and_not_remarked_on(tmp_pat
     odd = data["annotations"][1]
     odd |= {"segmentation": [[12, 2, 16, 2, 16, 6, 12, 6]], "area": 0}
     opened = save(tmp_path, data, semantic="paint")
-    assert opened.tally()["left_out"] == {"outside-box": 1}
-    assert "wrong-area" not in opened.tally()["kept"]
+    assert opened.counts()["dropped"] == {"outside-box": 1}
+    assert "wrong-area" not in opened.counts()["kept"]
     (sample,) = [s for s in opened if s.image_id == odd["image_id"]]
     assert sample.semantic[4, 14] == 255

@@ -5,7 +5,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from visionkit.errors import ConfigError
 from visionkit.models.heads.fcos import FCOS
-from visionkit.ops.boxes import pairwise_iou
+from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch, Level
 
 LEVELS = {"p3": Level(32, 8), "p4": Level(32, 16), "p5": Level(32, 32)}
@@ -50,7 +50,7 @@ def random_target(count, size, generator):
 @pytest.fixture(scope="module")
 def torchvision_case():
     """torchvision's model with weights under which many detections come out, and its features of
-    two pictures of different size in one padded batch."""
+    two pixels of different size in one padded batch."""
     torch.manual_seed(3)
     model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=6).eval()
     branches = model.head
@@ -61,11 +61,11 @@ def torchvision_case():
     ]:
         torch.nn.init.normal_(predictor.weight, std=std)
         torch.nn.init.normal_(predictor.bias, std=1)
-    pictures = torch.randn(2, 3, 256, 320)
+    pixels = torch.randn(2, 3, 256, 320)
     with torch.no_grad():
-        features = model.backbone(pictures)
+        features = model.backbone(pixels)
         outputs = model.head(list(features.values()))
-    images = ImageList(pictures, [(200, 320), (256, 190)])
+    images = ImageList(pixels, [(200, 320), (256, 190)])
     anchors = model.anchor_generator(images, list(features.values()))
     levels = {name: Level(256, 8 * 2**i) for i, name in enumerate(features)}
     ours = FCOS(levels, [f"class {i}" for i in range(6)]).eval()
@@ -138,27 +138,27 @@ def test_losses_are_finite_and_reach_every_parameter():
     assert all(feature.grad is not None for feature in features.values())
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_pictures_without_objects_or_labels_give_losses_with_a_graph(labelled):
+@pytest.mark.parametrize("labeled", [True, False])
+def test_images_without_objects_or_labels_give_losses_with_a_graph(labeled):
     head = FCOS(LEVELS, CLASSES, num_convs=1)
     empty = target([], [])
-    if not labelled:
+    if not labeled:
         del empty["boxes"]
     losses = head.loss(features_for(LEVELS, 2), batch_of(empty, empty))
     sum(losses.values()).backward()
     assert losses["box_reg"] == 0 and losses["centerness"] == 0
-    assert (losses["classification"] > 0) == labelled  # background is taught, the unlabelled not
+    assert (losses["classification"] > 0) == labeled  # background is taught, the unlabeled not
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
-def test_an_unlabelled_picture_does_not_change_the_loss():
+def test_an_unlabeled_image_does_not_change_the_loss():
     torch.manual_seed(0)
     head = FCOS(LEVELS, CLASSES, num_convs=1)
     features = features_for(LEVELS, 2)
-    labelled = target([[5, 5, 40, 50]], [1])
-    unlabelled = {"image_id": 2, "size": (64, 64), "orig_size": (64, 64)}
-    both = head.loss(features, batch_of(unlabelled, labelled))
-    alone = head.loss({k: f[1:] for k, f in features.items()}, batch_of(labelled))
+    labeled = target([[5, 5, 40, 50]], [1])
+    unlabeled = {"image_id": 2, "size": (64, 64), "orig_size": (64, 64)}
+    both = head.loss(features, batch_of(unlabeled, labeled))
+    alone = head.loss({k: f[1:] for k, f in features.items()}, batch_of(labeled))
     assert {k: v.item() for k, v in both.items()} == pytest.approx(
         {k: v.item() for k, v in alone.items()}
     )
@@ -188,7 +188,7 @@ def test_runs_under_bf16_autocast():
     assert len(prediction["boxes"]) > 0
 
 
-def test_two_pictures_are_overfitted():
+def test_two_images_are_overfitted():
     torch.manual_seed(0)
     head = FCOS(LEVELS, CLASSES, num_convs=1)
     features = features_for(LEVELS, 2, requires_grad=True)
@@ -207,7 +207,7 @@ def test_two_pictures_are_overfitted():
         order = prediction["labels"].argsort()
         assert prediction["labels"][order].tolist() == label
         truth = 2 * torch.tensor(box, dtype=torch.float32)
-        assert pairwise_iou(prediction["boxes"][order], truth).diagonal().min() > 0.8
+        assert box_iou(prediction["boxes"][order], truth).diagonal().min() > 0.8
         assert prediction["scores"].tolist() == sorted(prediction["scores"].tolist(), reverse=True)
 
 
@@ -230,10 +230,10 @@ def test_channels_that_are_no_multiple_of_32_and_no_normalization_work():
 def test_the_number_of_detections_is_limited():
     torch.manual_seed(0)
     features, batch = features_for(LEVELS, 1), batch_of(target([], []))
-    knobs = {"num_convs": 1, "prior": 0.5, "nms_iou": 1.0, "score_threshold": 0.0}
-    three_at_most = FCOS(LEVELS, CLASSES, max_detections=3, **knobs)
+    arguments = {"num_convs": 1, "prior": 0.5, "nms_iou": 1.0, "score_threshold": 0.0}
+    three_at_most = FCOS(LEVELS, CLASSES, max_detections=3, **arguments)
     assert len(three_at_most.predict(features, batch)[0]["boxes"]) == 3
-    two_per_level = FCOS(LEVELS, CLASSES, pre_nms_top_n=2, **knobs)
+    two_per_level = FCOS(LEVELS, CLASSES, pre_nms_top_n=2, **arguments)
     assert len(two_per_level.predict(features, batch)[0]["boxes"]) == 2 * len(LEVELS)
-    strict = FCOS(LEVELS, CLASSES, **{**knobs, "score_threshold": 0.99})
+    strict = FCOS(LEVELS, CLASSES, **{**arguments, "score_threshold": 0.99})
     assert strict.predict(features, batch)[0]["boxes"].shape == (0, 4)

@@ -30,7 +30,7 @@ def random_target(count, generator):
 
 def naive_match(points, boxes, iscrowd, radius):
     matched, ignored = [], []
-    for (x, y), size, smallest, largest in zip(*(p.tolist() for p in points), strict=True):
+    for (x, y), size, smallest, all_reduce_max in zip(*(p.tolist() for p in points), strict=True):
         best, best_area, in_crowd = -1, math.inf, False
         for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
             sides = [x - x1, y - y1, x2 - x, y2 - y]
@@ -41,7 +41,7 @@ def naive_match(points, boxes, iscrowd, radius):
                 continue
             near = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) < radius * size
             box_area = (x2 - x1) * (y2 - y1)
-            if near and smallest < max(sides) < largest and box_area < best_area:
+            if near and smallest < max(sides) < all_reduce_max and box_area < best_area:
                 best, best_area = i, box_area
         matched.append(best)
         ignored.append(in_crowd)

@@ -5,14 +5,14 @@ import logging
 import re
 
 import pytest
-from damaged import picture
+from damaged import image
 from test_data_coco import save, small
 
 from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.columns import file_names
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.crops import Crops
-from visionkit.data.datasets.folder import ImageFolder, Pictures
+from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.data.files import shown
 from visionkit.errors import DataError
@@ -41,7 +41,7 @@ def test_long_and_odd_names_take_no_time():
 
 
 def linked(tmp_path):
-    """Coco data of which one picture and one folder are links to elsewhere, one a link inside."""
+    """Coco data of which one image and one folder are links to elsewhere, one a link inside."""
     data = save(tmp_path, small())
     folder, elsewhere = data.images, tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -97,7 +97,7 @@ def test_class_maps_behind_links_are_refused_too(tmp_path):
     content["semantic_classes"] = ["x"]
     (tmp_path / "other").mkdir()
     (tmp_path / "data" / "maps").mkdir(parents=True)
-    (tmp_path / "other" / "a.png").write_bytes(picture("PNG"))
+    (tmp_path / "other" / "a.png").write_bytes(image("PNG"))
     (tmp_path / "data" / "maps" / "a.png").symlink_to(tmp_path / "other" / "a.png")
     with pytest.raises(DataError, match=r"maps/a\.png', but .*leads out"):
         save(tmp_path / "data", content)
@@ -106,7 +106,7 @@ def test_class_maps_behind_links_are_refused_too(tmp_path):
 def test_in_folders_that_are_listed_links_to_files_are_the_users_own(tmp_path, caplog):
     """No file names them, so nobody else could have; links to folders might lead in circles."""
     (tmp_path / "real").mkdir()
-    (tmp_path / "real" / "x.png").write_bytes(picture("PNG"))
+    (tmp_path / "real" / "x.png").write_bytes(image("PNG"))
     for name in ("class/a", "maps/a"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / f"{name}.png").symlink_to(tmp_path / "real" / "x.png")
@@ -116,7 +116,7 @@ def test_in_folders_that_are_listed_links_to_files_are_the_users_own(tmp_path, c
     (root / "one").symlink_to(tmp_path / "class")
     with caplog.at_level(logging.WARNING, "visionkit"):
         assert ImageFolder(str(root)).file_names == ["one/a.png"]
-        assert Pictures(str(tmp_path / "class")).file_names == ["a.png"]
+        assert Images(str(tmp_path / "class")).file_names == ["a.png"]
         maps = LabelMaps(str(tmp_path / "class"), str(tmp_path / "maps"), classes=["x"])
         assert maps.file_names == ["a.png"]
     assert len(caplog.messages) == 3

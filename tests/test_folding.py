@@ -56,12 +56,12 @@ def norms_in(model):
 )
 @torch.inference_mode()
 def test_features_stay_the_same(backbone, norms):
-    model, pictures = model_of(backbone()), batch()
-    expected = model.features(pictures)
+    model, images = model_of(backbone()), batch()
+    expected = model.features(images)
     assert norms_in(model) == norms
     assert fold_norms(model) == norms
     assert norms_in(model) == 0
-    found = model.features(pictures)
+    found = model.features(images)
     assert found.keys() == expected.keys()
     for name, level in expected.items():
         torch.testing.assert_close(found[name], level, atol=1e-3, rtol=1e-3)
@@ -70,10 +70,10 @@ def test_features_stay_the_same(backbone, norms):
 @torch.inference_mode()
 def test_the_neck_is_folded_too():
     backbone = ResNet(depth=18)
-    model, pictures = model_of(backbone, FPN(backbone.levels, channels=16, norm="batch")), batch()
-    expected = model.features(pictures)
+    model, images = model_of(backbone, FPN(backbone.levels, channels=16, norm="batch")), batch()
+    expected = model.features(images)
     fold_norms(model)
-    for name, level in model.features(pictures).items():
+    for name, level in model.features(images).items():
         torch.testing.assert_close(level, expected[name], atol=1e-3, rtol=1e-3)
 
 
@@ -97,10 +97,10 @@ class Shared(nn.Module):
 
 @torch.inference_mode()
 def test_what_is_used_twice_is_left_alone():
-    model, pictures = model_of(Shared()), batch()
-    expected = model.features(pictures)
+    model, images = model_of(Shared()), batch()
+    expected = model.features(images)
     assert fold_norms(model) == 0
-    for name, level in model.features(pictures).items():
+    for name, level in model.features(images).items():
         assert torch.equal(level, expected[name])
 
 
@@ -112,4 +112,4 @@ def test_a_model_to_predict_with_is_folded():
     predictor = Predictor.of(model, config, classes)
     assert norms_in(predictor.model.backbone) == 0
     assert norms_in(predictor.model.heads) > 0  # each of theirs serves one of several levels
-    assert predictor.model.draw_above == {"detection": 0.4}
+    assert predictor.model.draw_threshold == {"detection": 0.4}

@@ -38,7 +38,7 @@ def test_each_idea_is_checked():
 @pytest.mark.parametrize(
     "right, wrong",
     [
-        ("y[picture, j] = b1[j]", "y[picture, j] = 0"),
+        ("y[image, j] = b1[j]", "y[image, j] = 0"),
         ("+= W1[j, i]", "-= W1[j, i]"),
         ("h = np.maximum(0, y)", "h = y"),
         (".sum(1, keepdims=True)", ".sum()"),

@@ -23,7 +23,7 @@ def of_step(step):
 def run(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for step in (1, 2):
-        checkpoint.keep_last(tmp_path, of_step(step))
+        checkpoint.save_last(tmp_path, of_step(step))
     return tmp_path
 
 
@@ -48,7 +48,7 @@ def damage(path, how):
 
 def test_the_newest_two_are_kept(run):
     assert steps(run) == [2, 1]
-    checkpoint.keep_last(run, of_step(3))
+    checkpoint.save_last(run, of_step(3))
     assert steps(run) == [3, 2] and names(run) == ["last.pt", "prev.pt"]
 
 
@@ -67,7 +67,7 @@ def test_at_no_moment_is_there_no_checkpoint(run, links, monkeypatch):
             return call(*args, **kwargs)
 
         monkeypatch.setattr(os, name, looked)
-    checkpoint.keep_last(run, of_step(3))
+    checkpoint.save_last(run, of_step(3))
     calls = ["link", "replace", "replace"]
     assert [name for name, _, _ in seen][:3] == calls
     found = [(file, step) for _, file, step in seen][:3]
@@ -85,10 +85,10 @@ def test_a_call_that_fails_leaves_what_was_there(run, call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(os, call, failing)
         if call == "link":  # which is not needed
-            checkpoint.keep_last(run, of_step(3))
+            checkpoint.save_last(run, of_step(3))
         else:
             with pytest.raises(CheckpointError, match=r"last\.pt: cannot be written: Input/output"):
-                checkpoint.keep_last(run, of_step(3))
+                checkpoint.save_last(run, of_step(3))
     assert steps(run) == ([3, 2] if call == "link" else [2, 1])
     assert names(run) == ["last.pt", "prev.pt"]
 

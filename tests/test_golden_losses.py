@@ -1,7 +1,7 @@
 """Twenty steps of every task against stored losses: no change goes unseen into what is learned.
 
 If one of these fails because of a change that is meant, `python tests/golden/write.py` writes the
-file anew; its diff belongs to that change.
+file again; its diff belongs to that change.
 """
 
 import json

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from visionkit.engine.optim import PCGrad, Sum, combiner, total_norm
+from visionkit.engine.optim import PCGrad, Sum, gradient_combiner, total_norm
 from visionkit.models.model import VisionModel
 from visionkit.types import Head
 
@@ -35,7 +35,7 @@ def parts(model, **directions):
 
 
 def test_the_sum_is_the_sum(model):
-    both = combiner("fixed", model)
+    both = gradient_combiner("fixed", model)
     assert isinstance(both, Sum)
     both.backward(parts(model, a=[1.0, 0.0], b=[-1.0, 1.0]))
     assert both.finish(0) == {}
@@ -45,7 +45,7 @@ def test_the_sum_is_the_sum(model):
 def test_conflicting_gradients_lose_what_opposes_the_other(model):
     """By hand: a = (1, 0), b = (-1, 1), a.b = -1. a loses -1/2 b: (1/2, 1/2); b loses -1 a:
     (0, 1). Their sum is (1/2, 3/2)."""
-    surgery = combiner("pcgrad", model)
+    surgery = gradient_combiner("pcgrad", model)
     assert isinstance(surgery, PCGrad)
     surgery.backward(parts(model, a=[1.0, 0.0], b=[-1.0, 1.0]))
     assert surgery.finish(0) == {"conflicts": 1.0}
@@ -68,7 +68,7 @@ def test_a_heads_gradient_is_that_of_all_its_batches(model):
     surgery.backward(parts(model, a=[1.0, 0.0], b=[-1.0, 1.0]))
     surgery.finish(3)
     assert model.backbone.shared.grad.tolist() == pytest.approx([1, 2])
-    model.zero_grad()  # the next step starts anew
+    model.zero_grad()  # the next step starts again
     surgery.backward(parts(model, a=[0.0, 3.0]))
     surgery.finish(4)
     assert model.backbone.shared.grad.tolist() == [0, 3]

@@ -48,7 +48,7 @@ EVERY_HEAD = {
     "map": {"type": "SemanticFPN"},
     "scene": SCENE,
     "place": {"type": "Embedding"},
-    "color": {"type": "Attributes", "on": "objects"},
+    "color": {"type": "Attributes", "boxes_from": "objects"},
 }
 
 
@@ -62,7 +62,7 @@ def weights(run, name="last"):
 
 
 def test_every_head_trains_evaluates_and_predicts_in_one_run(tmp_path):
-    spec = config(tmp_path / "run", EVERY_HEAD, {"all": source(*EVERY_HEAD, per_identity=2)})
+    spec = config(tmp_path / "run", EVERY_HEAD, {"all": source(*EVERY_HEAD, images_per_identity=2)})
     run = train(spec).directory
     logged = lines(run, "train")[0]
     for head in EVERY_HEAD:
@@ -76,18 +76,18 @@ def test_every_head_trains_evaluates_and_predicts_in_one_run(tmp_path):
     assert {name.split("/")[0] for name in some} == {"scene", "color"}
     exact = {name: value for name, value in some.items() if "/loss/" not in name}
     assert exact == pytest.approx({name: metrics[name] for name in exact}, nan_ok=True)
-    picture = spec_picture(run)
-    prediction = visionkit.load(run).predict(picture)
+    image = spec_image(run)
+    prediction = visionkit.load(run).predict(image)
     assert prediction.heads.keys() == EVERY_HEAD.keys()
     assert prediction.draw().width >= SIZE
-    only = visionkit.load(run, heads=["color"]).predict(picture)
+    only = visionkit.load(run, heads=["color"]).predict(image)
     assert only.heads.keys() == {"color"}
     assert torch.equal(only.heads["color"]["boxes"], prediction.heads["objects"]["boxes"])
-    with pytest.raises(ConfigError, match="no head 'colour'; it has objects, map"):
-        visionkit.load(run, heads=["colour"])
+    with pytest.raises(ConfigError, match="no head 'color'; it has objects, map"):
+        visionkit.load(run, heads=["color"])
 
 
-def spec_picture(run):
+def spec_image(run):
     config = visionkit.load_config(run / "config.yaml")
     return _dataset(next(iter(config.data.values())).val).image_path(0)
 
@@ -110,7 +110,7 @@ def test_the_loss_of_a_joint_step_is_the_weighted_sum(tmp_path):
 
 
 def test_a_source_never_trains_a_head_that_it_does_not_feed(tmp_path, monkeypatch):
-    """Each head's loss sees the pictures of its own source alone, told by their size; and the
+    """Each head's loss sees the images of its own source alone, told by their size; and the
     metrics of two sources carry their names."""
     from visionkit.models.heads.classification import Classification
     from visionkit.models.heads.fcos import FCOS
@@ -168,20 +168,26 @@ def test_unknown_metrics_are_found_before_training(tmp_path):
         ConfigError, match="no validation gives 'scene/top'; did you mean 'scene/top"
     ):
         train(spec)
-    spec["train"] |= {"best": None, "no_worse_than": {"scene/top": 0.5}}
-    with pytest.raises(ConfigError, match=r"train\.no_worse_than: no validation gives 'scene/top'"):
+    spec["train"] |= {"best_metric": None, "best_constraints": {"scene/top": 0.5}}
+    with pytest.raises(
+        ConfigError, match=r"train\.best_constraints: no validation gives 'scene/top'"
+    ):
         train(spec)
-    spec["train"] |= {"best": None, "no_worse_than": {"scenery/top1": 0.5}}
-    with pytest.raises(ConfigError, match=r"train\.no_worse_than: got 'scenery/top1'"):
+    spec["train"] |= {"best_metric": None, "best_constraints": {"scenery/top1": 0.5}}
+    with pytest.raises(ConfigError, match=r"train\.best_constraints: got 'scenery/top1'"):
         train(spec)
 
 
 def test_a_head_that_describes_boxes_needs_one_that_finds_them(tmp_path):
-    heads = {"color": {"type": "Attributes", "on": "objects"}}
-    with pytest.raises(ConfigError, match=r"heads\.color\.on: got 'objects'; expected a head"):
+    heads = {"color": {"type": "Attributes", "boxes_from": "objects"}}
+    with pytest.raises(
+        ConfigError, match=r"heads\.color\.boxes_from: got 'objects'; expected a head"
+    ):
         train(config(tmp_path / "run", heads, {"all": source("color")}))
-    heads = {"scene": SCENE, "color": {"type": "Attributes", "on": "scene"}}
-    with pytest.raises(ConfigError, match=r"on: got 'scene'; expected a head that .* valid: none"):
+    heads = {"scene": SCENE, "color": {"type": "Attributes", "boxes_from": "scene"}}
+    with pytest.raises(
+        ConfigError, match=r"boxes_from: got 'scene'; expected a head that .* valid: none"
+    ):
         train(config(tmp_path / "run", heads, {"all": source("scene", "color")}))
 
 
@@ -197,7 +203,7 @@ class TestGrowing:
     """`init_from`: a new head on a trained model."""
 
     def grown(self, first, output, **settings):
-        frozen = {"freeze": ["backbone", "neck", "old heads"], "steps": 3, "plots": False}
+        frozen = {"freeze": ["backbone", "neck", "init_heads"], "steps": 3, "plots": False}
         return {
             "init_from": str(first),
             "task": "classification",
@@ -218,8 +224,8 @@ class TestGrowing:
         assert before.keys() < after.keys()
         for name, tensor in before.items():  # running statistics of the batch norms included
             assert torch.equal(tensor, after[name]), name
-        picture = spec_picture(first)
-        old, new = (visionkit.load(r).predict(picture) for r in (first, run))
+        image = spec_image(first)
+        old, new = (visionkit.load(r).predict(image) for r in (first, run))
         assert new.heads.keys() == {"objects", "map", "classification"}
         for head, result in old.heads.items():
             for key, value in result.items():
@@ -236,7 +242,7 @@ class TestGrowing:
 
     def test_without_freezing_the_statistics_move(self, first, tmp_path):
         """A negative control of the first test."""
-        run = train(self.grown(first, tmp_path / "run", freeze=["old heads"])).directory
+        run = train(self.grown(first, tmp_path / "run", freeze=["init_heads"])).directory
         before, after = weights(first, "best"), weights(run)
         assert any(not torch.equal(t, after[n]) for n, t in before.items() if "running" in n)
         assert all(torch.equal(t, after[n]) for n, t in before.items() if "heads." in n)
@@ -256,9 +262,9 @@ class TestGrowing:
         spec = self.grown(tmp_path / "nowhere", tmp_path / "run")
         with pytest.raises(ConfigError, match=r"^config: init_from: .*no such run[^\n]*$"):
             train(spec)
-        with pytest.raises(ConfigError, match=r"no parameter matches \['old heads'\]"):
+        with pytest.raises(ConfigError, match=r"no parameter matches \['init_heads'\]"):
             plain = config(tmp_path / "x", {"scene": SCENE}, {"all": source("scene")})
-            train({**plain, "train": {**plain["train"], "freeze": ["old heads"]}})
+            train({**plain, "train": {**plain["train"], "freeze": ["init_heads"]}})
         spec = self.grown(first, tmp_path / "run")
         spec["backbone"] = {"type": "ResNet", "depth": 34}
         with pytest.raises(ConfigError, match="backbone: is not that of"):

@@ -1,14 +1,14 @@
-"""What was found in pictures is remembered, and never believed where it might not be ours."""
+"""What was found in images is remembered, and never believed where it might not be ours."""
 
 import os
 import pickle
 from pathlib import Path
 
 import pytest
-from damaged import faults_of, flat_png, picture
+from damaged import faults_of, flat_png, image
 
 from visionkit.data.checks import images
-from visionkit.data.checks.images import KeptLooks, Look, look_at_all
+from visionkit.data.checks.images import ImageInfo, ImageInfoCache, inspect_images
 
 
 @pytest.fixture(autouse=True)
@@ -29,30 +29,30 @@ def photos(tmp_path):
 
 @pytest.fixture
 def looked(monkeypatch):
-    """The names of the pictures that are looked at."""
-    names, look_at = [], images.look_at
+    """The names of the images that are looked at."""
+    names, inspect_image = [], images.inspect_image
 
     def counting(path):
         names.append(path.name)
-        return look_at(path)
+        return inspect_image(path)
 
-    monkeypatch.setattr(images, "look_at", counting)
+    monkeypatch.setattr(images, "inspect_image", counting)
     return names
 
 
 def test_only_what_is_new_changed_or_broken_is_looked_at_again(photos, looked, tmp_path):
-    first = look_at_all(photos)
+    first = inspect_images(photos)
     assert sorted(looked) == sorted(path.name for path in photos)
     looked.clear()
-    assert look_at_all(photos) == first and looked == ["broken.png"]
+    assert inspect_images(photos) == first and looked == ["broken.png"]
     looked.clear()
     photos[1].write_bytes(flat_png(30, 6, 1))
     status = photos[2].stat()
     os.utime(photos[2], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     photos[3].unlink()
-    photos[6].write_bytes(picture("PNG"))
-    (tmp_path / "photos" / "new.png").write_bytes(picture("PNG"))
-    found = look_at_all([*photos, tmp_path / "photos" / "new.png"])
+    photos[6].write_bytes(image("PNG"))
+    (tmp_path / "photos" / "new.png").write_bytes(image("PNG"))
+    found = inspect_images([*photos, tmp_path / "photos" / "new.png"])
     assert sorted(looked) == ["1.png", "2.png", "broken.png", "new.png"]
     assert [look.kind for look in found] == ["", "", "", "missing", "", "", "", ""]
     assert found[1].width == 30 and found[0] == first[0]
@@ -61,28 +61,26 @@ def test_only_what_is_new_changed_or_broken_is_looked_at_again(photos, looked, t
 
 
 def test_other_versions_and_folders_are_told_apart(photos, looked, root, monkeypatch):
-    look_at_all(photos[:5])
+    inspect_images(photos[:5])
     monkeypatch.setattr(images.PIL, "__version__", "another")
-    look_at_all(photos[:5])
-    look_at_all(photos[5:6])
+    inspect_images(photos[:5])
+    inspect_images(photos[5:6])
     assert len(looked) == 11 and len(list(root.iterdir())) == 3
 
 
-def test_a_picture_that_changes_while_it_is_looked_at_is_not_remembered(
-    photos, looked, monkeypatch
-):
-    look_at = images.look_at
+def test_a_image_that_changes_while_it_is_looked_at_is_not_remembered(photos, looked, monkeypatch):
+    inspect_image = images.inspect_image
 
     def slow(path):
-        look = look_at(path)
+        look = inspect_image(path)
         os.utime(path, ns=(0, 1))
         return look
 
     os.utime(photos[0], ns=(0, 0))
-    monkeypatch.setattr(images, "look_at", slow)
-    look_at_all(photos[:1])
+    monkeypatch.setattr(images, "inspect_image", slow)
+    inspect_images(photos[:1])
     os.utime(photos[0], ns=(0, 0))
-    look_at_all(photos[:1])
+    inspect_images(photos[:1])
     assert looked == ["0.png"] * 2
 
 
@@ -139,38 +137,40 @@ SPOILERS = [value for name, value in sorted(globals().items()) if name.startswit
 
 @pytest.mark.parametrize("spoil", SPOILERS)
 def test_a_spoilt_file_is_noticed_and_made_anew(spoil, photos, looked, root, caplog):
-    expected = look_at_all(photos)
+    expected = inspect_images(photos)
     (file,) = root.iterdir()
     spoil(file)
     looked.clear()
-    assert look_at_all(photos) == expected and len(looked) > 1
-    assert len(caplog.records) == 1 and "looked at anew" in caplog.text and str(file) in caplog.text
+    assert inspect_images(photos) == expected and len(looked) > 1
+    assert (
+        len(caplog.records) == 1 and "looked at again" in caplog.text and str(file) in caplog.text
+    )
     assert not (root / "executed").exists()
     looked.clear()
-    assert look_at_all(photos) == expected and looked == ["broken.png"]
+    assert inspect_images(photos) == expected and looked == ["broken.png"]
     assert len(caplog.records) == 1
 
 
 def test_a_link_in_its_place_is_not_written_through(photos, root, tmp_path):
-    look_at_all(photos)
+    inspect_images(photos)
     (file,) = root.iterdir()
     mine = tmp_path / "mine.txt"
     mine.write_text("of somebody")
     file.unlink()
     file.symlink_to(mine)
-    look_at_all(photos)
+    inspect_images(photos)
     assert mine.read_text() == "of somebody" and not file.is_symlink()
 
 
 def test_without_a_folder_it_works_and_says_so_once(photos, root, caplog):
-    expected = look_at_all(photos)
+    expected = inspect_images(photos)
     for path in root.iterdir():
         path.unlink()
     root.rmdir()
     root.parent.rmdir()
     root.parent.write_text("a file")
     caplog.clear()
-    assert look_at_all(photos) == expected
+    assert inspect_images(photos) == expected
     assert len(caplog.records) == 1 and "VISIONKIT_CACHE" in caplog.text
 
 
@@ -179,27 +179,27 @@ def test_a_full_disk_is_said_once(photos, root, monkeypatch, caplog):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(images, "open", full, raising=False)
-    assert [look.kind for look in look_at_all(photos * 50)][:7] == [""] * 6 + ["damaged"]
+    assert [look.kind for look in inspect_images(photos * 50)][:7] == [""] * 6 + ["damaged"]
     assert len(caplog.records) == 1 and "No space left" in caplog.text
 
 
 def test_two_processes_may_write_one_file(root):
-    one, other = KeptLooks("/a/"), KeptLooks("/a/")
-    look = Look(height=3, width=4, mode="RGB")
+    one, other = ImageInfoCache("/a/"), ImageInfoCache("/a/")
+    look = ImageInfo(height=3, width=4, mode="RGB")
     one.add([("1.png", (1, 1), look)])
     other.add([("2.png", (2, 2), look)])
     one.add([("3.png", (3, 3), look)])
-    both = KeptLooks("/a/")
+    both = ImageInfoCache("/a/")
     assert [both.find(f"{i}.png", (i, i)) for i in (1, 2, 3)] == [look] * 3
     assert both.find("1.png", (1, 2)) is None
 
 
 def test_the_file_does_not_grow_for_ever(root):
     for change in range(300):
-        KeptLooks("/a/").add([("1.png", (1, change), Look())])
+        ImageInfoCache("/a/").add([("1.png", (1, change), ImageInfo())])
     (file,) = root.iterdir()
     assert len(file.read_bytes().splitlines()) <= 110
-    assert KeptLooks("/a/").find("1.png", (1, 299)) == Look()
+    assert ImageInfoCache("/a/").find("1.png", (1, 299)) == ImageInfo()
 
 
 def test_nothing_of_the_users_is_changed(photos):
@@ -208,6 +208,6 @@ def test_nothing_of_the_users_is_changed(photos):
         return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
     before = state()
-    look_at_all(photos)
-    look_at_all(photos)
+    inspect_images(photos)
+    inspect_images(photos)
     assert state() == before

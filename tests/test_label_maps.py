@@ -1,4 +1,4 @@
-"""Pictures with class maps: numbers, palettes and colors, pairing, and what is refused."""
+"""Images with class maps: numbers, palettes and colors, pairing, and what is refused."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ CLASSES = ["background", "cat", "dog"]
 PALETTE = {"background": [0, 0, 0], "cat": [255, 0, 0], "dog": [0, 64, 128]}
 
 
-def picture(path, size=(3, 2), exif=None):
+def image(path, size=(3, 2), exif=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, (9, 8, 7)).save(path, **({"exif": exif} if exif else {}))
 
@@ -33,23 +33,23 @@ def colors(path, values):
 
 @pytest.fixture
 def folder(tmp_path):
-    picture(tmp_path / "images" / "b.jpg")
-    picture(tmp_path / "images" / "deep" / "a.png")
+    image(tmp_path / "images" / "b.jpg")
+    image(tmp_path / "images" / "deep" / "a.png")
     numbers(tmp_path / "labels" / "b.png", [[0, 1, 2], [255, 0, 0]])
     numbers(tmp_path / "labels" / "deep" / "a.png", [[2, 2, 2], [1, 1, 1]], palette=True)
     return tmp_path
 
 
-def opened(folder, **knobs):
-    return LabelMaps(str(folder / "images"), str(folder / "labels"), **knobs)
+def opened(folder, **arguments):
+    return LabelMaps(str(folder / "images"), str(folder / "labels"), **arguments)
 
 
 def test_maps_of_numbers(folder):
-    picture(folder / "images" / ".hidden.png")
+    image(folder / "images" / ".hidden.png")
     (folder / "labels" / "notes.txt").write_text("no map")
     data = opened(folder, classes=CLASSES)
-    assert data.keys == ("semantic",) and data.vocabulary == "semantic"
-    assert data.vocabularies == {"semantic": Classes(tuple(CLASSES), (0, 1, 2))}
+    assert data.keys == ("semantic",) and data.class_key == "semantic"
+    assert data.classes == {"semantic": Classes(tuple(CLASSES), (0, 1, 2))}
     assert data.file_names == ["b.jpg", "deep/a.png"] and data.image_ids == [0, 1]
     assert data.image_path(1) == folder / "images" / "deep" / "a.png"
     first, second = data
@@ -66,7 +66,7 @@ def test_names_of_the_classes_come_from_a_file_beside_the_maps(folder):
     with pytest.raises(DataError, match=r"give `classes`, or write them into .*classes.txt"):
         opened(folder)
     (folder / "classes.txt").write_text("background\ncat\n\ndog\n")
-    assert opened(folder).vocabularies["semantic"].names == tuple(CLASSES)
+    assert opened(folder).classes["semantic"].names == tuple(CLASSES)
     # Another split fixes the order: the numbers follow the names.
     data = opened(folder, classes=["dog", "background", "cat"])
     assert data[0].semantic.tolist() == [[1, 2, 0], [255, 1, 1]]
@@ -95,7 +95,7 @@ def test_maps_of_colors(folder):
     colors(folder / "labels" / "b.png", [[red, blue, black], [gray, red, red]])
     colors(folder / "labels" / "deep" / "a.png", [[blue] * 3, [black] * 3])
     data = opened(folder, palette={"ignore": gray, **PALETTE})
-    assert data.vocabularies["semantic"].names == tuple(CLASSES)
+    assert data.classes["semantic"].names == tuple(CLASSES)
     assert data[0].semantic.tolist() == [[1, 2, 0], [255, 1, 1]]
     data = opened(folder, palette={**PALETTE, "ignore": gray}, classes=["dog", "cat", "background"])
     assert data[0].semantic.tolist() == [[1, 0, 2], [255, 1, 1]]
@@ -108,20 +108,20 @@ def test_maps_of_colors(folder):
 
 
 def test_unpaired_files_are_all_named(folder):
-    picture(folder / "images" / "lonely.jpg")
-    picture(folder / "images" / "b.webp")
+    image(folder / "images" / "lonely.jpg")
+    image(folder / "images" / "b.webp")
     numbers(folder / "labels" / "extra.png", [[0]])
     with pytest.raises(DataError) as caught:
         opened(folder, classes=CLASSES)
     message = str(caught.value)
     assert "3 problems" in message
     assert "lonely.jpg: there is no map lonely.png in" in message
-    assert "extra.png: there is no picture of that name in" in message
+    assert "extra.png: there is no image of that name in" in message
     assert "b.webp: b.jpg has the same name but for its suffix" in message
 
 
 def test_a_split_names_what_is_used(folder):
-    picture(folder / "images" / "lonely.jpg")
+    image(folder / "images" / "lonely.jpg")
     (folder / "train.txt").write_text("deep/a\n")
     assert opened(folder, classes=CLASSES, split=str(folder / "train.txt")).file_names == [
         "deep/a.png"
@@ -135,14 +135,14 @@ def test_a_split_names_what_is_used(folder):
 
 def test_sizes_that_differ(folder):
     numbers(folder / "labels" / "b.png", [[0, 1], [1, 1]])
-    with pytest.raises(DataError, match=r"b\.png is 2x2, but its picture .*b\.jpg is 3x2"):
+    with pytest.raises(DataError, match=r"b\.png is 2x2, but its image .*b\.jpg is 3x2"):
         opened(folder, classes=CLASSES)[0]
 
 
 def test_exif(folder):
     turned = Image.Exif()
     turned[0x0112] = 6
-    picture(folder / "images" / "b.jpg", exif=turned)
+    image(folder / "images" / "b.jpg", exif=turned)
     with pytest.raises(DataError, match="perhaps the data set needs `exif: ignore`"):
         opened(folder, classes=CLASSES)[0]
     assert opened(folder, classes=CLASSES, exif="ignore")[0].size == (2, 3)

@@ -1,4 +1,4 @@
-"""Pictures of latent spaces."""
+"""Images of latent spaces."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 from torch.distributions import Normal
 
-from visionkit.engine.results import plane_points, traversal_points, write_latent_pictures
+from visionkit.engine.results import plane_points, traversal_points, write_latent_images
 from visionkit.models.heads.autoencoder import VAE, Autoencoder
 from visionkit.types import Level
 
@@ -29,10 +29,10 @@ def vae(latent):
     return head.eval()
 
 
-def cell(picture, row, column, side=8):
-    """One picture of a sheet, (side, side, 3)."""
+def cell(image, row, column, side=8):
+    """One image of a sheet, (side, side, 3)."""
     top, left = 1 + row * (side + 1), 1 + column * (side + 1)
-    return np.asarray(picture)[top : top + side, left : left + side]
+    return np.asarray(image)[top : top + side, left : left + side]
 
 
 def as_bytes(decoded):
@@ -62,9 +62,7 @@ def test_traversals_move_one_dimension_at_a_time():
 def test_files_of_a_vae(tmp_path, latent, kind, shape):
     head = vae(latent)
     out = tmp_path / "new" / "folder"
-    files = write_latent_pictures(
-        predictor(vae=head, plain=Autoencoder(LEVELS, ())), out, samples=7
-    )
+    files = write_latent_images(predictor(vae=head, plain=Autoencoder(LEVELS, ())), out, samples=7)
     assert files == [out / "vae_samples.png", out / f"vae_{kind}.png"]
     assert sorted(out.iterdir()) == sorted(files)
     sheet = Image.open(files[1])
@@ -76,7 +74,7 @@ def test_files_of_a_vae(tmp_path, latent, kind, shape):
         difference = cell(sheet, row, column).astype(int) - expected.astype(int)
         assert abs(difference).max() <= 1
     samples = Image.open(files[0])
-    assert samples.size == (1 + 9 * 3, 1 + 9 * 3)  # 7 pictures in rows of 3
+    assert samples.size == (1 + 9 * 3, 1 + 9 * 3)  # 7 images in rows of 3
     assert not np.array_equal(cell(samples, 0, 0), cell(samples, 0, 1))
 
 
@@ -86,12 +84,12 @@ def test_samples_depend_on_the_seed_alone(tmp_path):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.manual_seed(len(written))
         state = torch.get_rng_state()
-        files = write_latent_pictures(predictor(vae=head), tmp_path / folder, samples=4, seed=seed)
+        files = write_latent_images(predictor(vae=head), tmp_path / folder, samples=4, seed=seed)
         assert torch.equal(torch.get_rng_state(), state)
         written.append(files[0].read_bytes())
     assert written[0] == written[1] != written[2]
 
 
 def test_no_vae_no_files(tmp_path):
-    assert write_latent_pictures(predictor(plain=Autoencoder(LEVELS, ())), tmp_path) == []
+    assert write_latent_images(predictor(plain=Autoencoder(LEVELS, ())), tmp_path) == []
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from ranks import on_ranks
 from small_runs import HEADS
 
 from visionkit.config import load_config
-from visionkit.data.loading.source import Stream
+from visionkit.data.loading.source import InfiniteBatchSampler
 from visionkit.distributed import collectives, launch
 from visionkit.engine.setup import set_up
 from visionkit.errors import ConfigError
@@ -71,7 +71,7 @@ def test_a_process_that_never_comes_is_told(environment):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment(**WHOLE, MASTER_PORT=str(port), VISIONKIT_TIMEOUT="1")
-    with pytest.raises(ConfigError, match="process 0 of 2 cannot join the others"):
+    with pytest.raises(ConfigError, match="rank 0 of 2 cannot join the others"):
         collectives.setup()
 
 
@@ -124,7 +124,7 @@ def averages():
     both.grad = torch.full((2,), float(rank))
     one.grad = torch.full((2,), 4.0) if rank == 0 else None
     other = torch.tensor([float(rank)])
-    collectives.average_step([both, one, none], [other])
+    collectives.sync_gradients([both, one, none], [other])
     return [both.grad, one.grad, none.grad is None, other]
 
 
@@ -137,12 +137,12 @@ def test_gradients_are_averaged_and_what_no_loss_reaches_keeps_none(tmp_path):
 
 @pytest.mark.parametrize("ratios", [None, np.random.default_rng(0).random(10)])
 def test_the_shares_of_all_processes_are_the_batch_of_one(ratios, monkeypatch):
-    """Each pass of 10 pictures shows every one once, whatever the number of processes."""
+    """Each pass of 10 images shows every one once, whatever the number of processes."""
 
     def batches(rank, world):
         monkeypatch.setattr(collectives, "rank", lambda: rank)
         monkeypatch.setattr(collectives, "world_size", lambda: world)
-        stream = iter(Stream(10, batch_size=6, seed=0, ratios=ratios))
+        stream = iter(InfiniteBatchSampler(10, batch_size=6, seed=0, ratios=ratios))
         return [next(stream) for _ in range(40)]  # four passes and five pools of eight batches
 
     whole = batches(0, 1)
@@ -150,8 +150,8 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(ratios, monkeypatch):
         shares = [batches(rank, world) for rank in range(world)]
         assert all(len(batch) == 6 // world for share in shares for batch in share)
         for number, batch in enumerate(whole):
-            together = [ticket for share in shares for ticket in share[number]]
-            assert sorted(together) == sorted(batch)
+            propagate_failures = [ticket for share in shares for ticket in share[number]]
+            assert sorted(propagate_failures) == sorted(batch)
     seen = sorted((position, index) for batch in whole for index, position in batch)
     for first in range(0, 240, 10):
         assert sorted(index for _, index in seen[first : first + 10]) == list(range(10))
@@ -160,5 +160,5 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(ratios, monkeypatch):
 
 def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):
     monkeypatch.setattr(collectives, "world_size", lambda: 4)
-    with pytest.raises(ConfigError, match="batch_size: 6 pictures cannot be shared by 4 processes"):
+    with pytest.raises(ConfigError, match="batch_size: 6 images cannot be shared by 4 processes"):
         set_up(load_config(HEADS["classification"]), device=torch.device("cpu"))

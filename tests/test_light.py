@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from trunks import pixels
+from backbones import pixels
 
 from visionkit.config.components import components
 from visionkit.errors import ConfigError
@@ -12,9 +12,9 @@ from visionkit.models.backbones.light import Block, LightResNet
 from visionkit.types import Level
 
 
-def small(**knobs):
+def small(**arguments):
     torch.manual_seed(0)
-    return LightResNet(**{"widths": (8, 12, 16), "depths": (1, 2, 1), **knobs})
+    return LightResNet(**{"widths": (8, 12, 16), "depths": (1, 2, 1), **arguments})
 
 
 def test_it_is_found_by_name():
@@ -62,7 +62,7 @@ def test_every_parameter_trains_and_channels_last_changes_nothing():
         torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("knobs", [{"widths": (8, 16)}, {"widths": (), "depths": ()}])
-def test_widths_and_depths_must_belong_together(knobs):
+@pytest.mark.parametrize("arguments", [{"widths": (8, 16)}, {"widths": (), "depths": ()}])
+def test_widths_and_depths_must_belong_together(arguments):
     with pytest.raises(ConfigError, match="one number for each stage"):
-        small(**knobs)
+        small(**arguments)

@@ -8,7 +8,7 @@ from visionkit.models.heads.localization import (
     cell_centers,
     coarsest_useful,
 )
-from visionkit.ops.boxes import pairwise_iou
+from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch, Level
 
 LEVELS = {"c4": Level(16, 16), "c5": Level(24, 32)}
@@ -42,11 +42,11 @@ def items(losses):
 
 
 @pytest.mark.parametrize("loss", ["smooth_l1", "giou"])
-def test_two_pictures_are_overfitted_and_score_one(loss):
+def test_two_images_are_overfitted_and_score_one(loss):
     torch.manual_seed(0)
     head = Localization(LEVELS, CLASSES, loss=loss, channels=32)
     features = random_features(2, requires_grad=True)
-    # The second picture covers a part of the padded batch, and has a smaller object too.
+    # The second image covers a part of the padded batch, and has a smaller object too.
     batch = batch_of(
         target([[10, 20, 70, 100]], [0]),
         target([[0, 0, 20, 20], [30, 30, 60, 110]], [0, 1], size=(128, 64), orig_size=(512, 256)),
@@ -60,7 +60,7 @@ def test_two_pictures_are_overfitted_and_score_one(loss):
         predictions = head.predict(features, batch)
     truth = torch.tensor([[20.0, 40, 140, 200], [120, 120, 240, 440]])
     boxes = torch.stack([p["box"] for p in predictions])
-    assert pairwise_iou(boxes, truth).diagonal().min() > 0.85
+    assert box_iou(boxes, truth).diagonal().min() > 0.85
     assert [p["label"].item() for p in predictions] == [0, 1]
     assert all(p["score"] == p["probs"].max() > 0.8 for p in predictions)
     evaluator = head.evaluator(None)
@@ -82,23 +82,23 @@ def test_losses_are_finite_and_reach_every_parameter(loss):
     assert features["c5"].grad.abs().sum() > 0
 
 
-def test_pictures_without_an_object_are_left_out():
+def test_images_without_an_object_are_left_out():
     torch.manual_seed(0)
     head, features = Localization(LEVELS, CLASSES, channels=32), random_features(4)
     one = target([[10, 20, 70, 100]], [1])
     crowd = target([[10, 20, 70, 100]], [1], iscrowd=[True])
-    unlabelled = {"image_id": 1, "size": (128, 128), "orig_size": (128, 128)}
+    unlabeled = {"image_id": 1, "size": (128, 128), "orig_size": (128, 128)}
     alone = head.loss({k: f[:1] for k, f in features.items()}, batch_of(one))
-    mixed = head.loss(features, batch_of(one, target([], []), crowd, unlabelled))
+    mixed = head.loss(features, batch_of(one, target([], []), crowd, unlabeled))
     assert items(mixed) == pytest.approx(items(alone), rel=1e-5)
 
-    nothing = head.loss(features, batch_of(target([], []), crowd, unlabelled, unlabelled))
+    nothing = head.loss(features, batch_of(target([], []), crowd, unlabeled, unlabeled))
     assert set(items(nothing).values()) == {0.0}
     sum(nothing.values()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in head.parameters())
 
 
-def test_attention_stays_on_the_picture():
+def test_attention_stays_on_the_image():
     torch.manual_seed(0)
     head, features = Localization(LEVELS, CLASSES, channels=32), random_features(1)
     output = head(features, batch_of(target([], [], size=(128, 40))))
@@ -119,14 +119,14 @@ def test_attention_loss_by_hand():
     assert loss(0.6, 0.1, 0.62, 0.12) == pytest.approx(-torch.tensor(1 / 4).log().item())
 
 
-def test_cell_centers_are_relative_to_the_valid_picture():
+def test_cell_centers_are_relative_to_the_valid_image():
     centers = cell_centers(torch.zeros(2, 1, 2, 3), 32, [(64, 96), (32, 64)])
     assert centers[0, 0].tolist() == pytest.approx([16 / 96, 16 / 64])
     assert centers[0, 5].tolist() == pytest.approx([80 / 96, 48 / 64])
     assert centers[1, 1].tolist() == pytest.approx([48 / 64, 16 / 32])
 
 
-def test_boxes_lie_in_the_original_picture():
+def test_boxes_lie_in_the_original_image():
     torch.manual_seed(0)
     head = Localization(LEVELS, CLASSES, channels=32)
     torch.nn.init.constant_(head.distances.bias, 10.0)  # every side as far off as possible

@@ -10,14 +10,14 @@ from tiny_runs import config, lines, same, start, state, status
 
 from visionkit.config import load_config
 from visionkit.data.datasets.coco import Coco
-from visionkit.engine.failures import explained
+from visionkit.engine.failures import explain_errors
 from visionkit.engine.train import train
 from visionkit.errors import ConfigError, DataError, ResourceError
 from visionkit.models.heads.classification import Classification
 from visionkit.models.model import VisionModel
 from visionkit.runs import files
 
-SETTINGS = {"accumulate": 2, "steps": 4}
+SETTINGS = {"accumulate_grad_batches": 2, "steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def failing(monkeypatch, where, name, error, call):
     monkeypatch.setattr(where, name, called)
 
 
-ERRORS = {  # in step 4, with two batches of four pictures to a step, and five to validate
-    "a broken picture": (Coco, "sample", DataError("7.png: is broken"), 8 * 3 + 5 + 6, DataError),
+ERRORS = {  # in step 4, with two batches of four images to a step, and five to validate
+    "a broken image": (Coco, "sample", DataError("7.png: is broken"), 8 * 3 + 5 + 6, DataError),
     "no memory for data": (Coco, "sample", MemoryError(), 8 * 3 + 5 + 6, ResourceError),
     "no memory to compute": (
         *(Classification, "loss"),
@@ -112,9 +112,9 @@ TEXTS = {
 @pytest.mark.parametrize("text", TEXTS)
 def test_errors_with_a_known_remedy(text):
     kind = ConfigError if "per channel" in text else ResourceError
-    with pytest.raises(kind, match=TEXTS[text]), explained(load_config(config("x"))):
+    with pytest.raises(kind, match=TEXTS[text]), explain_errors(load_config(config("x"))):
         raise RuntimeError(text)
-    with pytest.raises(RuntimeError, match=r"^another$"), explained(load_config(config("x"))):
+    with pytest.raises(RuntimeError, match=r"^another$"), explain_errors(load_config(config("x"))):
         raise RuntimeError("another")
 
 
@@ -134,8 +134,8 @@ def test_too_few_open_files(tmp_path):
     assert status(tmp_path / "run")["state"] == "failed"
 
 
-def test_data_sets_and_batches_of_one_picture(tmp_path):
-    """A batch larger than the data set is filled again from its start; one picture with batch
+def test_data_sets_and_batches_of_one_image(tmp_path):
+    """A batch larger than the data set is filled again from its start; one image with batch
     normalization and a single cell has no variance, which is said."""
     spec = config(tmp_path / "small", steps=2)
     spec["data"]["train"]["num_images"] = spec["data"]["val"]["num_images"] = 1

@@ -25,7 +25,7 @@ def ranking(*order, num_classes):
     return {"probs": probs / probs.sum()}
 
 
-# --- One class per picture -----------------------------------------------------------------------
+# --- One class per image -----------------------------------------------------------------------
 
 
 def test_top1_top5_and_class_accuracies_by_hand():
@@ -62,7 +62,7 @@ def test_merged_processes_count_like_one():
     assert parts[0].compute() == pytest.approx(whole.compute(), nan_ok=True)
 
 
-def test_nothing_seen_is_nan_and_unlabelled_pictures_do_not_count():
+def test_nothing_seen_is_nan_and_unlabeled_images_do_not_count():
     evaluator = Accuracy(["a", "b"])
     evaluator.update([ranking(0, num_classes=2)], batch_of([{"image_id": 1}]))
     assert all(math.isnan(value) for value in evaluator.compute().values())
@@ -75,7 +75,7 @@ def test_probabilities_that_are_not_finite_are_refused_by_image():
         Accuracy(["a", "b"]).update([broken], batch)
 
 
-# --- Several labels per picture ------------------------------------------------------------------
+# --- Several labels per image ------------------------------------------------------------------
 
 
 def test_average_precision_by_hand():
@@ -103,7 +103,7 @@ def test_multi_label_metrics_by_hand():
     assert metrics["AP/a"] == metrics["AP/b"] == pytest.approx((1 + 2 / 3) / 2)
     assert math.isnan(metrics["AP/never"])
     assert metrics["mAP"] == pytest.approx((1 + 2 / 3) / 2)
-    assert metrics["top1"] == 1 / 3  # the first picture; both others are surest of a wrong class
+    assert metrics["top1"] == 1 / 3  # the first image; both others are surest of a wrong class
     # said yes 5 times, 2 of them right; 4 are true
     assert metrics["f1"] == pytest.approx(2 * 2 / (5 + 4))
 

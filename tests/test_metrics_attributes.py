@@ -7,7 +7,7 @@ import torch
 
 from visionkit.errors import ConfigError, DivergedError
 from visionkit.metrics.attributes import AttributeAccuracy, match
-from visionkit.ops.boxes import pairwise_iou
+from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch
 
 CLASSES = ["color=blue", "covered", "color=red", "holds:cup", "holds:pen"]  # color not side by side
@@ -50,7 +50,7 @@ def test_matching_agrees_with_a_loop():
         corners = torch.rand(14, 2) * 20
         boxes = torch.cat([corners, corners + 10 + torch.rand(14, 2)], 1)
         boxes, objects, scores = boxes[:8], boxes[8:], torch.rand(8)
-        iou, owner = pairwise_iou(boxes, objects), {}
+        iou, owner = box_iou(boxes, objects), {}
         for d in sorted(range(8), key=lambda d: -scores[d]):
             free = [(float(iou[d, m]), -m) for m in range(6) if m not in owner]
             if free and max(free)[0] >= 0.5:
@@ -67,7 +67,7 @@ def prediction_for(boxes, probs):
     }
 
 
-def scored_pictures():
+def scored_images():
     """Four objects of which something is known: three are found. Boxes: twice and four times."""
     batch = make_batch(
         make_target(
@@ -102,12 +102,12 @@ WORKED = {
 
 def test_hand_worked_metrics():
     evaluator = AttributeAccuracy(CLASSES)
-    evaluator.update(*scored_pictures())
+    evaluator.update(*scored_images())
     assert evaluator.compute() == pytest.approx(WORKED)
 
 
 def test_processes_are_merged_by_their_counts():
-    found, batch = scored_pictures()
+    found, batch = scored_images()
     parts = []
     for i in range(3):
         parts.append(AttributeAccuracy(CLASSES))
@@ -123,7 +123,7 @@ def test_metrics_without_a_known_object_are_not_defined():
 
 
 def test_missing_boxes_and_bad_numbers_are_told():
-    found, batch = scored_pictures()
+    found, batch = scored_images()
     with pytest.raises(ConfigError, match="let `on` name a head that detects boxes"):
         AttributeAccuracy(CLASSES).update([{"attributes": f["attributes"]} for f in found], batch)
     found[0]["attributes"][0, 0] = NAN

@@ -28,19 +28,19 @@ def spec(folder, **settings):
     backbone = {**base["backbone"], "norm": "batch"}
     settings = {"steps": 6, "validate": False, "schedule": "constant", "ema": 0.9, **settings}
     settings = {**base["train"], **settings}
-    data = {**base["data"], "group_shapes": False}  # so that picture 13 is in the third step
+    data = {**base["data"], "group_by_aspect_ratio": False}  # so that image 13 is in the third step
     spec = {**base, "backbone": backbone, "data": data}
     return {**spec, "train": settings, "output": str(folder)}
 
 
 @pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    monkeypatch.setattr(train, "picture_training_batch", lambda *_, **__: None)
-    monkeypatch.setattr(train, "picture_validation", lambda *_, **__: None)
+def _no_images(monkeypatch):
+    monkeypatch.setattr(train, "save_train_samples", lambda *_, **__: None)
+    monkeypatch.setattr(train, "save_val_samples", lambda *_, **__: None)
 
 
 def spoiling(spoil, positions=(13,)):
-    """Losses of the batches in which one of those pictures is."""
+    """Losses of the batches in which one of those images is."""
 
     def loss(self, features, batch):
         terms = LOSS(self, features, batch)

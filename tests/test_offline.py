@@ -37,8 +37,8 @@ words = ["data.workers=1", "data.batch_size=8", "train.epochs=1", "output=run"]
 words += ["data.train.num_images=16", "data.val.num_images=8"]
 assert main(["train", sys.argv[1], *words]) == 0
 assert main(["eval", "run"]) == 0
-pictures = next(Path("cache").glob("shapes-*-16x32-*/images"))
-assert main(["predict", "run", str(pictures), "--out", "out"]) == 0
+images = next(Path("cache").glob("shapes-*-16x32-*/images"))
+assert main(["predict", "run", str(images), "--out", "out"]) == 0
 assert not tried
 words += ["backbone={type: ResNet, weights: default}", "output=other"]
 assert main(["train", sys.argv[1], *words]) == 4

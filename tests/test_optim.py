@@ -8,7 +8,7 @@ from torch import nn
 
 from visionkit.config import TrainConfig
 from visionkit.engine.optim import (
-    MovingAverage,
+    ModelEMA,
     build_optimizer,
     check_patterns,
     freeze,
@@ -104,7 +104,7 @@ def test_freezing_by_name_and_its_mistakes():
 
 def test_moving_average_follows_slowly_and_copies_statistics():
     net = model()
-    average = MovingAverage(net, decay=0.9)
+    average = ModelEMA(net, decay=0.9)
     start = net[0].weight.detach().clone()
     with torch.no_grad():
         net[0].weight += 1.0

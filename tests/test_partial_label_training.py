@@ -1,5 +1,5 @@
-"""Trained for real: pictures that label one class each are worth nearly as much as the same
-pictures with all their labels, and only because what is not labelled is not taken for background.
+"""Trained for real: images that label one class each are worth nearly as much as the same
+images with all their labels, and only because what is not labeled is not taken for background.
 
 Takes about twenty minutes on two cores:
 
@@ -16,7 +16,7 @@ from visionkit.engine.train import train
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-SIZE, PICTURES = 96, 400
+SIZE, IMAGES = 96, 400
 HALF = {  # settings under which a head predicts from a score of 0.5 on, as overlays are drawn
     "one-stage": ["head.score_threshold=0.5"],
     "two-stage with masks": ["head.box_score_threshold=0.5"],
@@ -35,12 +35,12 @@ STEPS = {"one-stage": 600, "two-stage with masks": 300, "class map": 300}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The same pictures six times: all objects annotated, and those of one class each.
+    """The same images six times: all objects annotated, and those of one class each.
 
-    Every file lists all classes, so that nothing but `labelled` tells what is missing.
+    Every file lists all classes, so that nothing but `labeled` tells what is missing.
     """
     root = tmp_path_factory.mktemp("shapes")
-    generate_shapes(root / "train", images=PICTURES, size=SIZE, seed=0)
+    generate_shapes(root / "train", images=IMAGES, size=SIZE, seed=0)
     generate_shapes(root / "val", images=150, size=SIZE, seed=1)
     data = json.loads((root / "train/annotations.json").read_text())
     for category in data["categories"]:
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 
 
 def score(folder, output, kind, sources):
-    """The main metric of a head trained on `sources` (annotation file, labelled classes): with
+    """The main metric of a head trained on `sources` (annotation file, labeled classes): with
     all its predictions, and with those of a score of at least 0.5."""
     head, metric = HEADS[kind]
 
@@ -63,8 +63,8 @@ def score(folder, output, kind, sources):
     flip = [{"type": "HorizontalFlip"}]
     common = {"feeds": ["head"], "image_size": SIZE, "batch_size": 8, "transforms": flip}
     data = {
-        f"source{number}": {**common, "train": coco("train", file), "labelled": labelled}
-        for number, (file, labelled) in enumerate(sources)
+        f"source{number}": {**common, "train": coco("train", file), "labeled": labeled}
+        for number, (file, labeled) in enumerate(sources)
     }
     data["truth"] = {**common, "val": coco("val", "annotations.json")}
     spec = {
@@ -88,7 +88,7 @@ def score(folder, output, kind, sources):
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_one_class_at_a_time_reaches_nine_tenths(kind, folder, tmp_path):
-    """A step sees eight pictures with all their labels, or eight for each class with just that
+    """A step sees eight images with all their labels, or eight for each class with just that
     one: the same number of labels.
 
     AP looks at the order of scores alone, which a detector keeps even when four of five labels

@@ -1,4 +1,4 @@
-"""Unlabelled is not negative: what the losses of the detectors make of partly labelled pictures."""
+"""Unlabeled is not negative: what the losses of the detectors make of partly labeled images."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from visionkit.config.components import components
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import collate
 from visionkit.models.backbones.resnet import ResNet
-from visionkit.models.heads.rcnn.matching import Objects, Sampler
+from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
 from visionkit.models.heads.rcnn.roi_heads import believed
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
@@ -41,21 +41,21 @@ def model_of(name, dataset):
     torch.manual_seed(0)
     backbone = ResNet(depth=18, norm="group")
     neck = FPN(backbone.levels, channels=32)
-    head = components("heads")[name](neck.levels, dataset.vocabularies["labels"].names)
+    head = components("heads")[name](neck.levels, dataset.classes["labels"].names)
     return VisionModel(backbone, neck, {"head": head}, {"head": 1.0})
 
 
-def batch_of(dataset, labelled=None):
-    """Two pictures; with `labelled`, only the objects of those classes are known."""
+def batch_of(dataset, labeled=None):
+    """Two images; with `labeled`, only the objects of those classes are known."""
     batch = collate([(s.image, s.target()) for s in (dataset[0], dataset[1])])
-    if labelled is not None:
-        known = torch.zeros(len(dataset.vocabularies["labels"].names), dtype=torch.bool)
-        known[labelled] = True
+    if labeled is not None:
+        known = torch.zeros(len(dataset.classes["labels"].names), dtype=torch.bool)
+        known[labeled] = True
         for target in batch.targets:
             keep = known[target["labels"]]
             for key in ("boxes", "labels", "masks", "iscrowd", "area"):
                 target[key] = target[key][keep]
-            target["labelled"] = known
+            target["labeled"] = known
     return batch
 
 
@@ -65,7 +65,7 @@ def losses_of(model, batch):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_all_classes_labelled_is_the_usual_loss(name, dataset):
+def test_all_classes_labeled_is_the_usual_loss(name, dataset):
     model = model_of(name, dataset)
     usual = losses_of(model, batch_of(dataset))
     marked = losses_of(model, batch_of(dataset, [0, 1, 2, 3, 4]))
@@ -74,8 +74,8 @@ def test_all_classes_labelled_is_the_usual_loss(name, dataset):
 
 
 @pytest.mark.parametrize("name", HEADS)
-def test_class_logits_of_unlabelled_classes_are_not_lowered(name, dataset):
-    """With nothing but class 0 labelled and no object of it, the bias of each other class gets no
+def test_class_logits_of_unlabeled_classes_are_not_lowered(name, dataset):
+    """With nothing but class 0 labeled and no object of it, the bias of each other class gets no
     push downwards where the network expects these classes; without the mark it does."""
     pushes = {}
     for marked in (True, False):
@@ -87,7 +87,7 @@ def test_class_logits_of_unlabelled_classes_are_not_lowered(name, dataset):
             for key in ("boxes", "labels", "masks", "iscrowd", "area"):
                 target[key] = target[key][:0]
             if not marked:
-                del target["labelled"]
+                del target["labeled"]
         sum(losses_of(model, batch).values()).backward()
         layer = ONE_STAGE.get(name, "cls_score")
         (bias,) = [p for n, p in model.named_parameters() if n.endswith(f"{layer}.bias")]
@@ -98,8 +98,8 @@ def test_class_logits_of_unlabelled_classes_are_not_lowered(name, dataset):
         assert (pushes[True][1:] == 0).all()
 
 
-def test_a_region_is_background_unless_an_unlabelled_class_is_more_probable():
-    """Classes: background, 1 (labelled), 2 and 3 (not labelled)."""
+def test_a_region_is_background_unless_an_unlabeled_class_is_more_probable():
+    """Classes: background, 1 (labeled), 2 and 3 (not labeled)."""
     possible = torch.tensor([[True, False, True, True]] * 3 + [[False, True, False, False]])
     logits = torch.tensor([[1.0, 9, 0, 0], [1.0, 9, 2, 0], [1.0, 9, 0, 1.5], [5.0, 0, 0, 0]])
     expected = possible.clone()
@@ -108,9 +108,9 @@ def test_a_region_is_background_unless_an_unlabelled_class_is_more_probable():
 
 
 def test_background_that_looks_like_an_object_is_not_drawn_where_it_is_unsure():
-    sampler = Sampler(0.5, 0.5, best_for_each=False, batch_size=8, positive_fraction=0.5)
+    sampler = MatcherSampler(0.5, 0.5, best_for_each=False, batch_size=8, positive_fraction=0.5)
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]])
-    objects = Objects(boxes[:1], torch.zeros(1).long(), boxes[:0], None)
+    objects = GroundTruth(boxes[:1], torch.zeros(1).long(), boxes[:0], None)
     unsure = torch.tensor([True, True, False])
     _, positive, negative = sampler(boxes, objects, unsure)
     assert positive.tolist() == [0] and negative.tolist() == [2]

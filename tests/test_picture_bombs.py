@@ -40,14 +40,14 @@ CHECK = """
 import resource, sys
 from pathlib import Path
 from visionkit.data.images import load_image
-from visionkit.data.picture_check import find_faults, look_at_all
+from visionkit.data.image_check import find_faults, inspect_images
 from visionkit.errors import DataError
 
 load_image(sys.argv[2])
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[3]) << 20),) * 2)
 for path in sorted(Path(sys.argv[1]).iterdir()):
-    found = find_faults([path], look_at_all([path]))
+    found = find_faults([path], inspect_images([path]))
     faults = [fault for fault in found if fault.severity == "error"]
     try:
         load_image(path)

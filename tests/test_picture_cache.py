@@ -1,4 +1,4 @@
-"""Kept pictures are those that decoding gives, within the limit, whatever happens to the files."""
+"""Kept images are those that decoding gives, within the limit, whatever happens to the files."""
 
 import logging
 import multiprocessing
@@ -13,12 +13,12 @@ from PIL import Image
 
 from visionkit.config import load_config
 from visionkit.data.datasets.crops import Crops
-from visionkit.data.datasets.folder import ImageFolder, Pictures
+from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.data.datasets.shapes import Shapes
-from visionkit.data.image_io import Fitted, load_image
+from visionkit.data.image_io import ResizedImage, load_image
 from visionkit.data.loading import image_cache
-from visionkit.data.loading.image_cache import PictureCache
+from visionkit.data.loading.image_cache import ImageCache
 from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import ColorJitter, HorizontalFlip, RandomCrop, ScaleJitter
@@ -31,7 +31,7 @@ BLOCK = image_cache.BLOCK
 @pytest.fixture(autouse=True)
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("VISIONKIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "pictures"
+    return tmp_path / "cache" / "images"
 
 
 def save(path, seed=0, size=(40, 60)):
@@ -78,7 +78,7 @@ def of_label_maps(tmp_path):
     return LabelMaps(str(tmp_path / "images"), str(tmp_path / "maps"), classes=["a", "b"])
 
 
-def of_pictures(tmp_path):
+def of_images(tmp_path):
     """One is turned by its EXIF record, one has the size for the network."""
     save(tmp_path / "plain" / "a.png", size=(32, 20))
     save(tmp_path / "plain" / "b.png", seed=1, size=(70, 33))
@@ -86,10 +86,10 @@ def of_pictures(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     turned.save(tmp_path / "plain" / "c.png", exif=exif)
-    return Pictures(str(tmp_path / "plain"))
+    return Images(str(tmp_path / "plain"))
 
 
-MAKERS = (of_shapes, of_crops, of_folder, of_label_maps, of_pictures)
+MAKERS = (of_shapes, of_crops, of_folder, of_label_maps, of_images)
 FITTING = [HorizontalFlip(), RandomCrop(), ColorJitter()]
 WHOLE = [ScaleJitter(), ColorJitter(), HorizontalFlip()]
 
@@ -119,29 +119,29 @@ def check_same(found, expected):
 def test_batches_are_the_same_with_and_without(make, transforms, tmp_path, monkeypatch, caplog):
     dataset = make(tmp_path)
     expected = batches(dataset, transforms, None)
-    check_same(batches(dataset, transforms, PictureCache(1)), expected)
+    check_same(batches(dataset, transforms, ImageCache(1)), expected)
     monkeypatch.setattr(image_cache, "load_image", no_decoding)
-    check_same(batches(dataset, transforms, PictureCache(1)), expected)
+    check_same(batches(dataset, transforms, ImageCache(1)), expected)
     assert not caplog.records
 
 
 def test_workers_fill_and_read_it(tmp_path, root, monkeypatch):
     dataset = of_shapes(tmp_path)
     expected = batches(dataset, FITTING, None)
-    check_same(batches(dataset, FITTING, PictureCache(1), workers=2), expected)
+    check_same(batches(dataset, FITTING, ImageCache(1), workers=2), expected)
     assert len(entries(root)) == 12
     monkeypatch.setattr(image_cache, "load_image", no_decoding)
-    check_same(batches(dataset, FITTING, PictureCache(1), workers=2), expected)
+    check_same(batches(dataset, FITTING, ImageCache(1), workers=2), expected)
 
 
-def test_pictures_of_real_data_are_the_same(real_data, monkeypatch):
+def test_images_of_real_data_are_the_same(real_data, monkeypatch):
     from visionkit.data.datasets.coco import Coco
 
     folder = real_data / "coco_mini"
     dataset = Coco(folder / "val2017", folder / "annotations/instances_val2017.json")
     source = Source("main", ["x"], None, dataset, 8, 320)
     expected = list(source.val_batches(workers=0))
-    source.cache = PictureCache(1)
+    source.cache = ImageCache(1)
     check_same(list(source.val_batches(workers=0)), expected)
     monkeypatch.setattr(image_cache, "load_image", no_decoding)
     check_same(list(source.val_batches(workers=0)), expected)
@@ -150,14 +150,14 @@ def test_pictures_of_real_data_are_the_same(real_data, monkeypatch):
 def test_pixels_lie_in_memory_as_after_decoding(photos):
     for size in (None, 30, (20, 33)):
         for _ in range(2):
-            found = PictureCache(1).load(photos[0], image_size=size)
+            found = ImageCache(1).load(photos[0], image_size=size)
             pixels = found.pixels if size else found
             assert pixels.permute(1, 2, 0).is_contiguous()
 
 
-def test_the_small_pixels_are_kept_if_the_picture_is_fitted_first(photos, root):
-    fitted = PictureCache(1).load(photos[0], image_size=30)
-    assert isinstance(fitted, Fitted) and fitted.shape == (3, 40, 60)
+def test_the_small_pixels_are_kept_if_the_image_is_fitted_first(photos, root):
+    fitted = ImageCache(1).load(photos[0], image_size=30)
+    assert isinstance(fitted, ResizedImage) and fitted.shape == (3, 40, 60)
     assert fitted.pixels.shape == (3, 20, 30)
     assert entries(root)[0].stat().st_size == 72 + 20 * 30 * 3
     assert Sample(fitted, 0, (40, 60)).size == (40, 60)
@@ -165,8 +165,8 @@ def test_the_small_pixels_are_kept_if_the_picture_is_fitted_first(photos, root):
         Sample(fitted, 0, (40, 60)).resize((10, 15))
 
 
-def test_a_changed_picture_is_noticed(photos, root, caplog):
-    kept = PictureCache(1)
+def test_a_changed_image_is_noticed(photos, root, caplog):
+    kept = ImageCache(1)
     before = kept.load(photos[0])
     save(photos[0], seed=99)
     after = kept.load(photos[0])
@@ -174,23 +174,23 @@ def test_a_changed_picture_is_noticed(photos, root, caplog):
     assert torch.equal(kept.load(photos[0]), after)
     status = photos[0].stat()
     os.utime(photos[0], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    assert PictureCache(1)._find(entries(root)[0], b"another state") is None
+    assert ImageCache(1)._find(entries(root)[0], b"another state") is None
     assert len(entries(root)) == 1 and not caplog.records
 
 
-def test_a_picture_that_changes_while_it_is_read_is_not_kept(photos, root, monkeypatch):
+def test_a_image_that_changes_while_it_is_read_is_not_kept(photos, root, monkeypatch):
     def slow(path, **options):
         image = load_image(path, **options)
         os.utime(path, ns=(0, 0))
         return image
 
     monkeypatch.setattr(image_cache, "load_image", slow)
-    PictureCache(1).load(photos[0])
+    ImageCache(1).load(photos[0])
     assert entries(root) == []
 
 
 def test_what_decoding_depends_on_tells_entries_apart(photos, root, monkeypatch):
-    kept = PictureCache(1)
+    kept = ImageCache(1)
     for options in ({}, {"exif": "ignore"}, {"image_size": 30}, {"image_size": (30, 50)}):
         kept.load(photos[0], **options)
     monkeypatch.setattr(image_cache, "_MADE_BY", (2, "another Pillow"))
@@ -243,18 +243,18 @@ SPOILERS = [value for name, value in sorted(globals().items()) if name.startswit
 
 @pytest.mark.parametrize("spoil", SPOILERS)
 def test_a_damaged_entry_is_noticed_and_made_anew(spoil, photos, root, caplog):
-    kept = PictureCache(1)
+    kept = ImageCache(1)
     expected = kept.load(photos[0])
     spoil(entries(root)[0])
     assert torch.equal(kept.load(photos[0]), expected)
-    assert "made anew (1 so far)" in caplog.text
+    assert "made again (1 so far)" in caplog.text
     caplog.clear()
     assert torch.equal(kept.load(photos[0]), expected)
     assert not caplog.records
 
 
 def test_damaged_entries_are_counted(photos, root, caplog):
-    kept = PictureCache(1)
+    kept = ImageCache(1)
     for _ in range(2):
         for path in photos:
             kept.load(path)
@@ -266,8 +266,8 @@ def test_damaged_entries_are_counted(photos, root, caplog):
     ]
 
 
-def test_the_entry_of_another_picture_is_not_taken(photos, root):
-    kept = PictureCache(1)
+def test_the_entry_of_another_image_is_not_taken(photos, root):
+    kept = ImageCache(1)
     kept.load(photos[0])
     one = entries(root)[0]
     kept.load(photos[1])
@@ -276,7 +276,7 @@ def test_the_entry_of_another_picture_is_not_taken(photos, root):
     assert torch.equal(kept.load(photos[1]), load_image(photos[1]))
 
 
-def test_a_broken_or_missing_picture_is_the_same_error(tmp_path, root):
+def test_a_broken_or_missing_image_is_the_same_error(tmp_path, root):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     for path in (broken, tmp_path / "missing.png"):
@@ -284,7 +284,7 @@ def test_a_broken_or_missing_picture_is_the_same_error(tmp_path, root):
             load_image(path)
         for _ in range(2):
             with pytest.raises(DataError) as found:
-                PictureCache(1).load(path)
+                ImageCache(1).load(path)
             assert str(found.value) == str(expected.value)
     assert entries(root) == []
 
@@ -302,7 +302,7 @@ ONE = 2  # blocks of an entry of 40 x 60 pixels: 72 + 7200 bytes
 
 def test_what_is_there_stays_when_it_is_full(photos, root, caplog):
     caplog.set_level(logging.INFO, "visionkit")
-    kept = PictureCache(limit(7 * ONE))
+    kept = ImageCache(limit(7 * ONE))
     for _ in range(2):
         for path in photos:
             assert torch.equal(kept.load(path), load_image(path))
@@ -310,21 +310,21 @@ def test_what_is_there_stays_when_it_is_full(photos, root, caplog):
         assert used(root) == 7 * ONE
     assert entries(root) == first
     assert [r.getMessage() for r in caplog.records] == [
-        f"{root} is full: the other pictures are decoded each time"
+        f"{root} is full: the other images are decoded each time"
     ]
 
 
 def test_other_data_make_room_the_oldest_first(photos, tmp_path, root):
     for name, age in (("old", 300), ("older", 400)):
         for i in range(4):
-            PictureCache(1).load(save(tmp_path / name / f"{i}.png", seed=i))
+            ImageCache(1).load(save(tmp_path / name / f"{i}.png", seed=i))
         newest = max(root.iterdir(), key=lambda folder: folder.stat().st_mtime)
         before = newest.stat().st_mtime - age
         os.utime(newest, (before, before))
     old, older = sorted(
         filter(Path.is_dir, root.iterdir()), key=lambda folder: -folder.stat().st_mtime
     )
-    kept = PictureCache(limit(10 * ONE))
+    kept = ImageCache(limit(10 * ONE))
     assert used(root) == 8 * ONE
     for path in photos[:4]:
         kept.load(path)
@@ -337,23 +337,23 @@ def test_other_data_make_room_the_oldest_first(photos, tmp_path, root):
 
 
 def test_a_lower_limit_holds_from_the_start(photos, root):
-    kept = PictureCache(1)
+    kept = ImageCache(1)
     for path in photos:
         kept.load(path)
-    PictureCache(limit(5 * ONE))
+    ImageCache(limit(5 * ONE))
     assert used(root) == 5 * ONE
-    PictureCache(limit(1))
+    ImageCache(limit(1))
     assert used(root) == 0
 
 
 def test_what_a_dead_process_left_is_removed(photos, root):
-    PictureCache(1).load(photos[0])
+    ImageCache(1).load(photos[0])
     folder = entries(root)[0].parent
     for name, age in ((".dead", 90_000), (".alive", 0)):
         (folder / name).write_bytes(b"x")
         now = (folder / name).stat().st_mtime
         os.utime(folder / name, (now - age, now - age))
-    PictureCache(1)
+    ImageCache(1)
     assert (folder / ".alive").exists() and not (folder / ".dead").exists()
 
 
@@ -364,7 +364,7 @@ def _fill(kept, paths):
 def test_processes_keep_the_limit_together(photos, root):
     expected = [int(load_image(path).sum()) for path in photos]
     context = multiprocessing.get_context("fork")
-    kept = PictureCache(limit(7 * ONE))
+    kept = ImageCache(limit(7 * ONE))
     orders = (photos, photos[::-1])
     processes = [context.Process(target=_fill, args=(kept, order)) for order in orders]
     for process in processes:
@@ -372,26 +372,26 @@ def test_processes_keep_the_limit_together(photos, root):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert ONE <= used(root) <= 7 * ONE  # a picture that both stored counts twice
+    assert ONE <= used(root) <= 7 * ONE  # an image that both stored counts twice
     assert not list(root.glob("*/.*"))
     assert _fill(kept, photos) == expected
 
 
 def test_without_a_folder_it_works_and_says_so_once(photos, root, caplog):
     root.parent.write_text("a file")
-    dataset = Pictures(str(photos[0].parent))
-    check_same(batches(dataset, FITTING, PictureCache(1)), batches(dataset, FITTING, None))
+    dataset = Images(str(photos[0].parent))
+    check_same(batches(dataset, FITTING, ImageCache(1)), batches(dataset, FITTING, None))
     assert len(caplog.records) == 1 and "VISIONKIT_CACHE" in caplog.text
 
 
 def test_a_folder_that_is_read_only_is_still_read(photos, root, monkeypatch, caplog):
-    PictureCache(1).load(photos[0])
+    ImageCache(1).load(photos[0])
 
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(image_cache.Room, "_trim", refuse)
-    kept = PictureCache(1)
+    kept = ImageCache(1)
     assert torch.equal(kept.load(photos[1]), load_image(photos[1]))
     assert len(caplog.records) == 1
     monkeypatch.setattr(image_cache, "load_image", no_decoding)
@@ -402,7 +402,7 @@ def test_a_full_disk_is_said_once(photos, root, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    kept = PictureCache(1)
+    kept = ImageCache(1)
     monkeypatch.setattr(image_cache.os, "replace", full)
     for path in photos:
         assert torch.equal(kept.load(path), load_image(path))
@@ -434,9 +434,9 @@ def test_a_config_says_how_much(tmp_path, root):
         sources(section, cache_gb="ram")
 
 
-def test_data_without_picture_files_keep_none(tmp_path):
+def test_data_without_image_files_keep_none(tmp_path):
     (tmp_path / "i").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 2]) + bytes(4))
     (tmp_path / "l").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 1]) + bytes(1))
     section = {"type": "Idx", "images": str(tmp_path / "i"), "labels": str(tmp_path / "l")}
-    with pytest.raises(DataError, match=r"Idx keeps no pictures; leave out cache_gb"):
+    with pytest.raises(DataError, match=r"Idx keeps no images; leave out cache_gb"):
         sources(section)

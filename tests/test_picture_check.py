@@ -1,4 +1,4 @@
-"""Every picture is looked at: each fault is found, named and placed; what is lost is counted."""
+"""Every image is looked at: each fault is found, named and placed; what is lost is counted."""
 
 import os
 from collections import Counter
@@ -6,19 +6,19 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from damaged import PNG, chunk, faults_of, flat_png, picture, png, tiff, turned
+from damaged import PNG, chunk, faults_of, flat_png, image, png, tiff, turned
 from PIL import Image
 
-from visionkit.data.checks.images import examine_dataset, look_at_all, same_content
+from visionkit.data.checks.images import duplicate_files, examine_dataset, inspect_images
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.crops import Crops
-from visionkit.data.datasets.folder import Pictures
+from visionkit.data.datasets.folder import Images
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.data.datasets.shapes import generate_shapes
 from visionkit.data.image_io import load_image
 from visionkit.errors import DataError
 
-JPEG = picture("JPEG")
+JPEG = image("JPEG")
 FLOAT = Image.fromarray(np.full((3, 4), 0.5, np.float32))
 
 FAULTS = {
@@ -29,7 +29,7 @@ FAULTS = {
     "zip.png": (b"PK\x03\x04 and more", "archive", "zip archive"),
     "text.jpg": (b"just some text", "damaged", "another format"),
     "cut.jpg": (JPEG[: len(JPEG) * 6 // 10], "damaged", "cut short"),
-    "cut.png": (picture("PNG")[:2000], "damaged", "cut short"),
+    "cut.png": (image("PNG")[:2000], "damaged", "cut short"),
     "sum.png": (flat_png(6, 4, 9, crc_flip=1), "damaged", "check or replace"),
     "extra_sum.png": (flat_png(6, 4, 9, before=chunk(b"tEXt", b"a\0b", 1)), "damaged", "check"),
     "chunk.png": (PNG + chunk(b"IHDR", b"too short"), "damaged", "check or replace"),
@@ -121,7 +121,7 @@ def test_what_reading_loses_is_told(tmp_path):
             "i.png": deep.save,
             "j.png": flat_png(4, 3, 300, depth=16),
             "k.tif": deep.save,
-            "l.png": picture("JPEG"),
+            "l.png": image("JPEG"),
         },
     )
     assert found == [
@@ -133,7 +133,7 @@ def test_what_reading_loses_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_sizes_are_compared_as_exif_turns_pictures(tmp_path, orientation):
+def test_sizes_are_compared_as_exif_turns_images(tmp_path, orientation):
     (tmp_path / "a.jpg").write_bytes(turned(orientation, (40, 60)))
     upright = (60, 40) if orientation == 6 else (40, 60)
     sizes = {"apply": upright, "ignore": (40, 60)}
@@ -160,23 +160,23 @@ def test_an_orientation_that_there_is_not_means_none(tmp_path, orientation):
 def test_files_of_the_same_bytes_are_found(tmp_path):
     paths = [tmp_path / f"{i}.jpg" for i in range(5)]
     for path, seed in zip(paths, (0, 1, 0, 2, 1), strict=True):
-        path.write_bytes(picture("JPEG", seed=seed))
+        path.write_bytes(image("JPEG", seed=seed))
     paths[3].write_bytes(b"broken")
-    assert same_content(look_at_all([*paths, paths[3]])) == [[0, 2], [1, 4]]
+    assert duplicate_files(inspect_images([*paths, paths[3]])) == [[0, 2], [1, 4]]
 
 
-def test_thousands_of_pictures_come_out_in_order(tmp_path):
+def test_thousands_of_images_come_out_in_order(tmp_path):
     for i in range(100):
         (tmp_path / f"{i}.png").write_bytes(flat_png(1 + i, 1, i))
     paths = [tmp_path / f"{i % 100}.png" for i in range(1000)]
-    assert [look.width for look in look_at_all(paths)] == [1 + i % 100 for i in range(1000)]
+    assert [look.width for look in inspect_images(paths)] == [1 + i % 100 for i in range(1000)]
 
 
-def test_real_pictures_are_without_fault(real_data):
+def test_real_images_are_without_fault(real_data):
     folder = real_data / "coco_mini"
     data = Coco(folder / "val2017", folder / "annotations/instances_val2017.json")
     assert examine_dataset(data) == []
-    assert {f.kind for f in examine_dataset(Pictures(str(real_data / "nuts/images")))} <= {"exif"}
+    assert {f.kind for f in examine_dataset(Images(str(real_data / "nuts/images")))} <= {"exif"}
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def shapes(tmp_path):
     return tmp_path / "shapes"
 
 
-def test_pictures_and_class_maps_of_coco_data(shapes):
+def test_images_and_class_maps_of_coco_data(shapes):
     data = Coco(shapes / "images", shapes / "annotations.json")
     assert examine_dataset(data) == []
     data.image_path(1).write_bytes(b"broken")
@@ -196,16 +196,16 @@ def test_pictures_and_class_maps_of_coco_data(shapes):
     data.map_path(1).write_bytes(b"")
     found = [(f.index, f.kind, f.message.split()[0]) for f in examine_dataset(data)]
     assert found == [
-        (1, "damaged", "picture"),
+        (1, "damaged", "image"),
         (1, "empty", "class"),
         (2, "values", "class"),
-        (4, "size", "picture"),
+        (4, "size", "image"),
         (5, "size", "class"),
     ]
     assert [f.index for f in examine_dataset(data, first=1, step=3)] == [1, 1, 4]
 
 
-def test_a_broken_picture_of_several_crops_is_told_once(shapes):
+def test_a_broken_image_of_several_crops_is_told_once(shapes):
     data = Crops(str(shapes / "images"), str(shapes / "annotations.json"), min_size=4)
     path = data.image_path(0)
     assert Counter(data.image_path(i) for i in range(len(data)))[path] > 1

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from backbones import pixels
 from torch import nn
-from trunks import pixels
 
 import visionkit
 from visionkit.config.components import components
@@ -31,7 +31,7 @@ SHAPES_OF_ACTIVATIONS = {
 
 
 def classified(backbone, *, size=28, count=4, classes=3):
-    """A classifier on that backbone, and a batch of pictures of that side padded to 32."""
+    """A classifier on that backbone, and a batch of images of that side padded to 32."""
     head = Classification(backbone.levels, [f"k{i}" for i in range(classes)])
     targets = [{"size": (size, size), "class_id": torch.tensor(i % classes)} for i in range(count)]
     batch = Batch(pixels(count, 3, 32, 32), targets)
@@ -192,7 +192,7 @@ def test_dropout_drops_its_share_in_training_only():
 
 
 @pytest.mark.parametrize("sizes", [[(28, 28), (28, 27)], [(32, 32)] * 2, None])
-def test_pictures_of_another_size_are_an_error_with_a_remedy(sizes):
+def test_images_of_another_size_are_an_error_with_a_remedy(sizes):
     with pytest.raises(DataError, match=r"data\.image_size=28"):
         MLP()(pixels(2, 3, 32, 32), sizes)
 
@@ -234,7 +234,7 @@ def test_sides_are_rounded_up_and_an_edge_counts_what_is_there(pool):
     assert torch.equal(cnn(pixels(1, 3, 7, 5))["c1"], torch.full((1, 1, 4, 3), 2.0))
 
 
-def test_the_mean_beyond_a_pictures_edge_is_zero():
+def test_the_mean_beyond_a_images_edge_is_zero():
     cnn = TinyCNN()
     x = cnn.normalize(pixels(1, 3, 32, 32), [(20, 28)], like=cnn)
     assert x[..., :20, :28].any() and not x[..., 20:, :].any() and not x[..., 28:].any()

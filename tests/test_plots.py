@@ -34,15 +34,15 @@ def classes(count):
     ],
     ids=["nothing", "no metric", "null", "one point", "one step", "one class", "500 classes"],
 )
-def test_pictures_are_there_and_readable(records, expected, tmp_path):
+def test_images_are_there_and_readable(records, expected, tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps(one) + "\n" for one in records))
     write_plots(file, tmp_path / "plots")
     found = {path.stem for path in (tmp_path / "plots").iterdir()}
     assert found == ({"losses", "metrics"} if expected is None else expected)
     for path in (tmp_path / "plots").iterdir():
-        with Image.open(path) as picture:
-            picture.load()
-            assert 300 < picture.width < 3000 and 200 < picture.height < 3000
-            light, dark = picture.convert("L").getextrema()[::-1]
+        with Image.open(path) as image:
+            image.load()
+            assert 300 < image.width < 3000 and 200 < image.height < 3000
+            light, dark = image.convert("L").getextrema()[::-1]
             assert light == 255 and dark < 100  # something is drawn

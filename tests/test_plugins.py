@@ -38,7 +38,7 @@ CONFIG = {
         "made": {
             "feeds": ["place"],
             "batch_size": 4,
-            "per_identity": 2,
+            "images_per_identity": 2,
             "image_size": 16,
             "transforms": [{"type": "stranger.Flip"}],
             "train": SPLIT,
@@ -132,13 +132,13 @@ def test_a_config_that_the_user_names_needs_no_permission(run):
 
 
 KEYS = {
-    "trunk": ("backbone",),
+    "backbone": ("backbone",),
     "neck": ("neck",),
     "head": ("heads", "place"),
     "training data": ("data", "made", "train"),
     "validation data": ("data", "made", "val"),
     "transform": ("data", "made", "transforms", 0),
-    "trunk, short form": ("backbone",),
+    "backbone, short form": ("backbone",),
     "head, short form": ("head",),
     "data, short form": ("data", "train"),
     "validation data, short form": ("data", "val"),
@@ -183,7 +183,7 @@ def test_every_place_that_names_a_class_is_looked_at(form):
         ("head", "heads.Head"),  # heads.py lies in the current folder
         ("data", "ResNet"),  # a backbone is no data set, and here too lies a file
         ("data", "subprocess.Popen"),  # imported already, and runs its arguments
-        ("data", "picture_cache.PictureCache"),  # visionkit's, but no data set
+        ("data", "image_cache.ImageCache"),  # visionkit's, but no data set
         ("data", "images.Path"),  # visionkit's module imports it, but it is not visionkit's
         ("head", "classification.nn"),
         ("head", "visionkit.cli.main.main"),

@@ -26,7 +26,7 @@ def cases():
         **HEADS,
         "joint": joint(),
         "pcgrad": joint(weighting="pcgrad"),
-        "uncertainty": joint(weighting="uncertainty", accumulate=2, ema=0.9),
+        "uncertainty": joint(weighting="uncertainty", accumulate_grad_batches=2, ema=0.9),
         "sync": {**HEADS["fcn"], "backbone": BATCH_NORM},
         "unsync": {**HEADS["fcn"], "backbone": BATCH_NORM},
     }
@@ -36,7 +36,7 @@ def cases():
 
 
 def no(*_, **__):
-    """In the place of pictures, which take longer than these models."""
+    """In the place of images, which take longer than these models."""
 
 
 def train_all(folder, names):
@@ -49,7 +49,7 @@ def train_all(folder, names):
     )
     try:
         for name, spec in ((name, cases()[name]) for name in names):
-            with patch.multiple(train, picture_training_batch=no, picture_validation=no):
+            with patch.multiple(train, save_train_samples=no, save_val_samples=no):
                 train.train(spec, {"output": f"{folder}/{name}"})
             torch.save(states[-1], f"{folder}/{name}/rank{collectives.rank()}.pt")
     finally:
@@ -116,9 +116,9 @@ def test_statistics_of_batch_norms_are_those_of_all_processes(runs):
     assert difference(weights(one), weights(two)) > 100 * WEIGHTS
 
 
-def gradients(names, unlabelled):
-    """Of one step of each of those heads; the pictures at the positions `unlabelled`, or those of
-    process 1, have no labels. And which positions those are."""
+def gradients(names, unlabeled):
+    """Of one step of each of those heads; the images at the positions `unlabeled`, or those of
+    rank 1, have no labels. And which positions those are."""
     found = {}
     for name in names:
         config = load_config(HEADS[name])
@@ -127,7 +127,7 @@ def gradients(names, unlabelled):
         model.train()
         batch = next(source.train_batches(seed=0, start=0, workers=0))
         positions = [target["position"] for target in batch.targets]
-        gone = unlabelled.get(name, positions if collectives.rank() == 1 else [])
+        gone = unlabeled.get(name, positions if collectives.rank() == 1 else [])
         for i, target in enumerate(batch.targets):
             if target["position"] in gone:
                 known = ("image_id", "size", "orig_size", "position")
@@ -136,33 +136,33 @@ def gradients(names, unlabelled):
             losses = model.losses(model.features(batch), batch, source.feeds)
         sum(model.weighted(losses).values()).backward()
         parameters = list(model.parameters())
-        collectives.average_step(parameters)
+        collectives.sync_gradients(parameters)
         found[name] = [gone, [p.grad for p in parameters if p.grad is not None]]
     return found
 
 
-def test_a_process_without_a_labelled_picture_takes_part(tmp_path):
+def test_a_process_without_a_labeled_image_takes_part(tmp_path):
     names = [name for name in HEADS if name not in ("autoencoder", "vae")]  # which need none
     first, second = on_ranks(2, gradients, names, {}, folder=tmp_path)
     alone = gradients(names, {name: second[name][0] for name in names})
     for name in names:
-        together, expected = first[name][1], alone[name][1]
-        assert len(together) == len(expected) > 0, name
-        for a, b in zip(together, expected, strict=True):
+        propagate_failures, expected = first[name][1], alone[name][1]
+        assert len(propagate_failures) == len(expected) > 0, name
+        for a, b in zip(propagate_failures, expected, strict=True):
             torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4, msg=name)
 
 
 def padded():
-    """Pictures of another size in each process."""
+    """Images of another size in each process."""
     collectives.setup()
     size = (32, 64) if collectives.rank() else (96, 32)
     images = torch.ones(2, 3, *size, dtype=torch.uint8)
-    batch = global_batch.padded_alike(Batch(images, [{}, {}]))
+    batch = global_batch.pad_to_global_max(Batch(images, [{}, {}]))
     filled = batch.images[:, :, : size[0], : size[1]].sum()
     return [*batch.images.shape], int(filled), int(batch.images.sum())
 
 
-def test_batches_are_padded_to_the_largest_picture_of_all_processes(tmp_path):
-    """As in one process, where what lies beyond a picture's border counts in batch norms."""
+def test_batches_are_padded_to_the_largest_image_of_all_processes(tmp_path):
+    """As in one process, where what lies beyond an image's border counts in batch norms."""
     for rank, (shape, filled, all_) in enumerate(on_ranks(2, padded, folder=tmp_path)):
         assert shape == [2, 3, 96, 64] and filled == all_ == 6 * (32 * 64 if rank else 96 * 32)

@@ -11,24 +11,24 @@ from torch.utils.data import DataLoader, DistributedSampler
 from visionkit.config import load_config
 from visionkit.data.build import build_sources
 from visionkit.data.loading import source
-from visionkit.data.loading.source import Source, View
+from visionkit.data.loading.source import Source, TransformedDataset
 from visionkit.distributed import collectives
 from visionkit.engine.evaluate import _exact_sum, evaluate_model
 from visionkit.engine.setup import set_up
 from visionkit.metrics.accuracy import Accuracy
 
 ALL = [(count, size) for count in (1, 2, 3, 5, 7, 16) for size in (1, 2, 4)]
-SOME = [(1, 1), (5, 2)]  # fewer pictures than processes, and numbers that do not divide
+SOME = [(1, 1), (5, 2)]  # fewer images than processes, and numbers that do not divide
 
 
 def figures(names, splits):
-    """The metrics of untrained models on so many pictures, in batches of so many."""
+    """The metrics of untrained models on so many images, in batches of so many."""
     collectives.setup()
     found = {}
     for name in names:
-        knobs = {"data.batch_size": 12}  # can be shared by three, pairs of pictures too
-        knobs |= {"head.score_threshold": 0.0} if name == "fcos" else {}
-        config = load_config(HEADS[name], knobs)
+        arguments = {"data.batch_size": 12}  # can be shared by three, pairs of images too
+        arguments |= {"head.score_threshold": 0.0} if name == "fcos" else {}
+        config = load_config(HEADS[name], arguments)
         model, _, classes = set_up(config, device=torch.device("cpu"))
         for count, size in splits:
             val = {**SHAPES, "seed": 2, "num_images": count}
@@ -44,7 +44,7 @@ def compare(names, splits, folder):
     alone = figures(names, splits)
     for world in (2, 3):
         for rank, found in enumerate(on_ranks(world, figures, names, splits, folder=folder)):
-            assert found == alone, f"process {rank} of {world}"
+            assert found == alone, f"rank {rank} of {world}"
     return alone
 
 
@@ -55,7 +55,7 @@ def test_figures_are_those_of_one_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_figures_are_those_of_one_process_for_any_number_of_pictures(tmp_path):
+def test_figures_are_those_of_one_process_for_any_number_of_images(tmp_path):
     compare(TASKS, ALL, tmp_path)
 
 
@@ -66,9 +66,9 @@ def test_sums_are_exact_in_any_order():
 
 
 def padded(self, *, workers):
-    """Batches as of torch's DistributedSampler, which repeats pictures until all have as many."""
+    """Batches as of torch's DistributedSampler, which repeats images until all have as many."""
     size = self.eval_batch_size or self.batch_size
-    view = View(self.val, (), self.image_size, seed=0)
+    view = TransformedDataset(self.val, (), self.image_size, seed=0)
     mine = [(i, i) for i in DistributedSampler(range(len(self.val)), shuffle=False)]
     batches = [mine[k : k + size] for k in range(0, len(mine), size)]
     yield from DataLoader(view, batch_sampler=batches, collate_fn=source.collate)
@@ -81,17 +81,17 @@ def padded_figures():
 
 
 def test_padding_of_the_last_batches_is_noticed(tmp_path):
-    """Negative control: the usual way of dealing pictures out counts some of them twice."""
+    """Negative control: the usual way of dealing images out counts some of them twice."""
     for result in on_ranks(2, padded_figures, folder=tmp_path):
         assert result["error"] == "VisionkitError"
-        assert "3 pictures, but the processes scored 4" in result["text"]
+        assert "3 images, but the processes scored 4" in result["text"]
         assert "{0: 2}" in result["text"]
 
 
 def unmerged_figures():
     collectives.setup()
     Accuracy.merge = lambda self, states: None
-    return figures(["classification"], [(1, 1)])  # process 1 sees none
+    return figures(["classification"], [(1, 1)])  # rank 1 sees none
 
 
 def test_an_evaluator_that_does_not_merge_is_noticed(tmp_path):

@@ -66,7 +66,7 @@ def nothing():
 
 
 def loading(rank):
-    fault = raising(DataError("pictures/7.png: cannot be read"))
+    fault = raising(DataError("images/7.png: cannot be read"))
     return patch.object(Shapes, "__getitem__", fault) if rank == 1 else nothing()
 
 
@@ -77,7 +77,7 @@ def loading_later(rank):
     def broken(self, features, batch):
         calls.append(self.training)
         if rank == 1 and sum(calls) == 4:  # the fourth step
-            raise DataError("pictures/7.png: cannot be read")
+            raise DataError("images/7.png: cannot be read")
         return loss(self, features, batch)
 
     return patch.object(Classification, "loss", broken)
@@ -122,15 +122,15 @@ def infinite(rank):
 
 
 FAULTS = {
-    "loading": (loading, "DataError", "pictures/7.png: cannot be read", "failed"),
-    "loading later": (loading_later, "DataError", "pictures/7.png: cannot be read", "failed"),
+    "loading": (loading, "DataError", "images/7.png: cannot be read", "failed"),
+    "loading later": (loading_later, "DataError", "images/7.png: cannot be read", "failed"),
     "evaluating": (evaluating, "VisionkitError", "ZeroDivisionError: no boxes", "failed"),
     "saving": (saving, "CheckpointError", "disk full", "failed"),
-    "dying": (dying, "VisionkitError", "process 1 has gone", "failed"),
-    "killed": (killed, "VisionkitError", "process 1 has gone", "failed"),
-    "hanging": (hanging, "VisionkitError", "process 1 hangs, or is too slow", "failed"),
+    "dying": (dying, "VisionkitError", "rank 1 has gone", "failed"),
+    "killed": (killed, "VisionkitError", "rank 1 has gone", "failed"),
+    "hanging": (hanging, "VisionkitError", "rank 1 hangs, or is too slow", "failed"),
     "told_to_stop": (told_to_stop, "Preempted", "after step 3", "preempted"),
-    "infinite": (infinite, "DivergedError", "process 1", "diverged"),
+    "infinite": (infinite, "DivergedError", "rank 1", "diverged"),
 }
 
 
@@ -156,7 +156,7 @@ def test_all_processes_end_and_tell_the_cause(name, tmp_path):
     if name in ("loading later", "dying", "killed", "hanging", "told_to_stop"):
         assert checkpoint.load(tmp_path / "run/checkpoints/last.pt")["step"] == 3
     if name == "told_to_stop":
-        assert status["reason"] == "SIGTERM to process 1"
+        assert status["reason"] == "SIGTERM to rank 1"
     if name == "infinite":
         assert results[0]["text"] == results[1]["text"]
         assert "step 4 (epoch 1.5, learning rate 0.0" in results[0]["text"]
@@ -177,10 +177,7 @@ def different(folder):
 def test_processes_with_other_data_are_told(tmp_path):
     for result in on_ranks(2, different, str(tmp_path), folder=tmp_path):
         assert result["error"] == "ConfigError"
-        assert (
-            "process 1 has data.main.train with 11 pictures, process 0 has with 12"
-            in (result["text"])
-        )
+        assert "rank 1 has data.main.train with 11 images, rank 0 has with 12" in (result["text"])
 
 
 def other_seed(folder):
@@ -192,12 +189,12 @@ def other_seed(folder):
 def test_processes_with_other_settings_are_told(tmp_path):
     for result in on_ranks(2, other_seed, str(tmp_path), folder=tmp_path):
         assert result["error"] == "ConfigError"
-        assert "process 1 has train.seed 1, process 0 has 0" in result["text"]
+        assert "rank 1 has train.seed 1, rank 0 has 0" in result["text"]
 
 
 def skipping(folder):
     """One bad step of one process, and what each has afterwards."""
-    with patch.object(train, "picture_training_batch"):
+    with patch.object(train, "save_train_samples"):
         result = run_with(infinite, folder, {"on_nonfinite": "skip", "ema": 0.9})
     return result
 

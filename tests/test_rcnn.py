@@ -105,25 +105,25 @@ def test_images_without_objects_give_finite_losses(head):
 def test_where_all_is_crowd_nothing_is_learned(head):
     target = make_target([], [])
     assert head.loss(random_features(1), make_batch([target]))["classifier"] > 0
-    crowd = torch.tensor([[-100.0, -100, 164, 164]])  # beyond the picture, as anchors are
+    crowd = torch.tensor([[-100.0, -100, 164, 164]])  # beyond the image, as anchors are
     target |= {"boxes": crowd, "labels": torch.tensor([0]), "iscrowd": torch.tensor([True])}
     target["masks"] = torch.ones(1, 64, 64, dtype=torch.bool)
     losses = head.loss(random_features(1), make_batch([target]))
     assert all(loss == 0 for loss in losses.values())
 
 
-def test_unlabelled_images_are_left_out(head):
+def test_unlabeled_images_are_left_out(head):
     batch = two_images()
     features = random_features()
     first = {name: cells[:1] for name, cells in features.items()}
     torch.manual_seed(0)
     expected = head.loss(first, make_batch(batch.targets[:1]))
-    del batch.targets[1][head.needs[-1]]
+    del batch.targets[1][head.required_targets[-1]]
     torch.manual_seed(0)
     torch.testing.assert_close(head.loss(features, batch), expected)
 
 
-def test_nothing_labelled_gives_zeros_with_a_graph(head):
+def test_nothing_labeled_gives_zeros_with_a_graph(head):
     batch = make_batch([{"size": (64, 64), "orig_size": (64, 64)}] * 2)
     features = random_features()
     losses = head.loss(features, batch)

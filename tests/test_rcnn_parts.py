@@ -10,9 +10,15 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.ops import box_iou
 
 from visionkit.errors import ConfigError
-from visionkit.models.heads.rcnn.matching import BACKGROUND, IGNORED, Objects, Sampler, objects_of
+from visionkit.models.heads.rcnn.matching import (
+    BACKGROUND,
+    IGNORED,
+    GroundTruth,
+    MatcherSampler,
+    objects_of,
+)
 from visionkit.models.heads.rcnn.roi_heads import encode_masks, encode_patch, mask_targets, paste
-from visionkit.models.heads.rcnn.rpn import Anchors
+from visionkit.models.heads.rcnn.rpn import AnchorGenerator
 from visionkit.types import Level
 
 LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}
@@ -20,14 +26,14 @@ LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}
 
 def objects(boxes, crowds=()):
     boxes, crowds = torch.tensor(boxes).view(-1, 4), torch.tensor(crowds).view(-1, 4)
-    return Objects(boxes, torch.zeros(len(boxes), dtype=torch.int64), crowds, None)
+    return GroundTruth(boxes, torch.zeros(len(boxes), dtype=torch.int64), crowds, None)
 
 
 # --- anchors ---
 
 
 def test_anchors_by_hand():
-    anchors = Anchors(LEVELS, None, [0.25, 1.0])
+    anchors = AnchorGenerator(LEVELS, None, [0.25, 1.0])
     cells = [torch.zeros(1, 8, 2, 3), torch.zeros(1, 8, 1, 2)]
     result = anchors(cells, (16, 24))
     assert result.shape == (2 * (6 + 2), 4)
@@ -40,13 +46,13 @@ def test_anchors_by_hand():
 
 
 def test_anchors_are_not_part_of_a_checkpoint():
-    assert not Anchors(LEVELS, None, [1.0]).state_dict()
+    assert not AnchorGenerator(LEVELS, None, [1.0]).state_dict()
 
 
 @pytest.mark.parametrize("sizes", [[[8]], [[8], [8, 16]], [[], []]])
 def test_anchor_sizes_must_fit_the_levels(sizes):
     with pytest.raises(ConfigError, match="anchor_sizes"):
-        Anchors(LEVELS, sizes, [1.0])
+        AnchorGenerator(LEVELS, sizes, [1.0])
 
 
 # --- matching and sampling ---
@@ -67,10 +73,10 @@ def match_naively(sampler, boxes, objects):
 
 @pytest.mark.parametrize("best_for_each", [True, False])
 def test_matching_equals_a_naive_loop(best_for_each):
-    sampler = Sampler(0.6, 0.3, best_for_each, 10, 0.5)
+    sampler = MatcherSampler(0.6, 0.3, best_for_each, 10, 0.5)
     corner = torch.rand(300, 2) * 50
     boxes = torch.cat([corner, corner + torch.rand(300, 2) * 30 + 1], 1)
-    truth = Objects(boxes[:7] + 2, torch.zeros(7), boxes[:0], None)
+    truth = GroundTruth(boxes[:7] + 2, torch.zeros(7), boxes[:0], None)
     matched = sampler.match(boxes, truth)
     assert matched.tolist() == match_naively(sampler, boxes, truth)
     assert {BACKGROUND, IGNORED} < set(matched.tolist())
@@ -78,7 +84,7 @@ def test_matching_equals_a_naive_loop(best_for_each):
 
 def test_an_object_that_no_box_touches_matches_nothing():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
-    sampler = Sampler(0.7, 0.3, True, 10, 0.5)
+    sampler = MatcherSampler(0.7, 0.3, True, 10, 0.5)
     far = objects([[100.0, 100, 110, 110]])
     assert sampler.match(boxes, far).tolist() == [BACKGROUND, BACKGROUND]
 
@@ -88,7 +94,7 @@ def test_background_in_a_crowd_is_ignored_but_objects_there_are_not():
         [[0.0, 0, 10, 10], [14, 0, 24, 10], [16, 0, 26, 10], [0, 12, 4, 16], [50, 50, 60, 60]]
     )
     truth = objects([[0.0, 0, 10, 10]], crowds=[[0.0, 0, 20, 20]])
-    matched = Sampler(0.5, 0.5, False, 10, 0.5).match(boxes, truth)
+    matched = MatcherSampler(0.5, 0.5, False, 10, 0.5).match(boxes, truth)
     assert matched.tolist() == [0, IGNORED, BACKGROUND, IGNORED, BACKGROUND]
 
 
@@ -115,7 +121,7 @@ def test_sampling_counts_and_randomness():
 
     def draw(batch_size, fraction):
         torch.manual_seed(3)
-        _, positive, negative = Sampler(0.5, 0.5, False, batch_size, fraction)(boxes, truth)
+        _, positive, negative = MatcherSampler(0.5, 0.5, False, batch_size, fraction)(boxes, truth)
         assert (positive < 30).all()
         assert (negative >= 30).all()
         assert len({*positive.tolist(), *negative.tolist()}) == len(positive) + len(negative)
@@ -147,7 +153,7 @@ def paste_whole(probs, box, size):
         [0.0, 0, 90, 60],
         [-20.5, -30.2, 40, 35.5],
         [70.0, 50, 200, 300],
-        [-300.0, -200, 700, 500],  # far greater than the picture
+        [-300.0, -200, 700, 500],  # far greater than the image
         [5.0, 5, 5, 5],
     ],
 )
@@ -159,7 +165,7 @@ def test_paste_equals_torchvision(box):
 
 
 @pytest.mark.parametrize("box", [[200.0, 10, 240, 30], [-50.0, -50, -10, -10], [10, 90, 30, 99]])
-def test_paste_outside_of_the_picture_is_empty(box):
+def test_paste_outside_of_the_image_is_empty(box):
     (mask,) = encode_masks(torch.ones(1, 28, 28), torch.tensor([box]), (60, 90))
     assert mask["size"] == [60, 90]
     assert coco_mask.area(mask) == 0

@@ -1,4 +1,4 @@
-"""Errors of reconstructed pictures."""
+"""Errors of reconstructed images."""
 
 import math
 
@@ -15,7 +15,7 @@ def batch_of(images, *sizes):
 
 
 def test_hand_worked():
-    """Two pictures of 2 and 4 pixels: one value is off by 51 (a fifth), two are off by 102."""
+    """Two images of 2 and 4 pixels: one value is off by 51 (a fifth), two are off by 102."""
     images = torch.full((2, 3, 4, 4), 200, dtype=torch.uint8)
     first, second = images[0, :, :1, :2].clone(), images[1, :, :2, :2].clone()
     first[0, 0, 0] -= 51
@@ -35,7 +35,7 @@ def test_differences_do_not_wrap_around():
     assert evaluator.compute() == {"mse": 1.0, "psnr": 0.0}
 
 
-def test_no_error_is_a_hundred_decibels_and_no_picture_is_undefined():
+def test_no_error_is_a_hundred_decibels_and_no_image_is_undefined():
     images = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
     nothing = Reconstruction(latent=True).compute()
     assert list(nothing) == ["mse", "psnr", "kl"]

@@ -9,7 +9,7 @@ import torch
 
 from visionkit.config import load_config
 from visionkit.data.build import build_sources, head_classes
-from visionkit.data.classes import Relabelled
+from visionkit.data.classes import ClassMappedDataset
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.errors import DataError
@@ -25,27 +25,27 @@ def shapes():
 
 def test_labels_are_matched_by_name_and_the_missing_marked(shapes):
     names = ("star", "hexagon", *NAMES[:3], "triangle")
-    seen = Relabelled(shapes, {"labels": names}, None)
-    assert seen.vocabularies["labels"].names == names
-    assert len(set(seen.vocabularies["labels"].ids)) == len(names)
+    seen = ClassMappedDataset(shapes, {"labels": names}, None)
+    assert seen.classes["labels"].names == names
+    assert len(set(seen.classes["labels"].ids)) == len(names)
     for before, after in zip(shapes, seen, strict=True):
         old = [NAMES[label] for label in before.labels]
         assert [names[label] for label in after.labels] == old
-        assert after.labelled.tolist() == [True, False, True, True, True, True]
+        assert after.labeled.tolist() == [True, False, True, True, True, True]
         target = after.target()
-        assert torch.equal(target["labelled"], torch.from_numpy(after.labelled))
-    assert seen.unlabelled == {"labels": ["hexagon"]}
+        assert torch.equal(target["labeled"], torch.from_numpy(after.labeled))
+    assert seen.unlabeled == {"labels": ["hexagon"]}
 
 
-def test_labelled_leaves_out_the_objects_of_other_classes(shapes):
-    seen = Relabelled(shapes, {}, ["circle", "star"])
+def test_labeled_leaves_out_the_objects_of_other_classes(shapes):
+    seen = ClassMappedDataset(shapes, {}, ["circle", "star"])
     for before, after in zip(shapes, seen, strict=True):
         keep = np.isin(before.labels, [0, 3])
         assert after.labels.tolist() == before.labels[keep].tolist()
         assert np.array_equal(after.boxes, before.boxes[keep])
         assert len(after.segmentations) == len(after.area) == len(after.iscrowd) == keep.sum()
-        assert after.labelled.tolist() == [True, False, False, True, False]
-        assert after.semantic_labelled.tolist() == [False, True, False, False, True, False]
+        assert after.labeled.tolist() == [True, False, False, True, False]
+        assert after.semantic_labeled.tolist() == [False, True, False, False, True, False]
     categories = [c["name"] for c in seen.coco_truth()["categories"]]
     assert categories == ["circle", "star"]
     kept = {a["category_id"] for a in seen.coco_truth()["annotations"]}
@@ -54,12 +54,12 @@ def test_labelled_leaves_out_the_objects_of_other_classes(shapes):
 
 def test_class_maps_are_renumbered(shapes):
     names = ("star", "background", "circle", "ring", "square", "triangle")
-    own = shapes.vocabularies["semantic"].names
-    seen = Relabelled(shapes, {"semantic": names}, None)
+    own = shapes.classes["semantic"].names
+    seen = ClassMappedDataset(shapes, {"semantic": names}, None)
     for before, after in zip(shapes, seen, strict=True):
         expected = torch.tensor([names.index(n) for n in own], dtype=torch.uint8)
         assert torch.equal(after.semantic, expected[before.semantic.long()])
-        assert after.semantic_labelled is None
+        assert after.semantic_labeled is None
         assert torch.equal(seen.semantic_truth(after.image_id), after.semantic)
 
 
@@ -71,7 +71,7 @@ def test_numbered_classes_are_matched_by_position():
         keys = ("class_id",)
 
         def __init__(self):
-            self.vocabularies = {"class_id": Classes(("0", "1"), (0, 1))}
+            self.classes = {"class_id": Classes(("0", "1"), (0, 1))}
 
         def __len__(self):
             return 1
@@ -79,15 +79,15 @@ def test_numbered_classes_are_matched_by_position():
         def __getitem__(self, index):
             return Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), 0, (8, 8), class_id=1)
 
-    seen = Relabelled(Numbered(), {"class_id": ("shirt", "shoe", "bag")}, None)
-    assert seen[0].class_id == 1 and seen.vocabularies["class_id"].names[1] == "shoe"
+    seen = ClassMappedDataset(Numbered(), {"class_id": ("shirt", "shoe", "bag")}, None)
+    assert seen[0].class_id == 1 and seen.classes["class_id"].names[1] == "shoe"
 
 
 def test_unknown_classes_are_an_error(shapes):
     with pytest.raises(DataError, match="not expected: 'triangle'"):
-        Relabelled(shapes, {"labels": NAMES[:4]}, None)
-    with pytest.raises(DataError, match="labelled: there is no class 'cirle'"):
-        Relabelled(shapes, {}, ["cirle"])
+        ClassMappedDataset(shapes, {"labels": NAMES[:4]}, None)
+    with pytest.raises(DataError, match="labeled: there is no class 'cirle'"):
+        ClassMappedDataset(shapes, {}, ["cirle"])
 
 
 def two_sources(**changes):
@@ -113,7 +113,7 @@ def two_sources(**changes):
 
 
 def write_coco(folder, names, image_ids=(1, 2)):
-    """A COCO file of two pictures with one object of each class."""
+    """A COCO file of two images with one object of each class."""
     from PIL import Image
 
     folder.mkdir()
@@ -146,11 +146,11 @@ def test_a_head_has_the_classes_of_all_its_sources(tmp_path):
     assert classes.ids == (1, 2, 3)  # the files do not agree on them
     first, second = sources
     assert first.train[0].labels.tolist() == [0, 1]
-    assert first.train[0].labelled.tolist() == [True, True, False]
+    assert first.train[0].labeled.tolist() == [True, True, False]
     assert second.train[0].labels.tolist() == [2, 1]
-    assert first.val.vocabularies["labels"].names == classes.names
+    assert first.val.classes["labels"].names == classes.names
     batch = next(second.train_batches(seed=0, start=0, workers=0))
-    assert batch.targets[0]["labelled"].tolist() == [False, True, True]
+    assert batch.targets[0]["labeled"].tolist() == [False, True, True]
 
 
 def test_a_checkpoint_fixes_the_classes_and_data_may_lack_some(tmp_path):
@@ -174,9 +174,9 @@ def detections(dataset, boxes, labels):
     }
 
 
-def test_detections_of_unlabelled_classes_are_not_scored(tmp_path):
+def test_detections_of_unlabeled_classes_are_not_scored(tmp_path):
     cats = Coco(**{k: v for k, v in write_coco(tmp_path / "c", ["cat"]).items() if k != "type"})
-    seen = Relabelled(cats, {"labels": ("cat", "dog")}, None)
+    seen = ClassMappedDataset(cats, {"labels": ("cat", "dog")}, None)
     from visionkit.types import Batch
 
     evaluator = CocoEvaluator(seen)
@@ -187,8 +187,8 @@ def test_detections_of_unlabelled_classes_are_not_scored(tmp_path):
     metrics = evaluator.compute()
     assert metrics["bbox/AP"] == pytest.approx(1.0)
     assert "bbox/AP/dog" not in metrics
-    # The same detections count as false where the class is labelled and has no object there.
-    naive = Relabelled(cats, {"labels": ("cat", "dog")}, None)
+    # The same detections count as false where the class is labeled and has no object there.
+    naive = ClassMappedDataset(cats, {"labels": ("cat", "dog")}, None)
     truth = cats.coco_truth()
     truth["categories"].append({"id": 2, "name": "dog"})
     truth["annotations"].append(
@@ -212,9 +212,9 @@ class TestFederated:
         path.write_text(json.dumps(data))
         return Coco(**{key: value for key, value in spec.items() if key != "type"})
 
-    def test_samples_say_what_is_labelled(self, dataset):
+    def test_samples_say_what_is_labeled(self, dataset):
         # cat: present; dog: present, but some may lack a label; fox: checked; owl: not checked
-        assert dataset[0].labelled.tolist() == [True, False, True, False]
+        assert dataset[0].labeled.tolist() == [True, False, True, False]
         assert dataset[0].labels.tolist() == [0, 1]
 
     def test_only_what_is_known_is_scored(self, dataset):
@@ -246,7 +246,7 @@ class TestFederated:
 
 def test_maps_are_painted_from_masks(shapes):
     painted = Coco(str(shapes.images), str(shapes.annotations), semantic="paint")
-    assert painted.vocabularies["semantic"].names == ("background", *NAMES)
+    assert painted.classes["semantic"].names == ("background", *NAMES)
     for files, masks in zip(shapes, painted, strict=True):
         same = (files.semantic == masks.semantic).float().mean()
         assert same > 0.99  # a polygon's border pixels may differ from what was drawn

@@ -10,9 +10,9 @@ from PIL import Image
 from visionkit.engine.predict import Prediction
 from visionkit.engine.results import (
     VECTORS,
-    Vectors,
+    EmbeddingWriter,
     _write_maps,
-    find_pictures,
+    find_images,
     predict_files,
     to_records,
 )
@@ -40,7 +40,7 @@ def prediction():
             "scores": scores,
             "attributes": torch.tensor([[0.9, 0.1, 0.7], [0.2, 0.8, 0.1]]),
         },
-        "vector": {"vector": torch.tensor([0.6, 0.8])},
+        "vector": {"embedding": torch.tensor([0.6, 0.8])},
         "again": {"reconstruction": IMAGE[:, :20, :30] // 2},
     }
     none = Classes((), ())
@@ -58,7 +58,7 @@ def test_records_of_all_heads(prediction):
     assert looks[1]["attributes"] == pytest.approx(
         {"color=red": 0.2, "color=blue": 0.8, "open": 0.1}
     )
-    assert set(by_head["vector"]) == {"head", "image_id"}
+    assert set(by_head["embedding"]) == {"head", "image_id"}
     assert set(by_head["again"]) == {"head", "image_id"}
     json.dumps(records)
 
@@ -79,7 +79,7 @@ def test_shortcuts_name_the_one_head(prediction):
     assert prediction.vector.tolist() == pytest.approx([0.6, 0.8])
 
 
-def test_class_maps_are_index_pictures(prediction, tmp_path):
+def test_class_maps_are_index_images(prediction, tmp_path):
     assert _write_maps(prediction, tmp_path / "a.jpg") == {"map": {"map": "a_map.png"}}
     stored = Image.open(tmp_path / "a_map.png")
     assert stored.mode == "P"
@@ -87,30 +87,30 @@ def test_class_maps_are_index_pictures(prediction, tmp_path):
 
 
 def test_vectors_come_with_names(prediction, tmp_path):
-    vectors = Vectors()
-    assert vectors.add("a.jpg", prediction)["vector"]["row"] == 0
-    assert vectors.add("b/c.jpg", prediction) == {"vector": {"vectors": VECTORS, "row": 1}}
+    vectors = EmbeddingWriter()
+    assert vectors.add("a.jpg", prediction)["embedding"]["row"] == 0
+    assert vectors.add("b/c.jpg", prediction) == {"embedding": {"embeddings": VECTORS, "row": 1}}
     vectors.save(tmp_path)
     stored = np.load(tmp_path / VECTORS)
-    assert stored["vector"].shape == (2, 2)
+    assert stored["embedding"].shape == (2, 2)
     assert stored["vector_names"].tolist() == ["a.jpg", "b/c.jpg"]
 
 
 def test_without_vectors_there_is_no_file(tmp_path):
-    Vectors().save(tmp_path)
+    EmbeddingWriter().save(tmp_path)
     assert not (tmp_path / VECTORS).exists()
 
 
 def test_one_overlay_shows_all_heads(prediction):
     names = {head: classes.names for head, classes in prediction.classes.items()}
-    picture = np.asarray(draw_all(IMAGE, prediction.heads, names))
+    image = np.asarray(draw_all(IMAGE, prediction.heads, names))
     alone = np.asarray(draw(IMAGE, {}, ()))
-    assert picture.shape[1] == 2 * alone.shape[1]  # the reconstruction at the right
-    left, right = np.split(picture, 2, axis=1)
+    assert image.shape[1] == 2 * alone.shape[1]  # the reconstruction at the right
+    left, right = np.split(image, 2, axis=1)
     assert abs(float(right.mean()) - 64) < 2
     for head in ("words", "objects", "map", "looks"):
         rest = {name: result for name, result in prediction.heads.items() if name != head}
-        assert not np.array_equal(picture, np.asarray(draw_all(IMAGE, rest, names))), head
+        assert not np.array_equal(image, np.asarray(draw_all(IMAGE, rest, names))), head
     # The map lies below the boxes, in whatever order the heads come.
     turned = dict(reversed(prediction.heads.items()))
     assert np.array_equal(left, np.asarray(draw_all(IMAGE, turned, names))[:, : left.shape[1]])
@@ -146,10 +146,10 @@ def test_files_of_a_joint_model(prediction, tmp_path):
     predict_files(OfPrediction(prediction), [tmp_path / "in"], out)  # again, over its own results
 
 
-def test_pictures_of_one_name_have_their_paths(tmp_path):
+def test_images_of_one_name_have_their_paths(tmp_path):
     for name in ("one/a.png", "one/b.png", "two/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     inputs = [tmp_path / "one", tmp_path / "two", tmp_path / "one/b.png"]
-    names = [name for _, name in find_pictures(inputs)]
+    names = [name for _, name in find_images(inputs)]
     assert names == [f"{tmp_path}/one/a.png", "b.png", f"{tmp_path}/two/a.png", "b.png"]

@@ -18,7 +18,7 @@ MODELS = [(name, "fixed") for name in HEADS if name != "attributes"]  # that one
 MODELS += [("joint", weighting) for weighting in WEIGHTINGS]
 FACTORS = {
     "stop_after": (1, 2, 3, 4),  # an epoch's first, mid and last step, and the next one's first;
-    "accumulate": (1, 2),  # with 2, an epoch has two steps
+    "accumulate_grad_batches": (1, 2),  # with 2, an epoch has two steps
     "how": HOW,
     "workers": (0, 2),
     "precision": ("fp32", "bf16"),
@@ -53,13 +53,13 @@ def every_pair(factors):
 
 def settings(heads, weighting, row):
     """What to train and to where it goes: the settings of `spec`."""
-    names = ("accumulate", "precision", "optimizer", "schedule", "ema", "log_every")
+    names = ("accumulate_grad_batches", "precision", "optimizer", "schedule", "ema", "log_every")
     loss = "objects/fcos/loss/total" if heads == "joint" else f"{heads}/loss/total"
     return {
         "weighting": weighting,
         "early_stop": 3,
         "lr": 0.02 if row["optimizer"] == "sgd" else 0.002,
-        "best": loss if row["best"] == "loss" else None,
+        "best_metric": loss if row["best"] == "loss" else None,
         **{name: row[name] for name in names},
     }
 

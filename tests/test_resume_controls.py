@@ -9,7 +9,7 @@ from runs import equal, outcome, spec, train, train_until
 
 from visionkit.data.loading.source import Source
 from visionkit.engine import train as training
-from visionkit.engine.optim import MovingAverage, PCGrad
+from visionkit.engine.optim import ModelEMA, PCGrad
 from visionkit.runs import checkpoint
 from visionkit.runs import directory as rundir
 
@@ -19,7 +19,7 @@ SETTINGS = {
     "weighting": "uncertainty",
     "log_every": 2,
     "lr": 0.02,
-    "best": "classification/top5",  # 1 from the start: no validation is better than the first
+    "best_metric": "classification/top5",  # 1 from the start: no later one is better
 }
 STOP_AFTER = 5  # in the middle of an epoch, and of what the log averages over
 
@@ -92,7 +92,7 @@ def test_every_part_of_the_state_has_its_control(half):
     state = checkpoint.load(half.run / "checkpoints" / "last.pt")
     known = {"model", "average", "optimizer", "step", "window", "best", "metrics", "validated_at"}
     known |= {"scaler", "skipped"}  # the scaler has a test of its own
-    identity = {"format", "config", "name", "classes", "world_size", "pictures"}
+    identity = {"format", "config", "name", "classes", "world_size", "images"}
     assert state.keys() - identity == known
     assert state["window"].keys() == {"sums", "steps"}
     assert state["best"].keys() == {"score", "stale"}
@@ -119,7 +119,7 @@ FORGOTTEN = {
     "the place in the stream": (Source, "train_batches", "start"),
     "the seed of a step": (training, "_seed_step", 1),
     "the schedule": (training, "lr_factor", 0),
-    "the growing decay of the average": (MovingAverage, "update", 1),
+    "the growing decay of the average": (ModelEMA, "update", 1),
 }
 
 

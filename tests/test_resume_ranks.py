@@ -23,7 +23,7 @@ CASES = {
     },
     "both are killed in validation": {
         **{"what": "pair", "ranks": 2, "cuts": [(3, "kill in validation", 0)]},
-        **{"weighting": "pcgrad", "optimizer": "adamw", "accumulate": 2},
+        **{"weighting": "pcgrad", "optimizer": "adamw", "accumulate_grad_batches": 2},
     },
 }
 

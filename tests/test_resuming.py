@@ -63,9 +63,9 @@ CHANGES = {
     "more steps": (("train", "steps"), 4, "another train.steps: 4 instead of 2"),
     "batch size": (("data", "batch_size"), 2, "another data.main.batch_size: 2 instead of 4"),
     "seed": (("train", "seed"), 3, "another train.seed: 3 instead of 0"),
-    "pictures": (
+    "images": (
         *(("data", "train", "num_images"), 11),
-        "11 pictures in data.main.train instead of 12",
+        "11 images in data.main.train instead of 12",
     ),
 }
 
@@ -126,14 +126,14 @@ def test_a_run_that_is_done_says_so_and_is_left_as_it_is(steps, begun, tmp_path)
 
 
 def test_an_old_checkpoint_still_loads_predicts_and_goes_on(tmp_path):
-    """Written before there was a prev.pt, or a word on processes and pictures in it."""
+    """Written before there was a prev.pt, or a word on processes and images in it."""
     saved = checkpoint.load(OLD)
     assert saved["step"] == 2 and "world_size" not in saved
     predictor = visionkit.load(OLD, fold=False)
     bias = predictor.model.state_dict()["heads.classification.linear.bias"]
     assert torch.equal(bias, saved["model"]["heads.classification.linear.bias"])
-    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    assert predictor.predict(picture).probs.sum().item() == pytest.approx(1)
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    assert predictor.predict(image).probs.sum().item() == pytest.approx(1)
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     shutil.copy(OLD, run / "checkpoints/last.pt")

@@ -20,7 +20,7 @@ def feed(evaluator, vectors, identities, ids=None):
     for target, identity in zip(targets, identities, strict=True):
         if identity is not None:
             target["identity"] = torch.tensor(int(identity))
-    predictions = [{"vector": torch.as_tensor(v, dtype=torch.float32)} for v in vectors]
+    predictions = [{"embedding": torch.as_tensor(v, dtype=torch.float32)} for v in vectors]
     evaluator.update(predictions, Batch(torch.zeros(len(targets), 3, 1, 1), targets))
     return evaluator
 
@@ -35,7 +35,7 @@ def at(*degrees):
 
 
 def test_by_hand():
-    """Pictures on a circle; only the angles between them count."""
+    """Images on a circle; only the angles between them count."""
     # 0: nearest b (10), then a (15), a (40).   15: b (5), a (15), a (25).   40: a, b, a.
     # 10 is the only b: in the gallery, no query.
     found = scores(at(0, 15, 40, 10), [0, 0, 0, 1])
@@ -54,7 +54,7 @@ def looped(vectors, identities):
         right = sum(identities[i] == identities[q] for i in others)
         if not right:
             continue
-        # Six decimals and then the number of the picture, as the docstring says.
+        # Six decimals and then the number of the image, as the docstring says.
         others.sort(key=lambda i: (-round(float(vectors[q] @ vectors[i]), 6), i))
         hits = [identities[i] == identities[q] for i in others]
         first.append(hits[0])
@@ -90,9 +90,9 @@ def test_length_and_order_and_processes_play_no_part():
     shuffled = scores(vectors[order] * 7, identities[order], order)
     assert shuffled == whole
     parts = [feed(Retrieval(), vectors[k::3], identities[k::3], range(k, 40, 3)) for k in range(3)]
-    joined = Retrieval()
-    joined.merge([part.state() for part in parts] + [Retrieval().state()])
-    assert joined.compute() == whole
+    all_gather_with_grad = Retrieval()
+    all_gather_with_grad.merge([part.state() for part in parts] + [Retrieval().state()])
+    assert all_gather_with_grad.compute() == whole
 
 
 def test_one_vector_for_all_scores_by_chance():
@@ -101,7 +101,7 @@ def test_one_vector_for_all_scores_by_chance():
     assert found["recall@1"] == pytest.approx(1 / 6)  # 0 is nearest to all, and right for 3 alone
 
 
-def test_pictures_without_identity_are_not_there():
+def test_images_without_identity_are_not_there():
     vectors = at(0, 10, 11, 30)
     assert scores(vectors, [0, None, None, 0])["recall@1"] == 1
     assert scores(vectors, [0, 1, 1, 0])["mAP@R"] == 0.5
@@ -125,7 +125,7 @@ def test_predictions_are_copied():
     assert all(vector.untyped_storage().nbytes() == 8 for vector in stored)
 
 
-def test_thousands_of_pictures_take_seconds():
+def test_thousands_of_images_take_seconds():
     rng = np.random.default_rng(0)
     identities = rng.integers(0, 300, 3000)
     centers = rng.normal(size=(300, 32))

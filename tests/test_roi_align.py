@@ -48,7 +48,7 @@ def test_equals_torchvision_forward_and_backward(output_size, sampling_ratio):
     assert len(set(pyramid_level(torch.cat(boxes), STRIDES).tolist())) == 4
 
 
-def test_boxes_outside_the_picture_and_without_extent():
+def test_boxes_outside_the_image_and_without_extent():
     features = pyramid()
     boxes = torch.tensor(
         [

@@ -103,7 +103,7 @@ def test_a_file_system_that_takes_no_checkpoint(tmp_path):
 
 
 def test_files_beside_the_checkpoints_end_nothing(tmp_path, monkeypatch, caplog):
-    """The log cannot be written for two steps, status.json and config.yaml never, no picture can
+    """The log cannot be written for two steps, status.json and config.yaml never, no image can
     be drawn."""
     caplog.set_level(logging.WARNING, "visionkit")
     append, calls = files.append_lines, []
@@ -118,7 +118,7 @@ def test_files_beside_the_checkpoints_end_nothing(tmp_path, monkeypatch, caplog)
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def broken(*_, **__):
-        raise ZeroDivisionError("no picture today")
+        raise ZeroDivisionError("no image today")
 
     whole = train(config(tmp_path / "whole")).directory
     monkeypatch.setattr(files, "append_lines", sometimes)
@@ -133,7 +133,7 @@ def test_files_beside_the_checkpoints_end_nothing(tmp_path, monkeypatch, caplog)
     assert sum("metrics.jsonl could not be written 2 times" in text for text in told) == 1
     assert sum("status.json: cannot be written: Read-only" in text for text in told) == 1
     assert sum("config.yaml: cannot be written: Read-only" in text for text in told) == 1
-    assert sum("no picture today" in text for text in told) == 3
+    assert sum("no image today" in text for text in told) == 3
 
 
 def test_half_a_line_is_taken_back(tmp_path):

@@ -148,7 +148,7 @@ def test_the_payloads_would_run(tmp_path):
 
 
 def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
-    """Weights of a trunk and of a model, a run to use, to resume, to grow from; the cache."""
+    """Weights of a backbone and of a model, a run to use, to resume, to grow from; the cache."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     bad = run / "checkpoints" / "last.pt"

@@ -53,7 +53,7 @@ def test_cross_entropy_by_hand():
 
 
 @pytest.mark.parametrize("weights", [None, {"cat": 3.0, "dog": 0.5}])
-def test_cross_entropy_is_torchs_over_the_pixels_of_all_pictures(weights):
+def test_cross_entropy_is_torchs_over_the_pixels_of_all_images(weights):
     logits = torch.randn(3, 3, 8, 10)
     targets = [{"semantic": truth(8, 10)}, {}, {"semantic": truth(8, 10)}]
     targets[0]["semantic"][2:5] = 255
@@ -64,7 +64,7 @@ def test_cross_entropy_is_torchs_over_the_pixels_of_all_pictures(weights):
     torch.testing.assert_close(loss, expected)
 
 
-def test_the_mean_is_over_pixels_and_not_over_pictures():
+def test_the_mean_is_over_pixels_and_not_over_images():
     logits = torch.randn(2, 3, 8, 8)
     first, second = truth(8, 8), truth(8, 8)
     second[1:] = 255
@@ -76,7 +76,7 @@ def test_the_mean_is_over_pixels_and_not_over_pictures():
     torch.testing.assert_close(loss, (64 * alone[0] + 8 * alone[1]) / 72)
 
 
-def test_pictures_of_ignored_pixels_alone_give_zero():
+def test_images_of_ignored_pixels_alone_give_zero():
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     losses = pixel_loss(logits, {"semantic": torch.full((4, 4), 255, dtype=torch.uint8)}, dice=1.0)
     sum(losses.values()).backward()
@@ -88,7 +88,7 @@ def test_logits_are_read_at_full_resolution_as_by_interpolate():
     logits = torch.randn(3, 4, 6)
     expected = F.interpolate(logits[None], (32, 48), mode="bilinear", align_corners=False)[0]
     assert torch.equal(at_pixels(logits, (32, 48), (32, 48)), expected)
-    # A smaller picture: as if the grid ended where the picture does.
+    # A smaller image: as if the grid ended where the image does.
     expected = F.interpolate(logits[None, :, :2, :4], (16, 32), mode="bilinear")[0][:, :13, :30]
     assert torch.equal(at_pixels(logits, (13, 30), (32, 48)), expected)
 
@@ -114,20 +114,20 @@ def test_padding_takes_no_part(head_class):
 
 
 def test_marginal_loss_by_hand():
-    """Only cat is labelled: background in the truth means anything but cat."""
+    """Only cat is labeled: background in the truth means anything but cat."""
     probs = torch.tensor([[0.5, 0.2, 0.3], [0.5, 0.2, 0.3], [0.1, 0.7, 0.2]])
     logits = probs.log().T.reshape(1, 3, 1, 3)
     target = {
         "semantic": torch.tensor([[0, 2, 1]], dtype=torch.uint8),
-        "semantic_labelled": torch.tensor([False, True, False]),
+        "semantic_labeled": torch.tensor([False, True, False]),
     }
     loss = pixel_loss(logits, target)["semantic"]
     assert float(loss) == pytest.approx(-(2 * math.log(0.8) + math.log(0.7)) / 3)
 
 
-def test_unlabelled_classes_are_not_pushed_against_each_other():
+def test_unlabeled_classes_are_not_pushed_against_each_other():
     logits = torch.randn(1, 3, 6, 6, requires_grad=True)
-    target = {"semantic": truth(6, 6), "semantic_labelled": torch.tensor([False, True, False])}
+    target = {"semantic": truth(6, 6), "semantic_labeled": torch.tensor([False, True, False])}
     (grad,) = torch.autograd.grad(pixel_loss(logits, target)["semantic"], logits)
     background, cat, dog = grad[0]
     is_cat = target["semantic"] == 1
@@ -138,27 +138,27 @@ def test_unlabelled_classes_are_not_pushed_against_each_other():
     torch.testing.assert_close(background, odds * dog)
 
 
-def test_each_picture_has_its_own_labelled_classes():
+def test_each_image_has_its_own_labeled_classes():
     logits = torch.randn(2, 3, 5, 5)
     full = {"semantic": truth(5, 5)}
-    partial = {"semantic": truth(5, 5), "semantic_labelled": torch.tensor([True, False, False])}
+    partial = {"semantic": truth(5, 5), "semantic_labeled": torch.tensor([True, False, False])}
     both = pixel_loss(logits, full, partial)["semantic"]
     parts = [pixel_loss(logits[i : i + 1], t)["semantic"] for i, t in enumerate((full, partial))]
     torch.testing.assert_close(both, sum(parts) / 2)
 
 
 @pytest.mark.parametrize("dice", [0.0, 1.0])
-def test_all_classes_labelled_is_as_without_the_key_and_none_as_unlabelled(dice):
+def test_all_classes_labeled_is_as_without_the_key_and_none_as_unlabeled(dice):
     logits, labels = torch.randn(2, 3, 5, 5), truth(5, 5)
     plain = pixel_loss(logits, {"semantic": labels}, {}, dice=dice)
-    same = {"semantic": labels, "semantic_labelled": torch.tensor([True] * 3)}
-    nothing = {"semantic": truth(5, 5), "semantic_labelled": torch.tensor([False] * 3)}
+    same = {"semantic": labels, "semantic_labeled": torch.tensor([True] * 3)}
+    nothing = {"semantic": truth(5, 5), "semantic_labeled": torch.tensor([False] * 3)}
     assert pixel_loss(logits, same, nothing, dice=dice) == plain
 
 
-def test_unlabelled_classes_share_the_mean_of_their_weights():
+def test_unlabeled_classes_share_the_mean_of_their_weights():
     logits = torch.randn(1, 3, 5, 5)
-    target = {"semantic": truth(5, 5), "semantic_labelled": torch.tensor([False, True, False])}
+    target = {"semantic": truth(5, 5), "semantic_labeled": torch.tensor([False, True, False])}
     loss = pixel_loss(logits, target, class_weights={"background": 2.0, "cat": 5.0, "dog": 4.0})
     others = torch.logsumexp(logits[:, [0, 2]], 1, keepdim=True)
     merged = (target["semantic"] != 1).long()[None]
@@ -171,17 +171,17 @@ def test_unlabelled_classes_share_the_mean_of_their_weights():
 
 
 def naive_dice(logits, targets):
-    """Loops over classes and pixels; classes that are not labelled in a picture are left out."""
+    """Loops over classes and pixels; classes that are not labeled in an image are left out."""
     probs, scores = logits.softmax(1), []
     for k in range(logits.shape[1]):
         overlap = extent = pixels = 0.0
-        for picture, target in zip(probs, targets, strict=True):
-            known = target.get("semantic_labelled")
+        for image, target in zip(probs, targets, strict=True):
+            known = target.get("semantic_labeled")
             if known is not None and not known[k]:
                 continue
-            for y in range(picture.shape[1]):
-                for x in range(picture.shape[2]):
-                    label, p = int(target["semantic"][y, x]), float(picture[k, y, x])
+            for y in range(image.shape[1]):
+                for x in range(image.shape[2]):
+                    label, p = int(target["semantic"][y, x]), float(image[k, y, x])
                     if label == 255:
                         continue
                     overlap += p * (label == k)
@@ -196,7 +196,7 @@ def test_dice_is_that_of_loops():
     logits = torch.randn(2, 4, 5, 6)
     targets = [{"semantic": truth(5, 6)}, {"semantic": truth(5, 6)}]  # class 3 does not occur
     targets[0]["semantic"][0] = 255
-    targets[1]["semantic_labelled"] = torch.tensor([False, True, False, True])
+    targets[1]["semantic_labeled"] = torch.tensor([False, True, False, True])
     losses = pixel_loss(logits, *targets, classes=[*CLASSES, "emu"], dice=0.5)
     assert float(losses["dice"]) == pytest.approx(0.5 * naive_dice(logits, targets), abs=1e-6)
 

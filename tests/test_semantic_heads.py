@@ -25,8 +25,8 @@ def test_class_map_is_the_argmax_of_interpolated_logits():
     assert (found == expected).float().mean() > 0.999
 
 
-def test_class_map_of_a_padded_picture_covers_the_picture_alone():
-    """A picture of 20x24 px in a batch of 32x32: cells of 4 px, of which 5x6 are its own."""
+def test_class_map_of_a_padded_image_covers_the_image_alone():
+    """An image of 20x24 px in a batch of 32x32: cells of 4 px, of which 5x6 are its own."""
     labels = torch.randint(4, (5, 6))
     logits = torch.full((4, 8, 8), -1.0)
     logits[:, :5, :6] = F.one_hot(labels, 4).permute(2, 0, 1).float()
@@ -82,7 +82,7 @@ def test_the_auxiliary_classifier_reads_the_level_before(head_class):
 
 
 @pytest.mark.parametrize("head_class", HEADS)
-def test_unlabelled_batches_reach_every_parameter_with_zero(head_class):
+def test_unlabeled_batches_reach_every_parameter_with_zero(head_class):
     head = head_class(LEVELS, CLASSES, dice=1.0)
     losses = head.loss(features_of(2), batch_of({}, {}))
     sum(losses.values()).backward()
@@ -109,7 +109,7 @@ def test_semantic_fpn_sums_all_levels_at_the_finest():
         assert not torch.equal(head(changed), logits)
 
 
-def test_aspp_pools_over_the_picture_alone():
+def test_aspp_pools_over_the_image_alone():
     aspp = ASPP(8, 4, rates=(1,), dropout=0.0, norm="batch").eval()
     x = torch.randn(1, 8, 4, 4)
     valid = torch.zeros(1, 4, 4, dtype=torch.bool)

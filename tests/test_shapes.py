@@ -37,7 +37,7 @@ def test_every_target_key_is_there(data):
         "attributes",
     }
     assert len(data) == NUM_IMAGES and not any(data.dropped.values())
-    assert len(data.vocabularies["labels"].names) == 5
+    assert len(data.classes["labels"].names) == 5
     for sample in data:
         assert set(data.keys) <= sample.target().keys()
         assert sample.size == (96, 96)
@@ -80,7 +80,7 @@ def test_objects_can_be_seen(data):
             assert (image[:, mask].mean(1) - ground).abs().max() > 15
 
 
-def test_pictures_of_one_identity_show_one_place(data):
+def test_images_of_one_identity_show_one_place(data):
     by_identity = {}
     for sample in data:
         by_identity.setdefault(sample.identity, []).append(sample)
@@ -142,7 +142,7 @@ def test_the_data_set_class_draws_once_into_the_cache(tmp_path, monkeypatch):
     order = ["star", "ring", "circle", "square", "triangle"]
     second = Shapes(num_images=4, size=64, seed=1, classes=order)
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*")] == times
-    assert second.vocabularies["labels"].names == tuple(order)
+    assert second.classes["labels"].names == tuple(order)
     assert torch.equal(first[2].image, second[2].image)
     assert len(first.coco_truth()["images"]) == 4
     other = Shapes(num_images=4, size=64, seed=2)
@@ -150,15 +150,15 @@ def test_the_data_set_class_draws_once_into_the_cache(tmp_path, monkeypatch):
     assert "masks" not in Shapes(num_images=4, size=64, seed=1, masks=False).keys
 
 
-def test_pictures_stay_those_of_the_first_version(tmp_path):
+def test_images_stay_those_of_the_first_version(tmp_path):
     """Whatever is added to the annotations; results on them can be compared over the years."""
     generate_shapes(tmp_path / "out", images=2, size=48, seed=3)
     for name, mean, pixels in (
         ("000001", [139.1, 106.2, 121.6], [1625, 494, 185, 0, 0, 0]),
         ("000002", [133.5, 110.3, 92.8], [1980, 0, 324, 0, 0, 0]),
     ):
-        picture = np.asarray(Image.open(tmp_path / "out" / "images" / f"{name}.jpg"))
-        assert picture.mean((0, 1)) == pytest.approx(mean, abs=0.5)
+        image = np.asarray(Image.open(tmp_path / "out" / "images" / f"{name}.jpg"))
+        assert image.mean((0, 1)) == pytest.approx(mean, abs=0.5)
         classes = np.asarray(Image.open(tmp_path / "out" / "semantic" / f"{name}.png"))
         assert np.bincount(classes.ravel(), minlength=6).tolist() == pixels
 
@@ -177,8 +177,8 @@ def test_attributes_tell_what_can_be_seen(folder, data):
     plain = [isinstance(r["segmentation"], list) for r in records]
     assert not any(p and hidden for p, hidden in zip(plain, covered, strict=True))
     objects = [(i, box) for i, sample in enumerate(data) for box in sample.boxes]
-    for (picture, box), kinds in zip(objects, overlaps, strict=True):
-        near = [b for p, b in objects if p == picture and b is not box and meets(b, box)]
+    for (image, box), kinds in zip(objects, overlaps, strict=True):
+        near = [b for p, b in objects if p == image and b is not box and meets(b, box)]
         assert len(kinds) <= len(near)
 
 
@@ -186,7 +186,7 @@ def meets(a, b):
     return (np.maximum(a[:2], b[:2]) <= np.minimum(a[2:], b[2:])).all()
 
 
-def test_the_class_list_of_attributes_is_that_of_all_pictures(tmp_path):
+def test_the_class_list_of_attributes_is_that_of_all_images(tmp_path):
     generate_shapes(tmp_path / "one", images=1, size=48)
     content = json.loads((tmp_path / "one" / "annotations.json").read_text())
     assert content["attribute_classes"] == [

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from visionkit.data.loading.source import Source, Stream, collate
+from visionkit.data.loading.source import InfiniteBatchSampler, Source, collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import HorizontalFlip
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
 
 
-class Pictures:
-    """Pictures of different sizes whose pixels tell their index; one may be broken."""
+class Images:
+    """Images of different sizes whose pixels tell their index; one may be broken."""
 
     keys = ("class_id",)
-    vocabularies: ClassVar = {"class_id": Classes(("a", "b"), (0, 1))}
+    classes: ClassVar = {"class_id": Classes(("a", "b"), (0, 1))}
 
     def __init__(self, count, broken=None):
         self.count, self.broken = count, broken
@@ -27,19 +27,19 @@ class Pictures:
 
     def __getitem__(self, index):
         if index == self.broken:
-            raise DataError(f"picture {index} is broken")
+            raise DataError(f"image {index} is broken")
         image = torch.full((3, 20 + index, 40), index, dtype=torch.uint8)
         image[:, :, :20] += 100
         return Sample(image, image_id=index, orig_size=(20 + index, 40), class_id=index % 2)
 
 
 def source(count=10, broken=None, transforms=(), image_size=40):
-    pictures = Pictures(count, broken)
-    return Source("main", ["x"], pictures, pictures, 4, image_size, transforms)
+    images = Images(count, broken)
+    return Source("main", ["x"], images, images, 4, image_size, transforms)
 
 
 def test_a_stream_passes_over_the_data_end_to_end():
-    stream = iter(Stream(10, batch_size=4, seed=0))
+    stream = iter(InfiniteBatchSampler(10, batch_size=4, seed=0))
     batches = [next(stream) for _ in range(5)]
     indices = [index for batch in batches for index, _ in batch]
     positions = [position for batch in batches for _, position in batch]
@@ -48,34 +48,38 @@ def test_a_stream_passes_over_the_data_end_to_end():
     assert indices[:10] != indices[10:]
 
 
-def test_a_stream_can_start_anywhere_and_fills_batches_from_few_pictures():
-    stream = iter(Stream(3, batch_size=8, seed=1))
+def test_a_stream_can_start_anywhere_and_fills_batches_from_few_images():
+    stream = iter(InfiniteBatchSampler(3, batch_size=8, seed=1))
     batches = [next(stream) for _ in range(4)]
-    assert next(iter(Stream(3, batch_size=8, seed=1, start=3))) == batches[3]
+    assert next(iter(InfiniteBatchSampler(3, batch_size=8, seed=1, start=3))) == batches[3]
     assert [len(batch) for batch in batches] == [8] * 4
-    assert next(iter(Stream(3, batch_size=8, seed=2))) != batches[0]
+    assert next(iter(InfiniteBatchSampler(3, batch_size=8, seed=2))) != batches[0]
 
 
 def shapes(count, seed=0):
-    """Sizes of pictures that are wide, square or high."""
+    """Sizes of images that are wide, square or high."""
     choices = np.array([[24, 40], [32, 32], [40, 24]])
     return choices[np.random.default_rng(seed).integers(3, size=count)]
 
 
 def grouped(length, batch_size, start=0):
     sizes = shapes(length)
-    return iter(Stream(length, batch_size, seed=5, start=start, ratios=sizes[:, 0] / sizes[:, 1]))
+    return iter(
+        InfiniteBatchSampler(
+            length, batch_size, seed=5, start=start, ratios=sizes[:, 0] / sizes[:, 1]
+        )
+    )
 
 
-def test_grouped_batches_hold_the_same_pictures_with_the_same_positions():
-    plain = iter(Stream(80, 4, seed=5))
+def test_grouped_batches_hold_the_same_images_with_the_same_positions():
+    plain = iter(InfiniteBatchSampler(80, 4, seed=5))
     expected = [ticket for _ in range(40) for ticket in next(plain)]
     found = take(grouped(80, 4), 40)
     assert sorted(t for batch in found for t in batch) == sorted(expected)
     assert [t for batch in found for t in batch] != expected
-    for pool in range(0, 40, 8):  # no picture leaves the 8 batches that it came in
-        together = {t for batch in found[pool : pool + 8] for t in batch}
-        assert together == set(expected[pool * 4 : (pool + 8) * 4])
+    for pool in range(0, 40, 8):  # no image leaves the 8 batches that it came in
+        propagate_failures = {t for batch in found[pool : pool + 8] for t in batch}
+        assert propagate_failures == set(expected[pool * 4 : (pool + 8) * 4])
     assert next(grouped(80, 4, start=13)) == found[13]
 
 
@@ -89,15 +93,15 @@ def test_grouped_batches_are_of_few_shapes_in_no_order_of_shape():
     assert len(set(first[::8])) == 3
 
 
-def test_a_grouped_batch_repeats_a_picture_only_where_two_passes_meet():
+def test_a_grouped_batch_repeats_a_image_only_where_two_passes_meet():
     for batch in take(grouped(8, 4), 40):  # several passes in each pool
         assert len({index for index, _ in batch}) == 4
 
 
-def test_grouping_needs_the_sizes_of_the_pictures():
+def test_grouping_needs_the_sizes_of_the_images():
     ungroupable = source()
-    ungroupable.group_shapes = True
-    with pytest.raises(ConfigError, match=r"data.main.group_shapes: .*leave it out"):
+    ungroupable.group_by_aspect_ratio = True
+    with pytest.raises(ConfigError, match=r"data.main.group_by_aspect_ratio: .*leave it out"):
         ungroupable.train_batches(seed=0, start=0, workers=0)
     ungroupable.train.sizes = np.array([(20 + i, 40) for i in range(10)])
     batches = take(ungroupable.train_batches(seed=0, start=0, workers=0), 8)
@@ -111,7 +115,7 @@ def test_known_sizes_are_grouped_unless_it_is_refused():
     known.train.sizes = np.array([(20, 40), (40, 20)] * 5)
     found = {}
     for choice in (None, True, False):
-        known.group_shapes = choice
+        known.group_by_aspect_ratio = choice
         batches = take(known.train_batches(seed=0, start=0, workers=0), 8)
         found[choice] = [[t["image_id"] for t in batch.targets] for batch in batches]
     assert found[None] == found[True] != found[False]
@@ -143,18 +147,18 @@ def test_batches_are_padded_with_zeros_to_a_multiple_of_32():
         assert not batch.images[i, :, h:].any() and not batch.images[i, :, :, w:].any()
 
 
-def test_validation_sees_every_picture_once():
+def test_validation_sees_every_image_once():
     seen = [t["image_id"] for b in source(9).val_batches(workers=2) for t in b.targets]
     assert seen == list(range(9))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_is_an_error_of_the_users(workers):
-    with pytest.raises(DataError, match=r"^picture 5 is broken$"):
+def test_a_broken_image_is_an_error_of_the_users(workers):
+    with pytest.raises(DataError, match=r"^image 5 is broken$"):
         list(source(broken=5).val_batches(workers=workers))
 
 
-def test_pictures_are_resized_first():
+def test_images_are_resized_first():
     batch = next(source(image_size=80).val_batches(workers=0))
     assert batch.sizes[0] == (40, 80) and batch.targets[0]["orig_size"] == (20, 40)
 

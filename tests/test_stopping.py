@@ -26,9 +26,9 @@ SETTINGS = {"plots": True}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_pictures():
+def _small_images():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "PICTURES", 1)
+        patch.setattr(samples, "IMAGES", 1)
         yield
 
 

@@ -94,12 +94,12 @@ def test_few_files(predictor, files, count):
     assert [file for file, _ in found] == files[:count]
 
 
-def test_only_broken_pictures(predictor, tmp_path):
+def test_only_broken_images(predictor, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ("a.png", "b.png"):
-        (folder / name).write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of the 2 pictures"):
+        (folder / name).write_bytes(b"no image")
+    with pytest.raises(DataError, match="none of the 2 images"):
         predict_files(predictor, [folder], tmp_path / "out")
     assert json.loads((tmp_path / "out/predictions.json").read_text()) == []
 

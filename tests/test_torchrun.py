@@ -27,7 +27,7 @@ def advance_and_more(self, *args, **kwargs):
     advance(self, *args, **kwargs)
     if self.step == 3 and os.environ["RANK"] == "1":
         if os.environ["FAULT"] == "raise":
-            raise DataError("pictures/7.png: cannot be read")
+            raise DataError("images/7.png: cannot be read")
         if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os._exit(9)
 
@@ -69,7 +69,7 @@ def test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path)
     """Also where nobody named its directory."""
     spec, result = torchrun(tmp_path, "die", "--max-restarts", "1")
     assert result.returncode == 0, result.stderr
-    assert "process 1 has gone" in result.stderr
+    assert "rank 1 has gone" in result.stderr
     assert "started again by torchrun: runs/run-001 goes on" in result.stderr
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run-001"]
     on_ranks(2, uninterrupted, spec, str(tmp_path / "whole"), folder=tmp_path)
@@ -81,7 +81,7 @@ def test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path)
         steps = [json.loads(line) for line in (file / "metrics.jsonl").read_text().splitlines()]
         assert [s["step"] for s in steps if s["kind"] == "train"] == [1, 2, 3, 4, 5]
     lines = result.stderr.splitlines()
-    assert sum(line.startswith("run runs/run-001") for line in lines) == 2  # by process 0 alone
+    assert sum(line.startswith("run runs/run-001") for line in lines) == 2  # by rank 0 alone
 
 
 @pytest.mark.slow
@@ -90,9 +90,9 @@ def test_torchrun_shows_the_cause_without_a_traceback_of_ours(tmp_path):
     assert result.returncode == 1
     cause = result.stderr.partition("Root Cause")[2]
     assert "rank      : 1" in cause and "exitcode  : 3" in cause
-    assert "traceback : pictures/7.png: cannot be read" in cause
-    assert "error: process 1: pictures/7.png: cannot be read" in result.stderr
+    assert "traceback : images/7.png: cannot be read" in cause
+    assert "error: rank 1: images/7.png: cannot be read" in result.stderr
     assert "visionkit/training.py" not in result.stderr
     status = json.loads((tmp_path / "runs/run-001/status.json").read_text())
     assert status["state"] == "failed"
-    assert status["reason"] == "DataError: process 1: pictures/7.png: cannot be read"
+    assert status["reason"] == "DataError: rank 1: images/7.png: cannot be read"

@@ -50,9 +50,9 @@ NUM_CLASSES = 7  # in torchvision's count, background included
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Pictures whose longer side is 256, so that neither side resizes them."""
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    """Images whose longer side is 256, so that neither side resizes them."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     files = []
     for number, (h, w) in enumerate([(256, 190), (201, 256)]):
@@ -64,7 +64,7 @@ def pictures(tmp_path_factory):
 
 def torchvision_model(name):
     """Random weights, with predictors turned up until many things are found. MobileNet's norms get
-    statistics of noise: with those of the start its maps do not depend on the picture, and all
+    statistics of noise: with those of the start its maps do not depend on the image, and all
     scores tie."""
     torch.manual_seed(1)
     build = getattr(tv, name)
@@ -99,7 +99,7 @@ def count(model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_torchvision_checkpoint_gives_the_same_predictions(name, pictures, tmp_path):
+def test_a_torchvision_checkpoint_gives_the_same_predictions(name, images, tmp_path):
     theirs = torchvision_model(name)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     source, settings = MODELS[name]
@@ -112,12 +112,12 @@ def test_a_torchvision_checkpoint_gives_the_same_predictions(name, pictures, tmp
 
     assert count(ours) == count(theirs)
 
-    images = [load_image(file) for file in pictures]
+    tensors = [load_image(file) for file in images]
     with torch.inference_mode():
-        expected = theirs([image.float() / 255 for image in images])
+        expected = theirs([tensor.float() / 255 for tensor in tensors])
     cpu = torch.device("cpu")
     predictor = Predictor(ours, config, classes, device=cpu, dtype=torch.float32)
-    found = predictor.predict_batch(pictures)
+    found = predictor.predict_batch(images)
     shift = 0 if name.startswith("fcos") else 1
     for theirs_in_image, prediction in zip(expected, found, strict=True):
         assert len(prediction.labels) == len(theirs_in_image["labels"]) > 5

@@ -58,10 +58,10 @@ def setting(name):
     """torchvision's model with lively random weights, our head with the same, and features."""
     torch.manual_seed(1)
     build = getattr(tv, name)
-    head_class, levels, knobs, their_knobs = MODELS[name]
+    head_class, levels, arguments, their_knobs = MODELS[name]
     classes = NUM_CLASSES + 1
     theirs = build(weights=None, weights_backbone=None, num_classes=classes, **their_knobs).eval()
-    ours = head_class(levels, CLASSES, **knobs).eval()
+    ours = head_class(levels, CLASSES, **arguments).eval()
     with torch.no_grad():
         features = theirs.backbone(torch.randn(len(SIZES), 3, *PADDED))
         features = {key: standardized(cells) for key, cells in features.items()}

@@ -1,14 +1,14 @@
 """torchvision's segmentation models against ours, built from configs: the weights load through
-`weights:`, and the logits and class maps are the same. And the dilated trunks that they need."""
+`weights:`, and the logits and class maps are the same. And the dilated backbones that they need."""
 
 import logging
 
 import pytest
 import torch
+from backbones import assert_same_features, pixels, randomize_norms
 from torchvision.models import segmentation as tv
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.mobilenetv3 import mobilenet_v3_small
-from trunks import assert_same_features, pixels, randomize_norms
 
 from visionkit.config import load_config
 from visionkit.errors import CheckpointError, ConfigError
@@ -82,7 +82,7 @@ def test_a_torchvision_checkpoint_gives_the_same_logits_and_map(name, aux, tmp_p
             maps["aux"] = head.aux_classifier(features[head.aux_level])
         found = ours.predictions(features, batch, ["semantic"])["semantic"]
     for key, logits in maps.items():
-        full = torch.stack([at_pixels(picture, SIZE, SIZE) for picture in logits])
+        full = torch.stack([at_pixels(image, SIZE, SIZE) for image in logits])
         assert full.std() > 0.01
         torch.testing.assert_close(full, expected[key], atol=1e-4, rtol=1e-4)
     wanted = expected["out"].argmax(1)
@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_said(tmp_path, caplog):
         our_model("deeplabv3_mobilenet_v3_large", tmp_path / "aux.pth", aux=False, **two)
 
 
-# --- dilated trunks ---
+# --- dilated backbones ---
 
 
 def test_dilated_resnet_keeps_the_names_of_its_levels():

@@ -1,4 +1,4 @@
-"""Whole runs on generated pictures: what they write, that they resume exactly, how they end."""
+"""Whole runs on generated images: what they write, that they resume exactly, how they end."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def config(task, output, **settings):
     if task in ("detection", "instance_segmentation", "semantic_segmentation"):
         spec["neck"] = {"type": "FPN", "channels": 32}
     if task == "embedding":
-        spec["data"]["per_identity"] = 2
+        spec["data"]["images_per_identity"] = 2
     if task == "autoencoder":
         spec["head"] = {"type": "VAE", "latent": 2}
     return spec
@@ -78,8 +78,8 @@ def test_a_run_leaves_what_it_promises(task, tmp_path):
     assert stored - {"coco_engine"} == metrics.keys()
     assert ("coco_engine" in stored) == any("/AP" in name for name in metrics)
 
-    picture = next(Path(os.environ["VISIONKIT_CACHE"]).rglob("images/*"))
-    prediction = visionkit.load(run).predict(picture)
+    image = next(Path(os.environ["VISIONKIT_CACHE"]).rglob("images/*"))
+    prediction = visionkit.load(run).predict(image)
     assert prediction.heads.keys() == {task}
     assert prediction.draw().size[0] >= 64
     again = visionkit.load_config(run / "config.yaml")
@@ -106,7 +106,7 @@ def interrupt_after(monkeypatch, steps):
 
 def test_a_stopped_run_says_how_to_go_on_and_does_so_bit_for_bit(tmp_path, monkeypatch):
     """With a backbone of usual size; test_resume has all tasks and settings."""
-    settings = {"steps": 5, "log_every": 2, "accumulate": 2}
+    settings = {"steps": 5, "log_every": 2, "accumulate_grad_batches": 2}
     whole = train(config("classification", tmp_path / "whole", **settings)).directory
 
     spec = config("classification", tmp_path / "parts", **settings)

@@ -1,4 +1,4 @@
-"""Transforms move pictures, boxes, masks and maps alike, and draw only from the given generator."""
+"""Transforms move images, boxes, masks and maps alike, and draw only from the given generator."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ ALL = [*GEOMETRIC, T.ColorJitter(hue=0.3), T.Grayscale(p=1)]
 
 
 def scene(seed, size=(120, 160)):
-    """Three ellipses that do not touch, in flat colors: the picture itself shows the masks."""
+    """Three ellipses that do not touch, in flat colors: the image itself shows the masks."""
     rng = np.random.default_rng(seed)
     height, width = size
     image = torch.zeros(3, height, width, dtype=torch.uint8)
@@ -73,7 +73,7 @@ def iou(a, b):
 
 @pytest.mark.parametrize("image_size", [96, 200, (80, 128)])
 @pytest.mark.parametrize("transform", GEOMETRIC, ids=lambda t: type(t).__name__)
-def test_masks_boxes_and_maps_stay_on_what_the_picture_shows(transform, image_size):
+def test_masks_boxes_and_maps_stay_on_what_the_image_shows(transform, image_size):
     seen = 0
     for seed in range(6):
         moved = transform(scene(seed, (240, 320)), np.random.default_rng(seed), image_size)
@@ -116,7 +116,7 @@ def test_flips_and_crops_equal_those_of_the_full_masks(name):
     st.lists(st.sampled_from(range(len(GEOMETRIC))), min_size=1, max_size=4),
 )
 def test_boxes_equal_a_point_by_point_reference(seed, chain):
-    """Any chain moves a box as it moves the two corners of a polygon, clipped to the picture."""
+    """Any chain moves a box as it moves the two corners of a polygon, clipped to the image."""
     rng = np.random.default_rng(seed)
     sample = scene(1)
     corners = rng.uniform(0, [160, 120], (5, 2, 2))
@@ -191,16 +191,16 @@ def test_nothing_is_changed_in_place():
 
 @pytest.mark.parametrize("transform", ALL, ids=lambda t: type(t).__name__)
 def test_only_the_given_generator_matters(transform):
-    def pictures(seed):
+    def images(seed):
         rng = np.random.default_rng(seed)
         return [transform(scene(0), rng, 96).image for _ in range(4)]
 
-    first = pictures(0)
+    first = images(0)
     np.random.seed(5)
     torch.manual_seed(5)
-    assert all(torch.equal(a, b) for a, b in zip(first, pictures(0), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, images(0), strict=True))
     if not isinstance(transform, T.HorizontalFlip | T.VerticalFlip | T.Grayscale):
-        others = pictures(1)
+        others = images(1)
         assert not all(
             a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, others, strict=True)
         )
@@ -215,7 +215,7 @@ def test_probabilities(kind):
     assert kind(p=0)(sample, rng, 96) is sample
 
 
-def test_pictures_without_labels_and_without_objects():
+def test_images_without_labels_and_without_objects():
     plain = Sample(scene(0).image, image_id=0, orig_size=(120, 160))
     empty = scene(0)
     empty.boxes, empty.labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)

@@ -17,17 +17,17 @@ NAMES = ["cat", "dog", "fox"]
 WHITE = torch.full((3, 480, 640), 255, dtype=torch.uint8)
 
 
-def pixels(picture):
-    return np.asarray(picture).astype(int)
+def pixels(image):
+    return np.asarray(image).astype(int)
 
 
-def drawn_on(picture, blank=255):
-    """Where the picture is not blank any more: (h, w) bool."""
-    return (pixels(picture) != blank).any(2)
+def drawn_on(image, blank=255):
+    """Where the image is not blank any more: (h, w) bool."""
+    return (pixels(image) != blank).any(2)
 
 
-def has_color(picture, color):
-    return (pixels(picture) == np.array(color)).all(2)
+def has_color(image, color):
+    return (pixels(image) == np.array(color)).all(2)
 
 
 def objects(boxes, labels, scores):
@@ -42,13 +42,13 @@ def objects(boxes, labels, scores):
 
 
 def test_boxes_are_drawn_where_they_are_in_the_color_of_their_class():
-    picture = draw(WHITE, objects([[100, 200, 300, 400]], [1], [0.9]), NAMES)
-    assert picture.size == (640, 480)
-    mine = has_color(picture, color_of(1))
+    image = draw(WHITE, objects([[100, 200, 300, 400]], [1], [0.9]), NAMES)
+    assert image.size == (640, 480)
+    mine = has_color(image, color_of(1))
     assert mine[200, 100:300].all() and mine[399, 100:300].all()
     assert mine[200:400, 100].all() and mine[200:400, 299].all()
-    assert not drawn_on(picture)[220:390, 110:290].any()
-    assert not drawn_on(picture)[405:].any() and not drawn_on(picture)[:, 305:].any()
+    assert not drawn_on(image)[220:390, 110:290].any()
+    assert not drawn_on(image)[405:].any() and not drawn_on(image)[:, 305:].any()
 
 
 def test_each_head_may_have_a_threshold_of_its_own():
@@ -57,8 +57,8 @@ def test_each_head_may_have_a_threshold_of_its_own():
     high = {**found, "labels": torch.tensor([1])}
     names = {"low": NAMES, "high": NAMES}
     thresholds = {"low": 0.4, "high": 0.5}
-    picture = draw_all(WHITE, {"low": low, "high": high}, names, threshold=thresholds)
-    assert has_color(picture, color_of(0)).any() and not has_color(picture, color_of(1)).any()
+    image = draw_all(WHITE, {"low": low, "high": high}, names, threshold=thresholds)
+    assert has_color(image, color_of(0)).any() and not has_color(image, color_of(1)).any()
 
 
 def test_objects_below_the_threshold_are_left_out():
@@ -70,8 +70,8 @@ def test_objects_below_the_threshold_are_left_out():
 def letters(prediction):
     """How many pixels of the names, black or white on their backgrounds, can be seen."""
     gray = torch.full_like(WHITE, 128)
-    picture = pixels(draw(gray, prediction, NAMES))
-    return ((picture == 0).all(2) | (picture == 255).all(2)).sum()
+    image = pixels(draw(gray, prediction, NAMES))
+    return ((image == 0).all(2) | (image == 255).all(2)).sum()
 
 
 CORNERS = [[0, 0, 8, 8], [632, 0, 640, 8], [632, 472, 640, 480], [0, 472, 8, 480]]
@@ -100,22 +100,22 @@ def test_masks_are_translucent_with_an_outline():
     mask[200:300, 200:400] = 1
     prediction = objects([[200, 200, 400, 300]], [2], [0.8])
     prediction["masks"] = [encode(np.asfortranarray(mask))]
-    picture = draw(torch.zeros(3, 480, 640, dtype=torch.uint8), prediction, NAMES)
-    inside = pixels(picture)[250, 300]
+    image = draw(torch.zeros(3, 480, 640, dtype=torch.uint8), prediction, NAMES)
+    inside = pixels(image)[250, 300]
     color = np.array(color_of(2))
     assert (inside < color).all() and (inside > 0.2 * color).all()
-    assert not drawn_on(picture, blank=0)[320:, 420:].any()
+    assert not drawn_on(image, blank=0)[320:, 420:].any()
 
 
-def test_small_pictures_are_enlarged_and_their_boxes_with_them():
+def test_small_images_are_enlarged_and_their_boxes_with_them():
     small = torch.full((3, 120, 160), 255, dtype=torch.uint8)
-    picture = draw(small, objects([[40, 60, 80, 100]], [1], [0.9]), NAMES)
-    assert picture.size == (640, 480)
-    mine = has_color(picture, color_of(1))
+    image = draw(small, objects([[40, 60, 80, 100]], [1], [0.9]), NAMES)
+    assert image.size == (640, 480)
+    mine = has_color(image, color_of(1))
     assert mine[240, 160:320].all() and mine[399, 160:320].all()
 
 
-def test_several_heads_draw_on_the_same_picture():
+def test_several_heads_draw_on_the_same_image():
     small = torch.full((3, 120, 160), 255, dtype=torch.uint8)
     first = draw(small, {"probs": torch.tensor([0.9, 0.06, 0.04])}, NAMES)
     before = drawn_on(first)
@@ -142,31 +142,31 @@ def test_one_box_with_its_class():
     assert mine[200, 100:300].all() and mine[200:400, 299].all()
 
 
-def test_classes_that_are_not_labelled_are_not_drawn():
+def test_classes_that_are_not_labeled_are_not_drawn():
     classes = torch.zeros(480, 640, dtype=torch.uint8)
     classes[:, 320:] = 1
-    target = {"semantic": classes, "semantic_labelled": torch.tensor([True, False])}
+    target = {"semantic": classes, "semantic_labeled": torch.tensor([True, False])}
     names = {"semantic": ["ox", "cat"]}
     black = torch.zeros(3, 480, 640, dtype=torch.uint8)
-    picture = np.array(draw_target(black, target, names))
+    image = np.array(draw_target(black, target, names))
     everything = np.array(draw_target(black, {"semantic": classes}, names))
-    assert picture[400, 100].any() and everything[400, 500].any()
-    assert not picture[400, 500].any()
+    assert image[400, 100].any() and everything[400, 500].any()
+    assert not image[400, 500].any()
 
 
 def test_class_maps_are_colored_except_for_what_is_ignored():
     classes = torch.full((480, 640), 255, dtype=torch.uint8)
     classes[300:, :] = 1
-    picture = draw(torch.zeros(3, 480, 640, dtype=torch.uint8), {"semantic": classes}, NAMES)
-    assert not drawn_on(picture, blank=0)[100:300].any()
-    assert drawn_on(picture, blank=0)[300:].all()
-    assert has_color(picture, color_of(1))[:50].any()  # the name in full color
+    image = draw(torch.zeros(3, 480, 640, dtype=torch.uint8), {"semantic": classes}, NAMES)
+    assert not drawn_on(image, blank=0)[100:300].any()
+    assert drawn_on(image, blank=0)[300:].all()
+    assert has_color(image, color_of(1))[:50].any()  # the name in full color
 
 
-def test_nothing_found_leaves_the_picture_and_the_input_as_they_are():
+def test_nothing_found_leaves_the_image_and_the_input_as_they_are():
     image = WHITE.clone()
-    picture = draw(image, {**objects([], [], []), "masks": []}, NAMES)
-    assert not drawn_on(picture).any()
+    image = draw(image, {**objects([], [], []), "masks": []}, NAMES)
+    assert not drawn_on(image).any()
     draw(image, objects([[100, 200, 300, 400]], [1], [0.9]), NAMES)
     assert torch.equal(image, WHITE)
     source = Image.new("RGB", (640, 480), "white")
@@ -185,7 +185,7 @@ def test_classes_differ_in_color():
 # --- Targets -------------------------------------------------------------------------------------
 
 
-def test_targets_show_objects_crowds_masks_and_the_class_of_the_picture():
+def test_targets_show_objects_crowds_masks_and_the_class_of_the_image():
     masks = torch.zeros(2, 480, 640, dtype=torch.bool)
     masks[0, 210:390, 110:290] = True
     target = {
@@ -196,23 +196,23 @@ def test_targets_show_objects_crowds_masks_and_the_class_of_the_picture():
         "masks": masks,
         "class_id": torch.tensor(0),
     }
-    picture = draw_target(WHITE, target, {"labels": NAMES, "class_id": ["indoors"]})
-    assert has_color(picture, color_of(1))[200, 100:300].all()
-    assert has_color(picture, GRAY)[200, 400:600].all()
-    assert not has_color(picture, color_of(2)).any()
-    assert drawn_on(picture)[300, 200]
-    assert has_color(picture, color_of(0))[:30, :60].any()
+    image = draw_target(WHITE, target, {"labels": NAMES, "class_id": ["indoors"]})
+    assert has_color(image, color_of(1))[200, 100:300].all()
+    assert has_color(image, GRAY)[200, 400:600].all()
+    assert not has_color(image, color_of(2)).any()
+    assert drawn_on(image)[300, 200]
+    assert has_color(image, color_of(0))[:30, :60].any()
 
 
 @pytest.mark.parametrize("class_id", [torch.tensor(1), torch.tensor([0.0, 1.0, 0.0])])
 def test_targets_of_classification_show_the_class(class_id):
-    picture = draw_target(WHITE, {"class_id": class_id}, NAMES)
-    assert [has_color(picture, color_of(i)).any() for i in range(3)] == [False, True, False]
+    image = draw_target(WHITE, {"class_id": class_id}, NAMES)
+    assert [has_color(image, color_of(i)).any() for i in range(3)] == [False, True, False]
 
 
-def test_contact_sheet_lays_pictures_out_in_rows():
-    pictures = [Image.new("RGB", (100, 60), color) for color in ("red", "green", "blue")]
-    sheet = contact_sheet(pictures, columns=2)
+def test_contact_sheet_lays_images_out_in_rows():
+    images = [Image.new("RGB", (100, 60), color) for color in ("red", "green", "blue")]
+    sheet = contact_sheet(images, columns=2)
     assert sheet.size == (8 + 2 * 108, 8 + 2 * 68)
     assert sheet.getpixel((20, 20)) == (255, 0, 0)
     assert sheet.getpixel((128, 20)) == (0, 128, 0)
@@ -228,9 +228,9 @@ def test_real_annotations_are_drawn():
     for image in truth["images"][:3]:
         boxes = [a["bbox"] for a in truth["annotations"] if a["image_id"] == image["id"]]
         boxes = [[x, y, x + w, y + h] for x, y, w, h in boxes]
-        with Image.open(folder / "val2017" / image["file_name"]) as picture:
-            drawn = draw(picture, objects(boxes, [0] * len(boxes), [1.0] * len(boxes)), NAMES)
-            assert max(drawn.size) == 640 > max(picture.size)
+        with Image.open(folder / "val2017" / image["file_name"]) as image:
+            drawn = draw(image, objects(boxes, [0] * len(boxes), [1.0] * len(boxes)), NAMES)
+            assert max(drawn.size) == 640 > max(image.size)
             assert has_color(drawn, color_of(0)).any() == bool(boxes)
 
 
@@ -261,8 +261,8 @@ def test_curves_are_written(tmp_path):
     names = ["losses.png", "metrics.png", "progress.png"]
     assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == names
     for name in names:
-        with Image.open(tmp_path / "plots" / name) as picture:
-            assert picture.width > 400 and len(np.unique(pixels(picture.convert("L")))) > 20
+        with Image.open(tmp_path / "plots" / name) as image:
+            assert image.width > 400 and len(np.unique(pixels(image.convert("L")))) > 20
 
 
 def test_a_loss_is_drawn_with_its_validation_whatever_the_source():

@@ -1,4 +1,4 @@
-"""Loader workers that die, hang or fail: the picture is named, in time, and no process is left."""
+"""Loader workers that die, hang or fail: the image is named, in time, and no process is left."""
 
 import ctypes
 import json
@@ -26,11 +26,11 @@ from visionkit.errors import DataError, ResourceError
 from visionkit.types import Classes
 
 
-class Pictures:
-    """Ten small pictures with ids 100, 101, ... At picture 5 something happens."""
+class Images:
+    """Ten small images with ids 100, 101, ... At image 5 something happens."""
 
     keys = ("class_id",)
-    vocabularies: ClassVar = {"class_id": Classes(("a", "b"), (0, 1))}
+    classes: ClassVar = {"class_id": Classes(("a", "b"), (0, 1))}
     image_ids: ClassVar = [*range(100, 110)]
 
     def __init__(self, happens=lambda: None, **sample):
@@ -55,7 +55,7 @@ def source(dataset, transforms=()):
 
 
 def error_of(dataset, *, workers, transforms=()):
-    """The error of loading all pictures."""
+    """The error of loading all images."""
     batches = source(dataset, transforms).train_batches(seed=0, start=0, workers=workers)
     with pytest.raises((DataError, ResourceError)) as caught, closing(batches):
         for _ in range(3):
@@ -82,17 +82,17 @@ DEATHS = {
     "exit": (lambda: os._exit(7), r"exited with code 7"),
     "hang": (hang_in_native_code, r"did not get on for 2 s"),
 }
-PLACE = r"data\.main\.val: a loader worker at picture 5 \(photos/5\.jpg, id 105\): "
+PLACE = r"data\.main\.val: a loader worker at image 5 \(photos/5\.jpg, id 105\): "
 
 
-def test_a_worker_that_dies_or_hangs_is_an_error_that_names_the_picture(monkeypatch):
-    """Within the time that one picture may take and the 5 s after which torch looks."""
+def test_a_worker_that_dies_or_hangs_is_an_error_that_names_the_image(monkeypatch):
+    """Within the time that one image may take and the 5 s after which torch looks."""
     monkeypatch.setattr(loading, "HANG_SECONDS", 2)
 
     def end_of(death):
         since = time.perf_counter()
         with pytest.raises(DataError) as caught:
-            list(source(Pictures(death)).val_batches(workers=2))
+            list(source(Images(death)).val_batches(workers=2))
         return str(caught.value), time.perf_counter() - since
 
     with ThreadPoolExecutor(len(DEATHS)) as pool:  # each waits for most of the time
@@ -105,20 +105,20 @@ def test_a_worker_that_dies_or_hangs_is_an_error_that_names_the_picture(monkeypa
 
 def test_a_death_interrupts_nothing_but_waiting_for_the_next_batch():
     before = signal.getsignal(signal.SIGCHLD)
-    with closing(source(Pictures()).train_batches(seed=0, start=0, workers=1)) as batches:
+    with closing(source(Images()).train_batches(seed=0, start=0, workers=1)) as batches:
         next(batches)
         (worker,) = multiprocessing.active_children()
         worker.kill()
         worker.join()
         sum(range(1000))  # where torch's own handler would raise
         assert signal.getsignal(signal.SIGCHLD) == before
-        with pytest.raises(DataError, match=r"(at|after) picture \d .*was killed \(SIGKILL\)"):
+        with pytest.raises(DataError, match=r"(at|after) image \d .*was killed \(SIGKILL\)"):
             list(batches)
 
 
 def test_a_worker_that_waits_is_not_taken_to_hang(monkeypatch):
     monkeypatch.setattr(loading, "HANG_SECONDS", 1)
-    with closing(source(Pictures()).train_batches(seed=0, start=0, workers=1)) as batches:
+    with closing(source(Images()).train_batches(seed=0, start=0, workers=1)) as batches:
         next(batches)
         time.sleep(1.5)  # a long validation
         for _ in range(4):
@@ -162,32 +162,32 @@ def fail_oddly():
     raise Odd("an odd fault", threading.Lock())
 
 
-NAME = r"^picture 5 \(photos/5\.jpg, id 105\): "
+NAME = r"^image 5 \(photos/5\.jpg, id 105\): "
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 class TestFaultsOfOthers:
     def test_an_exception_of_a_data_set(self, workers):
-        error = error_of(Pictures(fail), workers=workers)
+        error = error_of(Images(fail), workers=workers)
         assert re.match(NAME + "reading it: KeyError: 'no such label'$", str(error))
         assert "in fail" in error.__notes__[0]  # where, for --debug
 
     def test_an_exception_of_a_transform(self, workers):
-        error = error_of(Pictures(), workers=workers, transforms=[Transform()])
+        error = error_of(Images(), workers=workers, transforms=[Transform()])
         assert re.match(NAME + "Transform: IndexError: out of range$", str(error))
 
     def test_pixels_that_are_no_bytes_are_refused_instead_of_being_cut_to_zeros(self, workers):
-        error = error_of(Pictures(image=torch.rand(3, 32, 32)), workers=workers)
+        error = error_of(Images(image=torch.rand(3, 32, 32)), workers=workers)
         assert re.match(NAME + r".*pixels are torch\.float32 \(3, 32, 32\)", str(error))
 
-    def test_a_picture_that_no_memory_can_hold(self, workers):
-        error = error_of(Pictures(lambda: np.zeros(2**50)), workers=workers)
+    def test_a_image_that_no_memory_can_hold(self, workers):
+        error = error_of(Images(lambda: np.zeros(2**50)), workers=workers)
         assert re.match(NAME + r"reading it: .*MemoryError: Unable to allocate", str(error))
 
 
 def test_what_cannot_be_sent_from_a_worker_is_told_and_not_waited_for():
-    assert re.match(r"an odd fault \(record 5", str(error_of(Pictures(fail_oddly), workers=1)))
-    error = error_of(Pictures(extra={"lock": threading.Lock()}), workers=1)
+    assert re.match(r"an odd fault \(record 5", str(error_of(Images(fail_oddly), workers=1)))
+    error = error_of(Images(extra={"lock": threading.Lock()}), workers=1)
     assert re.match(NAME + "its 'lock' is a lock, which cannot be sent", str(error))
 
 
@@ -195,7 +195,7 @@ def test_a_data_set_that_cannot_be_handed_to_workers_is_told():
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        error = error_of(Pictures(lambda: None), workers=1)
+        error = error_of(Images(lambda: None), workers=1)
     finally:
         multiprocessing.set_start_method(method, force=True)
     assert re.match(r"data\.main\.train: no loader workers .*data\.workers=0$", str(error))
@@ -209,7 +209,7 @@ def test_a_training_run_ends_with_the_code_of_bad_data_and_says_which(tmp_path, 
     (tmp_path / "config.yaml").write_text(json.dumps(config))
     assert main(["train", str(tmp_path / "config.yaml")]) == 3
     said = capsys.readouterr().err
-    assert re.search(r"error: data\.main\.train: a loader worker at picture \d+ \(.*jpg, id", said)
+    assert re.search(r"error: data\.main\.train: a loader worker at image \d+ \(.*jpg, id", said)
     assert "Traceback" not in said
     assert read_status(tmp_path / "run")["state"] == "failed"
     assert multiprocessing.active_children() == []
@@ -225,7 +225,7 @@ def use_up_open_files():
 def test_too_many_open_files_in_a_worker():
     """It can neither send this batch nor serve those that it has sent: the first is noticed when
     all sent before are taken, else the second."""
-    error = error_of(Pictures(use_up_open_files), workers=1)
+    error = error_of(Images(use_up_open_files), workers=1)
     assert re.search(r"(Too many open files|a batch was lost).*`ulimit -n 65536`", str(error))
 
 
@@ -241,6 +241,8 @@ def test_too_many_open_files_in_a_worker():
     ],
 )
 def test_remedies_of_shortages(text, remedy):
-    told = loading._shortage(RuntimeError(f"Caught RuntimeError in worker\nTraceback ...\n{text}"))
+    told = loading._resource_hint(
+        RuntimeError(f"Caught RuntimeError in worker\nTraceback ...\n{text}")
+    )
     assert told.startswith(text) and remedy in told
-    assert loading._shortage(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert loading._resource_hint(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

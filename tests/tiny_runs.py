@@ -66,7 +66,7 @@ def same(a, b):
 def start(arguments, log, prepare=lambda: None):
     """`visionkit ARGUMENTS` in a forked process, after `prepare()`; what it says goes to `log`.
 
-    Forked, because importing torch anew takes seconds.
+    Forked, because importing torch again takes seconds.
     """
     process = multiprocessing.get_context("fork").Process(
         target=_main, args=(list(map(str, arguments)), log, prepare)

@@ -1,4 +1,4 @@
-"""What the tests of trunks share: pictures, and torchvision models to compare with."""
+"""What the tests of backbones share: images, and torchvision models to compare with."""
 
 import torch
 from torch import nn

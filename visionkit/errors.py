@@ -23,7 +23,7 @@ class ConfigError(VisionkitError, ValueError):
 
 
 class DataError(VisionkitError, ValueError):
-    """A data set, an annotation file or a picture is wrong.
+    """A data set, an annotation file or an image is wrong.
 
     `findings` are all errors that were found, each a `visionkit.data.checks.findings.Finding`;
     the message may tell the first of them. `others` are warnings and notes from the same look.

@@ -33,26 +33,24 @@ class Classes(NamedTuple):
 
 
 class Target(TypedDict, total=False):
-    """What is known about one image of a batch. An absent key means: not labelled."""
+    """What is known about one image of a batch. An absent key means: not labeled."""
 
     image_id: int
-    size: tuple[int, int]  # (h, w) of the picture in the batch; what lies beyond is padding
-    orig_size: tuple[int, int]  # (h, w) of the picture as stored and annotated
-    position: int  # its place in the stream of pictures, which all that is random is keyed by
+    size: tuple[int, int]  # (h, w) of the image in the batch; what lies beyond is padding
+    orig_size: tuple[int, int]  # (h, w) of the image as stored and annotated
+    position: int  # its place in the stream of images, which all that is random is keyed by
     class_id: Tensor  # () int64: class of the whole image
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int64
-    labelled: (
-        Tensor  # (K,) bool: classes of `labels` of which every object is labelled; absent: all
-    )
+    labeled: Tensor  # (K,) bool: classes of `labels` of which every object is labeled; absent: all
     masks: Tensor  # (N, h, w) bool, at `size`, without padding; all False = mask not known
     iscrowd: Tensor  # (N,) bool: a region of many objects; neither object nor background
     area: Tensor  # (N,) float32, in original pixels
     attributes: Tensor  # (N, A) float32 for each object: 1 yes, 0 no, NaN not known
     semantic: Tensor  # (h, w) uint8 class map at `size`; 255 = ignore
-    semantic_labelled: Tensor  # (S,) bool; what is of another class may be any of the others
-    identity: Tensor  # () int64: who or what the picture shows, for embeddings
-    replaces: str  # the error of a broken picture that this one stands in for; taken out at once
+    semantic_labeled: Tensor  # (S,) bool; what is of another class may be any of the others
+    identity: Tensor  # () int64: who or what the image shows, for embeddings
+    replaces: str  # the error of a broken image that this one stands in for; taken out at once
 
 
 @dataclass
@@ -89,10 +87,10 @@ class Batch:
 
 
 class Backbone(Protocol):
-    """A trunk: pixels in, named feature maps out. A neck is the same, feature maps in and out.
+    """A backbone: pixels in, named feature maps out. A neck is the same, feature maps in and out.
 
-    `forward(images (B,3,H,W) uint8, sizes)` normalises the pixels itself, so that batches travel
-    as bytes and a checkpoint is self-contained. Beyond each image's valid size the normalised
+    `forward(images (B,3,H,W) uint8, sizes)` normalizes the pixels itself, so that batches travel
+    as bytes and a checkpoint is self-contained. Beyond each image's valid size the normalized
     input is zero. The order of `levels` is from fine to coarse.
     """
 
@@ -106,20 +104,24 @@ class Backbone(Protocol):
 class Head(nn.Module):
     """Base of all heads: what a task computes from the shared features.
 
-    A head is built as `SomeHead(levels, classes, *, its own knobs)`: `levels` describes the
+    A head is built as `SomeHead(levels, classes, *, its own arguments)`: `levels` describes the
     feature maps it will get, `classes` are the names of what it tells apart; the keyword-only
-    knobs are what a config may set. It then implements the three methods below.
+    arguments are what a config may set. It then implements the three methods below.
     """
 
-    needs: ClassVar[tuple[str, ...]]  # the target keys without which it cannot be trained
-    vocabulary: ClassVar[str | None] = None  # target key whose class list it predicts
-    on: str | None = None  # head whose boxes it describes; it finds them as `boxes` of the targets
-    one_object: ClassVar[bool] = False  # it wants pictures with a single object
-    draw_above: ClassVar[float] = 0.5  # score from which its objects are drawn by default
+    required_targets: ClassVar[
+        tuple[str, ...]
+    ]  # the target keys without which it cannot be trained
+    class_key: ClassVar[str | None] = None  # target key whose class list it predicts
+    boxes_from: str | None = (
+        None  # head whose boxes it describes; it finds them as `boxes` of the targets
+    )
+    single_object: ClassVar[bool] = False  # it wants images with a single object
+    draw_threshold: ClassVar[float] = 0.5  # score from which its objects are drawn by default
     main_metric: ClassVar[str]  # the metric that picks the best checkpoint by default
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Scalar loss terms by name; zero but attached to the graph where nothing is labelled."""
+        """Scalar loss terms by name; zero but attached to the graph where nothing is labeled."""
         raise NotImplementedError
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
@@ -147,23 +149,23 @@ class Evaluator(Protocol):
 
 
 class Dataset(Protocol):
-    """Pictures and what is known about them, before any transform.
+    """Images and what is known about them, before any transform.
 
     `__getitem__` gives a `visionkit.data.sample.Sample`. `keys` are the target keys that its
-    samples carry; `vocabularies` the class list behind each key that has one. One that is scored
+    samples carry; `classes` the class list behind each key that has one. One that is scored
     as objects also has `coco_truth()`, one with class maps `semantic_truth(image_id)`, and one
-    with `identity` the numbers `identities` (N,) of all pictures. One that knows the size of every
-    picture before it reads any has `sizes` (N, 2), of (h, w). One whose pictures may be kept in a
-    cache has `sample(index, load)`, which is `__getitem__` with pictures read by `load`; it uses
-    nothing but their shape, or has `cuts_pictures = True`. One whose pictures are files has
+    with `identity` the numbers `identities` (N,) of all images. One that knows the size of every
+    image before it reads any has `sizes` (N, 2), of (h, w). One whose images may be kept in a
+    cache has `sample(index, load)`, which is `__getitem__` with images read by `load`; it uses
+    nothing but their shape, or has `crops_images = True`. One whose images are files has
     `image_path(index)`, and one whose class maps are `map_path(index)`: they are looked at before
     training. One that was examined when it was opened tells what was found by `findings()` and
-    `tally()` (see `visionkit.data.checks.findings`), what there is of each class by
+    `count_findings()` (see `visionkit.data.checks.findings`), what there is of each class by
     `class_counts()`, and what the data are by `fingerprint`.
     """
 
     keys: tuple[str, ...]
-    vocabularies: dict[str, Classes]
+    classes: dict[str, Classes]
 
     def __len__(self) -> int: ...
 

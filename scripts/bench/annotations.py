@@ -67,8 +67,8 @@ def write_file(path: Path, num_images: int, num_objects: int) -> None:
         file.write("]}")
 
 
-def make_pictures(folder: Path, annotations: Path) -> None:
-    """A gray picture for each size, and a link to it for each name in the file."""
+def make_images(folder: Path, annotations: Path) -> None:
+    """A gray image for each size, and a link to it for each name in the file."""
     from PIL import Image
 
     folder.mkdir()
@@ -148,7 +148,7 @@ def run(side: str, annotations: Path, folder: Path, cache: Path) -> dict[str, fl
     command = [sys.executable, __file__, "--measure", side, "--file", str(annotations)]
     environment = {**os.environ, "VISIONKIT_CACHE": str(cache)}
     result = subprocess.run(
-        [*command, "--pictures", str(folder)],
+        [*command, "--images", str(folder)],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,
@@ -158,8 +158,8 @@ def run(side: str, annotations: Path, folder: Path, cache: Path) -> dict[str, fl
 
 
 def compare(annotations: Path, rounds: int, work: Path) -> dict[str, float]:
-    folder = work / "pictures"
-    make_pictures(folder, annotations)
+    folder = work / "images"
+    make_images(folder, annotations)
     found: dict[str, list[float]] = {}
     for number in range(rounds):
         cache = work / f"cache{number}"
@@ -194,10 +194,10 @@ def main() -> None:
     parser.add_argument("--objects", type=count, default=860_001)
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
-    parser.add_argument("--pictures", help=argparse.SUPPRESS)
+    parser.add_argument("--images", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(MEASURES[args.measure](args.file, args.pictures)))
+        print(json.dumps(MEASURES[args.measure](args.file, args.images)))
         return
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

@@ -1,4 +1,4 @@
-"""Annotation and result files of the size of COCO val2017, made of numbers, without pictures.
+"""Annotation and result files of the size of COCO val2017, made of numbers, without images.
 
     python scripts/bench/coco_scale.py OUT [--images 5000] [--objects 36000]
 
@@ -22,7 +22,7 @@ WIDTH, HEIGHT, CLASSES = 640, 480, 80
 
 
 def make_truth(num_images: int, num_objects: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Objects of log-normal size anywhere in the pictures, outlined by uneven polygons."""
+    """Objects of log-normal size anywhere in the images, outlined by uneven polygons."""
     images = [
         {"id": 11 + 7 * i, "file_name": f"{i:012d}.jpg", "width": WIDTH, "height": HEIGHT}
         for i in range(num_images)
@@ -64,7 +64,7 @@ def _run_lengths(rle: dict[str, Any]) -> list[int]:
 
 def box_results(truth: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
     """One to four detections near each object, a fifth of a wrong class, and 40 anywhere in
-    each picture with low scores."""
+    each image with low scores."""
     ids = [category["id"] for category in truth["categories"]]
     results = []
 

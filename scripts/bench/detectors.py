@@ -7,7 +7,7 @@ Both sides start from the same random weights, read the same COCO files at 320 p
 one process, loader included, and learn the same parameters with the same numbers of proposals and
 regions. Every measurement is a process of its own; the sides take turns. Prints medians over all
 counted steps, the ratio to torchvision's, and peak memory, as JSON. For predictions the float32
-outputs on pictures of exactly that size, which neither side resizes, are compared too.
+outputs on images of exactly that size, which neither side resizes, are compared too.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def rival(args: argparse.Namespace) -> torch.nn.Module:
     model = getattr(torchvision.models.detection, NAMES[args.model])(
         weights=None,
         weights_backbone=None,
-        num_classes=len(dataset(args).vocabularies["labels"].names) + 1,
+        num_classes=len(dataset(args).classes["labels"].names) + 1,
         min_size=SIZE,
         max_size=SIZE,
     )
@@ -92,15 +92,15 @@ def rival(args: argparse.Namespace) -> torch.nn.Module:
 
 @torch.no_grad()
 def settle_norms(model: torch.nn.Module, args: argparse.Namespace) -> None:
-    """Batch statistics of real pictures; with those of the start, scores would be all 0 or 1."""
+    """Batch statistics of real images; with those of the start, scores would be all 0 or 1."""
     data = dataset(args)
     model.backbone.train()
     for norm in model.backbone.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.momentum = None  # the plain mean
     for i in range(4):
-        pictures = [data[2 * i].image / 255, data[2 * i + 1].image / 255]
-        model.backbone(model.transform(pictures)[0].tensors)
+        images = [data[2 * i].image / 255, data[2 * i + 1].image / 255]
+        model.backbone(model.transform(images)[0].tensors)
 
 
 def dataset(args: argparse.Namespace) -> Coco:
@@ -109,7 +109,7 @@ def dataset(args: argparse.Namespace) -> Coco:
 
 def rival_loader(args: argparse.Namespace) -> torch.utils.data.DataLoader:
     """torchvision's data set wrapper and v2 transforms, as its references use them, on the
-    pictures with objects."""
+    images with objects."""
     steps = [
         v2.ToImage(),
         v2.RandomHorizontalFlip(0.5),
@@ -117,15 +117,15 @@ def rival_loader(args: argparse.Namespace) -> torch.utils.data.DataLoader:
         v2.SanitizeBoundingBoxes(),
         v2.ToPureTensor(),
     ]
-    pictures = torchvision.datasets.CocoDetection(
+    images = torchvision.datasets.CocoDetection(
         args.images, args.annotations, transforms=v2.Compose(steps)
     )
     keys = ["boxes", "labels"] + ["masks"] * (args.model == "maskrcnn")
-    wrapped = torchvision.datasets.wrap_dataset_for_transforms_v2(pictures, target_keys=keys)
-    records = pictures.coco.imgToAnns
+    wrapped = torchvision.datasets.wrap_dataset_for_transforms_v2(images, target_keys=keys)
+    records = images.coco.imgToAnns
     usable = [
         i
-        for i, image_id in enumerate(pictures.ids)
+        for i, image_id in enumerate(images.ids)
         if any(not a["iscrowd"] and min(a["bbox"][2:]) > 1 for a in records[image_id])
     ]
     return torch.utils.data.DataLoader(
@@ -139,7 +139,7 @@ def rival_loader(args: argparse.Namespace) -> torch.utils.data.DataLoader:
 
 def rival_train(args: argparse.Namespace, precision: str) -> list[float]:
     model = rival(args).train()
-    numbers = {id_: n for n, id_ in enumerate(dataset(args).vocabularies["labels"].ids, start=1)}
+    numbers = {id_: n for n, id_ in enumerate(dataset(args).classes["labels"].ids, start=1)}
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
     seconds, start = [], time.perf_counter()
     batches = (batch for _ in range(10**6) for batch in rival_loader(args))
@@ -189,7 +189,7 @@ def our_train(args: argparse.Namespace, precision: str) -> list[float]:
 def our_predictor(args: argparse.Namespace, precision: str) -> Predictor:
     """As `visionkit.load` makes it, without the training run that it needs."""
     config = our_config(args, precision)
-    classes = {next(iter(config.heads)): dataset(args).vocabularies["labels"]}
+    classes = {next(iter(config.heads)): dataset(args).classes["labels"]}
     return Predictor.of(build_model(config, classes), config, classes)
 
 
@@ -200,8 +200,8 @@ def rival_predictor(args: argparse.Namespace) -> Callable[[list[Path]], list[dic
 
     @torch.inference_mode()
     def predict(files: list[Path]) -> list[dict]:
-        pictures = [Image.open(file).convert("RGB") for file in files]
-        return model([F.to_dtype(F.to_image(p), torch.float32, scale=True) for p in pictures])
+        images = [Image.open(file).convert("RGB") for file in files]
+        return model([F.to_dtype(F.to_image(p), torch.float32, scale=True) for p in images])
 
     return predict
 
@@ -224,16 +224,16 @@ def predict(args: argparse.Namespace, side: str) -> dict:
 
 
 def compare(args: argparse.Namespace) -> dict:
-    """Both sides in float32 on 8 pictures of 320 px: the share of torchvision's objects that
+    """Both sides in float32 on 8 images of 320 px: the share of torchvision's objects that
     visionkit finds too, with the same label and nearly the same box, and their differences."""
     data, worst = dataset(args), {"box": 0.0, "score": 0.0, "mask pixels": 0.0}
     ours, theirs = our_predictor(args, "fp32"), rival_predictor(args)
     objects = found_too = 0
     with tempfile.TemporaryDirectory() as scratch:
         for i in range(8):
-            file, picture = Path(scratch) / f"{i}.png", Image.open(data.image_path(i))
-            scale = SIZE / max(picture.size)
-            picture.resize([max(1, round(side * scale)) for side in picture.size]).save(file)
+            file, image = Path(scratch) / f"{i}.png", Image.open(data.image_path(i))
+            scale = SIZE / max(image.size)
+            image.resize([max(1, round(side * scale)) for side in image.size]).save(file)
             found, (expected,) = ours.predict(file), theirs([file])
             objects += len(expected["labels"])
             masks = torch.from_numpy(found.masks) if "masks" in expected else None

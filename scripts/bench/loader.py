@@ -1,4 +1,4 @@
-"""The training loader against torchvision's, on the same pictures: decode, resize, flip, collate.
+"""The training loader against torchvision's, on the same images: decode, resize, flip, collate.
 
     python scripts/bench/loader.py IMAGES ANNOTATIONS [--size 320] [--batch 8] [--workers 2]
     python scripts/bench/loader.py IMAGES [ANNOTATIONS] --cache GB [--jitter]
@@ -6,13 +6,13 @@
 `torchvision_float` is CocoDetection behind `wrap_dataset_for_transforms_v2` and a v2 pipeline that
 resizes floats, as its detection models do; `torchvision_uint8` is the same with the resize before
 the conversion, which is faster. Both pad the batch. `visionkit` is `Source.train_batches`. All see
-the same pictures in the same order, with masks and with boxes alone. Several rounds in turn, each
+the same images in the same order, with masks and with boxes alone. Several rounds in turn, each
 with fresh workers and some batches before the clock starts; prints medians and ratios as JSON.
 
-With `--cache` visionkit is measured without its picture cache, with an empty one, and with one that
-an earlier pass has filled: pictures per second of the workers, and processor seconds per picture of
+With `--cache` visionkit is measured without its image cache, with an empty one, and with one that
+an earlier pass has filled: images per second of the workers, and processor seconds per image of
 one pass in one process and thread. Where memory suffices the system holds all files in it. Without
-ANNOTATIONS pictures have no labels; with `--jitter` they are resized at random, and so kept whole.
+ANNOTATIONS images have no labels; with `--jitter` they are resized at random, and so kept whole.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from visionkit.data.datasets.coco import Coco
-from visionkit.data.datasets.folder import Pictures
-from visionkit.data.loading.image_cache import PictureCache
-from visionkit.data.loading.source import Source, Stream
+from visionkit.data.datasets.folder import Images
+from visionkit.data.loading.image_cache import ImageCache
+from visionkit.data.loading.source import InfiniteBatchSampler, Source
 from visionkit.data.transforms import HorizontalFlip, ScaleJitter
 
 
 class Indices:
     """The stream of visionkit's batches without the positions."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: InfiniteBatchSampler) -> None:
         self.stream = stream
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -75,11 +75,11 @@ def of_torchvision(args: argparse.Namespace, masks: bool, resize_floats: bool) -
     annotated = {index for index, id_ in enumerate(dataset.ids) if dataset.coco.imgToAnns[id_]}
     keys = ["image_id", "boxes", "labels", *(["masks"] if masks else [])]
     wrapped = torchvision.datasets.wrap_dataset_for_transforms_v2(dataset, target_keys=keys)
-    # The wrapper gives no boxes for a picture without objects, which the transforms then refuse.
+    # The wrapper gives no boxes for an image without objects, which the transforms then refuse.
     indices = torch.tensor(sorted(annotated))
 
     def batches(round_: int) -> Iterator:
-        stream = Stream(len(indices), args.batch, seed=round_)
+        stream = InfiniteBatchSampler(len(indices), args.batch, seed=round_)
         subset = torch.utils.data.Subset(wrapped, indices.tolist())
         return iter(
             DataLoader(
@@ -135,7 +135,7 @@ def measure_cache(args: argparse.Namespace, masks: bool) -> dict:
     if args.annotations:
         dataset = Coco(args.images, args.annotations, masks=masks)
     else:
-        dataset = Pictures(args.images)
+        dataset = Images(args.images)
     transforms = [HorizontalFlip(), *([ScaleJitter(low=0.7, high=1.4)] if args.jitter else [])]
     source = Source("main", ["x"], dataset, None, args.batch, args.size, transforms)
     steps = -(-len(dataset) // args.batch)  # one pass
@@ -146,22 +146,20 @@ def measure_cache(args: argparse.Namespace, masks: bool) -> dict:
             with tempfile.TemporaryDirectory() as folder:
                 os.environ["VISIONKIT_CACHE"] = folder
                 for name in rates:
-                    source.cache = None if name == "without" else PictureCache(args.cache)
+                    source.cache = None if name == "without" else ImageCache(args.cache)
                     found[name].append(run(source, args, round_, steps))
-                sizes = [path.stat().st_size for path in Path(folder).glob("pictures/*/*")]
+                sizes = [path.stat().st_size for path in Path(folder).glob("images/*/*")]
     return {
-        "pictures": len(dataset),
+        "images": len(dataset),
         "kept": len(sizes),
-        "kept_bytes_per_picture": round(statistics.mean(sizes)),
+        "kept_bytes_per_image": round(statistics.mean(sizes)),
         "images_per_second": {n: round(statistics.median(v), 1) for n, v in rates.items()},
-        "cpu_ms_per_picture": {
-            n: round(1000 * statistics.median(v), 3) for n, v in seconds.items()
-        },
+        "cpu_ms_per_image": {n: round(1000 * statistics.median(v), 3) for n, v in seconds.items()},
     }
 
 
 def one_rate(source: Source, args: argparse.Namespace, round_: int, steps: int) -> float:
-    """Pictures per second of one pass; the start of the workers does not count."""
+    """Images per second of one pass; the start of the workers does not count."""
     batches = source.train_batches(seed=round_, start=0, workers=args.workers)
     next(batches)
     start = time.perf_counter()
@@ -173,7 +171,7 @@ def one_rate(source: Source, args: argparse.Namespace, round_: int, steps: int) 
 
 
 def one_time(source: Source, args: argparse.Namespace, round_: int, steps: int) -> float:
-    """Processor seconds per picture of one pass in a process that does nothing else."""
+    """Processor seconds per image of one pass in a process that does nothing else."""
 
     def run() -> None:
         torch.set_num_threads(1)
@@ -193,22 +191,22 @@ def one_time(source: Source, args: argparse.Namespace, round_: int, steps: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", type=existing, help="a folder of pictures")
+    parser.add_argument("images", type=existing, help="a folder of images")
     parser.add_argument("annotations", type=existing, nargs="?", help="a COCO file")
-    parser.add_argument("--size", type=count, default=320, help="longest side of the pictures")
+    parser.add_argument("--size", type=count, default=320, help="longest side of the images")
     parser.add_argument("--batch", type=count, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=count, default=40, help="batches in a round")
     parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--boxes", action="store_true", help="leave out the case with masks")
-    parser.add_argument("--cache", type=float, help="measure the picture cache, of so many GB")
+    parser.add_argument("--cache", type=float, help="measure the image cache, of so many GB")
     parser.add_argument("--jitter", action="store_true", help="with --cache: random resizing")
     args = parser.parse_args()
     if args.cache is None and args.annotations is None:
         parser.error("the following arguments are required: annotations")
     torch.manual_seed(0)
     result = {"torch": torch.__version__, "torchvision": torchvision.__version__, **vars(args)}
-    labels = {"masks": True, "boxes": False} if args.annotations else {"pictures": False}
+    labels = {"masks": True, "boxes": False} if args.annotations else {"images": False}
     if args.boxes:
         labels.pop("masks", None)
     for name, masks in labels.items():

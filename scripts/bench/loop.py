@@ -124,7 +124,7 @@ def measure(args: argparse.Namespace) -> dict:
             *args.overrides,
             f"output={scratch}/run",
             "train.validate=false",
-            "train.best=null",
+            "train.best_metric=null",
         ]
         overrides += [f"train.steps={(args.segments + 1) * args.steps + 1}", "train.epochs=null"]
         config = load_config(args.config, overrides)

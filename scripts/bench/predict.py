@@ -1,12 +1,12 @@
-"""The core of `visionkit predict` against one picture after another, as it was before.
+"""The core of `visionkit predict` against one image after another, as it was before.
 
-    python scripts/bench/predict.py RUN PICTURES [key=value ...] [--limit 60] [--rounds 5]
+    python scripts/bench/predict.py RUN IMAGES [key=value ...] [--limit 60] [--rounds 5]
 
 Both read the same files, run the same model and write the same overlays and records, in turn, in
-one process. "one by one" reads, predicts, draws and saves one picture and then begins with the
+one process. "one by one" reads, predicts, draws and saves one image and then begins with the
 next, and lets autocast round the weights for each; the others are `predict_files` with that
-batch size. Prints pictures per second by the wall clock, medians over the rounds, ratios to "one
-by one", processor milliseconds for a picture, and the largest differences of the records. These are
+batch size. Prints images per second by the wall clock, medians over the rounds, ratios to "one
+by one", processor milliseconds for an image, and the largest differences of the records. These are
 paired in their order, so two objects of nearly equal score that change places look far apart.
 """
 
@@ -24,7 +24,7 @@ import torch
 from arguments import count, existing, start
 
 from visionkit.engine.predict import Predictor, load
-from visionkit.engine.results import find_pictures, predict_files, to_records
+from visionkit.engine.results import find_images, predict_files, to_records
 from visionkit.runs import directory as rundir
 
 
@@ -55,16 +55,16 @@ def differences(one: Path, other: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=existing, help="a run or a checkpoint")
-    parser.add_argument("pictures", type=existing, help="a folder")
+    parser.add_argument("images", type=existing, help="a folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--limit", type=count, default=60, help="pictures")
+    parser.add_argument("--limit", type=count, default=60, help="images")
     parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--batch-sizes", type=count, nargs="+", default=[1, 4])
     args = parser.parse_args()
 
     before, now = load(args.run, args.overrides), load(args.run, args.overrides)
     before.model.float()  # the same values, to be rounded at every call
-    files = [file for file, _ in islice(find_pictures([args.pictures]), args.limit)]
+    files = [file for file, _ in islice(find_images([args.images]), args.limit)]
     sides = {"one by one": lambda out: one_by_one(before, files, out)}
     for size in args.batch_sizes:
         sides[f"batches of {size}"] = lambda out, n=size: predict_files(
@@ -82,13 +82,13 @@ def main() -> None:
                     used = time.perf_counter() - wall, time.process_time() - cpu
                     seconds[side].append(used)
         base = folders["one by one"]
-        report: dict = {"pictures": len(files), "threads": torch.get_num_threads()}
+        report: dict = {"images": len(files), "threads": torch.get_num_threads()}
         first = statistics.median(wall for wall, _ in seconds["one by one"])
         for side, rounds in seconds.items():
             wall = statistics.median(wall for wall, _ in rounds)
             cpu = statistics.median(cpu for _, cpu in rounds)
             report[side] = {
-                "pictures_per_second": round(len(files) / wall, 2),
+                "images_per_second": round(len(files) / wall, 2),
                 "ratio": round(first / wall, 2),
                 "cpu_ms": round(1000 * cpu / len(files), 1),
                 "differences": differences(base, folders[side]),

@@ -2,7 +2,7 @@
 
     python scripts/bench/roi_align.py [--boxes 2048] [--channels 256] [--rounds 7]
 
-Both read the same boxes from the same four levels of two pictures of 320 px, into 7 x 7 bins of 2
+Both read the same boxes from the same four levels of two images of 320 px, into 7 x 7 bins of 2
 x 2 samples, in turn in one process. Prints medians, ratios, and the largest difference of outputs
 and gradients in float32, as JSON; also visionkit in bfloat16, which torchvision's does not take.
 """

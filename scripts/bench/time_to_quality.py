@@ -57,7 +57,7 @@ def ours(args: argparse.Namespace, epochs: int, precision: str, seed: int) -> di
         config = visionkit.load_config(args.config, [*words, *args.overrides])
         run = visionkit.train(config)
         lines = (run.directory / "metrics.jsonl").read_text().splitlines()
-    pictures = config.data["main"].batch_size
+    images = config.data["main"].batch_size
     steps = [record for record in map(json.loads, lines) if record["kind"] == "train"]
     return {
         "what": "visionkit",
@@ -65,7 +65,7 @@ def ours(args: argparse.Namespace, epochs: int, precision: str, seed: int) -> di
         "precision": precision,
         "seed": seed,
         "steps": len(steps),
-        "training_seconds": sum(pictures / step["images_per_second"] for step in steps),
+        "training_seconds": sum(images / step["images_per_second"] for step in steps),
         **of_interest(run.metrics),
     }
 
@@ -92,7 +92,7 @@ class Stopwatch:
 
 
 def rival(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """The nano model of `ultralytics` on the same pictures."""
+    """The nano model of `ultralytics` on the same images."""
     from ultralytics import YOLO
     from ultralytics import __version__ as version
 
@@ -153,7 +153,7 @@ def rival_results(model: Any, images: Path, truth: dict, size: int) -> list[dict
 
 
 def write_yolo(images: Path, annotations: Path, root: Path, split: str) -> None:
-    """COCO to the rival's layout: a text file per picture of `class x y w h`, in 0..1."""
+    """COCO to the rival's layout: a text file per image of `class x y w h`, in 0..1."""
     data = json.loads(annotations.read_text())
     numbers = {category["id"]: number for number, category in enumerate(data["categories"])}
     lines: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}

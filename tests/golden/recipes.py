@@ -1,4 +1,4 @@
-"""Twenty steps of every task with tiny models on generated pictures: what the golden file holds.
+"""Twenty steps of every task with tiny models on generated images: what the golden file holds.
 
 Losses are to depend on rounding as little as they can, so that another machine finds nearly the
 same: small steps, smooth activations, mean pooling. No two-stage head in the joint run: there a
@@ -55,11 +55,11 @@ HEADS: dict[str, dict[str, dict[str, Any]]] = {
     "mask_rcnn": {"objects": {"type": "MaskRCNN", **RCNN}},
     "semantic": {"map": {"type": "SemanticFPN"}},
     "embedding": {"place": {"type": "Embedding", "loss": "contrastive"}},
-    "autoencoder": {"picture": {"type": "Autoencoder"}},
-    "vae": {"picture": {"type": "VAE", "latent": 2}},
+    "autoencoder": {"image": {"type": "Autoencoder"}},
+    "vae": {"image": {"type": "VAE", "latent": 2}},
     "joint": {
         "objects": {"type": "FCOS"},
-        "color": {"type": "Attributes", "on": "objects"},
+        "color": {"type": "Attributes", "boxes_from": "objects"},
         "map": {"type": "SemanticFPN"},
         "scene": {"type": "Classification", "weight": 0.5},
         "place": {"type": "Embedding"},
@@ -77,7 +77,7 @@ def config(task: str, output: Path) -> dict[str, Any]:
         "transforms": [{"type": "HorizontalFlip"}],
     }
     if "place" in heads:
-        source["per_identity"] = 2
+        source["images_per_identity"] = 2
     return {
         "backbone": BACKBONE,
         "neck": NECK,

@@ -1,4 +1,4 @@
-"""Write tests/golden/losses.json anew: `python tests/golden/write.py`.
+"""Write tests/golden/losses.json again: `python tests/golden/write.py`.
 
 To be done on purpose only, when a change is meant to change what is learned (a loss, an initial
 value, an augmentation, the order of the data), and committed with that change. Prints how far each

@@ -126,7 +126,7 @@ def predict(args: argparse.Namespace) -> int:
     settings = [w for w in args.inputs if OVERRIDE.match(w) and not Path(w).exists()]
     inputs = [word for word in args.inputs if word not in settings]
     if not inputs:
-        raise ConfigError("predict: give at least one picture or folder")
+        raise ConfigError("predict: give at least one image or folder")
     predictor = load(
         args.run_directory,
         [*settings, *args.overrides],
@@ -152,8 +152,8 @@ def search(args: argparse.Namespace) -> int:
 
 
 def _end_with(broken: int) -> int:
-    """End the line, and the code to exit with: results that lack pictures are no full success."""
-    print(f"; {_pictures(broken)} could not be read" if broken else "")
+    """End the line, and the code to exit with: results that lack images are no full success."""
+    print(f"; {_images(broken)} could not be read" if broken else "")
     return DataError.exit_code if broken else 0
 
 
@@ -217,8 +217,8 @@ def data_shapes(args: argparse.Namespace) -> None:
     from visionkit.data.datasets.shapes import generate_shapes
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
-    print(f"wrote {_pictures(args.images)} and annotations.json to {args.out}")
+    print(f"wrote {_images(args.images)} and annotations.json to {args.out}")
 
 
-def _pictures(count: int) -> str:
-    return f"{count} picture{'s' * (count != 1)}"
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"

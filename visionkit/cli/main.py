@@ -187,23 +187,21 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     engines = ["hotcoco", "pycocotools"]
     sub.add_argument("--engine", choices=engines, help="what computes them; same figures")
 
-    sub = verb("predict", commands.predict, "run a trained model on pictures")
+    sub = verb("predict", commands.predict, "run a trained model on images")
     sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
     sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="or key=value settings")
     _add_allow_plugins(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
     text = "lowest score to draw (0.5, or what suits the head)"
     sub.add_argument("--threshold", type=_share, help=text)
-    text = "pictures of one size that go through the model at once (4)"
+    text = "images of one size that go through the model at once (4)"
     sub.add_argument("--batch-size", type=_count, default=4, metavar="N", help=text)
     sub.add_argument("--heads", type=_words, metavar="A,B", help="only these heads")
 
-    sub = verb(
-        "search", commands.search, "the pictures of a gallery that are nearest to some others"
-    )
+    sub = verb("search", commands.search, "the images of a gallery that are nearest to some others")
     sub.add_argument("run_directory", metavar="RUN", help="a run with an embedding head")
-    sub.add_argument("query", metavar="QUERY", help="a picture or a folder of pictures")
-    sub.add_argument("gallery", metavar="GALLERY", help="a folder of pictures")
+    sub.add_argument("query", metavar="QUERY", help="an image or a folder of images")
+    sub.add_argument("gallery", metavar="GALLERY", help="a folder of images")
     _add_overrides(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
     sub.add_argument("--top", type=_count, default=5, help="how many to find for each (5)")
@@ -221,7 +219,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     sub = verb("check", commands.check, text)
     sub.add_argument("target", metavar="CONFIG_OR_JSON", help="a YAML file, or annotations.json")
     _add_overrides(sub)
-    sub.add_argument("--images", metavar="DIR", help="the pictures of the annotation file")
+    sub.add_argument("--images", metavar="DIR", help="the images of the annotation file")
     sub.add_argument("--strict", action="store_true", help="exit code 3 on warnings, too")
     sub.add_argument("--json", metavar="FILE", help="write all findings to a new file")
 
@@ -236,7 +234,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 
     sub = verb("data", None, "generate data")
     kinds = sub.add_subparsers(metavar="KIND", required=True)
-    sub = kinds.add_parser("shapes", parents=[debug], help="pictures of shapes, in COCO format")
+    sub = kinds.add_parser("shapes", parents=[debug], help="images of shapes, in COCO format")
     sub.set_defaults(run=commands.data_shapes)
     sub.add_argument("out", metavar="OUT", help="a new folder")
     sub.add_argument("--images", type=_count, default=600)

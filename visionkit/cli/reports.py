@@ -30,12 +30,12 @@ def report(result: Mapping[str, Any]) -> str:
     }
     if result["evaluation"]:
         rates["prediction, images/s"] = 1 / result["evaluation"]["predict_seconds"]
-        pictures = result["evaluation"]["pictures"]
-        rates[f"scoring of {pictures} pictures, s"] = result["evaluation"]["scoring_seconds"]
+        images = result["evaluation"]["images"]
+        rates[f"scoring of {images} images, s"] = result["evaluation"]["scoring_seconds"]
     rates |= {f"peak memory, {where}, MB": mb for where, mb in result["memory_mb"].items()}
     width = max(map(len, [*seconds, *rates])) + 2
     lines = [
-        f"{result['device']}, {result['precision']}, {result['batch']} pictures a step, "
+        f"{result['device']}, {result['precision']}, {result['batch']} images a step, "
         f"{result['workers']} workers, {result['steps']} steps",
         "",
     ]
@@ -55,11 +55,11 @@ def advice(result: Mapping[str, Any], cores: int) -> list[str]:
         if result["workers"] < cores:
             found.append(f"{wait}: raise data.workers, which is {result['workers']}")
         else:
-            found.append(f"{wait}: smaller picture files or fewer transforms would help")
+            found.append(f"{wait}: smaller image files or fewer transforms would help")
     if share["optimizer"] >= 25:
         found.append(
             f"the optimizer takes {share['optimizer']} % of a step: a larger batch_size shares it "
-            "among more pictures"
+            "among more images"
         )
     device = torch.device(result["device"])
     if result["precision"] == "float32" and pick_precision("auto", device) == torch.bfloat16:

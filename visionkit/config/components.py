@@ -73,9 +73,9 @@ def resolve(section: str, type_name: str) -> type:
 
 def build(section: str, spec: dict[str, Any], *injected: Any) -> Any:
     """An instance of what `type:` names, with its arguments after the `injected` ones."""
-    knobs = {key: value for key, value in spec.items() if key != "type"}
+    arguments = {key: value for key, value in spec.items() if key != "type"}
     try:
-        return resolve(section, spec["type"])(*injected, **knobs)
+        return resolve(section, spec["type"])(*injected, **arguments)
     except VisionkitError:
         raise
     except ValueError as error:  # a component's own word on a value that its annotation allows
@@ -89,12 +89,14 @@ def head_class(config: Config, head: str) -> type[Head]:
 
 def check_class(name: str, cls: type[Head]) -> None:
     """Raise ConfigError unless a class has what every head must have; list all that is missing."""
-    needs, main = getattr(cls, "needs", None), getattr(cls, "main_metric", None)
+    required, main = getattr(cls, "required_targets", None), getattr(cls, "main_metric", None)
     faults, keys = [], ", ".join(Target.__annotations__)
-    if not isinstance(needs, tuple | list) or not {*Target.__annotations__} >= {*needs}:
-        faults.append(f"its 'needs' is {needs!r}; expected a tuple of target keys: {keys}")
-    if cls.vocabulary is not None and cls.vocabulary not in Target.__annotations__:
-        faults.append(f"its 'vocabulary' is {cls.vocabulary!r}; expected None or one of {keys}")
+    if not isinstance(required, tuple | list) or not {*Target.__annotations__} >= {*required}:
+        faults.append(
+            f"its 'required_targets' is {required!r}; expected a tuple of target keys: {keys}"
+        )
+    if cls.class_key is not None and cls.class_key not in Target.__annotations__:
+        faults.append(f"its 'class_key' is {cls.class_key!r}; expected None or one of {keys}")
     if not isinstance(main, str):
         faults.append(f"its 'main_metric' is {main!r}; expected the name of one of its metrics")
     faults += [
@@ -105,21 +107,27 @@ def check_class(name: str, cls: type[Head]) -> None:
     try:
         inspect.signature(cls).bind_partial(None, None)
     except TypeError:
-        faults.append("its __init__ does not take (levels, classes, *, its knobs)")
+        faults.append("its __init__ does not take (levels, classes, *, its arguments)")
     if faults:
         raise ConfigError(f"{name}: {'; '.join(faults)} (visionkit.types.Head)")
 
 
 def describe(section: str) -> str:
     """The text of `visionkit list`: type, first sentence of the docstring, arguments."""
-    from visionkit.config.schema import REQUIRED, expected, knobs  # it imports this module
+    from visionkit.config.schema import (  # it imports this module
+        REQUIRED,
+        expected,
+        signature_arguments,
+    )
 
     entries = []
     for name, found in components(section).items():
         lines = [name, f"    {_first_sentence(found)}".rstrip()]
-        for knob_name, knob in knobs(found, INJECTED.get(section, ())).items():
-            default = "required" if knob.default is REQUIRED else f"default {knob.default!r}"
-            lines.append(f"    {knob_name}: {expected(knob.annotation)} ({default})")
+        for knob_name, argument in signature_arguments(found, INJECTED.get(section, ())).items():
+            default = (
+                "required" if argument.default is REQUIRED else f"default {argument.default!r}"
+            )
+            lines.append(f"    {knob_name}: {expected(argument.annotation)} ({default})")
         entries.append("\n".join(line for line in lines if line))
     return "\n\n".join(entries)
 

@@ -32,13 +32,13 @@ class TrainConfig:
         default_factory=lambda: [0.67, 0.92]
     )
     gamma: Positive = 0.1  # factor of the learning rate at each milestone
-    accumulate: Count = 1  # batches of each source per optimizer step
+    accumulate_grad_batches: Count = 1  # batches of each source per optimizer step
     clip_norm: Positive | None = 10.0  # largest norm of the whole gradient; null: no limit
     weighting: Literal["fixed", "uncertainty", "pcgrad"] = "fixed"  # of the heads' losses
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     channels_last: bool = True  # memory order of images and features; faster for convolutions
     ema: Annotated[float, Range(0, 1)] = 0.0  # decay of the moving average of weights; 0: none
-    freeze: list[str] = field(  # regexes of parameters not trained; `old heads` with `init_from`
+    freeze: list[str] = field(  # regexes of parameters not trained; `init_heads` with `init_from`
         default_factory=list
     )
     lr_scale: dict[str, NonNegative] = field(  # factors of the learning rate by regex, multiplied
@@ -47,18 +47,22 @@ class TrainConfig:
     on_nonfinite: Literal["error", "skip"] = "error"  # a loss or gradient that is NaN or infinite
     sync_batchnorm: bool = False  # batch norms over the whole batch of several processes
     early_stop: Count | None = None  # validations without improvement before the run ends
-    best: Metrics | None = None  # metric of the best checkpoint, or several with their weights
-    no_worse_than: dict[str, float] = field(  # metrics and the values that the best one must reach
-        default_factory=dict
+    best_metric: Metrics | None = (
+        None  # metric of the best checkpoint, or several with their weights
+    )
+    best_constraints: dict[str, float] = (
+        field(  # metrics and the values that the best one must reach
+            default_factory=dict
+        )
     )
     validate: bool | Count = True  # after every epoch; a number: every so many; false: never
     eval_batch_size: Count | None = None  # null: the source's own batch size
     save_every: NonNegative = 600.0  # seconds between two checkpoints; 0: one after every step
     log_every: Count = 20  # steps between two lines of the log
-    seed: Seed = 0  # of weights, order of pictures and augmentation
+    seed: Seed = 0  # of weights, order of images and augmentation
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     deterministic: bool = False  # only algorithms that repeat bit by bit, also on a GPU
-    plots: bool = True  # write curves and pictures to the run directory
+    plots: bool = True  # write curves and images to the run directory
 
 
 def problems_of(config: TrainConfig) -> dict[str, str]:
@@ -81,11 +85,11 @@ def problems_of(config: TrainConfig) -> dict[str, str]:
 
 def settings() -> list[tuple[str, str, object, str]]:
     """Name, allowed values, default and help of each setting, for the config reference."""
-    from visionkit.config.schema import expected, knobs
+    from visionkit.config.schema import expected, signature_arguments
 
     source = inspect.getsource(TrainConfig)
     help_texts = dict(re.findall(r"^    (\w+): .*?  # (.+)$", source, re.MULTILINE))
-    annotations = knobs(TrainConfig)
+    annotations = signature_arguments(TrainConfig)
     return [
         (
             item.name,
@@ -105,23 +109,27 @@ def _regex_fault(pattern: str) -> str | None:
     return None
 
 
-Side = Annotated[int, Range(8, 8192)]  # of a picture, in pixels
+Side = Annotated[int, Range(8, 8192)]  # of an image, in pixels
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source: data sets with the same labelling, and the heads that they feed."""
+    """One source: data sets with the same labeling, and the heads that they feed."""
 
     feeds: list[str]
     batch_size: Count = 8
     image_size: Side | tuple[Side, Side] = 320  # longest side, or at most (shortest, longest)
     transforms: list[dict[str, Any]] | None = None  # null: the default of the heads; []: none
-    labelled: list[str] | None = None  # the classes that are labelled here; null: all it has
-    per_identity: Annotated[int, Range(2)] | None = None  # pictures of each identity in a batch
-    group_shapes: bool | None = None  # batches of similar aspect ratio; null: if sizes are known
-    cache_gb: Positive | None = None  # limit of decoded pictures kept on disk; null: none are
-    check_pictures: bool = True  # look at every picture before training
-    on_broken_picture: Literal["error", "skip"] = "error"  # while training; skip: use another one
+    labeled_classes: list[str] | None = None  # the classes that are labeled here; null: all it has
+    images_per_identity: Annotated[int, Range(2)] | None = (
+        None  # images of each identity in a batch
+    )
+    group_by_aspect_ratio: bool | None = (
+        None  # batches of similar aspect ratio; null: if sizes are known
+    )
+    cache_gb: Positive | None = None  # limit of decoded images kept on disk; null: none are
+    check_images: bool = True  # look at every image before training
+    on_unreadable_image: Literal["error", "skip"] = "error"  # while training; skip: use another one
     train: dict[str, Any] | None = None
     val: dict[str, Any] | None = None
 
@@ -138,7 +146,7 @@ class Config:
     neck: dict[str, Any] | None
     heads: dict[str, dict[str, Any]]  # with `weight`, the factor of a head's loss
     data: dict[str, SourceConfig]
-    workers: int  # processes that load pictures, for each source
+    workers: int  # processes that load images, for each source
     train: TrainConfig
     weights: str | None = None  # file with weights of a whole model to begin from
     init_from: dict[str, Any] | None = None  # `run` to grow from, `heads` taken over from it

@@ -71,5 +71,5 @@ def _validation_of(
         feeds = [head for head in source["feeds"] if head in heads] if name != "workers" else []
         if feeds:
             free = name if name not in given else f"{name}_before"
-            found[free] = {**source, "feeds": feeds, "train": None, "per_identity": None}
+            found[free] = {**source, "feeds": feeds, "train": None, "images_per_identity": None}
     return found

@@ -11,7 +11,7 @@ from visionkit.config.components import INJECTED, refuse_plugins, resolve
 from visionkit.config.config import Config
 from visionkit.config.init_from import with_origin
 from visionkit.config.overrides import apply_overrides
-from visionkit.config.schema import Problems, knobs, paths_in
+from visionkit.config.schema import Problems, paths_in, signature_arguments
 from visionkit.config.tasks import to_long_form
 from visionkit.config.validate import check
 from visionkit.config.yaml import read
@@ -33,8 +33,10 @@ def missing_paths(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
         read = trunk not in (None, "default") and config.init_from is None
         found += [("backbone.weights", trunk)] if read else []
     for key, section, spec in _components(config, splits):
-        for name, knob in knobs(resolve(section, spec["type"]), INJECTED.get(section, ())).items():
-            found += [(f"{key}.{name}", p) for p in paths_in(spec.get(name), knob.annotation)]
+        for name, argument in signature_arguments(
+            resolve(section, spec["type"]), INJECTED.get(section, ())
+        ).items():
+            found += [(f"{key}.{name}", p) for p in paths_in(spec.get(name), argument.annotation)]
     return [
         f"{key}: got {path!r}; there is no such file or folder (seen from {Path.cwd()})"
         for key, path in dict.fromkeys(found)

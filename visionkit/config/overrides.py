@@ -1,7 +1,7 @@
 """Overrides, `train.lr=1e-3` on the command line or {"train.lr": 1e-3} from Python.
 
 They are applied to a config as it is written, short form or long. Two things make them do what a
-user means: giving a section another type starts it anew, and giving a shipped config's generated
+user means: giving a section another type starts it again, and giving a shipped config's generated
 data the arguments of one's own data set changes its type.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from visionkit.config.components import INJECTED, resolve
 from visionkit.config.config import SOURCE_KEYS
-from visionkit.config.schema import REQUIRED, Problems, knobs, shorten
+from visionkit.config.schema import REQUIRED, Problems, shorten, signature_arguments
 from visionkit.config.tasks import TASKS
 from visionkit.config.yaml import Key, parse
 from visionkit.errors import ConfigError
@@ -142,15 +142,15 @@ def _default_types(kind: str, task: Any) -> tuple[str, ...]:
 
 def _accepts(kind: str, type_name: str | None, names: Iterable[str]) -> bool:
     try:
-        accepted = knobs(resolve(kind, type_name), INJECTED.get(kind, ()))
+        accepted = signature_arguments(resolve(kind, type_name), INJECTED.get(kind, ()))
     except ConfigError:
         return False
     return set(names) <= set(accepted)
 
 
 def _required(kind: str, type_name: str) -> set[str]:
-    accepted = knobs(resolve(kind, type_name), INJECTED.get(kind, ()))
-    return {name for name, knob in accepted.items() if knob.default is REQUIRED}
+    accepted = signature_arguments(resolve(kind, type_name), INJECTED.get(kind, ()))
+    return {name for name, argument in accepted.items() if argument.default is REQUIRED}
 
 
 def _get(config: Any, key: Key) -> Any:

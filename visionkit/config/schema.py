@@ -78,14 +78,14 @@ LISTS, MAPPINGS = (list, tuple, Sequence, Iterable, Collection), (dict, Mapping)
 PATH = get_args(InputPath)[1]
 
 
-class Knob(NamedTuple):
+class Argument(NamedTuple):
     """One keyword argument: what it may be, and its default or REQUIRED."""
 
     annotation: Any
     default: Any
 
 
-def knobs(cls: type, injected: Collection[str] = ()) -> dict[str, Knob]:
+def signature_arguments(cls: type, injected: Collection[str] = ()) -> dict[str, Argument]:
     """The keyword arguments of a class, without those that visionkit itself passes.
 
     Raises ConfigError if the annotations cannot be read.
@@ -97,7 +97,7 @@ def knobs(cls: type, injected: Collection[str] = ()) -> dict[str, Knob]:
             f"the annotations of {cls.__module__}.{cls.__qualname__} cannot be read: {error}"
         ) from error
     return {
-        name: Knob(hints.get(name, Any), parameter.default)
+        name: Argument(hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         and name not in injected
@@ -105,7 +105,7 @@ def knobs(cls: type, injected: Collection[str] = ()) -> dict[str, Knob]:
 
 
 def check_arguments(
-    given: Mapping[str, Any], accepted: Mapping[str, Knob], key: Key, problems: Problems
+    given: Mapping[str, Any], accepted: Mapping[str, Argument], key: Key, problems: Problems
 ) -> dict[str, Any]:
     """The given values that fit, as their annotations have them; `problems` gets the others."""
     fitting = {}
@@ -117,9 +117,9 @@ def check_arguments(
             fitting[name] = convert(value, accepted[name].annotation)
         except ValueError:
             problems.add((*key, name), mismatch(value, accepted[name].annotation))
-    for name, knob in accepted.items():
-        if knob.default is REQUIRED and name not in given:
-            problems.add((*key, name), f"missing; expected {expected(knob.annotation)}")
+    for name, argument in accepted.items():
+        if argument.default is REQUIRED and name not in given:
+            problems.add((*key, name), f"missing; expected {expected(argument.annotation)}")
     return fitting
 
 

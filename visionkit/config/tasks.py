@@ -18,7 +18,7 @@ SOURCE = "main"  # name of the only source of a short form
 
 FLIP = {"type": "HorizontalFlip"}
 OBJECTS = (FLIP, {"type": "ScaleJitter"})
-WHOLE_PICTURE = (FLIP, {"type": "RandomResizedCrop"})
+WHOLE_IMAGE = (FLIP, {"type": "RandomResizedCrop"})
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class Task:
     transforms: tuple[dict[str, Any], ...]
     neck: str | None = None
     backbone: str = "ResNet"
-    per_identity: int | None = None
+    images_per_identity: int | None = None
 
 
 TASKS = {
-    "classification": Task("Classification", "ImageFolder", WHOLE_PICTURE),
+    "classification": Task("Classification", "ImageFolder", WHOLE_IMAGE),
     "localization": Task("Localization", "Coco", OBJECTS),
     "detection": Task("FasterRCNN", "Coco", OBJECTS, neck="FPN"),
     "instance_segmentation": Task("MaskRCNN", "Coco", OBJECTS, neck="FPN"),
     "semantic_segmentation": Task("SemanticFPN", "LabelMaps", OBJECTS, neck="FPN"),
-    "embedding": Task("Embedding", "ImageFolder", WHOLE_PICTURE, per_identity=4),
-    "autoencoder": Task("Autoencoder", "Pictures", (FLIP,)),
+    "embedding": Task("Embedding", "ImageFolder", WHOLE_IMAGE, images_per_identity=4),
+    "autoencoder": Task("Autoencoder", "Images", (FLIP,)),
 }
 
 
@@ -102,8 +102,8 @@ def _long_data(given: Any, name: str, task: Task) -> Any:
     for split in ("train", "val"):
         if source.get(split) is not None:
             source[split] = _with_type(source[split], task.dataset)
-    if task.per_identity:
-        source.setdefault("per_identity", task.per_identity)
+    if task.images_per_identity:
+        source.setdefault("images_per_identity", task.images_per_identity)
     if source.get("transforms") is None:
         source["transforms"] = [dict(transform) for transform in task.transforms]
     return {**workers, SOURCE: source}

@@ -10,7 +10,14 @@ from torch import nn
 
 from visionkit.config.components import INJECTED, components, resolve
 from visionkit.config.config import SOURCE_KEYS, Config, SourceConfig, TrainConfig, problems_of
-from visionkit.config.schema import Knob, Problems, check_arguments, convert, knobs, mismatch
+from visionkit.config.schema import (
+    Argument,
+    Problems,
+    check_arguments,
+    convert,
+    mismatch,
+    signature_arguments,
+)
 from visionkit.config.tasks import default_transforms
 from visionkit.config.yaml import Key
 from visionkit.errors import ConfigError, unknown
@@ -32,7 +39,7 @@ TOP = {
 
 def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
     """Raises ConfigError with all problems, those found before included."""
-    given = check_arguments(long, {key: Knob(TOP[key], None) for key in TOP}, (), problems)
+    given = check_arguments(long, {key: Argument(TOP[key], None) for key in TOP}, (), problems)
     name = given.get("name", name)
     if name != os.path.basename(name) or name in ("", ".", ".."):
         problems.add(("name",), f"got {name!r}; expected a name that can be a folder's")
@@ -50,7 +57,7 @@ def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
     if "heads" in given:
         _check_feeding(given["heads"], sources, taken_over, problems)
         if isinstance(long.get("data", {}), dict | None) and not data.keys() - {"workers"}:
-            problems.add(("data",), "names no pictures")
+            problems.add(("data",), "names no images")
     train = _check_training(given.get("train") or {}, problems)
     _check_best(train, given.get("heads", {}), sources, problems)
     problems.raise_found()
@@ -79,7 +86,7 @@ def _check_component(section: str, spec: Any, key: Key, problems: Problems) -> d
         return {}
     try:
         cls = resolve(section, spec["type"])
-        accepted = knobs(cls, INJECTED.get(section, ()))
+        accepted = signature_arguments(cls, INJECTED.get(section, ()))
     except ConfigError as error:
         problems.add((*key, "type"), str(error))
         return {}
@@ -137,21 +144,22 @@ def _check_data(
 def _check_source(
     spec: dict[str, Any], heads: dict[str, dict[str, Any]], key: Key, problems: Problems
 ) -> SourceConfig:
-    fitting = check_arguments(spec, knobs(SourceConfig), key, problems)
+    fitting = check_arguments(spec, signature_arguments(SourceConfig), key, problems)
     size = fitting.get("image_size")
     if isinstance(size, tuple) and size[0] > size[1]:
         problems.add((*key, "image_size"), f"got {list(size)}; expected [shortest, longest]")
-    group, batch_size = fitting.get("per_identity"), fitting.get("batch_size", 8)
+    group, batch_size = fitting.get("images_per_identity"), fitting.get("batch_size", 8)
     if group and (batch_size % group or batch_size < 2 * group):
         wanted = f"a divisor of batch_size, which is {batch_size}, for at least two identities"
-        problems.add((*key, "per_identity"), f"got {group}; expected {wanted}")
-    if group and fitting.get("group_shapes"):
+        problems.add((*key, "images_per_identity"), f"got {group}; expected {wanted}")
+    if group and fitting.get("group_by_aspect_ratio"):
         problems.add(
-            (*key, "group_shapes"), "not together with 'per_identity'; expected one of the two"
+            (*key, "group_by_aspect_ratio"),
+            "not together with 'images_per_identity'; expected one of the two",
         )
     for name, what in (
         ("feeds", "at least one head, or the source left out"),
-        ("labelled", "at least one class, or null for all that the data have"),
+        ("labeled_classes", "at least one class, or null for all that the data have"),
     ):
         if fitting.get(name) == []:
             problems.add((*key, name), f"got []; expected {what}")
@@ -190,7 +198,7 @@ def _check_feeding(
 
 
 def _check_training(given: dict[str, Any], problems: Problems) -> TrainConfig:
-    fitting = check_arguments(given, knobs(TrainConfig), ("train",), problems)
+    fitting = check_arguments(given, signature_arguments(TrainConfig), ("train",), problems)
     if given.get("steps") is not None and given.get("epochs") is not None:
         problems.add(("train", "steps"), "not together with 'epochs'; expected one of the two")
     if fitting.get("steps") is not None:
@@ -208,8 +216,10 @@ def _check_best(
     problems: Problems,
 ) -> None:
     """`head/metric` or `source/head/metric`."""
-    best = [train.best] if isinstance(train.best, str) else [*(train.best or ())]
-    for key, names in {"best": best, "no_worse_than": train.no_worse_than}.items():
+    best = (
+        [train.best_metric] if isinstance(train.best_metric, str) else [*(train.best_metric or ())]
+    )
+    for key, names in {"best_metric": best, "best_constraints": train.best_constraints}.items():
         for name in names if heads else ():
             first, _, rest = name.partition("/")
             second, _, metric = rest.partition("/")

@@ -8,10 +8,10 @@ from typing import Any
 
 from visionkit.config import Config, missing_paths
 from visionkit.config.components import build, head_class
-from visionkit.data.checks.findings import finding, together
-from visionkit.data.checks.summary import where_is
-from visionkit.data.classes import class_lists, classes_of_heads, relabelled
-from visionkit.data.loading.image_cache import PictureCache
+from visionkit.data.checks.findings import finding, propagate_failures
+from visionkit.data.checks.summary import split_key
+from visionkit.data.classes import class_lists, class_mapped, classes_of_heads
+from visionkit.data.loading.image_cache import ImageCache
 from visionkit.data.loading.source import Source
 from visionkit.errors import ConfigError, DataError, VisionkitError
 from visionkit.types import Classes, Dataset
@@ -32,7 +32,7 @@ def build_sources(
         raise ConfigError("\n".join(missing))
     sources, errors = open_sources(config, splits, classes)
     if errors:
-        raise together(errors)
+        raise propagate_failures(errors)
     return sources
 
 
@@ -53,7 +53,7 @@ def open_sources(
         if getattr(config.data[name], split)
     ]
     for name, split in wanted:
-        spec, where = config.data[name], where_is(name, split)
+        spec, where = config.data[name], split_key(name, split)
         if (name, split) in skip:
             continue
         try:
@@ -65,12 +65,12 @@ def open_sources(
         errors += _check_content(where, dataset, split)
         if spec.cache_gb is not None and not hasattr(dataset, "sample"):
             kind = getattr(spec, split)["type"]
-            errors.append(DataError(f"{where}: {kind} keeps no pictures; leave out cache_gb"))
-    lists = class_lists(vocabularies(config), config.data, opened, classes or {})
+            errors.append(DataError(f"{where}: {kind} keeps no images; leave out cache_gb"))
+    lists = class_lists(class_keys(config), config.data, opened, classes or {})
     for (name, split), dataset in opened.items() if len(opened) == len(wanted) else ():
-        where, spec = where_is(name, split), config.data[name]
+        where, spec = split_key(name, split), config.data[name]
         try:
-            opened[name, split] = relabelled(where, dataset, lists[name], spec.labelled)
+            opened[name, split] = class_mapped(where, dataset, lists[name], spec.labeled_classes)
         except DataError as error:
             errors.append(_located(where, error, _still_generated(spec, split), "classes"))
     return _sources(config, opened), errors
@@ -87,10 +87,10 @@ def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[
             image_size=spec.image_size,
             transforms=[build("transforms", t) for t in spec.transforms or ()],
             eval_batch_size=config.train.eval_batch_size,
-            per_identity=spec.per_identity,
-            group_shapes=spec.group_shapes,
-            cache=None if spec.cache_gb is None else PictureCache(spec.cache_gb),
-            skip_broken=spec.on_broken_picture == "skip",
+            images_per_identity=spec.images_per_identity,
+            group_by_aspect_ratio=spec.group_by_aspect_ratio,
+            cache=None if spec.cache_gb is None else ImageCache(spec.cache_gb),
+            skip_broken=spec.on_unreadable_image == "skip",
         )
         for name, spec in config.data.items()
     ]
@@ -98,13 +98,13 @@ def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[
 
 def head_classes(config: Config, sources: list[Source]) -> dict[str, Classes]:
     """The class list of each head that is fed, from the data sets that feed it."""
-    return classes_of_heads(vocabularies(config), sources)
+    return classes_of_heads(class_keys(config), sources)
 
 
 def _open(section: dict[str, Any]) -> Dataset:
     dataset = build("datasets", section)
     if len(dataset) == 0:
-        raise DataError(f"{section['type']}: holds no pictures")
+        raise DataError(f"{section['type']}: holds no images")
     return dataset
 
 
@@ -117,9 +117,9 @@ def _located(where: str, error: VisionkitError, hint: str, kind: str = "file") -
     return ConfigError(message)
 
 
-def vocabularies(config: Config) -> dict[str, str | None]:
+def class_keys(config: Config) -> dict[str, str | None]:
     """The target key whose classes each head predicts."""
-    return {head: head_class(config, head).vocabulary for head in config.heads}
+    return {head: head_class(config, head).class_key for head in config.heads}
 
 
 def _still_generated(spec: Any, split: str) -> str:
@@ -146,9 +146,9 @@ def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) 
     errors = []
     for head in feeds:
         cls = head_class(config, head)
-        for key in cls.needs:
+        for key in cls.required_targets:
             if key not in dataset.keys:
-                gives = ", ".join(dataset.keys) or "pictures alone"
+                gives = ", ".join(dataset.keys) or "images alone"
                 what = (
                     f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it "
                     f"gives {gives}. Feed {head!r} from another source"

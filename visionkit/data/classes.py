@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from visionkit.data.checks.findings import check_classes
-from visionkit.data.image_io import Load
+from visionkit.data.image_io import ImageLoader
 from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError, DataError
@@ -22,54 +22,54 @@ from visionkit.types import Classes, Dataset
 # --- A data set in the terms of a run: its labels renumbered, and what it does not label
 # marked.
 
-ABSENT = -1
+UNMAPPED = -1
 IGNORE = 255  # in a class map
-PARTIAL = {"labels": "labelled", "semantic": "semantic_labelled"}  # vocabulary: mark of a sample
+PARTIAL = {"labels": "labeled", "semantic": "semantic_labeled"}  # class_key: mark of a sample
 
 
-class Relabelled:
+class ClassMappedDataset:
     """A data set whose classes are matched by name to the class lists of the run.
 
     Classes that are only numbered ("0", "1", ...) are matched by position. A class that the data
-    set does not have, or that `labelled` leaves out, counts as not labelled: its objects are gone,
+    set does not have, or that `labeled` leaves out, counts as not labeled: its objects are gone,
     samples carry the mark, and `coco_truth` does not know it. All else is the data set's own.
 
-    classes: the names to match, by vocabulary.
-    labelled: the classes of objects or class maps that are labelled here; None: all there are.
+    classes: the names to match, by class_key.
+    labeled: the classes of objects or class maps that are labeled here; None: all there are.
 
     Raises DataError for a class that is not in the lists, unless the data set says
     `other_classes = "ignore"`.
     """
 
     def __init__(
-        self, dataset: Dataset, classes: Mapping[str, Sequence[str]], labelled: list[str] | None
+        self, dataset: Dataset, classes: Mapping[str, Sequence[str]], labeled: list[str] | None
     ) -> None:
         self.dataset = dataset
         self.keys = dataset.keys
-        self.vocabularies = dict(dataset.vocabularies)
-        self.unlabelled: dict[str, list[str]] = {}  # names, by vocabulary
+        self.classes = dict(dataset.classes)
+        self.unlabeled: dict[str, list[str]] = {}  # names, by class_key
         self._tables: dict[str, np.ndarray] = {}  # new label of each own label
         self._marks: dict[str, np.ndarray] = {}  # (K,) bool
         if not hasattr(dataset, "semantic_truth"):
             self.semantic_truth = None  # a method only where the data set has it
         ignore_others = getattr(dataset, "other_classes", "error") == "ignore"
-        _check_labelled(labelled, dataset.vocabularies)
-        for key, own in dataset.vocabularies.items():
+        _check_labeled(labeled, dataset.classes)
+        for key, own in dataset.classes.items():
             names = tuple(classes.get(key, own.names))
             table = _match(own.names, names, key, ignore_others=ignore_others)
-            self.vocabularies[key] = Classes(names, _ids(own, table, len(names)))
+            self.classes[key] = Classes(names, _ids(own, table, len(names)))
             self._tables[key] = table
             if key in PARTIAL:
-                self._marks[key] = self._mark(key, names, table, labelled)
+                self._marks[key] = self._mark(key, names, table, labeled)
 
     def _mark(
-        self, key: str, names: tuple[str, ...], table: np.ndarray, labelled: list[str] | None
+        self, key: str, names: tuple[str, ...], table: np.ndarray, labeled: list[str] | None
     ) -> np.ndarray:
         known = np.isin(np.arange(len(names)), table)
-        if labelled is not None and any(name in names for name in labelled):
-            known &= np.isin(names, labelled)
+        if labeled is not None and any(name in names for name in labeled):
+            known &= np.isin(names, labeled)
         if not known.all():
-            self.unlabelled[key] = [n for n, k in zip(names, known, strict=True) if not k]
+            self.unlabeled[key] = [n for n, k in zip(names, known, strict=True) if not k]
         return known
 
     def __getattr__(self, name: str) -> Any:
@@ -86,7 +86,7 @@ class Relabelled:
     def __getitem__(self, index: int) -> Sample:
         return self._relabel(self.dataset[index])
 
-    def sample(self, index: int, load: Load) -> Sample:
+    def sample(self, index: int, load: ImageLoader) -> Sample:
         """As of the data set, which must have this method."""
         return self._relabel(self.dataset.sample(index, load))
 
@@ -94,17 +94,17 @@ class Relabelled:
         sample = replace(sample)
         if sample.class_id is not None and np.ndim(sample.class_id) == 0:
             class_id = int(self._tables["class_id"][sample.class_id])
-            sample.class_id = None if class_id == ABSENT else class_id
+            sample.class_id = None if class_id == UNMAPPED else class_id
         if sample.labels is not None:
             self._relabel_objects(sample)
         if sample.semantic is not None:
             sample.semantic = self._relabel_map(sample.semantic)
-            sample.semantic_labelled = self._combined("semantic", sample.semantic_labelled)
+            sample.semantic_labeled = self._combined("semantic", sample.semantic_labeled)
         return sample
 
     def _relabel_objects(self, sample: Sample) -> None:
         labels = self._tables["labels"][sample.labels]
-        keep = np.flatnonzero((labels != ABSENT) & self._marks["labels"][labels])
+        keep = np.flatnonzero((labels != UNMAPPED) & self._marks["labels"][labels])
         sample.labels = labels[keep]
         for column in ("boxes", "iscrowd", "area", "cut", "attributes"):
             values = getattr(sample, column)
@@ -113,13 +113,13 @@ class Relabelled:
             sample.segmentations = [sample.segmentations[i] for i in keep]
         if sample.attributes is not None:
             sample.attributes = self._relabel_attributes(sample.attributes)
-        sample.labelled = self._combined("labels", sample.labelled)
+        sample.labeled = self._combined("labels", sample.labeled)
 
     def _relabel_attributes(self, values: np.ndarray) -> np.ndarray:
         table = self._tables["attributes"]
-        moved = np.full((len(values), len(self.vocabularies["attributes"].names)), np.nan)
-        moved[:, table[table != ABSENT]] = values[:, table != ABSENT]
-        for group in groups(self.vocabularies["attributes"].names).values():
+        moved = np.full((len(values), len(self.classes["attributes"].names)), np.nan)
+        moved[:, table[table != UNMAPPED]] = values[:, table != UNMAPPED]
+        for group in groups(self.classes["attributes"].names).values():
             answers = moved[:, group.columns]
             known = ~np.isnan(answers).all(1)  # then what this data set never says is a no
             answers[known] = np.nan_to_num(answers[known])
@@ -129,7 +129,7 @@ class Relabelled:
     def _relabel_map(self, classes: torch.Tensor) -> torch.Tensor:
         table = np.full(256, IGNORE, np.uint8)
         own = self._tables["semantic"]
-        table[: len(own)] = np.where(own == ABSENT, IGNORE, own)
+        table[: len(own)] = np.where(own == UNMAPPED, IGNORE, own)
         return torch.from_numpy(table)[classes.long()]
 
     def _combined(self, key: str, own: np.ndarray | None) -> np.ndarray | None:
@@ -137,7 +137,7 @@ class Relabelled:
         mark = self._marks[key]
         if own is not None:
             table, moved = self._tables[key], np.zeros(len(mark), bool)
-            moved[table[table != ABSENT]] = own[table != ABSENT]
+            moved[table[table != UNMAPPED]] = own[table != UNMAPPED]
             return mark & moved
         return None if mark.all() else mark
 
@@ -145,19 +145,19 @@ class Relabelled:
         classes = self.dataset.semantic_truth(image_id)
         return None if classes is None else self._relabel_map(classes)
 
-    def unused(self) -> int:
-        """How many objects are gone because their class is not labelled here."""
+    def num_unused(self) -> int:
+        """How many objects are gone because their class is not labeled here."""
         if "labels" not in self._tables or not hasattr(self.dataset, "class_counts"):
             return 0
         table = self._tables["labels"]
-        used = (table != ABSENT) & self._marks["labels"][table]
+        used = (table != UNMAPPED) & self._marks["labels"][table]
         return int(self.dataset.class_counts()["labels"][~used].sum())
 
     def coco_truth(self) -> dict[str, Any]:
-        """The ground truth of the labelled classes."""
+        """The ground truth of the labeled classes."""
         truth = self.dataset.coco_truth()
-        classes, mark = self.vocabularies["labels"], self._marks["labels"]
-        ids = {id_ for id_, labelled in zip(classes.ids, mark, strict=True) if labelled}
+        classes, mark = self.classes["labels"], self._marks["labels"]
+        ids = {id_ for id_, labeled in zip(classes.ids, mark, strict=True) if labeled}
         return {
             **truth,
             "categories": [c for c in truth["categories"] if c["id"] in ids],
@@ -168,12 +168,12 @@ class Relabelled:
 def _match(
     own: tuple[str, ...], names: tuple[str, ...], key: str, *, ignore_others: bool
 ) -> np.ndarray:
-    """For each own class its place among `names`, or ABSENT."""
+    """For each own class its place among `names`, or UNMAPPED."""
     if own == tuple(map(str, range(len(own)))) and len(own) <= len(names):
         return np.arange(len(own))
     check_classes(f"{key} classes", own, names, missing_ok=True, unknown_ok=ignore_others)
     place = {name: index for index, name in enumerate(names)}
-    return np.array([place.get(name, ABSENT) for name in own], np.int64)
+    return np.array([place.get(name, UNMAPPED) for name in own], np.int64)
 
 
 def _ids(own: Classes, table: np.ndarray, count: int) -> tuple[int, ...]:
@@ -181,23 +181,25 @@ def _ids(own: Classes, table: np.ndarray, count: int) -> tuple[int, ...]:
     fresh = max(own.ids, default=0) + 1
     ids = [fresh + i for i in range(count)]
     for id_, label in zip(own.ids, table.tolist(), strict=True):
-        if label != ABSENT:
+        if label != UNMAPPED:
             ids[label] = id_
     return tuple(ids)
 
 
-def _check_labelled(labelled: list[str] | None, vocabularies: Mapping[str, Classes]) -> None:
-    names = {name for key in PARTIAL if key in vocabularies for name in vocabularies[key].names}
-    unknown = [name for name in labelled or () if name not in names]
+def _check_labeled(labeled: list[str] | None, class_keys: Mapping[str, Classes]) -> None:
+    names = {name for key in PARTIAL if key in class_keys for name in class_keys[key].names}
+    unknown = [name for name in labeled or () if name not in names]
     if unknown:
-        raise DataError(f"labelled: there is no class {unknown[0]!r}; it has {sorted(names)}")
+        raise DataError(
+            f"labeled_classes: there is no class {unknown[0]!r}; it has {sorted(names)}"
+        )
 
 
 # --- What the class names of attributes mean: `color=red`, `covers:star`, `open`.
 
-Kind = Literal["one_of", "any_of", "yes_no"]
-KINDS: dict[str | None, Kind] = {"=": "one_of", ":": "any_of", None: "yes_no"}
-SEPARATORS = {kind: separator or "" for separator, kind in KINDS.items()}
+Kind = Literal["one_of", "any_rank", "yes_no"]
+FINDING_KINDS: dict[str | None, Kind] = {"=": "one_of", ":": "any_rank", None: "yes_no"}
+SEPARATORS = {kind: separator or "" for separator, kind in FINDING_KINDS.items()}
 YES = 0.5  # the probability from which a yes or no counts as yes
 
 _NAME = re.compile(r"([^=:]+)(?:([=:])(.+))?", re.DOTALL)
@@ -223,7 +225,7 @@ def groups(names: Sequence[str]) -> dict[str, Group]:
             fault = "is given twice" if match else "must be name, name=value or name:value"
             raise ConfigError(f"attributes: class {name!r} {fault}")
         attribute, separator, value = match.groups()
-        kind = KINDS[separator]
+        kind = FINDING_KINDS[separator]
         group = found.setdefault(attribute, Group(kind, [], []))
         if group.kind != kind:
             raise ConfigError(
@@ -257,21 +259,21 @@ Names = tuple[str, ...]
 
 
 def class_lists(
-    vocabularies: Mapping[str, str | None],
+    class_keys: Mapping[str, str | None],
     sources: Mapping[str, Any],
     opened: Mapping[tuple[str, str], Dataset],
     fixed: Mapping[str, Classes],
 ) -> dict[str, dict[str, Names]]:
-    """For each source, the class names by vocabulary.
+    """For each source, the class names by class_key.
 
     Heads that share a source share its class list, and so do sources that share a head: it holds
     the classes of all their training data, in the order in which they are met. Lists of heads in
-    `fixed` stay as they are. `vocabularies` by head; `sources` by name, with `feeds`; `opened` by
+    `fixed` stay as they are. `class_keys` by head; `sources` by name, with `feeds`; `opened` by
     source and split.
     """
     lists: dict[str, dict[str, Names]] = {name: {} for name in sources}
-    for key in sorted({key for key in vocabularies.values() if key}):
-        for members, heads in _groups(key, vocabularies, sources):
+    for key in sorted({key for key in class_keys.values() if key}):
+        for members, heads in _groups(key, class_keys, sources):
             known = [fixed[head].names for head in heads if head in fixed]
             names = known[0] if known else _union(key, members, opened)
             for member in members:
@@ -279,31 +281,31 @@ def class_lists(
     return lists
 
 
-def relabelled(
-    where: str, dataset: Dataset, classes: Mapping[str, Names], labelled: list[str] | None
+def class_mapped(
+    where: str, dataset: Dataset, classes: Mapping[str, Names], labeled: list[str] | None
 ) -> Dataset:
     """The data set in terms of those class lists; itself, if it has just these.
 
     Raises DataError where it has others.
     """
     same = all(
-        dataset.vocabularies[key].names == names
+        dataset.classes[key].names == names
         for key, names in classes.items()
-        if key in dataset.vocabularies
+        if key in dataset.classes
     )
-    if same and labelled is None:
+    if same and labeled is None:
         return dataset
-    matched = Relabelled(dataset, classes, labelled)
-    for key, names in matched.unlabelled.items():
+    matched = ClassMappedDataset(dataset, classes, labeled)
+    for key, names in matched.unlabeled.items():
         if key not in classes:
             continue
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        log.info("%s: not labelled here: %s (%s); left out of losses and scores", where, shown, key)
+        log.info("%s: not labeled here: %s (%s); left out of losses and scores", where, shown, key)
     return matched
 
 
 def classes_of_heads(
-    vocabularies: Mapping[str, str | None], sources: Sequence[Source]
+    class_keys: Mapping[str, str | None], sources: Sequence[Source]
 ) -> dict[str, Classes]:
     """Names and ids of the classes of each head that is fed.
 
@@ -313,9 +315,9 @@ def classes_of_heads(
     for source in sources:
         dataset = source.train if source.train is not None else source.val
         for head in source.feeds if dataset is not None else ():
-            key = vocabularies[head]
+            key = class_keys[head]
             none = Classes((), ())
-            found.setdefault(head, []).append(dataset.vocabularies.get(key, none) if key else none)
+            found.setdefault(head, []).append(dataset.classes.get(key, none) if key else none)
     return {head: _agreed(lists) for head, lists in found.items()}
 
 
@@ -327,18 +329,22 @@ def _agreed(lists: list[Classes]) -> Classes:
 
 
 def _groups(
-    key: str, vocabularies: Mapping[str, str | None], sources: Mapping[str, Any]
+    key: str, class_keys: Mapping[str, str | None], sources: Mapping[str, Any]
 ) -> list[tuple[list[str], list[str]]]:
-    """Sources and heads of that vocabulary that are linked by feeding, directly or not."""
+    """Sources and heads of that class_key that are linked by feeding, directly or not."""
     groups: list[tuple[list[str], list[str]]] = []
     for name, source in sources.items():
-        heads = [head for head in source.feeds if vocabularies[head] == key]
+        heads = [head for head in source.feeds if class_keys[head] == key]
         if not heads:
             continue
         linked = [group for group in groups if set(group[1]) & set(heads)]
         members = [member for group in linked for member in group[0]] + [name]
-        joined = dict.fromkeys([head for group in linked for head in group[1]] + heads)
-        groups = [group for group in groups if group not in linked] + [(members, list(joined))]
+        all_gather_with_grad = dict.fromkeys(
+            [head for group in linked for head in group[1]] + heads
+        )
+        groups = [group for group in groups if group not in linked] + [
+            (members, list(all_gather_with_grad))
+        ]
     return groups
 
 
@@ -346,6 +352,6 @@ def _union(key: str, members: Iterable[str], opened: Mapping[tuple[str, str], Da
     names: dict[str, None] = {}
     for member in members:
         dataset = opened.get((member, "train"), opened.get((member, "val")))
-        if dataset is not None and key in dataset.vocabularies:
-            names |= dict.fromkeys(dataset.vocabularies[key].names)
+        if dataset is not None and key in dataset.classes:
+            names |= dict.fromkeys(dataset.classes[key].names)
     return tuple(names)

@@ -1,4 +1,4 @@
-"""Reading pictures: every mode becomes 8-bit RGB, every failure a `DataError` that names the file.
+"""Reading images: every mode becomes 8-bit RGB, every failure a `DataError` that names the file.
 
 Pillow decodes, never `torchvision.io`, which can crash the process on a damaged PNG.
 """
@@ -19,15 +19,15 @@ from torch import Tensor
 from visionkit.data.files import Fault, diagnose, find_fault, shown
 from visionkit.errors import DataError
 
-# --- The size of a picture from its header, in place of the picture where nothing else is
+# --- The size of an image from its header, in place of the image where nothing else is
 # needed.
 
 _ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and what it says of such a one
 
 
-def load_shape(path: str | Path, *, exif: Literal["apply", "ignore"] = "apply") -> Fitted:
+def load_shape(path: str | Path, *, exif: Literal["apply", "ignore"] = "apply") -> ResizedImage:
     """Called like `load_image`, for data sets that use nothing but the shape. DataError if the
-    file is no picture."""
+    file is no image."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
@@ -35,8 +35,8 @@ def load_shape(path: str | Path, *, exif: Literal["apply", "ignore"] = "apply") 
             if turned and image.format != "TIFF":  # whose size Pillow gives upright
                 width, height = height, width
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise DataError(f"picture {path} {diagnose(path)} [{error}]") from error
-    return Fitted(torch.zeros(3, 1, 1, dtype=torch.uint8), (3, height, width))
+        raise DataError(f"image {path} {diagnose(path)} [{error}]") from error
+    return ResizedImage(torch.zeros(3, 1, 1, dtype=torch.uint8), (3, height, width))
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -55,15 +55,17 @@ _UPRIGHT = {
 }
 
 
-class Fitted(NamedTuple):
-    """A picture of which only the pixels at the size for the network are at hand."""
+class ResizedImage(NamedTuple):
+    """An image of which only the pixels at the size for the network are at hand."""
 
     pixels: Tensor  # (3, h, w) uint8
-    shape: tuple[int, ...]  # of the whole picture, (3, H, W)
+    shape: tuple[int, ...]  # of the whole image, (3, H, W)
 
 
 T = TypeVar("T")
-Load: TypeAlias = Callable[..., Tensor | Fitted]  # called like `load_image`, by a data set
+ImageLoader: TypeAlias = Callable[
+    ..., Tensor | ResizedImage
+]  # called like `load_image`, by a data set
 
 
 def is_image_file(path: Path) -> bool:
@@ -77,10 +79,10 @@ def load_image(
     exif: Literal["apply", "ignore"] = "apply",
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """The picture as (3, h, w) uint8 RGB, channels last in memory.
+    """The image as (3, h, w) uint8 RGB, channels last in memory.
 
     Alpha is dropped, an animation gives its first frame, 16-bit gray is divided by 257. With
-    `exif="apply"` the picture is turned upright (TIFF files always are, by Pillow). Raises
+    `exif="apply"` the image is turned upright (TIFF files always are, by Pillow). Raises
     `DataError` if the file cannot be read, has more than `max_pixels` pixels (found before
     decoding), or holds values that have no fixed meaning as 8 bits.
     """
@@ -90,14 +92,14 @@ def load_image(
 
 
 def check_label_mode(mode: str) -> None:
-    """`Refused` unless pictures of that mode can be label maps."""
+    """`Refused` unless images of that mode can be label maps."""
     if mode not in ("L", "P"):
         clause = f"has mode {mode}: a label map is 8-bit gray or palette"
         raise Refused(Fault("values", clause))
 
 
 def load_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """A map of class numbers stored as an 8-bit gray or palette picture: (h, w) uint8."""
+    """A map of class numbers stored as an 8-bit gray or palette image: (h, w) uint8."""
 
     def indices(image: Image.Image) -> Image.Image:
         check_label_mode(image.mode)
@@ -116,31 +118,31 @@ def check_size(
     said_by: Path,
     exif: Literal["apply", "ignore"],
 ) -> None:
-    """`DataError` if a picture has another (h, w) than the file `said_by` says."""
+    """`DataError` if an image has another (h, w) than the file `said_by` says."""
     if found == expected:
         return
     other = "ignore" if exif == "apply" else "apply"
     hint = (
         f"swapped: the sizes in the file are wrong, or set the data set's `exif: {other}`"
         if found == expected[::-1]
-        else "annotations and picture do not belong together: resize neither alone"
+        else "annotations and image do not belong together: resize neither alone"
     )
     raise DataError(
-        f"picture {shown(path)} is {found[1]}x{found[0]}, but {shown(said_by)} says "
+        f"image {shown(path)} is {found[1]}x{found[0]}, but {shown(said_by)} says "
         f"{expected[1]}x{expected[0]} ({hint})"
     )
 
 
 class Refused(Exception):
-    """Why a file is not taken as a picture: the `fault`."""
+    """Why a file is not taken as an image: the `fault`."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
         self.fault = fault
 
 
-def open_picture(path: str | Path, use: Callable[[Image.Image], T], max_pixels: int) -> T:
-    """What `use` makes of the picture in that file, which is opened but not decoded yet. `Refused`
+def open_image(path: str | Path, use: Callable[[Image.Image], T], max_pixels: int) -> T:
+    """What `use` makes of the image in that file, which is opened but not decoded yet. `Refused`
     if it has more than `max_pixels` pixels, or if anything fails."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe could take forever
@@ -167,9 +169,9 @@ def _read(
     path: str | Path, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
 ) -> Image.Image:
     try:
-        return open_picture(path, convert, max_pixels)
+        return open_image(path, convert, max_pixels)
     except Refused as refused:
-        raise DataError(f"picture {shown(path)} {refused.fault.clause}") from refused.__cause__
+        raise DataError(f"image {shown(path)} {refused.fault.clause}") from refused.__cause__
 
 
 def orientation(image: Image.Image) -> int:
@@ -182,14 +184,14 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image, exif: Literal["apply", "ignore"]) -> Image.Image:
-    """The decoded picture, turned as its EXIF record says, unless that is to be ignored."""
+    """The decoded image, turned as its EXIF record says, unless that is to be ignored."""
     image.load()
     turn = None if exif == "ignore" else _UPRIGHT.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as 8-bit RGB. `Refused` if its values have no fixed meaning."""
+    """An image of any mode as 8-bit RGB. `Refused` if its values have no fixed meaning."""
     if image.mode.startswith("I"):
         return _gray16(image).convert("RGB")
     if image.mode == "F":

@@ -79,8 +79,8 @@ def look_at_maps(
             yield finding("class-map", str(error), value=str(id_), remedy="")
             continue
         if labels is not None and (labels == IGNORE).all():
-            text = f"the class map of picture {id_} has no labelled pixel"
-            yield finding("unlabelled-map", text, value=str(id_))
+            text = f"the class map of image {id_} has no labeled pixel"
+            yield finding("unlabeled-map", text, value=str(id_))
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ Segmentation: TypeAlias = Polygons | Bitmap
 
 
 def paint(segmentations: Sequence[Segmentation], size: tuple[int, int]) -> Tensor:
-    """The masks (N, h, w) bool of N objects in a picture of `size` (h, w)."""
+    """The masks (N, h, w) bool of N objects in an image of `size` (h, w)."""
     canvas = np.zeros((len(segmentations), *size), np.uint8)
     for mask, segmentation in zip(canvas, segmentations, strict=True):
         segmentation.paint(mask)

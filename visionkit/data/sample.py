@@ -1,4 +1,4 @@
-"""One picture and its labels before batching; each geometric change moves them all together.
+"""One image and its labels before batching; each geometric change moves them all together.
 
 Objects stay polygons until the end and are painted once, at the final size: cheaper and more exact
 than resizing full-frame masks.
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from visionkit.data.image_io import Fitted
+from visionkit.data.image_io import ResizedImage
 from visionkit.data.masks import Segmentation, paint
 from visionkit.types import Target
 
 
 @dataclass
 class Sample:
-    """A picture with what is known about it. `None` means not labelled.
+    """An image with what is known about it. `None` means not labeled.
 
     Geometry methods return a new sample; nothing is changed in place.
     """
 
-    image: Tensor | Fitted  # (3, h, w) uint8; `Fitted` until it is resized
+    image: Tensor | ResizedImage  # (3, h, w) uint8; `ResizedImage` until it is resized
     image_id: int
     orig_size: tuple[int, int]
     boxes: np.ndarray | None = None  # (N, 4) float32 xyxy
@@ -35,9 +35,9 @@ class Sample:
     area: np.ndarray | None = None  # (N,) float32, original pixels
     segmentations: list[Segmentation] | None = None  # N polygon lists or bitmaps
     cut: np.ndarray | None = None  # (N,) bool: objects that a crop has cut
-    labelled: np.ndarray | None = None  # (K,) bool, see `Target`; None = all classes
+    labeled: np.ndarray | None = None  # (K,) bool, see `Target`; None = all classes
     semantic: Tensor | None = None  # (h, w) uint8
-    semantic_labelled: np.ndarray | None = None  # (S,) bool; None = all classes
+    semantic_labeled: np.ndarray | None = None  # (S,) bool; None = all classes
     class_id: int | None = None
     identity: int | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)  # keys of the user's own heads
@@ -47,7 +47,7 @@ class Sample:
         return self.image.shape[-2], self.image.shape[-1]
 
     def resize(self, size: tuple[int, int]) -> Sample:
-        """The same picture at `size` (h, w); antialiased, labels nearest."""
+        """The same image at `size` (h, w); antialiased, labels nearest."""
         (old_h, old_w), (h, w) = self.size, size
         if (old_h, old_w) == (h, w):
             return self
@@ -59,7 +59,7 @@ class Sample:
         return moved
 
     def crop(self, top: int, left: int, height: int, width: int) -> Sample:
-        """The window of that size, which must lie inside the picture; boxes are clipped."""
+        """The window of that size, which must lie inside the image; boxes are clipped."""
         window = (..., slice(top, top + height), slice(left, left + width))
         moved = self._map((1, 1), (-left, -top), (height, width))
         moved.image = self.image[window]
@@ -112,8 +112,8 @@ class Sample:
             target["identity"] = torch.tensor(self.identity)
         if self.semantic is not None:
             target["semantic"] = self.semantic.contiguous()
-            if self.semantic_labelled is not None:
-                target["semantic_labelled"] = torch.from_numpy(self.semantic_labelled)
+            if self.semantic_labeled is not None:
+                target["semantic_labeled"] = torch.from_numpy(self.semantic_labeled)
         if self.boxes is not None:
             self._add_objects(target)
         target.update(self.extra)  # type: ignore[typeddict-item]
@@ -137,13 +137,13 @@ class Sample:
         target["area"] = torch.from_numpy(self.area[rows])
         if self.attributes is not None:
             target["attributes"] = torch.from_numpy(self.attributes[rows])
-        if self.labelled is not None:
-            target["labelled"] = torch.from_numpy(self.labelled)
+        if self.labeled is not None:
+            target["labeled"] = torch.from_numpy(self.labeled)
 
 
-def resized(image: Tensor | Fitted, size: tuple[int, int]) -> Tensor:
+def resized(image: Tensor | ResizedImage, size: tuple[int, int]) -> Tensor:
     """The pixels (3, h, w) uint8 at `size` (h, w), antialiased."""
-    if not isinstance(image, Fitted):
+    if not isinstance(image, ResizedImage):
         return F.resize(image, list(size), antialias=True)
     if image.pixels.shape[1:] != size:
         raise ValueError(f"fitted to {tuple(image.pixels.shape[1:])}, cannot be made {size}")

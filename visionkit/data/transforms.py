@@ -1,7 +1,7 @@
-"""Random changes of training pictures, labels moved along, and the rule of the network's size.
+"""Random changes of training images, labels moved along, and the rule of the network's size.
 
 A transform is called as `transform(sample, rng, image_size)`; all its randomness comes from `rng`.
-One that has `resizes` set brings the picture to the network's size itself; otherwise the picture
+One that has `resizes` set brings the image to the network's size itself; otherwise the image
 has been resized before.
 """
 
@@ -34,7 +34,7 @@ Turn: TypeAlias = Annotated[float, Range(low=0, high=0.5)]
 
 
 def fit(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
-    """The (h, w) of a picture of `size` (h, w) in the network, its aspect kept.
+    """The (h, w) of an image of `size` (h, w) in the network, its aspect kept.
 
     With one number the longest side becomes that. With (shortest, longest) the shortest side
     becomes the first number unless the longest would pass the second, rounded down as in
@@ -49,7 +49,7 @@ def fit(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
 
 
 def window(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
-    """The largest (h, w) that a random crop of a picture of `size` may have in the network."""
+    """The largest (h, w) that a random crop of an image of `size` may have in the network."""
     if isinstance(image_size, int):
         return image_size, image_size
     return fit(size, image_size)
@@ -82,7 +82,7 @@ class VerticalFlip:
 class ScaleJitter:
     """Large-scale jitter: resizes to `low` to `high` times the fitted size; what is then larger
     than the network's window is cropped at random, what is smaller stays so (Ghiasi et al.,
-    "Simple Copy-Paste", 2021). Done with probability `p`, else the picture is only fitted.
+    "Simple Copy-Paste", 2021). Done with probability `p`, else the image is only fitted.
     """
 
     resizes: ClassVar[bool] = True
@@ -99,7 +99,7 @@ class ScaleJitter:
         jitter = rng.uniform(self.low, self.high)
         scaled = [max(1, round(side * jitter)) for side in fitted]
         wanted = [min(pair) for pair in zip(scaled, window(sample.size, size), strict=True)]
-        # Cropping before resizing gives the same picture and touches fewer pixels.
+        # Cropping before resizing gives the same image and touches fewer pixels.
         height, width = (
             max(1, round(old * part / whole))
             for old, part, whole in zip(sample.size, wanted, scaled, strict=True)
@@ -108,7 +108,7 @@ class ScaleJitter:
 
 
 class RandomResizedCrop:
-    """A window of `scale` times the picture's area and `ratio` width to height, resized to the
+    """A window of `scale` times the image's area and `ratio` width to height, resized to the
     network's size (a square if that is one number). For classification (Szegedy et al., 2014).
     """
 
@@ -135,7 +135,7 @@ class RandomResizedCrop:
 
 
 class RandomCrop:
-    """With probability `p` a window with sides of at least `low` times the picture's that holds
+    """With probability `p` a window with sides of at least `low` times the image's that holds
     the center of an object, if there is one.
     """
 

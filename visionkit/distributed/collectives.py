@@ -57,7 +57,7 @@ def world_size() -> int:
 
 
 @contextmanager
-def answered() -> Iterator[None]:
+def wrap_errors() -> Iterator[None]:
     """Around each collective call: LostProcess when another process does not take part in it."""
     try:
         yield
@@ -65,20 +65,20 @@ def answered() -> Iterator[None]:
         raise LostProcess(str(error)) from error
 
 
-def add_up(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """Its sum over all processes, in place."""
     if world_size() > 1:
-        with answered():
+        with wrap_errors():
             dist.all_reduce(tensor)
     return tensor
 
 
 def average(tensor: Tensor) -> Tensor:
     """Its mean over all processes, in place."""
-    return tensor if world_size() == 1 else add_up(tensor).div_(world_size())
+    return tensor if world_size() == 1 else all_reduce_sum(tensor).div_(world_size())
 
 
-def average_step(parameters: Iterable[nn.Parameter], others: Sequence[Tensor] = ()) -> None:
+def sync_gradients(parameters: Iterable[nn.Parameter], others: Sequence[Tensor] = ()) -> None:
     """Replace each gradient, and each of the `others`, by its mean over all processes, in one flat
     all-reduce.
 
@@ -109,33 +109,33 @@ def _split(flat: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
     return flat.split([part.numel() for part in parts])
 
 
-def largest(numbers: Sequence[int]) -> list[int]:
+def all_reduce_max(numbers: Sequence[int]) -> list[int]:
     """For each of the numbers, the largest that any process has."""
     votes = torch.tensor(numbers)
     if world_size() > 1:
-        with answered():
+        with wrap_errors():
             dist.all_reduce(votes, op=dist.ReduceOp.MAX)
     return votes.tolist()
 
 
 def broadcast_state(model: nn.Module) -> None:
-    """Give every process the parameters and buffers of process 0."""
+    """Give every process the parameters and buffers of rank 0."""
     if world_size() > 1:
         for tensor in model.state_dict().values():
-            with answered():
+            with wrap_errors():
                 dist.broadcast(tensor, src=0)
 
 
-def any_of(*flags: bool, device: torch.device) -> list[bool]:
+def any_rank(*flags: bool, device: torch.device) -> list[bool]:
     """For each of the flags, whether it is set in any process."""
     if world_size() == 1:
         return list(flags)
-    votes = add_up(torch.tensor(flags, dtype=torch.int32, device=device))
+    votes = all_reduce_sum(torch.tensor(flags, dtype=torch.int32, device=device))
     return [bool(vote) for vote in votes.tolist()]
 
 
-def on_first(work: Callable[[], T]) -> T:
-    """What `work` returns in process 0, which alone does it. If it fails there, it fails in all,
+def on_main_rank(work: Callable[[], T]) -> T:
+    """What `work` returns in rank 0, which alone does it. If it fails there, it fails in all,
     so that none waits for one that is gone."""
     if world_size() == 1:
         return work()
@@ -146,7 +146,7 @@ def on_first(work: Callable[[], T]) -> T:
         except VisionkitError as error:
             result = error
         except Exception as error:
-            result = VisionkitError(f"process 0: {type(error).__name__}: {error}")
+            result = VisionkitError(f"rank 0: {type(error).__name__}: {error}")
             result.__cause__ = error
     result = gather(result)[0]
     if isinstance(result, VisionkitError):
@@ -159,20 +159,20 @@ def gather(value: Any) -> list[Any]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    with answered():
+    with wrap_errors():
         dist.all_gather_object(values, value)
     return values
 
 
-def require_same(facts: Mapping[str, Any]) -> None:
+def assert_same_on_all_ranks(facts: Mapping[str, Any]) -> None:
     """Raise ConfigError in all processes if not all came with the same facts, such as the number
-    of pictures of a data set; say which."""
+    of images of a data set; say which."""
     of_all = gather(dict(facts))
     for other, theirs in enumerate(of_all):
         for name in {**of_all[0], **theirs}:
             first, second = of_all[0].get(name), theirs.get(name)
             if first != second:
                 raise ConfigError(
-                    f"the processes do not train the same: process {other} has {name} {second}, "
-                    f"process 0 has {first}; give all the same config, code and data"
+                    f"the processes do not train the same: rank {other} has {name} {second}, "
+                    f"rank 0 has {first}; give all the same config, code and data"
                 )

@@ -25,7 +25,7 @@ def meet() -> dist.PrefixStore:
     """A store for the processes that are alive now.
 
     With --max-restarts torchrun keeps its store, in which the addresses of dead processes remain,
-    and on several machines its count of restarts may differ from one to another. So process 0
+    and on several machines its count of restarts may differ from one to another. So rank 0
     makes up a name for this attempt and tells it to those that call with a new word each.
     """
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout()))
@@ -42,14 +42,14 @@ def _welcome(store: dist.Store, world_size: int) -> str:
     """Answer all others, also one whose word of an earlier attempt was found first."""
     name = f"visionkit/{uuid.uuid4().hex}"
     missing = set(range(1, world_size))
-    answered: dict[int, bytes] = {}
+    wrap_errors: dict[int, bytes] = {}
     until = time.monotonic() + timeout().total_seconds()
     while missing:
         for rank in sorted(missing):
             key = f"visionkit/hello/{rank}"
-            if store.check([key]) and (word := store.get(key)) != answered.get(rank):
+            if store.check([key]) and (word := store.get(key)) != wrap_errors.get(rank):
                 store.set(f"visionkit/welcome/{word.decode()}", name)
-                answered[rank] = word
+                wrap_errors[rank] = word
         missing = {rank for rank in missing if not store.check([f"{name}/here/{rank}"])}
         if missing and time.monotonic() > until:
             who = ", ".join(map(str, sorted(missing)))
@@ -84,7 +84,7 @@ def _watch(parent: int) -> None:
 
 
 WANTED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-TIMEOUT = 600  # seconds; process 0 may score a large data set while the others wait
+TIMEOUT = 600  # seconds; rank 0 may score a large data set while the others wait
 
 
 def world_size() -> int:
@@ -153,7 +153,7 @@ def keeps_store() -> bool:
 
 def name() -> str | None:
     """What all attempts of one launch have in common, and no other launch has; None without
-    torchrun. Of value in process 0."""
+    torchrun. Of value in rank 0."""
     given = os.environ.get("TORCHELASTIC_RUN_ID")
     if given in (None, "none"):  # torchrun without an id: attempts have the same parent
         return given and f"{socket.gethostname()}:{os.getppid()}"

@@ -22,7 +22,7 @@ from visionkit.cli.reports import advice, cores
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
 from visionkit.engine.device import pick_device, pick_precision
-from visionkit.engine.optim import MovingAverage, build_optimizer, combiner, total_norm
+from visionkit.engine.optim import ModelEMA, build_optimizer, gradient_combiner, total_norm
 from visionkit.engine.setup import set_up
 from visionkit.models.model import VisionModel
 from visionkit.types import Batch
@@ -62,7 +62,7 @@ def benchmark(
 
     `steps` training steps are timed after a warm-up, as many batches of the loader alone, and at
     most as many batches of the evaluation. Gives `device`, `precision`, `workers`, `batch`
-    (pictures in a step), `steps`; `images_per_second` of training and `loader_images_per_second`
+    (images in a step), `steps`; `images_per_second` of training and `loader_images_per_second`
     of the loader when nothing else runs; `seconds`, of one `step` and of each of its parts, which
     add up to it; `evaluation` (see `_evaluate`); `memory_mb`, the peak of this process and, on a
     GPU, of its allocations; `advice`, a list of lines. The random generator is left as it was.
@@ -84,7 +84,7 @@ def benchmark(
             evaluation = _evaluate(model, sources, steps, workers=checked.workers, dtype=dtype)
     finally:
         torch.use_deterministic_algorithms(strict)
-    batch = settings.accumulate * sum(source.batch_size for source in trained)
+    batch = settings.accumulate_grad_batches * sum(source.batch_size for source in trained)
     result = {
         "device": str(device),
         "precision": str(dtype).removeprefix("torch."),
@@ -108,8 +108,8 @@ def _train(
     device = next(model.parameters()).device
     optimizer = build_optimizer(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    average = MovingAverage(model, settings.ema) if settings.ema else None
-    gradients = combiner(settings.weighting, model)
+    average = ModelEMA(model, settings.ema) if settings.ema else None
+    gradients = gradient_combiner(settings.weighting, model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     watch = Stopwatch(device)
     model.train()
@@ -119,7 +119,7 @@ def _train(
             if step == WARM_UP:
                 watch.seconds.clear()
                 start = watch.now()
-            for _ in range(settings.accumulate):
+            for _ in range(settings.accumulate_grad_batches):
                 for source in sources:
                     with watch("data"):
                         batch = next(batches[source.name])
@@ -131,7 +131,7 @@ def _train(
                     with watch("backward"):
                         gradients.backward(
                             {
-                                head: scaler.scale(p / settings.accumulate)
+                                head: scaler.scale(p / settings.accumulate_grad_batches)
                                 for head, p in parts.items()
                             }
                         )
@@ -169,7 +169,7 @@ def _forward(
 
 
 def _load(config: Config, sources: list[Source], steps: int) -> float:
-    """Pictures per second of the loaders alone, past what their workers had ready."""
+    """Images per second of the loaders alone, past what their workers had ready."""
     with ExitStack() as stack:
         batches = _open(config, sources, stack)
 
@@ -202,13 +202,13 @@ def _evaluate(
     workers: int,
     dtype: torch.dtype,
 ) -> dict[str, float] | None:
-    """`pictures` predicted, `predict_seconds` for each, and `scoring_seconds` for all of them.
+    """`images` predicted, `predict_seconds` for each, and `scoring_seconds` for all of them.
 
     None if nothing is validated. The weights are those a training begins with, so there may be
     more or fewer objects to score than later.
     """
     device = next(model.parameters()).device
-    watch, pictures = Stopwatch(device), 0
+    watch, images = Stopwatch(device), 0
     model.eval()
     for source in sources:
         if source.val is None or not source.feeds:
@@ -224,18 +224,18 @@ def _evaluate(
                     ):
                         features = model.features(batch)
                         predictions = model.predictions(features, batch, source.feeds)
-                pictures += len(batch)
+                images += len(batch)
                 with watch("scoring"):
                     for head, evaluator in evaluators.items():
                         evaluator.update(predictions[head], batch)
         with watch("scoring"):
             for evaluator in evaluators.values():
                 evaluator.compute()
-    if not pictures:
+    if not images:
         return None
     return {
-        "pictures": pictures,
-        "predict_seconds": watch.seconds["predict"] / pictures,
+        "images": images,
+        "predict_seconds": watch.seconds["predict"] / images,
         "scoring_seconds": watch.seconds["scoring"],
     }
 

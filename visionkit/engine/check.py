@@ -16,9 +16,9 @@ from visionkit.config import Config, load_config, missing_paths
 from visionkit.data.build import open_sources
 from visionkit.data.checks.findings import Finding, Problems, finding, findings_of
 from visionkit.data.checks.kinds import policies
-from visionkit.data.checks.report import forgiven, picture_findings
-from visionkit.data.checks.splits import look_across
-from visionkit.data.checks.summary import data_used, describe, splits_of, where_is
+from visionkit.data.checks.report import forgiven, image_findings
+from visionkit.data.checks.splits import cross_split_findings
+from visionkit.data.checks.summary import data_used, describe, iter_splits, split_key
 from visionkit.data.coco.annotations import read_annotations
 from visionkit.data.datasets.coco import Coco
 from visionkit.engine import setup
@@ -87,30 +87,30 @@ def check_config(
     if whole and device is not None:
         with report.catching():
             prepare_model(config, sources, taken_over, origin, device=device)
-    across = look_across(config, sources, contents=True)
-    pictures: dict[str, list[Finding]] = {}
+    across = cross_split_findings(config, sources, contents=True)
+    images: dict[str, list[Finding]] = {}
     for source in sources:
-        for split, dataset in splits_of(source):
-            where = where_is(source.name, split)
-            pictures[where] = forgiven(source, split, picture_findings(dataset, where))
+        for split, dataset in iter_splits(source):
+            where = split_key(source.name, split)
+            images[where] = forgiven(source, split, image_findings(dataset, where))
             report.findings += _located(where, _look_at(dataset))
-            report.findings += pictures[where]
+            report.findings += images[where]
     report.findings += across
-    report.used = data_used(sources, across, pictures)
+    report.used = data_used(sources, across, images)
     return report
 
 
-def check_annotations(path: str | Path, pictures: str | Path | None = None) -> Report:
-    """Look at a COCO annotation file, and with `pictures` at the files in that folder."""
+def check_annotations(path: str | Path, images: str | Path | None = None) -> Report:
+    """Look at a COCO annotation file, and with `images` at the files in that folder."""
     report = Report(str(path))
     with report.catching(str(path)):
-        if pictures is not None:
-            data: Any = Coco(str(pictures), str(path))
+        if images is not None:
+            data: Any = Coco(str(images), str(path))
         else:
             problems = Problems(f"annotation file {path}", path)
             data = read_annotations(path, problems, actions=policies(None))
             problems.raise_any()
-        looked = picture_findings(data, str(path))
+        looked = image_findings(data, str(path))
         report.findings += [*_located(str(path), _look_at(data)), *looked]
         used = {"main": {"annotations": describe(data, looked)}}
         report.used = {**report.used, "sources": used}

@@ -57,7 +57,7 @@ def evaluate_run(
     """`evaluate`, and what else RUN/eval/metrics.json says: `coco_engine`, the program that
     computed the COCO figures, and its version."""
     collectives.setup()
-    with failures.together():
+    with failures.propagate_failures():
         return _evaluate_run(run, overrides, heads, allow_plugins)
 
 
@@ -79,7 +79,7 @@ def _evaluate_run(
     coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
     facts = {"coco_engine": engine_version(pick_engine())} if coco else {}
     if Path(run).is_dir():
-        collectives.on_first(lambda: _write(Path(run) / "eval", {**metrics, **facts}, coco))
+        collectives.on_main_rank(lambda: _write(Path(run) / "eval", {**metrics, **facts}, coco))
     return metrics, facts
 
 
@@ -107,7 +107,7 @@ def evaluate_model(
     """Metrics of every head on every validation source, and the evaluators that computed them.
 
     Names are `<head>/<metric>`, with `<source>/` in front when several sources are validated;
-    validation losses are `<head>/loss/<term>`, the mean over the pictures. Training state, the
+    validation losses are `<head>/loss/<term>`, the mean over the images. Training state, the
     random generator included, is left as it was. All figures are the same bit for bit on any
     number of processes.
     """
@@ -143,12 +143,12 @@ def metric_names(model: VisionModel, sources: Iterable[Source]) -> list[str]:
 
 
 def _nothing_seen(head: str, evaluator: Evaluator) -> dict[str, float]:
-    """Its metrics before any picture."""
+    """Its metrics before any image."""
     try:
         metrics = evaluator.compute()
     except Exception as error:
         raise ConfigError(
-            f"heads.{head}: compute() of its evaluator fails where it has seen no picture yet "
+            f"heads.{head}: compute() of its evaluator fails where it has seen no image yet "
             f"({type(error).__name__}: {error}); expected the names of its metrics, with NaN"
         ) from error
     return checked_metrics(head, metrics)
@@ -184,13 +184,13 @@ def _evaluate_source(
 
 
 def _check_seen(by_process: list[list[int]], source: Source) -> None:
-    """Every picture once: one that is scored twice, or not at all, makes all figures wrong."""
+    """Every image once: one that is scored twice, or not at all, makes all figures wrong."""
     times = Counter(number for seen in by_process for number in seen)
     wrong = {i: times[i] for i in {*times, *range(len(source.val))} if times[i] != 1}
     if wrong or times.total() != len(source.val):
         raise VisionkitError(
-            f"data.{source.name}.val: {len(source.val)} pictures, but the processes scored "
-            f"{times.total()}; how often, by the picture's number: {dict(sorted(wrong.items()))}"
+            f"data.{source.name}.val: {len(source.val)} images, but the processes scored "
+            f"{times.total()}; how often, by the image's number: {dict(sorted(wrong.items()))}"
         )
 
 
@@ -222,8 +222,8 @@ def _check_same(metrics: dict[str, dict[str, float]]) -> None:
         for head, values in theirs.items():
             if repr(values) != repr(first[head]):  # NaN is like NaN
                 raise ConfigError(
-                    f"heads.{head}: its evaluator gives {values} in process {rank}, and "
-                    f"{first[head]} in process 0; does its merge() join the states of all?"
+                    f"heads.{head}: its evaluator gives {values} in rank {rank}, and "
+                    f"{first[head]} in rank 0; does its merge() join the states of all?"
                 )
 
 

@@ -24,7 +24,7 @@ from visionkit.errors import (
     ResourceError,
     VisionkitError,
 )
-from visionkit.runs.signals import Stopped, StopRequest, deaf
+from visionkit.runs.signals import Stopped, StopRequest, signals_blocked
 
 # --- How a run ends: status.json says it, whatever ends it.
 
@@ -32,9 +32,9 @@ log = logging.getLogger("visionkit")
 
 
 @contextmanager
-def recorded(progress: Progress, stop: StopRequest) -> Iterator[None]:
+def record_status(progress: Progress, stop: StopRequest) -> Iterator[None]:
     """Around training. A signal becomes Preempted, everything else is raised as it came."""
-    stop.last_words = progress.left_at_once
+    stop.on_forced_exit = progress.force_exit_status
     try:
         yield
     except (Stopped, Preempted) as error:
@@ -48,13 +48,13 @@ def recorded(progress: Progress, stop: StopRequest) -> Iterator[None]:
         code = getattr(error, "exit_code", 1)
         progress.finish(state, exit_code=code, reason=f"{type(error).__name__}: {error}")
         if progress.kept and state == "failed":
-            log.warning("%s; when it is mended, %s", progress.what_is_kept(), _go_on(progress))
+            log.warning("%s; when it is mended, %s", progress.checkpoint_status(), _go_on(progress))
         raise
 
 
 def _preempted(progress: Progress, stop: StopRequest) -> Preempted:
     return Preempted(
-        f"stopped by {stop.received} at step {progress.step}; {progress.what_is_kept()}; "
+        f"stopped by {stop.received} at step {progress.step}; {progress.checkpoint_status()}; "
         f"{'start it again' if progress.kept is None else _go_on(progress)}"
     )
 
@@ -68,7 +68,7 @@ def _go_on(progress: Progress) -> str:
 
 
 @contextmanager
-def explained(config: Config) -> Iterator[None]:
+def explain_errors(config: Config) -> Iterator[None]:
     """Raises what is known as an error that says what to do, anything else as it is."""
     try:
         yield
@@ -98,7 +98,7 @@ def _explained(error: Exception, config: Config) -> VisionkitError | None:
         )
         return ResourceError(
             f"out of memory with {sizes}. Use a smaller batch_size (as many times "
-            "train.accumulate keeps the pictures per step), a smaller image_size or "
+            "train.accumulate_grad_batches keeps the images per step), a smaller image_size or "
             f"train.precision=bf16. {first_line}"
         )
     if (isinstance(error, OSError) and error.errno == errno.EMFILE) or (
@@ -121,7 +121,7 @@ PATIENCE = 3.0  # seconds in which a process that is at fault may still say so
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def propagate_failures() -> Iterator[None]:
     """What is raised inside is told to the other processes, where it turns up as LostProcess; they
     raise what they are told, or say which process it is that went or hangs. Torchrun shows it too.
     """
@@ -134,7 +134,7 @@ def together() -> Iterator[None]:
             _tell(Preempted("stopped by a signal"))
         raise
     except LostProcess as error:
-        with deaf():  # torchrun ends all processes soon after the first one
+        with signals_blocked():  # torchrun ends all processes soon after the first one
             cause = _cause(error)
             launch.show_torchrun(cause, later=True)
         raise cause from error
@@ -145,11 +145,11 @@ def together() -> Iterator[None]:
         raise
 
 
-def first_told(signal_name: str | None) -> str:
+def agree_on_signal(signal_name: str | None) -> str:
     """The signal that some process got, and which one; the same in all processes."""
     told = enumerate(collectives.gather(signal_name))
     rank, name = next((rank, name) for rank, name in told if name)
-    return name if collectives.world_size() == 1 else f"{name} to process {rank}"
+    return name if collectives.world_size() == 1 else f"{name} to rank {rank}"
 
 
 def _tell(error: BaseException) -> None:
@@ -180,7 +180,7 @@ def _cause(error: LostProcess) -> VisionkitError:
             if board.check(["fault"]):
                 rank, kind, text = json.loads(board.get("fault"))
                 board.set(f"read/{collectives.rank()}", "")
-                return getattr(errors, kind, VisionkitError)(f"process {rank}: {text}")
+                return getattr(errors, kind, VisionkitError)(f"rank {rank}: {text}")
             missing = {r for r in others if not board.check([f"lost/{r}"])}
             time.sleep(0.05)
     who = ", ".join(map(str, sorted(missing or others)))

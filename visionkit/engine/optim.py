@@ -101,7 +101,7 @@ def _taken(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if gradient is None else gradient
 
 
-def combiner(weighting: str, model: VisionModel) -> Sum | PCGrad:
+def gradient_combiner(weighting: str, model: VisionModel) -> Sum | PCGrad:
     return PCGrad(model) if weighting == "pcgrad" else Sum()
 
 
@@ -174,7 +174,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["scale"]
 
 
-class MovingAverage:
+class ModelEMA:
     """A copy of the model whose weights follow the model's slowly (Polyak averaging).
 
     The decay starts small, min(decay, (1 + n) / (10 + n)) after n updates, so that the random

@@ -1,4 +1,4 @@
-"""From a picture to predictions in its own pixels, with a trained run."""
+"""From an image to predictions in its own pixels, with a trained run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
 from visionkit.types import Classes
 
-# --- Predictions for many files: several threads, each of which takes some pictures all the
+# --- Predictions for many files: several threads, each of which takes some images all the
 # way.
 
 BATCH = 4  # more gains nothing on a CPU; see docs/performance.md
-THREADS = 4  # at most; each holds a batch of pictures and their feature maps
+THREADS = 4  # at most; each holds a batch of images and their feature maps
 
 Kept = TypeVar("Kept")
 
@@ -49,10 +49,10 @@ def predict_each(
 
     A thread takes `batch_size` files at a time, reads them, predicts and calls `use`; PyTorch's
     own threads are shared out among them. For small models that is much faster than all of
-    PyTorch's threads on one picture: nobody waits for another, nor for a decoder or a pen. No more
+    PyTorch's threads on one image: nobody waits for another, nor for a decoder or a pen. No more
     than one batch a thread is in memory, besides what `use` gives back.
 
-    Of the files of a batch those of one size go through the model together. No picture is padded
+    Of the files of a batch those of one size go through the model together. No image is padded
     to another's size, which would change its prediction; what remains is rounding.
     Close the generator to end the threads early; a batch that is under way is finished.
     """
@@ -93,22 +93,22 @@ def _predicted(predictor: Predictor, files: Sequence[Path]) -> dict[Path, Predic
     return {file: found[file] for file in files}
 
 
-Picture = str | Path | Image.Image | np.ndarray | Tensor
+ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @dataclass
 class Prediction:
-    """What a model found in one picture.
+    """What a model found in one image.
 
-    `heads` holds each head's result as a dict of CPU tensors in the picture's own pixels;
-    `draw_above` the score from which its objects are drawn if nobody says otherwise. The
+    `heads` holds each head's result as a dict of CPU tensors in the image's own pixels;
+    `draw_threshold` the score from which its objects are drawn if nobody says otherwise. The
     properties are shortcuts to the one head that has such a result.
     """
 
     heads: dict[str, dict[str, Any]]
     classes: dict[str, Classes]
     image: Tensor  # (3, h, w) uint8
-    draw_above: float | dict[str, float] = 0.5
+    draw_threshold: float | dict[str, float] = 0.5
 
     @property
     def boxes(self) -> Tensor:
@@ -136,7 +136,7 @@ class Prediction:
 
     @property
     def probs(self) -> Tensor:
-        """(K,) class probabilities of the whole picture."""
+        """(K,) class probabilities of the whole image."""
         head, key = self._only("probs")
         return self.heads[head][key]
 
@@ -149,7 +149,7 @@ class Prediction:
     @property
     def vector(self) -> Tensor:
         """(D,) float32 embedding of length 1."""
-        head, key = self._only("vector")
+        head, key = self._only("embedding")
         return self.heads[head][key]
 
     @property
@@ -175,16 +175,16 @@ class Prediction:
         return found[0]
 
     def draw(self, *, threshold: float | None = None) -> Image.Image:
-        """The picture with every head's result drawn over it, objects from that score on."""
+        """The image with every head's result drawn over it, objects from that score on."""
         from visionkit.visualization.draw import draw_all
 
         names = {head: self.classes[head].names for head in self.heads}
-        lowest = self.draw_above if threshold is None else threshold
+        lowest = self.draw_threshold if threshold is None else threshold
         return draw_all(self.image, self.heads, names, threshold=lowest)
 
 
 class Predictor:
-    """A trained model with everything needed to use it on pictures; see `load`."""
+    """A trained model with everything needed to use it on images; see `load`."""
 
     def __init__(
         self,
@@ -230,21 +230,21 @@ class Predictor:
         enabled = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
-    def predict(self, picture: Picture) -> Prediction:
-        """Predictions for a file, a PIL picture, an RGB uint8 array (h, w, 3) or tensor (3, h, w).
+    def predict(self, image: ImageInput) -> Prediction:
+        """Predictions for a file, a PIL image, an RGB uint8 array (h, w, 3) or tensor (3, h, w).
 
-        Raises DataError if a file cannot be read as a picture.
+        Raises DataError if a file cannot be read as an image.
         """
-        return self.predict_batch([picture])[0]
+        return self.predict_batch([image])[0]
 
     @torch.inference_mode()
-    def predict_batch(self, pictures: Sequence[Picture]) -> list[Prediction]:
-        """Predictions for several pictures at once; the heads of one size share the backbone."""
-        images = [_as_tensor(picture) for picture in pictures]
-        results: list[dict[str, dict[str, Any]]] = [{} for _ in images]
+    def predict_batch(self, images: Sequence[ImageInput]) -> list[Prediction]:
+        """Predictions for several images at once; the heads of one size share the backbone."""
+        tensors = [_as_tensor(image) for image in images]
+        results: list[dict[str, dict[str, Any]]] = [{} for _ in tensors]
         for size in dict.fromkeys(self._image_size.values()):
             heads = [head for head, s in self._image_size.items() if s == size]
-            batch = collate([_item(image, i, size) for i, image in enumerate(images)])
+            batch = collate([_item(tensor, i, size) for i, tensor in enumerate(tensors)])
             batch = batch.to(self.device)
             with self.autocast():
                 features = self.model.features(batch)
@@ -253,8 +253,8 @@ class Predictor:
                 for result, prediction in zip(results, predictions[head], strict=True):
                     result[head] = {key: _to_cpu(value) for key, value in prediction.items()}
         return [
-            Prediction(result, self.classes, image, self.model.draw_above)
-            for result, image in zip(results, images, strict=True)
+            Prediction(result, self.classes, tensor, self.model.draw_threshold)
+            for result, tensor in zip(results, tensors, strict=True)
         ]
 
 
@@ -299,19 +299,19 @@ def class_lists_of(state: dict[str, Any]) -> dict[str, Classes]:
     return {h: Classes(tuple(c["names"]), tuple(c["ids"])) for h, c in state["classes"].items()}
 
 
-def _as_tensor(picture: Picture) -> Tensor:
-    if isinstance(picture, (str, Path)):
-        return load_image(picture)
-    if isinstance(picture, Image.Image):
-        picture = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
-    if isinstance(picture, np.ndarray):
-        picture = torch.from_numpy(picture.copy()).permute(2, 0, 1) if picture.ndim == 3 else None
-    if not isinstance(picture, Tensor) or picture.dtype != torch.uint8 or picture.shape[0] != 3:
+def _as_tensor(image: ImageInput) -> Tensor:
+    if isinstance(image, (str, Path)):
+        return load_image(image)
+    if isinstance(image, Image.Image):
+        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if isinstance(image, np.ndarray):
+        image = torch.from_numpy(image.copy()).permute(2, 0, 1) if image.ndim == 3 else None
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape[0] != 3:
         raise ConfigError(
-            "predict: got something that is not a picture; give a file name, a PIL picture, "
+            "predict: got something that is not an image; give a file name, a PIL image, "
             "an RGB uint8 array (h, w, 3) or a uint8 tensor (3, h, w)"
         )
-    return picture
+    return image
 
 
 def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Tensor, Any]:

@@ -88,7 +88,9 @@ class Progress:
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.step = 0
         self.metrics: dict[str, float] = {}  # of the best validation
-        self.best = Best(config.train.best or default_best(config), config.train.no_worse_than)
+        self.best = Best(
+            config.train.best_metric or default_best(config), config.train.best_constraints
+        )
         self.best_score: float | None = None
         self.stale = 0  # validations since the best one
         self.validated_at = 0  # step
@@ -123,8 +125,10 @@ class Progress:
     def note(self, losses: dict[str, dict[str, Tensor]], total: Tensor) -> None:
         """Take in one batch's unweighted loss terms and the weighted total."""
         terms = {f"{h}/{t}": value.detach() for h, ts in losses.items() for t, value in ts.items()}
-        if self.settings.accumulate > 1:
-            terms = {name: value / self.settings.accumulate for name, value in terms.items()}
+        if self.settings.accumulate_grad_batches > 1:
+            terms = {
+                name: value / self.settings.accumulate_grad_batches for name, value in terms.items()
+            }
         terms["total"] = total.detach()
         _add(terms, self._now)
         if collectives.world_size() > 1:
@@ -271,12 +275,12 @@ class Progress:
         self._write_status(state, exit_code=exit_code, reason=reason)
         self.misses.report()
 
-    def left_at_once(self, signal_name: str, exit_code: int) -> str:
+    def force_exit_status(self, signal_name: str, exit_code: int) -> str:
         """A second signal ends the process here and now; what to say about it."""
         self._write_status("preempted", exit_code=exit_code, reason=f"second {signal_name}")
-        return self.what_is_kept()
+        return self.checkpoint_status()
 
-    def what_is_kept(self) -> str:
+    def checkpoint_status(self) -> str:
         if self.kept is None:
             return "there is no checkpoint yet"
         return f"the last checkpoint is of step {self.kept}"

@@ -1,4 +1,4 @@
-"""Predictions as files: one JSON list of records for all pictures, and an overlay of each."""
+"""Predictions as files: one JSON list of records for all images, and an overlay of each."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from visionkit.runs import directory as rundir
 from visionkit.types import Classes
 from visionkit.visualization.draw import color_of
 
-# --- Pictures of a variational autoencoder's latent space.
+# --- Images of a variational autoencoder's latent space.
 
-PLANE = 20  # pictures on a side of the plane
+PLANE = 20  # images on a side of the plane
 DIMENSIONS = 10  # at most so many traversals
 STEPS = 11  # of a traversal; an odd number has 0 in the middle
 REACH = 2.5  # standard deviations of the prior: all but one in eighty
-CHUNK = 64  # pictures decoded at once
+CHUNK = 64  # images decoded at once
 
 
 @torch.inference_mode()
-def write_latent_pictures(
+def write_latent_images(
     predictor: Predictor, out: str | Path, *, samples: int = 64, seed: int = 0
 ) -> list[Path]:
-    """For each VAE head of the model, pictures of what its latent space holds; returns the files.
+    """For each VAE head of the model, images of what its latent space holds; returns the files.
 
     OUT/<head>_samples.png: decoded draws from the prior, the same for the same `seed`.
     OUT/<head>_grid.png, for a latent of two dimensions: 20 x 20 points, even in probability; the
@@ -54,13 +54,13 @@ def write_latent_pictures(
             continue
         generator = torch.Generator().manual_seed(seed)
         draws = torch.randn(samples, head.latent, generator=generator)
-        pictures = {f"{name}_samples.png": _tiled(head, draws, ceil(sqrt(samples)))}
+        images = {f"{name}_samples.png": _tiled(head, draws, ceil(sqrt(samples)))}
         if head.latent == 2:
-            pictures[f"{name}_grid.png"] = _tiled(head, plane_points(PLANE), PLANE)
+            images[f"{name}_grid.png"] = _tiled(head, plane_points(PLANE), PLANE)
         else:
-            pictures[f"{name}_traversals.png"] = _tiled(head, traversal_points(head.latent), STEPS)
-        for file, picture in pictures.items():
-            picture.save(out / file)
+            images[f"{name}_traversals.png"] = _tiled(head, traversal_points(head.latent), STEPS)
+        for file, image in images.items():
+            image.save(out / file)
             files.append(out / file)
     return files
 
@@ -91,7 +91,7 @@ def _tiled(head: VAE, points: Tensor, columns: int) -> Image.Image:
 
 log = logging.getLogger("visionkit")
 TOP = 5
-PREDICTIONS, VECTORS = "predictions.json", "vectors.npz"
+PREDICTIONS, VECTORS = "predictions.json", "embeddings.npz"
 
 
 def predict_files(
@@ -102,25 +102,25 @@ def predict_files(
     threshold: float | None = None,
     batch_size: int = BATCH,
 ) -> int:
-    """Predict pictures and folders of pictures; returns how many could not be read.
+    """Predict images and folders of images; returns how many could not be read.
 
-    Writes OUT/predictions.json with every prediction and, for each picture, an overlay of those
+    Writes OUT/predictions.json with every prediction and, for each image, an overlay of those
     with a score of at least `threshold` (by default what suits the head), and its class maps;
-    OUT/vectors.npz with the embeddings; pictures of the latent space of a VAE. A broken picture is
+    OUT/embeddings.npz with the embeddings; images of the latent space of a VAE. A broken image is
     reported and left out. Only the vectors are kept in memory; `predict_each` tells what
     `batch_size` does.
     """
     out = Path(out)
-    files = {file: name for file, name in find_pictures(inputs) if not _is_inside(file, out)}
+    files = {file: name for file, name in find_images(inputs) if not _is_inside(file, out)}
     prepare_out(out, inputs, marker=PREDICTIONS)
     overlays = _overlays(files, out)
 
     def drawn(file: Path, prediction: Prediction) -> tuple[Prediction, dict[str, dict[str, Any]]]:
-        picture = prediction.draw(threshold=threshold).convert("RGB")
-        picture.save(overlays[file], quality=92)
+        image = prediction.draw(threshold=threshold).convert("RGB")
+        image.save(overlays[file], quality=92)
         return prediction, _write_maps(prediction, overlays[file])
 
-    broken, vectors = 0, Vectors()
+    broken, vectors = 0, EmbeddingWriter()
     with (
         rundir.json_list(out / PREDICTIONS) as add,
         closing(predict_each(predictor, [*files], drawn, batch_size)) as found,
@@ -136,27 +136,27 @@ def predict_files(
                 more = extra.get(record["head"], {})
                 add({"file_name": files[file], **record, **more})
     vectors.save(out)
-    write_latent_pictures(predictor, out)
+    write_latent_images(predictor, out)
     if broken == len(files):
-        raise DataError(f"predict: none of the {len(files)} pictures could be read")
+        raise DataError(f"predict: none of the {len(files)} images could be read")
     return broken
 
 
-class Vectors:
-    """Embeddings of many pictures, on their way to OUT/vectors.npz."""
+class EmbeddingWriter:
+    """Embeddings of many images, on their way to OUT/embeddings.npz."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {}
         self.rows: dict[str, list[np.ndarray]] = {}
 
     def add(self, name: str, prediction: Prediction) -> dict[str, dict[str, Any]]:
-        """Where in the file the vectors of one picture stand, by head."""
+        """Where in the file the vectors of one image stand, by head."""
         places = {}
         for head, result in prediction.heads.items():
-            if "vector" in result:
+            if "embedding" in result:
                 self.names.setdefault(head, []).append(name)
-                self.rows.setdefault(head, []).append(result["vector"].numpy())
-                places[head] = {"vectors": VECTORS, "row": len(self.rows[head]) - 1}
+                self.rows.setdefault(head, []).append(result["embedding"].numpy())
+                places[head] = {"embeddings": VECTORS, "row": len(self.rows[head]) - 1}
         return places
 
     def save(self, out: Path) -> None:
@@ -173,17 +173,17 @@ def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, An
     for head, result in prediction.heads.items():
         if "semantic" in result:
             path = overlay.with_name(f"{overlay.stem}_{head}.png")
-            picture = Image.fromarray(result["semantic"].numpy(), mode="P")
-            picture.putpalette([part for label in range(256) for part in color_of(label)])
-            picture.save(path)
+            image = Image.fromarray(result["semantic"].numpy(), mode="P")
+            image.putpalette([part for label in range(256) for part in color_of(label)])
+            image.save(path)
             written[head] = {"map": path.name}
     return written
 
 
 def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
-    """Plain records of everything that the heads found in one picture.
+    """Plain records of everything that the heads found in one image.
 
-    Detections are COCO results: bbox xywh in the picture's pixels, segmentation as RLE. Each
+    Detections are COCO results: bbox xywh in the image's pixels, segmentation as RLE. Each
     record names its head and, where it has one, its class. Raises DivergedError for numbers that
     are not finite: they rank at random.
     """
@@ -202,7 +202,7 @@ def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
 def _check_finite(head: str, result: dict[str, Any], image_id: int) -> None:
     for name, value in result.items():
         if isinstance(value, Tensor) and not value.isfinite().all():
-            raise DivergedError(f"{head}: '{name}' of picture {image_id} is not finite")
+            raise DivergedError(f"{head}: '{name}' of image {image_id} is not finite")
 
 
 def _records_of(
@@ -228,7 +228,10 @@ def _records_of(
         record["pixels"] = {classes.names[label]: count for label, count in pixels}
     if "kl" in result:
         record |= {"kl": float(result["kl"]), "latent_mean": result["latent_mean"].tolist()}
-    if len(record) == 1 and not result.keys() & {"vector", "reconstruction"}:  # a user's own head
+    if len(record) == 1 and not result.keys() & {
+        "embedding",
+        "reconstruction",
+    }:  # a user's own head
         record |= {k: v.tolist() if isinstance(v, Tensor) else v for k, v in result.items()}
     return [record]
 
@@ -248,8 +251,8 @@ def _attribute_records(
     return records
 
 
-def find_pictures(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
-    """The pictures that are meant, each with its name: relative to the folder that was given, as
+def find_images(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
+    """The images that are meant, each with its name: relative to the folder that was given, as
     in a COCO file. Of those that would have one name, each has its whole path instead."""
     missing = [str(path) for path in map(Path, inputs) if not path.exists()]
     if missing:
@@ -260,7 +263,7 @@ def find_pictures(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
         found += [(file, file.relative_to(path).as_posix()) for file in inside]
         found += [] if path.is_dir() else [(path, path.name)]
     if not found:
-        raise DataError(f"no pictures in {', '.join(map(str, inputs))}")
+        raise DataError(f"no images in {', '.join(map(str, inputs))}")
     files = {(file.resolve(), name) for file, name in found}  # one that is given twice is one
     times = Counter(name for _, name in files)
     return [(file, name if times[name] == 1 else file.as_posix()) for file, name in found]
@@ -272,9 +275,9 @@ def _is_inside(file: Path, folder: Path) -> bool:
 
 def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
     """Make the folder. One that holds anything but earlier results, which the file `marker` tells,
-    is refused, so that nothing ever replaces a picture of the user's."""
+    is refused, so that nothing ever replaces an image of the user's."""
     if any(out.resolve() in (Path(p).resolve(), Path(p).resolve().parent) for p in inputs):
-        raise ConfigError(f"--out: {out} is where the pictures lie; choose another folder")
+        raise ConfigError(f"--out: {out} is where the images lie; choose another folder")
     try:
         if out.exists() and any(out.iterdir()) and not (out / marker).exists():
             raise ConfigError(f"--out: {out} holds other files; choose a new folder")
@@ -284,7 +287,7 @@ def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
 
 
 def _overlays(files: Iterable[Path], out: Path) -> dict[Path, Path]:
-    """A name for the overlay of each picture, which no other has."""
+    """A name for the overlay of each image, which no other has."""
     overlays: dict[Path, Path] = {}
     taken: set[str] = set()
     for file in files:

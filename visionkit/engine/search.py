@@ -1,4 +1,4 @@
-"""Search by picture: for each query the pictures of a gallery whose vectors are nearest to it."""
+"""Search by image: for each query the images of a gallery whose vectors are nearest to it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from visionkit.data.image_io import load_image
 from visionkit.engine.predict import Prediction, Predictor, predict_each
-from visionkit.engine.results import find_pictures, prepare_out
+from visionkit.engine.results import find_images, prepare_out
 from visionkit.errors import ConfigError, DataError
 from visionkit.metrics.retrieval import checked_vector
 from visionkit.models.heads.embedding import Embedding
@@ -38,13 +38,13 @@ def search_files(
     top: int = 5,
     head: str | None = None,
 ) -> int:
-    """Find the `top` pictures of the gallery that are nearest to each query; returns how many
-    pictures could not be read.
+    """Find the `top` images of the gallery that are nearest to each query; returns how many
+    images could not be read.
 
-    Both are pictures and folders of pictures. Writes OUT/matches.json, a record for each query
-    with its `nearest` pictures and their `similarity`, the cosine of the vectors (-1 to 1), the
-    highest first; and OUT/matches.jpg, a row for each of the first queries. A picture is no match
-    of itself. A broken picture is reported and left out.
+    Both are images and folders of images. Writes OUT/matches.json, a record for each query
+    with its `nearest` images and their `similarity`, the cosine of the vectors (-1 to 1), the
+    highest first; and OUT/matches.jpg, a row for each of the first queries. An image is no match
+    of itself. A broken image is reported and left out.
 
     head: which embedding head, where the model has several. ConfigError if there is none, or no
     such one; DataError if no query or nothing of the gallery can be read.
@@ -60,15 +60,15 @@ def search_files(
         heads=[head],
     )
     if top < 1:
-        raise ConfigError(f"top: {top} pictures for each query; give at least 1")
-    asked, offered = _pictures(queries, out), _pictures(gallery, out)
+        raise ConfigError(f"top: {top} images for each query; give at least 1")
+    asked, offered = _images(queries, out), _images(gallery, out)
     prepare_out(out, [*queries, *gallery], "matches.json")
     files = dict.fromkeys([*asked, *offered])
     vectors = _vectors(predictor, head, files)
     asked = {file: name for file, name in asked.items() if file in vectors}
     offered = {file: name for file, name in offered.items() if file in vectors}
     if not asked or not offered:
-        which = "queries" if not asked else "pictures of the gallery"
+        which = "queries" if not asked else "images of the gallery"
         raise DataError(f"search: none of the {which} could be read")
 
     found = _nearest(vectors, asked, offered, top)
@@ -100,14 +100,14 @@ def _embedding_head(predictor: Predictor, wanted: str | None) -> str:
     raise ConfigError(f"search: the model has {what}; name one: {', '.join(embedding)}")
 
 
-def _pictures(inputs: Sequence[str | Path], out: Path) -> dict[Path, str]:
-    """Each picture once, by its file, with its name. Those of an earlier search are left out."""
-    files = {file.resolve(): name for file, name in find_pictures(inputs)}
+def _images(inputs: Sequence[str | Path], out: Path) -> dict[Path, str]:
+    """Each image once, by its file, with its name. Those of an earlier search are left out."""
+    files = {file.resolve(): name for file, name in find_images(inputs)}
     return {file: name for file, name in files.items() if out.resolve() not in file.parents}
 
 
 def _vectors(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Path, Tensor]:
-    """The vector (D,) of each picture that can be read."""
+    """The vector (D,) of each image that can be read."""
 
     def vector(file: Path, prediction: Prediction) -> Tensor:
         return checked_vector(prediction.heads[head], file)
@@ -125,7 +125,7 @@ def _vectors(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Pat
 def _nearest(
     vectors: dict[Path, Tensor], asked: dict[Path, str], offered: dict[Path, str], top: int
 ) -> dict[Path, list[Match]]:
-    """Of equal cosines, the picture that was named first comes first."""
+    """Of equal cosines, the image that was named first comes first."""
     files = list(offered)
     gallery = F.normalize(torch.stack([vectors[file] for file in files]), dim=1)
     found = {}
@@ -158,11 +158,11 @@ def _sheet(found: dict[Path, list[Match]], names: dict[Path, str]) -> Image.Imag
 
 
 def _place(sheet: Image.Image, file: Path, left: int, top: int) -> None:
-    picture = Image.fromarray(load_image(file).permute(1, 2, 0).contiguous().numpy())
+    image = Image.fromarray(load_image(file).permute(1, 2, 0).contiguous().numpy())
     side = CELL - 2 * FRAME
-    picture = ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
-    spare = [(CELL - extent) // 2 for extent in picture.size]
-    sheet.paste(picture, (left + spare[0], top + spare[1]))
+    image = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
+    spare = [(CELL - extent) // 2 for extent in image.size]
+    sheet.paste(image, (left + spare[0], top + spare[1]))
 
 
 def _caption(

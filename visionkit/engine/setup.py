@@ -14,15 +14,15 @@ import torch
 from visionkit.config import Config
 from visionkit.data.build import build_sources, head_classes
 from visionkit.data.checks.findings import Finding
-from visionkit.data.checks.report import check_pictures
-from visionkit.data.checks.splits import look_across
+from visionkit.data.checks.report import check_images
+from visionkit.data.checks.splits import cross_split_findings
 from visionkit.data.checks.summary import across_lines, data_used, lines
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
 from visionkit.engine.device import pick_device, pick_precision
 from visionkit.engine.evaluate import metric_names
-from visionkit.engine.failures import explained
-from visionkit.engine.optim import MovingAverage, build_optimizer, check_patterns, freeze
+from visionkit.engine.failures import explain_errors
+from visionkit.engine.optim import ModelEMA, build_optimizer, check_patterns, freeze
 from visionkit.engine.progress import Best, Progress, default_best
 from visionkit.engine.state import TrainingState, flattened
 from visionkit.errors import CheckpointError, ConfigError, unknown
@@ -37,7 +37,7 @@ from visionkit.types import Classes
 # own.
 
 
-class Beginning(NamedTuple):
+class TrainingSetup(NamedTuple):
     """All that the loop needs."""
 
     state: TrainingState
@@ -46,7 +46,7 @@ class Beginning(NamedTuple):
     dtype: torch.dtype
 
 
-def begin(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> Beginning:
+def begin(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> TrainingSetup:
     """Check, build and, with `resume`, restore everything; then take the run directory, which is
     given free when `held` is closed."""
     config, resume, overwrite = _restarted(config, resume, overwrite)
@@ -54,10 +54,10 @@ def begin(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> 
     dtype = pick_precision(config.train.precision, device)
     torch.use_deterministic_algorithms(config.train.deterministic)
     used, saved = _last_of(config) if resume else (None, None)
-    with explained(config):
+    with explain_errors(config):
         model, sources, classes = set_up(config, saved, device=device)
-        pictures = check_pictures(config, sources)
-    run = collectives.on_first(
+        images = check_images(config, sources)
+    run = collectives.on_main_rank(
         lambda: rundir.choose(config.output, config.name, resume=resume, overwrite=overwrite)
     )
     held.callback(rundir.release, run)
@@ -65,12 +65,14 @@ def begin(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> 
     state = _state(config, run, model, sources, classes, device, dtype)
     if saved is not None:
         state.restore(saved)
-    if used is not None and not collectives.on_first(lambda: checkpoint.set_aside(run, used)):
+    if used is not None and not collectives.on_main_rank(
+        lambda: checkpoint.quarantine_damaged(run, used)
+    ):
         state.progress.best_score = None
     collectives.broadcast_state(model)
     with state.progress.misses.allowed(run / "data.json"):
-        collectives.on_first(lambda: tell_data(config, run, sources, pictures))
-    return Beginning(state, sources, device, dtype)
+        collectives.on_main_rank(lambda: log_data_summary(config, run, sources, images))
+    return TrainingSetup(state, sources, device, dtype)
 
 
 def _state(
@@ -84,11 +86,13 @@ def _state(
 ) -> TrainingState:
     settings = config.train
     trained = [source for source in sources if source.train is not None]
-    steps_per_epoch = max(-(-s.steps_per_epoch // settings.accumulate) for s in trained)
+    steps_per_epoch = max(
+        -(-s.steps_per_epoch // settings.accumulate_grad_batches) for s in trained
+    )
     total_steps = settings.steps or settings.epochs * steps_per_epoch
     optimizer = build_optimizer(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    average = MovingAverage(model, settings.ema) if settings.ema else None
+    average = ModelEMA(model, settings.ema) if settings.ema else None
     progress = Progress(config, run, total_steps, steps_per_epoch)
     return TrainingState(
         config, run, classes, model, optimizer, scaler, average, progress, _sizes(sources)
@@ -97,17 +101,17 @@ def _state(
 
 def _restarted(config: Config, resume: bool, overwrite: bool) -> tuple[Config, bool, bool]:
     """With torchrun's --max-restarts: go on with the run that the attempt before has begun."""
-    earlier = collectives.on_first(lambda: rundir.of_launch(config.output, config.name))
+    earlier = collectives.on_main_rank(lambda: rundir.of_launch(config.output, config.name))
     if earlier is None:
         return config, resume, overwrite
-    saved = collectives.on_first(lambda: bool(list((earlier / "checkpoints").glob("*.pt"))))
-    what = "goes on from its last checkpoint" if saved else "begins anew: nothing was saved"
+    saved = collectives.on_main_rank(lambda: bool(list((earlier / "checkpoints").glob("*.pt"))))
+    what = "goes on from its last checkpoint" if saved else "begins again: nothing was saved"
     log.info("started again by torchrun: %s %s", earlier, what)
     return replace(config, output=str(earlier)), saved, not saved
 
 
 def _last_of(config: Config) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint to go on from, and its content; process 0 picks it for all."""
+    """The checkpoint to go on from, and its content; rank 0 picks it for all."""
     if config.output is None:
         raise ConfigError("resume: say which run with `output`")
     found: dict[str, Any] = {}
@@ -116,12 +120,12 @@ def _last_of(config: Config) -> tuple[Path, dict[str, Any]]:
         path, found["state"] = checkpoint.load_latest(config.output, resume=True)
         return path
 
-    path = collectives.on_first(pick)
+    path = collectives.on_main_rank(pick)
     return path, found.get("state") or checkpoint.load_run(path)
 
 
 def _sizes(sources: list[Source]) -> dict[str, int]:
-    """The number of pictures of each data set."""
+    """The number of images of each data set."""
     return {
         f"data.{source.name}.{split}": len(dataset)
         for source in sources
@@ -130,10 +134,10 @@ def _sizes(sources: list[Source]) -> dict[str, int]:
     }
 
 
-# --- Beginning from a trained model: its weights, its class lists, and what of it stays as it
+# --- TrainingSetup from a trained model: its weights, its class lists, and what of it stays as it
 # is.
 
-OLD_HEADS = "old heads"  # in `train.freeze`: all heads that were taken over
+INIT_HEADS = "init_heads"  # in `train.freeze`: all heads that were taken over
 
 
 def load_init_from(config: Config) -> dict[str, Any] | None:
@@ -181,7 +185,7 @@ def frozen_patterns(config: Config) -> list[str]:
     return [
         regex
         for pattern in config.train.freeze
-        for regex in (old if pattern == OLD_HEADS else [pattern])
+        for regex in (old if pattern == INIT_HEADS else [pattern])
     ]
 
 
@@ -197,7 +201,7 @@ def set_up(
     taken_over = classes_taken_over(config, saved or origin)
     sources = build_sources(config, opened_splits(config), taken_over)
     check_training(config)
-    collectives.require_same(_facts(config, sources))
+    collectives.assert_same_on_all_ranks(_facts(config, sources))
     model, classes = prepare_model(config, sources, taken_over, origin, device=device)
     return model, sources, classes
 
@@ -240,8 +244,8 @@ def _facts(config: Config, sources: list[Source]) -> dict[str, Any]:
         for split in ("train", "val"):
             dataset = getattr(source, split)
             if dataset is not None:
-                facts[f"data.{source.name}.{split}"] = f"with {len(dataset)} pictures"
-                lists = {key: c.names for key, c in dataset.vocabularies.items()}
+                facts[f"data.{source.name}.{split}"] = f"with {len(dataset)} images"
+                lists = {key: c.names for key, c in dataset.classes.items()}
                 facts[f"classes of data.{source.name}.{split}"] = str(lists)
     settings = {key: v for key, v in config.to_dict().items() if key not in ("output", "name")}
     return facts | flattened(settings)
@@ -259,7 +263,7 @@ def check_training(config: Config) -> None:
     if not trained:
         problems = ["data: no source has a 'train' section; nothing to train on"]
     problems += [
-        f"data.{name}.batch_size: {spec.batch_size} pictures cannot be shared by "
+        f"data.{name}.batch_size: {spec.batch_size} images cannot be shared by "
         f"{collectives.world_size()} processes; use a multiple"
         for name, spec in config.data.items()
         if spec.batch_size % collectives.world_size()
@@ -268,12 +272,12 @@ def check_training(config: Config) -> None:
         raise ConfigError("\n".join(problems))
 
 
-def tell_data(
-    config: Config, run: Path, sources: list[Source], pictures: dict[str, list[Finding]]
+def log_data_summary(
+    config: Config, run: Path, sources: list[Source], images: dict[str, list[Finding]]
 ) -> None:
     """Write what is used of the data to data.json, and say it; in one process."""
-    across = look_across(config, sources)
-    used = data_used(sources, across, pictures)
+    across = cross_split_findings(config, sources)
+    used = data_used(sources, across, images)
     files.write_text(run / "data.json", files.to_json(used) + "\n")
     for line in lines(used):
         log.info("%s", line)
@@ -285,12 +289,16 @@ def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> No
     """A metric that nobody computes should not come to light after the first epoch."""
     names = metric_names(model, sources)
     validated = any(source.val is not None for source in sources)
-    chosen = config.train.best or (default_best(config) if validated else None)
-    best = "train.best" if config.train.best else "main_metric of the first head"
-    guards = config.train.no_worse_than
-    for where, wanted in ((best, Best(chosen, {}).names), ("train.no_worse_than", guards)):
+    chosen = config.train.best_metric or (default_best(config) if validated else None)
+    best = "train.best_metric" if config.train.best_metric else "main_metric of the first head"
+    guards = config.train.best_constraints
+    for where, wanted in ((best, Best(chosen, {}).names), ("train.best_constraints", guards)):
         for name in wanted:
             if "/loss/" not in name and name not in names:
-                none = "" if names else ", as nothing is validated (train.best=null leaves it out)"
+                none = (
+                    ""
+                    if names
+                    else ", as nothing is validated (train.best_metric=null leaves it out)"
+                )
                 what = f"{where}: no validation gives {name!r}{none}"
                 raise ConfigError(unknown(name, names, what))

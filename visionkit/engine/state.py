@@ -16,7 +16,7 @@ from torch import Tensor
 from visionkit.config import Config, TrainConfig
 from visionkit.distributed import collectives
 from visionkit.engine.failures import is_out_of_memory
-from visionkit.engine.optim import MovingAverage
+from visionkit.engine.optim import ModelEMA
 from visionkit.engine.progress import Progress
 from visionkit.errors import CheckpointError, DataError, DivergedError, LostProcess, ResourceError
 from visionkit.models.model import VisionModel
@@ -58,7 +58,7 @@ class Guard:
                 f"{told}. The weights are as after the step before. Try a smaller train.lr, or "
                 "train.precision=fp32, or leave such steps out with train.on_nonfinite=skip"
             )
-        self.buffers.bring_back()
+        self.buffers.restore()
         progress.skip(told)
         if progress.skipped_in_a_row > MOST_IN_A_ROW:
             raise DivergedError(f"{told}. It is the {MOST_IN_A_ROW + 1}th such step in a row")
@@ -66,14 +66,14 @@ class Guard:
 
 
 def _where(progress: Progress, seen: list[Batch]) -> str:
-    """The pictures of the processes whose own losses are not finite; else those of all."""
+    """The images of the processes whose own losses are not finite; else those of all."""
     images = [target["image_id"] for batch in seen for target in batch.targets]
     of_all = collectives.gather((progress.own_losses_are_finite(), images))
     if len(of_all) == 1:
         return f"image ids {images}"
     faulty = {rank: ids for rank, (finite, ids) in enumerate(of_all) if not finite}
     shown = faulty or {rank: ids for rank, (_, ids) in enumerate(of_all)}
-    return "; ".join(f"image ids {ids} in process {rank}" for rank, ids in shown.items())
+    return "; ".join(f"image ids {ids} in rank {rank}" for rank, ids in shown.items())
 
 
 log = logging.getLogger("visionkit")
@@ -93,7 +93,7 @@ class Buffers:
             torch._foreach_copy_(self._before, self._now)
 
     @torch.no_grad()
-    def bring_back(self) -> None:
+    def restore(self) -> None:
         if self._now:
             torch._foreach_copy_(self._now, self._before)
 
@@ -102,7 +102,7 @@ class Buffers:
 class TrainingState:
     """Everything that the next step depends on, but for the data, which is a function of the step.
 
-    Only process 0 writes files. `pictures` is the size of each data set, by its key in the config.
+    Only rank 0 writes files. `images` is the size of each data set, by its key in the config.
     """
 
     config: Config
@@ -111,9 +111,9 @@ class TrainingState:
     model: VisionModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: MovingAverage | None
+    average: ModelEMA | None
     progress: Progress
-    pictures: dict[str, int]
+    images: dict[str, int]
     _failures: int = field(default=0, init=False)
     _best: dict[str, Any] | None = field(default=None, init=False)  # could not be written yet
 
@@ -140,7 +140,7 @@ class TrainingState:
             "metrics": self.progress.metrics,
             "model": self.smooth.state_dict(),
         }
-        if not self._forgiving(self._write_best, final=final):
+        if not self._tolerate_write_error(self._write_best, final=final):
             self._best["model"] = {
                 name: tensor.to("cpu", copy=True) for name, tensor in self._best["model"].items()
             }
@@ -153,16 +153,16 @@ class TrainingState:
         there, or a run that is killed could not repeat the validation that gave it.
         """
         self.progress.tried_to_save()
-        if collectives.rank() != 0 or self._forgiving(self._write_all, final=final):
+        if collectives.rank() != 0 or self._tolerate_write_error(self._write_all, final=final):
             self.progress.saved()
 
-    def _forgiving(self, write: Callable[[], None], *, final: bool) -> bool:
+    def _tolerate_write_error(self, write: Callable[[], None], *, final: bool) -> bool:
         """Whether it worked."""
         try:
             write()
         except CheckpointError as error:
             self._failures += 1
-            kept = self.progress.what_is_kept()
+            kept = self.progress.checkpoint_status()
             if final or self._failures == MOST_FAILURES:
                 raise CheckpointError(f"{error}; {kept}") from error
             log.warning(
@@ -182,10 +182,10 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "world_size": collectives.world_size(),
-            "pictures": self.pictures,
+            "images": self.images,
             **self.progress.state(),
         }
-        checkpoint.keep_last(self.run, state)
+        checkpoint.save_last(self.run, state)
 
     def _write_best(self) -> None:
         if self._best is not None:
@@ -193,8 +193,8 @@ class TrainingState:
             self._best = None
 
     @contextmanager
-    def saved_if_lost(self) -> Iterator[None]:
-        """Around what changes no weights: where a broken picture, a lack of memory or another
+    def save_on_failure(self) -> Iterator[None]:
+        """Around what changes no weights: where a broken image, a lack of memory or another
         process that is gone ends the run there, the state after the last whole step is saved."""
         self.buffers.remember()
         try:
@@ -203,7 +203,7 @@ class TrainingState:
             known = isinstance(error, DataError | ResourceError | LostProcess)
             if not known and not is_out_of_memory(error):
                 raise
-            self.buffers.bring_back()
+            self.buffers.restore()
             self._save_what_is_left()
             raise
 
@@ -237,7 +237,7 @@ class TrainingState:
             raise CheckpointError(
                 f"--resume: the checkpoint does not fit the config: {str(error)[:500]}"
             ) from error
-        for text in _changes_since(saved, self.config.to_dict(), self.pictures):
+        for text in _changes_since(saved, self.config.to_dict(), self.images):
             log.warning("resumed with %s", text)
         self.progress.restore(saved)
 
@@ -247,7 +247,7 @@ class TrainingState:
 
 
 def _changes_since(
-    saved: dict[str, Any], config: dict[str, Any], pictures: dict[str, int]
+    saved: dict[str, Any], config: dict[str, Any], images: dict[str, int]
 ) -> list[str]:
     """What makes the rest of the run another one than it would have been."""
     changes = _changes(saved["config"], config)
@@ -255,9 +255,9 @@ def _changes_since(
     before, now = saved.get("world_size"), collectives.world_size()
     if before not in (None, now):
         texts.append(f"{now} processes instead of {before}")
-    for key, count in saved.get("pictures", pictures).items():
-        if pictures.get(key, count) != count:
-            texts.append(f"{pictures[key]} pictures in {key} instead of {count}")
+    for key, count in saved.get("images", images).items():
+        if images.get(key, count) != count:
+            texts.append(f"{images[key]} images in {key} instead of {count}")
     return texts
 
 

@@ -16,16 +16,16 @@ from visionkit.config import Config, load_config
 from visionkit.distributed import collectives, global_batch
 from visionkit.engine import failures
 from visionkit.engine.evaluate import evaluate_model
-from visionkit.engine.failures import explained, recorded
-from visionkit.engine.optim import combiner, lr_factor, set_lr, total_norm
-from visionkit.engine.setup import Beginning, begin
+from visionkit.engine.failures import explain_errors, record_status
+from visionkit.engine.optim import gradient_combiner, lr_factor, set_lr, total_norm
+from visionkit.engine.setup import TrainingSetup, begin
 from visionkit.engine.state import Guard
 from visionkit.errors import Preempted
 from visionkit.models.backbones.norm import batch_statistics
 from visionkit.runs import directory as rundir
 from visionkit.runs import files
 from visionkit.runs.signals import Stopped, StopRequest
-from visionkit.visualization.samples import picture_training_batch, picture_validation, write_curves
+from visionkit.visualization.samples import save_train_samples, save_val_samples, write_curves
 
 log = logging.getLogger("visionkit")
 
@@ -58,10 +58,15 @@ def train(
     with StopRequest() as stop, contextlib.ExitStack() as held:
         try:
             collectives.setup()
-            with failures.together():
+            with failures.propagate_failures():
                 begun = begin(config, held, resume=resume, overwrite=overwrite)
             progress = begun.state.progress
-            with stop.deferred(), recorded(progress, stop), failures.together(), explained(config):
+            with (
+                stop.deferred(),
+                record_status(progress, stop),
+                failures.propagate_failures(),
+                explain_errors(config),
+            ):
                 return _fit(begun, stop)
         except Stopped:
             held.close()  # of the run directory, whose status it may be to tell
@@ -69,25 +74,27 @@ def train(
             raise rundir.stopped_before_training(run, stop.received) from None
 
 
-def _fit(begun: Beginning, stop: StopRequest) -> Run:
+def _fit(begun: TrainingSetup, stop: StopRequest) -> Run:
     state, sources, device, dtype = begun
     config, run, model, classes = state.config, state.run, state.model, state.classes
     optimizer, scaler, average = state.optimizer, state.scaler, state.average
     settings, progress = config.train, state.progress
     total_steps = progress.total_steps
     trained = [source for source in sources if source.train is not None]
-    gradients = combiner(settings.weighting, model)
+    gradients = gradient_combiner(settings.weighting, model)
     guard = Guard(state.buffers, settings)
     batches = {
         source.name: source.train_batches(
-            seed=settings.seed, start=progress.step * settings.accumulate, workers=config.workers
+            seed=settings.seed,
+            start=progress.step * settings.accumulate_grad_batches,
+            workers=config.workers,
         )
         for source in trained
     }
 
     def validate_if_due() -> None:
         if progress.validation_due:
-            with stop.at_once():  # the state is saved, and the validation comes again
+            with stop.interruptible():  # the state is saved, and the validation comes again
                 metrics, _ = evaluate_model(
                     state.smooth, sources, dtype=dtype, workers=config.workers
                 )
@@ -111,34 +118,37 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
         validate_if_due()  # where a stopped run did not come to it
         while progress.step < total_steps and not progress.early_end:
             step = progress.step
-            with state.saved_if_lost():
+            with state.save_on_failure():
                 taken = [  # all that the step needs, so that nothing of it happens without
                     (source, next(batches[source.name]))
-                    for _ in range(settings.accumulate)
+                    for _ in range(settings.accumulate_grad_batches)
                     for source in trained
                 ]
                 seen = [batch for _, batch in taken]
                 for source, batch in taken[: len(trained)] if step == 0 else ():
-                    picture_training_batch(run, settings.plots, batch, source, model, classes)
+                    save_train_samples(run, settings.plots, batch, source, model, classes)
                 _seed_step(settings.seed, step, device)
                 progress.lr = settings.lr * lr_factor(step, total_steps, settings)
                 set_lr(optimizer, progress.lr)
                 optimizer.zero_grad(set_to_none=True)
                 for source, batch in taken:
-                    batch = global_batch.padded_alike(batch).to(device)
+                    batch = global_batch.pad_to_global_max(batch).to(device)
                     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
                     with autocast, global_batch.shared():
                         features = model.features(batch)
                         losses = model.losses(features, batch, source.feeds)
                         parts = model.weighted(losses)
                     gradients.backward(
-                        {head: scaler.scale(p / settings.accumulate) for head, p in parts.items()}
+                        {
+                            head: scaler.scale(p / settings.accumulate_grad_batches)
+                            for head, p in parts.items()
+                        }
                     )
-                    progress.note(losses, sum(parts.values()) / settings.accumulate)
+                    progress.note(losses, sum(parts.values()) / settings.accumulate_grad_batches)
                     del features, losses, parts  # or they lived until the next ones are computed
 
                 combined = gradients.finish(step)
-                collectives.average_step(parameters, [*statistics, *progress.losses])
+                collectives.sync_gradients(parameters, [*statistics, *progress.losses])
 
             scaler.unscale_(optimizer)
             norm = total_norm(parameters)
@@ -152,17 +162,17 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
             if len(model.heads) > 1:
                 combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
             if broken := sum(len(source.broken.times) for source in trained):
-                combined["broken_pictures"] = broken
+                combined["unreadable_images"] = broken
             progress.advance(sum(map(len, seen)), norm=norm, combined=combined)
 
-            with state.saved_if_lost():
-                interrupted, due = collectives.any_of(
+            with state.save_on_failure():
+                interrupted, due = collectives.any_rank(
                     bool(stop.received), progress.save_due, device=device
                 )
             if due or interrupted:
                 state.save_last(final=interrupted)
             if interrupted:
-                stop.received = failures.first_told(stop.received)
+                stop.received = failures.agree_on_signal(stop.received)
                 raise Preempted(
                     f"stopped by {stop.received} after step {progress.step}; "
                     f"continue with: visionkit train --resume {run}"
@@ -172,12 +182,12 @@ def _fit(begun: Beginning, stop: StopRequest) -> Run:
     if progress.unsaved:
         state.save_last(final=True)
     if not (run / "checkpoints" / "best.pt").exists():
-        if settings.no_worse_than:
-            log.warning("no validation kept to train.no_worse_than: best.pt is the last state")
+        if settings.best_constraints:
+            log.warning("no validation kept to train.best_constraints: best.pt is the last state")
         state.save_best(final=True)
     collectives.gather(None)  # if the last save fails, all processes fail
-    with stop.at_once():
-        picture_validation(run, settings.plots, state.smooth, sources, classes, dtype=dtype)
+    with stop.interruptible():
+        save_val_samples(run, settings.plots, state.smooth, sources, classes, dtype=dtype)
         write_curves(run, settings.plots)
     if progress.early_end:
         log.info("%s", progress.early_end)

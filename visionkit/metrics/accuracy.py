@@ -1,4 +1,4 @@
-"""Accuracy of classification: one class per picture, or any number of them."""
+"""Accuracy of classification: one class per image, or any number of them."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Accuracy:
     """Top-1, top-5 (of more than five classes) and the accuracy within each class, in [0, 1].
 
     `mean_class_accuracy` weighs all classes alike that occur in the data; a class that does not
-    occur has accuracy NaN. Pictures without `class_id` are left out.
+    occur has accuracy NaN. Images without `class_id` are left out.
     """
 
     def __init__(self, classes: Sequence[str]):
         self.classes = list(classes)
-        # Row by row: pictures of each class, those right at first place, those right within five.
+        # Row by row: images of each class, those right at first place, those right within five.
         self.counts = torch.zeros(3, len(self.classes), dtype=torch.int64)
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
@@ -56,7 +56,7 @@ class Accuracy:
 
     def compute(self) -> dict[str, float]:
         images, first, five = self.counts.double()
-        per_class = (first / images).tolist()  # 0 / 0 is NaN: no such picture
+        per_class = (first / images).tolist()  # 0 / 0 is NaN: no such image
         metrics = {"top1": (first.sum() / images.sum()).item()}
         if len(self.classes) > 5:
             metrics["top5"] = (five.sum() / images.sum()).item()
@@ -69,16 +69,16 @@ class MultiLabelAccuracy:
     """Mean average precision over classes, and F1 at a threshold, of multi-label classification.
 
     `mAP` is the mean over the classes that occur of `AP/<class>`: the area under the
-    precision-recall curve without interpolation, pictures of equal probability counted together.
-    `f1` counts all (picture, class) pairs together, a probability of at least `threshold` as yes.
-    `top1` is the share of pictures whose most probable class is one of theirs, among those that
+    precision-recall curve without interpolation, images of equal probability counted together.
+    `f1` counts all (image, class) pairs together, a probability of at least `threshold` as yes.
+    `top1` is the share of images whose most probable class is one of theirs, among those that
     have any.
     """
 
     def __init__(self, classes: Sequence[str], *, threshold: float = 0.5):
         self.classes = list(classes)
         self.threshold = threshold
-        self.probs: list[Tensor] = []  # (K,) float32 for each picture
+        self.probs: list[Tensor] = []  # (K,) float32 for each image
         self.truth: list[Tensor] = []  # (K,) bool
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from visionkit.data.classes import YES, Group, groups
 from visionkit.errors import ConfigError, DivergedError
 from visionkit.metrics.accuracy import nan_mean
-from visionkit.ops.boxes import pairwise_iou, to_original
+from visionkit.ops.boxes import box_iou, to_original
 from visionkit.types import Batch, Target
 
 MIN_IOU = 0.5  # a detection that overlaps an object less has not found it
@@ -37,7 +37,7 @@ class AttributeAccuracy:
     `accuracy` is the mean over the attributes. So it says nothing about objects that were missed;
     read it beside `found`.
 
-    Crowd regions are no objects; pictures whose boxes or attributes are not labelled are left out.
+    Crowd regions are no objects; images whose boxes or attributes are not labeled are left out.
     Predictions hold `boxes` (N, 4) in original pixels, `scores` (N,) and `attributes` (N, A).
     """
 
@@ -105,7 +105,7 @@ def match(boxes: Tensor, scores: Tensor, objects: Tensor) -> Tensor:
     most, if that is by at least `MIN_IOU`.
     """
     matched = torch.full((len(objects),), -1)
-    iou_NM = pairwise_iou(boxes.float(), objects.float())
+    iou_NM = box_iou(boxes.float(), objects.float())
     for detection in scores.argsort(descending=True, stable=True).tolist():
         free = iou_NM[detection].masked_fill(matched >= 0, -1)
         if len(free) and free.max() >= MIN_IOU:

@@ -21,7 +21,7 @@ class ConfusionMatrix:
 
     Scored at the resolution of the data set's own class maps, which come from its method
     `semantic_truth(image_id)`, (h, w) uint8, if it has one; otherwise from `target["semantic"]`,
-    to whose size the prediction is then brought. Pixels of 255 and pictures without `semantic`
+    to whose size the prediction is then brought. Pixels of 255 and images without `semantic`
     are left out.
 
     - `IoU/<class>`: pixels that are of the class and predicted so, among those that are or are
@@ -32,24 +32,24 @@ class ConfusionMatrix:
     - `mean_accuracy`: mean over the classes that occur in the truth of the share of their pixels
       that are predicted right.
 
-    Classes that are not labelled in a picture (`semantic_labelled`) are one class there: any of
+    Classes that are not labeled in an image (`semantic_labeled`) are one class there: any of
     them is right where any of them is true. Such pixels take part in no class's IoU except, where
-    a labelled class is predicted, in that one's, as an error. A class that is labelled in no
-    picture has IoU NaN.
+    a labeled class is predicted, in that one's, as an error. A class that is labeled in no
+    image has IoU NaN.
     """
 
     def __init__(self, classes: Sequence[str], dataset: Dataset | None = None):
         self.classes = list(classes)
         self.truth_of = getattr(dataset, "semantic_truth", None)
-        # Rows are the truth, columns predictions; the last of each is "a class not labelled".
+        # Rows are the truth, columns predictions; the last of each is "a class not labeled".
         self.counts = torch.zeros((len(self.classes) + 1,) * 2, dtype=torch.int64)
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
-            labelled = target.get("semantic_labelled")
-            if "semantic" not in target or (labelled is not None and not labelled.any()):
+            labeled = target.get("semantic_labeled")
+            if "semantic" not in target or (labeled is not None and not labeled.any()):
                 continue
-            slots = self._slots(labelled)
+            slots = self._slots(labeled)
             truth = self._truth(target)
             found = prediction["semantic"].cpu()
             if found.shape != truth.shape:
@@ -61,15 +61,17 @@ class ConfusionMatrix:
                     f"image {target.get('image_id')}: its class map has the value "
                     f"{int(truth[counted].max())}, but there are {len(self.classes)} classes"
                 )
-            joined = rows[counted] * len(self.counts) + columns[counted]
-            self.counts += joined.bincount(minlength=self.counts.numel()).view_as(self.counts)
+            all_gather_with_grad = rows[counted] * len(self.counts) + columns[counted]
+            self.counts += all_gather_with_grad.bincount(minlength=self.counts.numel()).view_as(
+                self.counts
+            )
 
-    def _slots(self, labelled: Tensor | None) -> Tensor:
+    def _slots(self, labeled: Tensor | None) -> Tensor:
         """Row and column of each value of a class map, (256,) int64; -1 for no class."""
         slots = torch.full((IGNORED + 1,), -1)
         known = torch.arange(len(self.classes))
-        if labelled is not None:
-            known[~labelled.cpu()] = len(self.classes)
+        if labeled is not None:
+            known[~labeled.cpu()] = len(self.classes)
         slots[: len(known)] = known
         return slots
 
@@ -82,7 +84,7 @@ class ConfusionMatrix:
         if self.truth_of is not None:
             raise DataError(
                 f"image {target.get('image_id')}: its class map is {tuple(truth.shape)} (h, w), "
-                f"the picture {tuple(found.shape)}; they must be of one size"
+                f"the image {tuple(found.shape)}; they must be of one size"
             )
         # Bytes as they are: the nearest pixel, never a mixture of class numbers.
         return F.interpolate(found[None, None], tuple(truth.shape), mode="nearest-exact")[0, 0]

@@ -1,4 +1,4 @@
-"""How well pictures were given back."""
+"""How well images were given back."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Reconstruction:
 
     `mse` is the mean squared error over all valid pixels and channels of the data set, in units
     of the whole range: 0 to 1. `psnr` is 10 log10(1 / mse) in decibels, of that one number and
-    not a mean over pictures, at most 100. `kl` is the mean over pictures, in nats. All compare
-    `reconstruction` (3, h, w) uint8 with the picture in the batch, padding left out.
+    not a mean over images, at most 100. `kl` is the mean over images, in nats. All compare
+    `reconstruction` (3, h, w) uint8 with the image in the batch, padding left out.
     """
 
     def __init__(self, *, latent: bool = False) -> None:
         self.latent = latent
-        # Integers, so that the order of the pictures and the number of processes change nothing.
+        # Integers, so that the order of the images and the number of processes change nothing.
         self.squares = 0
         self.values = 0
         self.divergences: list[float] = []

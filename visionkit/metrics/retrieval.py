@@ -1,4 +1,4 @@
-"""How well the pictures nearest to a picture are those of its identity."""
+"""How well the images nearest to an image are those of its identity."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ BUDGET = 2**22  # similarities at a time: some 200 MB with all that is made of t
 
 def checked_vector(prediction: dict[str, Any], image: Any) -> Tensor:
     """The prediction's `vector` on the CPU. Raises for NaN and infinity, which rank at random."""
-    vector = prediction["vector"].detach().float().cpu().clone()  # not a view of the whole batch
+    vector = prediction["embedding"].detach().float().cpu().clone()  # not a view of the whole batch
     if not vector.isfinite().all():
         raise DivergedError(f"image {image}: the predicted vector is not finite")
     return vector
 
 
 class Retrieval:
-    """Every picture is a query, all other pictures are the gallery, ranked by cosine.
+    """Every image is a query, all other images are the gallery, ranked by cosine.
 
-    `recall@1` and `recall@5` are the shares of queries with a picture of their identity among the
+    `recall@1` and `recall@5` are the shares of queries with an image of their identity among the
     nearest one and five. `mAP@R` (Musgrave et al. 2020) is the mean of the precisions at the ranks
     of the right ones among the nearest R, summed and divided by R, the number of right ones there
-    are. A picture whose identity has no other is in the gallery and no query; pictures without
+    are. An image whose identity has no other is in the gallery and no query; images without
     `identity` are in neither. All are NaN without a query.
 
     Cosines that agree in six decimals are ties, ranked by `image_id`, so that the order in which
-    the pictures came plays no part.
+    the images came plays no part.
     """
 
     def __init__(self) -> None:

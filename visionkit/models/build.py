@@ -25,8 +25,8 @@ def build_model(
     levels = backbone.levels if neck is None else neck.levels
     heads, weights = {}, {}
     for name, spec in config.heads.items():
-        knobs = {key: value for key, value in spec.items() if key != "weight"}
-        heads[name] = build("heads", knobs, levels, classes[name].names)
+        arguments = {key: value for key, value in spec.items() if key != "weight"}
+        heads[name] = build("heads", arguments, levels, classes[name].names)
         weights[name] = spec.get("weight", 1.0)
     learned = config.train.weighting == "uncertainty"
     model = VisionModel(backbone, neck, heads, weights, learned_weights=learned)
@@ -39,7 +39,7 @@ def _backbone_spec(spec: dict[str, Any], pretrained: bool) -> dict[str, Any]:
     if pretrained or not spec.get("weights"):
         return spec
     spec = {**spec, "weights": None}
-    knobs = inspect.signature(resolve("backbones", spec["type"])).parameters
-    if "norm" in knobs and spec.get("norm", "auto") == "auto":
+    arguments = inspect.signature(resolve("backbones", spec["type"])).parameters
+    if "norm" in arguments and spec.get("norm", "auto") == "auto":
         spec["norm"] = "frozen"  # what `auto` meant while there were weights
     return spec

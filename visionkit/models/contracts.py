@@ -20,7 +20,7 @@ METHODS = {
     Evaluator: ("update", "state", "merge", "compute"),
 }
 # The dimensions of the results that visionkit draws, scores or writes itself.
-ALONE = {"boxes": 2, "box": 1, "probs": 1, "semantic": 2, "vector": 1, "reconstruction": 3}
+ALONE = {"boxes": 2, "box": 1, "probs": 1, "semantic": 2, "embedding": 1, "reconstruction": 3}
 OF_EACH_BOX = {"scores": 1, "labels": 1, "attributes": 2}  # beside boxes, as many
 
 
@@ -37,13 +37,13 @@ def checked_losses(head: str, terms: Any) -> dict[str, Tensor]:
 
 
 def checked_predictions(head: str, found: Any, count: int) -> list[dict[str, Any]]:
-    """The predictions for a batch of `count` pictures."""
+    """The predictions for a batch of `count` images."""
     what = f"heads.{head}: its predict()"
     if not isinstance(found, list) or len(found) != count:
-        raise _broken(what, found, f"a list with a dict for each of the {count} pictures")
+        raise _broken(what, found, f"a list with a dict for each of the {count} images")
     for result in found:
         if not isinstance(result, dict) or not all(isinstance(key, str) for key in result):
-            raise _broken(what, result, "a dict of results by name for each picture")
+            raise _broken(what, result, "a dict of results by name for each image")
         _check_result(what, result)
     return found
 

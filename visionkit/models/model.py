@@ -45,11 +45,13 @@ class VisionModel(nn.Module):
         if learned_weights:
             self.log_variances.update({name: nn.Parameter(torch.zeros(())) for name in heads})
         for name, head in heads.items():
-            if head.on is None or (head.on in heads and _finds_boxes(heads[head.on])):
+            if head.boxes_from is None or (
+                head.boxes_from in heads and _finds_boxes(heads[head.boxes_from])
+            ):
                 continue
             with_boxes = [other for other, one in heads.items() if _finds_boxes(one)]
-            what = f"heads.{name}.on: got {head.on!r}; expected a head that finds boxes"
-            raise ConfigError(unknown(head.on, with_boxes, what))
+            what = f"heads.{name}.boxes_from: got {head.boxes_from!r}; expected a head with boxes"
+            raise ConfigError(unknown(head.boxes_from, with_boxes, what))
 
     def train(self, mode: bool = True) -> VisionModel:
         """As usual, except that batch norms whose weights are frozen keep their statistics."""
@@ -60,9 +62,11 @@ class VisionModel(nn.Module):
         return self
 
     @property
-    def draw_above(self) -> dict[str, float]:
+    def draw_threshold(self) -> dict[str, float]:
         """For each head, the score from which its objects, or those it describes, are drawn."""
-        return {n: self.heads[head.on or n].draw_above for n, head in self.heads.items()}
+        return {
+            n: self.heads[head.boxes_from or n].draw_threshold for n, head in self.heads.items()
+        }
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Named feature maps (B, C, h, w), from fine to coarse."""
@@ -86,12 +90,12 @@ class VisionModel(nn.Module):
         they are in its own predictions too.
         """
         heads = list(heads)
-        bases = [name for name in heads if self.heads[name].on is None]
-        bases += [on for name in heads if (on := self.heads[name].on) and on not in bases]
+        bases = [name for name in heads if self.heads[name].boxes_from is None]
+        bases += [on for name in heads if (on := self.heads[name].boxes_from) and on not in bases]
         found = {name: self._predicted(name, features, batch) for name in dict.fromkeys(bases)}
         for name in heads:
             if name not in found:
-                on = self.heads[name].on
+                on = self.heads[name].boxes_from
                 objects = boxes_of(name, on, found[on])
                 described = self._predicted(name, features, _with_boxes(batch, objects))
                 found[name] = [
@@ -127,7 +131,7 @@ class VisionModel(nn.Module):
 
 
 def _finds_boxes(head: Head) -> bool:
-    return head.on is None and "boxes" in head.needs and not head.one_object
+    return head.boxes_from is None and "boxes" in head.required_targets and not head.single_object
 
 
 def _with_boxes(batch: Batch, predictions: list[dict[str, Any]]) -> Batch:

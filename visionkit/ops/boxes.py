@@ -1,4 +1,4 @@
-"""Box arithmetic. Boxes are xyxy, in any pixels; picture sizes are (h, w)."""
+"""Box arithmetic. Boxes are xyxy, in any pixels; image sizes are (h, w)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _center_and_extent(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) cut off at the border of a picture of that (h, w)."""
+    """Boxes (..., 4) cut off at the border of an image of that (h, w)."""
     h, w = size
     x1, y1, x2, y2 = boxes.unbind(-1)
     corners = [x1.clamp(0, w), y1.clamp(0, h), x2.clamp(0, w), y2.clamp(0, h)]
@@ -59,7 +59,7 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def to_original(boxes: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) of a picture at `size` in the pixels of the same picture at `orig_size`."""
+    """Boxes (..., 4) of an image at `size` in the pixels of the same image at `orig_size`."""
     scale_y, scale_x = (orig / now for now, orig in zip(size, orig_size, strict=True))
     return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
 
@@ -84,14 +84,14 @@ def pairwise_intersection(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
     return width.mul_(height)
 
 
-def pairwise_iou(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
+def box_iou(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
     """Intersection over union (N, M), in 0..1; 0 where both boxes are empty."""
     shared = pairwise_intersection(boxes_N4, boxes_M4)
     union = area(boxes_N4)[:, None] + area(boxes_M4) - shared
     return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
-def pairwise_coverage(boxes_N4: Tensor, regions_M4: Tensor) -> Tensor:
+def box_ioa(boxes_N4: Tensor, regions_M4: Tensor) -> Tensor:
     """Share (N, M) of each box's own area that lies within each region, in 0..1."""
     own_area = area(boxes_N4)[:, None]
     shared = pairwise_intersection(boxes_N4, regions_M4)

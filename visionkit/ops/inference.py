@@ -28,7 +28,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
-SIDE = 64  # pixels of the picture that shows which norm follows which convolution
+SIDE = 64  # pixels of the image that shows which norm follows which convolution
 
 
 @torch.no_grad()
@@ -52,7 +52,7 @@ def fold_norms(model: Any) -> int:
 def _pairs(model: Any) -> list[tuple[nn.Conv2d, nn.Module]]:
     """Convolutions, and the norm that alone takes what each of them gives, in evaluation."""
     if not any(isinstance(module, NORMS) for module in model.modules()):
-        return []  # without a picture: MLP takes those of its own size only
+        return []  # without an image: MLP takes those of its own size only
     made: list[tuple[Tensor, nn.Conv2d]] = []  # holds the maps, so that none takes another's place
     taken: list[tuple[Tensor, nn.Module]] = []
     hooks = []

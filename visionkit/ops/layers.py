@@ -20,25 +20,25 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups if groups < channels else max(1, channels // 2), channels)
 
 
-# --- Random numbers keyed by the picture, so that it draws the same in whatever process it is.
+# --- Random numbers keyed by the image, so that it draws the same in whatever process it is.
 
 
 def noise_of(target: Target, device: torch.device) -> torch.Generator | None:
-    """A generator for one picture; None, torch's own, if it has no `position`."""
+    """A generator for one image; None, torch's own, if it has no `position`."""
     if "position" not in target:
         return None
     return torch.Generator(device).manual_seed(target["position"])
 
 
 def normal_noise(like: Tensor, targets: Sequence[Target]) -> Tensor:
-    """Standard normal numbers of the shape of `like` (B, ...), those of each picture its own."""
-    cpu = torch.device("cpu")  # one copy, where a GPU would run a kernel for each picture
+    """Standard normal numbers of the shape of `like` (B, ...), those of each image its own."""
+    cpu = torch.device("cpu")  # one copy, where a GPU would run a kernel for each image
     rows = [torch.randn(like.shape[1:], generator=noise_of(target, cpu)) for target in targets]
     return torch.stack(rows).to(like)
 
 
 def valid_cells(sizes: Sequence[tuple[int, int]], features: Tensor, stride: int) -> Tensor:
-    """Which cells of `features` (B, C, h, w) see a part of their picture: (B, h, w) bool.
+    """Which cells of `features` (B, C, h, w) see a part of their image: (B, h, w) bool.
 
     `sizes` are the valid (h, w) of each image in input pixels, `stride` the input pixels per cell.
     """

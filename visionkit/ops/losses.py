@@ -1,4 +1,4 @@
-"""Losses that several heads use. Each value stands alone: the caller sums and normalises.
+"""Losses that several heads use. Each value stands alone: the caller sums and normalizes.
 
 All are computed in float32, whatever the precision of the network.
 """

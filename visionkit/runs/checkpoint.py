@@ -32,7 +32,7 @@ def folder(run: Path) -> Path:
     return run / "checkpoints"
 
 
-def keep_last(run: Path, state: dict[str, Any]) -> None:
+def save_last(run: Path, state: dict[str, Any]) -> None:
     """Write last.pt; what was there becomes prev.pt."""
     save(state, folder(run) / "last.pt", previous=folder(run) / "prev.pt")
 
@@ -74,7 +74,7 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
     )
 
 
-def set_aside(run: Path, used: Path) -> bool:
+def quarantine_damaged(run: Path, used: Path) -> bool:
     """Before a run goes on from the file `used`: rename damaged ones to *.damaged, so that no
     good one makes room for them. Whether best.pt is there and whole."""
     last, best = folder(run) / "last.pt", folder(run) / "best.pt"

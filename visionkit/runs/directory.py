@@ -5,7 +5,7 @@ metrics.jsonl        one JSON object for each logged step and each validation
 data.json            what is used of the data, and what was left out, fixed, or looks wrong
 status.json          running, finished, preempted, failed or diverged, and at which step
 checkpoints/         last.pt to resume from, prev.pt the one before it, best.pt to predict with
-plots/               curves, training pictures, validation pictures
+plots/               curves, training images, validation images
 eval/                figures and result files of `visionkit eval`
 """
 

@@ -40,7 +40,9 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.last_words: Callable[[str, int], str] | None = None  # of signal's name and exit code
+        self.on_forced_exit: Callable[[str, int], str] | None = (
+            None  # of signal's name and exit code
+        )
         self._deferred = False
 
     def __enter__(self) -> StopRequest:
@@ -70,7 +72,7 @@ class StopRequest:
             self._deferred = before
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Within `deferred`, a time in which a signal raises Stopped, one noted before too."""
         before, self._deferred = self._deferred, False
         try:
@@ -125,7 +127,7 @@ class StopRequest:
         name = signal.Signals(number).name
         threading.Timer(LAST_WORDS_SECONDS, os._exit, (code,)).start()  # if the disk hangs
         try:
-            words = f"; {self.last_words(name, code)}" if self.last_words else ""
+            words = f"; {self.on_forced_exit(name, code)}" if self.on_forced_exit else ""
             os.write(2, f"\nsecond signal ({name}): left at once{words}\n".encode())
             for worker in multiprocessing.active_children():
                 worker.kill()
@@ -148,7 +150,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """While the last words of a process that ends anyway are written, no signal takes effect."""
     main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n, signal.SIG_IGN) for n in STOPPING} if main else {}
@@ -167,7 +169,7 @@ def ignore() -> None:
 
 
 def outlive_first_signal() -> None:
-    """For loader workers: a signal to the whole process group must not take the pictures away
+    """For loader workers: a signal to the whole process group must not take the images away
     that the current step still needs. They end with the run, and at the latest when the grace
     is over or a second signal comes."""
     first: float | None = None

@@ -1,4 +1,4 @@
-"""Pictures with predictions or labels drawn over them, by Pillow alone."""
+"""Images with predictions or labels drawn over them, by Pillow alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from visionkit.data.classes import describe
 from visionkit.data.masks import IGNORE
 from visionkit.types import Target
 
-# --- A picture under the pen: boxes, masks, class maps and tags, by Pillow alone.
+# --- An image under the pen: boxes, masks, class maps and tags, by Pillow alone.
 
-LEGIBLE = 640  # a picture whose longer side is shorter is enlarged to this
+LEGIBLE = 640  # an image whose longer side is shorter is enlarged to this
 OPACITY = 0.4  # of masks and class maps
 GRAY = (150, 150, 150)  # of what has no class
 Color = tuple[int, int, int]
@@ -26,7 +26,7 @@ Names = Sequence[str]
 
 
 def color_of(label: int) -> Color:
-    """The color of a class: the same in every picture, and far from those of its neighbors."""
+    """The color of a class: the same in every image, and far from those of its neighbors."""
     hue = (0.98 + label * 0.618034) % 1  # the golden ratio spreads any number of hues evenly
     saturation, value = [(0.80, 0.95), (0.60, 1.0), (0.95, 0.75)][label // 8 % 3]
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
@@ -34,27 +34,27 @@ def color_of(label: int) -> Color:
 
 
 class Canvas:
-    """A picture under the pen. Coordinates are those of the picture before it was enlarged."""
+    """An image under the pen. Coordinates are those of the image before it was enlarged."""
 
     def __init__(self, image: Tensor | Image.Image) -> None:
         if isinstance(image, Tensor):
             image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
         # How far an earlier `draw` enlarged it, and down to where it wrote.
         self.scale, self.written = image.info.get("drawn", (None, 0))
-        self.picture = image.convert("RGB")
+        self.image = image.convert("RGB")
         if self.scale is None:
             self.scale = max(1.0, LEGIBLE / max(image.size))
             size = [max(1, round(side * self.scale)) for side in image.size]
-            self.picture = self.picture.resize(size, Image.Resampling.BICUBIC)
-        self.pen = ImageDraw.Draw(self.picture)
-        longest = max(self.picture.size)
+            self.image = self.image.resize(size, Image.Resampling.BICUBIC)
+        self.pen = ImageDraw.Draw(self.image)
+        longest = max(self.image.size)
         self.line = max(2, round(longest / 320))
         self.pad = max(2, self.line)
         self.font = ImageFont.load_default(size=max(12, round(longest / 48)))
 
     def finished(self) -> Image.Image:
-        self.picture.info["drawn"] = (self.scale, self.written)
-        return self.picture
+        self.image.info["drawn"] = (self.scale, self.written)
+        return self.image
 
     def objects(
         self,
@@ -78,7 +78,7 @@ class Canvas:
     def mask(self, mask: np.ndarray, color: Color) -> None:
         """A translucent area with an outline."""
         area = Image.fromarray((mask > 0).astype(np.uint8) * 255)
-        area = area.resize(self.picture.size, Image.Resampling.BILINEAR)
+        area = area.resize(self.image.size, Image.Resampling.BILINEAR)
         found = area.getbbox()
         if found is None:
             return
@@ -87,8 +87,8 @@ class Canvas:
         window = (left, top, found[2] + grown, found[3] + grown)
         area = area.crop(window)
         outline = ImageChops.subtract(area.filter(ImageFilter.MaxFilter(grown)), area)
-        self.picture.paste(color, (left, top), area.point(lambda value: int(value * OPACITY)))
-        self.picture.paste(color, (left, top), outline)
+        self.image.paste(color, (left, top), area.point(lambda value: int(value * OPACITY)))
+        self.image.paste(color, (left, top), outline)
 
     def class_map(self, labels: Tensor, names: Names) -> None:
         """A translucent color for every cell of (h, w), none for 255 and for a class that is called
@@ -96,23 +96,23 @@ class Canvas:
         index = np.asarray(labels.cpu()).astype(np.uint8)
         index = np.where(np.isin(index, backgrounds(names)), np.uint8(255), index)
         palette = np.array([color_of(label) for label in range(256)], np.uint8)
-        size, nearest = self.picture.size, Image.Resampling.NEAREST
+        size, nearest = self.image.size, Image.Resampling.NEAREST
         colors = Image.fromarray(palette[index]).resize(size, nearest)
         known = Image.fromarray((index != 255) * np.uint8(255 * OPACITY)).resize(size, nearest)
-        self.picture.paste(colors, (0, 0), known)
+        self.image.paste(colors, (0, 0), known)
         present = [label for label in np.unique(index).tolist() if label != 255]
         self.lines([(name_of(names, label), color_of(label)) for label in present])
 
     def beside(self, image: Tensor) -> None:
-        """Another picture (3, h, w) uint8 at the right, as high as this one."""
+        """Another image (3, h, w) uint8 at the right, as high as this one."""
         other = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-        width = max(1, round(other.width * self.picture.height / other.height))
-        other = other.resize((width, self.picture.height), Image.Resampling.BICUBIC)
-        both = Image.new("RGB", (self.picture.width + width, self.picture.height))
-        both.paste(self.picture, (0, 0))
-        both.paste(other, (self.picture.width, 0))
-        both.info = self.picture.info
-        self.picture, self.pen = both, ImageDraw.Draw(both)
+        width = max(1, round(other.width * self.image.height / other.height))
+        other = other.resize((width, self.image.height), Image.Resampling.BICUBIC)
+        both = Image.new("RGB", (self.image.width + width, self.image.height))
+        both.paste(self.image, (0, 0))
+        both.paste(other, (self.image.width, 0))
+        both.info = self.image.info
+        self.image, self.pen = both, ImageDraw.Draw(both)
 
     def tags(
         self,
@@ -120,23 +120,23 @@ class Canvas:
         tags: Sequence[str],
         colors: Sequence[Color],
     ) -> None:
-        """A name at each box, inside the picture, where it covers no other name if possible.
+        """A name at each box, inside the image, where it covers no other name if possible.
 
         Where it is not, a name whose color has been explained elsewhere is left out.
         """
         taken: list[tuple[float, float, float, float]] = []
-        explained: set[Color] = set()
+        explain_errors: set[Color] = set()
         for box, tag, color in zip(boxes, tags, colors, strict=True):
             w, h = self._extent(tag)
             x1, y1, x2, y2 = self._pixels(box)
             corners = [(x1, y1 - h), (x1, y1), (x1, y2), (x2 - w, y1 - h), (x1, y2 - h)]
             places = [self._inside(x, y, w, h) for x, y in corners]
             free = [p for p in places if not any(_overlap(p, t) for t in taken)]
-            if free or color not in explained:
+            if free or color not in explain_errors:
                 place = [*free, places[0]][0]
                 self._write(place, tag, color)
                 taken.append(place)
-                explained.add(color)
+                explain_errors.add(color)
 
     def lines(self, lines: Sequence[tuple[str, Color]]) -> None:
         """Lines of text at the upper left, below those that are there already."""
@@ -146,8 +146,8 @@ class Canvas:
             self.written += h
 
     def _pixels(self, box: Sequence[float]) -> list[float]:
-        """The outermost pixels of a box, all inside the picture."""
-        w, h = self.picture.size
+        """The outermost pixels of a box, all inside the image."""
+        w, h = self.image.size
         limits = [w - 1, h - 1, w - 1, h - 1]
         last = [0, 0, 1, 1]  # a box that ends at x = 10 covers the pixels up to 9
         return [
@@ -160,8 +160,8 @@ class Canvas:
         return self.font.getlength(text) + 2 * self.pad, ascent + descent + self.pad
 
     def _inside(self, x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
-        x = max(0, min(x, self.picture.width - w))
-        y = max(0, min(y, self.picture.height - h))
+        x = max(0, min(x, self.image.width - w))
+        y = max(0, min(y, self.image.height - h))
         return x, y, x + w, y + h
 
     def _write(self, place: tuple[float, float, float, float], text: str, color: Color) -> None:
@@ -197,13 +197,13 @@ def draw(
     *,
     threshold: float = 0.5,
 ) -> Image.Image:
-    """A copy of the picture with a head's prediction drawn over it.
+    """A copy of the image with a head's prediction drawn over it.
 
-    `image` is (3, h, w) uint8 or a Pillow picture, of the size that the prediction refers to.
+    `image` is (3, h, w) uint8 or a Pillow image, of the size that the prediction refers to.
     Understood are `boxes`, `labels`, `scores` and perhaps `masks` (those with a score of at least
     `threshold`), `box`, `probs`, `semantic`, `attributes` of boxes, and `reconstruction`, which
-    comes at the right of the picture; other keys are passed over. Small pictures come out
-    enlarged. A picture that comes from `draw` may be drawn on again, for another head.
+    comes at the right of the image; other keys are passed over. Small images come out
+    enlarged. An image that comes from `draw` may be drawn on again, for another head.
     """
     canvas = Canvas(image)
     if "reconstruction" in prediction:
@@ -227,16 +227,16 @@ def draw(
 def draw_target(
     image: Tensor | Image.Image, target: Target, class_names: Names | Mapping[str, Names]
 ) -> Image.Image:
-    """A copy of a training picture, (3, h, w) without padding, with its labels drawn over it.
+    """A copy of a training image, (3, h, w) without padding, with its labels drawn over it.
 
     `class_names` are the names of the target's objects or, where it has none, of the whole
-    picture's class; or a dict with a list for each target key: `labels`, `class_id`, `semantic`.
+    image's class; or a dict with a list for each target key: `labels`, `class_id`, `semantic`.
     """
     if not isinstance(class_names, Mapping):
         class_names = {"labels" if "boxes" in target else "class_id": class_names}
     canvas = Canvas(image)
     if "semantic" in target:
-        canvas.class_map(_labelled_map(target), class_names.get("semantic", ()))
+        canvas.class_map(_labeled_map(target), class_names.get("semantic", ()))
     if "boxes" in target:
         names = class_names.get("labels", ())
         labels = target["labels"].tolist()
@@ -259,13 +259,13 @@ def draw_target(
     return canvas.finished()
 
 
-def _labelled_map(target: Target) -> Tensor:
-    """The class map, with 255 (ignore) where it shows a class that is not labelled here."""
-    labels, labelled = target["semantic"], target.get("semantic_labelled")
-    if labelled is None:
+def _labeled_map(target: Target) -> Tensor:
+    """The class map, with 255 (ignore) where it shows a class that is not labeled here."""
+    labels, labeled = target["semantic"], target.get("semantic_labeled")
+    if labeled is None:
         return labels
     known = torch.ones(256, dtype=torch.bool)
-    known[: len(labelled)] = labelled.cpu()
+    known[: len(labeled)] = labeled.cpu()
     return labels.where(known.to(labels.device)[labels.long()], IGNORE)
 
 
@@ -276,32 +276,32 @@ def draw_all(
     *,
     threshold: float | Mapping[str, float] = 0.5,
 ) -> Image.Image:
-    """The picture with the predictions of all heads: areas at the bottom, words at the top.
+    """The drawn with the predictions of all heads: areas at the bottom, words at the top.
 
     `threshold` is one for all heads, or has one for each.
     """
-    picture: Any = image
+    drawn: Any = image
     for head in sorted(predictions, key=lambda head: _layer(predictions[head])):
         low = threshold[head] if isinstance(threshold, Mapping) else threshold
-        picture = draw(picture, predictions[head], class_names[head], threshold=low)
-    return picture
+        drawn = draw(drawn, predictions[head], class_names[head], threshold=low)
+    return drawn
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """The pictures side by side in rows, each centered in a cell that fits the largest."""
+def contact_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """The images side by side in rows, each centered in a cell that fits the largest."""
     margin, limit = 8, 800
-    small = [picture.copy() for picture in pictures]
-    for picture in small:
-        picture.thumbnail((limit, limit), Image.Resampling.LANCZOS)
+    small = [image.copy() for image in images]
+    for image in small:
+        image.thumbnail((limit, limit), Image.Resampling.LANCZOS)
     columns = max(1, min(columns, len(small)))
     rows = -(-len(small) // columns)
-    cell_w = max((picture.width for picture in small), default=0) + margin
-    cell_h = max((picture.height for picture in small), default=0) + margin
+    cell_w = max((image.width for image in small), default=0) + margin
+    cell_h = max((image.height for image in small), default=0) + margin
     sheet = Image.new("RGB", (columns * cell_w + margin, rows * cell_h + margin), "white")
-    for i, picture in enumerate(small):
-        left = margin + i % columns * cell_w + (cell_w - margin - picture.width) // 2
-        top = margin + i // columns * cell_h + (cell_h - margin - picture.height) // 2
-        sheet.paste(picture, (left, top))
+    for i, image in enumerate(small):
+        left = margin + i % columns * cell_w + (cell_w - margin - image.width) // 2
+        top = margin + i // columns * cell_h + (cell_h - margin - image.height) // 2
+        sheet.paste(image, (left, top))
     return sheet
 
 
@@ -336,13 +336,13 @@ def _certain(names: Names, answers: Tensor) -> list[str]:
 
 
 def _layer(prediction: Mapping[str, Any]) -> int:
-    """The order of drawing: what covers most comes first, what widens the picture last."""
+    """The order of drawing: what covers most comes first, what widens the image last."""
     order = ("semantic", "labels", "box", "attributes", "probs", "reconstruction")
     return next((i for i, key in enumerate(order) if key in prediction), len(order))
 
 
 def _write_classes(canvas: Canvas, prediction: Mapping[str, Any], names: Names) -> None:
-    """The most probable classes; with several labels per picture, all that are present."""
+    """The most probable classes; with several labels per image, all that are present."""
     probs = prediction["probs"]
     if "labels" in prediction:
         shown = prediction["labels"].tolist()

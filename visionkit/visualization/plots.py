@@ -27,7 +27,7 @@ COLORS = (
     *("#dc7ec0", "#797979", "#d5bb67", "#82c6e2", "#001c7f", "#12711c"),
 )
 KEYS_OF_A_STEP = ("kind", "step", "epoch")
-MOST_LINES = len(COLORS)  # more metrics than this in one picture are not told apart
+MOST_LINES = len(COLORS)  # more metrics than this in one image are not told apart
 
 
 def write_plots(metrics_jsonl: Path, out_dir: Path) -> None:

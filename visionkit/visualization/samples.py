@@ -1,7 +1,7 @@
-"""Pictures of a run: training pictures with their targets, validation pictures with predictions.
+"""Images of a run: training images with their targets, validation images with predictions.
 
-A picture that cannot be drawn or written never stops a training run. Each function is called with
-the run directory, whether pictures are wanted (`train.plots`), and its own arguments.
+An image that cannot be drawn or written never stops a training run. Each function is called with
+the run directory, whether images are wanted (`train.plots`), and its own arguments.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from visionkit.visualization.draw import contact_sheet, draw_all, draw_target
 from visionkit.visualization.plots import write_plots
 
 log = logging.getLogger("visionkit")
-PICTURES = 9
+IMAGES = 9
 
 
 def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
@@ -34,29 +34,29 @@ def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
             (run / "plots").mkdir(exist_ok=True)
             function(run, *args, **kwargs)
         except Exception as error:  # whatever it is, the run matters more
-            log.warning("%s: no picture from %s: %s", run / "plots", function.__name__, error)
+            log.warning("%s: no image from %s: %s", run / "plots", function.__name__, error)
 
     return guarded
 
 
 @_never_fatal
-def picture_training_batch(
+def save_train_samples(
     run: Path, batch: Batch, source: Source, model: VisionModel, classes: dict[str, Classes]
 ) -> None:
     """plots/train_<source>.jpg: what the model sees, after augmentation, with its labels."""
-    names = {model.heads[head].vocabulary: classes[head].names for head in source.feeds}
-    shown = {"size", *(key for head in source.feeds for key in model.heads[head].needs)}
-    pictures = []
-    for image, target in list(zip(batch.images, batch.targets, strict=True))[:PICTURES]:
+    names = {model.heads[head].class_key: classes[head].names for head in source.feeds}
+    shown = {"size", *(key for head in source.feeds for key in model.heads[head].required_targets)}
+    images = []
+    for image, target in list(zip(batch.images, batch.targets, strict=True))[:IMAGES]:
         h, w = target["size"]
         known = {key: value for key, value in target.items() if key in shown}
-        pictures.append(draw_target(image[:, :h, :w], known, names))
-    contact_sheet(pictures, columns=3).save(run / "plots" / f"train_{source.name}.jpg")
+        images.append(draw_target(image[:, :h, :w], known, names))
+    contact_sheet(images, columns=3).save(run / "plots" / f"train_{source.name}.jpg")
 
 
 @_never_fatal
 @torch.inference_mode()
-def picture_validation(
+def save_val_samples(
     run: Path,
     model: VisionModel,
     sources: list[Source],
@@ -64,28 +64,28 @@ def picture_validation(
     *,
     dtype: torch.dtype,
 ) -> None:
-    """plots/val_<source>.jpg: the first validation pictures with every head's predictions."""
+    """plots/val_<source>.jpg: the first validation images with every head's predictions."""
     device = next(model.parameters()).device
     model.eval()
     for source in sources:
         if source.val is None:
             continue
-        samples = [source.val[i] for i in range(min(PICTURES, len(source.val)))]
+        samples = [source.val[i] for i in range(min(IMAGES, len(source.val)))]
         small = [sample.resize(fit(sample.size, source.image_size)) for sample in samples]
         batch = collate([(sample.image, sample.target()) for sample in small]).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             predictions = model.predictions(model.features(batch), batch, source.feeds)
         names = {head: classes[head].names for head in source.feeds}
-        pictures = [
+        images = [
             draw_all(
                 sample.image,
                 {head: found[i] for head, found in predictions.items()},
                 names,
-                threshold=model.draw_above,
+                threshold=model.draw_threshold,
             )
             for i, sample in enumerate(samples)
         ]
-        contact_sheet(pictures, columns=3).save(run / "plots" / f"val_{source.name}.jpg")
+        contact_sheet(images, columns=3).save(run / "plots" / f"val_{source.name}.jpg")
 
 
 @_never_fatal

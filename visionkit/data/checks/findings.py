@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from visionkit.data.checks.kinds import KINDS, Severity
+from visionkit.data.checks.kinds import FINDING_KINDS, Severity
 from visionkit.data.loading.cache import cache_folder, trim
 from visionkit.errors import CheckpointError, ConfigError, DataError, VisionkitError
 from visionkit.runs.files import to_json, write_text
 
-# --- What the numbers of objects or pictures of each class tell.
+# --- What the numbers of objects or images of each class tell.
 
-FEW = 10  # objects or pictures of a class
+FEW = 10  # objects or images of a class
 
 
 def class_remarks(names: Sequence[str], counts: np.ndarray, what: str, file: str) -> list[Finding]:
-    """Classes with none, with few, and of nearly one name. `what` is "objects" or "pictures"."""
+    """Classes with none, with few, and of nearly one name. `what` is "objects" or "images"."""
     noun = what.removesuffix("s")
     found = []
     for name, count in zip(names, counts.tolist(), strict=True):
@@ -34,7 +34,7 @@ def class_remarks(names: Sequence[str], counts: np.ndarray, what: str, file: str
     for alike in by_folded.values():
         if len(alike) > 1:
             text = f"the classes {', '.join(map(repr, alike))} differ in case alone"
-            found.append(finding("class-case", text, file=file, value=alike[0]))
+            found.append(finding("class-name-case", text, file=file, value=alike[0]))
     return found
 
 
@@ -73,7 +73,7 @@ class Place(NamedTuple):
 class Finding(NamedTuple):
     """One fault: what, where, what to do, and what visionkit does about it."""
 
-    kind: str  # of `KINDS`, or of a picture
+    kind: str  # of `FINDING_KINDS`, or of an image
     message: str
     file: str = ""  # or a folder, or a part of the config
     place: Place | None = None
@@ -96,7 +96,7 @@ class Finding(NamedTuple):
 
 def finding(kind: str, message: str, action: str = "", **details: Any) -> Finding:
     """One whose remedy, severity and action are those of its kind, unless given."""
-    known = KINDS[kind]
+    known = FINDING_KINDS[kind]
     action = action or known.default
     severity = "error" if action == "error" else known.severity
     return Finding(
@@ -104,17 +104,17 @@ def finding(kind: str, message: str, action: str = "", **details: Any) -> Findin
     )
 
 
-Tally = dict[str, dict[str, int]]  # left_out, fixed and kept: how many of each kind
-DONE = {"drop": "left_out", "fix": "fixed", "keep": "kept"}  # by action
+FindingCounts = dict[str, dict[str, int]]  # left_out, fixed and kept: how many of each kind
+DONE = {"drop": "dropped", "fix": "fixed", "keep": "kept"}  # by action
 
 
-def empty_tally() -> Tally:
-    return {"left_out": {}, "fixed": {}, "kept": {}}
+def no_findings() -> FindingCounts:
+    return {"dropped": {}, "fixed": {}, "kept": {}}
 
 
-def tally(findings: Iterable[Finding]) -> Tally:
+def count_findings(findings: Iterable[Finding]) -> FindingCounts:
     """How many of each kind there are, by what was done."""
-    counts = empty_tally()
+    counts = no_findings()
     for found in findings:
         kinds = counts[DONE[found.action]]
         kinds[found.kind] = kinds.get(found.kind, 0) + 1
@@ -169,7 +169,7 @@ class Problems:
         return str(found) if found.file in ("", self.file) else f"{found.file}: {found}"
 
 
-def together(errors: Sequence[VisionkitError]) -> VisionkitError:
+def propagate_failures(errors: Sequence[VisionkitError]) -> VisionkitError:
     """All of them as one; a ConfigError if any is."""
     message = "\n".join(map(str, errors))
     if any(isinstance(error, ConfigError) for error in errors):

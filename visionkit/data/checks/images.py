@@ -1,4 +1,4 @@
-"""Every picture of a data set looked at before it is needed, and what is wrong with each."""
+"""Every image of a data set looked at before it is needed, and what is wrong with each."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from visionkit.data.image_io import (
     MAX_PIXELS,
     Refused,
     check_label_mode,
-    open_picture,
+    open_image,
     orientation,
     to_rgb,
 )
 from visionkit.data.loading.cache import cache_folder, remove, touch, trim
 from visionkit.types import Dataset
 
-# --- One look at a picture file: whether it can be read, what it is, and what reading it loses.
+# --- One look at an image file: whether it can be read, what it is, and what reading it loses.
 
 SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg"),
-    "MPO": (".jpg", ".jpeg"),  # a JPEG with more pictures behind the first
+    "MPO": (".jpg", ".jpeg"),  # a JPEG with more images behind the first
     "PNG": (".png",),
     "WEBP": (".webp",),
     "BMP": (".bmp",),
@@ -48,7 +48,7 @@ SUFFIXES_OF = {
 }
 
 
-class Look(NamedTuple):
+class ImageInfo(NamedTuple):
     """What a file turned out to be. Where `kind` is not empty, only `clause` is known besides."""
 
     kind: str = ""  # of the fault, one word; empty: it can be read
@@ -62,10 +62,10 @@ class Look(NamedTuple):
     content: str = ""  # a hash of the file's bytes
 
 
-def look_at(path: Path, max_pixels: int = MAX_PIXELS) -> Look:
-    """Decode the picture, and check the sums in a PNG, which decoding does not look at."""
+def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+    """Decode the image, and check the sums in a PNG, which decoding does not look at."""
 
-    def facts(image: Image.Image) -> Look:
+    def facts(image: Image.Image) -> ImageInfo:
         if image.format == "PNG":
             with Image.open(path, formats=("PNG",)) as again:
                 again.verify()
@@ -73,7 +73,7 @@ def look_at(path: Path, max_pixels: int = MAX_PIXELS) -> Look:
         image.load()
         to_rgb(image)
         loses += ["alpha"] * _is_transparent(image)
-        found = Look("", "", image.height, image.width, orientation(image), image.mode)
+        found = ImageInfo("", "", image.height, image.width, orientation(image), image.mode)
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
         return found._replace(
@@ -81,17 +81,17 @@ def look_at(path: Path, max_pixels: int = MAX_PIXELS) -> Look:
         )
 
     try:
-        return open_picture(path, facts, max_pixels)
+        return open_image(path, facts, max_pixels)
     except Refused as refused:
         return of_fault(refused.fault)
 
 
-def of_fault(fault: Fault) -> Look:
-    return Look(*fault)
+def of_fault(fault: Fault) -> ImageInfo:
+    return ImageInfo(*fault)
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    """Of a picture that is not decoded yet; gray has a mode of its own, colors do not."""
+    """Of an image that is not decoded yet; gray has a mode of its own, colors do not."""
     return image.mode.startswith("I") or any(";16" in str(tile.args) for tile in image.tile)
 
 
@@ -105,7 +105,7 @@ def _is_transparent(image: Image.Image) -> bool:
     return "transparency" in image.info
 
 
-# --- What looking at pictures found, remembered in the cache folder, so that it is paid for
+# --- What looking at images found, remembered in the cache folder, so that it is paid for
 # once.
 
 log = logging.getLogger("visionkit")
@@ -115,20 +115,20 @@ LIMIT = 2**30  # bytes of all such files; the least recently used go first
 
 State = tuple[int, int]  # of a file: size in bytes, time of change in ns
 
-_TYPES = tuple(type(value) for value in Look())
+_TYPES = tuple(type(value) for value in ImageInfo())
 
 
-class KeptLooks:
-    """The looks at pictures below one folder, by their path relative to it.
+class ImageInfoCache:
+    """The looks at images below one folder, by their path relative to it.
 
-    A picture is known by its path, size and time of change. A file of another version or folder,
+    An image is known by its path, size and time of change. A file of another version or folder,
     or with damaged lines, is not used or not wholly, which a warning says; nor is it an error if
     nothing can be kept.
     """
 
     def __init__(self, folder: str) -> None:
         self._first = json.dumps(["visionkit looks", FORMAT, PIL.__version__, folder])
-        self._looks: dict[str, tuple[State, Look]] = {}
+        self._looks: dict[str, tuple[State, ImageInfo]] = {}
         self._file: Path | None = None
         try:
             name = blake2b(self._first.encode(), digest_size=16).hexdigest()
@@ -137,11 +137,11 @@ class KeptLooks:
         except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
             self._give_up(error)
 
-    def find(self, name: str, state: State) -> Look | None:
+    def find(self, name: str, state: State) -> ImageInfo | None:
         found = self._looks.get(name)
         return found[1] if found is not None and found[0] == state else None
 
-    def add(self, looks: Iterable[tuple[str, State, Look]]) -> None:
+    def add(self, looks: Iterable[tuple[str, State, ImageInfo]]) -> None:
         """Remember those that found no fault."""
         new = [(name, state, look) for name, state, look in looks if not look.kind]
         self._looks |= {name: (state, look) for name, state, look in new}
@@ -170,13 +170,13 @@ class KeptLooks:
         except (ValueError, IsADirectoryError):  # ValueError: it is empty
             first, lines = b"", []
         if first != _line(self._first):
-            log.warning("%s: is not what visionkit wrote there; pictures are looked at anew", file)
+            log.warning("%s: is not what visionkit wrote there; images are looked at again", file)
             remove(file)
             return
         sound = [line for line in lines if self._take(line)]
         if len(sound) < len(lines):
             damaged = len(lines) - len(sound)
-            log.warning("%s: %d damaged lines; those pictures are looked at anew", file, damaged)
+            log.warning("%s: %d damaged lines; those images are looked at again", file, damaged)
         if len(sound) < len(lines) or len(sound) > 2 * len(self._looks) + 100:
             self._rewrite(file)
 
@@ -195,11 +195,11 @@ class KeptLooks:
                 return False
         except (ValueError, TypeError, RecursionError):
             return False
-        self._looks[name] = (size, changed), Look(*fields)
+        self._looks[name] = (size, changed), ImageInfo(*fields)
         return True
 
     def _rewrite(self, file: Path) -> None:
-        """With one line for each picture; a line that another process adds meanwhile is lost."""
+        """With one line for each image; a line that another process adds meanwhile is lost."""
         handle, name = tempfile.mkstemp(dir=file.parent, prefix=".")
         try:
             with open(handle, "wb") as copy:
@@ -213,14 +213,14 @@ class KeptLooks:
 
     def _give_up(self, error: Exception) -> None:
         log.warning(
-            "what was found in pictures cannot be kept in the cache, so each start looks at all "
+            "what was found in images cannot be kept in the cache, so each start looks at all "
             "of them [%s]; VISIONKIT_CACHE names another folder",
             error,
         )
         self._file = None
 
 
-def _record(name: str, state: State, look: Look) -> bytes:
+def _record(name: str, state: State, look: ImageInfo) -> bytes:
     return _line(json.dumps([name, *state, *look]))
 
 
@@ -229,14 +229,14 @@ def _line(text: str) -> bytes:
     return b"%08x %s\n" % (zlib.crc32(data), data)
 
 
-# --- All pictures and class maps of a data set that are files, looked at.
+# --- All images and class maps of a data set that are files, looked at.
 
 
 def examine_dataset(
-    dataset: Dataset, name: str = "pictures", *, first: int = 0, step: int = 1
-) -> list[PictureFault]:
+    dataset: Dataset, name: str = "images", *, first: int = 0, step: int = 1
+) -> list[ImageFault]:
     """What is wrong with them. An `index` is a place in the data set, where several samples share
-    a picture that of the first. Only every `step`-th sample from `first` on is looked at.
+    an image that of the first. Only every `step`-th sample from `first` on is looked at.
 
     Nothing is found in a data set without `image_path(index)`, such as `Idx`.
     """
@@ -247,7 +247,7 @@ def examine_dataset(
         places.setdefault(dataset.image_path(index), index)
     paths, indices = [*places], [*places.values()]
     sizes, exif = getattr(dataset, "sizes", None), getattr(dataset, "exif", "apply")
-    looks = look_at_all(paths, name)
+    looks = inspect_images(paths, name)
     wanted = None if sizes is None else sizes[indices]
     found = find_faults(paths, looks, wanted, exif)
     faults = [fault._replace(index=indices[fault.index]) for fault in found]
@@ -263,8 +263,8 @@ def _faults_of_maps(
     name: str,
     indices: Sequence[int],
     sizes: Sequence[tuple[int, int] | None],
-) -> list[PictureFault]:
-    """`sizes` are those of the pictures, None where it is not known."""
+) -> list[ImageFault]:
+    """`sizes` are those of the images, None where it is not known."""
     named = [
         (index, path, size)
         for index, size in zip(indices, sizes, strict=True)
@@ -273,44 +273,44 @@ def _faults_of_maps(
     if not named:
         return []
     indices, paths, sizes = zip(*named, strict=True)
-    looks = look_at_all(paths, f"class maps of {name}")
+    looks = inspect_images(paths, f"class maps of {name}")
     colored = getattr(dataset, "colored_maps", False)  # then they may have any mode
     found = find_faults(paths, looks, sizes, "ignore", maps=not colored)
     return [fault._replace(index=indices[fault.index]) for fault in found]
 
 
 MOST = 16  # threads; decoding is done outside of Python's lock
-_BLOCK = 32  # pictures that a thread takes at once, and that are remembered together
+_BLOCK = 32  # images that a thread takes at once, and that are remembered together
 
 LOST = {  # a note on what reading leaves out
     "alpha": "has transparent pixels: alpha is dropped",
     "bits": "has 16 bits a channel: they are scaled to 8",
-    "frames": "holds several pictures: only the first is used",
+    "frames": "holds several images: only the first is used",
 }
 
 Exif = Literal["apply", "ignore"]
 Severity = Literal["error", "warning", "note"]
 
 
-class PictureFault(NamedTuple):
-    """Something about one picture. An `error` means that it cannot be used as it is; a `warning`
+class ImageFault(NamedTuple):
+    """Something about one image. An `error` means that it cannot be used as it is; a `warning`
     that something in it is lost or looks wrong; a `note` is only worth counting."""
 
-    index: int  # in the list of pictures
+    index: int  # in the list of images
     kind: str  # "missing", "damaged", "size", "alpha", ...: what to count by
     message: str  # with the path, what was found and what to do
     severity: Severity
 
 
-def look_at_all(paths: Sequence[Path], name: str = "pictures") -> list[Look]:
-    """A look at each picture, by several threads, or as it is remembered from an earlier start.
+def inspect_images(paths: Sequence[Path], name: str = "images") -> list[ImageInfo]:
+    """A look at each image, by several threads, or as it is remembered from an earlier start.
 
     A file that is the same in path, size and time of change is not looked at again.
     """
     full = [os.path.abspath(path) for path in paths]
     folder = os.path.commonpath([*{os.path.dirname(path) for path in full}] or [os.sep])
     folder = folder.rstrip(os.sep) + os.sep
-    kept, looks = KeptLooks(folder), dict[str, Look]()
+    kept, looks = ImageInfoCache(folder), dict[str, ImageInfo]()
     unknown: list[str] = []
     for path in dict.fromkeys(full):
         state = _state(path)
@@ -330,32 +330,32 @@ def look_at_all(paths: Sequence[Path], name: str = "pictures") -> list[Look]:
 
 def find_faults(
     paths: Sequence[Path],
-    looks: Sequence[Look],
+    looks: Sequence[ImageInfo],
     sizes: Sequence[tuple[int, int] | None] | np.ndarray | None = None,
     exif: Exif = "apply",
     *,
     maps: bool = False,
-) -> list[PictureFault]:
+) -> list[ImageFault]:
     """What those looks tell, in the order of `paths`.
 
     sizes: the (h, w) that each should have, as the annotations say, after `exif`; None where they
         do not say.
     maps: whether they are maps of class numbers, which `exif` never turns.
     """
-    faults: list[PictureFault] = []
+    faults: list[ImageFault] = []
     wanted = [None] * len(paths) if sizes is None else sizes
     for i, (path, look, size) in enumerate(zip(paths, looks, wanted, strict=True)):
         size = None if size is None else (int(size[0]), int(size[1]))
         found = _faults_of_map(look, size) if maps else _faults_of(look, size, exif)
         if look.format and Path(path).suffix.lower() not in SUFFIXES_OF.get(look.format, ()):
             found.append(("suffix", f"is a {look.format} file, whatever its name ends in", "note"))
-        subject = f"{'class map' if maps else 'picture'} {shown(path)}"
-        faults += [PictureFault(i, kind, f"{subject} {what}", level) for kind, what, level in found]
+        subject = f"{'class map' if maps else 'image'} {shown(path)}"
+        faults += [ImageFault(i, kind, f"{subject} {what}", level) for kind, what, level in found]
     return faults
 
 
-def same_content(looks: Iterable[Look]) -> list[list[int]]:
-    """The places of pictures whose files hold the same bytes, a list for each such file."""
+def duplicate_files(looks: Iterable[ImageInfo]) -> list[list[int]]:
+    """The places of images whose files hold the same bytes, a list for each such file."""
     places: dict[str, list[int]] = defaultdict(list)
     for i, look in enumerate(looks):
         if look.content:
@@ -363,8 +363,8 @@ def same_content(looks: Iterable[Look]) -> list[list[int]]:
     return [alike for alike in places.values() if len(alike) > 1]
 
 
-def size_seen(look: Look, exif: Exif = "apply") -> tuple[int, int]:
-    """The (h, w) of the picture as it is read."""
+def size_seen(look: ImageInfo, exif: Exif = "apply") -> tuple[int, int]:
+    """The (h, w) of the image as it is read."""
     turned = exif == "apply" and look.orientation >= 5
     return (look.width, look.height) if turned else (look.height, look.width)
 
@@ -372,7 +372,7 @@ def size_seen(look: Look, exif: Exif = "apply") -> tuple[int, int]:
 _Found = list[tuple[str, str, Severity]]
 
 
-def _faults_of(look: Look, size: tuple[int, int] | None, exif: Exif) -> _Found:
+def _faults_of(look: ImageInfo, size: tuple[int, int] | None, exif: Exif) -> _Found:
     if look.kind:
         return [(look.kind, look.clause, "error")]
     found: _Found = [(what, LOST[what], "warning") for what in look.loses.split()]
@@ -385,21 +385,21 @@ def _faults_of(look: Look, size: tuple[int, int] | None, exif: Exif) -> _Found:
     return found
 
 
-def _wrong_size(look: Look, seen: tuple[int, int], size: tuple[int, int], exif: Exif) -> str:
+def _wrong_size(look: ImageInfo, seen: tuple[int, int], size: tuple[int, int], exif: Exif) -> str:
     other: Exif = "ignore" if exif == "apply" else "apply"
     if seen == size[::-1]:
         remedy = "height and width are swapped in the annotations"
         if size_seen(look, other) == size:
             remedy = (
-                f"they describe the picture {'as stored' if exif == 'apply' else 'turned upright'};"
+                f"they describe the image {'as stored' if exif == 'apply' else 'turned upright'};"
                 f" set the data set's `exif: {other}`"
             )
     else:
-        remedy = "they belong to another picture, or one of them was resized alone"
+        remedy = "they belong to another image, or one of them was resized alone"
     return f"is {seen[1]}x{seen[0]}, but the annotations say {size[1]}x{size[0]}: {remedy}"
 
 
-def _faults_of_map(look: Look, size: tuple[int, int] | None) -> _Found:
+def _faults_of_map(look: ImageInfo, size: tuple[int, int] | None) -> _Found:
     if look.kind:
         return [(look.kind, look.clause, "error")]
     try:
@@ -407,12 +407,12 @@ def _faults_of_map(look: Look, size: tuple[int, int] | None) -> _Found:
     except Refused as refused:
         return [(refused.fault.kind, refused.fault.clause, "error")]
     if size is not None and (look.height, look.width) != size:
-        what = f"is {look.width}x{look.height}, but its picture {size[1]}x{size[0]}"
+        what = f"is {look.width}x{look.height}, but its image {size[1]}x{size[0]}"
         return [("size", f"{what}: make them one size", "error")]
     return []
 
 
-_Seen = list[tuple[str, State | None, Look]]
+_Seen = list[tuple[str, State | None, ImageInfo]]
 
 
 def _in_threads(paths: Sequence[str]) -> Iterable[_Seen]:
@@ -431,10 +431,10 @@ def _look_at_block(paths: Sequence[str]) -> _Seen:
     return [_look_once(path) for path in paths]
 
 
-def _look_once(path: str) -> tuple[str, State | None, Look]:
+def _look_once(path: str) -> tuple[str, State | None, ImageInfo]:
     """The look, and the state of the file; None if it changed meanwhile."""
     before = _state(path)
-    look = of_fault(find_fault(path)) if before is None else look_at(Path(path))
+    look = of_fault(find_fault(path)) if before is None else inspect_image(Path(path))
     return path, before if before == _state(path) else None, look
 
 

@@ -36,7 +36,7 @@ class Kind(NamedTuple):
 
 _LEFT = "the object is not trained on"
 
-KINDS: dict[str, Kind] = {
+FINDING_KINDS: dict[str, Kind] = {
     # Structure: always an error.
     "config": Kind("faults of the config", "error", "correct the config"),
     "weights": Kind("unusable files of weights", "error", "name another file"),
@@ -49,12 +49,12 @@ KINDS: dict[str, Kind] = {
     "unknown-category": Kind(
         "objects of unknown categories", "error", "remove it or add the category"
     ),
-    "far": Kind(
+    "coordinate-range": Kind(
         "coordinates not finite or far away",
         "error",
-        "must be finite, and not farther from the picture than ten times its size",
+        "must be finite, and not farther from the image than ten times its size",
     ),
-    "path": Kind("unsafe file names", "error", "must name a file below the folder of pictures"),
+    "path": Kind("unsafe file names", "error", "must name a file below the folder of images"),
     "missing-file": Kind("missing files", "error", "add the file or remove its record"),
     "class-map": Kind("wrong class maps", "error", "correct the map", slow=True),
     "nothing-to-learn": Kind("data sets without objects", "error", "annotate some objects"),
@@ -75,7 +75,7 @@ KINDS: dict[str, Kind] = {
     "bad-mask": Kind(
         "malformed segmentations",
         "warning",
-        "outline it anew, or set the data set's `on_fault: {bad-mask: fix}`",
+        "outline it again, or set the data set's `on_fault: {bad-mask: fix}`",
         fix="the object stays; its mask counts as not known, and where masks are scored its box "
         "is a region to ignore",
         drop=f"{_LEFT}; where masks are scored its box is a region to ignore",
@@ -84,14 +84,14 @@ KINDS: dict[str, Kind] = {
         "boxes without extent", "warning", "width and height must be above 0", "drop", drop=_LEFT
     ),
     "outside-box": Kind(
-        "boxes outside their picture", "warning", "correct or remove it", "drop", drop=_LEFT
+        "boxes outside their image", "warning", "correct or remove it", "drop", drop=_LEFT
     ),
     "overhanging-box": Kind(
-        "boxes reaching more than a pixel out of their picture",
+        "boxes reaching more than a pixel out of their image",
         "warning",
-        "end it at the picture's border",
+        "end it at the image's border",
         "fix",
-        fix="clipped to the picture",
+        fix="clipped to the image",
         drop=_LEFT,
     ),
     "crowd-value": Kind(
@@ -128,27 +128,27 @@ KINDS: dict[str, Kind] = {
     "duplicate-id": Kind(
         "annotation ids given twice",
         "warning",
-        "number the annotations anew",
+        "number the annotations again",
         "fix",
-        fix="numbered anew inside; visionkit depends on no annotation's id",
+        fix="numbered again inside; visionkit depends on no annotation's id",
     ),
     "duplicate-name": Kind(
-        "pictures with several image records",
+        "images with several image records",
         "warning",
-        "keep one record of the picture, with all its objects",
+        "keep one record of the image, with all its objects",
         "keep",
-        keep="each record is a picture of its own",
+        keep="each record is an image of its own",
     ),
     # Left out because the data set's arguments ask for it.
     "other-class": Kind(
         "objects of other classes", "note", "`other_classes: ignore` asks for it", "drop"
     ),
     "small-object": Kind("objects smaller than min_size", "note", "lower min_size", "drop"),
-    "unlabelled-class": Kind(
-        "objects of classes not labelled here", "note", "`labelled` asks for it", "drop"
+    "unlabeled-class": Kind(
+        "objects of classes not labeled here", "note", "`labeled_classes` asks for it", "drop"
     ),
     "other-file": Kind(
-        "files that are no pictures by their name", "note", "convert them if they are", "drop"
+        "files that are no images by their name", "note", "convert them if they are", "drop"
     ),
     # Quality, only told.
     "xyxy-boxes": Kind(
@@ -169,14 +169,14 @@ KINDS: dict[str, Kind] = {
         "write the mask's area; evaluation uses the file's, as pycocotools does",
         "keep",
     ),
-    "flat-mask": Kind(
+    "empty-mask": Kind(
         "outlines without an area",
         "warning",
-        "outline it anew; it counts as not known",
+        "outline it again; it counts as not known",
         "keep",
         slow=True,
     ),
-    "mask-off-box": Kind(
+    "mask-box-mismatch": Kind(
         "masks elsewhere than their box (IoU of bounds below 0.5)",
         "warning",
         "correct the box or the mask",
@@ -190,26 +190,26 @@ KINDS: dict[str, Kind] = {
         "keep",
     ),
     "unused-class": Kind(
-        "classes without any object or picture", "warning", "add some, or remove the class", "keep"
+        "classes without any object or image", "warning", "add some, or remove the class", "keep"
     ),
     "rare-class": Kind(
-        "classes of fewer than 10 objects or pictures", "note", "add some", "keep"
+        "classes of fewer than 10 objects or images", "note", "add some", "keep"
     ),
-    "bare-picture": Kind(
-        "pictures without objects", "note", "right if they show none: it is background", "keep"
+    "no-annotations": Kind(
+        "images without objects", "note", "right if they show none: it is background", "keep"
     ),
-    "unlabelled-map": Kind(
-        "class maps without any labelled pixel", "warning", "label some, or remove it", "keep",
+    "unlabeled-map": Kind(
+        "class maps without any labeled pixel", "warning", "label some, or remove it", "keep",
         slow=True,
     ),
-    "class-case": Kind(
+    "class-name-case": Kind(
         "groups of class names that differ in case alone",
         "warning",
         "merge them if they are one",
         "keep",
     ),
-    "single-picture": Kind(
-        "identities with a single picture",
+    "singleton-identity": Kind(
+        "identities with a single image",
         "warning",
         "add a second one: alone it has no partner and is left out",
         "keep",
@@ -217,27 +217,27 @@ KINDS: dict[str, Kind] = {
     "few-identities": Kind(
         "batches with more places than identities",
         "warning",
-        "lower batch_size or raise per_identity: identities come several times in a batch",
+        "lower batch_size or raise images_per_identity: identities come several times in a batch",
         "keep",
     ),
     "no-object": Kind(
-        "pictures without the object to localize", "warning", "it is left out of the loss", "keep"
+        "images without the object to localize", "warning", "it is left out of the loss", "keep"
     ),
     "many-objects": Kind(
-        "pictures with several objects to localize", "note", "the largest counts", "keep"
+        "images with several objects to localize", "note", "the largest counts", "keep"
     ),
     # Training against validation data.
     "same-data": Kind(
         "validation sets that are the training set", "warning", "validate on other data", "keep"
     ),
-    "same-picture": Kind(
-        "pictures in training and validation data",
+    "train-val-overlap": Kind(
+        "images in training and validation data",
         "warning",
         "remove it from one of them: figures on it say little",
         "keep",
     ),
     "same-content": Kind(
-        "pictures in training and validation data under two names",
+        "images in training and validation data under two names",
         "warning",
         "remove one of the two: figures on it say little",
         "keep",
@@ -251,23 +251,23 @@ KINDS: dict[str, Kind] = {
     ),
 }  # fmt: skip
 
-PICTURES = {  # what a look at each picture finds, see `picture_check`
-    "picture-missing": "pictures that are not there",
-    "picture-damaged": "damaged pictures",
-    "picture-size": "pictures of another size than annotated",
-    "picture-alpha": "pictures whose alpha is dropped",
-    "picture-bits": "pictures whose 16 bits are scaled to 8",
-    "picture-frames": "animations of which the first picture counts",
-    "picture-exif": "pictures with an EXIF orientation",
-    "picture-suffix": "pictures of another format than their name says",
+IMAGES = {  # what a look at each image finds, see `image_check`
+    "image-missing": "images that are not there",
+    "image-damaged": "damaged images",
+    "image-size": "images of another size than annotated",
+    "image-alpha": "images whose alpha is dropped",
+    "image-bits": "images whose 16 bits are scaled to 8",
+    "image-frames": "animations of which the first image counts",
+    "image-exif": "images with an EXIF orientation",
+    "image-suffix": "images of another format than their name says",
 }
 
 
 def title(kind: str) -> str:
     """What a kind is called behind a number."""
-    if kind in KINDS:
-        return KINDS[kind].title
-    return PICTURES.get(kind, f"unusable pictures ({kind.removeprefix('picture-')})")
+    if kind in FINDING_KINDS:
+        return FINDING_KINDS[kind].title
+    return IMAGES.get(kind, f"unusable images ({kind.removeprefix('image-')})")
 
 
 Policies = Mapping[str, Action]
@@ -275,16 +275,16 @@ Policies = Mapping[str, Action]
 
 def policies(on_fault: Mapping[str, str] | None) -> dict[str, Action]:
     """What is done about each kind that has a policy. ValueError if `on_fault` says anything else
-    than `KINDS` allows."""
-    chosen = {name: kind.default for name, kind in KINDS.items() if kind.choices}
+    than `FINDING_KINDS` allows."""
+    chosen = {name: kind.default for name, kind in FINDING_KINDS.items() if kind.choices}
     for name, action in (on_fault or {}).items():
         if name not in chosen:
             near = difflib.get_close_matches(name, chosen, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(chosen)}"
             raise ValueError(f"on_fault: {name!r} is no kind of fault with a choice; {hint}")
-        if action not in KINDS[name].choices:
+        if action not in FINDING_KINDS[name].choices:
             raise ValueError(
-                f"on_fault: {name}: {action!r}; expected {' or '.join(KINDS[name].choices)}"
+                f"on_fault: {name}: {action!r}; expected {' or '.join(FINDING_KINDS[name].choices)}"
             )
         chosen[name] = action
     return chosen

@@ -1,4 +1,4 @@
-"""Before training: all pictures of a run looked at, and what is said about them."""
+"""Before training: all images of a run looked at, and what is said about them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import chain
 from visionkit.config import Config
 from visionkit.data.checks.findings import Finding, Place, Problems
 from visionkit.data.checks.images import examine_dataset
-from visionkit.data.checks.summary import splits_of, where_is
+from visionkit.data.checks.summary import iter_splits, split_key
 from visionkit.data.loading.samplers import allowed
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
@@ -17,20 +17,20 @@ from visionkit.types import Dataset
 log = logging.getLogger("visionkit")
 
 
-def check_pictures(config: Config, sources: list[Source]) -> dict[str, list[Finding]]:
-    """Look at the pictures of all sources that want it; the processes share the work.
+def check_images(config: Config, sources: list[Source]) -> dict[str, list[Finding]]:
+    """Look at the images of all sources that want it; the processes share the work.
 
-    DataError lists those that cannot be used, but for training pictures that may be skipped. These
+    DataError lists those that cannot be used, but for training images that may be skipped. These
     are counted in the log, and so is what reading the others loses. Returns all that was found, by
     section: `data.train`, for example.
     """
-    problems, found = Problems("pictures"), {}
+    problems, found = Problems("images"), {}
     for source in sources:
-        for split, dataset in splits_of(source):
-            if not config.data[source.name].check_pictures:
+        for split, dataset in iter_splits(source):
+            if not config.data[source.name].check_images:
                 continue
-            section = where_is(source.name, split)
-            mine = picture_findings(
+            section = split_key(source.name, split)
+            mine = image_findings(
                 dataset, section, first=collectives.rank(), step=collectives.world_size()
             )
             all_found = sorted(chain.from_iterable(collectives.gather(mine)), key=_order)
@@ -43,14 +43,14 @@ def check_pictures(config: Config, sources: list[Source]) -> dict[str, list[Find
     return found
 
 
-def picture_findings(
+def image_findings(
     dataset: Dataset, section: str, *, first: int = 0, step: int = 1
 ) -> list[Finding]:
-    """What is wrong with the pictures of a data set, for every `step`-th sample from `first` on."""
+    """What is wrong with the images of a data set, for every `step`-th sample from `first` on."""
     ids = getattr(dataset, "image_ids", None)
     return [
         Finding(
-            kind=f"picture-{fault.kind.replace(' ', '-')}",
+            kind=f"image-{fault.kind.replace(' ', '-')}",
             message=fault.message,
             file=section,
             place=Place("images", fault.index, None if ids is None else ids[fault.index]),
@@ -62,7 +62,7 @@ def picture_findings(
 
 
 def forgiven(source: Source, split: str, found: list[Finding]) -> list[Finding]:
-    """The same, where training pictures that are broken may be skipped as what is skipped."""
+    """The same, where training images that are broken may be skipped as what is skipped."""
     broken = [fault for fault in found if fault.severity == "error"]
     if not source.skip_broken or split != "train" or len(broken) > allowed(len(source.train)):
         return found

@@ -11,18 +11,20 @@ import numpy as np
 from visionkit.config import Config
 from visionkit.config.components import resolve
 from visionkit.data.checks.findings import Finding, finding
-from visionkit.data.checks.images import look_at_all, same_content
-from visionkit.data.checks.summary import fingerprint, where_is
+from visionkit.data.checks.images import duplicate_files, inspect_images
+from visionkit.data.checks.summary import fingerprint, split_key
 from visionkit.data.loading.source import Source
 from visionkit.types import Dataset
 
 
-def look_across(config: Config, sources: list[Source], *, contents: bool = False) -> list[Finding]:
-    """Training against validation data, and data against heads. Pictures are compared by their
+def cross_split_findings(
+    config: Config, sources: list[Source], *, contents: bool = False
+) -> list[Finding]:
+    """Training against validation data, and data against heads. Images are compared by their
     paths; with `contents`, for which each is looked at, by their bytes too."""
     found: list[Finding] = []
     for trained, validated in _pairs(sources):
-        where = f"{where_is(trained.name, 'train')} and {where_is(validated.name, 'val')}"
+        where = f"{split_key(trained.name, 'train')} and {split_key(validated.name, 'val')}"
         found += _leaks(where, trained.train, validated.val, contents)
     for source in sources:
         found += _untrained(source, [one for one, other in _pairs(sources) if other is source])
@@ -40,7 +42,7 @@ def _pairs(sources: list[Source]) -> Iterator[tuple[Source, Source]]:
 
 
 def _leaks(where: str, train: Dataset, val: Dataset, contents: bool) -> Iterator[Finding]:
-    ours, theirs = _pictures(train), _pictures(val)
+    ours, theirs = _images(train), _images(val)
     same_place = ours is not None and theirs is not None and ours[0] == theirs[0]
     same = type(_inner(train)) is type(_inner(val)) and fingerprint(train) == fingerprint(val)
     if same and fingerprint(train) and (same_place or ours is None):
@@ -50,11 +52,11 @@ def _leaks(where: str, train: Dataset, val: Dataset, contents: bool) -> Iterator
         return
     shared = set(_paths(*ours)) & set(_paths(*theirs)) if _may_meet(ours[0], theirs[0]) else set()
     for path in sorted(shared):
-        yield finding("same-picture", f"{path} is in both", file=where, value=path)
+        yield finding("train-val-overlap", f"{path} is in both", file=where, value=path)
     if contents:
-        rest = [sorted(set(_paths(*pictures)) - shared) for pictures in (ours, theirs)]
+        rest = [sorted(set(_paths(*images)) - shared) for images in (ours, theirs)]
         for first, second in _same_content(*rest):
-            text = f"{first} and {second} are the same picture"
+            text = f"{first} and {second} are the same image"
             yield finding("same-content", text, file=where, value=second)
 
 
@@ -62,8 +64,8 @@ def _inner(dataset: Dataset) -> Dataset:
     return getattr(dataset, "dataset", dataset)
 
 
-def _pictures(dataset: Dataset) -> tuple[str, list[str]] | None:
-    """The folder of the pictures, links resolved, and their names in it."""
+def _images(dataset: Dataset) -> tuple[str, list[str]] | None:
+    """The folder of the images, links resolved, and their names in it."""
     root = getattr(dataset, "images", None) or getattr(dataset, "root", None)
     names = getattr(dataset, "file_names", None)
     return None if root is None or names is None else (os.path.realpath(root), names)
@@ -79,10 +81,10 @@ def _may_meet(first: str, second: str) -> bool:
 
 
 def _same_content(first: list[str], second: list[str]) -> list[tuple[str, str]]:
-    """Pictures of both lists whose files hold the same bytes, as a look at each has told."""
+    """Images of both lists whose files hold the same bytes, as a look at each has told."""
     paths = [*map(Path, first), *map(Path, second)]
     found = []
-    for places in same_content(look_at_all(paths, "pictures of training and validation")):
+    for places in duplicate_files(inspect_images(paths, "images of training and validation")):
         ours = [first[i] for i in places if i < len(first)]
         theirs = [second[i - len(first)] for i in places if i >= len(first)]
         found += [(ours[0], path) for path in theirs if ours]
@@ -95,7 +97,7 @@ def _untrained(source: Source, trained: list[Source]) -> Iterator[Finding]:
         return
     ours, theirs = [_counts(one.train) for one in trained], _counts(source.val)
     where = " and ".join(
-        [*(where_is(one.name, "train") for one in trained), where_is(source.name, "val")]
+        [*(split_key(one.name, "train") for one in trained), split_key(source.name, "val")]
     )
     for key in sorted(theirs):
         counts = [one[key] for one in ours if key in one]
@@ -106,16 +108,16 @@ def _untrained(source: Source, trained: list[Source]) -> Iterator[Finding]:
 
 
 def _counts(dataset: Dataset) -> dict[str, dict[str, int]]:
-    """How often each class occurs, by vocabulary; those not labelled here do not."""
+    """How often each class occurs, by class_key; those not labeled here do not."""
     inner = _inner(dataset)
     if not hasattr(inner, "class_counts"):
         return {}
-    unlabelled = getattr(dataset, "unlabelled", {})
+    unlabeled = getattr(dataset, "unlabeled", {})
     return {
         key: {
             name: count
-            for name, count in zip(inner.vocabularies[key].names, counts.tolist(), strict=True)
-            if name not in unlabelled.get(key, ())
+            for name, count in zip(inner.classes[key].names, counts.tolist(), strict=True)
+            if name not in unlabeled.get(key, ())
         }
         for key, counts in inner.class_counts().items()
     }
@@ -123,19 +125,19 @@ def _counts(dataset: Dataset) -> dict[str, dict[str, int]]:
 
 def _for_heads(config: Config, source: Source) -> Iterator[Finding]:
     """What the heads of a source cannot use, or use in a way that may surprise."""
-    if source.train is not None and source.per_identity is not None:
-        yield from _identities(where_is(source.name, "train"), source)
+    if source.train is not None and source.images_per_identity is not None:
+        yield from _identities(split_key(source.name, "train"), source)
     heads = [resolve("heads", config.heads[head]["type"]) for head in source.feeds]
-    if not any(getattr(head, "one_object", False) for head in heads):
+    if not any(getattr(head, "single_object", False) for head in heads):
         return
     for split in ("train", "val"):
         dataset = getattr(source, split)
         if dataset is not None and hasattr(dataset, "objects"):
-            yield from _single_objects(where_is(source.name, split), dataset)
+            yield from _single_objects(split_key(source.name, split), dataset)
 
 
 def _single_objects(where: str, dataset: Dataset) -> Iterator[Finding]:
-    """Pictures with another number of objects than one."""
+    """Images with another number of objects than one."""
     counts = np.bincount(dataset.objects()[0], minlength=len(dataset))
     for kind, rows in (
         ("no-object", np.flatnonzero(counts == 0)),
@@ -153,9 +155,9 @@ def _identities(where: str, source: Source) -> Iterator[Finding]:
     for number in found[counts == 1].tolist():
         row = int(np.flatnonzero(numbers == number)[0])
         name = source.train.image_path(row) if hasattr(source.train, "image_path") else row
-        text = f"identity {number} has a single picture, {name}"
-        yield finding("single-picture", text, file=where, value=str(number))
-    places, usable = source.batch_size // source.per_identity, int((counts > 1).sum())
+        text = f"identity {number} has a single image, {name}"
+        yield finding("singleton-identity", text, file=where, value=str(number))
+    places, usable = source.batch_size // source.images_per_identity, int((counts > 1).sum())
     if 2 <= usable < places:
-        text = f"{usable} identities of at least two pictures for {places} places in a batch"
+        text = f"{usable} identities of at least two images for {places} places in a batch"
         yield finding("few-identities", text, file=where, key="batch_size", value=str(places))

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from visionkit.data.checks.findings import DONE, Finding, empty_tally, tally
-from visionkit.data.checks.kinds import KINDS, title
+from visionkit.data.checks.findings import DONE, Finding, count_findings, no_findings
+from visionkit.data.checks.kinds import FINDING_KINDS, title
 from visionkit.data.loading.source import Source
 from visionkit.types import Dataset
 
@@ -17,43 +17,43 @@ VERSION = 1  # of data.json
 def data_used(
     sources: Iterable[Source],
     across: Iterable[Finding],
-    pictures: Mapping[str, Iterable[Finding]] | None = None,
+    images: Mapping[str, Iterable[Finding]] | None = None,
 ) -> dict[str, Any]:
-    """The content of data.json: each data set, with what was found in its `pictures`, by
-    `where_is`; and how often each kind of `across`, which is what was found about data sets
+    """The content of data.json: each data set, with what was found in its `images`, by
+    `split_key`; and how often each kind of `across`, which is what was found about data sets
     together, occurs."""
     kinds: dict[str, int] = {}
     for found in across:
         kinds[found.kind] = kinds.get(found.kind, 0) + 1
     found = {
         source.name: {
-            split: describe(dataset, (pictures or {}).get(where_is(source.name, split), ()))
-            for split, dataset in splits_of(source)
+            split: describe(dataset, (images or {}).get(split_key(source.name, split), ()))
+            for split, dataset in iter_splits(source)
         }
         for source in sources
     }
-    return {"version": VERSION, "sources": found, "across": kinds}
+    return {"version": VERSION, "sources": found, "cross_split": kinds}
 
 
-def describe(dataset: Dataset, pictures: Iterable[Finding] = ()) -> dict[str, Any]:
-    """Pictures and objects that are used, what was left out, fixed, and kept though something is
+def describe(dataset: Dataset, images: Iterable[Finding] = ()) -> dict[str, Any]:
+    """Images and objects that are used, what was left out, fixed, and kept though something is
     wrong with it, by kind; a hash of the content; the class lists with the data's own ids."""
-    tallied = dataset.tally() if hasattr(dataset, "tally") else empty_tally()
-    looked = tally(found for found in pictures if found.action != "error")
+    tallied = dataset.counts() if hasattr(dataset, "counts") else no_findings()
+    looked = count_findings(found for found in images if found.action != "error")
     tallied = {done: kinds | looked[done] for done, kinds in tallied.items()}
     objects = getattr(dataset, "num_objects", None)
-    unused = dataset.unused() if hasattr(dataset, "unused") else 0
+    unused = dataset.num_unused() if hasattr(dataset, "num_unused") else 0
     if unused:
         objects -= unused
-        tallied["left_out"]["unlabelled-class"] = unused
+        tallied["dropped"]["unlabeled-class"] = unused
     return {
-        "pictures": len(dataset),
+        "images": len(dataset),
         "objects": objects,
         **tallied,
         "fingerprint": fingerprint(dataset),
         "classes": {
             key: dict(zip(classes.names, classes.ids, strict=True))
-            for key, classes in dataset.vocabularies.items()
+            for key, classes in dataset.classes.items()
         },
     }
 
@@ -68,7 +68,7 @@ def fingerprint(dataset: Dataset) -> str | None:
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def splits_of(source: Source) -> Iterator[tuple[str, Dataset]]:
+def iter_splits(source: Source) -> Iterator[tuple[str, Dataset]]:
     """The data sets of a source by the name of their split."""
     for split in ("train", "val"):
         if getattr(source, split) is not None:
@@ -76,14 +76,16 @@ def splits_of(source: Source) -> Iterator[tuple[str, Dataset]]:
 
 
 def line(where: str, said: dict[str, Any]) -> str:
-    """One data set in words: "data.train: 8 pictures, 30 objects; left out: 2 boxes ..."."""
+    """One data set in words: "data.train: 8 images, 30 objects; left out: 2 boxes ..."."""
     objects = "" if said["objects"] is None else f", {plural(said['objects'], 'object')}"
-    parts = [f"{where}: {plural(said['pictures'], 'picture')}{objects}"]
+    parts = [f"{where}: {plural(said['images'], 'image')}{objects}"]
     for done, label in zip(DONE.values(), ("left out", "fixed", "to look at"), strict=True):
         counts = [
             f"{count} {title(kind)}"
             for kind, count in said[done].items()
-            if kind not in KINDS or KINDS[kind].severity != "note" or done == "left_out"
+            if kind not in FINDING_KINDS
+            or FINDING_KINDS[kind].severity != "note"
+            or done == "dropped"
         ]
         parts += [f"{label}: {', '.join(counts)}"] if counts else []
     return "; ".join(parts)
@@ -96,7 +98,7 @@ def plural(count: int, word: str) -> str:
 def lines(used: dict[str, Any]) -> list[str]:
     """One for each data set."""
     return [
-        line(where_is(name, split), said)
+        line(split_key(name, split), said)
         for name, splits in used["sources"].items()
         for split, said in splits.items()
     ]
@@ -115,7 +117,7 @@ def across_lines(across: Iterable[Finding]) -> list[str]:
     ]
 
 
-def where_is(source: str, split: str) -> str:
+def split_key(source: str, split: str) -> str:
     """The key of a data set in the config; of an annotation file just that word."""
     if split == "annotations":
         return split

@@ -12,16 +12,16 @@ import numpy as np
 
 from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.columns import (
-    ABSENT,
     CORE,
     LARGEST,
     LARGEST_AREA,
+    UNMAPPED,
+    NonObject,
     Record,
-    Stranger,
     areas,
     boxes,
     crowds,
-    first_stranger,
+    first_non_object,
     whole_numbers,
 )
 from visionkit.data.coco.decimals import read_numbers
@@ -186,7 +186,7 @@ def _is_plain(codes: bytes) -> bool:
 
 def _reach(codes: bytes, ends: np.ndarray) -> np.ndarray | None:
     """(N,) a power of ten that no coordinate reaches, for polygons that end at `ends` (N,) in the
-    text; at least 1000, which is less than ten times the size of most pictures. None where a
+    text; at least 1000, which is less than ten times the size of most images. None where a
     number has a zero before other digits or too many digits."""
     chars = np.frombuffer(codes, np.uint8)
     digit = (chars - np.uint8(48)) <= 9  # lower characters wrap around
@@ -222,7 +222,7 @@ class Piece(NamedTuple):
     has_masks: bool = False  # whether any has a segmentation
     mask_faults: tuple[tuple[int, str], ...] = ()  # places in the list, and what is wrong
     end: int | None = None  # see `json_lists.read_members`
-    stranger: Stranger | None = None  # the first element that is no JSON object
+    stranger: NonObject | None = None  # the first element that is no JSON object
 
 
 def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
@@ -237,14 +237,14 @@ def read_piece(text: bytes, first: int, problems: Problems) -> Piece:
         has_masks = len(cut.sizes) > 0
         return Piece(columns, starts=cut.starts if has_masks else None, has_masks=has_masks)
     records, end, cut = _records(text, cut)
-    stranger = first_stranger(records, first)
+    stranger = first_non_object(records, first)
     if not records or stranger is not None:
         return Piece(None, end=end, stranger=stranger)
     marked = cut is not None
     extras = [_extras(record, marked) for record in records]
     texts = [json.dumps(extra) if extra else "" for extra in extras]
     columns = {
-        "id": np.array([r["id"] if _is_id(r.get("id")) else ABSENT for r in records], np.int64),
+        "id": np.array([r["id"] if _is_id(r.get("id")) else UNMAPPED for r in records], np.int64),
         "image_id": _ids(records, "image_id", first, problems),
         "category": _ids(records, "category_id", first, problems),
         "bbox": boxes(records, problems, first),
@@ -277,7 +277,7 @@ def read_faultless(text: bytes) -> Piece | None:
 
 def _ids(records: Sequence[Record], key: str, first: int, problems: Problems) -> np.ndarray:
     ids, valid = whole_numbers("annotations", records, key, problems, first=first)
-    return np.where(valid, ids, ABSENT)
+    return np.where(valid, ids, UNMAPPED)
 
 
 def _segmentations(
@@ -353,7 +353,7 @@ def _uniform(cut: Cut) -> Columns | None:
     if any(whole[key] is None and key in found for key in whole):
         return None
     return {
-        "id": np.full(count, ABSENT) if whole["id"] is None else whole["id"],
+        "id": np.full(count, UNMAPPED) if whole["id"] is None else whole["id"],
         "image_id": whole["image_id"],
         "category": whole["category_id"],
         "bbox": bbox,

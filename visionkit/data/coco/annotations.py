@@ -1,4 +1,4 @@
-"""A COCO annotation file read and checked as a whole, for those who use it with pictures or not."""
+"""A COCO annotation file read and checked as a whole, for those who use it with images or not."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from pathlib import Path
 
 import numpy as np
 
-from visionkit.data.checks.findings import Finding, Problems, Tally, check_classes
-from visionkit.data.checks.kinds import KINDS, Action
+from visionkit.data.checks.findings import Finding, FindingCounts, Problems, check_classes
+from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.attributes import AttributeTable, read_attributes
 from visionkit.data.coco.columns import Record, place, short
 from visionkit.data.coco.index import CocoIndex, open_index
-from visionkit.data.coco.quality import Objects, Progress, choose_objects, look_at_outlines
+from visionkit.data.coco.quality import GroundTruth, Progress, choose_objects, look_at_outlines
 from visionkit.data.coco.tables import SegmentationTable
 from visionkit.data.files import Links, shown, unusable
 from visionkit.data.loading.cache import content_key
 from visionkit.errors import DataError
 from visionkit.types import Classes
 
-# --- Which classes a COCO file labels in each picture, where it says so as LVIS does (Gupta
+# --- Which classes a COCO file labels in each image, where it says so as LVIS does (Gupta
 # 2019).
 
 NEGATIVE, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"
 
 
-def read_labelled(
+def read_labeled(
     records: list[Record], present: list[set[int]], known: tuple[int, ...], problems: Problems
 ) -> list[frozenset[int] | None]:
-    """For each image the ids of the classes whose objects are all labelled; None: all classes.
+    """For each image the ids of the classes whose objects are all labeled; None: all classes.
 
     `present` are the ids that have an object in the image. An image record with the list
     `neg_category_ids` is checked for those classes and the present ones only; of the classes in
     `not_exhaustive_category_ids` some objects may lack a label.
     """
-    labelled: list[frozenset[int] | None] = []
+    labeled: list[frozenset[int] | None] = []
     for i, record in enumerate(records):
         lists = {key: record.get(key) for key in (NEGATIVE, INCOMPLETE)}
         for key, ids in lists.items():
@@ -49,10 +49,10 @@ def read_labelled(
                 lists[key] = None
         incomplete = frozenset(lists[INCOMPLETE] or ())
         if lists[NEGATIVE] is not None:
-            labelled.append(frozenset(lists[NEGATIVE]) | present[i] - incomplete)
+            labeled.append(frozenset(lists[NEGATIVE]) | present[i] - incomplete)
         else:
-            labelled.append(frozenset(known) - incomplete if incomplete else None)
-    return labelled
+            labeled.append(frozenset(known) - incomplete if incomplete else None)
+    return labeled
 
 
 def present_in(image: np.ndarray, category: np.ndarray, count: int) -> list[set[int]]:
@@ -74,20 +74,20 @@ class Annotations:
     """What the file says, as far as it is wanted."""
 
     index: CocoIndex
-    names: list[str]  # of the pictures
-    classes: Classes  # the wanted ones
-    objects: Objects
+    names: list[str]  # of the images
+    label_classes: Classes  # the wanted ones
+    objects: GroundTruth
     has_masks: bool
     attributes: AttributeTable | None
-    labelled: list[frozenset[int] | None] | None  # ids labelled in each picture, as in LVIS
+    labeled: list[frozenset[int] | None] | None  # ids labeled in each image, as in LVIS
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
-    def vocabularies(self) -> dict[str, Classes]:
+    def classes(self) -> dict[str, Classes]:
         """That of the objects alone."""
-        return {"labels": self.classes}
+        return {"labels": self.label_classes}
 
     @property
     def num_objects(self) -> int:
@@ -119,12 +119,12 @@ class Annotations:
             rows, told = np.sort(self.objects.rows), set(told[0].tolist() if told else ())
             yield from look_at_outlines(self.index, self.masks, rows, told, progress)
 
-    def tally(self) -> Tally:
+    def counts(self) -> FindingCounts:
         """How many records were left out, fixed, or kept though there is something wrong."""
-        return self.objects.tally()
+        return self.objects.counts()
 
     def class_counts(self) -> dict[str, np.ndarray]:
-        """How many objects and pictures there are of each class, by vocabulary."""
+        """How many objects and images there are of each class, by class_key."""
         counts = {"labels": self.objects.counts}
         numbers = self.index.images.class_ids
         if (numbers >= 0).any():
@@ -149,13 +149,13 @@ def read_annotations(
     problems.extend(index.faults)
     has_masks = _choose_masks(index, masks, problems)
     described = _read_attributes(index, attributes, problems)
-    labelled = _read_labelled(index, problems)
-    picked = index.classes  # which others may be refused, if the file is sound so far
+    labeled = _read_labeled(index, problems)
+    picked = index.label_classes  # which others may be refused, if the file is sound so far
     if not problems.count:
         picked = _pick(picked, classes, other_classes, problems)
     names = index.images.names.texts()
     objects = choose_objects(index, names, picked, actions, problems, masks=has_masks)
-    read = Annotations(index, names, picked, objects, has_masks, described, labelled)
+    read = Annotations(index, names, picked, objects, has_masks, described, labeled)
     if problems.count:
         problems.others += _beside(problems.findings, read.findings())
     return read
@@ -173,18 +173,18 @@ def _beside(errors: list[Finding], findings: Iterator[Finding]) -> list[Finding]
 
 
 def find_missing(
-    read: Annotations, pictures: Path, problems: Problems, links: Links = "inside"
+    read: Annotations, images: Path, problems: Problems, links: Links = "inside"
 ) -> None:
-    """Add the pictures that are not in that folder, and class maps that are not where named."""
+    """Add the images that are not in that folder, and class maps that are not where named."""
     index = read.index
     for root, key, names in (
-        (pictures, "file_name", read.names),
+        (images, "file_name", read.names),
         (index.path.parent, "semantic", index.images.semantic.texts()),
     ):
         if key == "semantic" and not len(index.images.semantic.data):
             continue
         if not root.is_dir():
-            what = f"folder of pictures {shown(root)} does not exist or is no folder"
+            what = f"folder of images {shown(root)} does not exist or is no folder"
             problems.add("", what, kind="missing-file", value=str(root))
             continue
         for row, kind, what in unusable(root, names, links):
@@ -193,7 +193,7 @@ def find_missing(
                 f"'{key}' is {short(names[row])}, but {what}",
                 "if the link is yours, set the data set's `links: any`"
                 if kind == "path"
-                else KINDS[kind].remedy,
+                else FINDING_KINDS[kind].remedy,
                 kind=kind,
                 key=key,
                 value=short(names[row]),
@@ -206,7 +206,7 @@ def _choose_masks(index: CocoIndex, wanted: bool | None, problems: Problems) -> 
         problems.add("annotations", "none has a 'segmentation', but masks are asked for")
     chosen = wanted is not False and index.has_masks
     if chosen:  # malformed ones have a policy
-        problems.findings += [f for f in index.mask_faults.findings if f.kind == "far"]
+        problems.findings += [f for f in index.mask_faults.findings if f.kind == "coordinate-range"]
     return chosen
 
 
@@ -218,12 +218,12 @@ def _read_attributes(
     return read_attributes(records, problems, wanted=wanted, listed=listed)
 
 
-def _read_labelled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:
-    """The ids of the classes labelled in each picture, where the file says so."""
+def _read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:
+    """The ids of the classes labeled in each image, where the file says so."""
     if not is_federated(index.image_keys):
         return None
     present = present_in(index.objects.image, index.objects.category, len(index.images.ids))
-    return read_labelled(index.images.extra_records(), present, index.classes.ids, problems)
+    return read_labeled(index.images.extra_records(), present, index.label_classes.ids, problems)
 
 
 def _pick(found: Classes, wanted: Sequence[str] | None, others: str, problems: Problems) -> Classes:

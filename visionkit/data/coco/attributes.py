@@ -47,7 +47,7 @@ def read_identifiers(
 # More are hardly properties: rather numbers of tracks or of people, which nobody can see.
 MOST_VALUES = 1000
 
-_SPOKEN = {"one_of": "a text", "any_of": "a list", "yes_no": "true or false"}
+_SPOKEN = {"one_of": "a text", "any_rank": "a list", "yes_no": "true or false"}
 _REMEDY = "correct it, or name the attributes to read in the data set's `attributes`"
 
 
@@ -182,7 +182,7 @@ def _read(value: Any) -> tuple[Kind | None, list[str]]:
     texts = [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
     if not all(texts):
         return None, []
-    return ("any_of" if isinstance(value, list) else "one_of"), texts
+    return ("any_rank" if isinstance(value, list) else "one_of"), texts
 
 
 def _text(value: Any) -> str:

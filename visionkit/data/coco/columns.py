@@ -14,11 +14,11 @@ import numpy as np
 from visionkit.data.checks.findings import Place, Problems
 
 Record = dict[str, Any]
-Stranger = tuple[int, str]  # place in a list of an element that is no JSON object, and what it is
+NonObject = tuple[int, str]  # place in a list of an element that is no JSON object, and what it is
 
 # The keys of an annotation that columns hold.
 CORE = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
-ABSENT = -(2**63)  # in a column of ids
+UNMAPPED = -(2**63)  # in a column of ids
 LARGEST = 2**62
 LARGEST_AREA = 1e15
 
@@ -180,9 +180,9 @@ def _unsafe(name: str) -> str | None:
     if "\\" in name:
         return "must have / between folders"
     if re.match(r"/|~[^/]*/|[A-Za-z]:|\w+://", name):
-        return "must be relative to the folder of pictures"
+        return "must be relative to the folder of images"
     if ".." in name.split("/"):
-        return "must not leave the folder of pictures"
+        return "must not leave the folder of images"
     return None
 
 
@@ -198,7 +198,7 @@ def rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
     order = np.argsort(among, kind="stable")
     place = np.searchsorted(among[order], ids).clip(max=len(among) - 1)
     rows = order[place]
-    return np.where((among[rows] == ids) & (ids != ABSENT), rows, -1)
+    return np.where((among[rows] == ids) & (ids != UNMAPPED), rows, -1)
 
 
 def report_repeats(
@@ -233,7 +233,7 @@ def said(record: Record, key: str) -> str:
     return f"is {short(record[key])}" if key in record else "is missing"
 
 
-def first_stranger(records: Sequence[Any], first: int = 0) -> Stranger | None:
+def first_non_object(records: Sequence[Any], first: int = 0) -> NonObject | None:
     """The first element that is no JSON object; None if all are."""
     if all(type(record) is dict for record in records):
         return None
@@ -241,13 +241,13 @@ def first_stranger(records: Sequence[Any], first: int = 0) -> Stranger | None:
     return first + found, short(records[found])
 
 
-def kind_of(value: Any) -> str:
+def json_type(value: Any) -> str:
     """What JSON calls a value."""
     kinds = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
     return kinds.get(type(value), "true or false" if isinstance(value, bool) else "a number")
 
 
-def not_objects(key: str, members: dict[str, Any], stranger: Stranger | None) -> str:
+def list_error(key: str, members: dict[str, Any], stranger: NonObject | None) -> str:
     """What is wrong with a member that has to be a list of objects; "" if nothing is."""
     if key not in members:
         return f"'{key}' is missing"

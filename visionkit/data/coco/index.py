@@ -17,12 +17,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from visionkit.data.checks.findings import Problems
-from visionkit.data.checks.kinds import KINDS
+from visionkit.data.checks.kinds import FINDING_KINDS
 from visionkit.data.coco.columns import (
-    ABSENT,
-    first_stranger,
-    kind_of,
-    not_objects,
+    UNMAPPED,
+    first_non_object,
+    json_type,
+    list_error,
     place,
     report_repeats,
     short,
@@ -92,7 +92,7 @@ def _find(path: Path, entry: Path) -> CocoIndex | None:
     try:
         index = from_folder(path, entry)
     except (OSError, ValueError) as error:
-        log.warning("%s: its index in the cache cannot be used, made anew [%s]", path, error)
+        log.warning("%s: its index in the cache cannot be used, made again [%s]", path, error)
         remove(entry)
         return None
     touch(entry)
@@ -122,7 +122,7 @@ def _changed(before: os.stat_result, after: os.stat_result) -> bool:
 def check_images(images: ImageTable, num_classes: int, problems: Problems) -> None:
     """Ids must be unique; `num_classes` bounds 'class_id'."""
     if (np.diff(np.sort(images.ids)) == 0).any():
-        valid = images.ids != ABSENT
+        valid = images.ids != UNMAPPED
         report_repeats("images", images.record, "id", images.ids.tolist(), valid, problems)
     for i in np.flatnonzero(images.class_ids >= num_classes):
         problems.add(
@@ -136,13 +136,13 @@ def check_images(images: ImageTable, num_classes: int, problems: Problems) -> No
 def check_objects(
     objects: ObjectTable, images: ImageTable, categories: Classes, problems: Problems
 ) -> None:
-    """Each object must have a category, and lie near its picture."""
+    """Each object must have a category, and lie near its image."""
     known = np.isin(objects.category, categories.ids)
-    for i in np.flatnonzero((objects.category != ABSENT) & ~known):
+    for i in np.flatnonzero((objects.category != UNMAPPED) & ~known):
         problems.add(
             place("annotations", i, objects.record(i)),
             f"'category_id' is {objects.category[i]}, which no category has",
-            KINDS["unknown-category"].remedy,
+            FINDING_KINDS["unknown-category"].remedy,
             kind="unknown-category",
             key="category_id",
             value=str(objects.category[i]),
@@ -156,9 +156,9 @@ def check_objects(
         problems.add(
             place("annotations", i, objects.record(i)),
             f"'bbox' is {found}",
-            f"must be finite, and not farther from the {width}x{height} picture than ten times "
+            f"must be finite, and not farther from the {width}x{height} image than ten times "
             "its size",
-            kind="far",
+            kind="coordinate-range",
             key="bbox",
             value=found,
         )
@@ -167,9 +167,9 @@ def check_objects(
 def check_masks(
     objects: ObjectTable, images: ImageTable, malformed: list[tuple[int, str]], problems: Problems
 ) -> None:
-    """Segmentations must be well formed, of the size of their picture, and near it.
+    """Segmentations must be well formed, of the size of their image, and near it.
 
-    Those in a picture of unknown size are passed over.
+    Those in an image of unknown size are passed over.
     """
     sizes = images.sizes_of(objects.image)
     bitmaps = np.flatnonzero(objects.masks.sizes[:, 0])
@@ -179,20 +179,20 @@ def check_masks(
         (
             i,
             "bad-mask",
-            f"RLE size is {objects.masks.sizes[i].tolist()}, but the picture's is "
+            f"RLE size is {objects.masks.sizes[i].tolist()}, but the image's is "
             f"{sizes[i].tolist()} (h, w)",
         )
         for i in other.tolist()
     ]
-    far = "a coordinate is not finite or lies farther away than ten times the picture's size"
-    faults += [(i, "far", far) for i in objects.masks.unpaintable(sizes).tolist()]
+    far = "a coordinate is not finite or lies farther away than ten times the image's size"
+    faults += [(i, "coordinate-range", far) for i in objects.masks.unpaintable(sizes).tolist()]
     for i, kind, what in sorted(faults):
         if min(sizes[i]) > 0:
             record = objects.record(i)
             problems.add(
                 place("annotations", i, record),
                 f"'segmentation': {what}",
-                "" if kind == "far" else KINDS["bad-mask"].remedy,
+                "" if kind == "coordinate-range" else FINDING_KINDS["bad-mask"].remedy,
                 kind=kind,
                 key="segmentation",
                 value=short(record.get("segmentation")),
@@ -307,7 +307,7 @@ def read_index(path: Path, piece: int = PIECE, codes: BinaryIO | None = None) ->
 
 def _refuse(path: Path, value: Any) -> None:
     raise DataError(
-        f"annotation file {path} holds {kind_of(value)}, not an object with 'images', "
+        f"annotation file {path} holds {json_type(value)}, not an object with 'images', "
         "'annotations' and 'categories' (a list is COCO's format for results)"
     )
 
@@ -350,10 +350,10 @@ def _check_structure(
     strangers = {
         "images": images.stranger,
         "annotations": objects.stranger,
-        "categories": first_stranger(listed) if isinstance(listed, list) else None,
+        "categories": first_non_object(listed) if isinstance(listed, list) else None,
     }
     for key, stranger in strangers.items():
-        if fault := not_objects(key, members, stranger):
+        if fault := list_error(key, members, stranger):
             raise DataError(
                 f"annotation file {path}: {fault}; is it a COCO file for detection or segmentation?"
             )

@@ -14,37 +14,37 @@ from pycocotools import mask as coco_mask
 from visionkit.data.checks.findings import (
     DONE,
     Finding,
+    FindingCounts,
     Problems,
-    Tally,
     class_remarks,
-    empty_tally,
     finding,
+    no_findings,
 )
-from visionkit.data.checks.kinds import KINDS, Action
-from visionkit.data.coco.columns import ABSENT, Record, place, rows_of, short
+from visionkit.data.checks.kinds import FINDING_KINDS, Action
+from visionkit.data.coco.columns import UNMAPPED, Record, place, rows_of, short
 from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.tables import SegmentationTable
 from visionkit.data.masks import Bitmap, Segmentation, paint
 from visionkit.types import Classes
 
-# --- Which objects of a COCO file are used: sorted by picture, without those that are left out.
+# --- Which objects of a COCO file are used: sorted by image, without those that are left out.
 
 log = logging.getLogger("visionkit")
 ALWAYS = ("empty-box", "outside-box", "other-class")  # told where there is none, too
-LOOKS_WRONG = 0.05  # of all boxes far beyond their picture: they are corners
+LOOKS_WRONG = 0.05  # of all boxes far beyond their image: they are corners
 
 
 @dataclass(frozen=True)
-class Objects:
+class GroundTruth:
     """The objects that are used, and all that is remarkable about the others."""
 
     rows: np.ndarray  # (N,) int32, where each stands in the file
-    starts: np.ndarray  # (I+1,) where those of each picture begin among `rows`
+    starts: np.ndarray  # (I+1,) where those of each image begin among `rows`
     left: np.ndarray  # (M,) int32, those of wanted classes that are left out
-    left_starts: np.ndarray  # (I+1,) where those of each picture begin among `left`
+    left_starts: np.ndarray  # (I+1,) where those of each image begin among `left`
     labels: np.ndarray  # (N,) int32
     counts: np.ndarray  # (K,) objects that are no crowd region, by label
-    faulty: list[Faulty]  # of the wanted classes
+    faulty: list[FaultyRows]  # of the wanted classes
     actions: Mapping[str, Action]  # by kind
     others: int  # objects of classes that are not wanted
     remarks: list[Finding]  # about the file as a whole
@@ -57,17 +57,17 @@ class Objects:
     @property
     def dropped(self) -> dict[str, int]:
         """How many are left out, by reason in words."""
-        counts = dict.fromkeys(ALWAYS, 0) | self.tally()["left_out"]
-        return {KINDS[kind].title: count for kind, count in counts.items()}
+        counts = dict.fromkeys(ALWAYS, 0) | self.counts()["dropped"]
+        return {FINDING_KINDS[kind].title: count for kind, count in counts.items()}
 
-    def tally(self) -> Tally:
+    def counts(self) -> FindingCounts:
         """How many records of each kind were left out, fixed and kept, remarks included."""
-        counts = empty_tally()
+        counts = no_findings()
         for group in self.faulty:
             if self.actions[group.kind] != "error":
                 counts[DONE[self.actions[group.kind]]][group.kind] = len(group)
         if self.others:
-            counts["left_out"]["other-class"] = self.others
+            counts["dropped"]["other-class"] = self.others
         for remark in self.remarks:
             counts["kept"][remark.kind] = counts["kept"].get(remark.kind, 0) + 1
         return counts
@@ -92,20 +92,20 @@ def choose_objects(
     problems: Problems,
     *,
     masks: bool,
-) -> Objects:
+) -> GroundTruth:
     """Apply `actions` by kind to what `find_faulty` finds; what is an error goes to `problems`.
 
-    `names` are those of the pictures; `masks` says whether segmentations are read.
+    `names` are those of the images; `masks` says whether segmentations are read.
     """
     objects = index.objects
-    actions = {name: kind.default for name, kind in KINDS.items()} | dict(actions)
+    actions = {name: kind.default for name, kind in FINDING_KINDS.items()} | dict(actions)
     labels = rows_of(objects.category, np.array(classes.ids))
     wanted = labels >= 0
     faulty = []
     for kind, rows, key, where in find_faulty(index, names, masks=masks):
         rows = rows if where == "images" or kind == "unknown-image" else rows[wanted[rows]]
         if len(rows):
-            faulty.append(Faulty(kind, rows, key, where))
+            faulty.append(FaultyRows(kind, rows, key, where))
     for group in faulty:
         if actions[group.kind] == "error":
             problems.findings += tell(index, group, "error")
@@ -115,19 +115,19 @@ def choose_objects(
         if actions[group.kind] == "drop":
             used[group.rows] = False
     faulty = _of_used(faulty, actions, used)
-    by_image, pictures = objects.rows_by_image(), np.arange(len(index.images.ids) + 1)
+    by_image, images = objects.rows_by_image(), np.arange(len(index.images.ids) + 1)
     left = by_image[(wanted & (objects.image >= 0) & ~used)[by_image]]
     order = by_image[used[by_image]]
-    starts = np.searchsorted(objects.image[order], pictures)
+    starts = np.searchsorted(objects.image[order], images)
     bare = np.flatnonzero(np.diff(starts) == 0)
     if len(bare) and len(order):
-        faulty.append(Faulty("bare-picture", bare, "id", "images"))
+        faulty.append(FaultyRows("no-annotations", bare, "id", "images"))
     single = objects.iscrowd[order] != 1
-    return Objects(
+    return GroundTruth(
         rows=order.astype(np.int32),
         starts=starts,
         left=left.astype(np.int32),
-        left_starts=np.searchsorted(objects.image[left], pictures),
+        left_starts=np.searchsorted(objects.image[left], images),
         labels=labels[order].astype(np.int32),
         counts=np.bincount(labels[order][single], minlength=len(classes.names)),
         faulty=faulty,
@@ -137,18 +137,20 @@ def choose_objects(
     )
 
 
-def _of_used(faulty: list[Faulty], actions: Mapping[str, Action], used: np.ndarray) -> list[Faulty]:
+def _of_used(
+    faulty: list[FaultyRows], actions: Mapping[str, Action], used: np.ndarray
+) -> list[FaultyRows]:
     """Without remarks on objects that are left out for another reason."""
     found = []
     for group in faulty:
         if actions[group.kind] == "keep" and group.list == "annotations":
-            group = Faulty(group.kind, group.rows[used[group.rows]], group.key)
+            group = FaultyRows(group.kind, group.rows[used[group.rows]], group.key)
         found += [group] if len(group) else []
     return found
 
 
-def _far_over(index: CocoIndex, used: np.ndarray, faulty: list[Faulty]) -> int:
-    """How many boxes end beyond their picture by more than a twentieth of it."""
+def _far_over(index: CocoIndex, used: np.ndarray, faulty: list[FaultyRows]) -> int:
+    """How many boxes end beyond their image by more than a twentieth of it."""
     rows = [group.rows for group in faulty if group.kind == "overhanging-box"]
     rows = rows[0][used[rows[0]]] if rows else np.zeros(0, np.int64)
     boxes, sizes = index.objects.bbox[rows], index.images.sizes[index.objects.image[rows]]
@@ -169,7 +171,7 @@ def _remarks(
         found.append(
             finding(
                 "xyxy-boxes",
-                f"{overhang} boxes reach far beyond their picture; are they really "
+                f"{overhang} boxes reach far beyond their image; are they really "
                 "[x, y, width, height]?",
                 file=file,
                 key="bbox",
@@ -186,15 +188,15 @@ def _remarks(
 LOUD = ("xyxy-boxes", "all-crowd")  # remarks that are worth a line at each opening
 
 
-def warn(file: str, objects: Objects) -> None:
+def warn(file: str, objects: GroundTruth) -> None:
     """Log once what was left out, changed, or looks wrong."""
     notes = [f"{count} {what} left out" for what, count in objects.dropped.items() if count]
     remarks = {remark.kind for remark in objects.remarks}
     for done in ("fixed", "kept"):
         notes += [
-            f"{count} {KINDS[kind].title} {done}"
-            for kind, count in objects.tally()[done].items()
-            if KINDS[kind].severity == "warning" and kind not in remarks
+            f"{count} {FINDING_KINDS[kind].title} {done}"
+            for kind, count in objects.counts()[done].items()
+            if FINDING_KINDS[kind].severity == "warning" and kind not in remarks
         ]
     notes += [remark.message for remark in objects.remarks if remark.kind in LOUD]
     if notes:
@@ -239,7 +241,7 @@ def look_at_outlines(
         if area < 1 or is_off:  # by its corners: the pixels have a word in it
             area = float(paint([masks[row]], size).sum())
         if area == 0:
-            yield _told(index, row, "flat-mask", "segmentation", "the outline covers no pixel")
+            yield _told(index, row, "empty-mask", "segmentation", "the outline covers no pixel")
         elif is_off and _is_off(said, area):
             what = f"'area' is {said:g}, but the mask has {area:g} pixels"
             yield _told(index, row, "wrong-area", "area", what)
@@ -248,7 +250,7 @@ def look_at_outlines(
         if w > 0 and h > 0 and _is_elsewhere(outline.bounds, box):
             shown = short([round(side, 2) for side in outline.bounds.tolist()])
             what = f"'bbox' is {short([x, y, w, h])}, but the mask reaches over {shown} (xyxy)"
-            yield _told(index, row, "mask-off-box", "bbox", what)
+            yield _told(index, row, "mask-box-mismatch", "bbox", what)
 
 
 def _measure(segmentation: Segmentation) -> Outline:
@@ -284,12 +286,12 @@ def _told(index: CocoIndex, row: int, kind: str, key: str, what: str) -> Finding
     return finding(kind, what, file=str(index.path), place=where, key=key, value=value)
 
 
-TOLERANCE = 1.0  # pixels by which a box may reach out of its picture: rounding
+TOLERANCE = 1.0  # pixels by which a box may reach out of its image: rounding
 BLOCK = 1 << 13  # objects looked at together
 MUCH = 1.1  # an area that is larger than its box by this factor is wrong
 
 
-class Faulty(NamedTuple):
+class FaultyRows(NamedTuple):
     """All records of one list that have one kind of fault."""
 
     kind: str
@@ -302,31 +304,31 @@ class Faulty(NamedTuple):
 
 
 @np.errstate(over="ignore", invalid="ignore")  # absurd numbers are told elsewhere
-def find_faulty(index: CocoIndex, names: list[str], *, masks: bool) -> list[Faulty]:
-    """The kinds that occur, in the order of `KINDS`; `names` are those of the pictures. Costs a
-    few passes over the columns, nothing for each record."""
+def find_faulty(index: CocoIndex, names: list[str], *, masks: bool) -> list[FaultyRows]:
+    """The kinds that occur, in the order of `FINDING_KINDS`; `names` are those of the images. Costs
+    a few passes over the columns, nothing for each record."""
     objects = index.objects
     starts = range(0, len(objects.ids), BLOCK)
     boxes = np.concatenate([_NONE.astype(np.uint8), *(_box_faults(index, at) for at in starts)])
     known = objects.image >= 0
-    unknown = ~known & (objects.image_ids != ABSENT)
-    if (index.images.ids == ABSENT).any():  # they may be those of the images with a bad id
+    unknown = ~known & (objects.image_ids != UNMAPPED)
+    if (index.images.ids == UNMAPPED).any():  # they may be those of the images with a bad id
         unknown[:] = False
     found = [
-        Faulty("unknown-image", np.flatnonzero(unknown), "image_id"),
-        Faulty("negative-area", np.flatnonzero(objects.area < 0), "area"),
-        Faulty("bad-mask", _bad_masks(index) if masks else _NONE, "segmentation"),
-        Faulty("empty-box", np.flatnonzero(boxes & EMPTY), "bbox"),
-        Faulty("outside-box", np.flatnonzero(boxes & OUTSIDE), "bbox"),
-        Faulty("overhanging-box", np.flatnonzero(boxes & OVERHANGING), "bbox"),
-        Faulty("crowd-value", _odd_crowds(index), "iscrowd"),
-        Faulty("missing-area", np.flatnonzero(np.isnan(objects.area)), "area"),
-        Faulty("missing-mask", _missing_masks(index) if masks else _NONE, "segmentation"),
-        Faulty("duplicate-box", _duplicate_boxes(index), "bbox"),
-        Faulty("duplicate-id", _repeats(objects.ids, objects.ids != ABSENT), "id"),
-        Faulty("duplicate-name", _repeated_names(names), "file_name", "images"),
-        Faulty("tiny-box", np.flatnonzero(boxes & TINY), "bbox"),
-        Faulty("wrong-area", np.flatnonzero(boxes & WRONG_AREA), "area"),
+        FaultyRows("unknown-image", np.flatnonzero(unknown), "image_id"),
+        FaultyRows("negative-area", np.flatnonzero(objects.area < 0), "area"),
+        FaultyRows("bad-mask", _bad_masks(index) if masks else _NONE, "segmentation"),
+        FaultyRows("empty-box", np.flatnonzero(boxes & EMPTY), "bbox"),
+        FaultyRows("outside-box", np.flatnonzero(boxes & OUTSIDE), "bbox"),
+        FaultyRows("overhanging-box", np.flatnonzero(boxes & OVERHANGING), "bbox"),
+        FaultyRows("crowd-value", _odd_crowds(index), "iscrowd"),
+        FaultyRows("missing-area", np.flatnonzero(np.isnan(objects.area)), "area"),
+        FaultyRows("missing-mask", _missing_masks(index) if masks else _NONE, "segmentation"),
+        FaultyRows("duplicate-box", _duplicate_boxes(index), "bbox"),
+        FaultyRows("duplicate-id", _repeats(objects.ids, objects.ids != UNMAPPED), "id"),
+        FaultyRows("duplicate-name", _repeated_names(names), "file_name", "images"),
+        FaultyRows("tiny-box", np.flatnonzero(boxes & TINY), "bbox"),
+        FaultyRows("wrong-area", np.flatnonzero(boxes & WRONG_AREA), "area"),
     ]
     return [faulty for faulty in found if len(faulty)]
 
@@ -361,7 +363,7 @@ _NONE = np.zeros(0, np.int64)
 _MIXERS = np.random.default_rng(0).integers(1, 2**64, 6, np.uint64) | np.uint64(1)  # odd
 
 
-def tell(index: CocoIndex, faulty: Faulty, action: str) -> Iterator[Finding]:
+def tell(index: CocoIndex, faulty: FaultyRows, action: str) -> Iterator[Finding]:
     """A finding for each record, with its id and value."""
     if faulty.kind == "bad-mask":
         rows, severity = set(faulty.rows.tolist()), finding("bad-mask", "", action).severity
@@ -389,11 +391,11 @@ def _because(index: CocoIndex, kind: str, row: int, record: Record) -> str:
     """What the value is to be compared with."""
     if kind == "unknown-image":
         return ", which no image has"
-    if kind == "bare-picture":
-        return f", the picture {short(record['file_name'])}: no object is annotated"
+    if kind == "no-annotations":
+        return f", the image {short(record['file_name'])}: no object is annotated"
     if kind in ("outside-box", "overhanging-box"):
         height, width = index.images.sizes[index.objects.image[row]].tolist()
-        return f", the picture {width}x{height}"
+        return f", the image {width}x{height}"
     if kind == "wrong-area":
         return f", the box {short(record['bbox'])}"
     return ""
@@ -424,7 +426,7 @@ def _odd_crowds(index: CocoIndex) -> np.ndarray:
 
 
 def _duplicate_boxes(index: CocoIndex) -> np.ndarray:
-    """All but the first of those of one picture, class and box."""
+    """All but the first of those of one image, class and box."""
     objects = index.objects
     bits = (objects.bbox + 0.0).view(np.uint64)  # of -0.0 those of 0.0
     mixed = bits @ _MIXERS[:4]

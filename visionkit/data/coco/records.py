@@ -15,11 +15,11 @@ import numpy as np
 from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.annotation_text import Piece, read_faultless, read_piece
 from visionkit.data.coco.columns import (
-    ABSENT,
+    UNMAPPED,
+    NonObject,
     Record,
-    Stranger,
     file_names,
-    first_stranger,
+    first_non_object,
     place,
     report_repeats,
     rows_of,
@@ -47,12 +47,12 @@ class ImageReader:
         self._columns = Gathered()
         self.count = 0
         self.keys: set[str] = set()  # those of which the columns do not tell all
-        self.stranger: Stranger | None = None  # the first element that is no JSON object
+        self.stranger: NonObject | None = None  # the first element that is no JSON object
 
     def __call__(self, start: int, stop: int) -> int | None:
         """Read some records; see `json_lists.read_members`."""
         records, end = elements(self.data[start:stop])
-        self.stranger = self.stranger or first_stranger(records, self.count)
+        self.stranger = self.stranger or first_non_object(records, self.count)
         if self.stranger is None and records:
             self._columns.add(self._read(records))
             self.count += len(records)
@@ -92,7 +92,7 @@ class ImageReader:
             "extras": [json.dumps(extra) if extra else "" for extra in extras],
         }
         columns = {
-            "ids": np.where(valid, ids, ABSENT),
+            "ids": np.where(valid, ids, UNMAPPED),
             "sizes": np.stack([heights, widths], 1),
             "class_ids": whole_numbers("images", records, "class_id", problems, **optional)[0],
             "identities": whole_numbers("images", records, "identity", problems, **optional)[0],
@@ -151,7 +151,7 @@ class AnnotationReader:
         self._columns = Gathered()
         self.count = 0
         self.keys: set[str] = set()  # what the columns do not tell of some annotation
-        self.stranger: Stranger | None = None  # the first element that is no JSON object
+        self.stranger: NonObject | None = None  # the first element that is no JSON object
         self.has_masks = False  # whether any has a segmentation
         self._ahead: ReadAhead | None = None
         self._begun = -1  # where the list begins that is read ahead

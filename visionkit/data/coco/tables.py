@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from visionkit.data.coco.columns import ABSENT, Record
+from visionkit.data.coco.columns import UNMAPPED, Record
 from visionkit.data.masks import Bitmap, Polygons, Segmentation, run_lengths
 
 # --- The segmentations of a whole data set in a few flat arrays, which loader workers share.
@@ -59,7 +59,7 @@ class SegmentationTable:
 
     def unpaintable(self, sizes: np.ndarray) -> np.ndarray:
         """The objects with a coordinate that is not finite, or farther away than ten times the
-        size (N, 2) h, w of their picture. Painting one could take all memory. Those in a picture
+        size (N, 2) h, w of their image. Painting one could take all memory. Those in an image
         of unknown size, below 0, are passed over.
         """
         nearest = 10 * np.minimum(*sizes.T)
@@ -86,7 +86,7 @@ class SegmentationTableWriter:
 
         Raises `ValueError` if it is malformed, and then adds an empty one. Whether coordinates
         are sane is left to `SegmentationTable.unpaintable`, for all at once, and whether a bitmap
-        is as large as the picture to those who know that.
+        is as large as the image to those who know that.
         """
         code, size, reach = b"", (0, 0), 0.0
         try:
@@ -136,7 +136,7 @@ def _compressed(rle: dict[str, Any]) -> tuple[bytes, tuple[int, int]]:
     size, counts = rle.get("size"), rle.get("counts")
     whole = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
     if not whole or not all(0 < side < 2**31 for side in size):
-        raise ValueError(f"RLE size is {size}: must be that of the picture, [height, width]")
+        raise ValueError(f"RLE size is {size}: must be that of the image, [height, width]")
     if isinstance(counts, list):
         if not all(type(count) is int for count in counts):
             raise ValueError("RLE counts must be whole numbers")
@@ -201,13 +201,13 @@ def packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class ImageTable:
-    """The image records. -1 and "" stand for "not labelled"."""
+    """The image records. -1 and "" stand for "not labeled"."""
 
     ids: np.ndarray  # (I,) int64
     sizes: np.ndarray  # (I, 2) int64 h, w
     class_ids: np.ndarray  # (I,) int64
     identities: np.ndarray  # (I,) int64
-    names: Texts  # files, relative to the folder of pictures
+    names: Texts  # files, relative to the folder of images
     semantic: Texts  # files, relative to the annotation file
     extras: Texts  # JSON of what the other columns do not tell, or nothing
 
@@ -240,10 +240,10 @@ class ImageTable:
 class ObjectTable:
     """The annotations in the order of the file."""
 
-    ids: np.ndarray  # (A,) int64, ABSENT where there is none or it is in `extras`
+    ids: np.ndarray  # (A,) int64, UNMAPPED where there is none or it is in `extras`
     image: np.ndarray  # (A,) index into the image table
-    image_ids: np.ndarray  # (A,) int64, ABSENT where it is bad
-    category: np.ndarray  # (A,) int64 category id of the file, ABSENT where it is bad
+    image_ids: np.ndarray  # (A,) int64, UNMAPPED where it is bad
+    category: np.ndarray  # (A,) int64 category id of the file, UNMAPPED where it is bad
     bbox: np.ndarray  # (A, 4) float64 x, y, w, h
     area: np.ndarray  # (A,) float64, NaN where the file has none
     iscrowd: np.ndarray  # (A,) int8, -1 where the file does not say
@@ -255,7 +255,7 @@ class ObjectTable:
         """The record as it is in the file; whole numbers of it may be floats here."""
         record: Record = {"bbox": self.bbox[row].tolist()}
         columns = (("id", self.ids), ("image_id", self.image_ids), ("category_id", self.category))
-        record |= {key: int(column[row]) for key, column in columns if column[row] != ABSENT}
+        record |= {key: int(column[row]) for key, column in columns if column[row] != UNMAPPED}
         if not np.isnan(self.area[row]):
             record["area"] = float(self.area[row])
         if self.iscrowd[row] >= 0:
@@ -280,7 +280,7 @@ class ObjectTable:
         return keys % len(keys)
 
     def boxes(self, rows: np.ndarray | slice, images: ImageTable) -> np.ndarray:
-        """(N, 4) float64 xyxy of those rows, clipped to their pictures."""
+        """(N, 4) float64 xyxy of those rows, clipped to their images."""
         boxes = np.array(self.bbox[rows])
         sizes = images.sizes.take(self.image[rows], 0)
         for axis in (0, 1):  # numpy is slow along an axis of two
@@ -302,7 +302,7 @@ class ObjectTable:
 def _extra_records(ids: np.ndarray, extras: Texts) -> list[Record]:
     found = json.loads("[" + ",".join(text or "{}" for text in extras.texts()) + "]")
     numbered = zip(ids.tolist(), found, strict=True)
-    return [{"id": id_} | extra if id_ != ABSENT else extra for id_, extra in numbered]
+    return [{"id": id_} | extra if id_ != UNMAPPED else extra for id_, extra in numbered]
 
 
 class Gathered:

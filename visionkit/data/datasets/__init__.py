@@ -2,9 +2,9 @@
 
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.crops import Crops
-from visionkit.data.datasets.folder import ImageFolder, Pictures
+from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.idx import Idx
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.data.datasets.shapes import Shapes
 
-__all__ = ["Coco", "Crops", "Idx", "ImageFolder", "LabelMaps", "Pictures", "Shapes"]
+__all__ = ["Coco", "Crops", "Idx", "ImageFolder", "Images", "LabelMaps", "Shapes"]

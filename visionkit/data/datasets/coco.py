@@ -1,4 +1,4 @@
-"""Pictures with a COCO annotation file: boxes, masks, crowds, and labels of whole pictures."""
+"""Images with a COCO annotation file: boxes, masks, crowds, and labels of whole images."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from visionkit.data.checks.findings import Finding, Problems, Tally
+from visionkit.data.checks.findings import Finding, FindingCounts, Problems
 from visionkit.data.checks.kinds import policies
 from visionkit.data.coco.annotations import find_missing, read_annotations
 from visionkit.data.coco.attributes import AttributeTable, read_identifiers
 from visionkit.data.coco.quality import Progress, warn
 from visionkit.data.coco.truth import coco_truth, filled_areas
 from visionkit.data.files import Links
-from visionkit.data.image_io import Load, check_size, load_image
+from visionkit.data.image_io import ImageLoader, check_size, load_image
 from visionkit.data.masks import load_classes, look_at_maps, paint_classes
 from visionkit.data.sample import Sample
 from visionkit.types import Classes, InputPath
 
 
 class Coco:
-    """The pictures of a folder and what a COCO JSON file says about them.
+    """The images of a folder and what a COCO JSON file says about them.
 
     Checked as a whole at construction; `DataError` lists all that is wrong. Boxes without extent
-    or outside their picture are left out and counted in `dropped`; a missing area is computed, a
+    or outside their image are left out and counted in `dropped`; a missing area is computed, a
     missing iscrowd is 0; objects without a segmentation among others that have one get an empty
-    mask, which says that none is known. Samples hold xyxy boxes clipped to the picture.
+    mask, which says that none is known. Samples hold xyxy boxes clipped to the image.
     `on_fault` changes what is done; evaluation scores against the file's own truth all the same.
 
     Beyond COCO, an image record may have `class_id` (an index into the list `image_classes` at
     the top of the file), `identity` (a number) and `semantic` (the name of a map of class numbers
     into the list `semantic_classes`, 255 = ignore, relative to the annotation file). As in LVIS,
-    `neg_category_ids` and `not_exhaustive_category_ids` say which classes are labelled in it. An
+    `neg_category_ids` and `not_exhaustive_category_ids` say which classes are labeled in it. An
     annotation may have `attributes`; see `coco_attributes`.
 
     classes: names in label order, the same as the file's, which may have other ids; by default
@@ -43,7 +43,7 @@ class Coco:
     masks: False leaves the segmentations unread, True demands them; None takes what is there.
     semantic: "paint" makes the class maps from the masks; "files" takes those that are named.
     attributes: names of those to read; by default all that there are, [] for none.
-    exif: whether boxes belong to the upright picture ("apply") or to the pixels as stored.
+    exif: whether boxes belong to the upright image ("apply") or to the pixels as stored.
     links: "any" allows file names to be links that lead out of the folder, which itself may be one.
     on_fault: what to do about records of a kind of fault, for example {"bad-mask": "drop"}; the
         kinds and their defaults are in docs/check.md.
@@ -78,12 +78,12 @@ class Coco:
         find_missing(read, self.images, problems, links)
         problems.raise_any()
 
-        self._read, self._index, self._labelled_ids = read, read.index, read.labelled
+        self._read, self._index, self._labeled_ids = read, read.index, read.labeled
         self._rows, self._starts = read.objects.rows, read.objects.starts
         self._labels, self._has_masks = read.objects.labels, read.has_masks
         self._area = filled_areas(read.index.objects, read.index.images, read.masks)
         self.image_ids: list[int] = read.index.images.ids.tolist()
-        self.vocabularies = {"labels": read.classes}
+        self.classes = {"labels": read.label_classes}
         self.dropped, self.num_objects = read.objects.dropped, read.num_objects
         warn(str(annotations), read.objects)
         described = read.attributes
@@ -93,12 +93,12 @@ class Coco:
 
     @property
     def sizes(self) -> np.ndarray:
-        """(N, 2) h, w of all pictures."""
+        """(N, 2) h, w of all images."""
         return self._index.images.sizes
 
     @property
     def file_names(self) -> list[str]:
-        """Of all pictures, relative to their folder."""
+        """Of all images, relative to their folder."""
         return self._index.images.names.texts()
 
     @property
@@ -116,12 +116,12 @@ class Coco:
         if not self._paints and "semantic" in self.keys:
             yield from look_at_maps(self.image_ids, self.semantic_truth, progress)
 
-    def tally(self) -> Tally:
+    def counts(self) -> FindingCounts:
         """How many records were left out, fixed, or kept though there is something wrong."""
-        return self._read.tally()
+        return self._read.counts()
 
     def class_counts(self) -> dict[str, np.ndarray]:
-        """How many objects and pictures there are of each class, by vocabulary."""
+        """How many objects and images there are of each class, by class_key."""
         return self._read.class_counts()
 
     def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
@@ -130,14 +130,14 @@ class Coco:
             keys.append("masks")
         if (images.class_ids >= 0).any():
             keys.append("class_id")
-            self.vocabularies["class_id"] = _numbered(names["image_classes"])
+            self.classes["class_id"] = _numbered(names["image_classes"])
         if described is not None:
             keys.append("attributes")
-            self.vocabularies["attributes"] = described.classes
+            self.classes["attributes"] = described.classes
         if self._paints or len(images.semantic.data):
             keys.append("semantic")
-            painted = ["background", *self.vocabularies["labels"].names]
-            self.vocabularies["semantic"] = _numbered(
+            painted = ["background", *self.classes["labels"].names]
+            self.classes["semantic"] = _numbered(
                 painted if self._paints else names["semantic_classes"]
             )
         if (images.identities >= 0).any():
@@ -149,7 +149,7 @@ class Coco:
         return self.images / self._index.images.names.text(index)
 
     def map_path(self, index: int) -> Path | None:
-        """The file of that picture's class map; None where it has none."""
+        """The file of that image's class map; None where it has none."""
         name = "" if self._paints else self._index.images.semantic.text(index)
         return self.annotations.parent / name if name else None
 
@@ -162,8 +162,8 @@ class Coco:
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 
-    def sample(self, index: int, load: Load = load_image) -> Sample:
-        """One picture, read by `load`, and its labels."""
+    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
+        """One image, read by `load`, and its labels."""
         index = range(len(self))[index]
         path, images = self.image_path(index), self._index.images
         size = tuple(images.sizes[index].tolist())
@@ -179,9 +179,9 @@ class Coco:
             sample.segmentations = [self._read.masks[row] for row in rows]
         if self._attributes is not None:
             sample.attributes = self._attributes[span]
-        if self._labelled_ids is not None and self._labelled_ids[index] is not None:
-            ids = self.vocabularies["labels"].ids
-            sample.labelled = np.isin(ids, list(self._labelled_ids[index]))
+        if self._labeled_ids is not None and self._labeled_ids[index] is not None:
+            ids = self.classes["labels"].ids
+            sample.labeled = np.isin(ids, list(self._labeled_ids[index]))
         if images.class_ids[index] >= 0:
             sample.class_id = int(images.class_ids[index])
         if images.identities[index] >= 0:
@@ -190,7 +190,7 @@ class Coco:
         return sample
 
     def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """All objects that are not crowd regions: the index of their picture, boxes (A, 4) xyxy,
+        """All objects that are not crowd regions: the index of their image, boxes (A, 4) xyxy,
         labels, and their rows in the list of annotations."""
         single = self._index.objects.iscrowd[self._rows] != 1
         image = np.repeat(np.arange(len(self)), np.diff(self._starts))[single]
@@ -204,11 +204,11 @@ class Coco:
         return read_identifiers(self._index.objects, key, rows.tolist(), problems)
 
     def semantic_truth(self, image_id: int) -> Tensor | None:
-        """The class map (h, w) uint8 of that picture as annotated; None where it has none."""
+        """The class map (h, w) uint8 of that image as annotated; None where it has none."""
         return self._semantic(self.image_ids.index(image_id))
 
     def _span(self, index: int) -> slice:
-        """Where the objects of a picture stand among all."""
+        """Where the objects of an image stand among all."""
         return slice(*self._starts[index : index + 2].tolist())
 
     def _semantic(self, index: int) -> Tensor | None:
@@ -224,15 +224,15 @@ class Coco:
         path = self.map_path(index)
         if path is None:
             return None
-        return load_classes(path, size, len(self.vocabularies["semantic"].names))
+        return load_classes(path, size, len(self.classes["semantic"].names))
 
     def coco_truth(self) -> dict[str, Any]:
         """The ground truth for a COCO evaluator, with the exact numbers of the file.
 
-        All annotations of `vocabularies["labels"]`, also those that training leaves out; only a
+        All annotations of `classes["labels"]`, also those that training leaves out; only a
         missing id, area or iscrowd is added.
         """
-        ids, malformed = self.vocabularies["labels"].ids, self._read.objects.bad_masks()
+        ids, malformed = self.classes["labels"].ids, self._read.objects.bad_masks()
         return coco_truth(self._index, ids, self._area, malformed.tolist())
 
 

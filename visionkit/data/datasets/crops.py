@@ -1,4 +1,4 @@
-"""The annotated objects of a COCO file, each as a picture of its own."""
+"""The annotated objects of a COCO file, each as an image of its own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
-from visionkit.data.checks.findings import Finding, Tally
-from visionkit.data.checks.kinds import KINDS
+from visionkit.data.checks.findings import Finding, FindingCounts
+from visionkit.data.checks.kinds import FINDING_KINDS
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.files import Links
-from visionkit.data.image_io import Load, load_image
+from visionkit.data.image_io import ImageLoader, load_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 from visionkit.types import Count, InputPath, NonNegative
@@ -22,24 +22,24 @@ log = logging.getLogger("visionkit")
 
 
 class Crops:
-    """Each annotated object that is no crowd: its box, a little larger, cut out of the picture.
+    """Each annotated object that is no crowd: its box, a little larger, cut out of the image.
 
-    The class of such a picture is its object's category. Its `image_id` is the object's place in
+    The class of such an image is its object's category. Its `image_id` is the object's place in
     the list of annotations, counted from 0. Raises `DataError` for what is wrong with the file,
     and if no object is left.
 
     classes, other_classes, exif, links, on_fault: as in `Coco`.
     margin: by how many of its widths and heights a box grows at each side; it ends at the border
-        of the picture.
+        of the image.
     min_size: objects whose box is narrower or lower than this, in pixels, are left out and
         counted in `dropped`.
     identity: the key of an annotation, "track_id" for example, whose number or text tells who or
-        what the object is; the same means the same in all pictures. Objects without it have no
+        what the object is; the same means the same in all images. Objects without it have no
         identity. By default the identity is the category.
     """
 
     keys = ("class_id", "identity")
-    cuts_pictures = True  # so that they must be read whole
+    crops_images = True  # so that they must be read whole
 
     def __init__(
         self,
@@ -75,13 +75,13 @@ class Crops:
             )
         self._images, self._labels = image_index[large], labels[large]
         self._boxes = _grown(boxes[large], margin)
-        self.vocabularies = {"class_id": self._coco.vocabularies["labels"]}
+        self.classes = {"class_id": self._coco.classes["labels"]}
         self.image_ids: list[int] = rows[large].tolist()
         self.identities = self._labels  # (N,) int64, -1 where it is not known
         if identity is not None:
             self.identities = self._coco.identifiers(identity, rows[large])
         self._small = small = int((~large).sum())
-        self.dropped = {**self._coco.dropped, KINDS["small-object"].title: small}
+        self.dropped = {**self._coco.dropped, FINDING_KINDS["small-object"].title: small}
         if small:
             log.warning("%s: %d objects smaller than min_size left out", annotations, small)
 
@@ -94,19 +94,19 @@ class Crops:
         """As of the annotation file."""
         return self._coco.findings()
 
-    def tally(self) -> Tally:
+    def counts(self) -> FindingCounts:
         """As of the annotation file, and the objects that are too small."""
-        counts = self._coco.tally()
+        counts = self._coco.counts()
         small = {"small-object": self._small} if self._small else {}
-        return {**counts, "left_out": counts["left_out"] | small}
+        return {**counts, "dropped": counts["dropped"] | small}
 
     def class_counts(self) -> dict[str, np.ndarray]:
-        """How many pictures there are of each class."""
-        size = len(self.vocabularies["class_id"].names)
+        """How many images there are of each class."""
+        size = len(self.classes["class_id"].names)
         return {"class_id": np.bincount(self._labels, minlength=size)}
 
     def image_path(self, index: int) -> Path:
-        """The file of the whole picture."""
+        """The file of the whole image."""
         return self._coco.image_path(int(self._images[index]))
 
     def __len__(self) -> int:
@@ -118,8 +118,8 @@ class Crops:
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 
-    def sample(self, index: int, load: Load = load_image) -> Sample:
-        """One object of a picture that `load` reads."""
+    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
+        """One object of an image that `load` reads."""
         index = range(len(self))[index]
         whole = self._coco.sample(int(self._images[index]), load).image
         (left, top), limit = self._boxes[index, :2].clip(0), [whole.shape[2], whole.shape[1]]
@@ -135,7 +135,7 @@ class Crops:
 
 
 def _grown(boxes: np.ndarray, margin: float) -> np.ndarray:
-    """Larger boxes (N, 4) in whole pixels, rounded outwards; they may leave the picture."""
+    """Larger boxes (N, 4) in whole pixels, rounded outwards; they may leave the image."""
     extra = margin * (boxes[:, 2:] - boxes[:, :2])
     low, high = np.floor(boxes[:, :2] - extra), np.ceil(boxes[:, 2:] + extra)
     return np.concatenate([low, high], 1).astype(np.int64)

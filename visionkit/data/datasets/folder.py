@@ -1,4 +1,4 @@
-"""Pictures sorted into one folder for each class."""
+"""Images sorted into one folder for each class."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ import numpy as np
 
 from visionkit.data.checks.findings import (
     Finding,
+    FindingCounts,
     Problems,
-    Tally,
     check_classes,
     class_remarks,
+    count_findings,
     finding,
-    tally,
 )
 from visionkit.data.files import is_visible, shown, visible_files
-from visionkit.data.image_io import SUFFIXES, Load, load_image
+from visionkit.data.image_io import SUFFIXES, ImageLoader, load_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 from visionkit.types import Classes, InputPath
 
-# --- Pictures without any labels.
+# --- Images without any labels.
 
 
-class Pictures:
-    """Every picture below a folder, sorted by its path; nothing is known about any of them.
+class Images:
+    """Every image below a folder, sorted by its path; nothing is known about any of them.
 
-    Hidden files and folders, __MACOSX and files that are no pictures by their suffix are passed
-    over. Raises `DataError` if there is no such folder or it holds no picture.
+    Hidden files and folders, __MACOSX and files that are no images by their suffix are passed
+    over. Raises `DataError` if there is no such folder or it holds no image.
 
-    exif: "apply" turns pictures upright.
+    exif: "apply" turns images upright.
     """
 
     keys = ()
@@ -43,11 +43,11 @@ class Pictures:
         self.root, self.exif = Path(root), exif
         if not self.root.is_dir():
             raise DataError(f"folder {root} does not exist or is no folder")
-        self.vocabularies: dict[str, Classes] = {}
-        pictures, _ = pictures_below(self.root, ".")
-        self.file_names = sorted(name.removeprefix("./") for name in pictures)
+        self.classes: dict[str, Classes] = {}
+        images, _ = images_below(self.root, ".")
+        self.file_names = sorted(name.removeprefix("./") for name in images)
         if not self.file_names:
-            raise DataError(f"folder {root} holds no pictures ({', '.join(SUFFIXES)})")
+            raise DataError(f"folder {root} holds no images ({', '.join(SUFFIXES)})")
         self.image_ids = list(range(len(self.file_names)))
 
     def image_path(self, index: int) -> Path:
@@ -62,25 +62,25 @@ class Pictures:
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 
-    def sample(self, index: int, load: Load = load_image) -> Sample:
-        """One picture, read by `load`."""
+    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
+        """One image, read by `load`."""
         index = range(len(self))[index]
         image = load(self.image_path(index), exif=self.exif)
         return Sample(image, image_id=index, orig_size=(image.shape[1], image.shape[2]))
 
 
 class ImageFolder:
-    """`root/<class>/**/*.jpg` and so on; the class of a picture is its folder's name.
+    """`root/<class>/**/*.jpg` and so on; the class of an image is its folder's name.
 
-    For embeddings the class is the picture's identity as well.
+    For embeddings the class is the image's identity as well.
 
-    Hidden files and folders and __MACOSX are passed over; files that are no pictures by their
+    Hidden files and folders and __MACOSX are passed over; files that are no images by their
     suffix are left out and counted. Raises `DataError` if there is no class folder, some are
     empty, or one is not in `classes`.
 
     classes: names in label order; by default the folders' names, sorted.
-    only: the classes whose pictures are kept; they become the class list, in this order.
-    exif: "apply" turns pictures upright.
+    only: the classes whose images are kept; they become the class list, in this order.
+    exif: "apply" turns images upright.
     """
 
     keys = ("class_id", "identity")
@@ -101,39 +101,39 @@ class ImageFolder:
         if only is not None:
             kept_classes(f"folder {root}", names, only)
             names = tuple(only)
-        self.vocabularies = {"class_id": Classes(names, tuple(range(len(names))))}
+        self.classes = {"class_id": Classes(names, tuple(range(len(names))))}
 
         self.file_names: list[str] = []
         class_ids: list[int] = []
-        self._others: list[str] = []  # files that are no pictures
+        self._others: list[str] = []  # files that are no images
         problems = Problems(f"folder {root}", root)
         for name in filter(names.__contains__, found):
-            pictures, others = pictures_below(self.root, name)
-            if not pictures:
+            images, others = images_below(self.root, name)
+            if not images:
                 folder = shown(self.root / name)
-                what = f"class folder {folder} holds no pictures ({', '.join(SUFFIXES)})"
+                what = f"class folder {folder} holds no images ({', '.join(SUFFIXES)})"
                 problems.add("", what, "fill or remove it", kind="missing-file", value=name)
-            self.file_names += pictures
+            self.file_names += images
             self._others += others
-            class_ids += [names.index(name)] * len(pictures)
+            class_ids += [names.index(name)] * len(images)
         problems.raise_any()
-        self.identities = np.array(class_ids, np.int64)  # (N,), one for each picture
+        self.identities = np.array(class_ids, np.int64)  # (N,), one for each image
         self.image_ids = list(range(len(self.file_names)))
 
     def findings(self) -> Iterator[Finding]:
         """What is wrong or remarkable though the folder can be used."""
         for name in self._others:
-            yield finding("other-file", f"{name} is no picture by its name", file=str(self.root))
-        names, counts = self.vocabularies["class_id"].names, self.class_counts()["class_id"]
-        yield from class_remarks(names, counts, "pictures", str(self.root))
+            yield finding("other-file", f"{name} is no image by its name", file=str(self.root))
+        names, counts = self.classes["class_id"].names, self.class_counts()["class_id"]
+        yield from class_remarks(names, counts, "images", str(self.root))
 
-    def tally(self) -> Tally:
+    def counts(self) -> FindingCounts:
         """How many files were left out, and what is remarkable."""
-        return tally(self.findings())
+        return count_findings(self.findings())
 
     def class_counts(self) -> dict[str, np.ndarray]:
-        """How many pictures there are of each class."""
-        size = len(self.vocabularies["class_id"].names)
+        """How many images there are of each class."""
+        size = len(self.classes["class_id"].names)
         return {"class_id": np.bincount(self.identities, minlength=size)}
 
     def image_path(self, index: int) -> Path:
@@ -148,8 +148,8 @@ class ImageFolder:
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 
-    def sample(self, index: int, load: Load = load_image) -> Sample:
-        """One picture, read by `load`, and its labels."""
+    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
+        """One image, read by `load`, and its labels."""
         index = range(len(self))[index]
         image = load(self.image_path(index), exif=self.exif)
         size = (image.shape[1], image.shape[2])
@@ -176,14 +176,14 @@ def _class_folders(root: Path) -> list[str]:
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     names = [name for name in names if is_visible(name)]
     if not names:
-        raise DataError(f"folder {root} has no class folders: pictures belong in {root}/<class>/")
+        raise DataError(f"folder {root} has no class folders: images belong in {root}/<class>/")
     return names
 
 
-def pictures_below(root: Path, class_name: str) -> tuple[list[str], list[str]]:
-    """Pictures and other files that are not hidden: paths relative to `root`, sorted."""
-    pictures, others = [], []
+def images_below(root: Path, class_name: str) -> tuple[list[str], list[str]]:
+    """Images and other files that are not hidden: paths relative to `root`, sorted."""
+    images, others = [], []
     for folder, name in visible_files(root / class_name):
-        kind = pictures if name.lower().endswith(SUFFIXES) else others
+        kind = images if name.lower().endswith(SUFFIXES) else others
         kind.append(f"{os.path.relpath(folder, root)}/{name}".replace(os.sep, "/"))
-    return sorted(pictures), sorted(others)
+    return sorted(images), sorted(others)

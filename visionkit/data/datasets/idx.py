@@ -13,7 +13,13 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from visionkit.data.checks.findings import Finding, Tally, check_classes, class_remarks, tally
+from visionkit.data.checks.findings import (
+    Finding,
+    FindingCounts,
+    check_classes,
+    class_remarks,
+    count_findings,
+)
 from visionkit.data.datasets.folder import kept_classes
 from visionkit.data.files import diagnose
 from visionkit.data.sample import Sample
@@ -26,13 +32,13 @@ _MAX_RATIO, _SMALL = 100, 2**26  # more, beyond that size, is a decompression bo
 
 
 class Idx:
-    """Gray pictures of one size with a class each, from a file of pictures and one of labels.
+    """Gray images of one size with a class each, from a file of images and one of labels.
 
-    Without `labels` they have no class. For embeddings the class is the picture's identity as
+    Without `labels` they have no class. For embeddings the class is the image's identity as
     well. Raises `DataError` if a file is damaged, is of another kind, or the two do not match.
 
     classes: names in label order; by default the numbers from 0 to the highest label.
-    only: the classes whose pictures are kept; they become the class list, in this order, and
+    only: the classes whose images are kept; they become the class list, in this order, and
         their ids are the labels of the file.
     """
 
@@ -47,9 +53,9 @@ class Idx:
         self.file = str(labels or images)
         self._images = _read(images, dims=3)  # (n, h, w) uint8
         self.keys: tuple[str, ...] = ()
-        self.vocabularies: dict[str, Classes] = {}
+        self.classes: dict[str, Classes] = {}
         self.identities = np.full(len(self._images), -1)  # (N,) int64
-        self.image_ids = list(range(len(self._images)))  # where each picture stands in the file
+        self.image_ids = list(range(len(self._images)))  # where each image stands in the file
         if labels is not None:
             self._read_labels(images, labels, classes, only)
         elif classes is not None or only is not None:
@@ -61,7 +67,7 @@ class Idx:
         found = _read(labels, dims=1)
         if not len(self._images) or len(self._images) != len(found):
             raise DataError(
-                f"{images} has {len(self._images)} pictures and {labels} has "
+                f"{images} has {len(self._images)} images and {labels} has "
                 f"{len(found)} labels: need as many, and at least one"
             )
         highest = int(found.max())
@@ -79,12 +85,12 @@ class Idx:
         rows = np.flatnonzero(class_ids >= 0)
         self.keys = ("class_id", "identity")
         self.identities = class_ids[rows]
-        self.vocabularies = {"class_id": Classes(tuple(names[i] for i in ids), tuple(ids))}
+        self.classes = {"class_id": Classes(tuple(names[i] for i in ids), tuple(ids))}
         self.image_ids = rows.tolist()
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the pictures and labels that are used."""
+        """A hash of the images and labels that are used."""
         digest = hashlib.sha256(np.ascontiguousarray(self._images[self.image_ids]))
         digest.update(np.ascontiguousarray(getattr(self, "identities", ())))
         return digest.hexdigest()
@@ -92,19 +98,19 @@ class Idx:
     def findings(self) -> Iterator[Finding]:
         """What is remarkable about the labels."""
         for key, counts in self.class_counts().items():
-            names = self.vocabularies[key].names
-            yield from class_remarks(names, counts, "pictures", self.file)
+            names = self.classes[key].names
+            yield from class_remarks(names, counts, "images", self.file)
 
-    def tally(self) -> Tally:
-        """How many pictures were left out, and what is remarkable."""
-        counts, others = tally(self.findings()), len(self._images) - len(self)
-        return {**counts, "left_out": {"other-class": others} if others else {}}
+    def counts(self) -> FindingCounts:
+        """How many images were left out, and what is remarkable."""
+        counts, others = count_findings(self.findings()), len(self._images) - len(self)
+        return {**counts, "dropped": {"other-class": others} if others else {}}
 
     def class_counts(self) -> dict[str, np.ndarray]:
-        """How many pictures there are of each class."""
+        """How many images there are of each class."""
         if not self.keys:
             return {}
-        size = len(self.vocabularies["class_id"].names)
+        size = len(self.classes["class_id"].names)
         return {"class_id": np.bincount(self.identities, minlength=size)}
 
     def __len__(self) -> int:
@@ -134,7 +140,7 @@ def _read(path: str, dims: int) -> np.ndarray:
             if magic != bytes([0, 0, _UNSIGNED_BYTE, dims]):
                 raise DataError(
                     f"IDX file {path} begins with 0x{magic.hex()}, not 0x000008{dims:02x}: need "
-                    f"bytes in {dims} dimension{'s' * (dims > 1)}; are pictures and labels swapped?"
+                    f"bytes in {dims} dimension{'s' * (dims > 1)}; are images and labels swapped?"
                 )
             shape = struct.unpack(f">{dims}I", file.read(4 * dims))
             size = math.prod(shape)

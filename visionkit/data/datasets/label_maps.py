@@ -1,4 +1,4 @@
-"""Pictures with a class map each: class numbers or colors in a PNG of the same name."""
+"""Images with a class map each: class numbers or colors in a PNG of the same name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from visionkit.data.checks.findings import Finding, Problems, check_classes
 from visionkit.data.files import diagnose, shown, visible_files
-from visionkit.data.image_io import SUFFIXES, Load, load_image, load_label_map, load_shape
+from visionkit.data.image_io import SUFFIXES, ImageLoader, load_image, load_label_map, load_shape
 from visionkit.data.masks import Progress, look_at_maps
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
@@ -27,12 +27,12 @@ Byte = Annotated[int, Range(low=0, high=255)]
 
 
 class LabelMaps:
-    """Pictures in one folder and class maps, 8-bit PNG files of the same names, in another.
+    """Images in one folder and class maps, 8-bit PNG files of the same names, in another.
 
     A map is gray or has a palette, whose stored numbers count, not its colors; or it is colored
     and `palette` says what each color means. `images/a/1.jpg` belongs to `labels/a/1.png`.
-    Raises `DataError` for pictures without a map and maps without a picture, all at once; for a
-    map of another size than its picture, or with values or colors of no class, when it is read.
+    Raises `DataError` for images without a map and maps without an image, all at once; for a
+    map of another size than its image, or with values or colors of no class, when it is read.
 
     classes: names in the order of the numbers; by default those of the palette, else the lines of
         the file `classes.txt` beside the folder of maps. Where such names are known, `classes`
@@ -43,11 +43,11 @@ class LabelMaps:
         pixels that have no label. `ignore` and `first` do not apply then.
     split: text file with a name without suffix in each line (VOC: ImageSets/Segmentation/*.txt);
         only these are used.
-    exif: "apply" turns pictures upright; maps are taken as they are.
+    exif: "apply" turns images upright; maps are taken as they are.
     """
 
     keys = ("semantic",)
-    vocabulary = "semantic"
+    class_key = "semantic"
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class LabelMaps:
         self._colors = None if palette is None else _checked_palette(palette)
         names = self._names(classes, palette)
         order = list(classes or names)
-        self.vocabularies = {"semantic": Classes(tuple(order), tuple(range(len(order))))}
+        self.classes = {"semantic": Classes(tuple(order), tuple(range(len(order))))}
         # The class, or IGNORED, of each number, or of each color by its place in the palette.
         self._class_of = np.full(256, -1, np.int16)
         if palette is not None:
@@ -107,7 +107,7 @@ class LabelMaps:
         return names
 
     def examine(self, progress: Progress) -> Iterator[Finding]:
-        """What is wrong with maps, also as to the size of their picture."""
+        """What is wrong with maps, also as to the size of their image."""
 
         def read(index: int) -> Tensor | None:
             return self.sample(index, load_shape).semantic
@@ -123,7 +123,7 @@ class LabelMaps:
 
     @property
     def colored_maps(self) -> bool:
-        """Whether classes are told by their color, so that maps may be pictures of any mode."""
+        """Whether classes are told by their color, so that maps may be images of any mode."""
         return self._colors is not None
 
     def __len__(self) -> int:
@@ -135,8 +135,8 @@ class LabelMaps:
     def __getitem__(self, index: int) -> Sample:
         return self.sample(index)
 
-    def sample(self, index: int, load: Load = load_image) -> Sample:
-        """One picture, read by `load`, and its class map."""
+    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
+        """One image, read by `load`, and its class map."""
         index = range(len(self))[index]
         image = load(self.image_path(index), exif=self.exif)
         size = (image.shape[1], image.shape[2])
@@ -147,19 +147,19 @@ class LabelMaps:
             turned = f"; perhaps the data set needs `exif: {other}`" * (found == size[::-1])
             raise DataError(
                 f"class map {shown(self.map_path(index))} is {found[1]}x{found[0]}, but its "
-                f"picture {shown(self.image_path(index))} is {size[1]}x{size[0]}: make them one "
+                f"image {shown(self.image_path(index))} is {size[1]}x{size[0]}: make them one "
                 f"size{turned}"
             )
         return Sample(image, image_id=index, orig_size=size, semantic=semantic)
 
     def semantic_truth(self, image_id: int) -> Tensor:
-        """The class map of a picture as stored: (h, w) uint8, 255 = ignore."""
+        """The class map of an image as stored: (h, w) uint8, 255 = ignore."""
         path = self.map_path(image_id)
         numbers = load_label_map(path).numpy() if self._colors is None else self._places(path)
         classes = self._class_of[numbers]
         if (classes < 0).any():
             values = np.unique(numbers[classes < 0]).tolist()
-            known = len(self.vocabularies["semantic"].names)
+            known = len(self.classes["semantic"].names)
             raise DataError(
                 f"class map {shown(path)} has the value{'s' * (len(values) > 1)} "
                 f"{', '.join(map(str, values[:10]))}{' ...' * (len(values) > 10)}, which "
@@ -199,23 +199,23 @@ def _codes(rgb: np.ndarray) -> np.ndarray:
 
 
 def _pairs(images: Path, labels: Path, split: str | None) -> tuple[list[str], list[str]]:
-    """Names of pictures and of their maps, relative to the two folders and sorted."""
-    problems = Problems(f"pictures {images} and class maps {labels}", labels)
-    pictures = _files(images, SUFFIXES, problems)
+    """Names of image_names and of their maps, relative to the two folders and sorted."""
+    problems = Problems(f"image_names {images} and class maps {labels}", labels)
+    image_names = _files(images, SUFFIXES, problems)
     maps = _files(labels, (".png",), problems)
-    wanted = pictures.keys() | maps.keys() if split is None else set(_lines(Path(split)))
+    wanted = image_names.keys() | maps.keys() if split is None else set(_lines(Path(split)))
     for stem in sorted(wanted):
-        if stem not in pictures:
-            what = f"there is no picture of that name in {images}"
+        if stem not in image_names:
+            what = f"there is no image of that name in {images}"
             problems.add(shown(maps.get(stem, stem)), what, kind="missing-file", value=stem)
         if stem not in maps:
             what = f"there is no map {shown(stem)}.png in {labels}"
-            problems.add(shown(pictures.get(stem, stem)), what, kind="missing-file", value=stem)
+            problems.add(shown(image_names.get(stem, stem)), what, kind="missing-file", value=stem)
     problems.raise_any()
     if not wanted:
-        raise DataError(f"pictures {images} and class maps {labels}: found none")
+        raise DataError(f"image_names {images} and class maps {labels}: found none")
     chosen = sorted(wanted)
-    return [pictures[stem] for stem in chosen], [maps[stem] for stem in chosen]
+    return [image_names[stem] for stem in chosen], [maps[stem] for stem in chosen]
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Generated pictures as a real COCO-format data set on disk that fills every target key."""
+"""Generated images as a real COCO-format data set on disk that fills every target key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from visionkit.data.loading.cache import cache_folder
 from visionkit.errors import DataError
 from visionkit.types import Count, Natural, Range
 
-# --- Drawing one generated picture: a textured place with shapes in it, and what can be seen of
+# --- Drawing one generated image: a textured place with shapes in it, and what can be seen of
 # each.
 
 SHAPES = ("circle", "ring", "square", "star", "triangle")
@@ -34,17 +34,17 @@ _MIN_PIXELS = 24
 
 @dataclass(frozen=True)
 class Place:
-    """What pictures of one identity share: texture, its coarseness and direction, two colors."""
+    """What images of one identity share: texture, its coarseness and direction, two colors."""
 
     texture: int
-    period: float  # in parts of the picture's size
+    period: float  # in parts of the image's size
     angle: float
     colors: np.ndarray  # (2, 3) RGB in 0..1
 
 
 @dataclass
 class Shape:
-    """One object of a picture."""
+    """One object of an image."""
 
     label: int
     outlines: list[np.ndarray]  # (P, 2) x, y; a second one is a hole
@@ -78,7 +78,7 @@ def random_place(rng: np.random.Generator, texture: int) -> Place:
 def draw(
     rng: np.random.Generator, place: Place, size: int, max_objects: int
 ) -> tuple[Image.Image, list[Shape]]:
-    """A `size` x `size` RGB picture of the place with 1 to `max_objects` shapes, back to front."""
+    """A `size` x `size` RGB image of the place with 1 to `max_objects` shapes, back to front."""
     canvas = _background(rng, place, size)
     shapes: list[Shape] = []
     for _ in range(int(rng.integers(1, max_objects + 1))):
@@ -97,10 +97,10 @@ def _background(rng: np.random.Generator, place: Place, size: int) -> np.ndarray
     """(size, size, 3) float32 in 0..1: the texture, somewhere in the place, unevenly lit."""
     pattern = _pattern(rng, place, size)[..., None]
     dark, light = place.colors[1], place.colors[0]
-    picture = dark + (light - dark) * pattern
+    image = dark + (light - dark) * pattern
     y, x = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
     slope = rng.uniform(-0.25, 0.25, 2).astype(np.float32)
-    return (picture * (1 + slope[0] * y + slope[1] * x)[..., None]).astype(np.float32)
+    return (image * (1 + slope[0] * y + slope[1] * x)[..., None]).astype(np.float32)
 
 
 def _pattern(rng: np.random.Generator, place: Place, size: int) -> np.ndarray:
@@ -223,26 +223,26 @@ def color_name(color: np.ndarray) -> str:
 
 
 def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Noise, and for some pictures a slight blur."""
+    """Noise, and for some images a slight blur."""
     noise = rng.standard_normal(canvas.shape, np.float32) * rng.uniform(0.01, 0.05)
-    picture = Image.fromarray(((canvas + noise).clip(0, 1) * 255 + 0.5).astype(np.uint8))
+    image = Image.fromarray(((canvas + noise).clip(0, 1) * 255 + 0.5).astype(np.uint8))
     if rng.random() < 0.3:
-        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.0)))
-    return picture
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.0)))
+    return image
 
 
 VERSION = 2  # of the files: raise it whenever the same seed gives other ones
 
 _PARTS = {"images", "semantic", "annotations.json"}
-_PICTURES_PER_IDENTITY = 8
+_IMAGES_PER_IDENTITY = 8
 _MAX_OBJECTS = 5
 
 
 class Shapes(Coco):
-    """Generated pictures of shapes on textures, the same for the same arguments.
+    """Generated images of shapes on textures, the same for the same arguments.
 
     They are drawn once, into the cache folder. Objects are shapes, the
-    class of a picture is its background's texture, and pictures with the same `identity` show
+    class of an image is its background's texture, and images with the same `identity` show
     the same place: texture, coarseness, direction and colors. Attributes of an object are its
     `color`, whether another one hides a part of it (`covered`), and the kinds of shape that it
     `overlaps`, above or below.
@@ -312,7 +312,7 @@ def _is_shapes(out: Path) -> bool:
 def _write(folder: Path, images: int, size: int, seed: int) -> None:
     (folder / "images").mkdir(parents=True)
     (folder / "semantic").mkdir()
-    identities = -(-images // _PICTURES_PER_IDENTITY)
+    identities = -(-images // _IMAGES_PER_IDENTITY)
     places = [
         random_place(np.random.default_rng((seed, 0, i)), i % len(TEXTURES))
         for i in range(identities)
@@ -322,9 +322,9 @@ def _write(folder: Path, images: int, size: int, seed: int) -> None:
     for index in range(images):
         identity = index % identities
         rng = np.random.default_rng((seed, 1, index))
-        picture, shapes = draw(rng, places[identity], size, _MAX_OBJECTS)
+        image, shapes = draw(rng, places[identity], size, _MAX_OBJECTS)
         name = f"{index + 1:06d}"
-        picture.save(folder / "images" / f"{name}.jpg", quality=92, subsampling=0)
+        image.save(folder / "images" / f"{name}.jpg", quality=92, subsampling=0)
         _semantic(shapes, size).save(folder / "semantic" / f"{name}.png", compress_level=1)
         records.append(
             {
@@ -361,7 +361,7 @@ def _annotation(
 ) -> dict[str, Any]:
     """A polygon where one outline says it all; run lengths where there are holes or cuts.
 
-    `shapes` are all those of the picture.
+    `shapes` are all those of the image.
     """
     rle = coco_mask.encode(np.asfortranarray(shape.visible, np.uint8))
     if shape.is_plain:

@@ -1,4 +1,4 @@
-"""Pictures as they come out of decoding, kept on disk for later passes, runs and other processes.
+"""Images as they come out of decoding, kept on disk for later passes, runs and other processes.
 
 An entry is a file of 64-bit words: their sum, whose entry it is, sizes, pixels. Each reading sums
 them up, so damage is noticed; that takes a small part of the time of a CRC.
@@ -21,7 +21,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from visionkit.data.image_io import MAX_PIXELS, Fitted, load_image
+from visionkit.data.image_io import MAX_PIXELS, ResizedImage, load_image
 from visionkit.data.loading.cache import ABANDONED, cache_folder, remove, touch
 from visionkit.data.sample import resized
 from visionkit.data.transforms import ImageSize, fit
@@ -36,7 +36,7 @@ class Room:
     the least recently used group first; the time of a group is its folder's.
 
     What is taken is counted for all processes alike by the length of a file, one byte for each
-    block: appending is atomic, so it takes no lock. It is counted anew by `open` and at each
+    block: appending is atomic, so it takes no lock. It is counted again by `open` and at each
     removal. All raise OSError if the folder cannot be written.
     """
 
@@ -102,15 +102,15 @@ _MADE_BY = (
     *(FORMAT, PIL.__version__, torch.__version__, torchvision.__version__),
     torch.backends.cpu.get_cpu_capability(),  # resizing rounds differently without AVX2
 )
-_HEADER = 9  # words: sum, 4 of the stamp, h and w of the whole picture, h and w of the pixels
+_HEADER = 9  # words: sum, 4 of the stamp, h and w of the whole image, h and w of the pixels
 
 
-class PictureCache:
+class ImageCache:
     """`load` gives what `load_image` gives, from the cache folder where it is kept there.
 
     limit_gb: of 2^30 bytes; what all entries in the cache folder may take. When it is full, data
         that no run has used since this one began make room. After that nothing more is kept, and
-        nothing thrown out: pictures come round in passes, so that to throw out the oldest would
+        nothing thrown out: images come round in passes, so that to throw out the oldest would
         throw out each one just before it is needed.
 
     Loader workers share whether to go on keeping. A folder that cannot be written is warned of.
@@ -121,7 +121,7 @@ class PictureCache:
         self._touched: set[Path] = set()
         self._room: Room | None = None
         try:
-            self._room = Room(cache_folder() / "pictures", int(limit_gb * 2**30))
+            self._room = Room(cache_folder() / "images", int(limit_gb * 2**30))
             self._room.open()
         except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
             self._warn(error)
@@ -132,10 +132,10 @@ class PictureCache:
         *,
         exif: Literal["apply", "ignore"] = "apply",
         image_size: ImageSize | None = None,
-    ) -> Tensor | Fitted:
-        """The picture as from `load_image`; with `image_size`, fitted to that. DataError as there.
+    ) -> Tensor | ResizedImage:
+        """The image as from `load_image`; with `image_size`, fitted to that. DataError as there.
 
-        A file that was changed is read anew, unless size and time of change are what they were.
+        A file that was changed is read again, unless size and time of change are what they were.
         """
         with suppress(OSError):  # no such file, which `load_image` tells
             if self._room is not None:
@@ -149,25 +149,25 @@ class PictureCache:
         exif: Literal["apply", "ignore"],
         image_size: ImageSize | None,
         before: os.stat_result,
-    ) -> Tensor | Fitted:
+    ) -> Tensor | ResizedImage:
         folder, name = os.path.split(os.path.abspath(path))
         group = repr((_MADE_BY, folder, exif, image_size))
         stamp = _digest(repr((group, name, before.st_size, before.st_mtime_ns)))
         entry = room.folder / _digest(group).hex() / _digest(name).hex()
         if (found := self._find(entry, stamp)) is not None:
             return found
-        image: Tensor | Fitted = load_image(path, exif=exif)
+        image: Tensor | ResizedImage = load_image(path, exif=exif)
         shape = tuple(image.shape)
         if image_size is not None and (size := fit(shape[1:], image_size)) != shape[1:]:
-            image = Fitted(resized(image, size), shape)
+            image = ResizedImage(resized(image, size), shape)
         after = os.stat(path)
         changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
         if not changed and not self._state[0]:
             self._keep(room, entry, _pack(stamp, image))
         return image
 
-    def _find(self, entry: Path, stamp: bytes) -> Tensor | Fitted | None:
-        """The picture in that file; None if there is none, or that of another state."""
+    def _find(self, entry: Path, stamp: bytes) -> Tensor | ResizedImage | None:
+        """The image in that file; None if there is none, or that of another state."""
         try:
             words = _read(entry)
         except (FileNotFoundError, NotADirectoryError):
@@ -176,7 +176,7 @@ class PictureCache:
             self._state[1] += 1
             count = int(self._state[1])
             if str(count).rstrip("0") == "1":  # 1, 10, 100, ...
-                log.warning("%s: %s, made anew (%d so far)", entry, error, count)
+                log.warning("%s: %s, made again (%d so far)", entry, error, count)
             remove(entry)
             return None
         if words[1:5].numpy().tobytes() != stamp:
@@ -192,23 +192,23 @@ class PictureCache:
                 _write(entry, words)
             else:
                 self._state[0] = 1
-                log.info("%s is full: the other pictures are decoded each time", room.folder)
+                log.info("%s is full: the other images are decoded each time", room.folder)
         except OSError as error:
             self._warn(error)
 
     def _warn(self, error: Exception) -> None:
         if not self._state[0]:
             log.warning(
-                "pictures cannot be kept in the cache, so they are decoded each time [%s]; "
+                "images cannot be kept in the cache, so they are decoded each time [%s]; "
                 "VISIONKIT_CACHE names another folder",
                 error,
             )
         self._state[0] = 1
 
 
-def _pack(stamp: bytes, image: Tensor | Fitted) -> Tensor:
+def _pack(stamp: bytes, image: Tensor | ResizedImage) -> Tensor:
     """An entry, (n,) int64."""
-    pixels = image.pixels if isinstance(image, Fitted) else image
+    pixels = image.pixels if isinstance(image, ResizedImage) else image
     words = torch.zeros(_HEADER + -(-pixels.nbytes // 8), dtype=torch.int64)
     words[1:5] = torch.frombuffer(bytearray(stamp), dtype=torch.int64)
     words[5:_HEADER] = torch.tensor([*image.shape[1:], *pixels.shape[1:]])
@@ -217,9 +217,9 @@ def _pack(stamp: bytes, image: Tensor | Fitted) -> Tensor:
     return words
 
 
-def _unpack(words: Tensor) -> Tensor | Fitted:
+def _unpack(words: Tensor) -> Tensor | ResizedImage:
     pixels, full = _pixels(words), tuple(words[5:7].tolist())
-    return pixels if full == pixels.shape[1:] else Fitted(pixels, (3, *full))
+    return pixels if full == pixels.shape[1:] else ResizedImage(pixels, (3, *full))
 
 
 def _pixels(words: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ def _read(entry: Path) -> Tensor:
     with open(entry, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size % 8 or not _HEADER * 8 < size <= _HEADER * 8 + 3 * MAX_PIXELS + 8:
-            raise ValueError("no whole picture")
+            raise ValueError("no whole image")
         words = torch.empty(size // 8, dtype=torch.int64)
         if file.readinto(words.numpy()) != size or words[1:].sum() != words[0]:
             raise ValueError("damaged")

@@ -17,22 +17,22 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from visionkit.data.loading.image_cache import PictureCache
-from visionkit.data.loading.samplers import BrokenPictures, IdentityStream, Substitutes
-from visionkit.data.loading.workers import load_batches, picture_name
+from visionkit.data.loading.image_cache import ImageCache
+from visionkit.data.loading.samplers import PKBatchSampler, ReplacementSampler, UnreadableImages
+from visionkit.data.loading.workers import image_name, load_batches
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
 from visionkit.distributed import collectives
 from visionkit.errors import ConfigError, DataError, ResourceError, VisionkitError
 from visionkit.types import Batch, Dataset, Target
 
-POOL = 8  # batches among which pictures are dealt by their aspect ratio
+POOL = 8  # batches among which images are dealt by their aspect ratio
 DIVISOR = 32  # batches are padded to a multiple of the coarsest stride of the usual backbones
 
 
 @dataclass
 class Source:
-    """Data sets with one labelling, the heads they feed, and how their batches are made."""
+    """Data sets with one labeling, the heads they feed, and how their batches are made."""
 
     name: str
     feeds: list[str]
@@ -42,33 +42,37 @@ class Source:
     image_size: int | tuple[int, int]
     transforms: Sequence[Any] = field(default_factory=tuple)
     eval_batch_size: int | None = None
-    per_identity: int | None = None  # pictures of each identity in a training batch
-    group_shapes: bool | None = None  # batches of similar aspect ratio; None: if sizes are known
-    cache: PictureCache | None = None  # of decoded pictures; the data sets must have `sample`
-    skip_broken: bool = False  # train on others in place of pictures that cannot be read
+    images_per_identity: int | None = None  # images of each identity in a training batch
+    group_by_aspect_ratio: bool | None = (
+        None  # batches of similar aspect ratio; None: if sizes are known
+    )
+    cache: ImageCache | None = None  # of decoded images; the data sets must have `sample`
+    skip_broken: bool = False  # train on others in place of images that cannot be read
 
     def __post_init__(self) -> None:
-        self.broken = BrokenPictures(self.name, 0 if self.train is None else len(self.train))
+        self.broken = UnreadableImages(self.name, 0 if self.train is None else len(self.train))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches until every training picture has been seen."""
+        """Batches until every training image has been seen."""
         return -(-len(self.train) // self.batch_size)
 
     def train_batches(self, *, seed: int, start: int, workers: int) -> Generator[Batch, None, None]:
         """Endless shuffled batches of this process, from batch number `start` on."""
         substitutes = None
         if self.skip_broken:
-            alike = None if self.per_identity is None else self.train.identities
-            substitutes = Substitutes(seed, len(self.train), alike)
-        view = View(
+            alike = None if self.images_per_identity is None else self.train.identities
+            substitutes = ReplacementSampler(seed, len(self.train), alike)
+        view = TransformedDataset(
             self.train, self.transforms, self.image_size, seed, self.cache, substitutes=substitutes
         )
-        if self.per_identity is None:
-            stream = Stream(len(self.train), self.batch_size, seed, start, self._aspect_ratios())
+        if self.images_per_identity is None:
+            stream = InfiniteBatchSampler(
+                len(self.train), self.batch_size, seed, start, self._aspect_ratios()
+            )
         else:
-            stream = IdentityStream(
-                self.train.identities, self.batch_size, self.per_identity, seed, start
+            stream = PKBatchSampler(
+                self.train.identities, self.batch_size, self.images_per_identity, seed, start
             )
         name = f"data.{self.name}.train"
         batches = load_batches(view, stream, collate, workers=workers, name=name)
@@ -84,38 +88,38 @@ class Source:
                 self.broken.report()
 
     def _aspect_ratios(self) -> np.ndarray | None:
-        """Height / width (N,) of the training pictures, if batches are to be made by it."""
+        """Height / width (N,) of the training images, if batches are to be made by it."""
         sizes = getattr(self.train, "sizes", None)
-        if self.group_shapes and sizes is None:
+        if self.group_by_aspect_ratio and sizes is None:
             raise ConfigError(
-                f"data.{self.name}.group_shapes: this data set does not know the sizes of its "
-                "pictures before it reads them; leave it out"
+                f"data.{self.name}.group_by_aspect_ratio: this dataset does not know the sizes of "
+                "its images before it reads them; leave it out"
             )
-        if sizes is None or self.group_shapes is False:
+        if sizes is None or self.group_by_aspect_ratio is False:
             return None
         return sizes[:, 0] / sizes[:, 1]
 
     def val_batches(self, *, workers: int) -> Generator[Batch, None, None]:
-        """Every validation picture once. Processes share whole batches, so that a picture is
+        """Every validation image once. Processes share whole batches, so that an image is
         padded, and therefore scored, alike whatever their number."""
         size = self.eval_batch_size or self.batch_size
         indices = range(len(self.val))
         batches = [[(i, i) for i in indices[k : k + size]] for k in indices[::size]]
         mine = batches[collectives.rank() :: collectives.world_size()]
-        view = View(self.val, (), self.image_size, seed=0, cache=self.cache)
+        view = TransformedDataset(self.val, (), self.image_size, seed=0, cache=self.cache)
         return load_batches(view, mine, collate, workers=workers, name=f"data.{self.name}.val")
 
 
-class Stream:
+class InfiniteBatchSampler:
     """Batches of (index, position): one endless walk through shuffled passes over a data set.
 
     A batch that begins at the end of a pass is filled from the next one, so every batch is full,
     also when the data set is smaller than a batch. With several processes each takes its share
     of the positions of a batch.
 
-    ratios: (N,) height / width of each picture. With them the pictures of every `POOL` batches
-        are dealt anew, by ratio, and these batches come in a random order: less is padded. A
-        picture keeps its position, which its augmentation is keyed by.
+    ratios: (N,) height / width of each image. With them the images of every `POOL` batches
+        are dealt again, by ratio, and these batches come in a random order: less is padded. A
+        image keeps its position, which its augmentation is keyed by.
     """
 
     def __init__(
@@ -140,7 +144,7 @@ class Stream:
             number += 1
 
     def _positions(self, number: int) -> Sequence[int]:
-        """Where the pictures of that batch stand in the stream."""
+        """Where the images of that batch stand in the stream."""
         if self.ratios is None:
             return range(number * self.batch_size, (number + 1) * self.batch_size)
         pool, place = divmod(number, POOL)
@@ -151,7 +155,7 @@ class Stream:
 
     def _deal(self, pool: int) -> np.ndarray:
         """The positions in each batch of that pool: (POOL, batch_size). Passes are not mixed, or
-        a picture would lie in a batch with itself."""
+        an image would lie in a batch with itself."""
         size = POOL * self.batch_size
         positions = np.arange(pool * size, (pool + 1) * size)
         ratios = self.ratios[[self._index(p) for p in positions.tolist()]]
@@ -163,11 +167,11 @@ class Stream:
         return np.random.default_rng((self.seed, epoch)).permutation(self.length)
 
 
-class View(TorchDataset):
+class TransformedDataset(TorchDataset):
     """A data set seen through transforms. The randomness of an item is keyed by its position in
     the stream; a fault of the data travels as a value, so that it reaches the user unwrapped.
 
-    substitutes: where to find a picture in place of one that cannot be read; its target says so.
+    substitutes: where to find an image in place of one that cannot be read; its target says so.
     """
 
     def __init__(
@@ -176,14 +180,14 @@ class View(TorchDataset):
         transforms: Sequence[Any],
         image_size: int | tuple[int, int],
         seed: int,
-        cache: PictureCache | None = None,
-        substitutes: Substitutes | None = None,
+        cache: ImageCache | None = None,
+        substitutes: ReplacementSampler | None = None,
     ) -> None:
         self.substitutes = substitutes
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
         self.image_size = image_size
         self.resize_first = not any(transform.resizes for transform in transforms)
-        fits = self.resize_first and not getattr(dataset, "cuts_pictures", False)
+        fits = self.resize_first and not getattr(dataset, "crops_images", False)
         kept_size = image_size if fits else None
         self.load = None if cache is None else partial(cache.load, image_size=kept_size)
 
@@ -209,9 +213,9 @@ class View(TorchDataset):
         except VisionkitError as error:
             return error
         except Exception as error:  # of data sets and transforms that others wrote
-            text = f"{picture_name(self.dataset, index)}: {doing}: {type(error).__name__}: {error}"
+            text = f"{image_name(self.dataset, index)}: {doing}: {type(error).__name__}: {error}"
             if isinstance(error, MemoryError):
-                return ResourceError(f"{text}: use fewer data.workers, or make the picture smaller")
+                return ResourceError(f"{text}: use fewer data.workers, or make the image smaller")
             fault = DataError(text)
             fault.add_note("".join(format_exception(error)))
             return fault
@@ -243,7 +247,7 @@ def _checked(image: torch.Tensor) -> torch.Tensor:
 
 
 def collate(items: list[tuple[torch.Tensor, Target] | VisionkitError]) -> Batch | VisionkitError:
-    """Pad pictures at the right and the bottom to one size, a multiple of `DIVISOR`."""
+    """Pad images at the right and the bottom to one size, a multiple of `DIVISOR`."""
     for item in items:
         if isinstance(item, VisionkitError):
             return item

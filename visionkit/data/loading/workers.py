@@ -1,6 +1,6 @@
 """Batches from loader workers, and what became of a worker that gives none.
 
-torch says only that a worker exited. Here each worker leaves a note of the picture that it is at,
+torch says only that a worker exited. Here each worker leaves a note of the image that it is at,
 in memory shared with the training process, and one that hangs is ended by its own alarm clock.
 """
 
@@ -34,7 +34,7 @@ from visionkit.types import Batch, Dataset, Target
 ALIGNMENT = 64  # bytes; every tensor begins at a multiple
 
 
-class Slot(NamedTuple):
+class TensorSpec(NamedTuple):
     """The place of one tensor in the block: where it begins, in bytes, and what it is."""
 
     begin: int
@@ -44,27 +44,27 @@ class Slot(NamedTuple):
 
 
 @dataclass
-class Parcel:
+class PackedBatch:
     """`block` holds what the slots in `images` and `targets` describe."""
 
     block: Tensor  # (bytes,) uint8
-    images: Slot
+    images: TensorSpec
     targets: list[dict[str, Any]]  # as in a Batch, but slots for tensors
 
-    def pin_memory(self) -> Parcel:
-        return Parcel(self.block.pin_memory(), self.images, self.targets)
+    def pin_memory(self) -> PackedBatch:
+        return PackedBatch(self.block.pin_memory(), self.images, self.targets)
 
     def unpack(self) -> Batch:
         """The batch again; its tensors are views of the block."""
         views = _Views(self.block)
         targets: list[Target] = [
-            {k: views[v] if isinstance(v, Slot) else v for k, v in target.items()}  # type: ignore[misc]
+            {k: views[v] if isinstance(v, TensorSpec) else v for k, v in target.items()}  # type: ignore[misc]
             for target in self.targets
         ]
         return Batch(views[self.images], targets)
 
 
-def pack(batch: Batch) -> Parcel:
+def pack(batch: Batch) -> PackedBatch:
     """Copy the tensors of a batch into one block."""
     values = [value for target in batch.targets for value in target.values()]
     slots, size = _layout([batch.images, *(v for v in values if isinstance(v, Tensor))])
@@ -79,15 +79,15 @@ def pack(batch: Batch) -> Parcel:
         return slot
 
     images = put(batch.images)
-    return Parcel(block, images, [{k: put(v) for k, v in t.items()} for t in batch.targets])
+    return PackedBatch(block, images, [{k: put(v) for k, v in t.items()} for t in batch.targets])
 
 
-def _layout(tensors: Iterable[Tensor]) -> tuple[list[Slot], int]:
+def _layout(tensors: Iterable[Tensor]) -> tuple[list[TensorSpec], int]:
     """A slot for each tensor, one after another, and the size of the block in bytes."""
     slots, end = [], 0
     for tensor in tensors:
         stride = torch.empty_like(tensor, device="meta").stride()  # dense, in the same order
-        slots.append(Slot(end, tensor.dtype, tuple(tensor.shape), stride))
+        slots.append(TensorSpec(end, tensor.dtype, tuple(tensor.shape), stride))
         size = math.prod(tensor.shape) * tensor.element_size()
         end += -(-size // ALIGNMENT) * ALIGNMENT
     return slots, end
@@ -100,17 +100,17 @@ class _Views:
         self.block = block
         self._as: dict[torch.dtype, Tensor] = {}
 
-    def __getitem__(self, slot: Slot) -> Tensor:
+    def __getitem__(self, slot: TensorSpec) -> Tensor:
         if slot.dtype not in self._as:
             self._as[slot.dtype] = self.block.view(slot.dtype)
         begin = slot.begin // slot.dtype.itemsize
         return self._as[slot.dtype].as_strided(slot.shape, slot.stride, begin)
 
 
-HANG_SECONDS = 300  # for one picture, or for making a batch of them
+HANG_SECONDS = 300  # for one image, or for making a batch of them
 
-Ticket: TypeAlias = tuple[int, int]  # a picture's index, and its position in the stream
-Item: TypeAlias = Any  # what a view gives for a ticket: a picture and its target, or an error
+Ticket: TypeAlias = tuple[int, int]  # an image's index, and its position in the stream
+Item: TypeAlias = Any  # what a view gives for a ticket: an image and its target, or an error
 Collate: TypeAlias = Callable[[list[Item]], Batch | VisionkitError]
 
 _NOTHING_YET = -(2**62)
@@ -129,17 +129,17 @@ def load_batches(
     workers: int,
     name: str,
 ) -> Generator[Batch, None, None]:
-    """The batches of those tickets, in their order. DataError naming the picture, where it can be
+    """The batches of those tickets, in their order. DataError naming the image, where it can be
     known, if a worker dies, hangs or fails, ResourceError if the system has no more of something;
     no worker is left when the generator has ended.
 
     name: of the data set, for errors. `view.dataset` is the data set itself.
     """
-    notes = Notes(workers)
+    notes = WorkerStatus(workers)
     loader = DataLoader(
-        _Noted(view, notes) if workers else view,  # type: ignore[arg-type]
+        _TrackedDataset(view, notes) if workers else view,  # type: ignore[arg-type]
         batch_sampler=tickets,
-        collate_fn=_Packing(collate, notes, view.dataset) if workers else collate,
+        collate_fn=_pack_collate(collate, notes, view.dataset) if workers else collate,
         num_workers=workers,
         worker_init_fn=notes.begin,
         pin_memory=torch.cuda.is_available(),
@@ -151,8 +151,8 @@ def load_batches(
             iterator = iter(loader)
     except Exception as error:  # what is not sent but inherited may be anything
         _kill({*active_children()} - others)  # the first of several workers are there already
-        _forget(error)
-        shortage = _shortage(error)
+        _abandon_iterator(error)
+        shortage = _resource_hint(error)
         what = shortage or f"{error}: use data.workers=0"
         kind = ResourceError if shortage else DataError
         told = kind(f"{name}: no loader workers can be started: {what}")
@@ -181,19 +181,22 @@ def _death_interrupts_nothing() -> Iterator[None]:
 def _next(
     iterator: Iterator[Any],
     processes: Sequence[BaseProcess],
-    notes: Notes,
+    notes: WorkerStatus,
     view: Any,
     name: str,
 ) -> Batch | None:
     """The next batch; None at the end."""
     try:
         batch = next(iterator, None)
-        if isinstance(batch, Sealed):
+        if isinstance(batch, PickledBatch):
             batch = batch.open()
     except VisionkitError:
         raise
     except Exception as error:
-        died, shortage = _obituary(processes, notes, view.dataset), _shortage(error)
+        died, shortage = (
+            _describe_dead_worker(processes, notes, view.dataset),
+            _resource_hint(error),
+        )
         if not (died or shortage):
             raise
         _kill(processes)  # the others need not be waited for
@@ -202,27 +205,27 @@ def _next(
     if isinstance(batch, VisionkitError):
         _kill(processes)
         raise batch
-    return batch.unpack() if isinstance(batch, Parcel) else batch
+    return batch.unpack() if isinstance(batch, PackedBatch) else batch
 
 
-def picture_name(dataset: Dataset, index: int) -> str:
+def image_name(dataset: Dataset, index: int) -> str:
     """For errors: its index, its file and its id, as far as they are known."""
     known = []
     with suppress(Exception):  # a fault here must not hide the one that is to be told
         known.append(str(dataset.image_path(index)))  # type: ignore[attr-defined]
     with suppress(Exception):
         known.append(f"id {dataset.image_ids[index]}")  # type: ignore[attr-defined]
-    return f"picture {index}" + (f" ({', '.join(known)})" if known else "")
+    return f"image {index}" + (f" ({', '.join(known)})" if known else "")
 
 
-class Notes:
-    """For each worker its process id and the picture that it is at: `~index` once it is ready."""
+class WorkerStatus:
+    """For each worker its process id and the image that it is at: `~index` once it is ready."""
 
     def __init__(self, workers: int) -> None:
         self.table = torch.full((workers, 2), _NOTHING_YET)
         if workers:
             self.table.share_memory_()
-        self.batch: list[int] = []  # in a worker, the pictures of the batch that it is making
+        self.batch: list[int] = []  # in a worker, the images of the batch that it is making
 
     def begin(self, worker: int) -> None:
         """Called in each worker when it starts."""
@@ -246,10 +249,10 @@ class Notes:
         return next((at for pid, at in self.table.tolist() if pid == process.pid), _NOTHING_YET)
 
 
-class _Noted(TorchDataset):
+class _TrackedDataset(TorchDataset):
     """A view as a worker reads it."""
 
-    def __init__(self, view: Any, notes: Notes) -> None:
+    def __init__(self, view: Any, notes: WorkerStatus) -> None:
         self.view, self.notes = view, notes
 
     def __len__(self) -> int:
@@ -260,13 +263,13 @@ class _Noted(TorchDataset):
         return self.view[ticket]
 
 
-class _Packing:
+class _pack_collate:
     """Makes the batch in the worker, one block of memory of it, and closes the parcel."""
 
-    def __init__(self, collate: Collate, notes: Notes, dataset: Dataset) -> None:
+    def __init__(self, collate: Collate, notes: WorkerStatus, dataset: Dataset) -> None:
         self.collate, self.notes, self.dataset = collate, notes, dataset
 
-    def __call__(self, items: list[Item]) -> Sealed | VisionkitError:
+    def __call__(self, items: list[Item]) -> PickledBatch | VisionkitError:
         batch = self.collate(items)
         if isinstance(batch, VisionkitError):
             sealed = batch if _can_be_sent(batch) else DataError(str(batch))
@@ -275,33 +278,33 @@ class _Packing:
         self.notes.ready()
         return sealed
 
-    def _sealed(self, batch: Batch) -> Sealed | VisionkitError:
+    def _sealed(self, batch: Batch) -> PickledBatch | VisionkitError:
         try:
-            return Sealed(bytes(ForkingPickler.dumps(pack(batch))))
+            return PickledBatch(bytes(ForkingPickler.dumps(pack(batch))))
         except Exception as error:  # of a value's own methods too
             for index, target in zip(self.notes.batch, batch.targets, strict=True):
                 for key, value in target.items():
                     if not isinstance(value, torch.Tensor) and not _can_be_sent(value):
                         return DataError(
-                            f"{picture_name(self.dataset, index)}: its {key!r} is a "
+                            f"{image_name(self.dataset, index)}: its {key!r} is a "
                             f"{type(value).__name__}, which cannot be sent from a loader worker: "
                             "make it a tensor, or use data.workers=0"
                         )
-            if shortage := _shortage(error):
+            if shortage := _resource_hint(error):
                 return ResourceError(shortage)
             return DataError(f"a batch cannot be sent from its worker: {error}")
 
 
-class Sealed(NamedTuple):
+class PickledBatch(NamedTuple):
     """A parcel in the form in which processes send it. If torch were left to it, a fault there
     would lose the batch in silence: the training process would wait for ever."""
 
     content: bytes
 
-    def open(self) -> Parcel:
+    def open(self) -> PackedBatch:
         return ForkingPickler.loads(self.content)
 
-    def pin_memory(self) -> Parcel:
+    def pin_memory(self) -> PackedBatch:
         return self.open().pin_memory()
 
 
@@ -313,8 +316,10 @@ def _can_be_sent(value: Any) -> bool:
     return True
 
 
-def _obituary(processes: Sequence[BaseProcess], notes: Notes, dataset: Dataset) -> str | None:
-    """What became of the first worker that is dead, and over which picture."""
+def _describe_dead_worker(
+    processes: Sequence[BaseProcess], notes: WorkerStatus, dataset: Dataset
+) -> str | None:
+    """What became of the first worker that is dead, and over which image."""
     if processes:
         wait([p.sentinel for p in processes], timeout=1)  # its connections end before it does
     dead = next((p for p in processes if p.exitcode is not None), None)
@@ -322,9 +327,9 @@ def _obituary(processes: Sequence[BaseProcess], notes: Notes, dataset: Dataset) 
         return None
     at = notes.of(dead)
     if at == _NOTHING_YET:
-        place = "before its first picture"
+        place = "before its first image"
     else:
-        place = f"{'at' if at >= 0 else 'after'} {picture_name(dataset, at if at >= 0 else ~at)}"
+        place = f"{'at' if at >= 0 else 'after'} {image_name(dataset, at if at >= 0 else ~at)}"
     return f"a loader worker {place}: {_cause(dead.exitcode or 0)}"
 
 
@@ -345,12 +350,12 @@ def _cause(exit_code: int) -> str:
     if name in ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL"):
         return (
             f"ended by {name}, which native code raises on data that it cannot bear: try that "
-            "picture alone, replace or remove it"
+            "image alone, replace or remove it"
         )
     return f"ended by {name}"
 
 
-def _shortage(error: BaseException) -> str | None:
+def _resource_hint(error: BaseException) -> str | None:
     """What torch says when the system has no more of something, and what to do."""
     text = (str(error).strip().splitlines() or [""])[-1]  # the others may be a worker's traceback
     remedy = None
@@ -365,7 +370,7 @@ def _shortage(error: BaseException) -> str | None:
     return remedy and f"{text}: {remedy}"
 
 
-def _forget(error: Exception) -> None:
+def _abandon_iterator(error: Exception) -> None:
     """Or torch ends what has not begun, with a traceback of its own."""
     for frame, _ in walk_tb(error.__traceback__):
         if hasattr(begun := frame.f_locals.get("self"), "_shutdown"):

@@ -61,7 +61,7 @@ class Detections:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def joined(parts: Sequence[Detections], iou_type: IouType) -> Detections:
+def all_gather_with_grad(parts: Sequence[Detections], iou_type: IouType) -> Detections:
     """All parts one after another, with the boxes or the masks only."""
     if not parts:
         none = np.zeros(0, np.int64)
@@ -80,7 +80,7 @@ def joined(parts: Sequence[Detections], iou_type: IouType) -> Detections:
     )
 
 
-class Door:
+class DetectionChecker:
     """Takes detections of one kind in parts, and hands them on when all of them are sound.
 
     The engines take malformed input without a word: a NaN box scores as perfect, an unknown
@@ -95,7 +95,7 @@ class Door:
         self.seen = self.refused = 0
         self.told: list[str] = []  # of the first that were refused
 
-    def admit(self, results: Sequence[dict[str, Any]] | Detections) -> None:
+    def add(self, results: Sequence[dict[str, Any]] | Detections) -> None:
         """Check some more; COCO result records or columns."""
         numbers = np.arange(self.seen, self.seen + len(results))
         self.seen += len(results)
@@ -122,7 +122,7 @@ class Door:
             shown += f"\n  ... and {more} more" if more else ""
             what = f"{self.refused} of {self.seen} detections cannot be scored"
             raise DataError(f"{self.source}{what}:\n  {shown}")
-        return joined(self.parts, self.iou_type)
+        return all_gather_with_grad(self.parts, self.iou_type)
 
     def _tell(self, number: int, record: Any, fault: str) -> None:
         if len(self.told) < self.LIMIT:
@@ -159,7 +159,7 @@ class Door:
         return replace(found, areas=filled.astype(float)), wrong | (covered != sizes.prod(1))
 
 
-DAMAGED = "segmentation: the RLE counts are damaged, or do not add up to the picture's size"
+DAMAGED = "segmentation: the RLE counts are damaged, or do not add up to the image's size"
 
 
 def _columns(records: Sequence[dict[str, Any]], iou_type: IouType) -> Detections:

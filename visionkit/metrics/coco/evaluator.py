@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from visionkit.errors import DataError, DivergedError
-from visionkit.metrics.coco.detections import Detections, Door, joined
+from visionkit.metrics.coco.detections import DetectionChecker, Detections, all_gather_with_grad
 from visionkit.metrics.coco.engines import engine_version, match, pick_engine
 from visionkit.metrics.coco.ground_truth import IouType, Truth, read_truth, tell_once
 
-# --- Scoring where not every class is labelled in every picture: what is not known is not
+# --- Scoring where not every class is labeled in every image: what is not known is not
 # scored.
 
 
-def labelled_only(truth: dict[str, Any], results: Detections, own_ids: Sequence[int]) -> Detections:
+def labeled_only(truth: dict[str, Any], results: Detections, own_ids: Sequence[int]) -> Detections:
     """The results that can be right or wrong.
 
     Out go those of the model's own classes (`own_ids`) that are not among the categories of the
-    truth, and, in a picture with `neg_category_ids` (Gupta et al. 2019, LVIS), those of classes
+    truth, and, in an image with `neg_category_ids` (Gupta et al. 2019, LVIS), those of classes
     that have no object in it and are not in that list. Other unknown classes stay, as errors.
     """
     scored = {category["id"] for category in truth["categories"]}
@@ -56,9 +56,9 @@ def labelled_only(truth: dict[str, Any], results: Detections, own_ids: Sequence[
 
 
 def with_incomplete_as_crowds(truth: dict[str, Any]) -> dict[str, Any]:
-    """The truth with one crowd region more, all of the picture, for each class of which only some
-    objects are labelled in it (`not_exhaustive_category_ids`): a detection of that class that
-    matches no labelled object is then ignored, as LVIS does."""
+    """The truth with one crowd region more, all of the image, for each class of which only some
+    objects are labeled in it (`not_exhaustive_category_ids`): a detection of that class that
+    matches no labeled object is then ignored, as LVIS does."""
     regions: dict[int, list[int]] = defaultdict(list)
     scored = {category["id"] for category in truth["categories"]}
     for image in truth["images"]:
@@ -109,7 +109,7 @@ STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 class CocoEvaluator:
     """Collects the detections of a data set and scores them against its original annotations.
 
-    Detections of classes that the data set, or a picture of it, does not label are left out.
+    Detections of classes that the data set, or an image of it, does not label are left out.
 
     Metrics are named `bbox/AP`, `bbox/AP50`, ..., `bbox/AR100`, and `bbox/AP/<class>`; the same
     with `segm/` where masks are scored. `engine` names the program that computes them.
@@ -118,7 +118,7 @@ class CocoEvaluator:
     def __init__(self, dataset: Any, types: Sequence[IouType] = ("bbox",)) -> None:
         self.dataset = dataset
         self.types = tuple(types)
-        self.classes: Classes = dataset.vocabularies["labels"]
+        self.classes: Classes = dataset.classes["labels"]
         self.engine = pick_engine()
         self.results: list[Detections] = []  # one for each image
 
@@ -139,7 +139,9 @@ class CocoEvaluator:
         scored = with_incomplete_as_crowds(truth)
         metrics = {}
         for iou_type in self.types:
-            results = labelled_only(truth, joined(self.results, iou_type), self.classes.ids)
+            results = labeled_only(
+                truth, all_gather_with_grad(self.results, iou_type), self.classes.ids
+            )
             scores = evaluate_coco(scored, results, iou_type, self.engine)
             metrics |= {f"{iou_type}/{name}": value for name, value in scores.items()}
         return metrics
@@ -150,7 +152,7 @@ class CocoEvaluator:
         Mask records carry no box: with one, pycocotools sorts them into the small, medium and
         large ranges by the area of the box instead of the mask's.
         """
-        return joined(self.results, iou_type).records()
+        return all_gather_with_grad(self.results, iou_type).records()
 
 
 def detections_of(prediction: dict[str, Any], image_id: int, classes: Classes) -> Detections:
@@ -209,8 +211,8 @@ def evaluate_coco(
         opened = truth if isinstance(truth, Truth) else read_truth(truth, iou_type)
         if opened.iou_type != iou_type:
             raise DataError(f"the truth was read for {opened.iou_type}, not for {iou_type}")
-        door = Door(opened, iou_type)
-        door.admit(results)
+        door = DetectionChecker(opened, iou_type)
+        door.add(results)
         return figures(door.truth, door.detections(), iou_type, engine)
 
 

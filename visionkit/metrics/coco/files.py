@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from visionkit.data.coco.columns import first_stranger, kind_of, not_objects
+from visionkit.data.coco.columns import first_non_object, json_type, list_error
 from visionkit.data.coco.json_lists import RepeatedKey, elements, read_members
 from visionkit.data.files import diagnose
 from visionkit.errors import DataError
-from visionkit.metrics.coco.detections import Door
+from visionkit.metrics.coco.detections import DetectionChecker
 from visionkit.metrics.coco.engines import pick_engine
 from visionkit.metrics.coco.evaluator import figures, paused_collector, tell_engine
 from visionkit.metrics.coco.ground_truth import IouType, read_truth
@@ -41,16 +41,16 @@ def evaluate_files(
             log.warning("annotation file %s has no %s to score: no figure is defined", truth, what)
         file_names = {image["id"]: image.get("file_name") for image in data["images"]}
         del data
-        door = Door(objects, iou_type, source=f"{results}: ")
+        door = DetectionChecker(objects, iou_type, source=f"{results}: ")
         for records in read_results(results):
-            _check_pictures(records, file_names, results)
+            _check_images(records, file_names, results)
             if iou_type == "segm" and not door.seen and _has_boxes(records):
                 log.info(
                     "%s has boxes too: they are not used, and APs, APm, APl, ARs, ARm, ARl go by "
                     "the area of the masks; COCO.loadRes would take that of the boxes",
                     results,
                 )
-            door.admit(records)
+            door.add(records)
         return figures(door.truth, door.detections(), iou_type, engine)
 
 
@@ -58,8 +58,8 @@ def _has_boxes(records: list[Any]) -> bool:
     return any(isinstance(record, dict) and record.get("bbox") for record in records[:1])
 
 
-def _check_pictures(records: list[Any], file_names: dict[int, Any], path: str | Path) -> None:
-    """Records that name their picture must not be scored as those of another one."""
+def _check_images(records: list[Any], file_names: dict[int, Any], path: str | Path) -> None:
+    """Records that name their image must not be scored as those of another one."""
     for record in records:
         if not isinstance(record, dict) or "file_name" not in record:
             continue
@@ -67,8 +67,8 @@ def _check_pictures(records: list[Any], file_names: dict[int, Any], path: str | 
         known = file_names.get(image_id) if isinstance(image_id, int) else None
         if known is not None and PurePath(said).name != PurePath(str(known)).name:
             raise DataError(
-                f"{path}: image_id {image_id} is the picture {said!r} there, and {known!r} in the "
-                "annotations. `visionkit predict` counts pictures from 1; `visionkit eval RUN` "
+                f"{path}: image_id {image_id} is the image {said!r} there, and {known!r} in the "
+                "annotations. `visionkit predict` counts images from 1; `visionkit eval RUN` "
                 "writes files to score, with the ids of its data, to RUN/eval"
             )
 
@@ -87,13 +87,13 @@ def _coco_dict(path: str | Path, iou_type: IouType) -> dict[str, Any]:
         raise DataError(f"annotation file {path} {diagnose(path)} [{error}]") from None
     if not isinstance(data, dict):
         raise DataError(
-            f"annotation file {path} holds {kind_of(data)}, not an object with 'images', "
+            f"annotation file {path} holds {json_type(data)}, not an object with 'images', "
             "'annotations' and 'categories' (a list is COCO's format for results)"
         )
     for key in ("images", "annotations", "categories"):
         records = data.get(key)
-        stranger = first_stranger(records) if isinstance(records, list) else None
-        if fault := not_objects(key, data, stranger):
+        stranger = first_non_object(records) if isinstance(records, list) else None
+        if fault := list_error(key, data, stranger):
             raise DataError(f"annotation file {path}: {fault}; is it a COCO file?")
     return data
 
@@ -150,7 +150,7 @@ def read_results(path: str | Path, block: int = BLOCK) -> Iterator[list[Any]]:
             raise
         raise DataError(f"result file {path} {diagnose(path)} [{error}]") from None
     if not isinstance(records, list):
-        raise DataError(f"result file {path} holds {kind_of(records)}, not a list")
+        raise DataError(f"result file {path} holds {json_type(records)}, not a list")
     yield records
 
 

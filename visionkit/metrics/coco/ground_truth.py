@@ -20,7 +20,7 @@ from visionkit.metrics.coco.rle import polygon_fault, polygons_sound, rle_fault,
 
 IouType = Literal["bbox", "segm"]
 FARTHEST = 1e9  # of a box, in pixels: the engines' products stay finite (inf / inf is a match)
-LARGEST_PICTURE = 2**31  # pixels; pycocotools counts them in 32 bits
+LARGEST_IMAGE = 2**31  # pixels; pycocotools counts them in 32 bits
 
 log = logging.getLogger("visionkit")
 
@@ -82,7 +82,7 @@ def read_truth(truth: dict[str, Any], iou_type: IouType, source: str = "ground t
     if iou_type == "segm":
         for side, key in enumerate(("height", "width")):
             sizes[:, side] = _integers("images", images, key, problems, low=1)
-        for i in np.flatnonzero(sizes.astype(float).prod(1) >= LARGEST_PICTURE):
+        for i in np.flatnonzero(sizes.astype(float).prod(1) >= LARGEST_IMAGE):
             what = f"'height' and 'width' {sizes[i].tolist()} are too many pixels to score masks"
             problems.add(place("images", i, images[i]), what)
     problems.raise_any()  # what follows looks the rows up
@@ -219,7 +219,7 @@ def _check_masks(
             compressed.append(i)
     covered, _ = rle_totals([masks[i]["counts"] for i in compressed])
     for i in np.array(compressed, int)[covered != sizes[compressed].prod(1)]:
-        what = "'segmentation': the RLE counts are damaged, or do not add up to the picture's size"
+        what = "'segmentation': the RLE counts are damaged, or do not add up to the image's size"
         problems.add(place("annotations", i, records[i]), what)
 
 

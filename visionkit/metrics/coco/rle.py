@@ -107,7 +107,7 @@ def _sums_of_every_second(
 
 
 def polygons_sound(objects: Sequence[list[Any]], sizes: np.ndarray) -> bool:
-    """Whether `polygon_fault` finds nothing in any object of pictures of `sizes` (N, 2)."""
+    """Whether `polygon_fault` finds nothing in any object of images of `sizes` (N, 2)."""
     try:
         flat = list(chain.from_iterable(objects))
         lengths = np.fromiter(map(len, flat), np.int64, len(flat))
@@ -130,7 +130,7 @@ def polygons_sound(objects: Sequence[list[Any]], sizes: np.ndarray) -> bool:
 
 
 def polygon_fault(polygons: Any, size: tuple[int, int]) -> str | None:
-    """What is wrong with the polygons of an object in a picture of `size` (h, w), or None."""
+    """What is wrong with the polygons of an object in an image of `size` (h, w), or None."""
     if not isinstance(polygons, list) or not all(isinstance(p, list) for p in polygons):
         return "must be a list of polygons [[x, y, x, y, ...], ...] or an RLE object"
     for polygon in polygons:
@@ -145,7 +145,7 @@ def polygon_fault(polygons: Any, size: tuple[int, int]) -> str | None:
     if not (np.abs(points) <= 10 * max(size)).all():  # False for NaN
         return (
             "has a coordinate that is not finite or lies farther away than ten times the "
-            "picture's size"
+            "image's size"
         )
     for polygon in polygons:
         corners = np.array(polygon, float).reshape(-1, 2)
@@ -158,10 +158,10 @@ def polygon_fault(polygons: Any, size: tuple[int, int]) -> str | None:
 
 
 def rle_fault(rle: dict[str, Any], size: list[int]) -> str | None:
-    """What is wrong with a code for a picture of `size` [h, w], or None; compressed counts are not
+    """What is wrong with a code for an image of `size` [h, w], or None; compressed counts are not
     looked at."""
     if not is_size(rle.get("size"), size):
-        return f"RLE size is {rle.get('size')!r:.60}, but the picture's is {size} (h, w)"
+        return f"RLE size is {rle.get('size')!r:.60}, but the image's is {size} (h, w)"
     counts = rle.get("counts")
     if isinstance(counts, str | bytes):
         return None

@@ -12,9 +12,9 @@ from visionkit.types import Natural
 
 
 class ConvNeXt(Trunk):
-    """ConvNeXt, levels c2..c5, rounded down; it has layer norms, so no `norm` knobs.
+    """ConvNeXt, levels c2..c5, rounded down; it has layer norms, so no `norm` arguments.
 
-    Four stages, the stem and the first blocks being one. Knobs: see `Trunk`.
+    Four stages, the stem and the first blocks being one. Arguments: see `Trunk`.
     """
 
     def __init__(

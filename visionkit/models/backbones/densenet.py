@@ -13,7 +13,7 @@ from visionkit.types import Natural, NonNegative
 
 
 class DenseNet(Trunk):
-    """DenseNet, levels c2..c5, rounded down from c3 on. Knobs: see `Trunk`."""
+    """DenseNet, levels c2..c5, rounded down from c3 on. Arguments: see `Trunk`."""
 
     def __init__(
         self,

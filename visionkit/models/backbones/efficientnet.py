@@ -12,7 +12,7 @@ from visionkit.types import Natural, NonNegative
 
 
 class EfficientNet(Trunk):
-    """EfficientNet B0 to B7 and V2, levels c2..c5. Knobs: see `Trunk`."""
+    """EfficientNet B0 to B7 and V2, levels c2..c5. Arguments: see `Trunk`."""
 
     def __init__(
         self,

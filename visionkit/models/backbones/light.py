@@ -1,4 +1,4 @@
-"""A residual network as small as wanted, for training from scratch on few pictures or few cores."""
+"""A residual network as small as wanted, for training from scratch on few images or few cores."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from visionkit.types import Natural, NonNegative
 
 
 class MobileNetV2(Trunk):
-    """MobileNetV2, levels c2..c5. Knobs: see `Trunk`."""
+    """MobileNetV2, levels c2..c5. Arguments: see `Trunk`."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class MobileNetV2(Trunk):
 
 
 class MobileNetV3(Trunk):
-    """MobileNetV3, levels c2..c5. Knobs: see `Trunk`, and
+    """MobileNetV3, levels c2..c5. Arguments: see `Trunk`, and
 
     `dilated`: the last stage keeps the stride of the one before it and dilates its convolutions
     instead: c5 has stride 16, as c4. For class maps (Chen et al. 2017).

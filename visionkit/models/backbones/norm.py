@@ -1,4 +1,4 @@
-"""Which normalisation a trunk uses in place of the BatchNorm that its family was designed with."""
+"""Replace the BatchNorm that a backbone was designed with, and normalize its input pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from visionkit.distributed import collectives
 from visionkit.errors import ConfigError
 from visionkit.ops.layers import group_norm
 
-# --- From bytes to what a trunk was trained on: scaled, shifted, zero beyond each picture's
+# --- From bytes to what a backbone was trained on: scaled, shifted, zero beyond each image's
 # edge.
 
 Rgb = tuple[float, float, float]
@@ -56,7 +56,7 @@ class Normalize(nn.Module):
 
 
 def memory_format(module: nn.Module) -> torch.memory_format:
-    """Whether a trunk is kept channels-last; its first convolution tells."""
+    """Whether a backbone is kept channels-last; its first convolution tells."""
     weight = next(p for p in module.parameters() if p.dim() == 4)
     return torch.contiguous_format if weight.is_contiguous() else torch.channels_last
 
@@ -99,11 +99,11 @@ def convert_norms(module: nn.Module, norm: Norm, eps: float | None) -> int:
 
 
 def check_norms(found: int, norm: Norm, eps: float | None) -> None:
-    """A ConfigError when the norm of a trunk without any BatchNorm is to be changed."""
+    """A ConfigError when the norm of a backbone without any BatchNorm is to be changed."""
     if not found and (norm != "auto" or eps is not None):
         raise ConfigError(
-            f"norm: got norm={norm!r}, norm_eps={eps}, but this trunk has no batch normalisation; "
-            "leave both out"
+            f"norm: got norm={norm!r}, norm_eps={eps}, but this backbone has no batch "
+            "normalization; leave both out"
         )
 
 
@@ -111,7 +111,7 @@ class SyncBatchNorm(nn.BatchNorm2d):
     """A BatchNorm that in training normalizes by the whole batch of all processes.
 
     Ours, because torch.nn.SyncBatchNorm takes tensors on accelerators alone. As there, what
-    counts is the mean over all cells of all pictures, however many each process has.
+    counts is the mean over all cells of all images, however many each process has.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,10 +132,10 @@ class _OverProcesses(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
         wide = x.float()
         own = x.new_full((1,), x.numel() / x.shape[1], dtype=torch.float32)
-        sums = collectives.add_up(torch.cat([wide.sum((0, 2, 3)), own]))
+        sums = collectives.all_reduce_sum(torch.cat([wide.sum((0, 2, 3)), own]))
         count, mean = sums[-1], sums[:-1] / sums[-1]
         centered = (wide - mean.view(-1, 1, 1)).square().sum((0, 2, 3))
-        var = collectives.add_up(centered) / count
+        var = collectives.all_reduce_sum(centered) / count
         y = F.batch_norm(x, mean, var, weight, bias, eps=eps)
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)
         ctx.mark_non_differentiable(mean, var, count)
@@ -147,7 +147,7 @@ class _OverProcesses(torch.autograd.Function):
         normal = (x.float() - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1)
         dy = dy.float()
         own_bias, own_weight = dy.sum((0, 2, 3)), (dy * normal).sum((0, 2, 3))
-        both = collectives.add_up(torch.stack([own_bias, own_weight])) / count
+        both = collectives.all_reduce_sum(torch.stack([own_bias, own_weight])) / count
         inner = dy - both[0].view(-1, 1, 1) - normal * both[1].view(-1, 1, 1)
         dx = inner * (weight * scale).view(-1, 1, 1)
         return dx.to(x.dtype), own_weight, own_bias, None

@@ -1,4 +1,4 @@
-"""The multilayer perceptron: a small picture as one row of numbers, through dense layers."""
+"""The multilayer perceptron: a small image as one row of numbers, through dense layers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TinyCNN(nn.Module):
     """Stages of convolution, normalisation, activation and 2x2 pooling; levels c1, c2, ...
 
     Level `c1` has stride 2, and each further one twice that of the one before; sides of maps are
-    rounded up. Meant for reading, and for pictures of 28 to 64 pixels.
+    rounded up. Meant for reading, and for images of 28 to 64 pixels.
 
     channels: of each stage.
     activation: after each convolution.
@@ -92,13 +92,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLP(nn.Module):
-    """Fully connected layers on square pictures of one `size`: pixels in, one level `flat` out.
+    """Fully connected layers on square images of one `size`: pixels in, one level `flat` out.
 
     Under a classification head it is the classic network for digits: dense layers, each with its
     activation and dropout, then the linear softmax classifier. `hidden: []` is softmax regression
     on the pixels. The level is a single cell, which neither a neck nor a head for boxes can use.
 
-    size: height and width of every picture; set `data.image_size` to the same. DataError else.
+    size: height and width of every image; set `data.image_size` to the same. DataError else.
     hidden: numbers of units of the layers.
     dropout: probability with which a hidden unit is dropped in training (Srivastava et al. 2014).
     gray: take the mean of the three channels, size * size inputs instead of 3 * size * size.
@@ -134,12 +134,12 @@ class MLP(nn.Module):
     def forward(
         self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        """(B, 3, H, W) uint8 RGB to (B, units, 1, 1); what lies beyond the pictures is cut off."""
+        """(B, 3, H, W) uint8 RGB to (B, units, 1, 1); what lies beyond the images is cut off."""
         for h, w in sizes or [tuple(images.shape[-2:])]:
             if (h, w) != (self.size, self.size):
                 raise DataError(
-                    f"MLP: got a picture of {h}x{w} (height x width), but backbone.size is "
-                    f"{self.size}: it takes only squares of that size. For square pictures set "
+                    f"MLP: got an image of {h}x{w} (height x width), but backbone.size is "
+                    f"{self.size}: it takes only squares of that size. For square images set "
                     f"data.image_size={self.size}; for others use a convolutional backbone"
                 )
         pixels = images[:, :, : self.size, : self.size] * self.normalize.scale

@@ -30,7 +30,7 @@ Variant = Literal[
 
 
 class RegNet(Trunk):
-    """RegNetX and RegNetY, levels c2..c5. Knobs: see `Trunk`."""
+    """RegNetX and RegNetY, levels c2..c5. Arguments: see `Trunk`."""
 
     def __init__(
         self,

@@ -17,9 +17,9 @@ STEPS = ["conv1", "bn1", "relu", "maxpool", *STAGES]
 
 
 class ResNet(Trunk):
-    """ResNet, levels c2..c5. Knobs: see `Trunk`, and
+    """ResNet, levels c2..c5. Arguments: see `Trunk`, and
 
-    `stem`: `small`, for pictures of some 28 px, is one 3x3 convolution of stride 1 without pooling;
+    `stem`: `small`, for images of some 28 px, is one 3x3 convolution of stride 1 without pooling;
     the levels are then c0..c3, and stage 1 of `freeze_at` includes `layer1`.
 
     `dilated`, for depths from 50 on: the last two stages keep the stride of the one before them
@@ -67,7 +67,7 @@ class ResNet(Trunk):
 
 
 class ResNeXt(Trunk):
-    """ResNeXt `depth_groups x width`, levels c2..c5. Knobs: see `Trunk`."""
+    """ResNeXt `depth_groups x width`, levels c2..c5. Arguments: see `Trunk`."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class ResNeXt(Trunk):
 
 
 class WideResNet(Trunk):
-    """ResNet of doubled inner width, levels c2..c5. Knobs: see `Trunk`."""
+    """ResNet of doubled inner width, levels c2..c5. Arguments: see `Trunk`."""
 
     def __init__(
         self,

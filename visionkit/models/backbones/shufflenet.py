@@ -12,7 +12,7 @@ from visionkit.types import Natural, NonNegative
 
 
 class ShuffleNetV2(Trunk):
-    """ShuffleNet V2 of that width, levels c2..c5. Knobs: see `Trunk`."""
+    """ShuffleNet V2 of that width, levels c2..c5. Arguments: see `Trunk`."""
 
     def __init__(
         self,

@@ -12,10 +12,10 @@ from visionkit.types import Natural
 
 
 class SqueezeNet(Trunk):
-    """SqueezeNet 1.0 and 1.1, levels c2..c4; it has no norms, so no `norm` knobs.
+    """SqueezeNet 1.0 and 1.1, levels c2..c4; it has no norms, so no `norm` arguments.
 
     Its first convolution is not padded: maps are one or two cells smaller than elsewhere.
-    Knobs: see `Trunk`.
+    Arguments: see `Trunk`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Any convolutional model of timm as a trunk; needs `pip install "visionkit[timm]"`."""
+"""Any convolutional model of timm as a backbone; needs `pip install "visionkit[timm]"`."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _features(timm: ModuleType, name: str, *, pretrained: bool) -> nn.Module:
 
 
 def _load(timm: ModuleType, name: str, body: nn.Module, path: str) -> None:
-    """timm writes `stages_0` in a trunk for what is `stages.0` in the classifier."""
+    """timm writes `stages_0` in a backbone for what is `stages.0` in the classifier."""
     classifier_keys = list(timm.create_model(name).state_dict())
     in_file = {key.replace(".", "_"): key for key in classifier_keys}
     fit(

@@ -1,4 +1,4 @@
-"""What all torchvision trunks share: a classifier without its classifier, giving named levels."""
+"""Base of the torchvision backbones: a classifier without its last layers, with named levels."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from visionkit.models.backbones.norm import (
 from visionkit.models.backbones.weights import download, fit, read
 from visionkit.types import Level
 
-SIDE = 64  # pixels of the picture that measures channels and strides
+SIDE = 64  # pixels of the image that measures channels and strides
 
 
 class Trunk(nn.Module):
     """uint8 pixels in, named feature maps out; `types.Backbone` is the contract.
 
     A level is the last map of its stride: `c2` has stride 4, `c3` 8, `c4` 16, `c5` 32. The maps of
-    a picture whose sides are no multiples of 32 are rounded up, except where a family says
+    an image whose sides are no multiples of 32 are rounded up, except where a family says
     otherwise. Modules beyond the last level are dropped; the others keep torchvision's parameter
     names under `body`.
 
-    The knobs that all families share:
+    The arguments that all families share:
 
     - `weights`: null (random), `default` (torchvision's download), or the file of a torchvision
       classifier's state_dict. Misfits are logged as a warning; CheckpointError if less than half
-      of the trunk fits.
+      of the backbone fits.
     - `norm`: `batch`; `frozen`, a BatchNorm that never changes; `group`, 32 groups or fewer;
       `auto`, which is `frozen` with weights and `batch` without. `norm_eps` replaces each norm's
       own epsilon (torchvision's COCO weights of R-CNNs on a ResNet were trained with 0).
@@ -69,7 +69,7 @@ class Trunk(nn.Module):
         mean: Rgb = IMAGENET_MEAN,
         std: Rgb = IMAGENET_STD,
     ) -> None:
-        """`model` is torchvision's classifier `arch`, `root` the part of it that is the trunk.
+        """`model` is torchvision's classifier `arch`, `root` the part of it that is the backbone.
 
         `steps` are the modules of the root in the order they run, by default its children. They
         give the levels from stride `finest` on, or the maps after the steps numbered in `taps`.
@@ -134,7 +134,7 @@ class Trunk(nn.Module):
 
 @torch.no_grad()
 def _measure(modules: Sequence[nn.Module]) -> list[Level]:
-    """Channels and stride after each module, from a small black picture."""
+    """Channels and stride after each module, from a small black image."""
     x = torch.zeros(1, 3, SIDE, SIDE)
     maps = []
     for module in modules:
@@ -154,7 +154,9 @@ def _last_of_each_stride(strides: Sequence[int], finest: int) -> dict[int, str]:
 
 def _numbered(taps: Sequence[int], steps: Sequence[str]) -> dict[int, str]:
     if not taps or not all(0 <= tap < len(steps) for tap in taps):
-        raise ConfigError(f"taps: got {taps}; name one or more of this trunk's 0..{len(steps) - 1}")
+        raise ConfigError(
+            f"taps: got {taps}; name one or more of this backbone's 0..{len(steps) - 1}"
+        )
     return {tap: f"f{tap}" for tap in sorted(taps)}
 
 
@@ -162,6 +164,6 @@ def _leading(steps: Sequence[str], strides: Sequence[int], freeze_at: int) -> li
     """The steps of the first `freeze_at` stages."""
     stages = list(dict.fromkeys(strides))
     if freeze_at > len(stages):
-        raise ConfigError(f"freeze_at: got {freeze_at}; this trunk has {len(stages)} stages")
+        raise ConfigError(f"freeze_at: got {freeze_at}; this backbone has {len(stages)} stages")
     frozen = stages[:freeze_at]
     return [step for step, stride in zip(steps, strides, strict=True) if stride in frozen]

@@ -12,7 +12,7 @@ from visionkit.types import Natural, NonNegative
 
 
 class VGG(Trunk):
-    """VGG, levels c2..c5, rounded down; c5 is c4 pooled. Knobs: see `Trunk`."""
+    """VGG, levels c2..c5, rounded down; c5 is c4 pooled. Arguments: see `Trunk`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Pretrained classifier weights for a trunk: read or downloaded, and every misfit told."""
+"""Pretrained classifier weights for a backbone: read or downloaded, and every misfit told."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ def fit(
 ) -> None:
     """Copy every tensor that fits into `body`; warn about each that did not.
 
-    `file_key` gives a parameter's name in the file; `ignored` are names in the file that the trunk
-    does without, such as the classifier. CheckpointError if less than half of the
-    trunk is there, or a tensor has another shape.
+    `file_key` gives a parameter's name in the file; `ignored` are names in the file that the
+    backbone does without, such as the classifier. CheckpointError if less than half of the
+    backbone is there, or a tensor has another shape.
     """
     own = {
         file_key(key): (key, tensor)
@@ -100,7 +100,7 @@ def fit(
     }
     report = "; ".join(
         [
-            f"weights {origin!r}: {len(fitting)} of {len(own)} tensors fit this trunk",
+            f"weights {origin!r}: {len(fitting)} of {len(own)} tensors fit this backbone",
             *(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in misfits.items() if keys),
         ]
     )

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.data.classes import groups
-from visionkit.distributed.global_batch import divisor
+from visionkit.distributed.global_batch import global_count
 from visionkit.metrics.attributes import AttributeAccuracy
-from visionkit.models.heads.rcnn.roi_heads import BoxHead, RegionPool
+from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler
 from visionkit.ops.boxes import clip
 from visionkit.ops.layers import noise_of
 from visionkit.types import Batch, Count, Dataset, Evaluator, Head, Level, Range, Target
@@ -23,23 +23,23 @@ class Attributes(Head):
 
     Each region is pooled (RoIAlign, He et al. 2017) and read by two hidden layers. Classes are
     named as `visionkit.data.classes` explains: a softmax over the values of a one-of attribute,
-    a sigmoid for every other class. It learns from the labelled boxes that are no crowd regions;
+    a sigmoid for every other class. It learns from the labeled boxes that are no crowd regions;
     what is not known of an object, NaN, takes no part.
 
     The term `attributes` is the sum of a mean cross-entropy for each one-of attribute, over the
     objects where it is known, and one mean binary cross-entropy over all known other answers.
 
-    on: name of the head whose boxes are described.
+    boxes_from: name of the head whose boxes are described.
     roi_levels: levels that regions are read from; by default those of stride 32 and finer.
     pool_size, sampling_ratio: bins per region side; samples per bin side.
     hidden: width of the two hidden layers; by default 4 times the channels of the levels.
     jitter: in the loss each side of a box moves by up to this share of its width or height, as
-        detections, unlike labelled boxes, are never exact.
-    max_regions: most objects of a picture in the loss, drawn at random.
+        detections, unlike labeled boxes, are never exact.
+    max_regions: most objects of an image in the loss, drawn at random.
     """
 
-    needs = ("boxes", "attributes")
-    vocabulary = "attributes"
+    required_targets = ("boxes", "attributes")
+    class_key = "attributes"
     main_metric = "accuracy"
 
     def __init__(
@@ -47,7 +47,7 @@ class Attributes(Head):
         levels: dict[str, Level],
         classes: Sequence[str],
         *,
-        on: str,
+        boxes_from: str,
         roi_levels: list[str] | None = None,
         pool_size: Count = 7,
         sampling_ratio: Count = 2,
@@ -56,27 +56,27 @@ class Attributes(Head):
         max_regions: Count = 64,
     ):
         super().__init__()
-        self.on = on
+        self.boxes_from = boxes_from
         self.classes = list(classes)
         by_kind = groups(self.classes).values()
         self.one_of = [group.columns for group in by_kind if group.kind == "one_of"]
         self.independent = [c for group in by_kind if group.kind != "one_of" for c in group.columns]
         self.jitter = jitter
         self.max_regions = max_regions
-        self.pool = RegionPool(levels, roi_levels, pool_size, sampling_ratio)
+        self.pool = RoIPooler(levels, roi_levels, pool_size, sampling_ratio)
         hidden = hidden or 4 * self.pool.channels
         self.region_head = BoxHead(self.pool.channels, pool_size, hidden)
         self.linear = nn.Linear(hidden, len(self.classes))
 
     def forward(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Logits (R, A) in float32 of the boxes (N, 4) of each picture, in input pixels."""
+        """Logits (R, A) in float32 of the boxes (N, 4) of each image, in input pixels."""
         return self.linear(self.region_head(self.pool(features, boxes))).float()
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         device = features[self.pool.names[0]].device
         boxes, truth = [], [torch.empty(0, len(self.classes), device=device)]
         for target in batch.targets:
-            if not all(key in target for key in self.needs):
+            if not all(key in target for key in self.required_targets):
                 boxes.append(torch.empty(0, 4, device=device))
                 continue
             noise = noise_of(target, device)
@@ -102,9 +102,9 @@ class Attributes(Head):
         return torch.stack(losses).sum()
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `attributes` (N, A), the probabilities of each class for its N `boxes`.
+        """Each image's `attributes` (N, A), the probabilities of each class for its N `boxes`.
 
-        The boxes are those in the picture's target, in input pixels; without any, N is 0.
+        The boxes are those in the image's target, in input pixels; without any, N is 0.
         """
         reference = features[self.pool.names[0]]
         none = torch.empty(0, 4, device=reference.device)
@@ -136,7 +136,7 @@ def jittered(
 ) -> Tensor:
     """Boxes (N, 4) whose sides have moved by up to `share`, at most 0.5, of width or height.
 
-    They are clipped to the picture's (h, w), and keep an extent: no side moves beyond the middle.
+    They are clipped to the image's (h, w), and keep an extent: no side moves beyond the middle.
     """
     extent = boxes[:, 2:] - boxes[:, :2]
     drawn = torch.rand(boxes.shape, dtype=boxes.dtype, device=boxes.device, generator=noise)
@@ -146,4 +146,4 @@ def jittered(
 
 def mean_where(values: Tensor, counts: Tensor) -> Tensor:
     """Mean of the values where `counts` is True; zero if it is nowhere."""
-    return (values * counts).sum() / divisor(counts.sum())
+    return (values * counts).sum() / global_count(counts.sum())

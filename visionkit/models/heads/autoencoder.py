@@ -1,7 +1,7 @@
-"""Pictures from their own features: an autoencoder of any size, a variational one of a fixed size.
+"""Images from their own features: an autoencoder of any size, a variational one of a fixed size.
 
-The truth is the picture itself, as floats in [0, 1], so no labels are needed. What lies beyond a
-picture's own size in the batch takes no part.
+The truth is the image itself, as floats in [0, 1], so no labels are needed. What lies beyond a
+image's own size in the batch takes no part.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.distributed.global_batch import divisor
+from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
 from visionkit.metrics.reconstruction import Reconstruction
 from visionkit.models.heads.classification import pick_level
@@ -31,7 +31,7 @@ class Decoder(nn.Module):
 
     One block (3x3 convolution, group norm, ReLU) at the stride of the input, then one for each
     doubling of the sides, then a 3x3 convolution to RGB. Nothing is handed over from the encoder:
-    all that the pictures keep went through the input.
+    all that the images keep went through the input.
 
     Doubling repeats the cells and convolves them. A transposed convolution would cover pixels
     unevenly and leave a checkerboard (Odena et al. 2016).
@@ -88,7 +88,7 @@ LOG_VAR_LIMIT = 10.0  # exp of more than that would only lose digits
 
 
 class Autoencoder(Head):
-    """A picture squeezed into a few channels of a coarse map and decoded again, at any size.
+    """An image squeezed into a few channels of a coarse map and decoded again, at any size.
 
     The features become a code by a 1x1 convolution; the decoder widens it to the full size through
     blocks that mirror the levels on the way. It gets nothing but the code.
@@ -96,14 +96,14 @@ class Autoencoder(Head):
 
     level: the feature map to read, of a stride that is a power of two; by default the coarsest
         whose stride is at most 32.
-    code: channels of the bottleneck. A picture of h x w keeps code * h * w / stride² numbers.
+    code: channels of the bottleneck. An image of h x w keeps code * h * w / stride² numbers.
     channels: the widest that a block of the decoder may be.
     loss: of a value in [0, 1]: the squared error, the absolute error, or the binary cross-entropy,
-        whose least value is above 0 where a picture is not black or white.
+        whose least value is above 0 where an image is not black or white.
     """
 
-    needs = ()
-    vocabulary = None
+    required_targets = ()
+    class_key = None
     main_metric = "psnr"
 
     def __init__(
@@ -134,7 +134,7 @@ class Autoencoder(Head):
         logits = self.decoder(self.bottleneck(features[self.level]))
         height, width = batch.images.shape[-2:]
         if logits.shape[-2] < height or logits.shape[-1] < width:
-            # Maps of trunks without padding are a little smaller than the stride says.
+            # Maps of backbones without padding are a little smaller than the stride says.
             larger = max(logits.shape[-2], height), max(logits.shape[-1], width)
             logits = F.interpolate(logits, larger, mode="bilinear")
         return logits[..., :height, :width]
@@ -144,14 +144,14 @@ class Autoencoder(Head):
         errors = pixel_errors(logits, batch.images.float() / 255, self.error)
         valid = valid_cells(batch.sizes, logits, stride=1)[:, None]  # (B, 1, H, W)
         values = 3 * valid.sum()
-        return {"reconstruction": (errors * valid).sum() / divisor(values)}
+        return {"reconstruction": (errors * valid).sum() / global_count(values)}
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `reconstruction` (3, h, w) uint8, at its size in the batch."""
-        pictures = to_bytes(self(features, batch).sigmoid())
+        """Each image's `reconstruction` (3, h, w) uint8, at its size in the batch."""
+        images = to_bytes(self(features, batch).sigmoid())
         return [
-            {"reconstruction": picture[:, :h, :w]}
-            for picture, (h, w) in zip(pictures, batch.sizes, strict=True)
+            {"reconstruction": image[:, :h, :w]}
+            for image, (h, w) in zip(images, batch.sizes, strict=True)
         ]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
@@ -159,15 +159,15 @@ class Autoencoder(Head):
 
 
 class VAE(Head):
-    """A variational autoencoder (Kingma and Welling 2014): pictures as points of a latent space
-    that is a standard normal, so that a draw from it decodes to a new picture.
+    """A variational autoencoder (Kingma and Welling 2014): images as points of a latent space
+    that is a standard normal, so that a draw from it decodes to a new image.
 
     The features, pooled to a fixed grid, give the mean and the log variance of the latent z; a
     draw of z (for a prediction: the mean) is decoded to `size` x `size` pixels, through blocks
-    that mirror the levels. The truth is the picture resized to that square, and a reconstruction
+    that mirror the levels. The truth is the image resized to that square, and a reconstruction
     is resized back.
 
-    Loss terms, both per picture and per value of it (3 * size² values), averaged over the batch:
+    Loss terms, both per image and per value of it (3 * size² values), averaged over the batch:
     `reconstruction`, minus the log likelihood up to a constant: the squared error (a normal of
     variance 1/2), the absolute error (a Laplace of scale 1) or the binary cross-entropy; and `kl`,
     beta times the divergence from the standard normal. With beta 1 their sum times the number of
@@ -175,16 +175,16 @@ class VAE(Head):
     other heads' losses, whatever `size` is.
 
     level: the feature map to read; by default the coarsest whose stride is at most 32.
-    size: side of the decoded pictures in pixels. Give it the `image_size` of the source.
+    size: side of the decoded images in pixels. Give it the `image_size` of the source.
     latent: dimensions of z. With 2, `visionkit predict` draws the whole plane.
     beta: weight of the divergence (Higgins et al. 2017). With the squared error it is the bound of
-        a normal of variance beta/2. Lower keeps more of a picture and makes poorer draws.
+        a normal of variance beta/2. Lower keeps more of an image and makes poorer draws.
     channels: the widest that a block of the decoder may be.
     loss: the error of a value, and so the likelihood, as above.
     """
 
-    needs = ()
-    vocabulary = None
+    required_targets = ()
+    class_key = None
     main_metric = "psnr"
 
     def __init__(
@@ -205,7 +205,7 @@ class VAE(Head):
         self.size, self.latent, self.beta, self.error = size, latent, beta, loss
         self.cells = -(-size // self.stride)  # on a side of the map that is read
         self.to_latent = nn.Linear(in_channels * self.cells**2, 2 * latent)
-        # Draws begin close to their mean: with the prior's own width, noise drowns the pictures.
+        # Draws begin close to their mean: with the prior's own width, noise drowns the images.
         nn.init.constant_(self.to_latent.bias[latent:], FIRST_LOG_VAR)
         # Whatever level is read, the decoder begins with a map of some 4 to 7 cells a side: from
         # a single cell it would be slow to learn where things are.
@@ -216,7 +216,7 @@ class VAE(Head):
         self.decoder = Decoder(widths[0], widths)
 
     def encode(self, features: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of each picture's z, both (B, latent) float32."""
+        """Mean and log variance of each image's z, both (B, latent) float32."""
         cells = features[self.level]
 
         def pooled(rows: list[int], size: Size) -> Tensor:
@@ -228,7 +228,7 @@ class VAE(Head):
         return mean, log_var.clamp(-LOG_VAR_LIMIT, LOG_VAR_LIMIT)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The pictures (N, 3, size, size) float32 in [0, 1] of the latents z (N, latent)."""
+        """The images (N, 3, size, size) float32 in [0, 1] of the latents z (N, latent)."""
         return self._logits(z).float().sigmoid()
 
     def _logits(self, z: Tensor) -> Tensor:
@@ -240,12 +240,12 @@ class VAE(Head):
         z = mean + (log_var / 2).exp() * normal_noise(mean, batch.targets)
         errors = pixel_errors(self._logits(z), self._truth(batch), self.error)
         values = errors[0].numel()
-        pictures = divisor(torch.tensor(float(len(mean)), device=mean.device))
-        divergence = self.beta * kl_from_standard_normal(mean, log_var).sum() / pictures / values
-        return {"reconstruction": errors.sum() / (pictures * values), "kl": divergence}
+        images = global_count(torch.tensor(float(len(mean)), device=mean.device))
+        divergence = self.beta * kl_from_standard_normal(mean, log_var).sum() / images / values
+        return {"reconstruction": errors.sum() / (images * values), "kl": divergence}
 
     def _truth(self, batch: Batch) -> Tensor:
-        """The valid part of each picture at size x size: (B, 3, size, size) float32 in [0, 1]."""
+        """The valid part of each image at size x size: (B, 3, size, size) float32 in [0, 1]."""
         square = (self.size, self.size)
         return for_each_size(
             batch.sizes,
@@ -253,17 +253,17 @@ class VAE(Head):
         )
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `reconstruction` (3, h, w) uint8 at its size in the batch, `latent_mean`
+        """Each image's `reconstruction` (3, h, w) uint8 at its size in the batch, `latent_mean`
         (latent,) and `kl` (), its divergence from the standard normal in nats, without beta."""
         mean, log_var = self.encode(features, batch)
         divergences = kl_from_standard_normal(mean, log_var)
         return [
             {
-                "reconstruction": to_bytes(resized(picture[None], size)[0]),
+                "reconstruction": to_bytes(resized(image[None], size)[0]),
                 "latent_mean": point,
                 "kl": divergence,
             }
-            for picture, size, point, divergence in zip(
+            for image, size, point, divergence in zip(
                 self.decode(mean), batch.sizes, mean, divergences, strict=True
             )
         ]
@@ -272,11 +272,11 @@ class VAE(Head):
         return Reconstruction(latent=True)
 
 
-def pixel_errors(logits: Tensor, pictures: Tensor, error: Error) -> Tensor:
-    """The error of each value of `pictures` in [0, 1], against the sigmoid of `logits`."""
+def pixel_errors(logits: Tensor, images: Tensor, error: Error) -> Tensor:
+    """The error of each value of `images` in [0, 1], against the sigmoid of `logits`."""
     if error == "bce":
-        return F.binary_cross_entropy_with_logits(logits, pictures, reduction="none")
-    difference = logits.sigmoid() - pictures
+        return F.binary_cross_entropy_with_logits(logits, images, reduction="none")
+    difference = logits.sigmoid() - images
     return difference.square() if error == "mse" else difference.abs()
 
 
@@ -286,7 +286,7 @@ def kl_from_standard_normal(mean: Tensor, log_var: Tensor) -> Tensor:
 
 
 def for_each_size(sizes: Sequence[Size], function: Callable[[list[int], Size], Tensor]) -> Tensor:
-    """`function(rows, size)` for all pictures of one size at a time; the results in batch order."""
+    """`function(rows, size)` for all images of one size at a time; the results in batch order."""
     groups: dict[Size, list[int]] = {}
     for row, size in enumerate(sizes):
         groups.setdefault(size, []).append(row)
@@ -295,13 +295,13 @@ def for_each_size(sizes: Sequence[Size], function: Callable[[list[int], Size], T
     return results[order.argsort().to(results.device)]
 
 
-def resized(pictures: Tensor, size: Size) -> Tensor:
+def resized(images: Tensor, size: Size) -> Tensor:
     """(B, C, h, w) floats at `size`, antialiased as the data path resizes; the same if it fits."""
-    if pictures.shape[-2:] == size:
-        return pictures
-    return F.interpolate(pictures, size, mode="bilinear", antialias=True)
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def to_bytes(pictures: Tensor) -> Tensor:
+def to_bytes(images: Tensor) -> Tensor:
     """Floats in [0, 1] as uint8."""
-    return (pictures * 255).round().to(torch.uint8)
+    return (images * 255).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The class of a whole picture: global average pooling, dropout, linear."""
+"""The class of a whole image: global average pooling, dropout, linear."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.distributed.global_batch import divisor, join_in
+from visionkit.distributed.global_batch import global_count, join_in
 from visionkit.errors import ConfigError
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.ops.layers import masked_mean, valid_cells
@@ -20,10 +20,10 @@ TINY = 1e-12  # least sum of class weights
 
 
 class Classification(Head):
-    """One class per picture (softmax), or with `multilabel` any number of them (sigmoids).
+    """One class per image (softmax), or with `multilabel` any number of them (sigmoids).
 
     `class_id` of a target is () int64, or with `multilabel` (K,) float with 1 for each class that
-    the picture shows and 0 for the others. Padding takes no part in the pooling.
+    the image shows and 0 for the others. Padding takes no part in the pooling.
 
     level: the feature map to pool; by default the coarsest.
     dropout: probability with which a pooled feature is dropped in training.
@@ -33,8 +33,8 @@ class Classification(Head):
     threshold: with `multilabel`, the probability from which a class counts as present.
     """
 
-    needs = ("class_id",)
-    vocabulary = "class_id"
+    required_targets = ("class_id",)
+    class_key = "class_id"
     main_metric = "top1"
 
     def __init__(
@@ -69,13 +69,13 @@ class Classification(Head):
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         logits = self(features, batch)
-        labelled = [i for i, target in enumerate(batch.targets) if "class_id" in target]
-        if not labelled:
+        labeled = [i for i, target in enumerate(batch.targets) if "class_id" in target]
+        if not labeled:
             join_in(logits.device)
             return {"classification": logits.sum() * 0}
-        truth = torch.stack([batch.targets[i]["class_id"] for i in labelled]).to(logits.device)
+        truth = torch.stack([batch.targets[i]["class_id"] for i in labeled]).to(logits.device)
         compute = self._binary_loss if self.multilabel else self._softmax_loss
-        return {"classification": compute(logits[labelled], truth)}
+        return {"classification": compute(logits[labeled], truth)}
 
     def _softmax_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
         losses = F.cross_entropy(
@@ -85,17 +85,17 @@ class Classification(Head):
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        return losses / divisor(self.class_weights[truth].sum(), least=TINY)
+        return losses / global_count(self.class_weights[truth].sum(), least=TINY)
 
     def _binary_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
         soft = truth.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = F.binary_cross_entropy_with_logits(
             logits, soft, self.class_weights, reduction="sum"
         )
-        return losses / divisor(torch.tensor(float(soft.numel()), device=logits.device))
+        return losses / global_count(torch.tensor(float(soft.numel()), device=logits.device))
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `probs` (K,), `label` () and its `score` ().
+        """Each image's `probs` (K,), `label` () and its `score` ().
 
         With `multilabel` instead of the last two: `labels` (M,), the classes whose probability is
         at least `threshold`, the most probable first.

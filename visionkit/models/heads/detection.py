@@ -10,18 +10,24 @@ from torch import Tensor
 
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.models.heads.fcos import FCOS
-from visionkit.models.heads.rcnn.matching import Objects, Sampler, labelled, objects_of, zero_losses
+from visionkit.models.heads.rcnn.matching import (
+    GroundTruth,
+    MatcherSampler,
+    labeled,
+    objects_of,
+    zero_losses,
+)
 from visionkit.models.heads.rcnn.roi_heads import (
-    BoxStage,
     MaskHead,
     MaskPredictor,
-    RegionPool,
-    Regions,
+    RoIHeads,
+    RoIPooler,
+    SampledRegions,
     encode_masks,
     mask_loss,
     mask_targets,
 )
-from visionkit.models.heads.rcnn.rpn import Anchors, Counts, RegionProposals
+from visionkit.models.heads.rcnn.rpn import RPN, AnchorGenerator, Counts
 from visionkit.models.heads.task_aligned import TaskAligned
 from visionkit.ops.boxes import to_original
 from visionkit.types import Batch, Count, Dataset, Evaluator, Fraction, Head, Level, Positive
@@ -32,15 +38,15 @@ from visionkit.types import Batch, Count, Dataset, Evaluator, Fraction, Head, Le
 class MaskRCNN(Head):
     """Faster R-CNN with a branch that draws each object's mask (He et al. 2017).
 
-    All knobs but the last three are those of `FasterRCNN`.
+    All arguments but the last three are those of `FasterRCNN`.
 
     mask_pool_size: bins per region side; the mask has twice as many.
     mask_channels, mask_convs: width and number of the mask branch's hidden convolutions; by
         default as wide as the levels.
     """
 
-    needs = ("boxes", "labels", "masks")
-    vocabulary = "labels"
+    required_targets = ("boxes", "labels", "masks")
+    class_key = "labels"
     main_metric = "segm/AP"
     terms = ("objectness", "rpn_box", "classifier", "box_reg", "mask")
 
@@ -78,10 +84,10 @@ class MaskRCNN(Head):
         mask_convs: Count = 4,
     ) -> None:
         super().__init__()
-        self.rpn = RegionProposals(
+        self.rpn = RPN(
             levels,
-            Anchors(levels, anchor_sizes, anchor_ratios),
-            Sampler(
+            AnchorGenerator(levels, anchor_sizes, anchor_ratios),
+            MatcherSampler(
                 rpn_fg_iou,
                 rpn_bg_iou,
                 best_for_each=True,
@@ -94,10 +100,10 @@ class MaskRCNN(Head):
             nms_iou=rpn_nms_iou,
             score_threshold=rpn_score_threshold,
         )
-        self.roi_heads = BoxStage(
+        self.roi_heads = RoIHeads(
             len(classes),
-            RegionPool(levels, roi_levels, box_pool_size, sampling_ratio),
-            Sampler(
+            RoIPooler(levels, roi_levels, box_pool_size, sampling_ratio),
+            MatcherSampler(
                 box_fg_iou,
                 box_bg_iou,
                 best_for_each=False,
@@ -109,7 +115,7 @@ class MaskRCNN(Head):
             nms_iou=box_nms_iou,
             max_detections=max_detections,
         )
-        self.mask_pool = RegionPool(levels, roi_levels, mask_pool_size, sampling_ratio)
+        self.mask_pool = RoIPooler(levels, roi_levels, mask_pool_size, sampling_ratio)
         # Beside the box modules, where torchvision's checkpoints have them.
         mask_channels = mask_channels or self.mask_pool.channels
         self.roi_heads.mask_head = MaskHead(self.mask_pool.channels, mask_channels, mask_convs)
@@ -117,7 +123,7 @@ class MaskRCNN(Head):
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Draws anchors and regions at random. The same in training and in evaluation mode."""
-        features, batch = labelled(features, batch, self.needs)
+        features, batch = labeled(features, batch, self.required_targets)
         if not len(batch):
             return zero_losses(self, features, self.terms, divisors=3)
         objects = [objects_of(target) for target in batch.targets]
@@ -129,7 +135,7 @@ class MaskRCNN(Head):
         return losses | {"mask": self._mask_loss(features, regions, objects)}
 
     def _mask_loss(
-        self, features: dict[str, Tensor], regions: Regions, objects: Sequence[Objects]
+        self, features: dict[str, Tensor], regions: SampledRegions, objects: Sequence[GroundTruth]
     ) -> Tensor:
         masks = [image_objects.masks for image_objects in objects]
         drawn = [image_masks.flatten(1).any(1) for image_masks in masks]
@@ -192,8 +198,8 @@ class FasterRCNN(Head):
     box_score_threshold, box_nms_iou, max_detections: which detections are predicted.
     """
 
-    needs = ("boxes", "labels")
-    vocabulary = "labels"
+    required_targets = ("boxes", "labels")
+    class_key = "labels"
     main_metric = "bbox/AP"
     terms = ("objectness", "rpn_box", "classifier", "box_reg")
 
@@ -228,10 +234,10 @@ class FasterRCNN(Head):
         max_detections: Count = 100,
     ) -> None:
         super().__init__()
-        self.rpn = RegionProposals(
+        self.rpn = RPN(
             levels,
-            Anchors(levels, anchor_sizes, anchor_ratios),
-            Sampler(
+            AnchorGenerator(levels, anchor_sizes, anchor_ratios),
+            MatcherSampler(
                 rpn_fg_iou,
                 rpn_bg_iou,
                 best_for_each=True,
@@ -244,10 +250,10 @@ class FasterRCNN(Head):
             nms_iou=rpn_nms_iou,
             score_threshold=rpn_score_threshold,
         )
-        self.roi_heads = BoxStage(
+        self.roi_heads = RoIHeads(
             len(classes),
-            RegionPool(levels, roi_levels, box_pool_size, sampling_ratio),
-            Sampler(
+            RoIPooler(levels, roi_levels, box_pool_size, sampling_ratio),
+            MatcherSampler(
                 box_fg_iou,
                 box_bg_iou,
                 best_for_each=False,
@@ -262,7 +268,7 @@ class FasterRCNN(Head):
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Draws anchors and regions at random. The same in training and in evaluation mode."""
-        features, batch = labelled(features, batch, self.needs)
+        features, batch = labeled(features, batch, self.required_targets)
         if not len(batch):
             return zero_losses(self, features, self.terms, divisors=2)
         objects = [objects_of(target) for target in batch.targets]

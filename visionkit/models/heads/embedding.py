@@ -1,4 +1,4 @@
-"""A vector for a whole picture: near those of the same identity, far from all others."""
+"""A vector for a whole image: near those of the same identity, far from all others."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.distributed.global_batch import joined
+from visionkit.distributed.global_batch import all_gather_with_grad
 from visionkit.metrics.retrieval import Retrieval
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells
 from visionkit.types import Batch, Count, Dataset, Evaluator, Fraction, Head, Level, Positive
 
-# --- Losses that draw pictures of one identity together and push those of others away.
+# --- Losses that draw images of one identity together and push those of others away.
 
 Mining = Literal["all", "hard", "semihard"]
 
@@ -96,10 +96,10 @@ def _mean(values: Tensor, graph: Tensor) -> Tensor:
 
 
 class Embedding(Head):
-    """Mean pooling of one level over the picture alone, a linear layer, and unit length.
+    """Mean pooling of one level over the image alone, a linear layer, and unit length.
 
-    It learns from batches with several pictures of each of several identities, which a source
-    makes with `per_identity`. Identities in validation may be others than in training.
+    It learns from batches with several images of each of several identities, which a source
+    makes with `images_per_identity`. Identities in validation may be others than in training.
 
     size: numbers in a vector.
     level: the feature map to pool; by default the coarsest.
@@ -111,8 +111,8 @@ class Embedding(Head):
     temperature: cosines are divided by it before the softmax; lower looks at nearer negatives.
     """
 
-    needs = ("identity",)
-    vocabulary = None
+    required_targets = ("identity",)
+    class_key = None
     main_metric = "recall@1"
 
     def __init__(
@@ -142,18 +142,21 @@ class Embedding(Head):
         )
 
     def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Vectors of unit length (B, size) in float32."""
+        """EmbeddingWriter of unit length (B, size) in float32."""
         cells = features[self.level]
         pooled = masked_mean(cells, valid_cells(batch.sizes, cells, self.stride))
         return F.normalize(self.project(self.dropout(pooled)).float(), dim=1, eps=1e-6)
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         vectors = self(features, batch)
-        labelled = [i for i, target in enumerate(batch.targets) if "identity" in target]
+        labeled = [i for i, target in enumerate(batch.targets) if "identity" in target]
         nothing = vectors.sum() * 0
-        found = [batch.targets[i]["identity"].to(vectors.device) for i in labelled]
+        found = [batch.targets[i]["identity"].to(vectors.device) for i in labeled]
         identities = torch.stack([*found, vectors.new_zeros((), dtype=torch.int64)])[:-1]
-        vectors, identities = joined(vectors[labelled]), joined(identities)
+        vectors, identities = (
+            all_gather_with_grad(vectors[labeled]),
+            all_gather_with_grad(identities),
+        )
         if not len(vectors):
             return {self.objective: nothing}
         if self.objective == "contrastive":
@@ -161,8 +164,8 @@ class Embedding(Head):
         return {"triplet": triplet_loss(vectors, identities, self.margin, self.mining)}
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `vector` (size,) float32 of unit length."""
-        return [{"vector": vector} for vector in self(features, batch)]
+        """Each image's `vector` (size,) float32 of unit length."""
+        return [{"embedding": vector} for vector in self(features, batch)]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return Retrieval()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
-from visionkit.distributed.global_batch import divisor
+from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.ops.boxes import area, clip, to_original
@@ -47,7 +47,7 @@ class Points(NamedTuple):
     centers: Tensor  # (P, 2): x, y
     sizes: Tensor  # (P,): side of a cell
     smallest: Tensor  # (P,): the cell takes objects whose farthest side is farther off than this
-    largest: Tensor  # (P,): and nearer than this
+    all_reduce_max: Tensor  # (P,): and nearer than this
 
 
 class Truth(NamedTuple):
@@ -56,7 +56,7 @@ class Truth(NamedTuple):
     boxes: Tensor  # (B, N, 4)
     labels: Tensor  # (B, N)
     iscrowd: Tensor  # (B, N)
-    labelled: Tensor | None  # (B, K) bool; None: all classes everywhere
+    labeled: Tensor | None  # (B, K) bool; None: all classes everywhere
 
     @classmethod
     def of(cls, targets: Sequence[Target], device: torch.device) -> Truth:
@@ -69,11 +69,11 @@ class Truth(NamedTuple):
         columns = [[target["boxes"] for target in targets], labels, iscrowd]
         padded = [pad_sequence(column, batch_first=True) for column in columns]
         padded = [torch.cat([p, p.new_zeros(len(p), 1, *p.shape[2:])], 1) for p in padded]
-        labelled = [target["labelled"] for target in targets if "labelled" in target]
-        if labelled:
-            every = torch.ones_like(labelled[0])
-            labelled = [target.get("labelled", every) for target in targets]
-        return cls(*padded, torch.stack(labelled) if labelled else None)
+        labeled = [target["labeled"] for target in targets if "labeled" in target]
+        if labeled:
+            every = torch.ones_like(labeled[0])
+            labeled = [target.get("labeled", every) for target in targets]
+        return cls(*padded, torch.stack(labeled) if labeled else None)
 
 
 def match(points: Points, truth: Truth, radius: float) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def match(points: Points, truth: Truth, radius: float) -> tuple[Tensor, Tensor]:
     # About four million (cell, object) pairs at a time bound the memory.
     chunk = max(1, 2**22 // max(1, truth.labels.numel()))
     for some in zip(*(column.split(chunk) for column in points), strict=True):
-        centers, sizes, smallest, largest = (column[None, :, None] for column in some)
+        centers, sizes, smallest, all_reduce_max = (column[None, :, None] for column in some)
         x, y = centers.unbind(-1)  # (1, chunk, 1)
         left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # (B, chunk, N)
         nearest = torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom))
@@ -98,7 +98,7 @@ def match(points: Points, truth: Truth, radius: float) -> tuple[Tensor, Tensor]:
         off_center = torch.maximum((x - center_x).abs(), (y - center_y).abs())
         inside = nearest > 0
         takes = inside & ~iscrowd & (off_center < radius * sizes)
-        takes &= (farthest > smallest) & (farthest < largest)
+        takes &= (farthest > smallest) & (farthest < all_reduce_max)
         least, index = areas.where(takes, math.inf).min(2)
         matched.append(index.masked_fill(least.isinf(), -1))
         ignored.append((inside & iscrowd).any(2))
@@ -122,7 +122,7 @@ def true_centerness(centers: Tensor, boxes: Tensor) -> Tensor:
 def cells_of(
     levels: dict[str, Level], features: dict[str, Tensor], image_size: tuple[int, int]
 ) -> Points:
-    """The cells of the `features` of `levels`, over pictures padded to `image_size` (h, w)."""
+    """The cells of the `features` of `levels`, over images padded to `image_size` (h, w)."""
     strides = [level.stride for level in levels.values()]
     bounds = [0.0, *(4.0 * stride for stride in strides[1:]), math.inf]
     parts = []
@@ -136,7 +136,7 @@ def cells_of(
 def grid(feature: Tensor, stride: int, image_size: tuple[int, int]) -> Tensor:
     """Centers (h * w, 2), x and y in input pixels, of the cells of `feature` (B, C, h, w)."""
     h, w = feature.shape[-2:]
-    # Levels coarser than 32 rarely divide the padded picture. Like torchvision, whose weights
+    # Levels coarser than 32 rarely divide the padded image. Like torchvision, whose weights
     # were trained so, their cells are spread evenly over it.
     step_y, step_x = (stride, stride) if stride <= 32 else (image_size[0] // h, image_size[1] // w)
     y = torch.arange(h, device=feature.device, dtype=torch.float32) * step_y
@@ -169,11 +169,11 @@ class FCOS(Head):
     score_threshold, pre_nms_top_n: detections must score higher, and be among the best of their
         level, to enter the non-maximum suppression.
     nms_iou, max_detections: overlap at which the weaker of two detections of a class goes, and
-        how many stay in a picture.
+        how many stay in an image.
     """
 
-    needs = ("boxes", "labels")
-    vocabulary = "labels"
+    required_targets = ("boxes", "labels")
+    class_key = "labels"
     main_metric = "bbox/AP"
 
     def __init__(
@@ -211,14 +211,16 @@ class FCOS(Head):
 
         `classification` is the focal loss, `box_reg` 1 - GIoU, `centerness` cross-entropy. Cells
         in a crowd region are not taught that they show background, and none is taught anything
-        about a class that is not labelled in its picture, but by an object of that class.
+        about a class that is not labeled in its image, but by an object of that class.
         """
         output = self(features)
-        labelled = [i for i, t in enumerate(batch.targets) if all(key in t for key in self.needs)]
-        if len(labelled) < len(batch):
-            output = Output(*(tensor[labelled] for tensor in output))
+        labeled = [
+            i for i, t in enumerate(batch.targets) if all(key in t for key in self.required_targets)
+        ]
+        if len(labeled) < len(batch):
+            output = Output(*(tensor[labeled] for tensor in output))
         points = cells_of(self.levels, features, batch.images.shape[-2:])
-        truth = Truth.of([batch.targets[i] for i in labelled], output.distances.device)
+        truth = Truth.of([batch.targets[i] for i in labeled], output.distances.device)
         matched, ignored = match(points, truth, self.center_radius)
         return self._losses(output, points, truth, matched, ignored)
 
@@ -226,7 +228,7 @@ class FCOS(Head):
         self, output: Output, points: Points, truth: Truth, matched: Tensor, ignored: Tensor
     ) -> dict[str, Tensor]:
         found = matched >= 0  # (B, P)
-        count = divisor(found.sum())
+        count = global_count(found.sum())
         labels = truth.labels.gather(1, matched.clamp(min=0)).masked_fill(~found, -1)
         one_hot = labels[..., None] == torch.arange(
             output.class_logits.shape[-1], device=labels.device
@@ -236,8 +238,8 @@ class FCOS(Head):
         )
 
         taught = (found | ~ignored)[..., None].expand_as(one_hot)  # (B, P, K)
-        if truth.labelled is not None:
-            taught = taught & (truth.labelled[:, None] | one_hot)
+        if truth.labeled is not None:
+            taught = taught & (truth.labeled[:, None] | one_hot)
 
         image, point = found.nonzero(as_tuple=True)
         truth_boxes = truth.boxes[image, matched[image, point]]
@@ -253,7 +255,7 @@ class FCOS(Head):
         }
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
+        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
         output = self(features)
         points = cells_of(self.levels, features, batch.images.shape[-2:])
         scores = (

@@ -1,4 +1,4 @@
-"""The class of a picture's largest object, and one box around it."""
+"""The class of an image's largest object, and one box around it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.distributed.global_batch import divisor
+from visionkit.distributed.global_batch import global_count
 from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.boxes import to_original
@@ -29,7 +29,7 @@ from visionkit.types import (
 
 
 class Output(NamedTuple):
-    """What the head computes; boxes and centers are in units of the valid picture, 0..1."""
+    """What the head computes; boxes and centers are in units of the valid image, 0..1."""
 
     class_logits: Tensor  # (B, K)
     attention_logits: Tensor  # (B, cells), -inf at cells of the padding
@@ -38,27 +38,27 @@ class Output(NamedTuple):
 
 
 class Localization(Head):
-    """One class and one box per picture, from an attention over the cells of one feature map.
+    """One class and one box per image, from an attention over the cells of one feature map.
 
     Every cell proposes a box, by the distances from its own center to the four sides, and a weight;
-    the box of the picture is the mean of the proposals under the softmax of the weights. So the
-    box branch is convolutional, knows where it looks, and fits pictures of any size and shape.
+    the box of the image is the mean of the proposals under the softmax of the weights. So the
+    box branch is convolutional, knows where it looks, and fits images of any size and shape.
     The class is read from the features that the attention points at and from their plain mean.
 
-    The truth is the largest object that is not a crowd region; a picture without one is left out.
+    The truth is the largest object that is not a crowd region; an image without one is left out.
     Loss terms: `classification` (cross-entropy), `box`, and `attention`: minus the logarithm of
     the attention that falls into the true box, which lets a network without pretraining find it.
 
     level: the feature map to read; by default the coarsest whose stride is at most 32.
     num_convs, channels: depth and width of the box branch.
-    loss: `giou`, or `smooth_l1` of the four sides in units of the picture.
+    loss: `giou`, or `smooth_l1` of the four sides in units of the image.
     box_weight: factor of `box` among the three terms; the box is the slowest to learn.
     """
 
-    needs = ("boxes", "labels")
-    vocabulary = "labels"
+    required_targets = ("boxes", "labels")
+    class_key = "labels"
     main_metric = "loc50"
-    one_object = True
+    single_object = True
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class Localization(Head):
         self.attention = nn.Conv2d(width, 1, 1, bias=False)  # softmax takes no notice of one
         self.distances = nn.Conv2d(width, 4, 1)
         nn.init.normal_(self.distances.weight, std=0.01)
-        nn.init.constant_(self.distances.bias, -1.0)  # boxes of about half the picture to begin
+        nn.init.constant_(self.distances.bias, -1.0)  # boxes of about half the image to begin
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(2 * in_channels, len(self.classes))
 
@@ -111,7 +111,7 @@ class Localization(Head):
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         output = self(features, batch)
         boxes, labels, found = (x.to(output.boxes.device) for x in largest_objects(batch.targets))
-        truth = boxes / picture_scale(batch.sizes, boxes)
+        truth = boxes / image_scale(batch.sizes, boxes)
         losses = {
             "classification": F.cross_entropy(
                 output.class_logits, labels, label_smoothing=self.label_smoothing, reduction="none"
@@ -119,7 +119,7 @@ class Localization(Head):
             "box": self.box_weight * self._box_losses(output.boxes, truth),
             "attention": attention_losses(output, truth),
         }
-        count = divisor(found.sum())
+        count = global_count(found.sum())
         return {name: (values * found).sum() / count for name, values in losses.items()}
 
     def _box_losses(self, boxes: Tensor, truth: Tensor) -> Tensor:
@@ -128,9 +128,9 @@ class Localization(Head):
         return F.smooth_l1_loss(boxes, truth, beta=0.1, reduction="none").sum(1)
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `probs` (K,), `label` (), its `score` (), and `box` (4,)."""
+        """Each image's `probs` (K,), `label` (), its `score` (), and `box` (4,)."""
         output = self(features, batch)
-        boxes = output.boxes.clamp(0, 1) * picture_scale(batch.sizes, output.boxes)
+        boxes = output.boxes.clamp(0, 1) * image_scale(batch.sizes, output.boxes)
         return [
             {
                 "probs": probs,
@@ -159,16 +159,16 @@ def attention_losses(output: Output, truth: Tensor) -> Tensor:
 
 
 def cell_centers(cells: Tensor, stride: int, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Centers (B, h * w, 2) of the cells, x and y, in units of each valid picture."""
+    """Centers (B, h * w, 2) of the cells, x and y, in units of each valid image."""
     h, w = cells.shape[-2:]
     y = (torch.arange(h, device=cells.device) + 0.5) * stride
     x = (torch.arange(w, device=cells.device) + 0.5) * stride
     grid = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], 2).reshape(1, -1, 2)
-    return grid / picture_scale(sizes, grid)[:, None, :2]
+    return grid / image_scale(sizes, grid)[:, None, :2]
 
 
-def picture_scale(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """(B, 4): the w, h, w, h of each valid picture."""
+def image_scale(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(B, 4): the w, h, w, h of each valid image."""
     return like.new_tensor([(w, h, w, h) for h, w in sizes])
 
 

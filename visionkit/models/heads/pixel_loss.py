@@ -11,27 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from visionkit.distributed.global_batch import divisor, total
+from visionkit.distributed.global_batch import global_count, total
 from visionkit.errors import ConfigError
 from visionkit.models.heads.classification import weights_in_order
 from visionkit.types import Batch, Target
 
-# --- From logits on a coarse grid to class maps in the pixels of the original picture.
+# --- From logits on a coarse grid to class maps in the pixels of the original image.
 
 CHUNK = 2**23  # logits held at full resolution at a time: 32 MB
 
 
 def valid_cells(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    """The cells (K, ch, cw) of a picture's `logits` (K, hl, wl) that see a part of it.
+    """The cells (K, ch, cw) of an image's `logits` (K, hl, wl) that see a part of it.
 
-    `size` is the picture's valid (h, w), `padded` that of the whole batch, which the grid covers.
+    `size` is the image's valid (h, w), `padded` that of the whole batch, which the grid covers.
     """
     hl, wl = logits.shape[-2:]
     return logits[:, : math.ceil(size[0] * hl / padded[0]), : math.ceil(size[1] * wl / padded[1])]
 
 
 def at_pixels(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    """`logits` (K, hl, wl) at the valid pixels of the picture: (K, h, w) float32, bilinear.
+    """`logits` (K, hl, wl) at the valid pixels of the image: (K, h, w) float32, bilinear.
 
     Cells that see only padding take no part: at the edge the outermost valid cell counts alone.
     """
@@ -50,7 +50,7 @@ def class_map(
     """The most probable class of each original pixel, (h, w) uint8, of `logits` (K, hl, wl).
 
     One bilinear step from the grid to `orig_size`, some rows at a time, so that the logits of a
-    large picture are never all held at full resolution.
+    large image are never all held at full resolution.
     """
     cells = valid_cells(logits, size, padded).float()
     rows, columns = (
@@ -76,11 +76,11 @@ def _centers(pixels: int, covered: float, cells: int, device: torch.device) -> T
 
 
 def class_maps(logits: Tensor, batch: Batch) -> list[dict[str, Any]]:
-    """Each picture's `semantic` (h, w) uint8 at its `orig_size`, of `logits` (B, K, hl, wl)."""
+    """Each image's `semantic` (h, w) uint8 at its `orig_size`, of `logits` (B, K, hl, wl)."""
     padded = tuple(batch.images.shape[-2:])
     return [
-        {"semantic": class_map(picture, target["size"], padded, target["orig_size"])}
-        for picture, target in zip(logits, batch.targets, strict=True)
+        {"semantic": class_map(image, target["size"], padded, target["orig_size"])}
+        for image, target in zip(logits, batch.targets, strict=True)
     ]
 
 
@@ -90,7 +90,7 @@ TINY = 1e-12  # least sum of class weights
 
 
 class Sums(NamedTuple):
-    """What a picture, or a batch, adds to the losses."""
+    """What an image, or a batch, adds to the losses."""
 
     cross_entropy: Tensor  # () weighted
     weight: Tensor  # () of the pixels that count
@@ -100,15 +100,15 @@ class Sums(NamedTuple):
 
 
 class PixelLoss(nn.Module):
-    """Cross-entropy of every labelled pixel at the full resolution of the batch, and Dice.
+    """Cross-entropy of every labeled pixel at the full resolution of the batch, and Dice.
 
-    Pixels of 255, padding, and pictures without `semantic` are left out. Where
-    `semantic_labelled` says that a class is not labelled in a picture, a pixel of that class says
-    no more than "one of those that are not labelled": their probabilities are summed before the
+    Pixels of 255, padding, and images without `semantic` are left out. Where
+    `semantic_labeled` says that a class is not labeled in an image, a pixel of that class says
+    no more than "one of those that are not labeled": their probabilities are summed before the
     logarithm (marginal loss, Shi et al. 2021), and Dice leaves those classes out.
 
     class_weights: factor of a class in the cross-entropy, by name; 1 where none is given. Classes
-        that are not labelled share the mean of theirs.
+        that are not labeled share the mean of theirs.
     dice: weight of the term `dice`; 0 is none.
     """
 
@@ -133,7 +133,7 @@ class PixelLoss(nn.Module):
         batch taken together (Milletari et al. 2016).
         """
         sums = self._of_batch(logits, batch)
-        losses = {"semantic": sums.cross_entropy / divisor(sums.weight, least=TINY)}
+        losses = {"semantic": sums.cross_entropy / global_count(sums.weight, least=TINY)}
         if self.dice:
             occurs = total(sums.pixels) > 0
             missed = 1 - 2 * total(sums.overlap) / total(sums.extent).clamp(min=1)
@@ -142,31 +142,31 @@ class PixelLoss(nn.Module):
 
     def _of_batch(self, logits: Tensor, batch: Batch) -> Sums:
         padded = tuple(batch.images.shape[-2:])
-        of_pictures = [
-            # Logits of one picture at a time at full resolution; computed again for the gradient.
+        of_images = [
+            # Logits of one image at a time at full resolution; computed again for the gradient.
             checkpoint(
-                self._of_picture,
-                picture,
+                self._of_image,
+                image,
                 target,
                 padded,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-            for picture, target in zip(logits, batch.targets, strict=True)
+            for image, target in zip(logits, batch.targets, strict=True)
             if "semantic" in target
         ]
-        if not of_pictures:
+        if not of_images:
             nothing, of_class = logits.sum().float() * 0, torch.zeros_like(self.weights)
             return Sums(nothing, nothing.detach(), nothing + of_class, of_class, of_class)
-        return Sums(*map(sum, zip(*of_pictures, strict=True)))
+        return Sums(*map(sum, zip(*of_images, strict=True)))
 
-    def _of_picture(self, logits: Tensor, target: Target, padded: tuple[int, int]) -> Sums:
+    def _of_image(self, logits: Tensor, target: Target, padded: tuple[int, int]) -> Sums:
         logits = at_pixels(logits, target["size"], padded)
         truth = target["semantic"].long()
-        labelled, weights = target.get("semantic_labelled"), self.weights
-        partial = labelled is not None and not labelled.all()
+        labeled, weights = target.get("semantic_labeled"), self.weights
+        partial = labeled is not None and not labeled.all()
         if partial:
-            logits, truth, weights = _merge(logits, truth, weights, labelled)
+            logits, truth, weights = _merge(logits, truth, weights, labeled)
         log_probs = F.log_softmax(logits, 0)
         by_value = weights.new_zeros(IGNORED + 1)
         by_value[: len(weights)] = weights
@@ -177,7 +177,7 @@ class PixelLoss(nn.Module):
         if self.dice:
             sums = _dice_sums(log_probs, truth, len(logits) - partial)
             by_class = (
-                [zeros.masked_scatter(labelled, s) for zeros, s in zip(by_class, sums, strict=True)]
+                [zeros.masked_scatter(labeled, s) for zeros, s in zip(by_class, sums, strict=True)]
                 if partial
                 else sums
             )
@@ -185,19 +185,19 @@ class PixelLoss(nn.Module):
 
 
 def _merge(
-    logits: Tensor, truth: Tensor, weights: Tensor, labelled: Tensor
+    logits: Tensor, truth: Tensor, weights: Tensor, labeled: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (K, h, w), truth (h, w) and weights (K,) with all classes that are not `labelled`
+    """Logits (K, h, w), truth (h, w) and weights (K,) with all classes that are not `labeled`
     (K,) as one more class after the others, whose probability is the sum of theirs. Where none is
-    labelled, nothing is known, not even what there is not: all pixels become IGNORED."""
-    others = logits[~labelled].logsumexp(0, keepdim=True)
+    labeled, nothing is known, not even what there is not: all pixels become IGNORED."""
+    others = logits[~labeled].logsumexp(0, keepdim=True)
     slots = torch.full((IGNORED + 1,), IGNORED, device=truth.device)
-    other = torch.where(labelled.any(), labelled.sum(), IGNORED)
-    slots[: len(labelled)] = torch.where(labelled, labelled.cumsum(0) - 1, other)
+    other = torch.where(labeled.any(), labeled.sum(), IGNORED)
+    slots[: len(labeled)] = torch.where(labeled, labeled.cumsum(0) - 1, other)
     return (
-        torch.cat([logits[labelled], others]),
+        torch.cat([logits[labeled], others]),
         slots[truth],
-        torch.cat([weights[labelled], weights[~labelled].mean(0, keepdim=True)]),
+        torch.cat([weights[labeled], weights[~labeled].mean(0, keepdim=True)]),
     )
 
 

@@ -32,8 +32,8 @@ from visionkit.types import (
 Norm = Literal["batch", "group"]
 
 
-class PictureNorm(nn.BatchNorm2d):
-    """BatchNorm of one value for each picture, (B, C, 1, 1): a batch of one has no statistics of
+class ImageNorm(nn.BatchNorm2d):
+    """BatchNorm of one value for each image, (B, C, 1, 1): a batch of one has no statistics of
     its own and is normalized by the running ones."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def conv_norm_relu(
 
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling (Chen et al. 2017): a 1x1 convolution, one 3x3 convolution
-    for each dilation in `rates`, and the mean of the whole picture, joined by a 1x1 convolution.
+    for each dilation in `rates`, and the mean of the whole image, joined by a 1x1 convolution.
 
     Parameter names are torchvision's. (B, channels, h, w) to (B, out, h, w).
     """
@@ -67,7 +67,7 @@ class ASPP(nn.Module):
         pooled = [
             nn.Identity(),  # the pooling, done in `forward`; it keeps the names of what follows
             nn.Conv2d(channels, out, 1, bias=False),
-            PictureNorm(out) if norm == "batch" else group_norm(out),
+            ImageNorm(out) if norm == "batch" else group_norm(out),
             nn.ReLU(),
         ]
         branches = [
@@ -109,8 +109,8 @@ class FCN(Head):
     aux_level: the feature map that it reads; by default the one before `level`.
     """
 
-    needs = ("semantic",)
-    vocabulary = "semantic"
+    required_targets = ("semantic",)
+    class_key = "semantic"
     main_metric = "mIoU"
 
     def __init__(
@@ -152,7 +152,7 @@ class FCN(Head):
         return losses
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `semantic` (h, w) uint8, the class of every original pixel."""
+        """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
         return class_maps(self(features), batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
@@ -162,15 +162,15 @@ class FCN(Head):
 class DeepLabV3(Head):
     """Atrous spatial pyramid pooling on one feature map (Chen et al. 2017).
 
-    Made for a backbone with `dilated: true`. Knobs as of `FCN`, and
+    Made for a backbone with `dilated: true`. Arguments as of `FCN`, and
 
     channels: width of the pyramid's branches and of what follows.
     rates: dilations of the branches: 12, 24, 36 on a map of stride 8, 6, 12, 18 on one of 16.
     dropout: after the branches are joined, and 0.1 in the auxiliary classifier.
     """
 
-    needs = ("semantic",)
-    vocabulary = "semantic"
+    required_targets = ("semantic",)
+    class_key = "semantic"
     main_metric = "mIoU"
 
     def __init__(
@@ -207,8 +207,10 @@ class DeepLabV3(Head):
     def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
         """Logits (B, K, h, w) on the cells of the level."""
         cells = features[self.level]
-        joined = self.classifier[0](cells, valid_cells(batch.sizes, cells, self.stride))
-        return self.classifier[1:](joined)
+        all_gather_with_grad = self.classifier[0](
+            cells, valid_cells(batch.sizes, cells, self.stride)
+        )
+        return self.classifier[1:](all_gather_with_grad)
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         losses = self.pixel_loss(self(features, batch), batch)
@@ -218,7 +220,7 @@ class DeepLabV3(Head):
         return losses
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `semantic` (h, w) uint8, the class of every original pixel."""
+        """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
         return class_maps(self(features, batch), batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
@@ -239,8 +241,8 @@ class SemanticFPN(Head):
     dice: weight of a Dice loss beside the cross-entropy.
     """
 
-    needs = ("semantic",)
-    vocabulary = "semantic"
+    required_targets = ("semantic",)
+    class_key = "semantic"
     main_metric = "mIoU"
 
     def __init__(
@@ -278,7 +280,7 @@ class SemanticFPN(Head):
         return self.pixel_loss(self(features), batch)
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `semantic` (h, w) uint8, the class of every original pixel."""
+        """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
         return class_maps(self(features), batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:

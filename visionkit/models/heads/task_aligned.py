@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from visionkit.distributed.global_batch import divisor
+from visionkit.distributed.global_batch import global_count
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.models.heads.fcos import (
     Points,
@@ -28,7 +28,7 @@ from visionkit.models.heads.fcos import (
     common_channels,
     decode,
 )
-from visionkit.ops.boxes import clip, pairwise_iou, to_original
+from visionkit.ops.boxes import box_iou, clip, to_original
 from visionkit.ops.losses import giou_loss, quality_focal_loss
 from visionkit.types import (
     Batch,
@@ -62,7 +62,7 @@ def align(
     alpha: float,
     beta: float,
 ) -> tuple[Tensor, Tensor]:
-    """The object that each cell of a picture has to detect, or -1, and its target score.
+    """The object that each cell of an image has to detect, or -1, and its target score.
 
     `scores` (P, K) and `boxes` (P, 4) are the cells' predictions, `objects` (N, 4) and `labels`
     (N,) the truth. A cell is a candidate for an object if its center is inside the box and within
@@ -77,7 +77,7 @@ def align(
     if not len(objects):
         return labels.new_full((num_points,), -1), boxes.new_zeros(num_points)
     candidates = _candidates(points, objects, radius)  # (N, P)
-    overlaps = pairwise_iou(objects, boxes)
+    overlaps = box_iou(objects, boxes)
     alignment = scores.T[labels] ** alpha * overlaps**beta
     alignment = alignment.where(candidates, 0.0)
     best = alignment.topk(min(top_k, num_points), dim=1).values
@@ -111,7 +111,7 @@ class Output(NamedTuple):
 
 
 class Assigned(NamedTuple):
-    """What each of the P cells of a picture is taught."""
+    """What each of the P cells of an image is taught."""
 
     objects: Tensor  # (P,): the object that it detects, or -1
     target_scores: Tensor  # (P, K): 0 but for the class of that object
@@ -133,13 +133,13 @@ class TaskAligned(Head):
     score_threshold, pre_nms_top_n: detections must score higher, and be among the best of their
         level, to enter the non-maximum suppression.
     nms_iou, max_detections: overlap at which the weaker of two detections of a class goes, and
-        how many stay in a picture.
+        how many stay in an image.
     """
 
-    needs = ("boxes", "labels")
-    vocabulary = "labels"
+    required_targets = ("boxes", "labels")
+    class_key = "labels"
     main_metric = "bbox/AP"
-    draw_above = 0.4  # scores are trained to be IoUs
+    draw_threshold = 0.4  # scores are trained to be IoUs
 
     def __init__(
         self,
@@ -180,16 +180,18 @@ class TaskAligned(Head):
 
         `classification` is the quality focal loss, `box_reg` 1 - GIoU weighted by the target
         score. Cells in a crowd region are not taught that they show background, and none is
-        taught anything about a class that is not labelled in its picture, but by an object of
+        taught anything about a class that is not labeled in its image, but by an object of
         that class.
         """
         output = self(features)
-        labelled = [i for i, t in enumerate(batch.targets) if all(key in t for key in self.needs)]
+        labeled = [
+            i for i, t in enumerate(batch.targets) if all(key in t for key in self.required_targets)
+        ]
         points = cells_of(self.levels, features, batch.images.shape[-2:])
         class_loss = output.class_logits[:0].sum()
         box_loss = output.distances[:0].sum()
         total = class_loss.detach()
-        for image in labelled:
+        for image in labeled:
             target, logits = batch.targets[image], output.class_logits[image]
             boxes = decode(output.distances[image], points, ...)
             assigned = self._assign(logits, boxes, points, target)
@@ -200,7 +202,7 @@ class TaskAligned(Head):
             truth = target["boxes"][assigned.objects[found]]
             box_loss = box_loss + (giou_loss(boxes[found], truth) * weights).sum()
             total = total + weights.sum()
-        total = divisor(total)
+        total = global_count(total)
         return {"classification": class_loss / total, "box_reg": self.box_weight * box_loss / total}
 
     @torch.no_grad()
@@ -223,14 +225,14 @@ class TaskAligned(Head):
         scores = torch.zeros_like(logits)
         scores[found, labels[matched[found]]] = quality[found]
         taught = ~within(points.centers, target["boxes"][crowd])[:, None].expand_as(scores)
-        if "labelled" in target:
-            taught = taught & target["labelled"]
+        if "labeled" in target:
+            taught = taught & target["labeled"]
         objects = torch.full_like(matched, -1)
         objects[found] = known[matched[found]]
         return Assigned(objects, scores, taught | (scores > 0))
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each picture's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
+        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
         output = self(features)
         points = cells_of(self.levels, features, batch.images.shape[-2:])
         per_level = [features[name].shape[-2:].numel() for name in self.levels]
@@ -284,7 +286,7 @@ class Branch(nn.Module):
 
 
 def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
-    """One cell of one picture has no statistics: it is normalized by those of the past."""
+    """One cell of one image has no statistics: it is normalized by those of the past."""
     if norm.training and x[:, 0].numel() == 1:
         mean, variance = norm.running_mean, norm.running_var
         return F.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)

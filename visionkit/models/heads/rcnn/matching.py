@@ -11,45 +11,45 @@ from torch import Tensor, nn
 
 from visionkit.distributed.global_batch import join_in
 from visionkit.errors import ConfigError
-from visionkit.ops.boxes import pairwise_coverage, pairwise_iou
+from visionkit.ops.boxes import box_ioa, box_iou
 from visionkit.ops.layers import noise_of
 from visionkit.types import Batch, Target
 
 BACKGROUND, IGNORED = -1, -2
 
 
-class Objects(NamedTuple):
-    """The labelled objects of one image, apart from its crowd regions."""
+class GroundTruth(NamedTuple):
+    """The labeled objects of one image, apart from its crowd regions."""
 
     boxes: Tensor  # (M, 4)
     labels: Tensor  # (M,)
     crowds: Tensor  # (C, 4)
     masks: Tensor | None  # (M, h, w) bool
-    labelled: Tensor | None = None  # (K,) bool; None: all classes
+    labeled: Tensor | None = None  # (K,) bool; None: all classes
     noise: torch.Generator | None = None  # what is drawn at random for it; None: torch's own
 
     @property
-    def may_lack_some(self) -> bool:
+    def partially_labeled(self) -> bool:
         """Whether there may be objects of which nothing is known."""
-        return self.labelled is not None and not bool(self.labelled.all())
+        return self.labeled is not None and not bool(self.labeled.all())
 
 
-def objects_of(target: Target) -> Objects:
+def objects_of(target: Target) -> GroundTruth:
     boxes, labels, masks = target["boxes"], target["labels"], target.get("masks")
-    labelled, noise = target.get("labelled"), noise_of(target, boxes.device)
+    labeled, noise = target.get("labeled"), noise_of(target, boxes.device)
     crowd = target.get("iscrowd")
     if crowd is None or not crowd.any():
-        return Objects(boxes, labels, boxes[:0], masks, labelled, noise)
+        return GroundTruth(boxes, labels, boxes[:0], masks, labeled, noise)
     single = ~crowd
     single_masks = None if masks is None else masks[single]
-    return Objects(boxes[single], labels[single], boxes[crowd], single_masks, labelled, noise)
+    return GroundTruth(boxes[single], labels[single], boxes[crowd], single_masks, labeled, noise)
 
 
-def labelled(
-    features: dict[str, Tensor], batch: Batch, needs: Sequence[str]
+def labeled(
+    features: dict[str, Tensor], batch: Batch, required_targets: Sequence[str]
 ) -> tuple[dict[str, Tensor], Batch]:
-    """The part of a batch whose targets have all the keys in `needs`."""
-    keep = [i for i, t in enumerate(batch.targets) if all(key in t for key in needs)]
+    """The part of a batch whose targets have all the keys in `required_targets`."""
+    keep = [i for i, t in enumerate(batch.targets) if all(key in t for key in required_targets)]
     if len(keep) == len(batch):
         return features, batch
     targets = [batch.targets[i] for i in keep]
@@ -63,7 +63,7 @@ def zero_losses(
 ) -> dict[str, Tensor]:
     """Zeros with a gradient of zero for the features and for each parameter of the head.
 
-    `divisors` is how many the losses of labelled pictures ask for.
+    `divisors` is how many the losses of labeled images ask for.
     """
     reached = [*features.values(), *head.parameters()]
     join_in(reached[0].device, divisors)
@@ -71,7 +71,7 @@ def zero_losses(
 
 
 @dataclass(frozen=True)
-class Sampler:
+class MatcherSampler:
     """Matches boxes to objects and draws a few of them for the loss (Ren et al. 2015).
 
     fg_iou: a box that overlaps an object at least so much belongs to it.
@@ -94,11 +94,11 @@ class Sampler:
                 f"bg_iou is {self.bg_iou} and fg_iou {self.fg_iou}: bg_iou must not be greater"
             )
 
-    def match(self, boxes: Tensor, objects: Objects) -> Tensor:
+    def match(self, boxes: Tensor, objects: GroundTruth) -> Tensor:
         """For each box (N, 4) the index of its object, BACKGROUND or IGNORED: (N,) int64."""
         matched = torch.full((len(boxes),), BACKGROUND, device=boxes.device)
         if len(objects.boxes):
-            iou_MN = pairwise_iou(objects.boxes, boxes)
+            iou_MN = box_iou(objects.boxes, boxes)
             iou, nearest = iou_MN.max(0)
             matched[iou >= self.bg_iou] = IGNORED
             belongs = iou >= self.fg_iou
@@ -107,12 +107,12 @@ class Sampler:
                 belongs |= ((iou_MN == best) & (best > 0)).any(0)
             matched = torch.where(belongs, nearest, matched)
         if len(objects.crowds):
-            in_crowd = pairwise_coverage(boxes, objects.crowds).amax(1) > 0.5
+            in_crowd = box_ioa(boxes, objects.crowds).amax(1) > 0.5
             matched[in_crowd & (matched == BACKGROUND)] = IGNORED
         return matched
 
     def __call__(
-        self, boxes: Tensor, objects: Objects, unsure: Tensor | None = None
+        self, boxes: Tensor, objects: GroundTruth, unsure: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The matching of all boxes, and indices of the drawn positives and of the negatives.
 

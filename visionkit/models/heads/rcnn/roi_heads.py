@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 from torchvision.ops import roi_align as torchvision_roi_align
 
-from visionkit.distributed.global_batch import divisor
+from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
-from visionkit.models.heads.rcnn.matching import Objects, Sampler
+from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
 from visionkit.ops.boxes import clip, decode, encode
 from visionkit.ops.losses import marginal_cross_entropy
 from visionkit.ops.roi_align import roi_align
 from visionkit.types import Level
 
-# --- The mask branch: for each region a small picture of its object's shape (He et al. 2017).
+# --- The mask branch: for each region a small image of its object's shape (He et al. 2017).
 
 THRESHOLD = 0.5  # a pixel is part of the object from this probability
 
@@ -91,11 +91,11 @@ def mask_targets(
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean binary cross-entropy per pixel (R, s, s) of the regions; zero if there are none."""
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    return loss / divisor(torch.tensor(float(targets.numel()), device=logits.device))
+    return loss / global_count(torch.tensor(float(targets.numel()), device=logits.device))
 
 
 def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO's compressed RLE of masks (N, s, s) put into `boxes` (N, 4) of a (h, w) picture."""
+    """COCO's compressed RLE of masks (N, s, s) put into `boxes` (N, 4) of a (h, w) image."""
     masks = []
     for mask_probs, box in zip(probs.cpu(), boxes.cpu(), strict=True):
         patch, top, left = paste(mask_probs, box, size)
@@ -104,10 +104,10 @@ def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[di
 
 
 def paste(probs: Tensor, box: Tensor, size: tuple[int, int]) -> tuple[Tensor, int, int]:
-    """The part of a (h, w) picture that a mask (s, s) in `box` (4,) can cover, with top and left.
+    """The part of a (h, w) image that a mask (s, s) in `box` (4,) can cover, with top and left.
 
     Probabilities are interpolated between the mask's bins and fall off to zero within one bin
-    around the box. The part is empty where the box is outside of the picture.
+    around the box. The part is empty where the box is outside of the image.
     """
     padded = F.pad(probs, (1, 1, 1, 1))
     grow = len(padded) / len(probs)
@@ -131,7 +131,7 @@ def _samples(start: int, stop: int, limit: int, bins: int) -> tuple[Tensor, Tens
 
 
 def encode_patch(patch: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's compressed RLE of a (h, w) picture that is empty but for a bool patch."""
+    """COCO's compressed RLE of a (h, w) image that is empty but for a bool patch."""
     height, width = size
     columns = np.zeros((patch.shape[1], height), bool)  # RLE runs down the columns
     columns[:, top : top + patch.shape[0]] = patch.T
@@ -146,7 +146,7 @@ def encode_patch(patch: np.ndarray, top: int, left: int, size: tuple[int, int]) 
 COARSEST = 32  # input pixels per cell; what lies above serves large anchors, not details
 
 
-class RegionPool:
+class RoIPooler:
     """Cuts regions out of the feature maps: grids of `size` by `size` bins.
 
     roi_levels: names of the levels to read; by default those of stride 32 and finer.
@@ -185,7 +185,7 @@ OFFSET_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # makes the offsets' spread about 1
 MIN_EXTENT = 1e-2  # pixels; detections that are thinner than that are dropped
 
 
-class Regions(NamedTuple):
+class SampledRegions(NamedTuple):
     """The regions to learn from. In `classes` 0 is background, and label k is k + 1."""
 
     boxes: list[Tensor]  # (R_i, 4) for each image
@@ -233,7 +233,7 @@ class BoxPredictor(nn.Module):
         return self.cls_score(hidden).float(), offsets
 
 
-class BoxStage(nn.Module):
+class RoIHeads(nn.Module):
     """Learns from sampled proposals; turns proposals into detections.
 
     hidden: width of the box head; by default 4 times the pool's channels.
@@ -245,8 +245,8 @@ class BoxStage(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        pool: RegionPool,
-        sampler: Sampler,
+        pool: RoIPooler,
+        sampler: MatcherSampler,
         *,
         hidden: int | None,
         score_threshold: float,
@@ -271,7 +271,7 @@ class BoxStage(nn.Module):
         return self.box_predictor(self.box_head(self.pool(features, boxes)))
 
     @torch.no_grad()
-    def sample(self, proposals: Sequence[Tensor], objects: Sequence[Objects]) -> Regions:
+    def sample(self, proposals: Sequence[Tensor], objects: Sequence[GroundTruth]) -> SampledRegions:
         """Draws regions among the proposals and the objects' own boxes."""
         boxes, matches, classes, goals, partly = [], [], [], [], False
         for found, image_objects in zip(proposals, objects, strict=True):
@@ -284,16 +284,16 @@ class BoxStage(nn.Module):
             classes.append(torch.zeros_like(negative))
             goals.append(image_objects.boxes[matched[positive]])
             goals.append(found[negative])
-            partly |= image_objects.may_lack_some
+            partly |= image_objects.partially_labeled
         classes = torch.cat(classes)
         possible = _possible(classes, boxes, objects, self.num_classes) if partly else None
-        return Regions(boxes, matches, classes, torch.cat(goals), possible)
+        return SampledRegions(boxes, matches, classes, torch.cat(goals), possible)
 
-    def loss(self, features: dict[str, Tensor], regions: Regions) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], regions: SampledRegions) -> dict[str, Tensor]:
         """`classifier` and `box_reg`, each divided by the number of regions.
 
-        A region without an object shows background or one of the classes that are not labelled
-        in its picture. Where the network finds one of those more probable than background, only
+        A region without an object shows background or one of the classes that are not labeled
+        in its image. Where the network finds one of those more probable than background, only
         the sum of all of them is raised (the marginal loss of Shi et al. 2021); elsewhere it is
         background. The sum alone would leave background without a teacher for too long.
         """
@@ -301,7 +301,7 @@ class BoxStage(nn.Module):
         positive = torch.where(regions.classes > 0)[0]
         goals = encode(regions.goals[positive], torch.cat(regions.boxes)[positive], OFFSET_WEIGHTS)
         own_offsets = offsets[positive, regions.classes[positive]]
-        count = divisor(torch.tensor(float(len(logits)), device=logits.device))
+        count = global_count(torch.tensor(float(len(logits)), device=logits.device))
         if regions.possible is None:
             classifier = F.cross_entropy(logits, regions.classes, reduction="sum")
         else:
@@ -343,7 +343,7 @@ class BoxStage(nn.Module):
 
 
 def believed(logits: Tensor, possible: Tensor) -> Tensor:
-    """What regions may show (R, K + 1), less the classes that are not labelled wherever background
+    """What regions may show (R, K + 1), less the classes that are not labeled wherever background
     is more probable than each of them."""
     others = logits.masked_fill(~possible, -torch.inf)[:, 1:].amax(1)
     background = possible[:, 0] & (logits[:, 0] >= others)
@@ -351,9 +351,9 @@ def believed(logits: Tensor, possible: Tensor) -> Tensor:
 
 
 def _possible(
-    classes: Tensor, boxes: Sequence[Tensor], objects: Sequence[Objects], num_classes: int
+    classes: Tensor, boxes: Sequence[Tensor], objects: Sequence[GroundTruth], num_classes: int
 ) -> Tensor:
-    """(R, K + 1): the class of a region; for background also what its picture does not label."""
+    """(R, K + 1): the class of a region; for background also what its image does not label."""
     possible = F.one_hot(classes, num_classes + 1).bool()
     for rows, background, image_objects in zip(
         possible.split([len(b) for b in boxes]),
@@ -361,6 +361,6 @@ def _possible(
         objects,
         strict=True,
     ):
-        if image_objects.may_lack_some:
-            rows[:, 1:] |= background[:, None] & ~image_objects.labelled
+        if image_objects.partially_labeled:
+            rows[:, 1:] |= background[:, None] & ~image_objects.labeled
     return possible

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from visionkit.distributed.global_batch import divisor
+from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
-from visionkit.models.heads.rcnn.matching import Objects, Sampler
+from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
 from visionkit.ops.boxes import clip, decode, encode
 from visionkit.types import Level
 
 # --- Anchors: the boxes from which region proposals are measured (Ren et al. 2015).
 
 
-class Anchors(nn.Module):
+class AnchorGenerator(nn.Module):
     """The same few boxes around the corner of every cell of every level.
 
     sizes: for each level, the square roots of the anchors' areas, in input pixels; by default one
@@ -49,7 +49,7 @@ class Anchors(nn.Module):
         self.register_buffer("shapes", shapes, persistent=False)  # (levels, A, 4)
 
     def forward(self, pyramid: Sequence[Tensor], image_size: tuple[int, int]) -> Tensor:
-        """All anchors (N, 4), level by level, row by row, for pictures padded to `image_size`."""
+        """All anchors (N, 4), level by level, row by row, for images padded to `image_size`."""
         return torch.cat(
             [
                 _at_every_cell(shapes, cells.shape[-2:], image_size)
@@ -78,7 +78,7 @@ def _at_every_cell(shapes: Tensor, grid: Sequence[int], image_size: tuple[int, i
 MIN_EXTENT = 1e-3  # pixels; proposals that are thinner than that are dropped
 
 
-class Candidates(NamedTuple):
+class RPNOutput(NamedTuple):
     """What the network says about every anchor."""
 
     logits: Tensor  # (B, N)
@@ -120,7 +120,7 @@ class RPNHead(nn.Module):
         return logits, offsets.unflatten(1, (-1, 4))
 
 
-class RegionProposals(nn.Module):
+class RPN(nn.Module):
     """Scores every anchor, and proposes the best that do not repeat each other.
 
     train, test: how many proposals, for the second stage to learn from and for predictions.
@@ -131,8 +131,8 @@ class RegionProposals(nn.Module):
     def __init__(
         self,
         levels: dict[str, Level],
-        anchors: Anchors,
-        sampler: Sampler,
+        anchors: AnchorGenerator,
+        sampler: MatcherSampler,
         *,
         convs: int,
         train: Counts,
@@ -149,11 +149,11 @@ class RegionProposals(nn.Module):
         self.nms_iou = nms_iou
         self.score_threshold = score_threshold
 
-    def forward(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> Candidates:
+    def forward(self, features: dict[str, Tensor], image_size: tuple[int, int]) -> RPNOutput:
         """`image_size` is the (h, w) of the batch with its padding."""
         pyramid = [features[name] for name in self.levels]
         logits, offsets = zip(*(self.head(cells) for cells in pyramid), strict=True)
-        return Candidates(
+        return RPNOutput(
             torch.cat(logits, 1),
             torch.cat(offsets, 1),
             self.anchors(pyramid, image_size),
@@ -162,7 +162,7 @@ class RegionProposals(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, candidates: Candidates, sizes: Sequence[tuple[int, int]], counts: Counts
+        self, candidates: RPNOutput, sizes: Sequence[tuple[int, int]], counts: Counts
     ) -> list[Tensor]:
         """For each image boxes (N, 4) within its valid size, the best first."""
         boxes, logits, levels = _best_of_each_level(candidates, counts.pre_nms)
@@ -177,16 +177,16 @@ class RegionProposals(nn.Module):
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
         return boxes[batched_nms(boxes, scores, levels, self.nms_iou)]
 
-    def loss(self, candidates: Candidates, objects: Sequence[Objects]) -> dict[str, Tensor]:
+    def loss(self, candidates: RPNOutput, objects: Sequence[GroundTruth]) -> dict[str, Tensor]:
         """`objectness` and `rpn_box`, each divided by the number of anchors drawn.
 
-        Where some classes are not labelled, an anchor that is taken for an object and matches
+        Where some classes are not labeled, an anchor that is taken for an object and matches
         none may be one of theirs; it is not taught that it shows background.
         """
         anchors = candidates.anchors
         logits, truths, offsets, goals = [], [], [], []
         for index, image_objects in enumerate(objects):
-            unsure = candidates.logits[index] > 0 if image_objects.may_lack_some else None
+            unsure = candidates.logits[index] > 0 if image_objects.partially_labeled else None
             matched, positive, negative = self.sampler(anchors, image_objects, unsure)
             logits.append(candidates.logits[index, torch.cat([positive, negative])])
             truths.append(torch.ones(len(positive), device=anchors.device))
@@ -194,7 +194,7 @@ class RegionProposals(nn.Module):
             offsets.append(candidates.offsets[index, positive])
             goals.append(encode(image_objects.boxes[matched[positive]], anchors[positive]))
         truth = torch.cat(truths)
-        drawn = divisor(torch.tensor(float(len(truth)), device=anchors.device))
+        drawn = global_count(torch.tensor(float(len(truth)), device=anchors.device))
         objectness = F.binary_cross_entropy_with_logits(
             torch.cat(logits).float(), truth, reduction="sum"
         )
@@ -204,7 +204,7 @@ class RegionProposals(nn.Module):
         return {"objectness": objectness / drawn, "rpn_box": box / drawn}
 
 
-def _best_of_each_level(candidates: Candidates, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _best_of_each_level(candidates: RPNOutput, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (B, n, 4), logits (B, n) and level indices (n,) of the highest logits per level."""
     parts = zip(
         candidates.logits.float().split(candidates.per_level, 1),
