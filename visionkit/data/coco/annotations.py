@@ -14,7 +14,7 @@ from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.attributes import AttributeTable, read_attributes
 from visionkit.data.coco.columns import Record, place, short
 from visionkit.data.coco.index import CocoIndex, open_index
-from visionkit.data.coco.quality import GroundTruth, Progress, choose_objects, look_at_outlines
+from visionkit.data.coco.quality import Progress, SelectedObjects, choose_objects, look_at_outlines
 from visionkit.data.coco.tables import SegmentationTable
 from visionkit.data.files import Links, shown, unusable
 from visionkit.data.loading.cache import content_key
@@ -76,7 +76,7 @@ class Annotations:
     index: CocoIndex
     names: list[str]  # of the images
     label_classes: Classes  # the wanted ones
-    objects: GroundTruth
+    objects: SelectedObjects
     has_masks: bool
     attributes: AttributeTable | None
     labeled: list[frozenset[int] | None] | None  # ids labeled in each image, as in LVIS
@@ -125,7 +125,7 @@ class Annotations:
 
     def class_counts(self) -> dict[str, np.ndarray]:
         """How many objects and images there are of each class, by class_key."""
-        counts = {"labels": self.objects.counts}
+        counts = {"labels": self.objects.label_counts}
         numbers = self.index.images.class_ids
         if (numbers >= 0).any():
             size = len(self.index.names["image_classes"])

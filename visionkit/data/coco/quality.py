@@ -35,7 +35,7 @@ LOOKS_WRONG = 0.05  # of all boxes far beyond their image: they are corners
 
 
 @dataclass(frozen=True)
-class GroundTruth:
+class SelectedObjects:
     """The objects that are used, and all that is remarkable about the others."""
 
     rows: np.ndarray  # (N,) int32, where each stands in the file
@@ -43,7 +43,7 @@ class GroundTruth:
     left: np.ndarray  # (M,) int32, those of wanted classes that are left out
     left_starts: np.ndarray  # (I+1,) where those of each image begin among `left`
     labels: np.ndarray  # (N,) int32
-    counts: np.ndarray  # (K,) objects that are no crowd region, by label
+    label_counts: np.ndarray  # (K,) objects that are no crowd region, by label
     faulty: list[FaultyRows]  # of the wanted classes
     actions: Mapping[str, Action]  # by kind
     others: int  # objects of classes that are not wanted
@@ -52,7 +52,7 @@ class GroundTruth:
     @property
     def num_objects(self) -> int:
         """Those that are no crowd region."""
-        return int(self.counts.sum())
+        return int(self.label_counts.sum())
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -92,7 +92,7 @@ def choose_objects(
     problems: Problems,
     *,
     masks: bool,
-) -> GroundTruth:
+) -> SelectedObjects:
     """Apply `actions` by kind to what `find_faulty` finds; what is an error goes to `problems`.
 
     `names` are those of the images; `masks` says whether segmentations are read.
@@ -123,13 +123,13 @@ def choose_objects(
     if len(bare) and len(order):
         faulty.append(FaultyRows("no-annotations", bare, "id", "images"))
     single = objects.iscrowd[order] != 1
-    return GroundTruth(
+    return SelectedObjects(
         rows=order.astype(np.int32),
         starts=starts,
         left=left.astype(np.int32),
         left_starts=np.searchsorted(objects.image[left], images),
         labels=labels[order].astype(np.int32),
-        counts=np.bincount(labels[order][single], minlength=len(classes.names)),
+        label_counts=np.bincount(labels[order][single], minlength=len(classes.names)),
         faulty=faulty,
         actions=actions,
         others=int((~wanted).sum()),
@@ -188,7 +188,7 @@ def _remarks(
 LOUD = ("xyxy-boxes", "all-crowd")  # remarks that are worth a line at each opening
 
 
-def warn(file: str, objects: GroundTruth) -> None:
+def warn(file: str, objects: SelectedObjects) -> None:
     """Log once what was left out, changed, or looks wrong."""
     notes = [f"{count} {what} left out" for what, count in objects.dropped.items() if count]
     remarks = {remark.kind for remark in objects.remarks}

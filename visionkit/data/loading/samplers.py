@@ -134,8 +134,8 @@ class PKBatchSampler:
             unit = images_per_identity * self.world_size
             raise ConfigError(
                 f"batch_size: {batch_size} images cannot be {images_per_identity} of each of "
-                f"several identities in each of {self.world_size} processes; use a multiple of {unit}, at "
-                f"least {2 * unit}, or another images_per_identity"
+                f"several identities in each of {self.world_size} processes; use a multiple of "
+                f"{unit}, at least {2 * unit}, or another images_per_identity"
             )
         self.batch_size, self.images_per_identity = batch_size, images_per_identity
         self.seed, self.start = seed, start

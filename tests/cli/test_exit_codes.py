@@ -1,0 +1,193 @@
+"""Every exit code that docs/guide/config.md lists, with no traceback unless `--debug` is given."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.paths import ROOT
+from visionkit.cli.main import main, report
+from visionkit.errors import DataError
+
+OWN = """
+import os, signal, sys, time
+from visionkit.data.shapes import Shapes
+
+class Data(Shapes):
+    def __init__(self, *, ends: str = "", seed: int = 0):
+        super().__init__(num_images=8, size=32, seed=seed)
+        self.ends = ends
+        if ends == "bug":
+            return {}["not there"]
+        if ends == "interrupted":
+            raise KeyboardInterrupt
+    def __getitem__(self, index):
+        if self.ends == "asked to stop":
+            self.ends = os.kill(os.getpid(), signal.SIGTERM)
+        return super().__getitem__(index)
+"""
+WAITING = "import sys, time\nprint('ready', flush=True)\ntime.sleep(60)\n"
+
+CONFIG = {
+    "task": "classification",
+    "backbone": {"type": "MLP", "size": 16, "hidden": [8]},
+    "data": {
+        "train": {"type": "exits.Data"},
+        "val": {"type": "exits.Data", "seed": 1},
+        "image_size": 16,
+        "batch_size": 4,
+        "workers": 0,
+    },
+    "train": {"steps": 3, "plots": False, "device": "cpu", "precision": "fp32"},
+}
+TRAIN = ["train", "own.yaml", "output=run"]
+CASES = {  # words of the command, what it says, the state of the run
+    "0": (["eval", "good"], "", None),
+    "1": ([*TRAIN, "data.train.ends=bug"], "unexpected error: KeyError: 'not there' (", None),
+    "2": ([*TRAIN, "train.lrr=1"], "error: override train.lrr=1: train.lrr: unknown key", None),
+    "3": (["eval", "--gt", "cut.json", "--pred", "cut.json"], "cut.json is damaged", None),
+    "4": (["eval", "nowhere"], "error: nowhere: no such run", None),
+    "5": ([*TRAIN, "train.lr=1e38", "train.clip_norm=null"], "error: ", "diverged"),
+    "75": ([*TRAIN, "data.train.ends=asked to stop"], "SIGTERM", "preempted"),
+    "130": ([*TRAIN, "data.train.ends=interrupted"], "", None),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exits")
+    (folder / "exits.py").write_text(OWN)
+    (folder / "waiting.py").write_text(WAITING)
+    (folder / "own.yaml").write_text(yaml.safe_dump(CONFIG))
+    (folder / "cut.json").write_text('{"images": [')
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(place, tmp_path, monkeypatch):
+    """A folder with the files, and a good run of the class there."""
+    monkeypatch.setenv("VISIONKIT_ALLOW_PLUGINS", "1")
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.chdir(place)
+    if not (place / "good").exists():
+        assert main(["train", "own.yaml", "output=good"]) == 0
+    for file in place.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+
+
+def documented():
+    page = (ROOT / "docs/guide/config.md").read_text()
+    return re.findall(r"^\| (\d+) \|", page[page.index("## Exit codes") :], re.MULTILINE)
+
+
+def test_the_page_lists_the_codes_that_are_tried_here():
+    assert documented() == list(CASES)
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_every_exit_code_is_that_of_the_page(code, capsys):
+    words, says, state = CASES[code]
+    assert main(words) == int(code)
+    told = capsys.readouterr().err
+    assert says in told and "Traceback" not in told
+    assert "--debug" in told if code == "1" else "unexpected" not in told
+    if state:
+        assert json.loads(Path("run/status.json").read_text())["state"] == state
+
+
+@pytest.mark.parametrize("code", ["1", "2", "3", "4", "5"])
+def test_debug_shows_the_traceback_and_keeps_the_code(code, capsys):
+    words, says, _ = CASES[code]
+    assert main([*words, "--debug"]) == int(code)
+    told = capsys.readouterr().err
+    assert told.startswith("Traceback") and says in told
+
+
+def test_a_mistake_of_the_code_names_file_and_line(capsys, place):
+    main(CASES["1"][0])
+    told = capsys.readouterr().err
+    line = OWN[: OWN.index("return {}")].count("\n") + 1
+    assert f"exits.py, line {line})" in told and "report it" in told and told.count("\n") == 1
+
+
+def test_names_from_files_do_not_steer_the_terminal(capsys):
+    assert report(DataError("class 'a\x1b[2J\x07b', ü\nsecond line")) == 3
+    assert capsys.readouterr().err == "error: class 'a\\x1b[2J\\x07b', ü\nsecond line\n"
+
+
+def test_a_missing_package_is_named(capsys):
+    assert report(ModuleNotFoundError("No module named 'torch'")) == 1
+    assert (
+        capsys.readouterr().err
+        == f"error: No module named 'torch'; install it for {sys.executable}\n"
+    )
+
+
+def test_ctrl_c_of_a_real_process_is_130():
+    Path("slow.yaml").write_text(yaml.safe_dump({**CONFIG, "head": {"type": "waiting.Head"}}))
+    command = [sys.executable, "-m", "visionkit", "config", "slow.yaml"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    out, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and not told and not out
+
+
+def test_json_is_one_strict_object(capsys):
+    """Also where a metric is not defined: NaN is no JSON."""
+    Path("truth.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    Path("found.json").write_text("[]")
+    files = ["--gt", "truth.json", "--pred", "found.json"]
+    for words in (["eval", "good"], ["eval", *files]):
+        assert main([*words, "--json"]) == 0
+        printed = capsys.readouterr().out
+        found = json.loads(printed, parse_constant=lambda name: pytest.fail(name))
+        assert isinstance(found, dict) and printed.count("\n") == 1
+
+
+VERBS = ["train", "eval", "val", "predict", "search", "bench", "check", "config", "list", "data"]
+HELP = """
+import contextlib, io, sys
+from visionkit.cli import main
+helps = [[verb, "--help"] for verb in sys.argv[1:]]
+for words in (["-V"], ["--help"], *helps, ["data", "shapes", "-h"]):
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        try:
+            main(words)
+        except SystemExit as ended:
+            assert ended.code == 0, words
+    assert "visionkit" in shown.getvalue(), words
+assert main([]) == 2
+heavy = {"torch", "numpy", "yaml", "PIL", "torchvision", "pycocotools"} & sys.modules.keys()
+assert not heavy, heavy
+"""
+
+
+def test_help_of_every_verb_imports_nothing_heavy():
+    command = [sys.executable, "-c", HELP, *VERBS]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert all(verb in done.stderr for verb in VERBS)  # the help without arguments
+
+
+@pytest.mark.parametrize(
+    ("word", "says"), [("trian", "did you mean 'train'?"), ("xyz", "verbs: train, eval, ")]
+)
+def test_an_unknown_verb_is_answered_with_the_known_ones(word, says, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([word, "x.yaml"])
+    assert caught.value.code == 2
+    assert f"no verb {word!r}" in (told := capsys.readouterr().err) and says in told

@@ -1,0 +1,63 @@
+"""The page docs/add-a-head.md, run as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.paths import ROOT
+
+PAGE = ROOT / "docs/guide/add-a-head.md"
+
+
+def block(language):
+    return re.search(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "counting.py").write_text(block("python"))
+    (folder / "counting.yaml").write_text(block("yaml"))
+    return folder
+
+
+def visionkit(folder, *words):
+    return subprocess.run(
+        [sys.executable, "-m", "visionkit", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(PAGE.parent.parent)},
+    )
+
+
+def test_the_head_is_short():
+    assert len(block("python").splitlines()) < 65
+    assert sum(bool(line.strip()) for line in block("python").splitlines()) < 60
+
+
+def test_the_pages_commands_train_evaluate_and_predict(folder):
+    words = [line[2:].split()[1:] for line in block("console").splitlines()]
+    assert [w[0] for w in words] == ["config", "train", "eval", "predict"]
+    for command in words:
+        if command[0] == "predict":
+            cache = Path(os.environ["VISIONKIT_CACHE"])
+            image = next(p for p in cache.rglob("*") if p.suffix in (".jpg", ".png"))
+            command[2] = str(image)
+        result = visionkit(folder, *command)
+        assert result.returncode == 0, result.stderr
+        if command[0] == "eval":
+            assert "count/exact" in result.stdout
+    assert '"counts": [' in (folder / "predictions/predictions.json").read_text()
+
+
+def test_a_typing_mistake_is_told(folder):
+    (folder / "wrong.yaml").write_text(block("yaml").replace("beta:", "bta:"))
+    result = visionkit(folder, "config", "wrong.yaml")
+    assert result.returncode == 2
+    assert "wrong.yaml:3: heads.count.bta: unknown key" in result.stderr
+    assert "beta" in result.stderr

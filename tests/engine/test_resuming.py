@@ -1,0 +1,160 @@
+"""A run that goes on with something else than it began with, and files of older versions."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+
+import visionkit
+from support.paths import ROOT
+from support.tiny_runs import config, lines, same, start, state, status
+from visionkit.distributed import collectives
+from visionkit.engine import train as training
+from visionkit.engine.train import train
+from visionkit.errors import CheckpointError
+from visionkit.runs import checkpoint, files
+
+OLD = ROOT / "tests/fixtures/checkpoint_v1.pt"
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """Two of four steps."""
+    folder = tmp_path_factory.mktemp("half") / "run"
+    return train(config(folder, steps=2, validate=False)).directory
+
+
+@pytest.fixture
+def begun(half, tmp_path):
+    return shutil.copytree(half, tmp_path / "run")
+
+
+def told(caplog):
+    return "\n".join(record.getMessage() for record in caplog.records)
+
+
+def changed(spec, *path, to):
+    for key in path[:-1]:
+        spec = spec[key]
+    spec[path[-1]] = to
+
+
+def test_another_best_metric_judges_the_best_checkpoint_anew(tmp_path, monkeypatch):
+    """What counted before, an accuracy, is no bound for a loss, which counts negatively."""
+    figures = iter([0.9, 0.8, 0.7, 0.6, 0.5])
+
+    def evaluate(*_, **__):
+        value = next(figures)
+        return {"classification/top1": value, "classification/loss/total": value}, {}
+
+    monkeypatch.setattr(training, "evaluate_model", evaluate)
+    run = tmp_path / "run"
+    train(config(run, steps=6, validate=1, early_stop=5))  # validates every third step
+    assert state(run)["best"] == {"score": 0.9, "stale": 1}
+    train(config(run, steps=9, validate=1, best="classification/loss/total"), resume=True)
+    assert state(run)["best"] == {"score": -0.7, "stale": 0}
+    assert state(run, "best.pt")["metrics"]["classification/loss/total"] == 0.7
+    train(config(run, steps=12, validate=1, best="classification/top1"), resume=True)
+    assert state(run)["best"] == {"score": 0.7, "stale": 1}  # that of best.pt
+
+
+CHANGES = {
+    "more steps": (("train", "steps"), 4, "another train.steps: 4 instead of 2"),
+    "batch size": (("data", "batch_size"), 2, "another data.main.batch_size: 2 instead of 4"),
+    "seed": (("train", "seed"), 3, "another train.seed: 3 instead of 0"),
+    "images": (
+        *(("data", "train", "num_images"), 11),
+        "11 images in data.main.train instead of 12",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_may_change_is_told_and_counts_from_now_on(change, begun, caplog):
+    caplog.set_level(logging.WARNING, "visionkit")
+    path, value, text = CHANGES[change]
+    spec = config(begun, steps=4, validate=False)
+    changed(spec, *path, to=value)
+    train(spec, resume=True)
+    assert f"resumed with {text}" in told(caplog)
+    assert state(begun)["step"] == 4 and status(begun)["state"] == "finished"
+    assert [line["step"] for line in lines(begun)] == [1, 2, 3, 4]
+
+
+def test_the_number_of_processes_is_compared(begun, caplog, monkeypatch):
+    saved = checkpoint.load(begun / "checkpoints/last.pt")
+    checkpoint.save({**saved, "world_size": 2}, begun / "checkpoints/last.pt")
+    train(config(begun, steps=4, validate=False), resume=True)
+    assert f"resumed with {collectives.world_size()} processes instead of 2" in told(caplog)
+
+
+def test_classes_and_models_that_do_not_fit_are_refused(begun):
+    last = begun / "checkpoints/last.pt"
+    saved = checkpoint.load(last)
+    names = saved["classes"]["classification"]["names"]
+    renamed = {"classification": {"names": ["cat", *names[1:]], "ids": [*range(len(names))]}}
+    checkpoint.save({**saved, "classes": renamed}, last)
+    with pytest.raises(CheckpointError, match=r"the run has the classes .*'cat'.*the data now"):
+        train(config(begun, steps=4, validate=False), resume=True)
+    checkpoint.save(saved, last)
+    spec = config(begun, validate=False)
+    spec["backbone"]["channels"] = [4, 8, 8]
+    with pytest.raises(CheckpointError, match=r"--resume: .*does not fit.*\s.*missing: backbone"):
+        train(spec, resume=True)
+    with pytest.raises(CheckpointError, match=r"train\.optimizer is 'sgd', but the run's is 'adam"):
+        train(config(begun, validate=False, optimizer="sgd"), resume=True)
+    checkpoint.save({**saved, "average": None}, last)
+    with pytest.raises(CheckpointError, match="--resume: the checkpoint does not fit the config"):
+        train(config(begun, validate=False), resume=True)
+    checkpoint.save(saved, last)
+    assert same(checkpoint.load(last), saved)
+    assert status(begun)["state"] == "finished"
+
+
+@pytest.mark.parametrize("steps", [2, 1], ids=["as many", "fewer"])
+def test_a_run_that_is_done_says_so_and_is_left_as_it_is(steps, begun, tmp_path):
+    before = {p.name: p.read_bytes() for p in (begun / "checkpoints").iterdir()}
+    spec = config(begun, steps=steps, validate=False)
+    files.write_text(tmp_path / "c.yaml", files.to_json(spec))
+    child = start(["train", tmp_path / "c.yaml", "--resume"], tmp_path / "log")
+    child.join(60)
+    text = (tmp_path / "log").read_text()
+    assert child.exitcode == 0 and "is finished at step 2; more train.steps" in text, text
+    assert {p.name: p.read_bytes() for p in (begun / "checkpoints").iterdir()} == before
+    assert status(begun)["state"] == "finished"
+
+
+def test_an_old_checkpoint_still_loads_predicts_and_goes_on(tmp_path):
+    """Written before there was a prev.pt, or a word on processes and images in it."""
+    saved = checkpoint.load(OLD)
+    assert saved["step"] == 2 and "world_size" not in saved
+    predictor = visionkit.load(OLD, fold=False)
+    bias = predictor.model.state_dict()["heads.classification.linear.bias"]
+    assert torch.equal(bias, saved["model"]["heads.classification.linear.bias"])
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    assert predictor.predict(image).probs.sum().item() == pytest.approx(1)
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(OLD, run / "checkpoints/last.pt")
+    spec = {**saved["config"], "output": str(run)}
+    train(visionkit.load_config(spec, {"train.steps": 4}), resume=True)
+    assert state(run)["step"] == 4
+    assert same(state(run, "prev.pt")["optimizer"], saved["optimizer"])
+
+
+def test_metrics_of_a_head_that_gives_numpy_numbers_can_be_saved(tmp_path, monkeypatch):
+    """A checkpoint with numpy's numbers could not be loaded again."""
+    import numpy as np
+
+    from visionkit.engine import train as training
+
+    evaluate_model = training.evaluate_model
+
+    def numpy_numbers(*args, **kwargs):
+        metrics, evaluators = evaluate_model(*args, **kwargs)
+        return {name: np.float64(value) for name, value in metrics.items()}, evaluators
+
+    monkeypatch.setattr(training, "evaluate_model", numpy_numbers)
+    run = train(config(tmp_path / "run", steps=3)).directory
+    assert state(run)["metrics"].keys() == state(run, "best.pt")["metrics"].keys()

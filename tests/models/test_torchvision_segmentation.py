@@ -1,0 +1,146 @@
+"""torchvision's segmentation models against ours, built from configs: the weights load through
+`weights:`, and the logits and class maps are the same. And the dilated backbones that they need."""
+
+import logging
+
+import pytest
+import torch
+from torchvision.models import segmentation as tv
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.mobilenetv3 import mobilenet_v3_small
+
+from support.backbones import assert_same_features, pixels, randomize_norms
+from visionkit.config import load_config
+from visionkit.errors import CheckpointError, ConfigError
+from visionkit.models.backbones.mobilenet import MobileNetV3
+from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.build import build_model
+from visionkit.models.heads.pixel_loss import at_pixels
+from visionkit.types import Batch, Classes
+
+RESNET = {"type": "ResNet", "depth": 50, "dilated": True}
+MOBILENET = {"type": "MobileNetV3", "size": "large", "dilated": True, "taps": [4, 16]}
+MODELS = {
+    "deeplabv3_resnet50": (RESNET, "DeepLabV3"),
+    "deeplabv3_mobilenet_v3_large": (MOBILENET, "DeepLabV3"),
+    "fcn_resnet50": (RESNET, "FCN"),
+}
+CLASSES = Classes(("background", *(f"class {k}" for k in range(1, 21))), tuple(range(21)))
+SIZE = (64, 96)
+
+
+def torchvision_model(name, aux):
+    """Random weights; biases such that no class wins everywhere."""
+    torch.manual_seed(1)
+    build = getattr(tv, name)
+    model = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=aux)
+    randomize_norms(model).eval()
+    with torch.no_grad():
+        logits = model(torch.randn(2, 3, *SIZE))["out"]
+        model.classifier[-1].bias -= logits.mean((0, 2, 3))
+    return model
+
+
+def our_model(name, path, aux, **more_heads):
+    backbone, head_type = MODELS[name]
+    head = {"type": head_type, "aux_weight": 0.5 if aux else 0.0}
+    source = {"type": "Shapes"}
+    heads = {"semantic": head, **more_heads}
+    config = load_config(
+        {
+            "backbone": backbone,
+            "heads": heads,
+            "data": {"main": {"feeds": list(heads), "train": source, "val": source}},
+            "weights": str(path),
+        }
+    )
+    return build_model(config, dict.fromkeys(heads, CLASSES)).eval()
+
+
+def count(model):
+    return sum(t.numel() for key, t in model.state_dict().items() if "num_batches" not in key)
+
+
+@pytest.mark.parametrize("aux", [False, True], ids=["alone", "aux"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_torchvision_checkpoint_gives_the_same_logits_and_map(name, aux, tmp_path, caplog):
+    theirs = torchvision_model(name, aux)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    with caplog.at_level(logging.WARNING, "visionkit"):
+        ours = our_model(name, tmp_path / "weights.pth", aux)
+    assert not caplog.records  # every tensor found its place
+    assert count(ours) == count(theirs)
+
+    images = pixels(2, 3, *SIZE)
+    batch = Batch(images, [{"size": SIZE, "orig_size": SIZE} for _ in images])
+    head = ours.heads["semantic"]
+    with torch.inference_mode():
+        expected = theirs(ours.backbone.normalize(images, None, like=ours.backbone.body))
+        features = ours.features(batch)
+        maps = {"out": head(features) if name.startswith("fcn") else head(features, batch)}
+        if aux:
+            maps["aux"] = head.aux_classifier(features[head.aux_level])
+        found = ours.predictions(features, batch, ["semantic"])["semantic"]
+    for key, logits in maps.items():
+        full = torch.stack([at_pixels(image, SIZE, SIZE) for image in logits])
+        assert full.std() > 0.01
+        torch.testing.assert_close(full, expected[key], atol=1e-4, rtol=1e-4)
+    wanted = expected["out"].argmax(1)
+    assert len(wanted.unique()) > 1
+    first, second = expected["out"].topk(2, dim=1).values.unbind(1)
+    clear = first - second > 1e-3
+    assert clear.float().mean() > 0.5
+    for prediction, labels, sure in zip(found, wanted, clear, strict=True):
+        assert torch.equal(prediction["semantic"].long()[sure], labels[sure])
+
+
+def test_what_does_not_fit_is_said(tmp_path, caplog):
+    theirs = torchvision_model("deeplabv3_mobilenet_v3_large", aux=True)
+    torch.save(theirs.state_dict(), tmp_path / "aux.pth")
+    our_model("deeplabv3_mobilenet_v3_large", tmp_path / "aux.pth", aux=False)
+    assert "not in the model: heads.semantic.aux_classifier.0.weight" in caplog.text
+    two = {"other": {"type": "FCN"}}
+    with pytest.raises(CheckpointError, match="model for one task, but this model has 2 heads"):
+        our_model("deeplabv3_mobilenet_v3_large", tmp_path / "aux.pth", aux=False, **two)
+
+
+# --- dilated backbones ---
+
+
+def test_dilated_resnet_keeps_the_names_of_its_levels():
+    backbone = ResNet(depth=50, dilated=True)
+    strides = {name: level.stride for name, level in backbone.levels.items()}
+    assert strides == {"c2": 4, "c3": 8, "c4": 8, "c5": 8}
+    features = backbone.eval()(pixels(1, 3, 64, 96))
+    assert [tuple(x.shape[2:]) for x in features.values()] == [(16, 24)] + [(8, 12)] * 3
+    assert backbone.state_dict().keys() == ResNet(depth=50).state_dict().keys()
+    for depth, stem in [(18, "imagenet"), (34, "imagenet"), (50, "small")]:
+        with pytest.raises(ConfigError, match="dilated: got depth"):
+            ResNet(depth=depth, stem=stem, dilated=True)
+
+
+@pytest.mark.parametrize("size", ["large", "small"])
+def test_dilated_mobilenet_keeps_the_names_of_its_levels(size):
+    plain, dilated = MobileNetV3(size=size), MobileNetV3(size=size, dilated=True)
+    assert list(dilated.levels) == list(plain.levels) == ["c2", "c3", "c4", "c5"]
+    assert [level.stride for level in dilated.levels.values()] == [4, 8, 16, 16]
+    assert [level.channels for level in dilated.levels.values()] == [
+        level.channels for level in plain.levels.values()
+    ]
+    assert dilated.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_dilated_features_are_torchvisions():
+    ours = MobileNetV3(size="small", dilated=True).eval()
+    reference = mobilenet_v3_small(weights=None, dilated=True)
+    randomize_norms(reference).eval()
+    ours.body.load_state_dict(reference.features.state_dict())
+    taps = {"1": "c2", "3": "c3", "8": "c4", "12": "c5"}
+    getter = IntermediateLayerGetter(reference.features, taps)
+    assert_same_features(ours, getter, pixels(2, 3, 64, 96))
+
+
+def test_stages_of_a_dilated_trunk_are_frozen_one_by_one():
+    backbone = ResNet(depth=50, dilated=True, freeze_at=3)
+    frozen = {n.split(".")[1] for n, p in backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {"conv1", "bn1", "layer1", "layer2"}
