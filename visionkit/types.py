@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypedDict
+from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -172,33 +172,3 @@ class Dataset(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
     def __iter__(self) -> Iterator[Any]: ...
-
-
-# --- What a config value may be: ranges stand in the annotation of a component's argument. ---
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number in a signature, `low <= x <= high`, or `low < x` with `open`."""
-
-    low: float | None = None
-    high: float | None = None
-    open: bool = False
-
-    def __contains__(self, value: float) -> bool:
-        if self.low is not None and (value <= self.low if self.open else value < self.low):
-            return False
-        return self.high is None or value <= self.high
-
-    def __str__(self) -> str:
-        low = "" if self.low is None else f"{'>' if self.open else '>='} {self.low:.10g}"
-        high = "" if self.high is None else f"<= {self.high:.10g}"
-        return " and ".join(part for part in (low, high) if part)
-
-
-Count = Annotated[int, Range(low=1)]
-Natural = Annotated[int, Range(low=0)]
-Positive = Annotated[float, Range(low=0, open=True)]
-NonNegative = Annotated[float, Range(low=0)]
-Fraction = Annotated[float, Range(low=0, high=1)]
-InputPath = Annotated[str, "path"]  # a file or folder that must exist before a run starts

@@ -74,7 +74,8 @@ def test_scanning_survives_modules_that_cannot_be_imported(tmp_path, monkeypatch
 
     (tmp_path / "needs_more.py").write_text("import outside_not_installed\n")
     (tmp_path / "toy.py").write_text(
-        "from visionkit.types import Count, Level\n"
+        "from visionkit.config.schema import Count\n"
+        "from visionkit.types import Level\n"
         "class Toy:\n"
         '    """A toy of two\n    lines. And more.\n\n    Arguments: none of note."""\n'
         "    levels: dict[str, Level]\n"

@@ -15,7 +15,8 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 PARTS = """
 from typing import Literal
-from visionkit.types import Count, Fraction, Head, InputPath, Level
+from visionkit.config.schema import Count, Fraction, InputPath
+from visionkit.types import Head, Level
 
 class Trunk:
     levels: dict[str, Level]

@@ -12,7 +12,14 @@ from support.paths import ROOT
 from visionkit.config import TrainConfig
 from visionkit.config.config import settings
 from visionkit.config.schema import (
+    Count,
+    Fraction,
+    InputPath,
+    Natural,
+    NonNegative,
+    Positive,
     Problems,
+    Range,
     check_arguments,
     convert,
     expected,
@@ -20,7 +27,6 @@ from visionkit.config.schema import (
     signature_arguments,
 )
 from visionkit.errors import ConfigError
-from visionkit.types import Count, Fraction, InputPath, Natural, NonNegative, Positive, Range
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
+from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive, Range
 from visionkit.config.yaml import dump
-from visionkit.types import Count, Fraction, Natural, NonNegative, Positive, Range
 
 # --- The `train:` section: every setting of a run, its default, its range, and what it means.
 

@@ -12,7 +12,9 @@ from visionkit.config.components import INJECTED, components, resolve
 from visionkit.config.config import SOURCE_KEYS, Config, SourceConfig, TrainConfig, problems_of
 from visionkit.config.schema import (
     Argument,
+    NonNegative,
     Problems,
+    Range,
     check_arguments,
     convert,
     mismatch,
@@ -21,7 +23,6 @@ from visionkit.config.schema import (
 from visionkit.config.tasks import default_transforms
 from visionkit.config.yaml import Key
 from visionkit.errors import ConfigError, unknown
-from visionkit.types import NonNegative, Range
 
 Workers = Annotated[int, Range(0, 256)]  # processes for each source
 TOP = {

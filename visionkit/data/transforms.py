@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visionkit.config.schema import Fraction, NonNegative, Positive, Range
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError
-from visionkit.types import Fraction, NonNegative, Positive, Range
 
 __all__ = [  # what `type:` can name under `transforms`
     "ColorJitter",

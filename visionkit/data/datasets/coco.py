@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
+from visionkit.config.schema import InputPath
 from visionkit.data.checks.findings import Finding, FindingCounts, Problems
 from visionkit.data.checks.kinds import policies
 from visionkit.data.coco.annotations import find_missing, read_annotations
@@ -19,7 +20,7 @@ from visionkit.data.files import Links
 from visionkit.data.image_io import ImageLoader, check_size, load_image
 from visionkit.data.masks import load_classes, look_at_maps, paint_classes
 from visionkit.data.sample import Sample
-from visionkit.types import Classes, InputPath
+from visionkit.types import Classes
 
 
 class Coco:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from visionkit.config.schema import Count, InputPath, NonNegative
 from visionkit.data.checks.findings import Finding, FindingCounts
 from visionkit.data.checks.kinds import FINDING_KINDS
 from visionkit.data.datasets.coco import Coco
@@ -16,7 +17,6 @@ from visionkit.data.files import Links
 from visionkit.data.image_io import ImageLoader, load_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
-from visionkit.types import Count, InputPath, NonNegative
 
 log = logging.getLogger("visionkit")
 

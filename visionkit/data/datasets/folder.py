@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from visionkit.config.schema import InputPath
 from visionkit.data.checks.findings import (
     Finding,
     FindingCounts,
@@ -23,7 +24,7 @@ from visionkit.data.files import is_visible, shown, visible_files
 from visionkit.data.image_io import SUFFIXES, ImageLoader, load_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
-from visionkit.types import Classes, InputPath
+from visionkit.types import Classes
 
 # --- Images without any labels.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from visionkit.config.schema import InputPath
 from visionkit.data.checks.findings import (
     Finding,
     FindingCounts,
@@ -24,7 +25,7 @@ from visionkit.data.datasets.folder import kept_classes
 from visionkit.data.files import diagnose
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
-from visionkit.types import Classes, InputPath
+from visionkit.types import Classes
 
 _UNSIGNED_BYTE = 0x08
 _MAX_BYTES = 2**33

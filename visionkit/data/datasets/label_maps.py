@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from visionkit.config.schema import InputPath, Range
 from visionkit.data.checks.findings import Finding, Problems, check_classes
 from visionkit.data.files import diagnose, shown, visible_files
 from visionkit.data.image_io import SUFFIXES, ImageLoader, load_image, load_label_map, load_shape
 from visionkit.data.masks import Progress, look_at_maps
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
-from visionkit.types import Classes, InputPath, Range
+from visionkit.types import Classes
 
 IGNORED = 255  # in every target
 MAX_CLASSES = 255

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from pycocotools import mask as coco_mask
 
+from visionkit.config.schema import Count, Natural, Range
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.cache import cache_folder
 from visionkit.errors import DataError
-from visionkit.types import Count, Natural, Range
 
 # --- Drawing one generated image: a textured place with shapes in it, and what can be seen of
 # each.

@@ -6,9 +6,9 @@ from typing import Literal
 
 from torchvision.models import get_model
 
+from visionkit.config.schema import Natural
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD, Rgb
 from visionkit.models.backbones.trunk import Trunk
-from visionkit.types import Natural
 
 
 class ConvNeXt(Trunk):

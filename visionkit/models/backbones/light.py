@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.config.schema import Count
 from visionkit.errors import ConfigError
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD, Normalize, Rgb
-from visionkit.types import Count, Level
+from visionkit.types import Level
 
 
 class LightResNet(nn.Module):

@@ -7,10 +7,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from visionkit.config.schema import Count, Fraction
 from visionkit.errors import ConfigError, DataError
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD, Normalize, Rgb
 from visionkit.ops.layers import group_norm
-from visionkit.types import Count, Fraction, Level
+from visionkit.types import Level
 
 # --- A convolutional network as plain as it can be: convolution, activation, pooling, again.
 

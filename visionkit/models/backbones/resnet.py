@@ -7,10 +7,10 @@ from typing import Literal
 from torch import nn
 from torchvision.models import get_model
 
+from visionkit.config.schema import Natural, NonNegative
 from visionkit.errors import ConfigError
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD, Norm, Rgb, resolve
 from visionkit.models.backbones.trunk import Trunk
-from visionkit.types import Natural, NonNegative
 
 STAGES = ["layer1", "layer2", "layer3", "layer4"]
 STEPS = ["conv1", "bn1", "relu", "maxpool", *STAGES]

@@ -6,9 +6,9 @@ from typing import Literal
 
 from torchvision.models import get_model
 
+from visionkit.config.schema import Natural, NonNegative
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD, Norm, Rgb
 from visionkit.models.backbones.trunk import Trunk
-from visionkit.types import Natural, NonNegative
 
 
 class VGG(Trunk):

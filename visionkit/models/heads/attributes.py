@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.config.schema import Count, Range
 from visionkit.data.classes import groups
 from visionkit.distributed.global_batch import global_count
 from visionkit.metrics.attributes import AttributeAccuracy
 from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler
 from visionkit.ops.boxes import clip
 from visionkit.ops.layers import noise_of
-from visionkit.types import Batch, Count, Dataset, Evaluator, Head, Level, Range, Target
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Target
 
 
 class Attributes(Head):

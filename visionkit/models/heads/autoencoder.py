@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.config.schema import Count, NonNegative
 from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
 from visionkit.metrics.reconstruction import Reconstruction
 from visionkit.models.heads.classification import pick_level
 from visionkit.models.heads.localization import coarsest_useful
 from visionkit.ops.layers import group_norm, normal_noise, valid_cells
-from visionkit.types import Batch, Count, Dataset, Evaluator, Head, Level, NonNegative
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level
 
 # --- From a small map of features back to pixels: an encoder seen in a mirror.
 

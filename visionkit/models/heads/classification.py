@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.config.schema import Fraction, Positive
 from visionkit.distributed.global_batch import global_count, join_in
 from visionkit.errors import ConfigError
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Fraction, Head, Level, Positive
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level
 
 TINY = 1e-12  # least sum of class weights
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visionkit.config.schema import Count, Fraction, Positive
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.models.heads.fcos import FCOS
 from visionkit.models.heads.rcnn.matching import (
@@ -30,7 +31,7 @@ from visionkit.models.heads.rcnn.roi_heads import (
 from visionkit.models.heads.rcnn.rpn import RPN, AnchorGenerator, Counts
 from visionkit.models.heads.task_aligned import TaskAligned
 from visionkit.ops.boxes import to_original
-from visionkit.types import Batch, Count, Dataset, Evaluator, Fraction, Head, Level, Positive
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level
 
 # --- Boxes and masks of many objects: Mask R-CNN.
 

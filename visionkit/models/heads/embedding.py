@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.config.schema import Count, Fraction, Positive
 from visionkit.distributed.global_batch import all_gather_with_grad
 from visionkit.metrics.retrieval import Retrieval
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Count, Dataset, Evaluator, Fraction, Head, Level, Positive
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level
 
 # --- Losses that draw images of one identity together and push those of others away.
 

@@ -17,26 +17,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
+from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive, Range
 from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.ops.boxes import area, clip, to_original
 from visionkit.ops.layers import group_norm
 from visionkit.ops.losses import giou_loss, sigmoid_focal_loss
-from visionkit.types import (
-    Batch,
-    Count,
-    Dataset,
-    Evaluator,
-    Fraction,
-    Head,
-    Level,
-    Natural,
-    NonNegative,
-    Positive,
-    Range,
-    Target,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Target
 
 # --- The cells of FCOS: where they lie, and which object each of them has to detect.
 

@@ -9,23 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.config.schema import Count, Fraction, Natural, Positive
 from visionkit.distributed.global_batch import global_count
 from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.boxes import to_original
 from visionkit.ops.layers import group_norm, masked_mean, valid_cells
 from visionkit.ops.losses import giou_loss
-from visionkit.types import (
-    Batch,
-    Count,
-    Dataset,
-    Evaluator,
-    Fraction,
-    Head,
-    Level,
-    Natural,
-    Positive,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level
 
 
 class Output(NamedTuple):

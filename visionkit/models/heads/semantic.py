@@ -10,22 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.config.schema import Count, Fraction, NonNegative, Positive
 from visionkit.errors import ConfigError
 from visionkit.metrics.confusion import ConfusionMatrix
 from visionkit.models.heads.classification import pick_level
 from visionkit.models.heads.pixel_loss import PixelLoss, class_maps
 from visionkit.ops.layers import group_norm, masked_mean, valid_cells
-from visionkit.types import (
-    Batch,
-    Count,
-    Dataset,
-    Evaluator,
-    Fraction,
-    Head,
-    Level,
-    NonNegative,
-    Positive,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level
 
 # --- Convolutions that read a feature map at several scales at once.
 

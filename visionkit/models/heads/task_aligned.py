@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
+from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive
 from visionkit.distributed.global_batch import global_count
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.models.heads.fcos import (
@@ -30,19 +31,7 @@ from visionkit.models.heads.fcos import (
 )
 from visionkit.ops.boxes import box_iou, clip, to_original
 from visionkit.ops.losses import giou_loss, quality_focal_loss
-from visionkit.types import (
-    Batch,
-    Count,
-    Dataset,
-    Evaluator,
-    Fraction,
-    Head,
-    Level,
-    Natural,
-    NonNegative,
-    Positive,
-    Target,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Target
 
 # --- Which cells detect which object, by how well they do so already: task-aligned assignment.
 

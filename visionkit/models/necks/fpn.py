@@ -13,9 +13,10 @@ from torchvision.ops.feature_pyramid_network import (
     LastLevelMaxPool,
 )
 
+from visionkit.config.schema import Count
 from visionkit.errors import ConfigError
 from visionkit.ops.layers import group_norm
-from visionkit.types import Count, Level
+from visionkit.types import Level
 
 
 class FPN(FeaturePyramidNetwork):
