@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from visionkit.data.checks.findings import Finding
 from visionkit.data.checks.kinds import title
 from visionkit.data.checks.summary import lines, plural
 from visionkit.engine.check import Report
-from visionkit.engine.device import pick_precision
 from visionkit.errors import CheckpointError, ConfigError, DataError, printable
 from visionkit.runs import files
 
@@ -44,32 +40,6 @@ def report(result: Mapping[str, Any]) -> str:
         lines.append(f"{part:<{width}}{1e3 * value:>10.1f} ms{share:>6.0f} %")
     lines += ["", *(f"{name:<{width}}{value:>10.1f}" for name, value in rates.items())]
     return "\n".join([*lines, *(["", *result["advice"]] if result["advice"] else [])])
-
-
-def advice(result: Mapping[str, Any], cores: int) -> list[str]:
-    """What stands out in a result, a line for each; `cores` is how many there are to use."""
-    seconds, found = result["seconds"], []
-    share = {part: round(100 * value / seconds["step"]) for part, value in seconds.items()}
-    if share["data"] >= 20:
-        wait = f"the loop waits for data {share['data']} % of the time"
-        if result["workers"] < cores:
-            found.append(f"{wait}: raise data.workers, which is {result['workers']}")
-        else:
-            found.append(f"{wait}: smaller image files or fewer transforms would help")
-    if share["optimizer"] >= 25:
-        found.append(
-            f"the optimizer takes {share['optimizer']} % of a step: a larger batch_size shares it "
-            "among more images"
-        )
-    device = torch.device(result["device"])
-    if result["precision"] == "float32" and pick_precision("auto", device) == torch.bfloat16:
-        found.append("this hardware computes in bfloat16: try train.precision=auto")
-    return found
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 VERSION = 1  # of the JSON file

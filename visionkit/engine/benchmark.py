@@ -6,6 +6,7 @@ kept, and no file of a run is written.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import defaultdict
@@ -18,7 +19,6 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grads_with_norm_
 
-from visionkit.cli.reports import advice, cores
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
 from visionkit.engine.device import pick_device, pick_precision
@@ -98,6 +98,32 @@ def benchmark(
         "memory_mb": _memory(device),
     }
     return {**result, "advice": advice(result, cores=cores())}
+
+
+def advice(result: Mapping[str, Any], cores: int) -> list[str]:
+    """One line for each cost that stands out in a result, with what to change."""
+    seconds, found = result["seconds"], []
+    share = {part: round(100 * value / seconds["step"]) for part, value in seconds.items()}
+    if share["data"] >= 20:
+        wait = f"the loop waits for data {share['data']} % of the time"
+        if result["workers"] < cores:
+            found.append(f"{wait}: raise data.workers, which is {result['workers']}")
+        else:
+            found.append(f"{wait}: smaller image files or fewer transforms would help")
+    if share["optimizer"] >= 25:
+        found.append(
+            f"the optimizer takes {share['optimizer']} % of a step: a larger batch_size shares it "
+            "among more images"
+        )
+    device = torch.device(result["device"])
+    if result["precision"] == "float32" and pick_precision("auto", device) == torch.bfloat16:
+        found.append("this hardware computes in bfloat16: try train.precision=auto")
+    return found
+
+
+def cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train(
