@@ -9,9 +9,9 @@ import torch
 
 from support.paths import ROOT
 from visionkit.cli.main import main
-from visionkit.cli.reports import advice, report
+from visionkit.cli.reports import report
 from visionkit.config import load_config
-from visionkit.engine.benchmark import benchmark
+from visionkit.engine.benchmark import advice, benchmark
 
 CONFIGS = ROOT / "configs"
 

@@ -17,7 +17,7 @@ WORDS = {
     r"trunk": "backbone",
     r"labell": "label, labeled",
     r"colour|behaviour|favour|neighbour|\bhonour": "-or",
-    r"(normal|initial|optim|organ|summar|visual|real|quant|serial|minim)is(e|ed|es|ing|ation)\b": "-ize",
+    r"(normal|initial|optim|organ|visual|real|quant|serial)is(ed?|es|ing|ation)\b": "-ize",
     r"\bcentred?\b|\bgrey\b|\bmetres?\b|\bcatalogue": "center, gray, meter, catalog",
     r"cancell(ed|ing)|modell(ed|ing)|travell|signall(ed|ing)": "one l",
     r"data sets?\b": "dataset",
@@ -65,7 +65,7 @@ PLACES = {
     **{
         f"visionkit/{p.name}": sorted(p.rglob("*.py")) if p.is_dir() else [p]
         for p in sorted((ROOT / "visionkit").iterdir())
-        if p.is_dir() and p.name != "__pycache__" or p.suffix == ".py"
+        if (p.is_dir() and p.name != "__pycache__") or p.suffix == ".py"
     },
     **{
         f"docs/{p.name}": sorted(p.rglob("*.md"))

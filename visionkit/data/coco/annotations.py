@@ -150,7 +150,7 @@ def read_annotations(
     has_masks = _choose_masks(index, masks, problems)
     described = _read_attributes(index, attributes, problems)
     labeled = _read_labeled(index, problems)
-    picked = index.label_classes  # which others may be refused, if the file is sound so far
+    picked = index.classes  # which others may be refused, if the file is sound so far
     if not problems.count:
         picked = _pick(picked, classes, other_classes, problems)
     names = index.images.names.texts()
@@ -223,7 +223,7 @@ def _read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] |
     if not is_federated(index.image_keys):
         return None
     present = present_in(index.objects.image, index.objects.category, len(index.images.ids))
-    return read_labeled(index.images.extra_records(), present, index.label_classes.ids, problems)
+    return read_labeled(index.images.extra_records(), present, index.classes.ids, problems)
 
 
 def _pick(found: Classes, wanted: Sequence[str] | None, others: str, problems: Problems) -> Classes:
