@@ -1,12 +1,14 @@
-"""Errors that are the user's to mend. Each says what, where, what was found, what to do.
+"""The errors that a user can fix, and helpers for their messages.
 
-The command line prints them without a traceback and exits with `exit_code`.
+A message says what is wrong, where, what was found and what to do. The command line prints it
+without a traceback and exits with `exit_code`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 
@@ -17,16 +19,16 @@ class VisionkitError(Exception):
 
 
 class ConfigError(VisionkitError, ValueError):
-    """The config or the command line is wrong. Collects all problems of a config in one report."""
+    """The config or the command line is wrong. One error lists all problems of a config."""
 
     exit_code = 2
 
 
 class DataError(VisionkitError, ValueError):
-    """A data set, an annotation file or an image is wrong.
+    """A dataset, an annotation file or an image is wrong.
 
-    `findings` are all errors that were found, each a `visionkit.data.checks.findings.Finding`;
-    the message may tell the first of them. `others` are warnings and notes from the same look.
+    `findings` has all errors, each a `visionkit.data.checks.findings.Finding`; the message may
+    name only the first of them. `others` has the warnings and notes of the same check.
     """
 
     exit_code = 3
@@ -49,22 +51,42 @@ class DivergedError(VisionkitError, ArithmeticError):
 
 
 class ResourceError(VisionkitError):
-    """The machine lacks memory, shared memory or open files for what a config asks."""
+    """The machine lacks the memory, shared memory or open files that a config needs."""
 
 
 class Preempted(VisionkitError):
-    """A signal asked a run to stop; its state is saved and it can be resumed."""
+    """A signal stopped a run; its state is saved and the run can be resumed."""
 
     exit_code = 75
 
 
 class LostProcess(VisionkitError):
-    """Another process of the same training went away or does not answer."""
+    """Another rank of the same run ended or does not answer."""
 
 
-def printable(text: object) -> str:
-    """Its text, in which names from files cannot steer the terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in str(text))
+def printable(text: object, *, lines: bool = False) -> str:
+    """The text with control characters escaped, so that a name from a file cannot steer the
+    terminal or write lines into a log. `lines` keeps line breaks."""
+    return "".join(
+        c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in str(text)
+    )
+
+
+def plural(count: int, noun: str, several: str = "") -> str:
+    """`1 image`, `2 images`; `several` is the plural of other nouns than those with an s."""
+    return f"{count} {noun if count == 1 else several or f'{noun}s'}"
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """A string, or the `repr` of another value, of at most `limit` characters."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def listed(items: Collection[object], limit: int = 10) -> str:
+    """`a, b, c`, or the first `limit` items and the number of the others; `none` without items."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return (", ".join(map(str, islice(items, limit))) or "none") + more
 
 
 def unknown(name: object, valid: Iterable[str], what: str = "unknown key") -> str:

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 import torch
 from torch import Tensor, nn
 
+IGNORE = 255  # in semantic maps: pixels without a label
+
 
 class Level(NamedTuple):
     """One feature map of a backbone or a neck: its channels, and input pixels per cell."""

@@ -14,8 +14,7 @@ from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.crops import Crops
 from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.label_maps import LabelMaps
-from visionkit.data.files import shown
-from visionkit.errors import DataError
+from visionkit.errors import DataError, printable
 
 LEAVING = [
     *("../a.png", "a/../../b.png", "..", "sub/..", "/etc/passwd", "//server/share/a.png"),
@@ -124,8 +123,8 @@ def test_in_folders_that_are_listed_links_to_files_are_the_users_own(tmp_path, c
 
 
 def test_names_are_shown_escaped(tmp_path):
-    assert shown("grün 猫.png") == "grün 猫.png"
-    assert shown("a\nb\x1b[0m\u202e\udcff") == "a\\nb\\x1b[0m\\u202e\\udcff"
+    assert printable("grün 猫.png") == "grün 猫.png"
+    assert printable("a\nb\x1b[0m\u202e\udcff") == "a\\nb\\x1b[0m\\u202e\\udcff"
 
 
 def test_no_name_in_annotations_can_forge_a_line(tmp_path):

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from visionkit.errors import ConfigError, DataError
+from visionkit.errors import ConfigError, DataError, plural
 from visionkit.runs.signals import Stopped, StopRequest
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def search(args: argparse.Namespace) -> int:
 
 def _end_with(broken: int) -> int:
     """End the line, and the code to exit with: results that lack images are no full success."""
-    print(f"; {_images(broken)} could not be read" if broken else "")
+    print(f"; {plural(broken, 'image')} could not be read" if broken else "")
     return DataError.exit_code if broken else 0
 
 
@@ -217,8 +217,4 @@ def data_shapes(args: argparse.Namespace) -> None:
     from visionkit.data.datasets.shapes import generate_shapes
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
-    print(f"wrote {_images(args.images)} and annotations.json to {args.out}")
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'s' * (count != 1)}"
+    print(f"wrote {plural(args.images, 'image')} and annotations.json to {args.out}")

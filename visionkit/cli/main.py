@@ -35,7 +35,7 @@ def report(error: Exception, *, debug: bool = False) -> int:
     """Write what went wrong to standard error, with `debug` after the traceback; gives the code."""
     if debug:
         traceback.print_exception(error)
-    text = printable(error)
+    text = printable(error, lines=True)
     if isinstance(error, (VisionkitError, OSError)):
         label = "" if isinstance(error, Preempted) else "error: "
         print(f"{label}{text}", file=sys.stderr)

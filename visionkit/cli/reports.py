@@ -9,9 +9,9 @@ from typing import Any
 
 from visionkit.data.checks.findings import Finding
 from visionkit.data.checks.kinds import title
-from visionkit.data.checks.summary import lines, plural
+from visionkit.data.checks.summary import lines
 from visionkit.engine.check import Report
-from visionkit.errors import CheckpointError, ConfigError, DataError, printable
+from visionkit.errors import CheckpointError, ConfigError, DataError, plural, printable
 from visionkit.runs import files
 
 # --- What `visionkit bench` says about its figures: a table, and what stands out in it.
@@ -105,7 +105,8 @@ def text(report: Report, written: str | None) -> str:
             f"  {count} {title(kind)} ({kind}, {severity}: {done})"
             for (severity, kind, done), count in kinds.items()
         ]
-    return printable("\n".join(shown + [f"data used: {line}" for line in lines(report.used)]))
+    shown += [f"data used: {line}" for line in lines(report.used)]
+    return printable("\n".join(shown), lines=True)
 
 
 def _some(findings: list[Finding]) -> list[Finding]:

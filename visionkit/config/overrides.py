@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from visionkit.config.components import INJECTED, resolve
 from visionkit.config.config import SOURCE_KEYS
-from visionkit.config.schema import REQUIRED, Problems, shorten, signature_arguments
+from visionkit.config.schema import REQUIRED, Problems, signature_arguments
 from visionkit.config.tasks import TASKS
 from visionkit.config.yaml import Key, parse
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, shorten
 
 log = logging.getLogger("visionkit")
 

@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from visionkit.config.yaml import Key
-from visionkit.errors import ConfigError, unknown
+from visionkit.errors import ConfigError, shorten, unknown
 
 # --- What a value may be: ranges in the annotation of a component's argument.
 
@@ -96,11 +96,6 @@ class Problems:
             if key[: len(long)] == long:
                 return written + key[len(long) :]
         return key
-
-
-def shorten(value: object, limit: int = 60) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 REQUIRED = inspect.Parameter.empty

@@ -17,13 +17,12 @@ from visionkit.data.image_io import ImageLoader
 from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError, DataError
-from visionkit.types import Classes, Dataset
+from visionkit.types import IGNORE, Classes, Dataset
 
 # --- A data set in the terms of a run: its labels renumbered, and what it does not label
 # marked.
 
 UNMAPPED = -1
-IGNORE = 255  # in a class map
 PARTIAL = {"labels": "labeled", "semantic": "semantic_labeled"}  # class_key: mark of a sample
 
 

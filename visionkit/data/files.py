@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from visionkit.errors import printable
+
 log = logging.getLogger("visionkit")
 
 Links = Literal["inside", "any"]
@@ -54,15 +56,6 @@ def find_fault(path: str | Path) -> Fault:
     return Fault("damaged", "is damaged, cut short or of another format: check or replace it")
 
 
-def shown(name: str | Path) -> str:
-    """A name for a message. What cannot be printed is escaped, so that no file name can write
-    lines of its own into a log or command a terminal."""
-    name = str(name)
-    if name.isprintable():
-        return name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
     """Folder and name of each file below `root`, without hidden ones and __MACOSX. Links to folders
     are not followed, for they may lead round in circles; a warning names them."""
@@ -70,7 +63,7 @@ def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
         subfolders[:] = filter(is_visible, subfolders)
         for name in subfolders:
             if os.path.islink(path := os.path.join(folder, name)):
-                log.warning("%s is a link to a folder: it is not followed", shown(path))
+                log.warning("%s is a link to a folder: it is not followed", printable(path))
         yield from ((folder, name) for name in filter(is_visible, names))
 
 
@@ -94,9 +87,9 @@ def unusable(
             folders[folder] = _Listing(os.path.join(root, folder), home)
         listing = folders[folder]
         if not listing.holds(base):
-            yield i, "missing-file", f"there is no such file in {shown(root)}"
+            yield i, "missing-file", f"there is no such file in {printable(root)}"
         elif links == "inside" and (elsewhere := listing.leads_out(base)):
-            what = f"it is or passes a link that leads out of the folder, to {shown(elsewhere)}"
+            what = f"it is or passes a link that leads out of the folder, to {printable(elsewhere)}"
             yield i, "path", what
 
 

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from visionkit.data.files import Fault, diagnose, find_fault, shown
-from visionkit.errors import DataError
+from visionkit.data.files import Fault, diagnose, find_fault
+from visionkit.errors import DataError, printable
 
 # --- The size of an image from its header, in place of the image where nothing else is
 # needed.
@@ -128,7 +128,7 @@ def check_size(
         else "annotations and image do not belong together: resize neither alone"
     )
     raise DataError(
-        f"image {shown(path)} is {found[1]}x{found[0]}, but {shown(said_by)} says "
+        f"image {printable(path)} is {found[1]}x{found[0]}, but {printable(said_by)} says "
         f"{expected[1]}x{expected[0]} ({hint})"
     )
 
@@ -162,7 +162,7 @@ def open_image(path: str | Path, use: Callable[[Image.Image], T], max_pixels: in
         raise Refused(Fault("too large", clause)) from None
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         kind, clause = find_fault(path)
-        raise Refused(Fault(kind, f"{clause} [{shown(str(error))}]")) from error
+        raise Refused(Fault(kind, f"{clause} [{printable(str(error))}]")) from error
 
 
 def _read(
@@ -171,7 +171,7 @@ def _read(
     try:
         return open_image(path, convert, max_pixels)
     except Refused as refused:
-        raise DataError(f"image {shown(path)} {refused.fault.clause}") from refused.__cause__
+        raise DataError(f"image {printable(path)} {refused.fault.clause}") from refused.__cause__
 
 
 def orientation(image: Image.Image) -> int:

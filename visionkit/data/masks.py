@@ -17,13 +17,13 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from visionkit.data.checks.findings import Finding, finding
-from visionkit.data.files import shown
 from visionkit.data.image_io import load_label_map
-from visionkit.errors import DataError
+from visionkit.errors import DataError, printable
+from visionkit.types import IGNORE
 
 # --- Class maps: read from files, or painted from the masks of objects.
 
-BACKGROUND, IGNORE = 0, 255
+BACKGROUND = 0
 Progress = Callable[[Iterable[int], str], Iterable[int]]  # shows how far it is
 
 
@@ -31,11 +31,13 @@ def load_classes(path: Path, size: tuple[int, int], num_classes: int) -> Tensor:
     """The map (h, w) uint8 in that file; DataError if it has another size or unknown classes."""
     labels = load_label_map(path)
     if tuple(labels.shape) != size:
-        raise DataError(f"semantic map {shown(path)} is {tuple(labels.shape)} (h, w), not {size}")
+        raise DataError(
+            f"semantic map {printable(path)} is {tuple(labels.shape)} (h, w), not {size}"
+        )
     highest = int(labels.where(labels != IGNORE, 0).max())
     if highest >= num_classes:
         raise DataError(
-            f"semantic map {shown(path)} has the value {highest}, but 'semantic_classes' has "
+            f"semantic map {printable(path)} has the value {highest}, but 'semantic_classes' has "
             f"{num_classes} names (255 = ignore)"
         )
     return labels

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from visionkit.errors import DataError
 from visionkit.metrics.accuracy import nan_mean
-from visionkit.types import Batch, Dataset, Target
-
-IGNORED = 255
+from visionkit.types import IGNORE, Batch, Dataset, Target
 
 
 class ConfusionMatrix:
@@ -55,7 +53,7 @@ class ConfusionMatrix:
             if found.shape != truth.shape:
                 found = self._brought_to(found, truth, target)
             rows, columns = slots[truth.long()], slots[found.long()]
-            counted = truth != IGNORED
+            counted = truth != IGNORE
             if (rows[counted] < 0).any():
                 raise DataError(
                     f"image {target.get('image_id')}: its class map has the value "
@@ -68,7 +66,7 @@ class ConfusionMatrix:
 
     def _slots(self, labeled: Tensor | None) -> Tensor:
         """Row and column of each value of a class map, (256,) int64; -1 for no class."""
-        slots = torch.full((IGNORED + 1,), -1)
+        slots = torch.full((IGNORE + 1,), -1)
         known = torch.arange(len(self.classes))
         if labeled is not None:
             known[~labeled.cpu()] = len(self.classes)

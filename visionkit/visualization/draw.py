@@ -13,8 +13,7 @@ from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.data.classes import describe
-from visionkit.data.masks import IGNORE
-from visionkit.types import Target
+from visionkit.types import IGNORE, Target
 
 # --- An image under the pen: boxes, masks, class maps and tags, by Pillow alone.
 
@@ -94,13 +93,13 @@ class Canvas:
         """A translucent color for every cell of (h, w), none for 255 and for a class that is called
         background; and what the colors mean."""
         index = np.asarray(labels.cpu()).astype(np.uint8)
-        index = np.where(np.isin(index, backgrounds(names)), np.uint8(255), index)
+        index = np.where(np.isin(index, backgrounds(names)), np.uint8(IGNORE), index)
         palette = np.array([color_of(label) for label in range(256)], np.uint8)
         size, nearest = self.image.size, Image.Resampling.NEAREST
         colors = Image.fromarray(palette[index]).resize(size, nearest)
-        known = Image.fromarray((index != 255) * np.uint8(255 * OPACITY)).resize(size, nearest)
+        known = Image.fromarray((index != IGNORE) * np.uint8(255 * OPACITY)).resize(size, nearest)
         self.image.paste(colors, (0, 0), known)
-        present = [label for label in np.unique(index).tolist() if label != 255]
+        present = [label for label in np.unique(index).tolist() if label != IGNORE]
         self.lines([(name_of(names, label), color_of(label)) for label in present])
 
     def beside(self, image: Tensor) -> None:

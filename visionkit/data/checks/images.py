@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from visionkit.data.coco.read_ahead import cores
-from visionkit.data.files import Fault, find_fault, shown
+from visionkit.data.files import Fault, find_fault
 from visionkit.data.image_io import (
     MAX_PIXELS,
     Refused,
@@ -32,6 +32,7 @@ from visionkit.data.image_io import (
     to_rgb,
 )
 from visionkit.data.loading.cache import cache_folder, remove, touch, trim
+from visionkit.errors import printable
 from visionkit.types import Dataset
 
 # --- One look at an image file: whether it can be read, what it is, and what reading it loses.
@@ -349,7 +350,7 @@ def find_faults(
         found = _faults_of_map(look, size) if maps else _faults_of(look, size, exif)
         if look.format and Path(path).suffix.lower() not in SUFFIXES_OF.get(look.format, ()):
             found.append(("suffix", f"is a {look.format} file, whatever its name ends in", "note"))
-        subject = f"{'class map' if maps else 'image'} {shown(path)}"
+        subject = f"{'class map' if maps else 'image'} {printable(path)}"
         faults += [ImageFault(i, kind, f"{subject} {what}", level) for kind, what, level in found]
     return faults
 

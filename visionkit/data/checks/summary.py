@@ -9,6 +9,7 @@ from typing import Any
 from visionkit.data.checks.findings import DONE, Finding, count_findings, no_findings
 from visionkit.data.checks.kinds import FINDING_KINDS, title
 from visionkit.data.loading.source import Source
+from visionkit.errors import plural
 from visionkit.types import Dataset
 
 VERSION = 1  # of data.json
@@ -89,10 +90,6 @@ def line(where: str, said: dict[str, Any]) -> str:
         ]
         parts += [f"{label}: {', '.join(counts)}"] if counts else []
     return "; ".join(parts)
-
-
-def plural(count: int, word: str) -> str:
-    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def lines(used: dict[str, Any]) -> list[str]:

@@ -16,9 +16,9 @@ from visionkit.data.coco.columns import Record, place, short
 from visionkit.data.coco.index import CocoIndex, open_index
 from visionkit.data.coco.quality import Progress, SelectedObjects, choose_objects, look_at_outlines
 from visionkit.data.coco.tables import SegmentationTable
-from visionkit.data.files import Links, shown, unusable
+from visionkit.data.files import Links, unusable
 from visionkit.data.loading.cache import content_key
-from visionkit.errors import DataError
+from visionkit.errors import DataError, printable
 from visionkit.types import Classes
 
 # --- Which classes a COCO file labels in each image, where it says so as LVIS does (Gupta
@@ -184,7 +184,7 @@ def find_missing(
         if key == "semantic" and not len(index.images.semantic.data):
             continue
         if not root.is_dir():
-            what = f"folder of images {shown(root)} does not exist or is no folder"
+            what = f"folder of images {printable(root)} does not exist or is no folder"
             problems.add("", what, kind="missing-file", value=str(root))
             continue
         for row, kind, what in unusable(root, names, links):

@@ -20,10 +20,10 @@ from visionkit.data.checks.findings import (
     count_findings,
     finding,
 )
-from visionkit.data.files import is_visible, shown, visible_files
+from visionkit.data.files import is_visible, visible_files
 from visionkit.data.image_io import SUFFIXES, ImageLoader, load_image
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError
+from visionkit.errors import DataError, printable
 from visionkit.types import Classes
 
 # --- Images without any labels.
@@ -111,7 +111,7 @@ class ImageFolder:
         for name in filter(names.__contains__, found):
             images, others = images_below(self.root, name)
             if not images:
-                folder = shown(self.root / name)
+                folder = printable(self.root / name)
                 what = f"class folder {folder} holds no images ({', '.join(SUFFIXES)})"
                 problems.add("", what, "fill or remove it", kind="missing-file", value=name)
             self.file_names += images

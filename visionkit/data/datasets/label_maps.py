@@ -13,16 +13,15 @@ from torch import Tensor
 
 from visionkit.config.schema import InputPath, Range
 from visionkit.data.checks.findings import Finding, Problems, check_classes
-from visionkit.data.files import diagnose, shown, visible_files
+from visionkit.data.files import diagnose, visible_files
 from visionkit.data.image_io import SUFFIXES, ImageLoader, load_image, load_label_map, load_shape
 from visionkit.data.masks import Progress, look_at_maps
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError
-from visionkit.types import Classes
+from visionkit.errors import DataError, printable
+from visionkit.types import IGNORE, Classes
 
-IGNORED = 255  # in every target
-MAX_CLASSES = 255
-IGNORE = "ignore"  # the name in a palette that is no class
+MAX_CLASSES = IGNORE  # what fits into 8 bits next to it
+UNLABELED = "ignore"  # the name in a palette that is not a class
 
 Byte = Annotated[int, Range(low=0, high=255)]
 
@@ -56,7 +55,7 @@ class LabelMaps:
         labels: InputPath,
         *,
         classes: list[str] | None = None,
-        ignore: Byte | None = IGNORED,
+        ignore: Byte | None = IGNORE,
         first: Byte = 0,
         palette: dict[str, tuple[Byte, Byte, Byte]] | None = None,
         split: InputPath | None = None,
@@ -67,11 +66,11 @@ class LabelMaps:
         names = self._names(classes, palette)
         order = list(classes or names)
         self.classes = {"semantic": Classes(tuple(order), tuple(range(len(order))))}
-        # The class, or IGNORED, of each number, or of each color by its place in the palette.
+        # The class, or IGNORE, of each number, or of each color by its place in the palette.
         self._class_of = np.full(256, -1, np.int16)
         if palette is not None:
             self._class_of[: len(palette)] = [
-                IGNORED if name == IGNORE else order.index(name) for name in palette
+                IGNORE if name == UNLABELED else order.index(name) for name in palette
             ]
         else:
             stop = first + len(names)
@@ -79,7 +78,7 @@ class LabelMaps:
                 raise DataError(f"labels {labels}: {len(names)} classes from {first} pass 255")
             self._class_of[first:stop] = [order.index(name) for name in names]
             if ignore is not None:
-                self._class_of[ignore] = IGNORED
+                self._class_of[ignore] = IGNORE
 
         self.file_names, self._maps = _pairs(self.images, self.labels, split)
         self.image_ids = list(range(len(self.file_names)))
@@ -90,7 +89,7 @@ class LabelMaps:
         """The names in the order of the files' numbers, or of the palette."""
         listed = self.labels.parent / "classes.txt"
         if palette is not None:
-            source, names = "palette", [name for name in palette if name != IGNORE]
+            source, names = "palette", [name for name in palette if name != UNLABELED]
         elif listed.is_file():
             source, names = str(listed), _lines(listed)
         elif classes is not None:
@@ -147,8 +146,8 @@ class LabelMaps:
             other = "ignore" if self.exif == "apply" else "apply"
             turned = f"; perhaps the data set needs `exif: {other}`" * (found == size[::-1])
             raise DataError(
-                f"class map {shown(self.map_path(index))} is {found[1]}x{found[0]}, but its "
-                f"image {shown(self.image_path(index))} is {size[1]}x{size[0]}: make them one "
+                f"class map {printable(self.map_path(index))} is {found[1]}x{found[0]}, but its "
+                f"image {printable(self.image_path(index))} is {size[1]}x{size[0]}: make them one "
                 f"size{turned}"
             )
         return Sample(image, image_id=index, orig_size=size, semantic=semantic)
@@ -162,7 +161,7 @@ class LabelMaps:
             values = np.unique(numbers[classes < 0]).tolist()
             known = len(self.classes["semantic"].names)
             raise DataError(
-                f"class map {shown(path)} has the value{'s' * (len(values) > 1)} "
+                f"class map {printable(path)} has the value{'s' * (len(values) > 1)} "
                 f"{', '.join(map(str, values[:10]))}{' ...' * (len(values) > 10)}, which "
                 f"{'are' if len(values) > 1 else 'is'} none of the {known} classes: list all "
                 "classes, or set `ignore`"
@@ -179,9 +178,9 @@ class LabelMaps:
             colors = np.unique(codes[unknown])
             listed = ", ".join(f"[{c >> 16}, {c >> 8 & 255}, {c & 255}]" for c in colors[:5])
             raise DataError(
-                f"class map {shown(path)} has {unknown.sum()} pixels of {len(colors)} colors that "
-                f"are not in the palette: {listed}{' ...' * (len(colors) > 5)}; add them, as "
-                f"`{IGNORE}` if they mean no class"
+                f"class map {printable(path)} has {unknown.sum()} pixels of {len(colors)} colors "
+                f"that are not in the palette: {listed}{' ...' * (len(colors) > 5)}; add them, as "
+                f"`{UNLABELED}` if they mean no class"
             )
         return np.argsort(self._colors)[nearest]
 
@@ -208,10 +207,12 @@ def _pairs(images: Path, labels: Path, split: str | None) -> tuple[list[str], li
     for stem in sorted(wanted):
         if stem not in image_names:
             what = f"there is no image of that name in {images}"
-            problems.add(shown(maps.get(stem, stem)), what, kind="missing-file", value=stem)
+            problems.add(printable(maps.get(stem, stem)), what, kind="missing-file", value=stem)
         if stem not in maps:
-            what = f"there is no map {shown(stem)}.png in {labels}"
-            problems.add(shown(image_names.get(stem, stem)), what, kind="missing-file", value=stem)
+            what = f"there is no map {printable(stem)}.png in {labels}"
+            problems.add(
+                printable(image_names.get(stem, stem)), what, kind="missing-file", value=stem
+            )
     problems.raise_any()
     if not wanted:
         raise DataError(f"image_names {images} and class maps {labels}: found none")
@@ -239,7 +240,7 @@ def _files(root: Path, suffixes: tuple[str, ...], problems: Problems) -> dict[st
         if suffix.lower() not in suffixes:
             continue
         if stem in found:
-            what = f"{shown(found[stem])} has the same name but for its suffix"
-            problems.add(shown(stem + suffix), what, kind="repeated", value=stem)
+            what = f"{printable(found[stem])} has the same name but for its suffix"
+            problems.add(printable(stem + suffix), what, kind="repeated", value=stem)
         found[stem] = stem + suffix
     return found

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from visionkit.distributed.global_batch import global_count, total
 from visionkit.errors import ConfigError
 from visionkit.models.heads.classification import weights_in_order
-from visionkit.types import Batch, Target
+from visionkit.types import IGNORE, Batch, Target
 
 # --- From logits on a coarse grid to class maps in the pixels of the original image.
 
@@ -84,8 +84,7 @@ def class_maps(logits: Tensor, batch: Batch) -> list[dict[str, Any]]:
     ]
 
 
-IGNORED = 255
-MAX_CLASSES = 255  # what fits beside it into 8 bits
+MAX_CLASSES = IGNORE  # what fits into 8 bits next to it
 TINY = 1e-12  # least sum of class weights
 
 
@@ -168,10 +167,10 @@ class PixelLoss(nn.Module):
         if partial:
             logits, truth, weights = _merge(logits, truth, weights, labeled)
         log_probs = F.log_softmax(logits, 0)
-        by_value = weights.new_zeros(IGNORED + 1)
+        by_value = weights.new_zeros(IGNORE + 1)
         by_value[: len(weights)] = weights
         cross_entropy = F.nll_loss(
-            log_probs[None], truth[None], weights, ignore_index=IGNORED, reduction="sum"
+            log_probs[None], truth[None], weights, ignore_index=IGNORE, reduction="sum"
         )
         by_class = [torch.zeros_like(self.weights)] * 3
         if self.dice:
@@ -189,10 +188,10 @@ def _merge(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (K, h, w), truth (h, w) and weights (K,) with all classes that are not `labeled`
     (K,) as one more class after the others, whose probability is the sum of theirs. Where none is
-    labeled, nothing is known, not even what there is not: all pixels become IGNORED."""
+    labeled, nothing is known, not even what there is not: all pixels become IGNORE."""
     others = logits[~labeled].logsumexp(0, keepdim=True)
-    slots = torch.full((IGNORED + 1,), IGNORED, device=truth.device)
-    other = torch.where(labeled.any(), labeled.sum(), IGNORED)
+    slots = torch.full((IGNORE + 1,), IGNORE, device=truth.device)
+    other = torch.where(labeled.any(), labeled.sum(), IGNORE)
     slots[: len(labeled)] = torch.where(labeled, labeled.cumsum(0) - 1, other)
     return (
         torch.cat([logits[labeled], others]),
@@ -203,7 +202,7 @@ def _merge(
 
 def _dice_sums(log_probs: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
     """Overlap, extent and pixels, each (classes,), of the first so many classes."""
-    probs = log_probs[:classes].exp() * (truth != IGNORED)
+    probs = log_probs[:classes].exp() * (truth != IGNORE)
     own = truth == torch.arange(classes, device=truth.device)[:, None, None]
     pixels = own.sum((1, 2)).float()
     return (probs * own).sum((1, 2)), probs.sum((1, 2)) + pixels, pixels
