@@ -150,11 +150,11 @@ def test_remarks_about_a_whole_file(tmp_path):
 
 
 def test_policies_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match=r"'badmask' is no kind.*did you mean 'bad-mask'"):
+    with pytest.raises(ValueError, match=r"'badmask' has no policy; did you mean 'bad-mask'"):
         policies({"badmask": "drop"})
-    with pytest.raises(ValueError, match="empty-box: 'fix'; expected drop or error"):
+    with pytest.raises(ValueError, match="empty-box: expected drop or error, got 'fix'"):
         policies({"empty-box": "fix"})
-    with pytest.raises(ValueError, match="'far' is no kind of fault with a choice"):
+    with pytest.raises(ValueError, match="'coordinate-range' has no policy"):
         policies({"coordinate-range": "drop"})
 
 
@@ -164,8 +164,8 @@ def test_a_wrong_policy_in_a_config_is_an_error_of_the_config(tmp_path):
     save(tmp_path, content(""))
     spec = {"type": "Coco", "images": str(tmp_path / "images")}
     spec |= {"annotations": str(tmp_path / "a.json"), "on_fault": {"coordinate-range": "drop"}}
-    with pytest.raises(ConfigError, match=r"Coco: on_fault: 'far'"):
-        _make("data", spec)
+    with pytest.raises(ConfigError, match=r"Coco: on_fault: 'coordinate-range'"):
+        _make("datasets", spec)
 
 
 def test_files_with_faults_of_quality_are_kept_in_the_cache(tmp_path, monkeypatch):

@@ -1,290 +1,261 @@
-"""The kinds of faults that data can have: what each is called, and what is done about it.
+"""The kinds of findings about data: title, severity, hint, and what is done about each.
 
-docs/check.md shows this table; a test keeps the two alike.
+docs/guide/data-checks.md shows this table; a test compares the two.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from visionkit.errors import unknown
+
 Severity = Literal["error", "warning", "note"]
 Action = Literal["error", "drop", "fix", "keep"]
+Policies = Mapping[str, Action]
 
 
-class Kind(NamedTuple):
-    """`default` is what is done where `on_fault` says nothing. Texts of `fix`, `drop` and `keep`
-    tell what these mean; without any of them a kind has no policy."""
+class FindingKind(NamedTuple):
+    """`fix`, `drop` and `keep` describe the actions that `on_fault` may choose for this kind;
+    a kind without any of them always has its default action."""
 
-    title: str  # behind a number: "3 boxes without extent"
-    severity: Severity  # unless it is an error by policy
+    title: str  # follows a count: "3 boxes without area"
+    severity: Severity  # unless the action is "error"
     remedy: str
     default: Action = "error"
     fix: str = ""
     drop: str = ""
     keep: str = ""
-    slow: bool = False  # looked for by `visionkit check` alone
+    slow: bool = False  # only `visionkit check` looks for it
 
     @property
     def choices(self) -> list[str]:
-        """What `on_fault` may say of it."""
-        given = {"keep": self.keep, "fix": self.fix, "drop": self.drop}
-        chosen = [action for action, text in given.items() if text]
+        """The actions that `on_fault` may choose."""
+        described = {"keep": self.keep, "fix": self.fix, "drop": self.drop}
+        chosen = [action for action, text in described.items() if text]
         return [*chosen, "error"] if chosen else []
 
 
-_LEFT = "the object is not trained on"
+_STRUCTURE = {  # always an error: title, remedy
+    "config": ("errors of the config", "correct the config"),
+    "weights": ("unusable files of weights", "name another file"),
+    "file": ("unreadable files", "replace the file"),
+    "classes": ("class lists that do not agree", "name the same classes, or select by `classes`"),
+    "value": ("missing or wrong values", "correct the value"),
+    "repeated": ("ids or names given twice", "make them unique"),
+    "unknown-category": (
+        "objects of unknown categories",
+        "add the category or remove the annotation",
+    ),
+    "coordinate-range": (
+        "coordinates not finite or far outside the image",
+        "coordinates must be finite and within 10x the image size",
+    ),
+    "path": ("unsafe file names", "name a file below the folder of images"),
+    "missing-file": ("missing files", "add the file or remove its record"),
+    "class-map": ("invalid semantic maps", "correct the map"),
+    "nothing-to-learn": ("datasets without objects", "annotate some objects"),
+}
 
-FINDING_KINDS: dict[str, Kind] = {
-    # Structure: always an error.
-    "config": Kind("faults of the config", "error", "correct the config"),
-    "weights": Kind("unusable files of weights", "error", "name another file"),
-    "file": Kind("files that cannot be read", "error", "replace the file"),
-    "classes": Kind(
-        "class lists that do not agree", "error", "name the same classes, or pick by `classes`"
-    ),
-    "value": Kind("missing or wrong values", "error", "correct the value"),
-    "repeated": Kind("ids or names given twice", "error", "make them unique"),
-    "unknown-category": Kind(
-        "objects of unknown categories", "error", "remove it or add the category"
-    ),
-    "coordinate-range": Kind(
-        "coordinates not finite or far away",
-        "error",
-        "must be finite, and not farther from the image than ten times its size",
-    ),
-    "path": Kind("unsafe file names", "error", "must name a file below the folder of images"),
-    "missing-file": Kind("missing files", "error", "add the file or remove its record"),
-    "class-map": Kind("wrong class maps", "error", "correct the map", slow=True),
-    "nothing-to-learn": Kind("data sets without objects", "error", "annotate some objects"),
-    # Quality, by policy.
-    "unknown-image": Kind(
+_UNUSED = "the object is not used in training"
+_IGNORED = "where masks are scored its box is an ignore region"
+_COMPUTED = "computed from the mask, or the box if there is none, in evaluation too"
+_QUALITY = {  # by policy: `on_fault` of the dataset
+    "unknown-image": FindingKind(
         "objects of unknown images",
         "warning",
-        "remove it or add the image",
-        drop="the object is left out, in evaluation too: pycocotools does not see it either",
+        "add the image or remove the annotation",
+        drop="the object is dropped, in evaluation too: pycocotools does not see it either",
     ),
-    "negative-area": Kind(
-        "negative areas",
-        "warning",
-        "must be at least 0, or left out",
-        "fix",
-        fix="computed from the mask, or the box if there is none, in evaluation too",
+    "negative-area": FindingKind(
+        "negative areas", "warning", "an area must be at least 0 or absent", "fix", fix=_COMPUTED
     ),
-    "bad-mask": Kind(
+    "bad-mask": FindingKind(
         "malformed segmentations",
         "warning",
-        "outline it again, or set the data set's `on_fault: {bad-mask: fix}`",
-        fix="the object stays; its mask counts as not known, and where masks are scored its box "
-        "is a region to ignore",
-        drop=f"{_LEFT}; where masks are scored its box is a region to ignore",
+        "re-annotate it, or set on_fault: {bad-mask: fix} on the dataset",
+        fix=f"the object stays; its mask counts as unknown, and {_IGNORED}",
+        drop=f"{_UNUSED}; {_IGNORED}",
     ),
-    "empty-box": Kind(
-        "boxes without extent", "warning", "width and height must be above 0", "drop", drop=_LEFT
+    "empty-box": FindingKind(
+        "boxes without area", "warning", "width and height must be above 0", "drop", drop=_UNUSED
     ),
-    "outside-box": Kind(
-        "boxes outside their image", "warning", "correct or remove it", "drop", drop=_LEFT
+    "outside-box": FindingKind(
+        "boxes outside their image", "warning", "correct or remove it", "drop", drop=_UNUSED
     ),
-    "overhanging-box": Kind(
+    "overhanging-box": FindingKind(
         "boxes reaching more than a pixel out of their image",
         "warning",
         "end it at the image's border",
         "fix",
         fix="clipped to the image",
-        drop=_LEFT,
+        drop=_UNUSED,
     ),
-    "crowd-value": Kind(
+    "crowd-value": FindingKind(
         'iscrowd that is true, false, "0" or "1"',
         "warning",
         "write 0 or 1",
         "fix",
-        fix="taken for 0 or 1, in evaluation too",
+        fix="read as 0 or 1, in evaluation too",
     ),
-    "missing-area": Kind(
+    "missing-area": FindingKind(
         "objects without an area",
         "note",
-        "write the mask's area, or the box's",
+        "write the area of the mask or the box",
         "fix",
-        fix="computed from the mask, or the box if there is none, in evaluation too",
+        fix=_COMPUTED,
     ),
-    "missing-mask": Kind(
+    "missing-mask": FindingKind(
         "objects without a segmentation among others",
         "warning",
-        "outline it, or set the data set's `masks: false`",
+        "annotate it, or set masks: false on the dataset",
         "fix",
-        fix="the object gets an empty mask, which counts as not known; where masks are scored its "
-        "box is a region to ignore",
-        drop=_LEFT,
+        fix=f"the object gets an empty mask, which counts as unknown; {_IGNORED}",
+        drop=_UNUSED,
     ),
-    "duplicate-box": Kind(
+    "duplicate-box": FindingKind(
         "exact duplicates of boxes",
         "warning",
         "remove all but one",
         "keep",
         keep="all are used",
-        drop="the first stays; the others are not trained on",
+        drop="the first stays; the others are not used in training",
     ),
-    "duplicate-id": Kind(
+    "duplicate-id": FindingKind(
         "annotation ids given twice",
         "warning",
-        "number the annotations again",
+        "renumber the annotations",
         "fix",
-        fix="numbered again inside; visionkit depends on no annotation's id",
+        fix="renumbered internally; visionkit depends on no annotation id",
     ),
-    "duplicate-name": Kind(
+    "duplicate-name": FindingKind(
         "images with several image records",
         "warning",
         "keep one record of the image, with all its objects",
         "keep",
         keep="each record is an image of its own",
     ),
-    # Left out because the data set's arguments ask for it.
-    "other-class": Kind(
-        "objects of other classes", "note", "`other_classes: ignore` asks for it", "drop"
-    ),
-    "small-object": Kind("objects smaller than min_size", "note", "lower min_size", "drop"),
-    "unlabeled-class": Kind(
-        "objects of classes not labeled here", "note", "`labeled_classes` asks for it", "drop"
-    ),
-    "other-file": Kind(
-        "files that are no images by their name", "note", "convert them if they are", "drop"
-    ),
-    # Quality, only told.
-    "xyxy-boxes": Kind(
-        "data sets whose boxes look like corners",
+}
+
+_DROPPED = {  # because the arguments of the dataset say so: title, remedy
+    "other-class": ("objects of other classes", "`other_classes: ignore` drops them"),
+    "small-object": ("objects smaller than min_size", "lower min_size"),
+    "unlabeled-class": ("objects of classes not labeled here", "`labeled_classes` drops them"),
+    "other-file": ("files that are not images by their name", "convert them if they are images"),
+}
+
+_ONE_SPLIT = "remove it from one split: metrics on images of the training set mean little"
+_REPORTED: dict[str, tuple[str, Severity, str]] = {  # only reported: title, severity, remedy
+    "xyxy-boxes": (
+        "datasets whose boxes look like corners",
         "warning",
         "boxes are [x, y, width, height], not [x1, y1, x2, y2]",
-        "keep",
     ),
-    "tiny-box": Kind(
-        "boxes narrower or lower than a pixel",
+    "tiny-box": (
+        "boxes with a side below one pixel",
         "note",
-        "correct it; an object smaller than a pixel for the network is not trained on",
-        "keep",
+        "correct it; an object below one pixel of the network's input is not used in training",
     ),
-    "wrong-area": Kind(
+    "wrong-area": (
         "areas more than a tenth off their mask, or larger than their box",
         "warning",
         "write the mask's area; evaluation uses the file's, as pycocotools does",
-        "keep",
     ),
-    "empty-mask": Kind(
-        "outlines without an area",
-        "warning",
-        "outline it again; it counts as not known",
-        "keep",
-        slow=True,
-    ),
-    "mask-box-mismatch": Kind(
+    "empty-mask": ("masks without an area", "warning", "re-annotate it; it counts as unknown"),
+    "mask-box-mismatch": (
         "masks elsewhere than their box (IoU of bounds below 0.5)",
         "warning",
         "correct the box or the mask",
-        "keep",
-        slow=True,
     ),
-    "all-crowd": Kind(
-        "data sets of nothing but crowd regions",
+    "all-crowd": (
+        "datasets of nothing but crowd regions",
         "warning",
-        "crowd regions are neither trained on nor scored: annotate single objects",
-        "keep",
+        "annotate single objects: crowd regions are neither used in training nor scored",
     ),
-    "unused-class": Kind(
-        "classes without any object or image", "warning", "add some, or remove the class", "keep"
+    "unused-class": (
+        "classes without any object or image",
+        "warning",
+        "add some, or remove the class",
     ),
-    "rare-class": Kind(
-        "classes of fewer than 10 objects or images", "note", "add some", "keep"
+    "rare-class": ("classes of fewer than 10 objects or images", "note", "add some"),
+    "no-annotations": ("images without objects", "note", "right if the image is background"),
+    "unlabeled-map": (
+        "semantic maps without any labeled pixel",
+        "warning",
+        "label some pixels, or remove the map",
     ),
-    "no-annotations": Kind(
-        "images without objects", "note", "right if they show none: it is background", "keep"
-    ),
-    "unlabeled-map": Kind(
-        "class maps without any labeled pixel", "warning", "label some, or remove it", "keep",
-        slow=True,
-    ),
-    "class-name-case": Kind(
+    "class-name-case": (
         "groups of class names that differ in case alone",
         "warning",
-        "merge them if they are one",
-        "keep",
+        "merge them if they mean the same",
     ),
-    "singleton-identity": Kind(
+    "singleton-identity": (
         "identities with a single image",
         "warning",
-        "add a second one: alone it has no partner and is left out",
-        "keep",
+        "add a second image: without a partner it is not used in training",
     ),
-    "few-identities": Kind(
+    "few-identities": (
         "batches with more places than identities",
         "warning",
-        "lower batch_size or raise images_per_identity: identities come several times in a batch",
-        "keep",
+        "lower batch_size or raise images_per_identity: a batch repeats identities",
     ),
-    "no-object": Kind(
-        "images without the object to localize", "warning", "it is left out of the loss", "keep"
-    ),
-    "many-objects": Kind(
-        "images with several objects to localize", "note", "the largest counts", "keep"
-    ),
-    # Training against validation data.
-    "same-data": Kind(
-        "validation sets that are the training set", "warning", "validate on other data", "keep"
-    ),
-    "train-val-overlap": Kind(
-        "images in training and validation data",
+    "no-object": (
+        "images without the object to localize",
         "warning",
-        "remove it from one of them: figures on it say little",
-        "keep",
+        "the loss ignores the image",
     ),
-    "same-content": Kind(
+    "many-objects": ("images with several objects to localize", "note", "the largest is used"),
+    "same-data": ("validation sets that are the training set", "warning", "validate on other data"),
+    "train-val-overlap": ("images in training and validation data", "warning", _ONE_SPLIT),
+    "same-content": (
         "images in training and validation data under two names",
         "warning",
-        "remove one of the two: figures on it say little",
-        "keep",
-        slow=True,
+        _ONE_SPLIT,
     ),
-    "untrained-class": Kind(
-        "classes that validation data have and training data have not",
+    "untrained-class": (
+        "classes that validation data have and training data do not",
         "warning",
-        "add training data of it: nothing can be learned about it",
-        "keep",
+        "add training data of the class",
     ),
-}  # fmt: skip
+}
+_SLOW = {"class-map", "empty-mask", "mask-box-mismatch", "unlabeled-map", "same-content"}
 
-IMAGES = {  # what a look at each image finds, see `image_check`
-    "image-missing": "images that are not there",
-    "image-damaged": "damaged images",
+FINDING_KINDS: dict[str, FindingKind] = {
+    **{name: FindingKind(title, "error", remedy) for name, (title, remedy) in _STRUCTURE.items()},
+    **_QUALITY,
+    **{name: FindingKind(title, "note", to, "drop") for name, (title, to) in _DROPPED.items()},
+    **{name: FindingKind(*described, default="keep") for name, described in _REPORTED.items()},
+}
+FINDING_KINDS |= {name: FINDING_KINDS[name]._replace(slow=True) for name in _SLOW}
+
+IMAGES = {  # kinds of `visionkit.data.checks.images`
+    "image-missing": "missing images",
+    "image-damaged": "corrupt images",
     "image-size": "images of another size than annotated",
     "image-alpha": "images whose alpha is dropped",
     "image-bits": "images whose 16 bits are scaled to 8",
-    "image-frames": "animations of which the first image counts",
+    "image-frames": "animations of which the first frame is used",
     "image-exif": "images with an EXIF orientation",
     "image-suffix": "images of another format than their name says",
 }
 
 
 def title(kind: str) -> str:
-    """What a kind is called behind a number."""
+    """The text that follows a count of findings of that kind."""
     if kind in FINDING_KINDS:
         return FINDING_KINDS[kind].title
     return IMAGES.get(kind, f"unusable images ({kind.removeprefix('image-')})")
 
 
-Policies = Mapping[str, Action]
-
-
 def policies(on_fault: Mapping[str, str] | None) -> dict[str, Action]:
-    """What is done about each kind that has a policy. ValueError if `on_fault` says anything else
-    than `FINDING_KINDS` allows."""
+    """The action for each kind that has a choice. ValueError if `on_fault` names another kind or
+    an action that its kind does not have."""
     chosen = {name: kind.default for name, kind in FINDING_KINDS.items() if kind.choices}
     for name, action in (on_fault or {}).items():
         if name not in chosen:
-            near = difflib.get_close_matches(name, chosen, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(chosen)}"
-            raise ValueError(f"on_fault: {name!r} is no kind of fault with a choice; {hint}")
+            raise ValueError(unknown(name, chosen, f"on_fault: {name!r} has no policy"))
         if action not in FINDING_KINDS[name].choices:
-            raise ValueError(
-                f"on_fault: {name}: {action!r}; expected {' or '.join(FINDING_KINDS[name].choices)}"
-            )
-        chosen[name] = action
+            expected = " or ".join(FINDING_KINDS[name].choices)
+            raise ValueError(f"on_fault: {name}: expected {expected}, got {action!r}")
+        chosen[name] = action  # type: ignore[assignment]  # one of the choices
     return chosen

@@ -221,7 +221,7 @@ class CocoIndex:
     folder: Path | None = field(default=None)  # where the arrays lie
 
     @property
-    def label_classes(self) -> Classes:
+    def classes(self) -> Classes:
         """Names and ids in the order of the ids."""
         return read_categories(self.categories, Problems(""))
 
