@@ -54,6 +54,11 @@ def test_decode_bounds_the_growth():
 def test_clip_to_height_and_width():
     boxes = torch.tensor([[-5.0, -6, 300, 400], [10, 20, 30, 40]])
     assert clip(boxes, (100, 200)).tolist() == [[0, 0, 200, 100], [10, 20, 30, 40]]
+    sizes = torch.tensor([[100, 200], [30, 25]])
+    assert clip(boxes.repeat(2, 1, 1), sizes).tolist() == [
+        [[0, 0, 200, 100], [10, 20, 30, 40]],
+        [[0, 0, 25, 30], [10, 20, 25, 30]],
+    ]
 
 
 def test_to_original_scales_each_axis_by_itself():

@@ -50,11 +50,11 @@ def _center_and_extent(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x1 + 0.5 * w, y1 + 0.5 * h, w, h
 
 
-def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) cut off at the border of an image of that (h, w)."""
-    h, w = size
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    corners = [x1.clamp(0, w), y1.clamp(0, h), x2.clamp(0, w), y2.clamp(0, h)]
+def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
+    """Boxes (..., 4) clipped to an image of size (h, w); boxes (B, N, 4) to sizes (B, 2)."""
+    h, w = size[:, None].unbind(-1) if isinstance(size, Tensor) else size
+    x1, y1, x2, y2 = boxes.clamp(min=0).unbind(-1)
+    corners = [x1.clamp(max=w), y1.clamp(max=h), x2.clamp(max=w), y2.clamp(max=h)]
     return torch.stack(corners, dim=-1)
 
 

@@ -1,0 +1,103 @@
+"""Non-maximum suppression within a class and over all classes, by hand.
+
+Four detections, in an image of 64 x 64. B overlaps A by 4/5; C overlaps A by 1/2, and B by
+20/32 = 0.625; D overlaps none. At an IoU of 0.6, A suppresses B if their classes do not matter. C
+stays in any case: a detection that is suppressed suppresses none.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.ops import batched_nms
+
+from visionkit.ops.nms import suppress
+
+A, B, C, D = [0, 0, 40, 40], [0, 0, 40, 32], [0, 0, 40, 20], [44, 44, 60, 60]
+NAMES = {tuple(box): name for box, name in zip((A, B, C, D), "ABCD", strict=True)}
+BOXES, LABELS = torch.tensor([B, D, A, C], dtype=torch.float32), torch.tensor([1, 1, 0, 0])
+SCORES = torch.tensor([0.8, 0.6, 0.9, 0.7])
+
+
+def kept(among, iou, scores=SCORES, count=4):
+    found = suppress(BOXES[None], scores[None], LABELS[None], iou=iou, among=among, count=count)
+    number = int(found["count"])
+    assert found["boxes"].shape == (1, min(4, count), 4)
+    for rows in (found["boxes"], found["scores"], found["labels"]):
+        assert not rows[0, number:].any()
+    return "".join(NAMES[tuple(box)] for box in found["boxes"][0, :number].int().tolist())
+
+
+def test_which_of_four_detections_stay():
+    assert kept("class", 0.6) == "ABCD" and kept("all", 0.6) == "ACD"
+    assert kept("class", 0.45) == "ABD" and kept("all", 0.45) == "AD"
+    # Only what overlaps more than that goes.
+    assert kept("class", 0.5) == "ABCD" and kept("all", 0.5) == "ACD"
+
+
+def test_at_most_count_stay():
+    assert kept("class", 0.6, count=2) == "AB"
+    assert kept("all", 0.6, count=2) == "AC"
+
+
+def test_a_negative_score_is_not_a_candidate():
+    without_a = torch.tensor([0.8, 0.0, -1, 0.7])  # zero is a score
+    assert kept("all", 0.6, without_a) == "BD"
+    assert kept("all", 0.6, torch.full((4,), -1.0)) == ""
+
+
+def test_images_do_not_suppress_each_other():
+    found = suppress(
+        BOXES.repeat(2, 1, 1),
+        torch.stack([SCORES, SCORES.flip(0)]),
+        LABELS.repeat(2, 1),
+        iou=0.6,
+        among="all",
+        count=3,
+    )
+    assert found["boxes"].int().tolist() == [[A, C, D], [D, C, A]]  # C suppresses B in the second
+    assert found["labels"].tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize("size", [(2, 0), (1, 3)])
+def test_nothing_to_suppress(size):
+    found = suppress(
+        torch.zeros(*size, 4),
+        torch.full(size, -1.0),
+        torch.zeros(size, dtype=torch.int64),
+        iou=0.5,
+        among="class",
+        count=100,
+    )
+    assert found["boxes"].shape == (*size, 4)
+    assert not found["count"].any()
+
+
+def test_equals_torchvision_on_many_boxes():
+    corner = torch.rand(2, 1500, 2) * 100
+    boxes = torch.cat([corner, corner + torch.rand(2, 1500, 2) * 40], -1)
+    scores = torch.stack([torch.randperm(1500), torch.randperm(1500)]) / 1500
+    labels = torch.randint(3, (2, 1500))
+    found = suppress(boxes, scores, labels, iou=0.5, among="class", count=200)
+    for image in range(2):
+        best = batched_nms(boxes[image], scores[image], labels[image], 0.5)[:200]
+        assert found["count"][image] == len(best)
+        assert found["boxes"][image].equal(boxes[image, best])
+        assert found["labels"][image].equal(labels[image, best])
+
+
+def test_it_exports_with_any_batch():
+    class Suppress(torch.nn.Module):
+        def forward(self, boxes, scores, labels):
+            return suppress(boxes, scores, labels, iou=0.5, among="class", count=10)
+
+    def example(batch):
+        corner = torch.rand(batch, 50, 2) * 20
+        boxes = torch.cat([corner, corner + torch.rand(batch, 50, 2) * 20], -1)
+        return boxes, torch.rand(batch, 50), torch.randint(3, (batch, 50))
+
+    dynamic = [{0: torch.export.Dim("batch")}] * 3
+    exported = torch.export.export(Suppress(), example(2), dynamic_shapes=dynamic).module()
+    for batch in (1, 3):
+        inputs = example(batch)
+        torch.testing.assert_close(exported(*inputs), Suppress()(*inputs), atol=0, rtol=0)

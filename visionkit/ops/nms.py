@@ -1,0 +1,63 @@
+"""Non-maximum suppression for a batch of images: of detections that overlap, the best one stays.
+
+The result has as many rows for every image as is asked for, whatever is found, so that a model
+with it can be exported.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+from torchvision.ops import nms as torchvision_nms
+
+Among = Literal["class", "all"]
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, *, iou: float, among: Among, count: int
+) -> dict[str, Tensor]:
+    """The best detections of each image that do not overlap, best first.
+
+    Of two of the boxes (B, N, 4) that overlap by more than `iou`, the one with the lower score
+    goes: with `class` only if they have the same label (B, N), with `all` whatever their labels
+    are. A box with a negative score (B, N) is not a candidate.
+
+    Returns `boxes` (B, M, 4), `scores` and `labels` (B, M), with M = min(N, count), and `count`
+    (B,) int64, the detections of each image. The rows behind them are zero.
+    """
+    keep = nms(boxes, scores, None if among == "all" else labels, iou)
+    # Stable: of equal scores the first stays first, as in torchvision.
+    scores, order = scores.masked_fill(~keep, -1).sort(descending=True, stable=True)
+    scores, order = scores[:, :count], order[:, :count]
+    padding = scores < 0
+    boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+    return {
+        "boxes": boxes.masked_fill(padding[:, :, None], 0),
+        "scores": scores.masked_fill(padding, 0),
+        "labels": labels.gather(1, order).masked_fill(padding, 0),
+        "count": (~padding).sum(1),
+    }
+
+
+# One operator to torch.export, since a loop over images would fix the size of the batch.
+@torch.library.custom_op("visionkit::nms", mutates_args=())
+def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou: float) -> Tensor:
+    """Which boxes (B, N, 4) stay: (B, N) bool. Only those of one group suppress each other."""
+    keep = torch.zeros_like(scores, dtype=torch.bool)
+    for image in range(len(boxes)):
+        candidates = torch.where(scores[image] >= 0)[0]
+        own_boxes, own_scores = boxes[image, candidates], scores[image, candidates]
+        if groups is None:
+            best = torchvision_nms(own_boxes, own_scores, iou)
+        else:
+            best = batched_nms(own_boxes, own_scores, groups[image, candidates], iou)
+        keep[image, candidates[best]] = True
+    return keep
+
+
+@nms.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou: float) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
