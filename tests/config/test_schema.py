@@ -133,6 +133,24 @@ def test_knobs_are_the_arguments_without_the_injected_ones():
         signature_arguments(Unreadable)
 
 
+class Derived(Part):
+    def __init__(self, levels, *, depth: Count = 1, size: Count = 5, **kwargs: Any) -> None:
+        super().__init__(levels, size=size, **kwargs)
+
+
+class Final(Derived):
+    def __init__(self, levels, *, width: Count = 2) -> None:
+        super().__init__(levels, images="a")
+
+
+def test_kwargs_stand_for_the_arguments_of_the_base_class():
+    found = signature_arguments(Derived, ("levels",))
+    assert set(found) == {"images", "size", "mode", "unannotated", "depth"}
+    assert found["size"].default == 5
+    assert found["images"].annotation == InputPath
+    assert list(signature_arguments(Final, ("levels",))) == ["width"]
+
+
 def test_arguments_are_all_checked():
     problems = Problems("c.yaml", {("x",): 2, ("x", "size"): 3, ("x", "modus"): 4})
     fitting = check_arguments(

@@ -113,20 +113,26 @@ class Argument(NamedTuple):
 def signature_arguments(cls: type, injected: Collection[str] = ()) -> dict[str, Argument]:
     """The keyword arguments of a class, without those that visionkit itself passes.
 
-    Raises ConfigError if the annotations cannot be read.
+    A constructor with `**kwargs` also takes the arguments of the base class's constructor. Raises
+    ConfigError if the annotations cannot be read.
     """
-    try:
-        hints = get_type_hints(cls.__init__, include_extras=True)
-    except (NameError, TypeError) as error:
-        raise ConfigError(
-            f"the annotations of {cls.__module__}.{cls.__qualname__} cannot be read: {error}"
-        ) from error
-    return {
-        name: Argument(hints.get(name, Any), parameter.default)
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and name not in injected
-    }
+    arguments: dict[str, Argument] = {}
+    for owner in [base for base in cls.__mro__[:-1] if "__init__" in vars(base)]:
+        try:
+            hints = get_type_hints(vars(owner)["__init__"], include_extras=True)
+        except (NameError, TypeError) as error:
+            name = f"{owner.__module__}.{owner.__qualname__}"
+            raise ConfigError(f"cannot read the annotations of {name}: {error}") from error
+        parameters = inspect.signature(owner).parameters.values()
+        arguments = {
+            parameter.name: Argument(hints.get(parameter.name, Any), parameter.default)
+            for parameter in parameters
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and parameter.name not in injected
+        } | arguments
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return arguments
 
 
 def check_arguments(
