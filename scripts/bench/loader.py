@@ -1,18 +1,12 @@
 """The training loader against torchvision's, on the same images: decode, resize, flip, collate.
 
     python scripts/bench/loader.py IMAGES ANNOTATIONS [--size 320] [--batch 8] [--workers 2]
-    python scripts/bench/loader.py IMAGES [ANNOTATIONS] --cache GB [--jitter]
 
 `torchvision_float` is CocoDetection behind `wrap_dataset_for_transforms_v2` and a v2 pipeline that
 resizes floats, as its detection models do; `torchvision_uint8` is the same with the resize before
 the conversion, which is faster. Both pad the batch. `visionkit` is `Source.train_batches`. All see
 the same images in the same order, with masks and with boxes alone. Several rounds in turn, each
 with fresh workers and some batches before the clock starts; prints medians and ratios as JSON.
-
-With `--cache` visionkit is measured without its image cache, with an empty one, and with one that
-an earlier pass has filled: images per second of the workers, and processor seconds per image of
-one pass in one process and thread. Where memory suffices the system holds all files in it. Without
-ANNOTATIONS images have no labels; with `--jitter` they are resized at random, and so kept whole.
 """
 
 from __future__ import annotations
@@ -21,13 +15,9 @@ import argparse
 import contextlib
 import io
 import json
-import multiprocessing
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import torchvision
@@ -36,10 +26,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from visionkit.data.datasets.coco import Coco
-from visionkit.data.datasets.folder import Images
-from visionkit.data.loading.image_cache import ImageCache
 from visionkit.data.loading.source import InfiniteBatchSampler, Source
-from visionkit.data.transforms import HorizontalFlip, ScaleJitter
+from visionkit.data.transforms import HorizontalFlip
 
 
 class Indices:
@@ -131,86 +119,21 @@ def measure(args: argparse.Namespace, masks: bool) -> dict:
     return {"images_per_second": {n: round(v, 1) for n, v in medians.items()}, **ratios}
 
 
-def measure_cache(args: argparse.Namespace, masks: bool) -> dict:
-    if args.annotations:
-        dataset = Coco(args.images, args.annotations, masks=masks)
-    else:
-        dataset = Images(args.images)
-    transforms = [HorizontalFlip(), *([ScaleJitter(low=0.7, high=1.4)] if args.jitter else [])]
-    source = Source("main", ["x"], dataset, None, args.batch, args.size, transforms)
-    steps = -(-len(dataset) // args.batch)  # one pass
-    rates: dict[str, list[float]] = {name: [] for name in ("without", "first", "later")}
-    seconds: dict[str, list[float]] = {name: [] for name in rates}
-    for round_ in range(args.rounds):
-        for found, run in ((rates, one_rate), (seconds, one_time)):
-            with tempfile.TemporaryDirectory() as folder:
-                os.environ["VISIONKIT_CACHE"] = folder
-                for name in rates:
-                    source.cache = None if name == "without" else ImageCache(args.cache)
-                    found[name].append(run(source, args, round_, steps))
-                sizes = [path.stat().st_size for path in Path(folder).glob("images/*/*")]
-    return {
-        "images": len(dataset),
-        "kept": len(sizes),
-        "kept_bytes_per_image": round(statistics.mean(sizes)),
-        "images_per_second": {n: round(statistics.median(v), 1) for n, v in rates.items()},
-        "cpu_ms_per_image": {n: round(1000 * statistics.median(v), 3) for n, v in seconds.items()},
-    }
-
-
-def one_rate(source: Source, args: argparse.Namespace, round_: int, steps: int) -> float:
-    """Images per second of one pass; the start of the workers does not count."""
-    batches = source.train_batches(seed=round_, start=0, workers=args.workers)
-    next(batches)
-    start = time.perf_counter()
-    for _ in range(steps - 1):
-        next(batches)
-    rate = (steps - 1) * args.batch / (time.perf_counter() - start)
-    batches.close()
-    return rate
-
-
-def one_time(source: Source, args: argparse.Namespace, round_: int, steps: int) -> float:
-    """Processor seconds per image of one pass in a process that does nothing else."""
-
-    def run() -> None:
-        torch.set_num_threads(1)
-        batches = source.train_batches(seed=round_, start=0, workers=0)
-        start = time.process_time()
-        for _ in range(steps):
-            next(batches)
-        result.value = (time.process_time() - start) / (steps * args.batch)
-
-    context = multiprocessing.get_context("fork")
-    result = context.Value("d", 0.0)
-    process = context.Process(target=run)
-    process.start()
-    process.join()
-    return result.value
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", type=existing, help="a folder of images")
-    parser.add_argument("annotations", type=existing, nargs="?", help="a COCO file")
+    parser.add_argument("annotations", type=existing, help="a COCO file")
     parser.add_argument("--size", type=count, default=320, help="longest side of the images")
     parser.add_argument("--batch", type=count, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=count, default=40, help="batches in a round")
     parser.add_argument("--rounds", type=count, default=5)
-    parser.add_argument("--boxes", action="store_true", help="leave out the case with masks")
-    parser.add_argument("--cache", type=float, help="measure the image cache, of so many GB")
-    parser.add_argument("--jitter", action="store_true", help="with --cache: random resizing")
+    parser.add_argument("--boxes", action="store_true", help="only the case without masks")
     args = parser.parse_args()
-    if args.cache is None and args.annotations is None:
-        parser.error("the following arguments are required: annotations")
     torch.manual_seed(0)
     result = {"torch": torch.__version__, "torchvision": torchvision.__version__, **vars(args)}
-    labels = {"masks": True, "boxes": False} if args.annotations else {"images": False}
-    if args.boxes:
-        labels.pop("masks", None)
-    for name, masks in labels.items():
-        result[name] = measure(args, masks) if args.cache is None else measure_cache(args, masks)
+    for name in ("boxes",) if args.boxes else ("masks", "boxes"):
+        result[name] = measure(args, masks=name == "masks")
     print(json.dumps(result, indent=2))
 
 

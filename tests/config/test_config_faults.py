@@ -32,7 +32,6 @@ RANGES = {
     "data.batch_size": (["0", "-4", "1.5"], "an integer >= 1"),
     "data.workers": (["-1", "100000", "all"], "an integer >= 0 and <= 256"),
     "data.image_size": (["0", "[0, 5]", "10000000", "[64]"], f"{SIDE} or a list of 2"),
-    "data.cache_gb": (["0", "-1", ".inf"], "a number > 0 or null"),
     "backbone.hidden": (["[0]", "8"], "a list (each an integer >= 1)"),
     "output": (["1", "''", "[a]"], ""),
     "name": (["a/b", "..", "''"], "a name that can be a folder's"),
@@ -47,6 +46,11 @@ def test_a_value_out_of_range_is_answered_with_the_range(key):
             load_config(CONFIG, [f"{key}={value}"])
         told = str(caught.value)
         assert told.startswith(f"override {key}={value}: {key}: got ") and expected in told
+
+
+def test_a_removed_key_is_answered_with_what_became_of_it():
+    with pytest.raises(ConfigError, match=r"data\.cache_gb: was removed: decoded images"):
+        load_config(CONFIG, ["data.cache_gb=2"])
 
 
 def test_of_several_mistakes_in_a_file_each_has_its_line(tmp_path):

@@ -15,7 +15,7 @@ from visionkit.data.datasets.crops import Crops
 from visionkit.data.datasets.folder import Images
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.data.datasets.shapes import generate_shapes
-from visionkit.data.image_io import load_image
+from visionkit.data.image_io import read_image
 from visionkit.errors import DataError
 
 JPEG = image("JPEG")
@@ -74,10 +74,10 @@ def test_each_fault_is_found_with_its_place(bad, tmp_path):
 def test_what_the_check_refuses_loading_refuses_too_but_for_a_sum(bad):
     for path in bad:
         if path.name == "sum.png":
-            load_image(path)
+            read_image(path)
         else:
             with pytest.raises(DataError):
-                load_image(path)
+                read_image(path)
 
 
 def test_a_jpeg_without_its_end_mark_is_judged_alike(tmp_path):
@@ -86,7 +86,7 @@ def test_a_jpeg_without_its_end_mark_is_judged_alike(tmp_path):
         (tmp_path / name).write_bytes(content)
     faults = faults_of([tmp_path / "cut.jpg"])
     try:
-        assert torch.equal(load_image(tmp_path / "cut.jpg"), load_image(tmp_path / "good.jpg"))
+        assert torch.equal(read_image(tmp_path / "cut.jpg"), read_image(tmp_path / "good.jpg"))
         assert not faults
     except DataError:
         assert [fault.kind for fault in faults] == ["damaged"]

@@ -39,18 +39,18 @@ BOMBS = {
 CHECK = """
 import resource, sys
 from pathlib import Path
-from visionkit.data.images import load_image
-from visionkit.data.image_check import find_faults, inspect_images
+from visionkit.data.image_io import read_image
+from visionkit.data.checks.images import find_faults, inspect_images
 from visionkit.errors import DataError
 
-load_image(sys.argv[2])
+read_image(sys.argv[2])
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (int(sys.argv[3]) << 20),) * 2)
 for path in sorted(Path(sys.argv[1]).iterdir()):
     found = find_faults([path], inspect_images([path]))
     faults = [fault for fault in found if fault.severity == "error"]
     try:
-        load_image(path)
+        read_image(path)
         print(path.name, "loaded", faults[0].kind if faults else "sound", sep="|")
     except DataError as error:
         print(path.name, error, faults[0].kind, sep="|")

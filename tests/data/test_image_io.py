@@ -9,14 +9,14 @@ import torch
 from PIL import Image, ImageCms
 
 from support.damaged import flat_png, png
-from visionkit.data.image_io import is_image_file, load_image, load_label_map
+from visionkit.data.image_io import is_image_file, read_image, read_label_map
 from visionkit.errors import DataError
 
 ORIENTATION = 0x0112
 
 
 def pixel(path, **options):
-    return load_image(path, **options)[:, 0, 0].tolist()
+    return read_image(path, **options)[:, 0, 0].tolist()
 
 
 def with_info(image, transparency):
@@ -62,7 +62,7 @@ def palette_image(mode="P", transparency=None):
 )
 def test_each_mode_has_exact_values(tmp_path, name, image, expected):
     image.save(tmp_path / name)
-    loaded = load_image(tmp_path / name)
+    loaded = read_image(tmp_path / name)
     assert loaded.shape == (3, image.height, image.width) and loaded.dtype == torch.uint8
     assert loaded[:, 0, 0].tolist() == expected
     assert (loaded == loaded[:, :1, :1]).all()
@@ -95,7 +95,7 @@ def test_lab(tmp_path, lab, expected):
 def test_values_without_meaning_are_refused_not_clipped(tmp_path, values, message):
     Image.fromarray(values).save(tmp_path / "wide.tif")
     with pytest.raises(DataError, match=message):
-        load_image(tmp_path / "wide.tif")
+        read_image(tmp_path / "wide.tif")
 
 
 def test_an_animation_gives_its_first_frame(tmp_path):
@@ -125,7 +125,7 @@ def test_color_profiles_change_nothing(tmp_path, profile):
 def test_a_broken_exif_record_says_nothing(tmp_path):
     for record in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b""):
         Image.new("L", (5, 4), 7).save(tmp_path / "a.jpg", exif=record)
-        assert load_image(tmp_path / "a.jpg").shape == (3, 4, 5)
+        assert read_image(tmp_path / "a.jpg").shape == (3, 4, 5)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -145,17 +145,17 @@ def test_exif_orientation(tmp_path, orientation):
         7: stored.rot90(2).T,
         8: stored.rot90(1),
     }[orientation]
-    assert torch.equal(load_image(tmp_path / "turned.png")[0], upright)
-    assert torch.equal(load_image(tmp_path / "turned.png", exif="ignore")[0], stored)
+    assert torch.equal(read_image(tmp_path / "turned.png")[0], upright)
+    assert torch.equal(read_image(tmp_path / "turned.png", exif="ignore")[0], stored)
     for suffix in ("jpg", "webp", "tif"):
         image.save(tmp_path / f"turned.{suffix}", exif=exif)
-        shape = load_image(tmp_path / f"turned.{suffix}").shape[1:]
+        shape = read_image(tmp_path / f"turned.{suffix}").shape[1:]
         assert shape == (upright.shape if orientation > 1 else stored.shape)
 
 
 def test_memory_is_channels_last_and_writable(tmp_path):
     Image.new("RGB", (5, 4)).save(tmp_path / "a.png")
-    image = load_image(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
     assert image[None].is_contiguous(memory_format=torch.channels_last)
     image += 1
 
@@ -165,10 +165,10 @@ def test_size_is_checked_before_decoding(tmp_path):
         bomb = tmp_path / f"{side}.png"
         bomb.write_bytes(png(side, side, b""))
         with pytest.raises(DataError, match=rf"{side}.png.*smaller"):
-            load_image(bomb)
+            read_image(bomb)
     Image.new("RGB", (11, 10)).save(tmp_path / "small.png")
     with pytest.raises(DataError, match=r"11x10.*limit of 100"):
-        load_image(tmp_path / "small.png", max_pixels=100)
+        read_image(tmp_path / "small.png", max_pixels=100)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_files_that_are_no_images(tmp_path, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
-        load_image(path)
+        read_image(path)
     assert str(path) in str(caught.value)
 
 
@@ -201,14 +201,14 @@ def test_what_is_no_file_is_no_image(tmp_path):
         (tmp_path / "none" / "a.jpg", "does not exist"),
     ):
         with pytest.raises(DataError, match=message):
-            load_image(path)
+            read_image(path)
 
 
 def test_no_name_can_forge_a_line_of_the_log(tmp_path):
     for name in ("a\nerror: all is lost.jpg", "\x1b[2J.jpg", "\x9b\u202egpj.exe", "b\udcff.jpg"):
         (tmp_path / name).write_bytes(b"broken")
         with pytest.raises(DataError) as caught:
-            load_image(tmp_path / name)
+            read_image(tmp_path / name)
         assert str(caught.value).isprintable()
         assert name.encode("unicode_escape").decode() in str(caught.value)
 
@@ -229,7 +229,7 @@ def test_damaged_files_give_data_errors_only(tmp_path, suffix):
         bad = tmp_path / f"bad.{suffix}"
         bad.write_bytes(content)
         try:
-            load_image(bad)
+            read_image(bad)
         except DataError as error:
             failures += 1
             assert "bad." in str(error)
@@ -250,7 +250,7 @@ def test_the_content_decides_not_the_suffix(tmp_path):
 
 def test_errors_survive_the_way_out_of_a_loader_worker(tmp_path):
     with pytest.raises(DataError) as caught:
-        load_image(tmp_path / "none.jpg")
+        read_image(tmp_path / "none.jpg")
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
@@ -261,7 +261,7 @@ def test_label_maps_keep_their_numbers(tmp_path):
     palette.putpalette([9] * 768)
     palette.save(tmp_path / "palette.png")
     for name in ("gray.png", "palette.png"):
-        assert load_label_map(tmp_path / name).tolist() == numbers.tolist()
+        assert read_label_map(tmp_path / name).tolist() == numbers.tolist()
     Image.new("RGB", (3, 2)).save(tmp_path / "rgb.png")
     with pytest.raises(DataError, match="mode RGB"):
-        load_label_map(tmp_path / "rgb.png")
+        read_label_map(tmp_path / "rgb.png")

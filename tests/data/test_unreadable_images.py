@@ -245,6 +245,6 @@ def test_a_image_that_changes_after_the_check(shapes, spoil, monkeypatch):
 
 def test_images_that_change_after_the_check_may_be_replaced(shapes, monkeypatch, caplog):
     paths = spoil_after_check(monkeypatch, shapes, SPOILERS)
-    train(settings(shapes, on_unreadable_image="skip", cache_gb=0.1))
+    train(settings(shapes, on_unreadable_image="skip"))
     assert all(f"replaced by another: image {path} " in caplog.text for path in paths)
     assert "3 of 12 training images could not be read" in caplog.text

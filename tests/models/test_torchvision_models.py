@@ -10,7 +10,7 @@ from torchvision.models import detection as tv
 
 from support.paths import ROOT
 from visionkit.config import load_config
-from visionkit.data.image_io import load_image
+from visionkit.data.image_io import read_image
 from visionkit.engine.predict import Predictor
 from visionkit.models.build import build_model
 from visionkit.types import Classes
@@ -111,7 +111,7 @@ def test_a_torchvision_checkpoint_gives_the_same_predictions(name, images, tmp_p
 
     assert count(ours) == count(theirs)
 
-    tensors = [load_image(file) for file in images]
+    tensors = [read_image(file) for file in images]
     with torch.inference_mode():
         expected = theirs([tensor.float() / 255 for tensor in tensors])
     cpu = torch.device("cpu")

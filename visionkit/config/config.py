@@ -127,7 +127,6 @@ class SourceConfig:
     group_by_aspect_ratio: bool | None = (
         None  # batches of similar aspect ratio; null: if sizes are known
     )
-    cache_gb: Positive | None = None  # limit of decoded images kept on disk; null: none are
     check_images: bool = True  # look at every image before training
     on_unreadable_image: Literal["error", "skip"] = "error"  # while training; skip: use another one
     train: dict[str, Any] | None = None

@@ -98,6 +98,7 @@ class Problems:
         return key
 
 
+REMOVED = {"cache_gb": "was removed: decoded images are not cached any more; delete this key"}
 REQUIRED = inspect.Parameter.empty
 LISTS, MAPPINGS = (list, tuple, Sequence, Iterable, Collection), (dict, Mapping)
 PATH = get_args(InputPath)[1]
@@ -142,7 +143,7 @@ def check_arguments(
     fitting = {}
     for name, value in given.items():
         if name not in accepted:
-            problems.add((*key, str(name)), unknown(name, accepted))
+            problems.add((*key, str(name)), REMOVED.get(name) or unknown(name, accepted))
             continue
         try:
             fitting[name] = convert(value, accepted[name].annotation)

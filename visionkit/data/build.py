@@ -11,7 +11,6 @@ from visionkit.config.components import build, head_class
 from visionkit.data.checks.findings import finding, propagate_failures
 from visionkit.data.checks.summary import split_key
 from visionkit.data.classes import class_lists, class_mapped, classes_of_heads
-from visionkit.data.loading.image_cache import ImageCache
 from visionkit.data.loading.source import Source
 from visionkit.errors import ConfigError, DataError, VisionkitError
 from visionkit.types import Classes, Dataset
@@ -63,9 +62,6 @@ def open_sources(
             continue
         errors += _check_keys(where, dataset, spec.feeds, config)
         errors += _check_content(where, dataset, split)
-        if spec.cache_gb is not None and not hasattr(dataset, "sample"):
-            kind = getattr(spec, split)["type"]
-            errors.append(DataError(f"{where}: {kind} keeps no images; leave out cache_gb"))
     lists = class_lists(class_keys(config), config.data, opened, classes or {})
     for (name, split), dataset in opened.items() if len(opened) == len(wanted) else ():
         where, spec = split_key(name, split), config.data[name]
@@ -89,7 +85,6 @@ def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[
             eval_batch_size=config.train.eval_batch_size,
             images_per_identity=spec.images_per_identity,
             group_by_aspect_ratio=spec.group_by_aspect_ratio,
-            cache=None if spec.cache_gb is None else ImageCache(spec.cache_gb),
             skip_broken=spec.on_unreadable_image == "skip",
         )
         for name, spec in config.data.items()

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from visionkit.data.checks.findings import check_classes
-from visionkit.data.image_io import ImageLoader
 from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError, DataError
@@ -84,10 +83,6 @@ class ClassMappedDataset:
 
     def __getitem__(self, index: int) -> Sample:
         return self._relabel(self.dataset[index])
-
-    def sample(self, index: int, load: ImageLoader) -> Sample:
-        """As of the data set, which must have this method."""
-        return self._relabel(self.dataset.sample(index, load))
 
     def _relabel(self, sample: Sample) -> Sample:
         sample = replace(sample)

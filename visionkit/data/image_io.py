@@ -9,35 +9,15 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, ImageCms
 from torch import Tensor
 
-from visionkit.data.files import Fault, diagnose, find_fault
+from visionkit.data.files import Fault, find_fault
 from visionkit.errors import DataError, printable
-
-# --- The size of an image from its header, in place of the image where nothing else is
-# needed.
-
-_ORIENTATION, _ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and what it says of such a one
-
-
-def load_shape(path: str | Path, *, exif: Literal["apply", "ignore"] = "apply") -> ResizedImage:
-    """Called like `load_image`, for data sets that use nothing but the shape. DataError if the
-    file is no image."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            turned = exif == "apply" and image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE
-            if turned and image.format != "TIFF":  # whose size Pillow gives upright
-                width, height = height, width
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise DataError(f"image {path} {diagnose(path)} [{error}]") from error
-    return ResizedImage(torch.zeros(3, 1, 1, dtype=torch.uint8), (3, height, width))
-
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -55,25 +35,15 @@ _UPRIGHT = {
 }
 
 
-class ResizedImage(NamedTuple):
-    """An image of which only the pixels at the size for the network are at hand."""
-
-    pixels: Tensor  # (3, h, w) uint8
-    shape: tuple[int, ...]  # of the whole image, (3, H, W)
-
-
 T = TypeVar("T")
-ImageLoader: TypeAlias = Callable[
-    ..., Tensor | ResizedImage
-]  # called like `load_image`, by a data set
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether the name is that of a visible file in a format that `load_image` reads."""
+    """Whether the name is that of a visible file in a format that `read_image` reads."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def load_image(
+def read_image(
     path: str | Path,
     *,
     exif: Literal["apply", "ignore"] = "apply",
@@ -98,7 +68,7 @@ def check_label_mode(mode: str) -> None:
         raise Refused(Fault("values", clause))
 
 
-def load_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """A map of class numbers stored as an 8-bit gray or palette image: (h, w) uint8."""
 
     def indices(image: Image.Image) -> Image.Image:

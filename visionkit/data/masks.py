@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from visionkit.data.checks.findings import Finding, finding
-from visionkit.data.image_io import load_label_map
+from visionkit.data.image_io import read_label_map
 from visionkit.errors import DataError, printable
 from visionkit.types import IGNORE
 
@@ -29,7 +29,7 @@ Progress = Callable[[Iterable[int], str], Iterable[int]]  # shows how far it is
 
 def load_classes(path: Path, size: tuple[int, int], num_classes: int) -> Tensor:
     """The map (h, w) uint8 in that file; DataError if it has another size or unknown classes."""
-    labels = load_label_map(path)
+    labels = read_label_map(path)
     if tuple(labels.shape) != size:
         raise DataError(
             f"semantic map {printable(path)} is {tuple(labels.shape)} (h, w), not {size}"

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from visionkit.data.image_io import ResizedImage
 from visionkit.data.masks import Segmentation, paint
 from visionkit.types import Target
 
@@ -25,7 +24,7 @@ class Sample:
     Geometry methods return a new sample; nothing is changed in place.
     """
 
-    image: Tensor | ResizedImage  # (3, h, w) uint8; `ResizedImage` until it is resized
+    image: Tensor  # (3, h, w) uint8
     image_id: int
     orig_size: tuple[int, int]
     boxes: np.ndarray | None = None  # (N, 4) float32 xyxy
@@ -52,7 +51,7 @@ class Sample:
         if (old_h, old_w) == (h, w):
             return self
         moved = self._map((w / old_w, h / old_h), (0, 0), size)
-        moved.image = resized(self.image, size)
+        moved.image = F.resize(self.image, [h, w], antialias=True)
         if self.semantic is not None:
             nearest = F.InterpolationMode.NEAREST_EXACT
             moved.semantic = F.resize(self.semantic[None], [h, w], interpolation=nearest)[0]
@@ -139,15 +138,6 @@ class Sample:
             target["attributes"] = torch.from_numpy(self.attributes[rows])
         if self.labeled is not None:
             target["labeled"] = torch.from_numpy(self.labeled)
-
-
-def resized(image: Tensor | ResizedImage, size: tuple[int, int]) -> Tensor:
-    """The pixels (3, h, w) uint8 at `size` (h, w), antialiased."""
-    if not isinstance(image, ResizedImage):
-        return F.resize(image, list(size), antialias=True)
-    if image.pixels.shape[1:] != size:
-        raise ValueError(f"fitted to {tuple(image.pixels.shape[1:])}, cannot be made {size}")
-    return image.pixels
 
 
 def _has_extent(boxes: np.ndarray) -> np.ndarray:

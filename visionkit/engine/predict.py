@@ -16,7 +16,7 @@ from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.config import Config, load_config
-from visionkit.data.image_io import load_image
+from visionkit.data.image_io import read_image
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
@@ -83,7 +83,7 @@ def _predicted(predictor: Predictor, files: Sequence[Path]) -> dict[Path, Predic
     images: dict[Path, Tensor] = {}
     for file in files:
         try:
-            images[file] = load_image(file)
+            images[file] = read_image(file)
         except DataError as error:
             found[file] = error
     for shape in dict.fromkeys(image.shape for image in images.values()):
@@ -301,7 +301,7 @@ def class_lists_of(state: dict[str, Any]) -> dict[str, Classes]:
 
 def _as_tensor(image: ImageInput) -> Tensor:
     if isinstance(image, (str, Path)):
-        return load_image(image)
+        return read_image(image)
     if isinstance(image, Image.Image):
         image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if isinstance(image, np.ndarray):

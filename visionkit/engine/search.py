@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from visionkit.data.image_io import load_image
+from visionkit.data.image_io import read_image
 from visionkit.engine.predict import Prediction, Predictor, predict_each
 from visionkit.engine.results import find_images, prepare_out
 from visionkit.errors import ConfigError, DataError
@@ -158,7 +158,7 @@ def _sheet(found: dict[Path, list[Match]], names: dict[Path, str]) -> Image.Imag
 
 
 def _place(sheet: Image.Image, file: Path, left: int, top: int) -> None:
-    image = Image.fromarray(load_image(file).permute(1, 2, 0).contiguous().numpy())
+    image = Image.fromarray(read_image(file).permute(1, 2, 0).contiguous().numpy())
     side = CELL - 2 * FRAME
     image = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
     spare = [(CELL - extent) // 2 for extent in image.size]

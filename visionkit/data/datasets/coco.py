@@ -17,7 +17,7 @@ from visionkit.data.coco.attributes import AttributeTable, read_identifiers
 from visionkit.data.coco.quality import Progress, warn
 from visionkit.data.coco.truth import coco_truth, filled_areas
 from visionkit.data.files import Links
-from visionkit.data.image_io import ImageLoader, check_size, load_image
+from visionkit.data.image_io import check_size, read_image
 from visionkit.data.masks import load_classes, look_at_maps, paint_classes
 from visionkit.data.sample import Sample
 from visionkit.types import Classes
@@ -161,14 +161,10 @@ class Coco:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index)
-
-    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
-        """One image, read by `load`, and its labels."""
         index = range(len(self))[index]
         path, images = self.image_path(index), self._index.images
         size = tuple(images.sizes[index].tolist())
-        sample = Sample(load(path, exif=self.exif), self.image_ids[index], size)
+        sample = Sample(read_image(path, exif=self.exif), self.image_ids[index], size)
         check_size(path, sample.size, size, self.annotations, self.exif)
 
         span = self._span(index)

@@ -14,7 +14,6 @@ from visionkit.data.checks.findings import Finding, FindingCounts
 from visionkit.data.checks.kinds import FINDING_KINDS
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.files import Links
-from visionkit.data.image_io import ImageLoader, load_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 
@@ -39,7 +38,6 @@ class Crops:
     """
 
     keys = ("class_id", "identity")
-    crops_images = True  # so that they must be read whole
 
     def __init__(
         self,
@@ -116,12 +114,8 @@ class Crops:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index)
-
-    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
-        """One object of an image that `load` reads."""
         index = range(len(self))[index]
-        whole = self._coco.sample(int(self._images[index]), load).image
+        whole = self._coco[int(self._images[index])].image
         (left, top), limit = self._boxes[index, :2].clip(0), [whole.shape[2], whole.shape[1]]
         right, bottom = np.minimum(self._boxes[index, 2:], limit)
         identity = int(self.identities[index])

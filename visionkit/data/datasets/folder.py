@@ -21,7 +21,7 @@ from visionkit.data.checks.findings import (
     finding,
 )
 from visionkit.data.files import is_visible, visible_files
-from visionkit.data.image_io import SUFFIXES, ImageLoader, load_image
+from visionkit.data.image_io import SUFFIXES, read_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError, printable
 from visionkit.types import Classes
@@ -61,12 +61,8 @@ class Images:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index)
-
-    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
-        """One image, read by `load`."""
         index = range(len(self))[index]
-        image = load(self.image_path(index), exif=self.exif)
+        image = read_image(self.image_path(index), exif=self.exif)
         return Sample(image, image_id=index, orig_size=(image.shape[1], image.shape[2]))
 
 
@@ -147,12 +143,8 @@ class ImageFolder:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index)
-
-    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
-        """One image, read by `load`, and its labels."""
         index = range(len(self))[index]
-        image = load(self.image_path(index), exif=self.exif)
+        image = read_image(self.image_path(index), exif=self.exif)
         size = (image.shape[1], image.shape[2])
         class_id = int(self.identities[index])
         return Sample(image, index, orig_size=size, class_id=class_id, identity=class_id)

@@ -14,7 +14,7 @@ from torch import Tensor
 from visionkit.config.schema import InputPath, Range
 from visionkit.data.checks.findings import Finding, Problems, check_classes
 from visionkit.data.files import diagnose, visible_files
-from visionkit.data.image_io import SUFFIXES, ImageLoader, load_image, load_label_map, load_shape
+from visionkit.data.image_io import SUFFIXES, read_image, read_label_map
 from visionkit.data.masks import Progress, look_at_maps
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError, printable
@@ -107,12 +107,8 @@ class LabelMaps:
         return names
 
     def examine(self, progress: Progress) -> Iterator[Finding]:
-        """What is wrong with maps, also as to the size of their image."""
-
-        def read(index: int) -> Tensor | None:
-            return self.sample(index, load_shape).semantic
-
-        for found in look_at_maps(self.image_ids, read, progress):
+        """Maps that cannot be used, and those without any label."""
+        for found in look_at_maps(self.image_ids, self.semantic_truth, progress):
             yield found._replace(file=str(self.labels), value=self._maps[int(found.value)])
 
     def image_path(self, index: int) -> Path:
@@ -133,12 +129,8 @@ class LabelMaps:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        return self.sample(index)
-
-    def sample(self, index: int, load: ImageLoader = load_image) -> Sample:
-        """One image, read by `load`, and its class map."""
         index = range(len(self))[index]
-        image = load(self.image_path(index), exif=self.exif)
+        image = read_image(self.image_path(index), exif=self.exif)
         size = (image.shape[1], image.shape[2])
         semantic = self.semantic_truth(index)
         found = tuple(semantic.shape)
@@ -155,7 +147,7 @@ class LabelMaps:
     def semantic_truth(self, image_id: int) -> Tensor:
         """The class map of an image as stored: (h, w) uint8, 255 = ignore."""
         path = self.map_path(image_id)
-        numbers = load_label_map(path).numpy() if self._colors is None else self._places(path)
+        numbers = read_label_map(path).numpy() if self._colors is None else self._places(path)
         classes = self._class_of[numbers]
         if (classes < 0).any():
             values = np.unique(numbers[classes < 0]).tolist()
@@ -170,7 +162,7 @@ class LabelMaps:
 
     def _places(self, path: Path) -> np.ndarray:
         """The place in the palette of each pixel's color, (h, w)."""
-        codes = _codes(load_image(path, exif="ignore").numpy().astype(np.int64))
+        codes = _codes(read_image(path, exif="ignore").numpy().astype(np.int64))
         sorted_colors = np.sort(self._colors)
         nearest = np.searchsorted(sorted_colors, codes).clip(max=len(sorted_colors) - 1)
         unknown = sorted_colors[nearest] != codes

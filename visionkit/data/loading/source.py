@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from traceback import format_exception
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset as TorchDataset
 
-from visionkit.data.loading.image_cache import ImageCache
 from visionkit.data.loading.samplers import PKBatchSampler, ReplacementSampler, UnreadableImages
 from visionkit.data.loading.workers import image_name, load_batches
 from visionkit.data.sample import Sample
@@ -46,7 +45,6 @@ class Source:
     group_by_aspect_ratio: bool | None = (
         None  # batches of similar aspect ratio; None: if sizes are known
     )
-    cache: ImageCache | None = None  # of decoded images; the data sets must have `sample`
     skip_broken: bool = False  # train on others in place of images that cannot be read
 
     def __post_init__(self) -> None:
@@ -64,7 +62,7 @@ class Source:
             alike = None if self.images_per_identity is None else self.train.identities
             substitutes = ReplacementSampler(seed, len(self.train), alike)
         view = TransformedDataset(
-            self.train, self.transforms, self.image_size, seed, self.cache, substitutes=substitutes
+            self.train, self.transforms, self.image_size, seed, substitutes=substitutes
         )
         if self.images_per_identity is None:
             stream = InfiniteBatchSampler(
@@ -106,7 +104,7 @@ class Source:
         indices = range(len(self.val))
         batches = [[(i, i) for i in indices[k : k + size]] for k in indices[::size]]
         mine = batches[collectives.rank() :: collectives.world_size()]
-        view = TransformedDataset(self.val, (), self.image_size, seed=0, cache=self.cache)
+        view = TransformedDataset(self.val, (), self.image_size, seed=0)
         return load_batches(view, mine, collate, workers=workers, name=f"data.{self.name}.val")
 
 
@@ -180,16 +178,12 @@ class TransformedDataset(TorchDataset):
         transforms: Sequence[Any],
         image_size: int | tuple[int, int],
         seed: int,
-        cache: ImageCache | None = None,
         substitutes: ReplacementSampler | None = None,
     ) -> None:
         self.substitutes = substitutes
         self.dataset, self.transforms, self.seed = dataset, transforms, seed
         self.image_size = image_size
         self.resize_first = not any(transform.resizes for transform in transforms)
-        fits = self.resize_first and not getattr(dataset, "crops_images", False)
-        kept_size = image_size if fits else None
-        self.load = None if cache is None else partial(cache.load, image_size=kept_size)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -223,15 +217,13 @@ class TransformedDataset(TorchDataset):
     def _find(self, index: int, position: int) -> tuple[Sample, str | None]:
         """The sample, or its substitute and the error that it stands for."""
         try:
-            return self._sample(index), None
+            return self.dataset[index], None
         except DataError as error:
             named = DataError(f"{error}{record_of(self.dataset, index)}")
             if self.substitutes is None:
                 raise named from error
-            return self.substitutes.find(index, position, self._sample, named), str(named)
-
-    def _sample(self, index: int) -> Sample:
-        return self.dataset[index] if self.load is None else self.dataset.sample(index, self.load)
+            read = self.dataset.__getitem__
+            return self.substitutes.find(index, position, read, named), str(named)
 
 
 def record_of(dataset: Dataset, index: int) -> str:
