@@ -1,4 +1,4 @@
-"""The command line: verbs, exit codes, messages without tracebacks, results on standard output."""
+"""The command line: exit codes, messages without tracebacks, results on standard output."""
 
 import json
 import subprocess
@@ -161,7 +161,7 @@ def test_training_without_any_object_is_refused(shapes, tmp_path, capsys):
 
 def test_a_resumed_run_stays_where_it_is(run, tmp_path, capsys):
     assert main(["train", "--resume", str(run), f"output={tmp_path / 'elsewhere'}"]) == 2
-    assert "leave out output=" in capsys.readouterr().err
+    assert "remove output=" in capsys.readouterr().err
 
 
 def test_figures_are_shown_though_the_run_cannot_be_written_to(run, capsys, monkeypatch, caplog):
@@ -185,7 +185,7 @@ def test_resume_of_a_finished_run(run, capsys):
         (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
         (["train"], 2, "give a config file"),
         (["train", str(CONFIGS / "detection.yaml"), "train.lrr=1"], 2, "did you mean 'lr'"),
-        (["train", "--resume", "nowhere"], 2, "holds no run"),
+        (["train", "--resume", "nowhere"], 2, "is not a run directory"),
         (["train", str(CONFIGS / "mlp_mnist.yaml"), "train.device=gpu"], 2, "no auto, cpu, cuda"),
         (
             ["config", str(CONFIGS / "detection_small.yaml"), "data.train.images=."],

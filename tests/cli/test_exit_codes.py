@@ -17,7 +17,7 @@ from visionkit.errors import DataError
 
 OWN = """
 import os, signal, sys, time
-from visionkit.data.shapes import Shapes
+from visionkit.data.datasets.shapes import Shapes
 
 class Data(Shapes):
     def __init__(self, *, ends: str = "", seed: int = 0):
@@ -158,11 +158,11 @@ def test_json_is_one_strict_object(capsys):
         assert isinstance(found, dict) and printed.count("\n") == 1
 
 
-VERBS = ["train", "eval", "val", "predict", "search", "bench", "check", "config", "list", "data"]
+COMMANDS = ["train", "eval", "val", "predict", "search", "bench", "check", "config", "list", "data"]
 HELP = """
 import contextlib, io, sys
 from visionkit.cli import main
-helps = [[verb, "--help"] for verb in sys.argv[1:]]
+helps = [[name, "--help"] for name in sys.argv[1:]]
 for words in (["-V"], ["--help"], *helps, ["data", "shapes", "-h"]):
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         try:
@@ -176,18 +176,18 @@ assert not heavy, heavy
 """
 
 
-def test_help_of_every_verb_imports_nothing_heavy():
-    command = [sys.executable, "-c", HELP, *VERBS]
+def test_help_of_every_command_imports_nothing_heavy():
+    command = [sys.executable, "-c", HELP, *COMMANDS]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert all(verb in done.stderr for verb in VERBS)  # the help without arguments
+    assert all(name in done.stderr for name in COMMANDS)  # the help without arguments
 
 
 @pytest.mark.parametrize(
-    ("word", "says"), [("trian", "did you mean 'train'?"), ("xyz", "verbs: train, eval, ")]
+    ("word", "says"), [("trian", "did you mean 'train'?"), ("xyz", "valid: bench, check, ")]
 )
-def test_an_unknown_verb_is_answered_with_the_known_ones(word, says, capsys):
+def test_an_unknown_command_is_answered_with_the_known_ones(word, says, capsys):
     with pytest.raises(SystemExit) as caught:
         main([word, "x.yaml"])
     assert caught.value.code == 2
-    assert f"no verb {word!r}" in (told := capsys.readouterr().err) and says in told
+    assert f"unknown command {word!r}" in (told := capsys.readouterr().err) and says in told

@@ -9,7 +9,7 @@ import torch
 
 from support.paths import ROOT
 from visionkit.cli.main import main
-from visionkit.cli.reports import report
+from visionkit.cli.reports import bench_text
 from visionkit.config import load_config
 from visionkit.engine.benchmark import advice, benchmark
 
@@ -81,7 +81,7 @@ def test_the_command_prints_a_table_or_json_and_writes_nothing(tmp_path, monkeyp
     assert result["steps"] == 2 and result["evaluation"] is None
     assert main(["bench", "c.yaml", "train.precision=fp32", "--steps", "1"]) == 0
     table = capsys.readouterr().out
-    assert "float32, 4 images a step" in table and "scoring of 4 images" in table
+    assert "float32, 4 images per step" in table and "scoring of 4 images" in table
     assert os.listdir(tmp_path) == ["c.yaml"]
 
 
@@ -133,7 +133,7 @@ def test_advice_names_what_stands_out():
 
 
 def test_the_table_shows_each_part_with_its_share():
-    text = report({**invented(), "advice": ["look here"]})
+    text = bench_text({**invented(), "advice": ["look here"]})
     rows = [line.split() for line in text.splitlines()]
     assert ["backbone", "400.0", "ms", "40", "%"] in rows
     assert ["step", "1000.0", "ms", "100", "%"] in rows

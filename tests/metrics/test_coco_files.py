@@ -208,12 +208,12 @@ def test_segm_on_boxes_and_boxes_next_to_masks(files, capsys, caplog):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--gt", "a.json"], "belong together"),
-        (["--pred", "a.json"], "belong together"),
-        ([], "give a run, or --gt"),
-        (["RUN", "--gt", "a.json", "--pred", "b.json"], "leave out RUN"),
-        (["--gt", "a.json", "--pred", "b.json", "data.workers=0"], "leave out RUN"),
-        (["RUN", "--type", "bbox"], "go with --gt and --pred"),
+        (["--gt", "a.json"], "give both"),
+        (["--pred", "a.json"], "give both"),
+        ([], "give RUN, or --gt"),
+        (["RUN", "--gt", "a.json", "--pred", "b.json"], "do not apply"),
+        (["--gt", "a.json", "--pred", "b.json", "data.workers=0"], "do not apply"),
+        (["RUN", "--type", "bbox"], "need --gt and --pred"),
         (["RUN", "--engine", "pycocotools"], "VISIONKIT_COCO_ENGINE"),
     ],
 )

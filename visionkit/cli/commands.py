@@ -1,7 +1,5 @@
-"""What each verb of the command line does with its parsed arguments.
-
-Nothing heavy is imported at the top, so that `--help` answers at once.
-"""
+"""What each command does with its parsed arguments. Heavy imports stay in the functions, so that
+`--help` is quick."""
 
 from __future__ import annotations
 
@@ -18,29 +16,30 @@ if TYPE_CHECKING:
     from visionkit.config import Config
     from visionkit.engine.check import Report
 
+SECTIONS = ("heads", "backbones", "necks", "datasets", "transforms")
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
 
 
 def train(args: argparse.Namespace) -> None:
     with StopRequest() as stop:
         try:
-            checked, resume = _to_train(args)
+            config, resume = _training_config(args)
         except Stopped:
             from visionkit.runs.directory import stopped_before_training
 
-            run = args.resume if isinstance(args.resume, str) else None
-            raise stopped_before_training(run, stop.received) from None
+            resumed = args.resume if isinstance(args.resume, str) else None
+            raise stopped_before_training(resumed, stop.received) from None
     from visionkit.distributed import collectives
     from visionkit.engine import train
 
-    run = train.train(checked, resume=resume, overwrite=args.overwrite)
+    run = train.train(config, resume=resume, overwrite=args.overwrite)
     if collectives.rank() == 0:
         _print_metrics(run.metrics)
         print(f"run: {run.directory}")
 
 
-def _to_train(args: argparse.Namespace) -> tuple[Config, bool]:
-    """The checked config, and whether a run is to be continued. Imports torch, which takes long."""
+def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
+    """The config to train and whether to resume its run. Imports torch, which takes seconds."""
     import visionkit.engine.train  # noqa: F401
     from visionkit.config import load_config
 
@@ -54,19 +53,19 @@ def _to_train(args: argparse.Namespace) -> tuple[Config, bool]:
         words = [config, *args.overrides] if config else args.overrides
         run = Path(resume)
         if any(re.match(r"-{0,2}output=", word) for word in words):
-            raise ConfigError(f"--resume {run} goes on in {run}: leave out output=")
+            raise ConfigError(f"--resume {run}: continues in {run}; remove output=")
         if not (run / "config.yaml").is_file():
-            raise ConfigError(f"--resume: {run} holds no run (no config.yaml)")
+            raise ConfigError(f"--resume: {run} is not a run directory (no config.yaml)")
         config = origin = str(run / "config.yaml")  # written by whoever trained it
         args.overrides = [*words, f"output={run}"]
         resume = True
     if resume and args.overwrite:
-        raise ConfigError("train: --resume continues a run and --overwrite replaces it; give one")
+        raise ConfigError("train: --resume continues a run, --overwrite replaces it: give only one")
     if config is None:
         raise ConfigError("train: give a config file, or --resume RUN")
     checked = load_config(config, args.overrides, origin=origin, allow_plugins=args.allow_plugins)
     if resume and checked.output is None:
-        raise ConfigError("--resume: say which run: `--resume RUN`, or output=RUN")
+        raise ConfigError("--resume: name the run with --resume RUN or output=RUN")
     return checked, bool(resume)
 
 
@@ -75,11 +74,11 @@ def evaluate(args: argparse.Namespace) -> None:
         _eval_files(args)
         return
     if args.run_directory is None:
-        raise ConfigError("eval: give a run, or --gt FILE --pred FILE")
+        raise ConfigError("eval: give RUN, or --gt FILE and --pred FILE")
     if args.type or args.engine:
         raise ConfigError(
-            "eval: --type and --engine go with --gt and --pred; a run's heads know what to score, "
-            "and the environment's VISIONKIT_COCO_ENGINE chooses an engine"
+            "eval: --type and --engine need --gt and --pred; the heads of a run determine what is "
+            "scored, and the environment variable VISIONKIT_COCO_ENGINE the engine"
         )
     from visionkit.distributed import collectives
     from visionkit.engine.evaluate import evaluate_run
@@ -93,9 +92,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def _eval_files(args: argparse.Namespace) -> None:
     if not (args.gt and args.pred):
-        raise ConfigError("eval: --gt FILE and --pred FILE belong together")
+        raise ConfigError("eval: give both --gt FILE and --pred FILE")
     if args.run_directory or args.overrides or args.heads:
-        raise ConfigError("eval: --gt and --pred score files; leave out RUN, settings and --heads")
+        raise ConfigError("eval: RUN, key=value and --heads do not apply to --gt and --pred")
     from visionkit.metrics.coco.engines import engine_version, pick_engine
     from visionkit.metrics.coco.files import evaluate_files
 
@@ -133,11 +132,11 @@ def predict(args: argparse.Namespace) -> int:
         heads=args.heads,
         allow_plugins=args.allow_plugins,
     )
-    broken = predict_files(
+    unreadable = predict_files(
         predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
     )
-    print(f"wrote {args.out}/predictions.json, the overlays and what else the heads give", end="")
-    return _end_with(broken)
+    print(f"wrote predictions.json and overlays to {args.out}", end="")
+    return _report_unreadable(unreadable)
 
 
 def search(args: argparse.Namespace) -> int:
@@ -146,36 +145,36 @@ def search(args: argparse.Namespace) -> int:
 
     predictor = load(args.run_directory, args.overrides, allow_plugins=args.allow_plugins)
     inputs = [args.query], [args.gallery]
-    broken = search_files(predictor, *inputs, args.out, top=args.top, head=args.head)
-    print(f"wrote {args.out}/matches.json and matches.jpg", end="")
-    return _end_with(broken)
+    unreadable = search_files(predictor, *inputs, args.out, top=args.top, head=args.head)
+    print(f"wrote matches.json and matches.jpg to {args.out}", end="")
+    return _report_unreadable(unreadable)
 
 
-def _end_with(broken: int) -> int:
-    """End the line, and the code to exit with: results that lack images are no full success."""
-    print(f"; {plural(broken, 'image')} could not be read" if broken else "")
-    return DataError.exit_code if broken else 0
+def _report_unreadable(count: int) -> int:
+    """Finish the printed line. Returns the exit code: that of a DataError if images are missing."""
+    print(f"; {plural(count, 'image')} could not be read" if count else "")
+    return DataError.exit_code if count else 0
 
 
 def bench(args: argparse.Namespace) -> None:
-    from visionkit.cli.reports import report
+    from visionkit.cli.reports import bench_text
     from visionkit.engine.benchmark import benchmark
     from visionkit.runs.files import to_json
 
     result = benchmark(
         args.config, args.overrides, steps=args.steps, allow_plugins=args.allow_plugins
     )
-    print(to_json(result) if args.json else report(result))
+    print(to_json(result) if args.json else bench_text(result))
 
 
 def check(args: argparse.Namespace) -> int:
     if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise ConfigError(f"--json: the folder of {args.json} does not exist")
+        raise ConfigError(f"--json: the directory of {args.json} does not exist")
     from visionkit.cli import reports
 
     log = logging.getLogger("visionkit")
     level = log.level
-    log.setLevel(logging.ERROR)  # the report tells what opening data logs
+    log.setLevel(logging.ERROR)  # the report contains what opening the data logs
     try:
         report = _checked(args)
     finally:
@@ -191,10 +190,12 @@ def _checked(args: argparse.Namespace) -> Report:
 
     if args.target.endswith(".json"):
         if args.overrides:
-            raise ConfigError("check: an annotation file has no settings; leave out key=value")
+            raise ConfigError(
+                "check: key=value overrides do not apply to an annotation file"
+            )
         return check.check_annotations(args.target, args.images)
     if args.images:
-        raise ConfigError("check: --images goes with an annotation file; a config has its own")
+        raise ConfigError("check: --images needs an annotation file; a config names its images")
     return check.check_config(args.target, args.overrides, allow_plugins=args.allow_plugins)
 
 
@@ -208,8 +209,7 @@ def config(args: argparse.Namespace) -> None:
 def list_components(args: argparse.Namespace) -> None:
     from visionkit.config.components import describe
 
-    sections = ["heads", "backbones", "necks", "datasets", "transforms"]
-    for section in [args.section] if args.section else sections:
+    for section in [args.section] if args.section else SECTIONS:
         print(describe(section))
 
 

@@ -1,84 +1,34 @@
-"""The command line: `visionkit VERB ...`. Results go to standard output, the log to standard error.
-
-What a verb does is in `commands`.
-"""
+"""The command line: `visionkit COMMAND ...`. Results go to standard output, the log to standard
+error. What a command does is in `commands`."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from visionkit.cli import commands
-from visionkit.cli.commands import OVERRIDE
+from visionkit.cli.commands import OVERRIDE, SECTIONS
 from visionkit.distributed import launch
-from visionkit.errors import Preempted, VisionkitError, printable
+from visionkit.errors import Preempted, VisionkitError, printable, unknown
 from visionkit.runs import signals
-
-# --- How a command ends that cannot do its work: one message without a traceback, and an exit
-# code.
 
 if TYPE_CHECKING:
     from visionkit.data.checks.findings import Finding
 
-UNEXPECTED = 1
-SHOWN = 20  # faults that a DataError tells, see `visionkit.data.checks.findings.Problems`
-
-
-def report(error: Exception, *, debug: bool = False) -> int:
-    """Write what went wrong to standard error, with `debug` after the traceback; gives the code."""
-    if debug:
-        traceback.print_exception(error)
-    text = printable(error, lines=True)
-    if isinstance(error, (VisionkitError, OSError)):
-        label = "" if isinstance(error, Preempted) else "error: "
-        print(f"{label}{text}", file=sys.stderr)
-        _tell_all(getattr(error, "findings", ()))
-        return error.exit_code if isinstance(error, VisionkitError) else UNEXPECTED
-    if isinstance(error, ModuleNotFoundError):
-        print(f"error: {text}; install it for {sys.executable}", file=sys.stderr)
-        return UNEXPECTED
-    print(
-        f"unexpected error: {type(error).__name__}: {text} ({_place(error)}); run again with "
-        "--debug for the traceback, and unless it comes from code of your own, please report it",
-        file=sys.stderr,
-    )
-    return UNEXPECTED
-
-
-def _tell_all(findings: Sequence[Finding]) -> None:
-    """Say where all faults of the data are, if they are more than an error tells."""
-    if len(findings) > SHOWN:
-        from visionkit.data.checks.findings import keep_all
-
-        print(keep_all(findings), file=sys.stderr)
-
-
-def _place(error: Exception) -> str:
-    """File and line of the innermost code that is visionkit's or the user's own."""
-    here, python = os.path.dirname(__file__), os.path.dirname(os.__file__)
-    frames = traceback.extract_tb(error.__traceback__)
-    libraries = (python, f"{os.sep}site-packages{os.sep}")
-    known = [
-        frame
-        for frame in frames
-        if frame.filename.startswith(here) or not any(lib in frame.filename for lib in libraries)
-    ]
-    frame = (known or frames)[-1]
-    return f"{frame.filename}, line {frame.lineno}"
-
-
-USAGE, INTERRUPTED = 2, 130  # exit codes without an error of visionkit.errors
+UNEXPECTED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes without a class in visionkit.errors
+Run = Callable[[argparse.Namespace], int | None]
+AddArguments = Callable[[argparse.ArgumentParser], None]
+SHOWN = 20  # findings in the message of a DataError, see `visionkit.data.checks.findings.Problems`
 
 
 def command() -> NoReturn:
-    """The `visionkit` command, as a process of its own."""
+    """The `visionkit` command: run `main` and exit with its code."""
     launch.watch_parent()
     code = main()
     signals.ignore()
@@ -86,23 +36,24 @@ def command() -> NoReturn:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0, or that of the error (see visionkit.errors)."""
-    parser, verbs = _parser()
+    """Run one command. Returns 0 or the exit code of the error (see `visionkit.errors`)."""
+    parser, names = _parser()
     words = sys.argv[1:] if arguments is None else arguments
     if not words:
         parser.print_help(sys.stderr)
         return USAGE
-    _refuse_unknown_verb(parser, verbs, words[0])
-    args = _parsed(parser, words)
+    if not words[0].startswith("-") and words[0] not in names:
+        parser.error(unknown(words[0], names, f"unknown command {words[0]!r}"))
+    args = _parse(parser, words)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    # Of several processes the first tells what all find; torchrun shows what each ended with.
+    # Rank 0 logs for all ranks; torchrun shows the error of each.
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("visionkit").setLevel(logging.INFO if first else logging.ERROR)
     try:
         code = args.run(args) or 0
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         _discard_output()
         return 0
     except KeyboardInterrupt:
@@ -110,154 +61,222 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if isinstance(error, OSError):
             _discard_output()
-        silent = _shown_by_torchrun(error) and not (first or args.debug)
-        if silent and isinstance(error, VisionkitError):
+        shown = "TORCHELASTIC_ERROR_FILE" in os.environ
+        if shown:
+            launch.show_torchrun(error)
+        if shown and isinstance(error, VisionkitError) and not (first or args.debug):
             return error.exit_code
         return report(error, debug=args.debug)
     finally:
-        _leave_process_group()
+        if "visionkit.distributed.collectives" in sys.modules:
+            sys.modules["visionkit.distributed.collectives"].teardown()
 
 
-def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
-    """Settings, key=value, may stand anywhere; they become `overrides`."""
+def report(error: Exception, *, debug: bool = False) -> int:
+    """Write an error to standard error, with `debug` after its traceback. Returns the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    text = printable(error, lines=True)
+    if isinstance(error, (VisionkitError, OSError)):
+        label = "" if isinstance(error, Preempted) else "error: "
+        print(f"{label}{text}", file=sys.stderr)
+        _save_findings(getattr(error, "findings", ()))
+        return error.exit_code if isinstance(error, VisionkitError) else UNEXPECTED
+    if isinstance(error, ModuleNotFoundError):
+        print(f"error: {text}; install it for {sys.executable}", file=sys.stderr)
+        return UNEXPECTED
+    print(
+        f"unexpected error: {type(error).__name__}: {text} ({_location(error)}); run again with "
+        "--debug for the traceback; unless your own code raised it, please report it",
+        file=sys.stderr,
+    )
+    return UNEXPECTED
+
+
+def _save_findings(findings: Sequence[Finding]) -> None:
+    """Write all findings to a file if the error message cannot hold them."""
+    if len(findings) > SHOWN:
+        from visionkit.data.checks.findings import keep_all
+
+        print(keep_all(findings), file=sys.stderr)
+
+
+def _location(error: Exception) -> str:
+    """File and line of the innermost frame in visionkit or in the user's code."""
+    package, python = os.path.dirname(os.path.dirname(__file__)), os.path.dirname(os.__file__)
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (python, f"{os.sep}site-packages{os.sep}")
+    known = [
+        frame
+        for frame in frames
+        if frame.filename.startswith(package) or not any(lib in frame.filename for lib in libraries)
+    ]
+    frame = (known or frames)[-1]
+    return f"{frame.filename}, line {frame.lineno}"
+
+
+def _discard_output() -> None:
+    """Keep Python from writing the rest of the output again when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Parse the command line. Config overrides, key=value, can be anywhere in it."""
     args, rest = parser.parse_known_args(words)
-    unknown = [word for word in rest if not OVERRIDE.match(word)]
-    if unknown and not unknown[0].startswith("-") and getattr(args, "run_directory", "") is None:
-        args.run_directory = unknown.pop(0)  # it stood behind an option
+    others = [word for word in rest if not OVERRIDE.match(word)]
+    if others and not others[0].startswith("-") and getattr(args, "run_directory", "") is None:
+        args.run_directory = others.pop(0)  # it followed an option
         rest.remove(args.run_directory)
-    if unknown:
-        parser.error(f"unknown argument {unknown[0]!r}; settings are given as key=value")
+    if others:
+        parser.error(f"unknown argument {others[0]!r}; config overrides are given as key=value")
     args.overrides = [*getattr(args, "overrides", ()), *(word.lstrip("-") for word in rest)]
     return args
 
 
-def _refuse_unknown_verb(parser: argparse.ArgumentParser, verbs: Iterable[str], word: str) -> None:
-    if word.startswith("-") or word in verbs:
-        return
-    close = difflib.get_close_matches(word.lower(), verbs, n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else ";"
-    parser.error(f"there is no verb {word!r}{guess} verbs: {', '.join(verbs)}")
-
-
-def _shown_by_torchrun(error: Exception) -> bool:
-    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
-        return False
-    launch.show_torchrun(error)
-    return True
-
-
-def _discard_output() -> None:
-    """What cannot be written must not be tried again when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser and the names of the verbs."""
+    """The parser and the names of the commands."""
     parser = argparse.ArgumentParser(
         prog="visionkit",
-        description="Train, evaluate and use vision models described by one YAML file.",
+        description="Train, evaluate and run vision models described by one YAML file.",
     )
     parser.add_argument("-V", "--version", action="version", version=_version())
     debug = argparse.ArgumentParser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-
-    def verb(name: str, run: object, text: str, aliases: tuple[str, ...] = ()):
-        sub = verbs.add_parser(
-            name, help=text, description=text, parents=[debug], aliases=list(aliases)
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, run, add_arguments, text in COMMANDS:
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=text,
+            parents=[debug],
+            aliases=["val"] if name == "eval" else [],
         )
         sub.set_defaults(run=run)
-        return sub
+        add_arguments(sub)
+    _add_data(subparsers.add_parser("data", help="generate data"), debug)
+    return parser, [*subparsers.choices]
 
-    sub = verb("train", commands.train, "train the model that a config describes")
+
+def _add_train(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("config", nargs="?", help="a YAML file; not needed with --resume RUN")
     _add_overrides(sub)
     sub.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue a run")
     sub.add_argument("--overwrite", action="store_true", help="replace the run in output=")
 
-    text = "metrics of a trained run on validation data, or of a COCO result file"
-    sub = verb("eval", commands.evaluate, text, aliases=("val",))
+
+def _add_eval(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run_directory", nargs="?", metavar="RUN", help="a run or a checkpoint")
     _add_overrides(sub)
-    sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    sub.add_argument("--heads", type=_words, metavar="A,B", help="only these heads")
+    _add_json(sub)
+    sub.add_argument("--heads", type=_names, metavar="A,B", help="only these heads")
     sub.add_argument("--gt", metavar="FILE", help="COCO annotations; with --pred, instead of RUN")
     sub.add_argument("--pred", metavar="FILE", help="COCO results to score, without a model")
     sub.add_argument("--type", choices=["bbox", "segm"], help="score boxes (default) or masks")
-    engines = ["hotcoco", "pycocotools"]
-    sub.add_argument("--engine", choices=engines, help="what computes them; same figures")
+    text = "library that computes the metrics; results are equal"
+    sub.add_argument("--engine", choices=["hotcoco", "pycocotools"], help=text)
 
-    sub = verb("predict", commands.predict, "run a trained model on images")
-    sub.add_argument("run_directory", metavar="RUN", help="a run directory or a checkpoint")
-    sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help="or key=value settings")
+
+def _add_predict(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run_directory", metavar="RUN", help="a run or a checkpoint")
+    text = "images and folders; also config overrides (key=value)"
+    sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help=text)
     _add_allow_plugins(sub)
-    sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
-    text = "lowest score to draw (0.5, or what suits the head)"
-    sub.add_argument("--threshold", type=_share, help=text)
-    text = "images of one size that go through the model at once (4)"
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    text = "lowest score to draw (default: 0.5, or the head's own)"
+    sub.add_argument("--threshold", type=_fraction, help=text)
+    text = "images of equal size per forward pass (default: 4)"
     sub.add_argument("--batch-size", type=_count, default=4, metavar="N", help=text)
-    sub.add_argument("--heads", type=_words, metavar="A,B", help="only these heads")
+    sub.add_argument("--heads", type=_names, metavar="A,B", help="only these heads")
 
-    sub = verb("search", commands.search, "the images of a gallery that are nearest to some others")
+
+def _add_search(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run_directory", metavar="RUN", help="a run with an embedding head")
     sub.add_argument("query", metavar="QUERY", help="an image or a folder of images")
     sub.add_argument("gallery", metavar="GALLERY", help="a folder of images")
     _add_overrides(sub)
-    sub.add_argument("--out", required=True, metavar="DIR", help="where to write the results")
-    sub.add_argument("--top", type=_count, default=5, help="how many to find for each (5)")
-    sub.add_argument("--head", help="which embedding, if the model has several")
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    sub.add_argument("--top", type=_count, default=5, help="matches per query image (default: 5)")
+    sub.add_argument("--head", help="the embedding head, if the model has multiple")
 
-    sub = verb(
-        "bench", commands.bench, "where the time and memory of a config go; nothing is written"
-    )
-    sub.add_argument("config", help="a YAML file")
-    _add_overrides(sub)
-    sub.add_argument("--steps", type=_count, default=20, help="training steps to time (20)")
-    sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
 
-    text = "look for every fault of a config, its data and weights, or of a COCO annotation file"
-    sub = verb("check", commands.check, text)
-    sub.add_argument("target", metavar="CONFIG_OR_JSON", help="a YAML file, or annotations.json")
+def _add_bench(sub: argparse.ArgumentParser) -> None:
+    _add_config(sub)
+    sub.add_argument("--steps", type=_count, default=20, help="training steps (default: 20)")
+    _add_json(sub)
+
+
+def _add_check(sub: argparse.ArgumentParser) -> None:
+    text = "a YAML file, or a JSON file of COCO annotations"
+    sub.add_argument("target", metavar="CONFIG_OR_JSON", help=text)
     _add_overrides(sub)
     sub.add_argument("--images", metavar="DIR", help="the images of the annotation file")
-    sub.add_argument("--strict", action="store_true", help="exit code 3 on warnings, too")
+    sub.add_argument("--strict", action="store_true", help="exit code 3 also for warnings")
     sub.add_argument("--json", metavar="FILE", help="write all findings to a new file")
 
-    text = "check a config, not its data (that does `check`), and print it complete"
-    sub = verb("config", commands.config, text)
+
+def _add_list(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("section", nargs="?", choices=SECTIONS)
+
+
+def _add_data(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:
+    text = "generate images of shapes with COCO annotations"
+    kinds = sub.add_subparsers(metavar="KIND", required=True)
+    shapes = kinds.add_parser("shapes", parents=[debug], help=text, description=text)
+    shapes.set_defaults(run=commands.data_shapes)
+    shapes.add_argument("out", metavar="OUT", help="a new folder")
+    shapes.add_argument("--images", type=_count, default=600, help="how many (default: 600)")
+    text = "width and height in pixels (default: 160)"
+    shapes.add_argument("--size", type=int, default=160, help=text)
+    shapes.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+
+
+def _add_config(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("config", help="a YAML file")
     _add_overrides(sub)
-
-    sub = verb("list", commands.list_components, "the components that a config can name")
-    sections = ["heads", "backbones", "necks", "datasets", "transforms"]
-    sub.add_argument("section", nargs="?", choices=sections)
-
-    sub = verb("data", None, "generate data")
-    kinds = sub.add_subparsers(metavar="KIND", required=True)
-    sub = kinds.add_parser("shapes", parents=[debug], help="images of shapes, in COCO format")
-    sub.set_defaults(run=commands.data_shapes)
-    sub.add_argument("out", metavar="OUT", help="a new folder")
-    sub.add_argument("--images", type=_count, default=600)
-    sub.add_argument("--size", type=int, default=160, help="side in pixels")
-    sub.add_argument("--seed", type=int, default=0)
-    return parser, [*verbs.choices]
 
 
 def _add_overrides(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("overrides", nargs="*", metavar="key=value", help="settings that win")
+    text = "config overrides (key=value)"
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help=text)
     _add_allow_plugins(sub)
 
 
 def _add_allow_plugins(sub: argparse.ArgumentParser) -> None:
-    text = "import classes outside visionkit that a checkpoint or a resumed run names: runs code"
+    text = "import custom classes that a checkpoint or a resumed run names: this runs their code"
     sub.add_argument("--allow-plugins", action="store_true", help=text)
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _add_json(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
 
 
-def _share(text: str) -> float:
+COMMANDS: tuple[tuple[str, Run, AddArguments, str], ...] = (
+    ("train", commands.train, _add_train, "train the model of a config"),
+    ("eval", commands.evaluate, _add_eval, "evaluate a run, or score a COCO result file"),
+    ("predict", commands.predict, _add_predict, "run a trained model on images"),
+    (
+        "search",
+        commands.search,
+        _add_search,
+        "retrieve the nearest gallery images for each query image",
+    ),
+    ("bench", commands.bench, _add_bench, "profile training and evaluation"),
+    (
+        "check",
+        commands.check,
+        _add_check,
+        "validate a config with its data and weights, or a COCO file",
+    ),
+    ("config", commands.config, _add_config, "validate a config and print it complete"),
+    ("list", commands.list_components, _add_list, "list the components that a config can name"),
+)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _fraction(text: str) -> float:
     with suppress(ValueError):
         if 0 <= float(text) <= 1:
             return float(text)
@@ -277,8 +296,3 @@ def _version() -> str:
         return f"visionkit {version('visionkit')}"
     except PackageNotFoundError:
         return "visionkit (not installed)"
-
-
-def _leave_process_group() -> None:
-    if "visionkit.distributed.collectives" in sys.modules:
-        sys.modules["visionkit.distributed.collectives"].teardown()

@@ -1,4 +1,4 @@
-"""What `visionkit check` found: on the screen the first, in a JSON file all."""
+"""What `visionkit check` and `visionkit bench` print, and the JSON file of `check`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visionkit.data.checks.findings import Finding
+from visionkit.data.checks.findings import DONE, Finding
 from visionkit.data.checks.kinds import title
 from visionkit.data.checks.summary import lines
 from visionkit.engine.check import Report
 from visionkit.errors import CheckpointError, ConfigError, DataError, plural, printable
 from visionkit.runs import files
 
-# --- What `visionkit bench` says about its figures: a table, and what stands out in it.
+VERSION = 1  # of the JSON file
+SHOWN = 20  # findings on the screen
+SEVERITIES = ("error", "warning", "note")
 
 
-def report(result: Mapping[str, Any]) -> str:
-    """A result of `benchmark` as text for people."""
+def bench_text(result: Mapping[str, Any]) -> str:
+    """The result of `visionkit bench` as a table, with advice."""
     seconds = result["seconds"]
     rates = {
         "training, images/s": result["images_per_second"],
@@ -31,7 +33,7 @@ def report(result: Mapping[str, Any]) -> str:
     rates |= {f"peak memory, {where}, MB": mb for where, mb in result["memory_mb"].items()}
     width = max(map(len, [*seconds, *rates])) + 2
     lines = [
-        f"{result['device']}, {result['precision']}, {result['batch']} images a step, "
+        f"{result['device']}, {result['precision']}, {result['batch']} images per step, "
         f"{result['workers']} workers, {result['steps']} steps",
         "",
     ]
@@ -42,32 +44,30 @@ def report(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(["", *result["advice"]] if result["advice"] else [])])
 
 
-VERSION = 1  # of the JSON file
-SHOWN = 20
-SEVERITIES = ("error", "warning", "note")
-
-
-def ordered(report: Report) -> list[Finding]:
-    """Errors, warnings, notes; each in the order of the data."""
-    return sorted(report.findings, key=lambda found: SEVERITIES.index(found.severity))
-
-
 def exit_code(report: Report, *, strict: bool) -> int:
-    """0 if there is nothing but notes, and warnings without `strict`; else that of the first
-    error that training would end with."""
+    """The code of the first error that would end training, else 0; `strict` counts warnings."""
     severities = {found.severity for found in report.findings}
     kinds = {found.kind for found in report.findings if found.severity == "error"}
     for kind, error in (("config", ConfigError), ("weights", CheckpointError)):
         if kind in kinds:
             return error.exit_code
-    return (
-        DataError.exit_code if "error" in severities or (strict and "warning" in severities) else 0
-    )
+    failed = "error" in severities or (strict and "warning" in severities)
+    return DataError.exit_code if failed else 0
+
+
+def write(report: Report, path: Path) -> None:
+    """Write the JSON file. An existing file is replaced only if it is a report: a typing error
+    must not destroy annotations."""
+    if path.exists() and not _is_report(path):
+        raise ConfigError(
+            f"--json: {path} already exists and is not a visionkit report; choose another file"
+        )
+    files.write_text(path, files.to_json(record(report)) + "\n")
 
 
 def record(report: Report) -> dict[str, Any]:
-    """The content of the JSON file, see docs/check.md."""
-    counts = Counter(found.severity for found in report.findings)
+    """The content of the JSON file, see docs/guide/data-checks.md."""
+    counts = _severities(report)
     return {
         "version": VERSION,
         "file": report.target,
@@ -76,52 +76,51 @@ def record(report: Report) -> dict[str, Any]:
             "kinds": dict(sorted(Counter(found.kind for found in report.findings).items())),
         },
         "data": report.used,
-        "findings": [found.record() for found in ordered(report)],
+        "findings": [found.record() for found in _ordered(report)],
     }
 
 
-def write(report: Report, path: Path) -> None:
-    """Write the JSON file, as a whole. A file that is there already is only replaced if it is such
-    a report: a typing error must not cost annotations."""
-    if path.exists() and not _is_report(path):
-        raise ConfigError(f"--json: {path} is there already and no report; name a new file")
-    files.write_text(path, files.to_json(record(report)) + "\n")
-
-
 def text(report: Report, written: str | None) -> str:
-    """For the screen: some findings of each kind, how many there are, and the data used."""
-    findings = ordered(report)
-    counts = Counter(found.severity for found in findings)
+    """The report on the screen: some findings of each kind, counts by kind, and the data used.
+    `written` is the path of the JSON file."""
+    findings, counts = _ordered(report), _severities(report)
     summary = ", ".join(plural(counts[severity], severity) for severity in SEVERITIES)
     shown = [f"{report.target}: {summary}"]
-    shown += [f"  {found.severity} {found.kind}: {_located(found)}" for found in _some(findings)]
+    shown += [
+        f"  {found.severity} {found.kind}: {f'{found.file}: ' if found.file else ''}{found}"
+        for found in _selected(findings)
+    ]
     if len(findings) > SHOWN:
         where = f"all are in {written}" if written else "--json FILE writes all"
         shown.append(f"  ... and {len(findings) - SHOWN} more; {where}")
     kinds = Counter((found.severity, found.kind, found.action) for found in findings)
-    if len(findings) > 1:
+    if len(findings) > len(kinds):
         shown.append("by kind:")
-        shown += [
-            f"  {count} {title(kind)} ({kind}, {severity}: {done})"
-            for (severity, kind, done), count in kinds.items()
-        ]
+        for (severity, kind, action), count in kinds.items():
+            done = f", {DONE[action]}" if action in DONE else ""
+            shown.append(f"  {count} x {kind} ({severity}{done}): {title(kind)}")
     shown += [f"data used: {line}" for line in lines(report.used)]
     return printable("\n".join(shown), lines=True)
 
 
-def _some(findings: list[Finding]) -> list[Finding]:
-    """`SHOWN` of them in their order: of each severity as many of each kind as there is room for,
-    so that a thousand of one kind do not hide the single one that explains them."""
-    turn: Counter[str] = Counter()
-    turns = []
-    for place, found in enumerate(findings):
-        turns.append((SEVERITIES.index(found.severity), turn[found.kind], place))
-        turn[found.kind] += 1
-    return [findings[place] for place in sorted(place for _, _, place in sorted(turns)[:SHOWN])]
+def _ordered(report: Report) -> list[Finding]:
+    """Errors, warnings, notes; each in the order of the data."""
+    return sorted(report.findings, key=lambda found: SEVERITIES.index(found.severity))
 
 
-def _located(found: Finding) -> str:
-    return f"{found.file}: {found}" if found.file else str(found)
+def _severities(report: Report) -> Counter[str]:
+    return Counter(found.severity for found in report.findings)
+
+
+def _selected(findings: list[Finding]) -> list[Finding]:
+    """At most `SHOWN` findings in their order: severe ones first, then the first of each kind, the
+    second of each kind and so on, so that many of one kind do not hide a rare one."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for index, found in enumerate(findings):
+        ranked.append((SEVERITIES.index(found.severity), seen[found.kind], index))
+        seen[found.kind] += 1
+    return [findings[index] for index in sorted(index for _, _, index in sorted(ranked)[:SHOWN])]
 
 
 def _is_report(path: Path) -> bool:
