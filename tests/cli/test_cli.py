@@ -10,24 +10,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from support.paths import ROOT
+from support.paths import CONFIGS
+from support.small_runs import quick_settings
 from visionkit.cli.main import main
-from visionkit.config import load_config
 from visionkit.runs import directory as rundir
-
-CONFIGS = ROOT / "configs"
-
-
-def small(config):
-    """Settings that make a shipped config take a second."""
-    words = ["data.workers=0", "train.epochs=null", "train.steps=3", "train.plots=false"]
-    for name, source in load_config(CONFIGS / config).data.items():
-        key = "data" if name == "main" else f"data.{name}"
-        words += [f"{key}.{split}.size=64" for split in ("train", "val")]
-        words += [f"{key}.train.num_images=16", f"{key}.val.num_images=6"]
-        words += [f"{key}.batch_size={2 * (source.images_per_identity or 2)}"]
-        words += [f"{key}.image_size=64"] * (source.image_size > 64)
-    return words
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +21,7 @@ def run(tmp_path_factory):
     """A Mask R-CNN run of a few steps, trained by the command."""
     output = tmp_path_factory.mktemp("cli") / "run"
     config = "instance_segmentation.yaml"
-    words = [str(CONFIGS / config), *small(config), f"output={output}"]
+    words = [str(CONFIGS / config), *quick_settings(config), f"output={output}"]
     assert main(["train", *words, "head.box_score_threshold=0.0"]) == 0
     return output
 
@@ -51,7 +37,7 @@ def shapes(tmp_path_factory):
 
 @pytest.mark.parametrize("config", sorted(p.name for p in CONFIGS.glob("*.yaml")))
 def test_every_shipped_config_trains_as_it_stands(config, tmp_path, capsys):
-    settings = [*small(config), "train.steps=1", f"output={tmp_path / 'run'}"]
+    settings = [*quick_settings(config), "train.steps=1", f"output={tmp_path / 'run'}"]
     words = ["train", str(CONFIGS / config), *settings]
     assert main(words) == 0
     assert f"run: {tmp_path / 'run'}" in capsys.readouterr().out

@@ -4,8 +4,8 @@ import json
 import logging
 
 import pytest
-from test_coco import SQUARE, save, small
 
+from support.coco_files import SQUARE, save, small
 from visionkit.cli.main import main
 
 KEYS = {

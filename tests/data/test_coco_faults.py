@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
-from test_coco import SQUARE, save, small
 
+from support.coco_files import SQUARE, save, small
 from visionkit.data.datasets.coco import Coco
 from visionkit.errors import DataError
 

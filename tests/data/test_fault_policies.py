@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from test_coco import SQUARE, save, small
 
+from support.coco_files import SQUARE, save, small
 from support.paths import ROOT
 from visionkit.data.checks.kinds import FINDING_KINDS, policies
 from visionkit.data.datasets.coco import Coco

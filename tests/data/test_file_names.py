@@ -5,8 +5,8 @@ import logging
 import re
 
 import pytest
-from test_coco import save, small
 
+from support.coco_files import save, small
 from support.damaged import image
 from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.columns import file_names

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from test_coco import save, small
 
+from support.coco_files import save, small
 from visionkit.data.datasets.coco import Coco
 from visionkit.errors import DataError
 

@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from test_coco import save, small
+
+from support.coco_files import save, small
 
 LIMIT = 200 << 20  # bytes beyond those of the imports
 SECONDS = 1.0

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_cli import small
 
 import visionkit
 from support.paths import ROOT
+from support.small_runs import quick_settings
 from visionkit.cli import main
 from visionkit.config import load_config
 from visionkit.config.config import SOURCE_KEYS, TrainConfig
@@ -110,7 +110,7 @@ def test_readmes_python_runs(tmp_path, monkeypatch):
 
     def quick(config, settings):
         assert settings == {"train.epochs": 2}
-        return train(config, small("detection.yaml"))
+        return train(config, quick_settings("detection.yaml"))
 
     monkeypatch.setattr(visionkit, "train", quick)
     monkeypatch.chdir(tmp_path)

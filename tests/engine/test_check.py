@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from test_coco import save, small
 
+from support.coco_files import save, small
 from visionkit.cli.main import main
 from visionkit.data.datasets.shapes import generate_shapes
 

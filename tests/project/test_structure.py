@@ -15,7 +15,6 @@ MAX_TOP_ENTRIES = 12
 LONG_FUNCTIONS_PENDING = {
     "visionkit/models/heads/detection.py",
     "visionkit/engine/train.py",
-    "visionkit/cli/main.py",
 }
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from support.paths import CONFIGS
+from visionkit.config import load_config
+
 SHAPES = {"type": "Shapes", "num_images": 12, "size": 32}
 TINY = {"type": "TinyCNN", "channels": [8, 16], "norm": "group"}
 PYRAMID = {"type": "FPN", "channels": 8}
@@ -73,3 +76,15 @@ def joint(**train: Any) -> dict[str, Any]:
         },
         "train": {**HEADS["fcos"]["train"], **train},
     }
+
+
+def quick_settings(config: str) -> list[str]:
+    """Overrides with which a config of `configs/` trains in a second."""
+    words = ["data.workers=0", "train.epochs=null", "train.steps=3", "train.plots=false"]
+    for name, source in load_config(CONFIGS / config).data.items():
+        key = "data" if name == "main" else f"data.{name}"
+        words += [f"{key}.{split}.size=64" for split in ("train", "val")]
+        words += [f"{key}.train.num_images=16", f"{key}.val.num_images=6"]
+        words += [f"{key}.batch_size={2 * (source.images_per_identity or 2)}"]
+        words += [f"{key}.image_size=64"] * (source.image_size > 64)
+    return words

@@ -190,9 +190,7 @@ def _checked(args: argparse.Namespace) -> Report:
 
     if args.target.endswith(".json"):
         if args.overrides:
-            raise ConfigError(
-                "check: key=value overrides do not apply to an annotation file"
-            )
+            raise ConfigError("check: key=value overrides do not apply to an annotation file")
         return check.check_annotations(args.target, args.images)
     if args.images:
         raise ConfigError("check: --images needs an annotation file; a config names its images")
