@@ -34,6 +34,18 @@ class Classes(NamedTuple):
     ids: tuple[int, ...]
 
 
+class Loss(NamedTuple):
+    """One loss term of a batch. Its value is sum / max(count, min_count).
+
+    The training loop adds the counts of all ranks before it divides; a validation adds sums and
+    counts over the dataset. Where nothing is labeled: a zero attached to the graph, and 0.
+    """
+
+    sum: Tensor  # () float, attached to the graph: the sum over what is counted
+    count: Tensor  # (), no gradient: objects, pixels, samples ... counted on this rank
+    min_count: float = 1.0  # the divisor is at least this
+
+
 class Target(TypedDict, total=False):
     """What is known about one image of a batch. An absent key means: not labeled."""
 
@@ -122,8 +134,8 @@ class Head(nn.Module):
     draw_threshold: ClassVar[float] = 0.5  # score from which its objects are drawn by default
     main_metric: ClassVar[str]  # the metric that picks the best checkpoint by default
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Scalar loss terms by name; zero but attached to the graph where nothing is labeled."""
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+        """Loss terms by name: the same names for any batch, also without a labeled image."""
         raise NotImplementedError
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:

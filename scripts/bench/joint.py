@@ -26,6 +26,7 @@ import visionkit
 from visionkit.config import Config, load_config
 from visionkit.config.components import resolve
 from visionkit.data.build import build_sources, head_classes
+from visionkit.distributed.losses import loss_values
 from visionkit.engine.device import pick_device, pick_precision
 from visionkit.engine.optim import build_optimizer
 from visionkit.models.build import build_model
@@ -62,7 +63,7 @@ def stepper(config: Config, trained: list[str], batches: list[Batch]) -> Callabl
         batch = batches[number].to(device)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            losses = model.losses(model.features(batch), batch, trained)
+            losses = loss_values(model.losses(model.features(batch), batch, trained))
             total = sum(model.weighted(losses).values())
         total.backward()
         parameters = [p for p in model.parameters() if p.grad is not None]

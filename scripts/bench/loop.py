@@ -29,6 +29,7 @@ import visionkit
 from visionkit.config import Config, load_config
 from visionkit.data.build import build_sources, head_classes
 from visionkit.data.loading.source import Source
+from visionkit.distributed.losses import loss_values
 from visionkit.engine.device import pick_device, pick_precision
 from visionkit.engine.optim import build_optimizer
 from visionkit.models.build import build_model
@@ -65,7 +66,9 @@ class Loaded:
             batches = self.batches[source.name]
             batch: Batch = batches[number % len(batches)].to(self.device)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                losses = self.model.losses(self.model.features(batch), batch, source.feeds)
+                losses = loss_values(
+                    self.model.losses(self.model.features(batch), batch, source.feeds)
+                )
                 loss = sum(self.model.weighted(losses).values())
             loss.backward()
         if self.clip_norm:

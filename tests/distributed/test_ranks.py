@@ -9,7 +9,8 @@ import torch
 from support.ranks import on_ranks
 from support.small_runs import HEADS, TASKS, joint
 from visionkit.config import load_config
-from visionkit.distributed import collectives, global_batch
+from visionkit.distributed import collectives
+from visionkit.distributed.losses import across_ranks, loss_values, pad_to_global_max
 from visionkit.engine import train
 from visionkit.engine.setup import set_up
 from visionkit.engine.state import TrainingState
@@ -132,8 +133,8 @@ def gradients(names, unlabeled):
             if target["position"] in gone:
                 known = ("image_id", "size", "orig_size", "position")
                 batch.targets[i] = {key: target[key] for key in known}
-        with global_batch.shared():
-            losses = model.losses(model.features(batch), batch, source.feeds)
+        with across_ranks():
+            losses = loss_values(model.losses(model.features(batch), batch, source.feeds))
         sum(model.weighted(losses).values()).backward()
         parameters = list(model.parameters())
         collectives.sync_gradients(parameters)
@@ -157,7 +158,7 @@ def padded():
     collectives.setup()
     size = (32, 64) if collectives.rank() else (96, 32)
     images = torch.ones(2, 3, *size, dtype=torch.uint8)
-    batch = global_batch.pad_to_global_max(Batch(images, [{}, {}]))
+    batch = pad_to_global_max(Batch(images, [{}, {}]))
     filled = batch.images[:, :, : size[0], : size[1]].sum()
     return [*batch.images.shape], int(filled), int(batch.images.sum())
 

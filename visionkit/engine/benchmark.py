@@ -21,6 +21,7 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
+from visionkit.distributed.losses import loss_values
 from visionkit.engine.device import pick_device, pick_precision
 from visionkit.engine.optim import ModelEMA, build_optimizer, gradient_combiner, total_norm
 from visionkit.engine.setup import set_up
@@ -190,7 +191,7 @@ def _forward(
     losses = {}
     for head in heads:
         with watch(f"head/{head}"):
-            losses |= model.losses(features, batch, [head])
+            losses |= loss_values(model.losses(features, batch, [head]))
     return losses
 
 

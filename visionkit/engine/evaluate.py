@@ -28,6 +28,7 @@ from visionkit.runs.files import reason
 from visionkit.types import Evaluator
 
 log = logging.getLogger("visionkit")
+LossRecord = tuple[float, float, float]  # sum, count and min_count of a term
 
 
 def evaluate(
@@ -107,9 +108,9 @@ def evaluate_model(
     """Metrics of every head on every validation source, and the evaluators that computed them.
 
     Names are `<head>/<metric>`, with `<source>/` in front when several sources are validated;
-    validation losses are `<head>/loss/<term>`, the mean over the images. Training state, the
-    random generator included, is left as it was. All figures are the same bit for bit on any
-    number of processes.
+    validation losses are `<head>/loss/<term>`, the sum over the dataset divided by the count of
+    what it is over (objects, pixels, images). Training state, the random generator included, is
+    left as it was. All metrics are the same bit for bit on any number of ranks.
     """
     sources = [source for source in sources if source.val is not None]
     was_training = [(module, module.training) for module in model.modules()]
@@ -160,7 +161,7 @@ def _evaluate_source(
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
     device = next(model.parameters()).device
     evaluators = {name: model.evaluator(name, source.val) for name in source.feeds}
-    losses_of: dict[tuple[str, str], list[float]] = defaultdict(list)  # of each batch
+    losses_of: dict[tuple[str, str], list[LossRecord]] = defaultdict(list)  # one for each batch
     seen: list[int] = []
     size = source.eval_batch_size or source.batch_size
     total = -(-len(source.val) // (size * collectives.world_size()))
@@ -177,10 +178,11 @@ def _evaluate_source(
             for name, evaluator in evaluators.items():
                 evaluator.update(predictions[name], batch)
             for head, values in terms.items():
-                for term, value in values.items():
-                    losses_of[head, term].append(float(value) * len(batch))
+                for term, loss in values.items():
+                    record = (float(loss.sum), float(loss.count), loss.min_count)
+                    losses_of[head, term].append(record)
     _check_seen(collectives.gather(seen), source)
-    return _gathered(evaluators, losses_of, len(source.val))
+    return _gathered(evaluators, losses_of)
 
 
 def _check_seen(by_process: list[list[int]], source: Source) -> None:
@@ -195,10 +197,10 @@ def _check_seen(by_process: list[list[int]], source: Source) -> None:
 
 
 def _gathered(
-    evaluators: dict[str, Evaluator], losses_of: dict[tuple[str, str], list[float]], count: int
+    evaluators: dict[str, Evaluator], losses_of: dict[tuple[str, str], list[LossRecord]]
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
     """Join what the processes found; every process computes the same metrics."""
-    everywhere: dict[tuple[str, str], list[float]] = defaultdict(list)
+    everywhere: dict[tuple[str, str], list[LossRecord]] = defaultdict(list)
     for part in collectives.gather(dict(losses_of)):
         for key, values in part.items():
             everywhere[key] += values
@@ -206,7 +208,7 @@ def _gathered(
     for name, evaluator in evaluators.items():
         evaluator.merge(collectives.gather(evaluator.state()))
         metrics = checked_metrics(name, evaluator.compute())
-        terms = {t: _exact_sum(v) / count for (head, t), v in everywhere.items() if head == name}
+        terms = {t: _loss_value(v) for (head, t), v in everywhere.items() if head == name}
         if terms:
             metrics |= {f"loss/{term}": value for term, value in terms.items()}
             metrics["loss/total"] = sum(terms.values())
@@ -227,6 +229,8 @@ def _check_same(metrics: dict[str, dict[str, float]]) -> None:
                 )
 
 
-def _exact_sum(values: list[float]) -> float:
-    """The sum, whatever the order of the values."""
-    return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
+def _loss_value(records: list[LossRecord]) -> float:
+    """Sum of sums / sum of counts, the same whatever the order of the records."""
+    sums, counts, min_counts = zip(*records, strict=True)
+    total = math.fsum(sums) if all(map(math.isfinite, sums)) else sum(sums)
+    return total / max(math.fsum(counts), *min_counts)

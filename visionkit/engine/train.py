@@ -13,7 +13,8 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_
 
 from visionkit.config import Config, load_config
-from visionkit.distributed import collectives, global_batch
+from visionkit.distributed import collectives
+from visionkit.distributed.losses import across_ranks, loss_values, pad_to_global_max
 from visionkit.engine import failures
 from visionkit.engine.evaluate import evaluate_model
 from visionkit.engine.failures import explain_errors, record_status
@@ -132,11 +133,11 @@ def _fit(begun: TrainingSetup, stop: StopRequest) -> Run:
                 set_lr(optimizer, progress.lr)
                 optimizer.zero_grad(set_to_none=True)
                 for source, batch in taken:
-                    batch = global_batch.pad_to_global_max(batch).to(device)
+                    batch = pad_to_global_max(batch).to(device)
                     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-                    with autocast, global_batch.shared():
+                    with autocast, across_ranks():
                         features = model.features(batch)
-                        losses = model.losses(features, batch, source.feeds)
+                        losses = loss_values(model.losses(features, batch, source.feeds))
                         parts = model.weighted(losses)
                     gradients.backward(
                         {

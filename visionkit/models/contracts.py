@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from visionkit.errors import ConfigError
-from visionkit.types import Evaluator, Head
+from visionkit.types import Evaluator, Head, Loss
 
 METHODS = {
     Head: ("loss", "predict", "evaluator"),
@@ -24,16 +24,26 @@ ALONE = {"boxes": 2, "box": 1, "probs": 1, "semantic": 2, "embedding": 1, "recon
 OF_EACH_BOX = {"scores": 1, "labels": 1, "attributes": 2}  # beside boxes, as many
 
 
-def checked_losses(head: str, terms: Any) -> dict[str, Tensor]:
+def checked_losses(head: str, terms: Any) -> dict[str, Loss]:
     """The loss terms of a batch."""
-    sound = isinstance(terms, dict) and terms
-    for name, value in terms.items() if sound else ():
-        sound = sound and isinstance(name, str) and name != "total" and isinstance(value, Tensor)
-        sound = sound and value.ndim == 0 and value.is_floating_point()
-    if not sound:
-        wanted = "a dict of one or more names, not 'total', with float tensors of shape ()"
-        raise _broken(f"heads.{head}: its loss()", terms, wanted)
+    what = f"heads.{head}: loss()"
+    if not isinstance(terms, dict) or not terms:
+        raise _broken(what, terms, "a dict with a Loss(sum, count) for each of one or more terms")
+    for name, loss in terms.items():
+        if not isinstance(name, str) or name == "total":
+            raise _broken(what, name, "names of terms, not 'total'")
+        term = f"{what}: term {name!r}"
+        if not isinstance(loss, Loss):
+            raise _broken(term, loss, "Loss(sum, count)")
+        if not _is_scalar(loss.sum) or not loss.sum.is_floating_point():
+            raise _broken(f"{term}: sum", loss.sum, "a float tensor of shape ()")
+        if not _is_scalar(loss.count) or loss.count.requires_grad:
+            raise _broken(f"{term}: count", loss.count, "a tensor of shape () without a gradient")
     return terms
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex()
 
 
 def checked_predictions(head: str, found: Any, count: int) -> list[dict[str, Any]]:
@@ -99,7 +109,7 @@ def checked_metrics(head: str, metrics: Any) -> dict[str, float]:
 
 def _is_number(value: Any) -> bool:
     if isinstance(value, Tensor):
-        return value.ndim == 0 and not value.is_complex()
+        return _is_scalar(value)
     return isinstance(value, Real)
 
 

@@ -16,7 +16,7 @@ from visionkit.models.contracts import (
     checked_predictions,
 )
 from visionkit.ops.boxes import to_input
-from visionkit.types import Batch, Dataset, Evaluator, Head, Target
+from visionkit.types import Batch, Dataset, Evaluator, Head, Loss, Target
 
 
 class VisionModel(nn.Module):
@@ -75,7 +75,7 @@ class VisionModel(nn.Module):
 
     def losses(
         self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
-    ) -> dict[str, dict[str, Tensor]]:
+    ) -> dict[str, dict[str, Loss]]:
         """Unweighted loss terms by head and by name."""
         return {
             name: checked_losses(name, self.heads[name].loss(features, batch)) for name in heads
@@ -114,10 +114,10 @@ class VisionModel(nn.Module):
         """A fresh evaluator of that head's predictions on a data set."""
         return checked_evaluator(head, self.heads[head].evaluator(dataset))
 
-    def weighted(self, losses: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What each head adds to the one number to minimize."""
+    def weighted(self, values: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What each head adds to the one number to minimize, from the values of its terms."""
         parts = {}
-        for name, terms in losses.items():
+        for name, terms in values.items():
             parts[name] = self.loss_weights[name] * sum(terms.values())
             if name in self.log_variances:
                 log_variance = self.log_variances[name]

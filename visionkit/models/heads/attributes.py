@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Range
 from visionkit.data.classes import groups
-from visionkit.distributed.global_batch import global_count
 from visionkit.metrics.attributes import AttributeAccuracy
 from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler
 from visionkit.ops.boxes import clip
 from visionkit.ops.layers import noise_of
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Target
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Target
 
 
 class Attributes(Head):
@@ -27,8 +26,8 @@ class Attributes(Head):
     a sigmoid for every other class. It learns from the labeled boxes that are no crowd regions;
     what is not known of an object, NaN, takes no part.
 
-    The term `attributes` is the sum of a mean cross-entropy for each one-of attribute, over the
-    objects where it is known, and one mean binary cross-entropy over all known other answers.
+    Loss terms: `one_of/<attribute>`, the cross-entropy of each one-of attribute per object where it
+    is known, and `binary`, the binary cross-entropy per known answer of all others.
 
     boxes_from: name of the head whose boxes are described.
     roi_levels: levels that regions are read from; by default those of stride 32 and finer.
@@ -59,9 +58,9 @@ class Attributes(Head):
         super().__init__()
         self.boxes_from = boxes_from
         self.classes = list(classes)
-        by_kind = groups(self.classes).values()
-        self.one_of = [group.columns for group in by_kind if group.kind == "one_of"]
-        self.independent = [c for group in by_kind if group.kind != "one_of" for c in group.columns]
+        found = groups(self.classes)
+        self.one_of = {name: g.columns for name, g in found.items() if g.kind == "one_of"}
+        self.binary = [c for g in found.values() if g.kind != "one_of" for c in g.columns]
         self.jitter = jitter
         self.max_regions = max_regions
         self.pool = RoIPooler(levels, roi_levels, pool_size, sampling_ratio)
@@ -73,7 +72,7 @@ class Attributes(Head):
         """Logits (R, A) in float32 of the boxes (N, 4) of each image, in input pixels."""
         return self.linear(self.region_head(self.pool(features, boxes))).float()
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         device = features[self.pool.names[0]].device
         boxes, truth = [], [torch.empty(0, len(self.classes), device=device)]
         for target in batch.targets:
@@ -84,23 +83,23 @@ class Attributes(Head):
             rows = drawn_objects(target, self.max_regions, noise)
             boxes.append(jittered(target["boxes"][rows], self.jitter, target["size"], noise))
             truth.append(target["attributes"][rows])
-        return {"attributes": self._term(self(features, boxes), torch.cat(truth))}
+        return self._losses(self(features, boxes), torch.cat(truth))
 
-    def _term(self, logits: Tensor, truth: Tensor) -> Tensor:
+    def _losses(self, logits: Tensor, truth: Tensor) -> dict[str, Loss]:
         """From logits and truth (R, A)."""
         known = ~truth.isnan()
         truth = truth.nan_to_num()
-        losses = [logits.sum() * 0]
-        for columns in self.one_of:
+        losses = {}
+        for name, columns in self.one_of.items():
             values = truth[:, columns]
             entropy = F.cross_entropy(logits[:, columns], values.argmax(1), reduction="none")
-            losses.append(mean_where(entropy, values.amax(1) > 0))
-        columns = self.independent
-        entropy = F.binary_cross_entropy_with_logits(
-            logits[:, columns], truth[:, columns], reduction="none"
-        )
-        losses.append(mean_where(entropy, known[:, columns]))
-        return torch.stack(losses).sum()
+            losses[f"one_of/{name}"] = sum_where(entropy, values.amax(1) > 0)
+        if columns := self.binary:
+            entropy = F.binary_cross_entropy_with_logits(
+                logits[:, columns], truth[:, columns], reduction="none"
+            )
+            losses["binary"] = sum_where(entropy, known[:, columns])
+        return losses
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
         """Each image's `attributes` (N, A), the probabilities of each class for its N `boxes`.
@@ -112,7 +111,7 @@ class Attributes(Head):
         boxes = [target.get("boxes", none) for target in batch.targets]
         logits = self(features, boxes)
         probs = logits.sigmoid()
-        for columns in self.one_of:
+        for columns in self.one_of.values():
             probs[:, columns] = logits[:, columns].softmax(1)
         return [{"attributes": part} for part in probs.split([len(b) for b in boxes])]
 
@@ -145,6 +144,6 @@ def jittered(
     return clip(boxes + moves * torch.cat([extent, extent], 1), size)
 
 
-def mean_where(values: Tensor, counts: Tensor) -> Tensor:
-    """Mean of the values where `counts` is True; zero if it is nowhere."""
-    return (values * counts).sum() / global_count(counts.sum())
+def sum_where(values: Tensor, counts: Tensor) -> Loss:
+    """The values where `counts` is True."""
+    return Loss((values * counts).sum(), counts.sum())

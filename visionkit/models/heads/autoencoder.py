@@ -14,13 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.config.schema import Count, NonNegative
-from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
 from visionkit.metrics.reconstruction import Reconstruction
 from visionkit.models.heads.classification import pick_level
 from visionkit.models.heads.localization import coarsest_useful
 from visionkit.ops.layers import group_norm, normal_noise, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
 
 # --- From a small map of features back to pixels: an encoder seen in a mirror.
 
@@ -140,12 +139,11 @@ class Autoencoder(Head):
             logits = F.interpolate(logits, larger, mode="bilinear")
         return logits[..., :height, :width]
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         logits = self(features, batch)
         errors = pixel_errors(logits, batch.images.float() / 255, self.error)
         valid = valid_cells(batch.sizes, logits, stride=1)[:, None]  # (B, 1, H, W)
-        values = 3 * valid.sum()
-        return {"reconstruction": (errors * valid).sum() / global_count(values)}
+        return {"reconstruction": Loss((errors * valid).sum(), 3 * valid.sum())}
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
         """Each image's `reconstruction` (3, h, w) uint8, at its size in the batch."""
@@ -236,14 +234,13 @@ class VAE(Head):
         cells = self.from_latent(z).relu().unflatten(1, (-1, self.grid, self.grid))
         return self.decoder(cells)[..., : self.size, : self.size]
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         mean, log_var = self.encode(features, batch)
         z = mean + (log_var / 2).exp() * normal_noise(mean, batch.targets)
         errors = pixel_errors(self._logits(z), self._truth(batch), self.error)
-        values = errors[0].numel()
-        images = global_count(torch.tensor(float(len(mean)), device=mean.device))
-        divergence = self.beta * kl_from_standard_normal(mean, log_var).sum() / images / values
-        return {"reconstruction": errors.sum() / (images * values), "kl": divergence}
+        values = errors.new_full((), errors.numel())
+        divergence = self.beta * kl_from_standard_normal(mean, log_var).sum()
+        return {"reconstruction": Loss(errors.sum(), values), "kl": Loss(divergence, values)}
 
     def _truth(self, batch: Batch) -> Tensor:
         """The valid part of each image at size x size: (B, 3, size, size) float32 in [0, 1]."""

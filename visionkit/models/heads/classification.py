@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.config.schema import Fraction, Positive
-from visionkit.distributed.global_batch import global_count, join_in
 from visionkit.errors import ConfigError
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
 
 TINY = 1e-12  # least sum of class weights
 
@@ -68,17 +67,16 @@ class Classification(Head):
         pooled = masked_mean(cells, valid_cells(batch.sizes, cells, self.stride))
         return self.linear(self.dropout(pooled)).float()
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         logits = self(features, batch)
         labeled = [i for i, target in enumerate(batch.targets) if "class_id" in target]
         if not labeled:
-            join_in(logits.device)
-            return {"classification": logits.sum() * 0}
+            return {"classification": Loss(logits.sum() * 0, logits.new_zeros(()))}
         truth = torch.stack([batch.targets[i]["class_id"] for i in labeled]).to(logits.device)
         compute = self._binary_loss if self.multilabel else self._softmax_loss
         return {"classification": compute(logits[labeled], truth)}
 
-    def _softmax_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+    def _softmax_loss(self, logits: Tensor, truth: Tensor) -> Loss:
         losses = F.cross_entropy(
             logits,
             truth,
@@ -86,14 +84,14 @@ class Classification(Head):
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        return losses / global_count(self.class_weights[truth].sum(), least=TINY)
+        return Loss(losses, self.class_weights[truth].sum(), TINY)
 
-    def _binary_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+    def _binary_loss(self, logits: Tensor, truth: Tensor) -> Loss:
         soft = truth.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
         losses = F.binary_cross_entropy_with_logits(
             logits, soft, self.class_weights, reduction="sum"
         )
-        return losses / global_count(torch.tensor(float(soft.numel()), device=logits.device))
+        return Loss(losses, losses.new_full((), soft.numel()))
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
         """Each image's `probs` (K,), `label` () and its `score` ().

@@ -31,7 +31,7 @@ from visionkit.models.heads.rcnn.roi_heads import (
 from visionkit.models.heads.rcnn.rpn import RPN, AnchorGenerator, Counts
 from visionkit.models.heads.task_aligned import TaskAligned
 from visionkit.ops.boxes import to_original
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
 
 # --- Boxes and masks of many objects: Mask R-CNN.
 
@@ -122,11 +122,11 @@ class MaskRCNN(Head):
         self.roi_heads.mask_head = MaskHead(self.mask_pool.channels, mask_channels, mask_convs)
         self.roi_heads.mask_predictor = MaskPredictor(mask_channels, mask_channels, len(classes))
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         """Draws anchors and regions at random. The same in training and in evaluation mode."""
         features, batch = labeled(features, batch, self.required_targets)
         if not len(batch):
-            return zero_losses(self, features, self.terms, divisors=3)
+            return zero_losses(self, features, self.terms)
         objects = [objects_of(target) for target in batch.targets]
         candidates = self.rpn(features, batch.images.shape[-2:])
         losses = self.rpn.loss(candidates, objects)
@@ -137,7 +137,7 @@ class MaskRCNN(Head):
 
     def _mask_loss(
         self, features: dict[str, Tensor], regions: SampledRegions, objects: Sequence[GroundTruth]
-    ) -> Tensor:
+    ) -> Loss:
         masks = [image_objects.masks for image_objects in objects]
         drawn = [image_masks.flatten(1).any(1) for image_masks in masks]
         boxes, matched, classes = regions.positive(drawn)
@@ -267,11 +267,11 @@ class FasterRCNN(Head):
             max_detections=max_detections,
         )
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         """Draws anchors and regions at random. The same in training and in evaluation mode."""
         features, batch = labeled(features, batch, self.required_targets)
         if not len(batch):
-            return zero_losses(self, features, self.terms, divisors=2)
+            return zero_losses(self, features, self.terms)
         objects = [objects_of(target) for target in batch.targets]
         candidates = self.rpn(features, batch.images.shape[-2:])
         losses = self.rpn.loss(candidates, objects)

@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Fraction, Positive
-from visionkit.distributed.global_batch import all_gather_with_grad
+from visionkit.distributed.losses import all_gather_with_grad
 from visionkit.metrics.retrieval import Retrieval
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
 
 # --- Losses that draw images of one identity together and push those of others away.
 
 Mining = Literal["all", "hard", "semihard"]
 
 
-def triplet_loss(vectors: Tensor, identities: Tensor, margin: float, mining: Mining) -> Tensor:
+def triplet_loss(vectors: Tensor, identities: Tensor, margin: float, mining: Mining) -> Loss:
     """Mean of max(0, d(anchor, positive) - d(anchor, negative) + margin) over triplets.
 
     The triplets, and what the mean is over, by `mining`:
@@ -39,7 +39,7 @@ def triplet_loss(vectors: Tensor, identities: Tensor, margin: float, mining: Min
         farthest = rows.masked_fill(~positive[anchors], -torch.inf).amax(1)
         nearest = rows.masked_fill(~negative[anchors], torch.inf).amin(1)
         hinges = (farthest - nearest + margin).relu()
-        return _mean(hinges, distances)
+        return _sum_and_count(hinges, distances)
 
     anchor, partner = (positive & negative.any(1, keepdim=True)).nonzero(as_tuple=True)
     near = distances[anchor, partner][:, None]  # (pairs, 1)
@@ -52,13 +52,13 @@ def triplet_loss(vectors: Tensor, identities: Tensor, margin: float, mining: Min
             far.masked_fill(~is_negative, -torch.inf).argmax(1),
         )
         hinges = (near - far.gather(1, chosen[:, None]) + margin).relu()
-        return _mean(hinges, distances)
+        return _sum_and_count(hinges, distances)
 
     hinges = ((near - far + margin) * is_negative).relu()
-    return _mean(hinges[hinges > 0], distances)
+    return _sum_and_count(hinges[hinges > 0], distances)
 
 
-def contrastive_loss(vectors: Tensor, identities: Tensor, temperature: float) -> Tensor:
+def contrastive_loss(vectors: Tensor, identities: Tensor, temperature: float) -> Loss:
     """Supervised contrastive loss (Khosla et al. 2020, their L_out).
 
     Cross-entropy of picking a positive among all others of the batch by cosine / temperature,
@@ -74,7 +74,7 @@ def contrastive_loss(vectors: Tensor, identities: Tensor, temperature: float) ->
     )
     chosen = positive[anchors]
     per_anchor = -(log_probs * chosen).sum(1) / chosen.sum(1)
-    return _mean(per_anchor, logits)
+    return _sum_and_count(per_anchor, logits)
 
 
 def cosines(vectors: Tensor) -> Tensor:
@@ -91,9 +91,10 @@ def _partners(identities: Tensor) -> tuple[Tensor, Tensor]:
     return same & ~itself, ~same
 
 
-def _mean(values: Tensor, graph: Tensor) -> Tensor:
-    """The mean; of no values a zero that depends on `graph`."""
-    return values.mean() if values.numel() else graph.sum() * 0
+def _sum_and_count(values: Tensor, graph: Tensor) -> Loss:
+    """Of no values a zero that depends on `graph`."""
+    total = values.sum() if values.numel() else graph.sum() * 0
+    return Loss(total, total.new_full((), values.numel()))
 
 
 class Embedding(Head):
@@ -148,10 +149,9 @@ class Embedding(Head):
         pooled = masked_mean(cells, valid_cells(batch.sizes, cells, self.stride))
         return F.normalize(self.project(self.dropout(pooled)).float(), dim=1, eps=1e-6)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         vectors = self(features, batch)
         labeled = [i for i, target in enumerate(batch.targets) if "identity" in target]
-        nothing = vectors.sum() * 0
         found = [batch.targets[i]["identity"].to(vectors.device) for i in labeled]
         identities = torch.stack([*found, vectors.new_zeros((), dtype=torch.int64)])[:-1]
         vectors, identities = (
@@ -159,7 +159,7 @@ class Embedding(Head):
             all_gather_with_grad(identities),
         )
         if not len(vectors):
-            return {self.objective: nothing}
+            return {self.objective: Loss(vectors.sum() * 0, vectors.new_zeros(()))}
         if self.objective == "contrastive":
             return {"contrastive": contrastive_loss(vectors, identities, self.temperature)}
         return {"triplet": triplet_loss(vectors, identities, self.margin, self.mining)}

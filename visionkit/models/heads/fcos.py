@@ -18,13 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import batched_nms
 
 from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive, Range
-from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.ops.boxes import area, clip, to_original
 from visionkit.ops.layers import group_norm
 from visionkit.ops.losses import giou_loss, sigmoid_focal_loss
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Target
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Target
 
 # --- The cells of FCOS: where they lie, and which object each of them has to detect.
 
@@ -194,7 +193,7 @@ class FCOS(Head):
     def forward(self, features: dict[str, Tensor]) -> Output:
         return self.head([features[name] for name in self.levels])
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         """Sums over the cells, divided by the number of cells that lie in an object.
 
         `classification` is the focal loss, `box_reg` 1 - GIoU, `centerness` cross-entropy. Cells
@@ -214,9 +213,9 @@ class FCOS(Head):
 
     def _losses(
         self, output: Output, points: Points, truth: Truth, matched: Tensor, ignored: Tensor
-    ) -> dict[str, Tensor]:
+    ) -> dict[str, Loss]:
         found = matched >= 0  # (B, P)
-        count = global_count(found.sum())
+        count = found.sum()
         labels = truth.labels.gather(1, matched.clamp(min=0)).masked_fill(~found, -1)
         one_hot = labels[..., None] == torch.arange(
             output.class_logits.shape[-1], device=labels.device
@@ -237,9 +236,9 @@ class FCOS(Head):
             output.centerness_logits[image, point], centerness, reduction="sum"
         )
         return {
-            "classification": (class_losses * taught).sum() / count,
-            "box_reg": giou_loss(boxes, truth_boxes).sum() / count,
-            "centerness": centerness_losses / count,
+            "classification": Loss((class_losses * taught).sum(), count),
+            "box_reg": Loss(giou_loss(boxes, truth_boxes).sum(), count),
+            "centerness": Loss(centerness_losses, count),
         }
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:

@@ -10,13 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Fraction, Natural, Positive
-from visionkit.distributed.global_batch import global_count
 from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.boxes import to_original
 from visionkit.ops.layers import group_norm, masked_mean, valid_cells
 from visionkit.ops.losses import giou_loss
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
 
 
 class Output(NamedTuple):
@@ -99,7 +98,7 @@ class Localization(Head):
         class_logits = self.linear(self.dropout(pooled)).float()
         return Output(class_logits, attention_logits, boxes, centers)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         output = self(features, batch)
         boxes, labels, found = (x.to(output.boxes.device) for x in largest_objects(batch.targets))
         truth = boxes / image_scale(batch.sizes, boxes)
@@ -110,8 +109,8 @@ class Localization(Head):
             "box": self.box_weight * self._box_losses(output.boxes, truth),
             "attention": attention_losses(output, truth),
         }
-        count = global_count(found.sum())
-        return {name: (values * found).sum() / count for name, values in losses.items()}
+        count = found.sum()
+        return {name: Loss((values * found).sum(), count) for name, values in losses.items()}
 
     def _box_losses(self, boxes: Tensor, truth: Tensor) -> Tensor:
         if self.box_loss == "giou":

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from visionkit.distributed.global_batch import global_count, total
+from visionkit.distributed.losses import all_gather_with_grad
 from visionkit.errors import ConfigError
 from visionkit.models.heads.classification import weights_in_order
-from visionkit.types import IGNORE, Batch, Target
+from visionkit.types import IGNORE, Batch, Loss, Target
 
 # --- From logits on a coarse grid to class maps in the pixels of the original image.
 
@@ -124,7 +124,7 @@ class PixelLoss(nn.Module):
         weights = torch.tensor(weights_in_order(classes, class_weights or {}))
         self.register_buffer("weights", weights, persistent=False)
 
-    def forward(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, logits: Tensor, batch: Batch) -> dict[str, Loss]:
         """`semantic`, and `dice` where it has a weight, of `logits` (B, K, hl, wl).
 
         `semantic` is the mean over all pixels of the batch that count, by weight; `dice` the mean
@@ -132,11 +132,13 @@ class PixelLoss(nn.Module):
         batch taken together (Milletari et al. 2016).
         """
         sums = self._of_batch(logits, batch)
-        losses = {"semantic": sums.cross_entropy / global_count(sums.weight, least=TINY)}
+        losses = {"semantic": Loss(sums.cross_entropy, sums.weight, TINY)}
         if self.dice:
-            occurs = total(sums.pixels) > 0
-            missed = 1 - 2 * total(sums.overlap) / total(sums.extent).clamp(min=1)
-            losses["dice"] = self.dice * (missed * occurs).sum() / occurs.sum().clamp(min=1)
+            own = torch.stack([sums.overlap, sums.extent, sums.pixels])[None]
+            overlap, extent, pixels = all_gather_with_grad(own).sum(0)  # of all ranks
+            occurs = pixels > 0
+            missed = 1 - 2 * overlap / extent.clamp(min=1)
+            losses["dice"] = Loss(self.dice * (missed * occurs).sum(), occurs.sum())
         return losses
 
     def _of_batch(self, logits: Tensor, batch: Batch) -> Sums:

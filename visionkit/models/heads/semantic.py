@@ -16,7 +16,7 @@ from visionkit.metrics.confusion import ConfusionMatrix
 from visionkit.models.heads.classification import pick_level
 from visionkit.models.heads.pixel_loss import PixelLoss, class_maps
 from visionkit.ops.layers import group_norm, masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
 
 # --- Convolutions that read a feature map at several scales at once.
 
@@ -135,11 +135,12 @@ class FCN(Head):
         """Logits (B, K, h, w) on the cells of the level."""
         return self.classifier(features[self.level])
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         losses = self.pixel_loss(self(features), batch)
         if self.aux_weight:
             aux = self.aux_classifier(features[self.aux_level])
-            losses["aux"] = self.aux_weight * self.pixel_loss(aux, batch)["semantic"]
+            found = self.pixel_loss(aux, batch)["semantic"]
+            losses["aux"] = found._replace(sum=self.aux_weight * found.sum)
         return losses
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
@@ -203,11 +204,12 @@ class DeepLabV3(Head):
         )
         return self.classifier[1:](all_gather_with_grad)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         losses = self.pixel_loss(self(features, batch), batch)
         if self.aux_weight:
             aux = self.aux_classifier(features[self.aux_level])
-            losses["aux"] = self.aux_weight * self.pixel_loss(aux, batch)["semantic"]
+            found = self.pixel_loss(aux, batch)["semantic"]
+            losses["aux"] = found._replace(sum=self.aux_weight * found.sum)
         return losses
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
@@ -267,7 +269,7 @@ class SemanticFPN(Head):
         total = sum(_refined(features[name], self.branches[name], size) for name in self.inputs)
         return self.predictor(self.dropout(total))
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         return self.pixel_loss(self(features), batch)
 
     def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive
-from visionkit.distributed.global_batch import global_count
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.models.heads.fcos import (
     Points,
@@ -31,7 +30,7 @@ from visionkit.models.heads.fcos import (
 )
 from visionkit.ops.boxes import box_iou, clip, to_original
 from visionkit.ops.losses import giou_loss, quality_focal_loss
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Target
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Target
 
 # --- Which cells detect which object, by how well they do so already: task-aligned assignment.
 
@@ -164,7 +163,7 @@ class TaskAligned(Head):
         class_logits, log_distances = self.classification(maps), self.regression(maps)
         return Output(class_logits, log_distances.clamp(max=MAX_LOG_DISTANCE).exp())
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         """Sums over the cells, divided by the sum of their target scores.
 
         `classification` is the quality focal loss, `box_reg` 1 - GIoU weighted by the target
@@ -191,8 +190,10 @@ class TaskAligned(Head):
             truth = target["boxes"][assigned.objects[found]]
             box_loss = box_loss + (giou_loss(boxes[found], truth) * weights).sum()
             total = total + weights.sum()
-        total = global_count(total)
-        return {"classification": class_loss / total, "box_reg": self.box_weight * box_loss / total}
+        return {
+            "classification": Loss(class_loss, total),
+            "box_reg": Loss(self.box_weight * box_loss, total),
+        }
 
     @torch.no_grad()
     def _assign(self, logits: Tensor, boxes: Tensor, points: Points, target: Target) -> Assigned:

@@ -9,11 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from visionkit.distributed.global_batch import join_in
 from visionkit.errors import ConfigError
 from visionkit.ops.boxes import box_ioa, box_iou
 from visionkit.ops.layers import noise_of
-from visionkit.types import Batch, Target
+from visionkit.types import Batch, Loss, Target
 
 BACKGROUND, IGNORED = -1, -2
 
@@ -59,15 +58,11 @@ def labeled(
 
 
 def zero_losses(
-    head: nn.Module, features: dict[str, Tensor], terms: Sequence[str], *, divisors: int
-) -> dict[str, Tensor]:
-    """Zeros with a gradient of zero for the features and for each parameter of the head.
-
-    `divisors` is how many the losses of labeled images ask for.
-    """
-    reached = [*features.values(), *head.parameters()]
-    join_in(reached[0].device, divisors)
-    return {term: sum(tensor.sum() * 0.0 for tensor in reached) for term in terms}
+    head: nn.Module, features: dict[str, Tensor], terms: Sequence[str]
+) -> dict[str, Loss]:
+    """Zeros with a gradient of zero for the features and for each parameter of the head."""
+    zero = sum(tensor.sum() * 0.0 for tensor in [*features.values(), *head.parameters()])
+    return {term: Loss(zero, zero.new_zeros(())) for term in terms}
 
 
 @dataclass(frozen=True)

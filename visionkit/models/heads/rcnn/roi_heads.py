@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 from torchvision.ops import roi_align as torchvision_roi_align
 
-from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
 from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
 from visionkit.ops.boxes import clip, decode, encode
 from visionkit.ops.losses import marginal_cross_entropy
 from visionkit.ops.roi_align import roi_align
-from visionkit.types import Level
+from visionkit.types import Level, Loss
 
 # --- The mask branch: for each region a small image of its object's shape (He et al. 2017).
 
@@ -88,10 +87,10 @@ def mask_targets(
     return torch.cat(cuts)
 
 
-def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, targets: Tensor) -> Loss:
     """Mean binary cross-entropy per pixel (R, s, s) of the regions; zero if there are none."""
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    return loss / global_count(torch.tensor(float(targets.numel()), device=logits.device))
+    return Loss(loss, loss.new_full((), targets.numel()))
 
 
 def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -289,7 +288,7 @@ class RoIHeads(nn.Module):
         possible = _possible(classes, boxes, objects, self.num_classes) if partly else None
         return SampledRegions(boxes, matches, classes, torch.cat(goals), possible)
 
-    def loss(self, features: dict[str, Tensor], regions: SampledRegions) -> dict[str, Tensor]:
+    def loss(self, features: dict[str, Tensor], regions: SampledRegions) -> dict[str, Loss]:
         """`classifier` and `box_reg`, each divided by the number of regions.
 
         A region without an object shows background or one of the classes that are not labeled
@@ -301,14 +300,14 @@ class RoIHeads(nn.Module):
         positive = torch.where(regions.classes > 0)[0]
         goals = encode(regions.goals[positive], torch.cat(regions.boxes)[positive], OFFSET_WEIGHTS)
         own_offsets = offsets[positive, regions.classes[positive]]
-        count = global_count(torch.tensor(float(len(logits)), device=logits.device))
+        count = logits.new_full((), len(logits))
         if regions.possible is None:
             classifier = F.cross_entropy(logits, regions.classes, reduction="sum")
         else:
             possible = believed(logits.detach(), regions.possible)
             classifier = marginal_cross_entropy(logits, possible).sum()
         box_reg = F.smooth_l1_loss(own_offsets, goals, beta=1 / 9, reduction="sum")
-        return {"classifier": classifier / count, "box_reg": box_reg / count}
+        return {"classifier": Loss(classifier, count), "box_reg": Loss(box_reg, count)}
 
     def detect(
         self,

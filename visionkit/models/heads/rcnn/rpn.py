@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
-from visionkit.distributed.global_batch import global_count
 from visionkit.errors import ConfigError
 from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
 from visionkit.ops.boxes import clip, decode, encode
-from visionkit.types import Level
+from visionkit.types import Level, Loss
 
 # --- Anchors: the boxes from which region proposals are measured (Ren et al. 2015).
 
@@ -177,7 +176,7 @@ class RPN(nn.Module):
         boxes, scores, levels = boxes[keep], scores[keep], levels[keep]
         return boxes[batched_nms(boxes, scores, levels, self.nms_iou)]
 
-    def loss(self, candidates: RPNOutput, objects: Sequence[GroundTruth]) -> dict[str, Tensor]:
+    def loss(self, candidates: RPNOutput, objects: Sequence[GroundTruth]) -> dict[str, Loss]:
         """`objectness` and `rpn_box`, each divided by the number of anchors drawn.
 
         Where some classes are not labeled, an anchor that is taken for an object and matches
@@ -194,14 +193,14 @@ class RPN(nn.Module):
             offsets.append(candidates.offsets[index, positive])
             goals.append(encode(image_objects.boxes[matched[positive]], anchors[positive]))
         truth = torch.cat(truths)
-        drawn = global_count(torch.tensor(float(len(truth)), device=anchors.device))
+        sampled = truth.new_full((), len(truth))
         objectness = F.binary_cross_entropy_with_logits(
             torch.cat(logits).float(), truth, reduction="sum"
         )
         box = F.smooth_l1_loss(
             torch.cat(offsets).float(), torch.cat(goals), beta=1 / 9, reduction="sum"
         )
-        return {"objectness": objectness / drawn, "rpn_box": box / drawn}
+        return {"objectness": Loss(objectness, sampled), "rpn_box": Loss(box, sampled)}
 
 
 def _best_of_each_level(candidates: RPNOutput, count: int) -> tuple[Tensor, Tensor, Tensor]:
