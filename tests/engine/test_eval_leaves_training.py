@@ -11,6 +11,7 @@ from test_training import equal
 
 from golden.recipes import HEADS, config
 from visionkit.config import load_config
+from visionkit.distributed.losses import loss_values
 from visionkit.engine.evaluate import evaluate_model
 from visionkit.engine.optim import build_optimizer
 from visionkit.engine.setup import set_up
@@ -33,7 +34,7 @@ def generators():
 
 def step(model, optimizer, batch):
     optimizer.zero_grad()
-    losses = model.losses(model.features(batch), batch, list(model.heads))
+    losses = loss_values(model.losses(model.features(batch), batch, list(model.heads)))
     sum(model.weighted(losses).values()).backward()
     optimizer.step()
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from support.losses import losses_of
 from visionkit.errors import ConfigError
 from visionkit.models.heads.attributes import Attributes, drawn_objects, jittered
 from visionkit.types import Batch, Level
@@ -72,9 +73,14 @@ def naive_loss(logits, truth):
     return sum(color) / len(color) + sum(others) / len(others)
 
 
+def loss_of(head, features, batch):
+    """The sum of all terms."""
+    return sum(losses_of(head, features, batch).values())
+
+
 def test_the_loss_is_that_of_a_loop_over_what_is_known():
     head, features, batch = make_head(jitter=0.0), random_features(), two_images()
-    loss = head.loss(features, batch)["attributes"]
+    loss = loss_of(head, features, batch)
     objects = [batch.targets[0]["boxes"][:2], batch.targets[1]["boxes"][:2]]  # no crowd, no unknown
     truth = torch.cat([target["attributes"][:2] for target in batch.targets])
     assert loss.item() == pytest.approx(naive_loss(head(features, objects), truth), rel=1e-5)
@@ -86,7 +92,7 @@ def test_a_hand_worked_loss():
     head = make_head()
     torch.nn.init.zeros_(head.linear.weight)
     torch.nn.init.zeros_(head.linear.bias)
-    loss = head.loss(random_features(), two_images())["attributes"]
+    loss = loss_of(head, random_features(), two_images())
     assert loss.item() == pytest.approx(2 * math.log(2), rel=1e-6)
 
 
@@ -103,7 +109,7 @@ def test_without_labels_the_loss_is_zero_and_reaches_every_parameter(case):
     else:
         first["iscrowd"] = torch.tensor([True])
     head = make_head()
-    loss = head.loss(random_features(), batch)["attributes"]
+    loss = loss_of(head, random_features(), batch)
     assert loss.item() == 0
     loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
@@ -113,8 +119,8 @@ def test_every_parameter_learns_and_an_unlabeled_image_changes_nothing():
     head, features = make_head(jitter=0.0), random_features()
     labeled = make_target([[4, 4, 30, 30]], [0, 1, 1, 0, 0])
     unlabeled = {key: labeled[key] for key in ("image_id", "size", "orig_size", "boxes")}
-    loss = head.loss(features, make_batch(labeled, unlabeled))["attributes"]
-    alone = head.loss({k: v[:1] for k, v in features.items()}, make_batch(labeled))["attributes"]
+    loss = loss_of(head, features, make_batch(labeled, unlabeled))
+    alone = loss_of(head, {k: v[:1] for k, v in features.items()}, make_batch(labeled))
     assert loss.item() == pytest.approx(alone.item(), rel=1e-6)
     loss.backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in head.parameters())
@@ -123,14 +129,14 @@ def test_every_parameter_learns_and_an_unlabeled_image_changes_nothing():
 def test_what_is_not_known_has_no_gradient():
     head = make_head(jitter=0.0)
     batch = make_batch(make_target([[4, 4, 30, 30]], [0, NAN, 1, 1, NAN]))
-    head.loss(random_features(1), batch)["attributes"].backward()
+    loss_of(head, random_features(1), batch).backward()
     assert head.linear.bias.grad.ne(0).tolist() == [True, False, True, True, False]
 
 
 def test_it_runs_in_bfloat16():
     head = make_head()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = head.loss(random_features(), two_images())["attributes"]
+        loss = loss_of(head, random_features(), two_images())
         (found, _) = head.predict(random_features(), two_images())
     assert loss.dtype == found["attributes"].dtype == torch.float32
     loss.backward()
@@ -185,7 +191,7 @@ def test_padding_takes_no_part():
     losses = []
     for maps in (features, other):
         torch.manual_seed(1)
-        losses.append(head.loss(maps, batch)["attributes"].item())
+        losses.append(loss_of(head, maps, batch).item())
     assert losses[0] == losses[1]
 
 
@@ -195,7 +201,7 @@ def test_two_images_are_overfitted():
     optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
     for _ in range(60):
         optimizer.zero_grad()
-        head.loss(features, batch)["attributes"].backward()
+        loss_of(head, features, batch).backward()
         optimizer.step()
     with torch.inference_mode():
         found = head.predict(features, batch)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from support.losses import losses_of
 from visionkit.errors import ConfigError
 from visionkit.models.heads.autoencoder import (
     VAE,
@@ -104,7 +105,7 @@ def test_the_loss_is_the_mean_over_valid_values(loss):
     head = Autoencoder(LEVELS, (), loss=loss)
     batch = batch_of((32, 32), (20, 7))
     features = features_of(batch)
-    found = head.loss(features, batch)["reconstruction"]
+    found = losses_of(head, features, batch)["reconstruction"]
     logits, total, count = head(features, batch), 0.0, 0
     for i, (h, w) in enumerate(batch.sizes):
         for channel in range(3):
@@ -121,7 +122,7 @@ def test_pixels_of_the_padding_take_no_part(cls):
     losses = []
     for images in (batch, with_other_padding(batch)):
         torch.manual_seed(0)
-        losses.append(sum(head.loss(features, images).values()))
+        losses.append(sum(losses_of(head, features, images).values()))
     assert losses[0] == losses[1]
     evaluators = [head.evaluator(None), head.evaluator(None)]
     for evaluator, images in zip(evaluators, (batch, with_other_padding(batch)), strict=True):
@@ -174,7 +175,7 @@ def test_the_terms_sum_to_the_evidence_bound_per_value():
     head, batch = VAE(LEVELS, (), size=32, latent=3), batch_of((32, 32), (32, 32))
     features = features_of(batch)
     torch.manual_seed(5)
-    terms = head.loss(features, batch)
+    terms = losses_of(head, features, batch)
     torch.manual_seed(5)
     mean, log_var = head.encode(features, batch)
     z = mean + torch.exp(0.5 * log_var) * torch.randn(2, 3)
@@ -194,7 +195,7 @@ def test_beta_weighs_the_divergence_alone():
     found = []
     for beta in (0.0, 1.0, 4.0):
         torch.manual_seed(0)
-        found.append(VAE(LEVELS, (), beta=beta).loss(features_of(batch), batch))
+        found.append(losses_of(VAE(LEVELS, (), beta=beta), features_of(batch), batch))
     assert len({terms["reconstruction"].item() for terms in found}) == 1
     assert found[0]["kl"].item() == 0
     assert found[2]["kl"].item() == pytest.approx(4 * found[1]["kl"].item())
@@ -212,7 +213,7 @@ def test_predictions_use_the_mean_and_losses_a_draw():
     assert torch.equal(first["reconstruction"], expected)
     with torch.no_grad():
         head.decoder.rgb.weight.normal_()
-    draws = {head.loss(features, batch)["reconstruction"].item() for _ in range(3)}
+    draws = {losses_of(head, features, batch)["reconstruction"].item() for _ in range(3)}
     assert len(draws) == 3
 
 
@@ -222,7 +223,7 @@ def test_the_log_variance_is_kept_within_what_exp_can_take():
     for extreme in (-1000.0, 1000.0):
         with torch.no_grad():
             head.to_latent.bias[head.latent :] = extreme
-        assert all(term.isfinite() for term in head.loss(features, batch).values())
+        assert all(term.isfinite() for term in losses_of(head, features, batch).values())
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_gradients_reach_the_features_in_bfloat16_too(head):
     batch = batch_of((32, 32), (9, 32))
     features = {name: value.requires_grad_() for name, value in features_of(batch).items()}
     with torch.autocast("cpu", torch.bfloat16):
-        terms = head.loss(features, batch)
+        terms = losses_of(head, features, batch)
         head.predict(features, batch)
     assert all(term.dtype == torch.float32 and term.shape == () for term in terms.values())
     sum(terms.values()).backward()
@@ -283,7 +284,7 @@ def test_a_vae_tells_two_images_apart():
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        sum(head.loss(features, batch).values()).backward()
+        sum(losses_of(head, features, batch).values()).backward()
         optimizer.step()
     dark, bright = (p["reconstruction"].float().mean() for p in head.predict(features, batch))
     assert dark < 60 and bright > 190

@@ -16,7 +16,7 @@ from visionkit.errors import ConfigError
 from visionkit.models import contracts
 from visionkit.models.heads.classification import Classification
 from visionkit.models.model import VisionModel
-from visionkit.types import Batch, Head
+from visionkit.types import Batch, Head, Loss
 
 BOXES, SCORES = torch.zeros(2, 4), torch.ones(2)
 LABELS = torch.zeros(2, dtype=torch.int64)
@@ -65,22 +65,29 @@ def model(**heads):
     return VisionModel(nn.Identity(), None, heads, dict.fromkeys(heads, 1.0))
 
 
+ONE = torch.ones(())
+
+
 @pytest.mark.parametrize(
-    ("terms", "shown"),
+    ("terms", "message"),
     [
-        ({}, "{}"),
-        (None, "None"),
-        ({"a": 1.0}, "{'a': 1.0}"),
-        ({"a": torch.zeros(2)}, "{'a': float32 (2,)}"),
-        ({"total": torch.zeros(())}, "{'total': float32 ()}"),
-        ({"a": torch.zeros((), dtype=int)}, "{'a': int64 ()}"),
-        (torch.zeros(()), "float32 ()"),
+        ({}, "gave {}; expected a dict with a Loss(sum, count)"),
+        (None, "gave None; expected a dict"),
+        (torch.zeros(()), "gave float32 (); expected a dict"),
+        ({"total": Loss(ONE, ONE)}, "gave 'total'; expected names of terms, not 'total'"),
+        ({3: Loss(ONE, ONE)}, "gave 3; expected names of terms"),
+        ({"a": ONE}, "term 'a' gave float32 (); expected Loss(sum, count)"),
+        ({"a": Loss(torch.zeros(2), ONE)}, "term 'a': sum gave float32 (2,); expected a float"),
+        ({"a": Loss(ONE.long(), ONE)}, "term 'a': sum gave int64 (); expected a float tensor"),
+        ({"a": Loss(ONE, 1)}, "term 'a': count gave 1; expected a tensor of shape ()"),
+        ({"a": Loss(ONE, torch.ones(2))}, "term 'a': count gave float32 (2,); expected"),
+        ({"a": Loss(ONE, ONE.clone().requires_grad_())}, "without a gradient"),
     ],
 )
-def test_losses(terms, shown):
+def test_losses(terms, message):
     with pytest.raises(ConfigError) as error:
         model(mine=Gives(terms)).losses({}, BATCH, ["mine"])
-    assert str(error.value).startswith(f"heads.mine: its loss() gave {shown}; expected a dict")
+    assert str(error.value).startswith("heads.mine: loss()") and message in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +179,10 @@ def test_a_class_is_told_all_that_it_lacks(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from visionkit import Head\n"
         "class Bare(Head):\n    def loss(self, features, batch): ...\n"
-        "class Text(Bare):\n    needs, main_metric, class_key = 'labels', 'a', 'label'\n"
+        "class Text(Bare):\n    required_targets, main_metric, class_key = 'labels', 'a', 'label'\n"
         "    predict = evaluator = Bare.loss\n"
         "    def __init__(self, levels, *, classes): ...\n"
-        "class Known(Text):\n    needs, class_key = ('label',), 'labels'\n"
+        "class Known(Text):\n    required_targets, class_key = ('label',), 'labels'\n"
         "    def __init__(self, levels, classes): ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

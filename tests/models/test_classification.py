@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from support.losses import losses_of
 from visionkit.errors import ConfigError
 from visionkit.models.heads.classification import Classification
 from visionkit.ops.layers import masked_mean, valid_cells
@@ -77,14 +78,14 @@ def test_the_loss_is_cross_entropy_with_smoothing_and_class_weights():
         for i, c in enumerate([0, 1, 1])
     )
     expected = total / weights[[0, 1, 1]].sum()
-    torch.testing.assert_close(head.loss(features, batch)["classification"], expected)
+    torch.testing.assert_close(losses_of(head, features, batch)["classification"], expected)
 
 
 def test_unlabeled_images_are_left_out():
     head, features = Classification(LEVELS, CLASSES), random_features(2)
-    alone = head.loss({k: f[1:] for k, f in features.items()}, class_batch(2))
-    torch.testing.assert_close(head.loss(features, class_batch(None, 2)), alone)
-    nothing = head.loss(features, class_batch(None, None))["classification"]
+    alone = losses_of(head, {k: f[1:] for k, f in features.items()}, class_batch(2))
+    torch.testing.assert_close(losses_of(head, features, class_batch(None, 2)), alone)
+    nothing = losses_of(head, features, class_batch(None, None))["classification"]
     nothing.backward()
     assert nothing == 0
     assert head.linear.weight.grad.abs().sum() == 0
@@ -100,7 +101,7 @@ def test_loss_is_finite_and_reaches_every_parameter(multilabel):
     head = Classification(LEVELS, CLASSES, multilabel=multilabel)
     truth = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]] if multilabel else [0, 2]
     features = random_features(2, requires_grad=True)
-    loss = head.loss(features, class_batch(*truth))["classification"]
+    loss = losses_of(head, features, class_batch(*truth))["classification"]
     loss.backward()
     assert loss.isfinite()
     assert all(p.grad.abs().sum() > 0 for p in head.parameters())
@@ -110,7 +111,7 @@ def test_loss_is_finite_and_reaches_every_parameter(multilabel):
 def test_runs_under_bf16_autocast():
     head, features = Classification(LEVELS, CLASSES), random_features(2)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = head.loss(features, class_batch(0, 1))["classification"]
+        loss = losses_of(head, features, class_batch(0, 1))["classification"]
         prediction = head.predict(features, class_batch(0, 1))[0]
     assert loss.dtype == prediction["probs"].dtype == torch.float32
 
@@ -122,7 +123,7 @@ def test_dropout_is_for_training_only():
     for mode in losses:
         head.train(mode)
         for _ in range(5):
-            losses[mode].add(head.loss(features, class_batch(0))["classification"].item())
+            losses[mode].add(losses_of(head, features, class_batch(0))["classification"].item())
     assert len(losses[False]) == 1 < len(losses[True])
 
 
@@ -130,7 +131,7 @@ def overfit(head, features, batch, steps=100):
     optimizer = torch.optim.Adam([*head.parameters(), *features.values()], lr=0.05)
     for _ in range(steps):
         optimizer.zero_grad()
-        sum(head.loss(features, batch).values()).backward()
+        sum(losses_of(head, features, batch).values()).backward()
         optimizer.step()
     with torch.no_grad():
         return head.predict(features, batch)
@@ -167,5 +168,5 @@ def test_multi_label_loss_is_smoothed_binary_cross_entropy():
     features = random_features(1)
     logits = head.linear(features["c5"].mean((2, 3)))
     expected = F.binary_cross_entropy_with_logits(logits, torch.tensor([[0.9, 0.1, 0.1]]))
-    loss = head.loss(features, class_batch([1.0, 0.0, 0.0]))["classification"]
+    loss = losses_of(head, features, class_batch([1.0, 0.0, 0.0]))["classification"]
     torch.testing.assert_close(loss, expected)

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from visionkit.config.components import components
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import Source, collate
+from visionkit.distributed.losses import loss_values
 from visionkit.models.backbones.light import LightResNet
 from visionkit.models.backbones.resnet import ResNet
 from visionkit.models.model import VisionModel
@@ -62,7 +63,7 @@ def batch_of(dataset, indices):
 
 
 def total(model, batch):
-    losses = model.losses(model.features(batch), batch, ["head"])
+    losses = loss_values(model.losses(model.features(batch), batch, ["head"]))
     return model.weighted(losses)["head"], losses["head"]
 
 

@@ -8,6 +8,7 @@ from test_contracts import HEADS, Truth
 
 from golden.recipes import BACKBONE, NECK, RCNN
 from visionkit.data.loading.source import collate
+from visionkit.distributed.losses import loss_values
 from visionkit.models.backbones.plain import TinyCNN
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
@@ -103,7 +104,7 @@ def test_one_class_is_enough(models, case):
 def check(model, items):
     model.train().zero_grad()
     batch = collate([(image, dict(target)) for image, target in items])
-    losses = model.losses(model.features(batch), batch, ["head"])
+    losses = loss_values(model.losses(model.features(batch), batch, ["head"]))
     loss = model.weighted(losses)["head"]
     assert all(term.shape == () and term.isfinite() for term in losses["head"].values())
     loss.backward()
@@ -127,5 +128,5 @@ def test_what_is_all_ignored_has_no_loss():
     batch = collate([(image, dict(target)) for image, target in CASES["nothing labeled"]])
     for name in ("FCN", "DeepLabV3", "SemanticFPN"):
         model = small_model(HEADS[name], 3)
-        losses = model.losses(model.features(batch), batch, ["head"])["head"]
+        losses = loss_values(model.losses(model.features(batch), batch, ["head"]))["head"]
         assert {float(loss.detach()) for loss in losses.values()} == {0.0}

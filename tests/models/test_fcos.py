@@ -3,6 +3,7 @@ import torch
 from torchvision.models.detection import fcos_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
+from support.losses import losses_of
 from visionkit.errors import ConfigError
 from visionkit.models.heads.fcos import FCOS
 from visionkit.ops.boxes import box_iou
@@ -102,7 +103,7 @@ def test_losses_equal_torchvisions(torchvision_case):
     per_level = [feature.shape[-2:].numel() for feature in features.values()]
     with torch.no_grad():
         expected = model.compute_loss(targets, outputs, anchors, per_level)
-        losses = ours.loss(features, batch_of(*targets, size=(256, 320)))
+        losses = losses_of(ours, features, batch_of(*targets, size=(256, 320)))
     names = {
         "classification": "classification",
         "box_reg": "bbox_regression",
@@ -118,8 +119,8 @@ def test_the_loss_is_the_same_in_training_and_evaluation_mode():
     torch.manual_seed(0)
     head = FCOS(LEVELS, CLASSES, num_convs=1)
     features, batch = features_for(LEVELS, 1), batch_of(target([[5, 5, 40, 50]], [1]))
-    trained = head.train().loss(features, batch)
-    assert trained == head.eval().loss(features, batch)
+    trained = losses_of(head.train(), features, batch)
+    assert trained == losses_of(head.eval(), features, batch)
 
 
 # --- Contracts -----------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def test_losses_are_finite_and_reach_every_parameter():
     head = FCOS(LEVELS, CLASSES, num_convs=1)
     features = features_for(LEVELS, 2, requires_grad=True)
     batch = batch_of(target([[5, 5, 40, 50], [30, 2, 60, 20]], [1, 2]), target([], []))
-    losses = head.loss(features, batch)
+    losses = losses_of(head, features, batch)
     assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
     sum(losses.values()).backward()
     for name, parameter in head.named_parameters():
@@ -144,7 +145,7 @@ def test_images_without_objects_or_labels_give_losses_with_a_graph(labeled):
     empty = target([], [])
     if not labeled:
         del empty["boxes"]
-    losses = head.loss(features_for(LEVELS, 2), batch_of(empty, empty))
+    losses = losses_of(head, features_for(LEVELS, 2), batch_of(empty, empty))
     sum(losses.values()).backward()
     assert losses["box_reg"] == 0 and losses["centerness"] == 0
     assert (losses["classification"] > 0) == labeled  # background is taught, the unlabeled not
@@ -157,8 +158,8 @@ def test_an_unlabeled_image_does_not_change_the_loss():
     features = features_for(LEVELS, 2)
     labeled = target([[5, 5, 40, 50]], [1])
     unlabeled = {"image_id": 2, "size": (64, 64), "orig_size": (64, 64)}
-    both = head.loss(features, batch_of(unlabeled, labeled))
-    alone = head.loss({k: f[1:] for k, f in features.items()}, batch_of(labeled))
+    both = losses_of(head, features, batch_of(unlabeled, labeled))
+    alone = losses_of(head, {k: f[1:] for k, f in features.items()}, batch_of(labeled))
     assert {k: v.item() for k, v in both.items()} == pytest.approx(
         {k: v.item() for k, v in alone.items()}
     )
@@ -168,10 +169,12 @@ def test_a_crowd_region_is_neither_object_nor_background():
     head = FCOS(LEVELS, CLASSES, num_convs=1)
     features = features_for(LEVELS, 1)
     crowd = batch_of(target([[-1, -1, 65, 65]], [1], iscrowd=[True]))
-    assert head.loss(features, crowd) == {"classification": 0, "box_reg": 0, "centerness": 0}
+    assert losses_of(head, features, crowd) == {"classification": 0, "box_reg": 0, "centerness": 0}
     box = [20, 20, 40, 40]
-    alone = head.loss(features, batch_of(target([box], [2])))
-    within = head.loss(features, batch_of(target([box, [-1, -1, 65, 65]], [2, 1], iscrowd=[0, 1])))
+    alone = losses_of(head, features, batch_of(target([box], [2])))
+    within = losses_of(
+        head, features, batch_of(target([box, [-1, -1, 65, 65]], [2, 1], iscrowd=[0, 1]))
+    )
     assert within["box_reg"] == alone["box_reg"] > 0
     assert 0 < within["classification"] < alone["classification"]
 
@@ -181,7 +184,7 @@ def test_runs_under_bf16_autocast():
     head = FCOS(LEVELS, CLASSES, num_convs=1, score_threshold=0.01)
     batch = batch_of(target([[5, 5, 40, 50]], [1]))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = head.loss(features_for(LEVELS, 1), batch)
+        losses = losses_of(head, features_for(LEVELS, 1), batch)
         prediction = head.predict(features_for(LEVELS, 1), batch)[0]
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     assert prediction["boxes"].dtype == prediction["scores"].dtype == torch.float32
@@ -199,7 +202,7 @@ def test_two_images_are_overfitted():
     optimizer = torch.optim.Adam([*head.parameters(), *features.values()], lr=0.01)
     for _ in range(200):
         optimizer.zero_grad()
-        sum(head.loss(features, batch).values()).backward()
+        sum(losses_of(head, features, batch).values()).backward()
         optimizer.step()
     with torch.no_grad():
         predictions = head.predict(features, batch)
@@ -212,7 +215,7 @@ def test_two_images_are_overfitted():
 
 
 def test_levels_of_unequal_channels_are_refused_with_the_remedy():
-    with pytest.raises(ConfigError, match=r"equal channels.*fpn\.FPN"):
+    with pytest.raises(ConfigError, match=r"equal channels.*type: FPN"):
         FCOS({"c3": Level(64, 8), "c4": Level(128, 16)}, CLASSES)
 
 
@@ -221,8 +224,8 @@ def test_channels_that_are_no_multiple_of_32_and_no_normalization_work():
     features, batch = features_for(levels, 1), batch_of(target([[5, 5, 40, 50]], [1]))
     grouped = FCOS(levels, CLASSES, num_convs=1)
     plain = FCOS(levels, CLASSES, num_convs=1, norm="none")
-    assert all(loss.isfinite() for loss in grouped.loss(features, batch).values())
-    assert all(loss.isfinite() for loss in plain.loss(features, batch).values())
+    assert all(loss.isfinite() for loss in losses_of(grouped, features, batch).values())
+    assert all(loss.isfinite() for loss in losses_of(plain, features, batch).values())
     assert any("conv.1.weight" in name for name in grouped.state_dict())
     assert not any("conv.1" in name for name in plain.state_dict())
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from support.losses import losses_of
 from visionkit.models.heads.localization import (
     Localization,
     Output,
@@ -54,7 +55,7 @@ def test_two_images_are_overfitted_and_score_one(loss):
     optimizer = torch.optim.Adam([*head.parameters(), *features.values()], lr=0.01)
     for _ in range(150):
         optimizer.zero_grad()
-        sum(head.loss(features, batch).values()).backward()
+        sum(losses_of(head, features, batch).values()).backward()
         optimizer.step()
     with torch.no_grad():
         predictions = head.predict(features, batch)
@@ -73,7 +74,7 @@ def test_losses_are_finite_and_reach_every_parameter(loss):
     torch.manual_seed(0)
     head = Localization(LEVELS, CLASSES, loss=loss, channels=32)
     features = random_features(2, requires_grad=True)
-    losses = head.loss(features, batch_of(target([[10, 20, 70, 100]], [1]), target([], [])))
+    losses = losses_of(head, features, batch_of(target([[10, 20, 70, 100]], [1]), target([], [])))
     assert set(losses) == {"classification", "box", "attention"}
     assert all(0 < value < 20 for value in losses.values())
     sum(losses.values()).backward()
@@ -88,11 +89,11 @@ def test_images_without_an_object_are_left_out():
     one = target([[10, 20, 70, 100]], [1])
     crowd = target([[10, 20, 70, 100]], [1], iscrowd=[True])
     unlabeled = {"image_id": 1, "size": (128, 128), "orig_size": (128, 128)}
-    alone = head.loss({k: f[:1] for k, f in features.items()}, batch_of(one))
-    mixed = head.loss(features, batch_of(one, target([], []), crowd, unlabeled))
+    alone = losses_of(head, {k: f[:1] for k, f in features.items()}, batch_of(one))
+    mixed = losses_of(head, features, batch_of(one, target([], []), crowd, unlabeled))
     assert items(mixed) == pytest.approx(items(alone), rel=1e-5)
 
-    nothing = head.loss(features, batch_of(target([], []), crowd, unlabeled, unlabeled))
+    nothing = losses_of(head, features, batch_of(target([], []), crowd, unlabeled, unlabeled))
     assert set(items(nothing).values()) == {0.0}
     sum(nothing.values()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in head.parameters())
@@ -140,7 +141,7 @@ def test_runs_under_bf16_autocast():
     head, features = Localization(LEVELS, CLASSES, channels=32), random_features(1)
     batch = batch_of(target([[10, 20, 70, 100]], [1]))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = head.loss(features, batch)
+        losses = losses_of(head, features, batch)
         prediction = head.predict(features, batch)[0]
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     assert prediction["box"].dtype == prediction["probs"].dtype == torch.float32
@@ -156,5 +157,8 @@ def test_the_box_weight_scales_its_term_alone():
     features, batch = random_features(1), batch_of(target([[10, 20, 70, 100]], [1]))
     once, twice = (Localization(LEVELS, CLASSES, channels=32, box_weight=w) for w in (1.0, 2.0))
     twice.load_state_dict(once.state_dict())
-    before, after = items(once.loss(features, batch)), items(twice.loss(features, batch))
+    before, after = (
+        items(losses_of(once, features, batch)),
+        items(losses_of(twice, features, batch)),
+    )
     assert after == pytest.approx({**before, "box": 2 * before["box"]})

@@ -6,6 +6,7 @@ import torch
 from visionkit.config.components import components
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import collate
+from visionkit.distributed.losses import loss_values
 from visionkit.models.backbones.resnet import ResNet
 from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
 from visionkit.models.heads.rcnn.roi_heads import believed
@@ -61,7 +62,7 @@ def batch_of(dataset, labeled=None):
 
 def losses_of(model, batch):
     torch.manual_seed(1)
-    return model.losses(model.features(batch), batch, ["head"])["head"]
+    return loss_values(model.losses(model.features(batch), batch, ["head"]))["head"]
 
 
 @pytest.mark.parametrize("name", HEADS)

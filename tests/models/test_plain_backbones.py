@@ -9,6 +9,7 @@ from torch import nn
 
 import visionkit
 from support.backbones import pixels
+from support.losses import losses_of
 from support.paths import ROOT
 from visionkit.config.components import components
 from visionkit.errors import ConfigError, DataError
@@ -39,7 +40,7 @@ def classified(backbone, *, size=28, count=4, classes=3):
 
 
 def loss_of(model, batch):
-    return model.heads["head"].loss(model.features(batch), batch)["classification"]
+    return losses_of(model.heads["head"], model.features(batch), batch)["classification"]
 
 
 def probs_of(model, batch):

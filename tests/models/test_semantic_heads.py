@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from test_semantic import CLASSES, HEADS, LEVELS, batch_of, features_of, truth
 
+from support.losses import losses_of, value
 from visionkit.errors import ConfigError
 from visionkit.models.heads import pixel_loss
 from visionkit.models.heads.pixel_loss import class_map
@@ -60,7 +61,7 @@ def test_predictions_are_maps_of_the_original_size(head_class):
 @pytest.mark.parametrize("head_class", HEADS)
 def test_a_batch_of_one_can_be_trained(head_class):
     head = head_class(LEVELS, CLASSES, dice=1.0)
-    losses = head.loss(features_of(1), batch_of({"semantic": truth()}))
+    losses = losses_of(head, features_of(1), batch_of({"semantic": truth()}))
     sum(losses.values()).backward()
     assert losses.keys() == {"semantic", "dice"}
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
@@ -70,9 +71,10 @@ def test_a_batch_of_one_can_be_trained(head_class):
 def test_the_auxiliary_classifier_reads_the_level_before(head_class):
     head = head_class(LEVELS, CLASSES, level="p4", aux_weight=0.5).eval()
     features, batch = features_of(2), batch_of({"semantic": truth()}, {"semantic": truth()})
-    losses = head.loss(features, batch)
+    losses = losses_of(head, features, batch)
     aux = head.aux_classifier(features["p3"])
-    torch.testing.assert_close(losses["aux"], 0.5 * head.pixel_loss(aux, batch)["semantic"])
+    aux_loss = value(head.pixel_loss(aux, batch)["semantic"])
+    torch.testing.assert_close(losses["aux"], 0.5 * aux_loss)
     assert not hasattr(head_class(LEVELS, CLASSES), "aux_classifier")
     features["p3"] += 1  # predictions do not ask it
     assert torch.equal(
@@ -84,9 +86,9 @@ def test_the_auxiliary_classifier_reads_the_level_before(head_class):
 @pytest.mark.parametrize("head_class", HEADS)
 def test_unlabeled_batches_reach_every_parameter_with_zero(head_class):
     head = head_class(LEVELS, CLASSES, dice=1.0)
-    losses = head.loss(features_of(2), batch_of({}, {}))
+    losses = losses_of(head, features_of(2), batch_of({}, {}))
     sum(losses.values()).backward()
-    assert all(not value and value.dtype == torch.float32 for value in losses.values())
+    assert all(not loss and loss.dtype == torch.float32 for loss in losses.values())
     assert all(p.grad is not None and not p.grad.any() for p in head.parameters())
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from support.losses import losses_of
 from visionkit.models.heads.fcos import Points, cells_of
 from visionkit.models.heads.task_aligned import TaskAligned, align
 from visionkit.ops.boxes import box_iou
@@ -150,7 +151,7 @@ def test_losses_by_hand():
     head = small_head(box_weight=3.0).eval()
     maps, truth = features(1), target([[8, 8, 40, 48], [40, 20, 62, 60]], [1, 2])
     with torch.no_grad():
-        losses, output = head.loss(maps, batch_of(truth)), head(maps)
+        losses, output = losses_of(head, maps, batch_of(truth)), head(maps)
     points = cells_of(LEVELS, maps, (64, 64))
     reach = output.distances[0] * points.sizes[:, None]
     boxes = torch.cat([points.centers - reach[:, :2], points.centers + reach[:, 2:]], 1)
@@ -188,7 +189,7 @@ def test_crowds_are_neither_objects_nor_background():
     head.classification.predict.register_forward_hook(
         lambda module, inputs, output: logits.append(output) or output.retain_grad()
     )
-    losses = head.loss(maps, batch_of(target([[0, 0, 40, 40]], [0], **crowd)))
+    losses = losses_of(head, maps, batch_of(target([[0, 0, 40, 40]], [0], **crowd)))
     sum(losses.values()).backward()
     pushed = torch.cat([x.grad.flatten(2)[0].T for x in logits]).abs().sum(1) > 0
     assert torch.equal(pushed, ~inside) and losses["box_reg"] == 0
@@ -200,7 +201,7 @@ def test_the_order_of_crowds_and_objects_does_not_matter():
     boxes = [[0, 0, 40, 40], [20, 20, 60, 60]]
     one = target(boxes, [0, 2], iscrowd=torch.tensor([True, False]))
     other = target(boxes[::-1], [2, 0], iscrowd=torch.tensor([False, True]))
-    first, second = (head.loss(maps, batch_of(t)) for t in (one, other))
+    first, second = (losses_of(head, maps, batch_of(t)) for t in (one, other))
     assert first == second and first["box_reg"] > 0
 
 
@@ -209,8 +210,8 @@ def test_unlabeled_images_count_for_nothing():
     maps = features(2)
     known = target([[5, 5, 40, 50]], [1])
     unknown = {key: known[key] for key in ("image_id", "size", "orig_size")}
-    both = head.loss(maps, batch_of(known, unknown))
-    alone = head.loss({k: x[:1] for k, x in maps.items()}, batch_of(known))
+    both = losses_of(head, maps, batch_of(known, unknown))
+    alone = losses_of(head, {k: x[:1] for k, x in maps.items()}, batch_of(known))
     for name, value in alone.items():
         torch.testing.assert_close(both[name], value)
 
@@ -241,5 +242,5 @@ def test_predictions_are_clipped_to_the_image_and_scaled_back():
 def test_huge_distances_stay_finite():
     head = small_head().eval()
     head.regression.predict.bias.data.fill_(1000.0)
-    losses = head.loss(features(1), batch_of(target([[5, 5, 40, 50]], [1])))
+    losses = losses_of(head, features(1), batch_of(target([[5, 5, 40, 50]], [1])))
     assert all(loss.isfinite() for loss in losses.values())

@@ -1,0 +1,16 @@
+"""Values of a head's loss terms, as the training loop computes them."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from visionkit.distributed.losses import loss_values
+from visionkit.types import Batch, Head, Loss
+
+
+def value(loss: Loss) -> Tensor:
+    return loss_values({"head": {"term": loss}})["head"]["term"]
+
+
+def losses_of(head: Head, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    return loss_values({"head": head.loss(features, batch)})["head"]
