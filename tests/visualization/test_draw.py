@@ -1,7 +1,7 @@
+"""Predictions and targets are drawn where they are, in the color of their class."""
+
 import json
-import math
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ from PIL import Image
 from pycocotools.mask import encode
 
 from visionkit.visualization.draw import GRAY, color_of, contact_sheet, draw, draw_all, draw_target
-from visionkit.visualization.plots import _loss_panels, read_records, series_of, smooth, write_plots
 
 NAMES = ["cat", "dog", "fox"]
 WHITE = torch.full((3, 480, 640), 255, dtype=torch.uint8)
@@ -38,9 +37,6 @@ def objects(boxes, labels, scores):
     }
 
 
-# --- Predictions ---------------------------------------------------------------------------------
-
-
 def test_boxes_are_drawn_where_they_are_in_the_color_of_their_class():
     image = draw(WHITE, objects([[100, 200, 300, 400]], [1], [0.9]), NAMES)
     assert image.size == (640, 480)
@@ -51,7 +47,7 @@ def test_boxes_are_drawn_where_they_are_in_the_color_of_their_class():
     assert not drawn_on(image)[405:].any() and not drawn_on(image)[:, 305:].any()
 
 
-def test_each_head_may_have_a_threshold_of_its_own():
+def test_each_head_may_have_its_threshold():
     found = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "scores": torch.tensor([0.45])}
     low = {**found, "labels": torch.tensor([0])}
     high = {**found, "labels": torch.tensor([1])}
@@ -61,7 +57,7 @@ def test_each_head_may_have_a_threshold_of_its_own():
     assert has_color(image, color_of(0)).any() and not has_color(image, color_of(1)).any()
 
 
-def test_objects_below_the_threshold_are_left_out():
+def test_objects_below_the_threshold_are_not_drawn():
     prediction = objects([[10, 10, 90, 90], [300, 300, 400, 400]], [0, 1], [0.9, 0.4])
     assert not has_color(draw(WHITE, prediction, NAMES), color_of(1)).any()
     assert has_color(draw(WHITE, prediction, NAMES, threshold=0.3), color_of(1)).any()
@@ -154,7 +150,7 @@ def test_classes_that_are_not_labeled_are_not_drawn():
     assert not image[400, 500].any()
 
 
-def test_class_maps_are_colored_except_for_what_is_ignored():
+def test_semantic_maps_are_colored_except_for_what_is_ignored():
     classes = torch.full((480, 640), 255, dtype=torch.uint8)
     classes[300:, :] = 1
     image = draw(torch.zeros(3, 480, 640, dtype=torch.uint8), {"semantic": classes}, NAMES)
@@ -165,8 +161,8 @@ def test_class_maps_are_colored_except_for_what_is_ignored():
 
 def test_nothing_found_leaves_the_image_and_the_input_as_they_are():
     image = WHITE.clone()
-    image = draw(image, {**objects([], [], []), "masks": []}, NAMES)
-    assert not drawn_on(image).any()
+    assert not drawn_on(draw(image, {**objects([], [], []), "masks": []}, NAMES)).any()
+    assert not drawn_on(draw_all(image, {}, {})).any()
     draw(image, objects([[100, 200, 300, 400]], [1], [0.9]), NAMES)
     assert torch.equal(image, WHITE)
     source = Image.new("RGB", (640, 480), "white")
@@ -180,9 +176,6 @@ def test_classes_differ_in_color():
     neighbors = [distance[i, i + k] for i in range(70) for k in range(1, 6)]
     assert min(neighbors) > 60
     assert len({tuple(color) for color in colors}) == 80
-
-
-# --- Targets -------------------------------------------------------------------------------------
 
 
 def test_targets_show_objects_crowds_masks_and_the_class_of_the_image():
@@ -232,79 +225,3 @@ def test_real_annotations_are_drawn():
             drawn = draw(image, objects(boxes, [0] * len(boxes), [1.0] * len(boxes)), NAMES)
             assert max(drawn.size) == 640 > max(image.size)
             assert has_color(drawn, color_of(0)).any() == bool(boxes)
-
-
-# --- Curves --------------------------------------------------------------------------------------
-
-
-def write_metrics(path):
-    lines = []
-    for step in range(1, 61):
-        lines.append(
-            {"kind": "train", "step": step, "epoch": step / 10, "lr": 0.01, "images_per_second": 9}
-            | {"train/detection/box_reg": 1 / step, "train/total": 2 / step}
-        )
-        if step % 20 == 0:
-            lines.append(
-                {"kind": "val", "step": step, "epoch": step / 10, "detection/bbox/AP": step / 100}
-                | {"detection/bbox/APs": None, "detection/bbox/AP/$5 $ bill": 0.5}
-                | {"detection/loss/box_reg": math.nan}
-            )
-    text = "\n".join(json.dumps(line) for line in lines)
-    path.write_text(text + '\nnonsense\n[1]\n{"kind": "tra')
-    return path
-
-
-def test_curves_are_written(tmp_path):
-    pytest.importorskip("matplotlib")
-    write_plots(write_metrics(tmp_path / "metrics.jsonl"), tmp_path / "plots")
-    names = ["losses.png", "metrics.png", "progress.png"]
-    assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == names
-    for name in names:
-        with Image.open(tmp_path / "plots" / name) as image:
-            assert image.width > 400 and len(np.unique(pixels(image.convert("L")))) > 20
-
-
-def test_a_loss_is_drawn_with_its_validation_whatever_the_source():
-    points = [(1, 1.0)]
-    train = {"train/total": points, "train/a/box": points, "train/b/box": points}
-    val = {"a/loss/box": points, "street/b/loss/box": points, "places/b/loss/box": points}
-    panels = {title: [line[0] for line in lines] for title, lines in _loss_panels(train, val)}
-    assert panels == {
-        "total": ["training"],
-        "a/box": ["training", "validation"],
-        "b/box": ["training", "street/b/loss/box", "places/b/loss/box"],
-    }
-
-
-def test_series_hold_the_finite_values_over_the_steps(tmp_path):
-    records = read_records(write_metrics(tmp_path / "metrics.jsonl"))
-    assert len(records) == 63
-    val = series_of(r for r in records if r["kind"] == "val")
-    assert val["detection/bbox/AP"] == [(20, 0.2), (40, 0.4), (60, 0.6)]
-    assert set(val) == {"detection/bbox/AP", "detection/bbox/AP/$5 $ bill"}
-
-
-def test_a_run_without_records_has_no_curves(tmp_path):
-    pytest.importorskip("matplotlib")
-    (tmp_path / "metrics.jsonl").write_text("")
-    write_plots(tmp_path / "metrics.jsonl", tmp_path / "plots")
-    write_plots(tmp_path / "missing.jsonl", tmp_path / "plots")
-    assert list((tmp_path / "plots").iterdir()) == []
-
-
-def test_without_matplotlib_a_message_says_what_to_install(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    write_plots(write_metrics(tmp_path / "metrics.jsonl"), tmp_path / "plots")
-    assert "visionkit[plots]" in caplog.text and len(caplog.records) == 1
-    assert not (tmp_path / "plots").exists()
-
-
-def test_smoothing_keeps_a_constant_and_calms_noise():
-    assert smooth([2.0] * 50, 3) == pytest.approx(2.0)
-    noise = np.random.default_rng(0).normal(size=200)
-    assert smooth(noise, 5).std() < 0.5 * noise.std()
-    # It does not lag: a symmetric bump keeps its place.
-    bump = np.exp(-0.5 * (np.arange(101) - 50.0) ** 2 / 100)
-    assert smooth(bump, 4).argmax() == 50

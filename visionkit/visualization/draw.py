@@ -1,4 +1,4 @@
-"""Images with predictions or labels drawn over them, by Pillow alone."""
+"""Draw predictions and targets on images with Pillow."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from torch import Tensor
 from visionkit.data.classes import describe
 from visionkit.types import IGNORE, Target
 
-# --- An image under the pen: boxes, masks, class maps and tags, by Pillow alone.
-
-LEGIBLE = 640  # an image whose longer side is shorter is enlarged to this
-OPACITY = 0.4  # of masks and class maps
-GRAY = (150, 150, 150)  # of what has no class
+MIN_SIDE = 640  # images with a shorter longer side are enlarged to this
+OPACITY = 0.4  # of masks and semantic maps
+GRAY = (150, 150, 150)  # the color of crowds and attributes
 Color = tuple[int, int, int]
 Names = Sequence[str]
+Rectangle = tuple[float, float, float, float]
 
 
 def color_of(label: int) -> Color:
-    """The color of a class: the same in every image, and far from those of its neighbors."""
+    """The color of a class: equal in all images and distinct from those of the next classes."""
     hue = (0.98 + label * 0.618034) % 1  # the golden ratio spreads any number of hues evenly
     saturation, value = [(0.80, 0.95), (0.60, 1.0), (0.95, 0.75)][label // 8 % 3]
     red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value))
@@ -33,26 +32,28 @@ def color_of(label: int) -> Color:
 
 
 class Canvas:
-    """An image under the pen. Coordinates are those of the image before it was enlarged."""
+    """An image to draw on. Coordinates are those of the image before it was enlarged."""
 
     def __init__(self, image: Tensor | Image.Image) -> None:
         if isinstance(image, Tensor):
             image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-        # How far an earlier `draw` enlarged it, and down to where it wrote.
-        self.scale, self.written = image.info.get("drawn", (None, 0))
         self.image = image.convert("RGB")
+        # The scale of an earlier `draw`, and the height of the text that it wrote.
+        self.scale, self.text_height = image.info.get("drawn", (None, 0))
         if self.scale is None:
-            self.scale = max(1.0, LEGIBLE / max(image.size))
-            size = [max(1, round(side * self.scale)) for side in image.size]
-            self.image = self.image.resize(size, Image.Resampling.BICUBIC)
+            self.scale = max(1.0, MIN_SIDE / max(image.size))
+            width, height = (max(1, round(side * self.scale)) for side in image.size)
+            self.image = self.image.resize((width, height), Image.Resampling.BICUBIC)
         self.pen = ImageDraw.Draw(self.image)
         longest = max(self.image.size)
         self.line = max(2, round(longest / 320))
         self.pad = max(2, self.line)
-        self.font = ImageFont.load_default(size=max(12, round(longest / 48)))
+        font = ImageFont.load_default(size=max(12, round(longest / 48)))
+        assert isinstance(font, ImageFont.FreeTypeFont)  # with a size it always is
+        self.font = font
 
     def finished(self) -> Image.Image:
-        self.image.info["drawn"] = (self.scale, self.written)
+        self.image.info["drawn"] = (self.scale, self.text_height)
         return self.image
 
     def objects(
@@ -62,7 +63,7 @@ class Canvas:
         colors: Sequence[Color],
         masks: Sequence[np.ndarray],
     ) -> None:
-        """Masks (h, w), if any, below boxes below tags; the smallest object on top."""
+        """Masks (h, w), if any, then boxes, then tags; the smallest object on top."""
         order = sorted(range(len(boxes)), key=lambda i: -_area(boxes[i]))
         for i in order if len(masks) else ():
             self.mask(masks[i], colors[i])
@@ -89,11 +90,11 @@ class Canvas:
         self.image.paste(color, (left, top), area.point(lambda value: int(value * OPACITY)))
         self.image.paste(color, (left, top), outline)
 
-    def class_map(self, labels: Tensor, names: Names) -> None:
-        """A translucent color for every cell of (h, w), none for 255 and for a class that is called
-        background; and what the colors mean."""
+    def semantic_map(self, labels: Tensor, names: Names) -> None:
+        """Translucent class colors for (h, w) labels, with a legend. Pixels that are ignored or of
+        a class called background stay as they are."""
         index = np.asarray(labels.cpu()).astype(np.uint8)
-        index = np.where(np.isin(index, backgrounds(names)), np.uint8(IGNORE), index)
+        index = np.where(np.isin(index, _backgrounds(names)), np.uint8(IGNORE), index)
         palette = np.array([color_of(label) for label in range(256)], np.uint8)
         size, nearest = self.image.size, Image.Resampling.NEAREST
         colors = Image.fromarray(palette[index]).resize(size, nearest)
@@ -102,8 +103,8 @@ class Canvas:
         present = [label for label in np.unique(index).tolist() if label != IGNORE]
         self.lines([(name_of(names, label), color_of(label)) for label in present])
 
-    def beside(self, image: Tensor) -> None:
-        """Another image (3, h, w) uint8 at the right, as high as this one."""
+    def append(self, image: Tensor) -> None:
+        """Add another image, (3, h, w) uint8, at the right, scaled to the same height."""
         other = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
         width = max(1, round(other.width * self.image.height / other.height))
         other = other.resize((width, self.image.height), Image.Resampling.BICUBIC)
@@ -119,33 +120,33 @@ class Canvas:
         tags: Sequence[str],
         colors: Sequence[Color],
     ) -> None:
-        """A name at each box, inside the image, where it covers no other name if possible.
+        """Write a tag at each box, inside the image and clear of other tags where possible.
 
-        Where it is not, a name whose color has been explained elsewhere is left out.
+        Where it is not, the tag is dropped if another tag has shown its color.
         """
-        taken: list[tuple[float, float, float, float]] = []
-        explain_errors: set[Color] = set()
+        taken: list[Rectangle] = []
+        named: set[Color] = set()
         for box, tag, color in zip(boxes, tags, colors, strict=True):
             w, h = self._extent(tag)
             x1, y1, x2, y2 = self._pixels(box)
             corners = [(x1, y1 - h), (x1, y1), (x1, y2), (x2 - w, y1 - h), (x1, y2 - h)]
-            places = [self._inside(x, y, w, h) for x, y in corners]
-            free = [p for p in places if not any(_overlap(p, t) for t in taken)]
-            if free or color not in explain_errors:
-                place = [*free, places[0]][0]
-                self._write(place, tag, color)
-                taken.append(place)
-                explain_errors.add(color)
+            candidates = [self._inside(x, y, w, h) for x, y in corners]
+            free = [c for c in candidates if not any(_overlap(c, t) for t in taken)]
+            if free or color not in named:
+                chosen = [*free, candidates[0]][0]
+                self._write(chosen, tag, color)
+                taken.append(chosen)
+                named.add(color)
 
     def lines(self, lines: Sequence[tuple[str, Color]]) -> None:
-        """Lines of text at the upper left, below those that are there already."""
+        """Write lines of text at the upper left, below earlier ones."""
         for text, color in lines:
             w, h = self._extent(text)
-            self._write((0, self.written, w, self.written + h), text, color)
-            self.written += h
+            self._write((0, self.text_height, w, self.text_height + h), text, color)
+            self.text_height += h
 
     def _pixels(self, box: Sequence[float]) -> list[float]:
-        """The outermost pixels of a box, all inside the image."""
+        """The outermost pixels of a box, clipped to the image."""
         w, h = self.image.size
         limits = [w - 1, h - 1, w - 1, h - 1]
         last = [0, 0, 1, 1]  # a box that ends at x = 10 covers the pixels up to 9
@@ -158,27 +159,27 @@ class Canvas:
         ascent, descent = self.font.getmetrics()
         return self.font.getlength(text) + 2 * self.pad, ascent + descent + self.pad
 
-    def _inside(self, x: float, y: float, w: float, h: float) -> tuple[float, float, float, float]:
+    def _inside(self, x: float, y: float, w: float, h: float) -> Rectangle:
         x = max(0, min(x, self.image.width - w))
         y = max(0, min(y, self.image.height - h))
         return x, y, x + w, y + h
 
-    def _write(self, place: tuple[float, float, float, float], text: str, color: Color) -> None:
-        self.pen.rectangle([place[0], place[1], place[2] - 1, place[3] - 1], fill=color)
+    def _write(self, area: Rectangle, text: str, color: Color) -> None:
+        self.pen.rectangle([area[0], area[1], area[2] - 1, area[3] - 1], fill=color)
         red, green, blue = color
         bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140
-        at = (place[0] + self.pad, place[1] + self.pad / 2)
+        at = (area[0] + self.pad, area[1] + self.pad / 2)
         self.pen.text(at, text, fill="black" if bright else "white", font=self.font)
 
 
-def backgrounds(names: Names) -> list[int]:
-    """The classes that say that there is nothing."""
+def _backgrounds(names: Names) -> list[int]:
     return [label for label, name in enumerate(names) if name.lower() == "background"]
 
 
 def name_of(names: Names, label: int) -> str:
+    """The name of a class, on one line."""
     name = names[label] if label < len(names) else f"class {label}"
-    return " ".join(name.split())  # on one line
+    return " ".join(name.split())
 
 
 def _area(box: Sequence[float]) -> float:
@@ -196,27 +197,27 @@ def draw(
     *,
     threshold: float = 0.5,
 ) -> Image.Image:
-    """A copy of the image with a head's prediction drawn over it.
+    """Draw the prediction of one head on a copy of the image.
 
     `image` is (3, h, w) uint8 or a Pillow image, of the size that the prediction refers to.
-    Understood are `boxes`, `labels`, `scores` and perhaps `masks` (those with a score of at least
-    `threshold`), `box`, `probs`, `semantic`, `attributes` of boxes, and `reconstruction`, which
-    comes at the right of the image; other keys are passed over. Small images come out
-    enlarged. An image that comes from `draw` may be drawn on again, for another head.
+    Draws `boxes` with `labels`, `scores` and `masks` (scores of at least `threshold`), `box`,
+    `probs`, `semantic`, `attributes` of boxes, and `reconstruction` (at the right of the image);
+    ignores other keys. Small images are enlarged. The result can be drawn on again, for another
+    head.
     """
     canvas = Canvas(image)
     if "reconstruction" in prediction:
-        canvas.beside(prediction["reconstruction"])
+        canvas.append(prediction["reconstruction"])
     if "semantic" in prediction:
-        canvas.class_map(prediction["semantic"], class_names)
+        canvas.semantic_map(prediction["semantic"], class_names)
     if "attributes" in prediction:
         _draw_attributes(canvas, prediction, class_names, threshold)
     elif "boxes" in prediction:
         _draw_objects(canvas, prediction, class_names, threshold)
     elif "box" in prediction:
-        label, prob = _best(prediction["probs"])
+        label = int(prediction["probs"].argmax())
         canvas.boxes([prediction["box"].tolist()], [color_of(label)])
-        tag = f"{name_of(class_names, label)} {prob:.0%}"
+        tag = f"{name_of(class_names, label)} {float(prediction['probs'][label]):.0%}"
         canvas.tags([prediction["box"].tolist()], [tag], [color_of(label)])
     elif "probs" in prediction:
         _write_classes(canvas, prediction, class_names)
@@ -226,16 +227,16 @@ def draw(
 def draw_target(
     image: Tensor | Image.Image, target: Target, class_names: Names | Mapping[str, Names]
 ) -> Image.Image:
-    """A copy of a training image, (3, h, w) without padding, with its labels drawn over it.
+    """Draw the labels of a training image, (3, h, w) without padding, on a copy of it.
 
-    `class_names` are the names of the target's objects or, where it has none, of the whole
-    image's class; or a dict with a list for each target key: `labels`, `class_id`, `semantic`.
+    `class_names` are the names of the target's objects or, without objects, of the image's class;
+    or a dict with a list for each target key: `labels`, `class_id`, `semantic`.
     """
     if not isinstance(class_names, Mapping):
         class_names = {"labels" if "boxes" in target else "class_id": class_names}
     canvas = Canvas(image)
     if "semantic" in target:
-        canvas.class_map(_labeled_map(target), class_names.get("semantic", ()))
+        canvas.semantic_map(_labeled_map(target), class_names.get("semantic", ()))
     if "boxes" in target:
         names = class_names.get("labels", ())
         labels = target["labels"].tolist()
@@ -248,7 +249,7 @@ def draw_target(
         colors = [
             GRAY if crowd else color_of(label) for label, crowd in zip(labels, crowds, strict=True)
         ]
-        masks = target["masks"].cpu().numpy() if "masks" in target else ()
+        masks = list(target["masks"].cpu().numpy()) if "masks" in target else ()
         canvas.objects(target["boxes"].tolist(), tags, colors, masks)
     if "class_id" in target:
         names = class_names.get("class_id", ())
@@ -259,7 +260,7 @@ def draw_target(
 
 
 def _labeled_map(target: Target) -> Tensor:
-    """The class map, with 255 (ignore) where it shows a class that is not labeled here."""
+    """The semantic map, with 255 (ignore) for classes that are not labeled in the image."""
     labels, labeled = target["semantic"], target.get("semantic_labeled")
     if labeled is None:
         return labels
@@ -275,11 +276,11 @@ def draw_all(
     *,
     threshold: float | Mapping[str, float] = 0.5,
 ) -> Image.Image:
-    """The drawn with the predictions of all heads: areas at the bottom, words at the top.
+    """Draw the predictions of all heads on a copy of the image: areas first, text last.
 
-    `threshold` is one for all heads, or has one for each.
+    `threshold` is one for all heads, or a dict with one for each.
     """
-    drawn: Any = image
+    drawn = Canvas(image).finished()
     for head in sorted(predictions, key=lambda head: _layer(predictions[head])):
         low = threshold[head] if isinstance(threshold, Mapping) else threshold
         drawn = draw(drawn, predictions[head], class_names[head], threshold=low)
@@ -287,7 +288,7 @@ def draw_all(
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """The images side by side in rows, each centered in a cell that fits the largest."""
+    """Arrange images in rows, each centered in a cell that fits the largest, at most 800 pixels."""
     margin, limit = 8, 800
     small = [image.copy() for image in images]
     for image in small:
@@ -319,29 +320,29 @@ def _draw_objects(
 def _draw_attributes(
     canvas: Canvas, prediction: Mapping[str, Any], names: Names, threshold: float
 ) -> None:
-    """What is said of each box, in a tag at its lower side."""
-    places, tags = [], []
+    """Write the attributes of each box at its lower side."""
+    corners, tags = [], []
     for i in (prediction["scores"] >= threshold).nonzero()[:, 0].tolist():
         x1, _, _, y2 = prediction["boxes"][i].tolist()
-        places.append([x1, y2, x1, y2])
+        corners.append([x1, y2, x1, y2])
         tags.append(", ".join(describe(names, prediction["attributes"][i])) or "-")
-    canvas.tags(places, tags, [GRAY] * len(tags))
+    canvas.tags(corners, tags, [GRAY] * len(tags))
 
 
 def _certain(names: Names, answers: Tensor) -> list[str]:
-    """What a row of zeros and ones says yes to, in words."""
-    said = describe(names, answers)
-    return [words.removesuffix(" 100%") for words in said if words.endswith(" 100%")]
+    """The names of the attributes that a row of zeros and ones has."""
+    described = describe(names, answers)
+    return [text.removesuffix(" 100%") for text in described if text.endswith(" 100%")]
 
 
 def _layer(prediction: Mapping[str, Any]) -> int:
-    """The order of drawing: what covers most comes first, what widens the image last."""
+    """The drawing order: areas first; last the reconstruction, which widens the image."""
     order = ("semantic", "labels", "box", "attributes", "probs", "reconstruction")
     return next((i for i, key in enumerate(order) if key in prediction), len(order))
 
 
 def _write_classes(canvas: Canvas, prediction: Mapping[str, Any], names: Names) -> None:
-    """The most probable classes; with several labels per image, all that are present."""
+    """Write the most probable classes; of a multi-label head all that are present."""
     probs = prediction["probs"]
     if "labels" in prediction:
         shown = prediction["labels"].tolist()
@@ -349,8 +350,3 @@ def _write_classes(canvas: Canvas, prediction: Mapping[str, Any], names: Names) 
         ranked = probs.argsort(descending=True)[:3].tolist()
         shown = [label for i, label in enumerate(ranked) if i == 0 or probs[label] >= 0.05]
     canvas.lines([(f"{name_of(names, i)} {float(probs[i]):.0%}", color_of(i)) for i in shown])
-
-
-def _best(probs: Tensor) -> tuple[int, float]:
-    label = int(probs.argmax())
-    return label, float(probs[label])

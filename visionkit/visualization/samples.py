@@ -1,7 +1,7 @@
-"""Images of a run: training images with their targets, validation images with predictions.
+"""Save images of a run: training samples with targets, validation samples with predictions, curves.
 
-An image that cannot be drawn or written never stops a training run. Each function is called with
-the run directory, whether images are wanted (`train.plots`), and its own arguments.
+A failure is logged and never stops training. Each function takes the run directory, whether
+images are wanted (`train.plots`), and its own arguments; only rank 0 writes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from visionkit.visualization.draw import contact_sheet, draw_all, draw_target
 from visionkit.visualization.plots import write_plots
 
 log = logging.getLogger("visionkit")
-IMAGES = 9
+MAX_IMAGES = 9
 
 
 def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
@@ -33,8 +33,8 @@ def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
         try:
             (run / "plots").mkdir(exist_ok=True)
             function(run, *args, **kwargs)
-        except Exception as error:  # whatever it is, the run matters more
-            log.warning("%s: no image from %s: %s", run / "plots", function.__name__, error)
+        except Exception as error:  # of any kind: the run matters more
+            log.warning("%s: %s failed: %s", run / "plots", function.__name__, error)
 
     return guarded
 
@@ -43,11 +43,11 @@ def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
 def save_train_samples(
     run: Path, batch: Batch, source: Source, model: VisionModel, classes: dict[str, Classes]
 ) -> None:
-    """plots/train_<source>.jpg: what the model sees, after augmentation, with its labels."""
+    """Write plots/train_<source>.jpg: images of a batch, after augmentation, with their labels."""
     names = {model.heads[head].class_key: classes[head].names for head in source.feeds}
     shown = {"size", *(key for head in source.feeds for key in model.heads[head].required_targets)}
     images = []
-    for image, target in list(zip(batch.images, batch.targets, strict=True))[:IMAGES]:
+    for image, target in list(zip(batch.images, batch.targets, strict=True))[:MAX_IMAGES]:
         h, w = target["size"]
         known = {key: value for key, value in target.items() if key in shown}
         images.append(draw_target(image[:, :h, :w], known, names))
@@ -64,13 +64,13 @@ def save_val_samples(
     *,
     dtype: torch.dtype,
 ) -> None:
-    """plots/val_<source>.jpg: the first validation images with every head's predictions."""
+    """Write plots/val_<source>.jpg: the first validation images with all heads' predictions."""
     device = next(model.parameters()).device
     model.eval()
     for source in sources:
         if source.val is None:
             continue
-        samples = [source.val[i] for i in range(min(IMAGES, len(source.val)))]
+        samples = [source.val[i] for i in range(min(MAX_IMAGES, len(source.val)))]
         small = [sample.resize(fit(sample.size, source.image_size)) for sample in samples]
         batch = collate([(sample.image, sample.target()) for sample in small]).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -90,5 +90,5 @@ def save_val_samples(
 
 @_never_fatal
 def write_curves(run: Path) -> None:
-    """plots/*.png: loss, metric, learning-rate and speed curves (needs the `plots` extra)."""
+    """Write plots/*.png: curves of losses, metrics, learning rate and speed (`plots` extra)."""
     write_plots(run / "metrics.jsonl", run / "plots")
