@@ -46,16 +46,17 @@ SIDES = {"torchvision": "fp32", "visionkit fp32": "fp32", "visionkit": "auto"}  
 CONFIGS = {
     "maskrcnn": {
         "task": "instance_segmentation",
-        "backbone": {"type": "ResNet", "depth": 50, "norm": "batch"},
+        "backbone": {"type": "Torchvision", "name": "resnet50", "norm": "batch"},
         "neck": {"type": "FPN", "channels": 256},
         "head": {"type": "MaskRCNN"},
     },
     "fasterrcnn": {
         "task": "detection",
         "backbone": {
-            "type": "MobileNetV3",
+            "type": "Torchvision",
+            "name": "mobilenet_v3_large",
             "size": "large",
-            "taps": [13, 16],
+            "out_indices": [13, 16],
             "norm": "batch",
             "norm_eps": 1e-5,
         },

@@ -115,7 +115,7 @@ def test_predict_leaves_other_peoples_files_and_can_be_repeated(run, shapes, tmp
 
 def test_a_resume_that_does_not_fit_changes_nothing(run, capsys):
     before = (run / "config.yaml").read_text()
-    assert main(["train", "--resume", str(run), "backbone.depth=34"]) == 4
+    assert main(["train", "--resume", str(run), "backbone.name=resnet34"]) == 4
     assert "does not fit the config" in capsys.readouterr().err
     assert (run / "config.yaml").read_text() == before
     assert main(["train", "--resume", str(run), "--overwrite"]) == 2
@@ -254,7 +254,7 @@ def test_help_is_quick_and_list_names_the_components(capsys):
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     named = {
         "heads": "MaskRCNN",
-        "backbones": "ResNet",
+        "backbones": "Torchvision",
         "necks": "FPN",
         "datasets": "Coco",
         "transforms": "HorizontalFlip",

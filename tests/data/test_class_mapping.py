@@ -92,7 +92,7 @@ def test_unknown_classes_are_an_error(shapes):
 
 def two_sources(**changes):
     spec = {
-        "backbone": {"type": "ResNet"},
+        "backbone": {"type": "Torchvision", "name": "resnet18"},
         "neck": {"type": "FPN", "channels": 32},
         "heads": {"objects": {"type": "FCOS"}},
         "data": {

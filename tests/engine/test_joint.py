@@ -21,7 +21,7 @@ def shapes(seed, count=12):
 def config(output, heads, data, **settings):
     small = {"steps": 3, "log_every": 1, "precision": "fp32", "plots": False}
     return {
-        "backbone": {"type": "ResNet", "depth": 18},
+        "backbone": {"type": "Torchvision", "name": "resnet18"},
         "neck": {"type": "FPN", "channels": 32},
         "heads": heads,
         "data": {"workers": 0, **data},
@@ -266,7 +266,7 @@ class TestGrowing:
             plain = config(tmp_path / "x", {"scene": SCENE}, {"all": source("scene")})
             train({**plain, "train": {**plain["train"], "freeze": ["init_heads"]}})
         spec = self.grown(first, tmp_path / "run")
-        spec["backbone"] = {"type": "ResNet", "depth": 34}
+        spec["backbone"] = {"type": "Torchvision", "name": "resnet34"}
         with pytest.raises(ConfigError, match="backbone: is not that of"):
             train(spec)
         resolved = visionkit.load_config(self.grown(first, tmp_path / "run")).to_dict()

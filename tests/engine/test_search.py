@@ -13,7 +13,7 @@ from visionkit.cli.main import main
 from visionkit.engine.predict import Predictor
 from visionkit.engine.search import search_files
 from visionkit.errors import ConfigError, DataError, DivergedError
-from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.heads.embedding import Embedding
 from visionkit.models.model import VisionModel
 from visionkit.types import Level
@@ -186,7 +186,7 @@ def test_a_vector_that_is_not_finite_names_the_image(images):
 
 def test_a_real_model_finds_the_same_whatever_else_is_searched(images):
     torch.manual_seed(0)
-    backbone = ResNet(depth=18, norm="group")
+    backbone = Torchvision(name="resnet18", norm="group")
     model = VisionModel(backbone, None, {"look": Embedding(backbone.levels, ())}, {"look": 1.0})
     predictor = predictor_of(model.eval())
     paint(images / "twin/x.png", (250, 0, 0), size=(16, 30))

@@ -7,12 +7,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from support.backbones import pixels, randomize_norms, saved_classifier
 from visionkit.errors import ConfigError
-from visionkit.models.backbones.convnext import ConvNeXt
-from visionkit.models.backbones.mobilenet import MobileNetV3
 from visionkit.models.backbones.norm import FrozenBatchNorm
-from visionkit.models.backbones.resnet import ResNet
-from visionkit.models.backbones.shufflenet import ShuffleNetV2
-from visionkit.models.backbones.vgg import VGG
+from visionkit.models.backbones.torchvision import Torchvision
 
 # --- norms ---
 
@@ -27,7 +23,7 @@ def test_frozen_norm_equals_that_of_torchvision():
 
 
 def test_a_training_step_leaves_frozen_norms_alone_but_not_the_convolutions():
-    backbone = randomize_norms(ResNet(norm="frozen")).train()
+    backbone = randomize_norms(Torchvision(norm="frozen")).train()
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.1)
     backbone(pixels(2, 3, 64, 64))["c5"].mean().backward()
@@ -39,20 +35,22 @@ def test_a_training_step_leaves_frozen_norms_alone_but_not_the_convolutions():
 
 def test_norm_auto_follows_the_weights(tmp_path):
     _, path = saved_classifier(tmp_path, "resnet18")
-    assert isinstance(ResNet().body.bn1, nn.BatchNorm2d)
-    assert isinstance(ResNet(weights=path).body.bn1, FrozenBatchNorm)
-    assert isinstance(ResNet(weights=path, norm="batch").body.bn1, nn.BatchNorm2d)
+    assert isinstance(Torchvision().body.bn1, nn.BatchNorm2d)
+    assert isinstance(Torchvision(weights=path).body.bn1, FrozenBatchNorm)
+    assert isinstance(Torchvision(weights=path, norm="batch").body.bn1, nn.BatchNorm2d)
 
 
 def test_norm_eps_reaches_every_norm():
-    default = MobileNetV3(size="small", norm="frozen")
-    changed = MobileNetV3(size="small", norm="frozen", norm_eps=0.0)
+    default = Torchvision(name="mobilenet_v3_small", norm="frozen")
+    changed = Torchvision(name="mobilenet_v3_small", norm="frozen", norm_eps=0.0)
     for backbone, eps in ((default, 1e-3), (changed, 0.0)):
         assert {m.eps for m in backbone.modules() if isinstance(m, FrozenBatchNorm)} == {eps}
 
 
 def test_group_norm_replaces_every_batch_norm_and_needs_no_batch():
-    backbone = ShuffleNetV2(norm="group").train()  # it has 58 channels, no multiple of 32
+    backbone = Torchvision(
+        name="shufflenet_v2_x1_0", norm="group"
+    ).train()  # it has 58 channels, no multiple of 32
     assert not [m for m in backbone.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {m.num_groups for m in backbone.modules() if isinstance(m, nn.GroupNorm)} == {
         2,
@@ -64,42 +62,42 @@ def test_group_norm_replaces_every_batch_norm_and_needs_no_batch():
     torch.testing.assert_close(backbone(images)["c5"][:1], backbone(images[:1])["c5"])
 
 
-def test_changing_the_norm_of_a_trunk_without_any_is_an_error():
-    with pytest.raises(ConfigError, match="no batch normalisation"):
-        VGG(batch_norm=False, norm="frozen")
-    assert VGG(batch_norm=False).levels["c5"].channels == 512
+@pytest.mark.parametrize("wrong", [{"norm": "group"}, {"norm": "batch"}, {"norm_eps": 0.0}])
+def test_changing_the_norm_of_a_backbone_without_any_is_an_error(wrong):
+    with pytest.raises(ConfigError, match="no batch normalization"):
+        Torchvision(name="vgg11", **wrong)
+    assert Torchvision(name="vgg11", norm="frozen").levels["c5"].channels == 512
 
 
 def test_residual_blocks_start_as_the_identity_unless_they_could_not_leave_it():
-    assert not ResNet().body.layer1[0].bn2.weight.any()
-    assert not ResNet(norm="group").body.layer1[0].bn2.weight.any()
-    assert ResNet(norm="frozen").body.layer1[0].bn2.weight.all()
+    assert not Torchvision().body.layer1[0].bn2.weight.any()
+    assert not Torchvision(norm="group").body.layer1[0].bn2.weight.any()
+    assert Torchvision(norm="frozen").body.layer1[0].bn2.weight.all()
 
 
 # --- freezing ---
 
 
 @pytest.mark.parametrize(
-    "cls, freeze_at, trains_from",
+    "name, freeze_at, trains_from",
     [
-        (ResNet, 0, "conv1"),
-        (ResNet, 1, "layer1"),
-        (ResNet, 2, "layer2"),
-        (MobileNetV3, 3, "7"),  # as torchvision with trainable_layers=3
-        (ConvNeXt, 1, "2"),
+        ("resnet18", 0, "conv1"),
+        ("resnet18", 1, "layer1"),
+        ("resnet18", 2, "layer2"),
+        ("mobilenet_v3_large", 3, "7"),  # as torchvision with trainable_layers=3
+        ("convnext_tiny", 1, "2"),
     ],
 )
-def test_freeze_at_counts_leading_stages(cls, freeze_at, trains_from):
-    names = [n.split(".")[1] for n, p in cls(freeze_at=freeze_at).named_parameters()]
-    trained = [
-        n.split(".")[1] for n, p in cls(freeze_at=freeze_at).named_parameters() if p.requires_grad
-    ]
+def test_freeze_at_counts_leading_stages(name, freeze_at, trains_from):
+    parameters = dict(Torchvision(name=name, freeze_at=freeze_at).named_parameters())
+    names = [n.split(".")[1] for n in parameters]
+    trained = [n.split(".")[1] for n, p in parameters.items() if p.requires_grad]
     assert trained[0] == trains_from
     assert trained == names[names.index(trains_from) :]
 
 
 def test_frozen_stages_keep_their_statistics_in_training():
-    backbone = ResNet(freeze_at=2)
+    backbone = Torchvision(freeze_at=2)
     for _ in range(2):  # right after construction, and after train()
         before = {key: value.clone() for key, value in backbone.state_dict().items()}
         backbone(pixels(2, 3, 64, 64))
@@ -110,6 +108,6 @@ def test_frozen_stages_keep_their_statistics_in_training():
 
 
 def test_freezing_more_stages_than_there_are_is_an_error():
-    assert not [p for p in ResNet(freeze_at=5).parameters() if p.requires_grad]
+    assert not [p for p in Torchvision(freeze_at=5).parameters() if p.requires_grad]
     with pytest.raises(ConfigError, match="5 stages"):
-        ResNet(freeze_at=6)
+        Torchvision(freeze_at=6)

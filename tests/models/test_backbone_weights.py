@@ -1,4 +1,4 @@
-"""Trunks with the weights of torchvision's classifiers and detectors, and of timm's models."""
+"""Backbones with the weights of torchvision's classifiers and detectors, and of timm's models."""
 
 import logging
 import sys
@@ -19,41 +19,31 @@ from support.backbones import (
     saved_classifier,
 )
 from visionkit.errors import CheckpointError, ConfigError
-from visionkit.models.backbones.densenet import DenseNet
-from visionkit.models.backbones.efficientnet import EfficientNet
-from visionkit.models.backbones.mobilenet import MobileNetV3
-from visionkit.models.backbones.regnet import RegNet
-from visionkit.models.backbones.resnet import ResNet
-from visionkit.models.backbones.shufflenet import ShuffleNetV2
-from visionkit.models.backbones.squeezenet import SqueezeNet
 from visionkit.models.backbones.timm import Timm
+from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.necks.fpn import FPN
 
 # --- weights ---
 
 
 @pytest.mark.parametrize(
-    "cls, signature_arguments, arch, nodes",
+    "name, nodes",
     [
-        (ResNet, {}, "resnet18", ["layer1", "layer2", "layer3", "layer4"]),
-        (RegNet, {}, "regnet_y_400mf", [f"trunk_output.block{i}" for i in (1, 2, 3, 4)]),
-        (ShuffleNetV2, {}, "shufflenet_v2_x1_0", ["maxpool", "stage2", "stage3", "conv5"]),
-        (DenseNet, {}, "densenet121", [f"features.denseblock{i}" for i in (1, 2, 3)] + ["relu"]),
+        ("resnet18", ["layer1", "layer2", "layer3", "layer4"]),
+        ("regnet_y_400mf", [f"trunk_output.block{i}" for i in (1, 2, 3, 4)]),
+        ("shufflenet_v2_x1_0", ["maxpool", "stage2", "stage3", "conv5"]),
+        ("densenet121", [f"features.denseblock{i}" for i in (1, 2, 3)] + ["relu"]),
         (
-            MobileNetV3,
-            {"size": "small"},
             "mobilenet_v3_small",
             ["features.1", "features.3", "features.8", "features.12"],
         ),
-        (EfficientNet, {}, "efficientnet_b0", [f"features.{i}" for i in (2, 3, 5, 8)]),
+        ("efficientnet_b0", [f"features.{i}" for i in (2, 3, 5, 8)]),
     ],
 )
-def test_a_file_of_torchvision_weights_gives_its_features(
-    tmp_path, caplog, cls, arguments, arch, nodes
-):
-    model, path = saved_classifier(tmp_path, arch)
+def test_a_file_of_torchvision_weights_gives_its_features(tmp_path, caplog, name, nodes):
+    model, path = saved_classifier(tmp_path, name)
     with caplog.at_level(logging.WARNING, logger="visionkit"):
-        backbone = cls(weights=path, **arguments).eval()
+        backbone = Torchvision(name=name, weights=path).eval()
     assert not caplog.records
     assert_same_features(backbone, create_feature_extractor(model, nodes), pixels(1, 3, 75, 64))
 
@@ -66,7 +56,7 @@ def test_old_names_in_densenet_files_are_understood(tmp_path, caplog):
         if not key.endswith("num_batches_tracked")
     }
     torch.save(old, path)
-    backbone = DenseNet(weights=path)
+    backbone = Torchvision(name="densenet121", weights=path)
     assert not caplog.records
     name = "denseblock1.denselayer2.norm1.running_mean"
     want = model.features.get_buffer(name)
@@ -81,7 +71,7 @@ def test_a_partial_file_loads_and_tells_what_did_not_fit(tmp_path, caplog):
     state |= {f"more.{i}": torch.zeros(1) for i in range(20)}
     torch.save(state, path)
     with caplog.at_level(logging.WARNING, logger="visionkit"):
-        backbone = ResNet(weights=path)
+        backbone = Torchvision(weights=path)
     assert torch.equal(backbone.body.conv1.weight, model.conv1.weight)
     message = caplog.text
     assert path in message and "99 of 100 tensors fit" in message
@@ -94,31 +84,31 @@ def test_a_tensor_of_another_shape_is_that_of_another_variant(tmp_path):
     model, path = saved_classifier(tmp_path, "resnet18")
     torch.save(model.state_dict() | {"layer4.1.conv2.weight": torch.zeros(3, 3)}, path)
     with pytest.raises(CheckpointError, match="same architecture and variant") as error:
-        ResNet(weights=path)
+        Torchvision(weights=path)
     assert "layer4.1.conv2.weight (3, 3) instead of (512, 512, 3, 3)" in str(error.value)
 
 
 def test_unusable_files_are_errors(tmp_path):
     _, unrelated = saved_classifier(tmp_path, "squeezenet1_1")
     with pytest.raises(CheckpointError, match=r"0 of 100 tensors fit .*conv1.weight"):
-        ResNet(weights=unrelated)
+        Torchvision(weights=unrelated)
     with pytest.raises(CheckpointError, match="no such file"):
-        ResNet(weights=str(tmp_path / "absent.pth"))
+        Torchvision(weights=str(tmp_path / "absent.pth"))
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"not weights")
     with pytest.raises(CheckpointError, match=r"broken\.pth"):
-        ResNet(weights=str(broken))
+        Torchvision(weights=str(broken))
     torch.save({"model": {}, "epoch": 3}, broken)
     with pytest.raises(CheckpointError, match="no tensors under model, epoch"):
-        ResNet(weights=str(broken))
+        Torchvision(weights=str(broken))
     torch.save(torch.zeros(3), broken)
     with pytest.raises(CheckpointError, match="Tensor"):
-        ResNet(weights=str(broken))
+        Torchvision(weights=str(broken))
 
 
 def test_real_imagenet_weights_load(real_data, caplog):
     path = real_data / "weights" / "squeezenet1_0_imagenet_torchvision.pth"
-    backbone = SqueezeNet(version="v1_0", weights=str(path)).eval()
+    backbone = Torchvision(name="squeezenet1_0", weights=str(path)).eval()
     assert not caplog.records
     model = models.squeezenet1_0().eval()
     model.load_state_dict(torch.load(path, weights_only=True))
@@ -139,11 +129,13 @@ def parameters_of(*modules):
     "ours, theirs",
     [
         (
-            lambda: ResNet(depth=50, norm="frozen"),
+            lambda: Torchvision(name="resnet50", norm="frozen"),
             lambda: resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5),
         ),
         (
-            lambda: MobileNetV3(taps=[13, 16], norm="frozen", norm_eps=1e-5),
+            lambda: Torchvision(
+                name="mobilenet_v3_large", out_indices=[13, 16], norm="frozen", norm_eps=1e-5
+            ),
             lambda: mobilenet_backbone(
                 backbone_name="mobilenet_v3_large", weights=None, fpn=True, trainable_layers=6
             ),
@@ -179,7 +171,7 @@ def test_timm_is_optional(monkeypatch):
         Timm(name="resnet18")
 
 
-def test_timm_trunk(tmp_path, caplog):
+def test_a_timm_backbone(tmp_path, caplog):
     timm = pytest.importorskip("timm")
     model = randomize_norms(timm.create_model("convnext_atto")).eval()
     path = tmp_path / "weights.pth"
@@ -198,6 +190,14 @@ def test_timm_trunk(tmp_path, caplog):
         want = model.forward_features(backbone.normalize(images, None, like=backbone.body))
     assert all(x.shape[1] == backbone.levels[name].channels for name, x in features.items())
     torch.testing.assert_close(features["c5"], want)
+
+    chosen = Timm(name="convnext_atto", out_indices=[3, 1], weights=str(path)).eval()
+    assert list(chosen.levels) == ["f1", "f3"]
+    with torch.no_grad():
+        torch.testing.assert_close(chosen(images)["f3"], want)
+    for wrong in ([], [4]):
+        with pytest.raises(ConfigError, match=r"out_indices|feature maps"):
+            Timm(name="convnext_atto", out_indices=wrong)
 
     frozen = Timm(name="resnet18", norm="frozen").train()
     assert not [m for m in frozen.modules() if isinstance(m, nn.BatchNorm2d)]

@@ -14,7 +14,7 @@ from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import Source, collate
 from visionkit.distributed.losses import loss_values
 from visionkit.models.backbones.light import LightResNet
-from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
 from visionkit.ops.boxes import to_original
@@ -31,7 +31,7 @@ def dataset():
 
 def small_model(cls: type[Head], dataset, backbone=None) -> VisionModel:
     torch.manual_seed(0)
-    backbone = backbone or ResNet(depth=18, norm="group")
+    backbone = backbone or Torchvision(name="resnet18", norm="group")
     neck = FPN(backbone.levels, channels=32)
     classes = dataset.classes[cls.class_key].names if cls.class_key else ()
     if "boxes_from" not in inspect.signature(cls).parameters:

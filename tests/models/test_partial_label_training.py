@@ -69,7 +69,7 @@ def score(folder, output, kind, sources):
     data["truth"] = {**common, "val": coco("val", "annotations.json")}
     spec = {
         "backbone": {"type": "TinyCNN", "channels": [32, 64, 96, 128], "norm": "batch"},
-        "neck": {"type": "FPN", "channels": 48, "inputs": ["c2", "c3", "c4"]},
+        "neck": {"type": "FPN", "channels": 48, "in_features": ["c2", "c3", "c4"]},
         "heads": {"head": head},
         "data": {"workers": 1, **data},
         "train": {

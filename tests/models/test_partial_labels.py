@@ -7,7 +7,7 @@ from visionkit.config.components import components
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import collate
 from visionkit.distributed.losses import loss_values
-from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
 from visionkit.models.heads.rcnn.roi_heads import believed
 from visionkit.models.model import VisionModel
@@ -40,7 +40,7 @@ def dataset():
 
 def model_of(name, dataset):
     torch.manual_seed(0)
-    backbone = ResNet(depth=18, norm="group")
+    backbone = Torchvision(name="resnet18", norm="group")
     neck = FPN(backbone.levels, channels=32)
     head = components("heads")[name](neck.levels, dataset.classes["labels"].names)
     return VisionModel(backbone, neck, {"head": head}, {"head": 1.0})

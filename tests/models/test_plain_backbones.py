@@ -243,7 +243,7 @@ def test_the_mean_beyond_a_images_edge_is_zero():
 
 def test_a_pyramid_stands_on_it():
     cnn = TinyCNN(channels=(8, 16, 16))
-    neck = FPN(cnn.levels, channels=8, extra="none")
+    neck = FPN(cnn.levels, channels=8, extra_levels="none")
     maps = neck(cnn(pixels(1, 3, 64, 64)))
     assert {name: x.shape[-1] for name, x in maps.items()} == {"p1": 32, "p2": 16, "p3": 8}
 

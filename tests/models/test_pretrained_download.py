@@ -12,7 +12,7 @@ from torchvision import models
 
 from visionkit.errors import CheckpointError
 from visionkit.models.backbones import weights
-from visionkit.models.backbones.squeezenet import SqueezeNet
+from visionkit.models.backbones.torchvision import Torchvision
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def served(answer):
 
 def test_it_is_fetched_once(good, published, monkeypatch):
     cache = published(good.as_uri())
-    expected = SqueezeNet(weights=str(good)).state_dict()
+    expected = Torchvision(name="squeezenet1_1", weights=str(good)).state_dict()
     for _ in range(2):
-        found = SqueezeNet(weights="default").state_dict()
+        found = Torchvision(name="squeezenet1_1", weights="default").state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
         assert [path.name for path in cache.iterdir()] == [good.name]
         monkeypatch.setattr(torch.hub, "download_url_to_file", None)

@@ -19,9 +19,10 @@ CONFIGS = ROOT / "configs"
 MOBILENET = {
     "task": "detection",
     "backbone": {
-        "type": "MobileNetV3",
+        "type": "Torchvision",
+        "name": "mobilenet_v3_large",
         "size": "large",
-        "taps": [13, 16],
+        "out_indices": [13, 16],
         "norm": "frozen",
         "norm_eps": 1e-5,
     },
@@ -35,13 +36,13 @@ MOBILENET = {
     },
     "data": {"train": {"type": "Shapes"}, "val": {"type": "Shapes"}},
 }
-RESNET = ["backbone.depth=50", "neck.channels=256", "backbone.norm=batch"]
+RESNET = ["backbone.name=resnet50", "neck.channels=256", "backbone.norm=batch"]
 MODELS = {
     "fasterrcnn_resnet50_fpn": (CONFIGS / "detection.yaml", RESNET),
     "maskrcnn_resnet50_fpn": (CONFIGS / "instance_segmentation.yaml", RESNET),
     "fcos_resnet50_fpn": (
         CONFIGS / "detection_fcos.yaml",
-        ["backbone.depth=50", "neck.channels=256", "head.score_threshold=0.2"],
+        ["backbone.name=resnet50", "neck.channels=256", "head.score_threshold=0.2"],
     ),
     "fasterrcnn_mobilenet_v3_large_320_fpn": (MOBILENET, []),
 }
@@ -135,7 +136,7 @@ def test_a_coco_models_rows_are_picked_by_class_name(tmp_path):
     torch.manual_seed(0)
     theirs = tv.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     torch.save(theirs.state_dict(), tmp_path / "coco.pth")
-    words = ["backbone.depth=50", "neck.channels=256", f"weights={tmp_path / 'coco.pth'}"]
+    words = ["backbone.name=resnet50", "neck.channels=256", f"weights={tmp_path / 'coco.pth'}"]
     config = load_config(CONFIGS / "detection.yaml", words)
     classes = {"detection": Classes(("zebra", "person"), (24, 1))}  # COCO's slots 24 and 1
     predictor = build_model(config, classes).heads["detection"].roi_heads.box_predictor
@@ -149,7 +150,7 @@ def test_what_does_not_fit_is_said(tmp_path, caplog):
     torch.manual_seed(0)
     theirs = tv.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / "five.pth")
-    words = ["backbone.depth=50", "neck.channels=256", f"weights={tmp_path / 'five.pth'}"]
+    words = ["backbone.name=resnet50", "neck.channels=256", f"weights={tmp_path / 'five.pth'}"]
     config = load_config(CONFIGS / "detection.yaml", words)
     model = build_model(config, {"detection": Classes(("a", "b"), (1, 2))})
     assert "another shape: heads.detection.roi_heads.box_predictor.cls_score.weight" in caplog.text

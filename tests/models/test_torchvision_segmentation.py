@@ -12,14 +12,18 @@ from torchvision.models.mobilenetv3 import mobilenet_v3_small
 from support.backbones import assert_same_features, pixels, randomize_norms
 from visionkit.config import load_config
 from visionkit.errors import CheckpointError, ConfigError
-from visionkit.models.backbones.mobilenet import MobileNetV3
-from visionkit.models.backbones.resnet import ResNet
+from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.build import build_model
 from visionkit.models.heads.pixel_loss import at_pixels
 from visionkit.types import Batch, Classes
 
-RESNET = {"type": "ResNet", "depth": 50, "dilated": True}
-MOBILENET = {"type": "MobileNetV3", "size": "large", "dilated": True, "taps": [4, 16]}
+RESNET = {"type": "Torchvision", "name": "resnet50", "dilated": True}
+MOBILENET = {
+    "type": "Torchvision",
+    "name": "mobilenet_v3_large",
+    "dilated": True,
+    "out_indices": [4, 16],
+}
 MODELS = {
     "deeplabv3_resnet50": (RESNET, "DeepLabV3"),
     "deeplabv3_mobilenet_v3_large": (MOBILENET, "DeepLabV3"),
@@ -108,20 +112,23 @@ def test_what_does_not_fit_is_said(tmp_path, caplog):
 
 
 def test_dilated_resnet_keeps_the_names_of_its_levels():
-    backbone = ResNet(depth=50, dilated=True)
+    backbone = Torchvision(name="resnet50", dilated=True)
     strides = {name: level.stride for name, level in backbone.levels.items()}
     assert strides == {"c2": 4, "c3": 8, "c4": 8, "c5": 8}
     features = backbone.eval()(pixels(1, 3, 64, 96))
     assert [tuple(x.shape[2:]) for x in features.values()] == [(16, 24)] + [(8, 12)] * 3
-    assert backbone.state_dict().keys() == ResNet(depth=50).state_dict().keys()
-    for depth, stem in [(18, "imagenet"), (34, "imagenet"), (50, "small")]:
-        with pytest.raises(ConfigError, match="dilated: got depth"):
-            ResNet(depth=depth, stem=stem, dilated=True)
+    assert backbone.state_dict().keys() == Torchvision(name="resnet50").state_dict().keys()
+    for wrong in ("resnet18", "resnet34", "mobilenet_v2", "vgg11"):
+        with pytest.raises(ConfigError, match=f"dilated: got true, which {wrong} cannot be"):
+            Torchvision(name=wrong, dilated=True)
+    with pytest.raises(ConfigError, match="stem: got 'small'; expected 'imagenet' for resnet50"):
+        Torchvision(name="resnet50", stem="small", dilated=True)
 
 
 @pytest.mark.parametrize("size", ["large", "small"])
 def test_dilated_mobilenet_keeps_the_names_of_its_levels(size):
-    plain, dilated = MobileNetV3(size=size), MobileNetV3(size=size, dilated=True)
+    name = f"mobilenet_v3_{size}"
+    plain, dilated = Torchvision(name=name), Torchvision(name=name, dilated=True)
     assert list(dilated.levels) == list(plain.levels) == ["c2", "c3", "c4", "c5"]
     assert [level.stride for level in dilated.levels.values()] == [4, 8, 16, 16]
     assert [level.channels for level in dilated.levels.values()] == [
@@ -131,16 +138,16 @@ def test_dilated_mobilenet_keeps_the_names_of_its_levels(size):
 
 
 def test_dilated_features_are_torchvisions():
-    ours = MobileNetV3(size="small", dilated=True).eval()
+    ours = Torchvision(name="mobilenet_v3_small", dilated=True).eval()
     reference = mobilenet_v3_small(weights=None, dilated=True)
     randomize_norms(reference).eval()
     ours.body.load_state_dict(reference.features.state_dict())
-    taps = {"1": "c2", "3": "c3", "8": "c4", "12": "c5"}
-    getter = IntermediateLayerGetter(reference.features, taps)
+    layers = {"1": "c2", "3": "c3", "8": "c4", "12": "c5"}
+    getter = IntermediateLayerGetter(reference.features, layers)
     assert_same_features(ours, getter, pixels(2, 3, 64, 96))
 
 
-def test_stages_of_a_dilated_trunk_are_frozen_one_by_one():
-    backbone = ResNet(depth=50, dilated=True, freeze_at=3)
+def test_stages_of_a_dilated_backbone_are_frozen_one_by_one():
+    backbone = Torchvision(name="resnet50", dilated=True, freeze_at=3)
     frozen = {n.split(".")[1] for n, p in backbone.named_parameters() if not p.requires_grad}
     assert frozen == {"conv1", "bn1", "layer1", "layer2"}

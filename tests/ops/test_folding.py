@@ -8,10 +8,7 @@ from support.paths import ROOT
 from visionkit.config import load_config
 from visionkit.engine.predict import Predictor
 from visionkit.models.backbones.light import LightResNet
-from visionkit.models.backbones.mobilenet import MobileNetV3
-from visionkit.models.backbones.resnet import ResNet
-from visionkit.models.backbones.squeezenet import SqueezeNet
-from visionkit.models.backbones.vgg import VGG
+from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
@@ -44,13 +41,13 @@ def norms_in(model):
 @pytest.mark.parametrize(
     ("backbone", "norms"),
     [
-        (lambda: ResNet(depth=18), 20),
-        (lambda: ResNet(depth=18, norm="frozen"), 20),
+        (lambda: Torchvision(name="resnet18"), 20),
+        (lambda: Torchvision(name="resnet18", norm="frozen"), 20),
         (lambda: LightResNet(), 19),
-        (lambda: MobileNetV3(size="small"), 34),
-        (lambda: VGG(depth=11, batch_norm=True), 8),
-        (lambda: SqueezeNet(), 0),
-        (lambda: ResNet(depth=18, norm="group"), 0),
+        (lambda: Torchvision(name="mobilenet_v3_small"), 34),
+        (lambda: Torchvision(name="vgg11_bn"), 8),
+        (lambda: Torchvision(name="squeezenet1_1"), 0),
+        (lambda: Torchvision(name="resnet18", norm="group"), 0),
     ],
 )
 @torch.inference_mode()
@@ -68,7 +65,7 @@ def test_features_stay_the_same(backbone, norms):
 
 @torch.inference_mode()
 def test_the_neck_is_folded_too():
-    backbone = ResNet(depth=18)
+    backbone = Torchvision(name="resnet18")
     model, images = model_of(backbone, FPN(backbone.levels, channels=16, norm="batch")), batch()
     expected = model.features(images)
     fold_norms(model)

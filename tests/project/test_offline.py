@@ -39,7 +39,7 @@ assert main(["eval", "run"]) == 0
 images = next(Path("cache").glob("shapes-*-16x32-*/images"))
 assert main(["predict", "run", str(images), "--out", "out"]) == 0
 assert not tried
-words += ["backbone={type: ResNet, weights: default}", "output=other"]
+words += ["backbone={type: Torchvision, name: resnet18, weights: default}", "output=other"]
 assert main(["train", sys.argv[1], *words]) == 4
 assert tried  # the control
 print("all done")

@@ -163,7 +163,7 @@ def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"(?s)init_from: .*cannot be read"):
         load_config({**spec, "init_from": str(run)})
     taken = {"init_from": {"run": str(run), "heads": []}}
-    trunk = ["backbone.type=ResNet", f"backbone.weights={bad}"]
+    trunk = ["backbone.type=Torchvision", f"backbone.weights={bad}"]
     words = ["data.train.num_images=4", f"output={tmp_path / 'new'}"]
     (tmp_path / "grown.yaml").write_text(json.dumps({**load_config(spec).to_dict(), **taken}))
     for command in (

@@ -63,7 +63,7 @@ def spec(what: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str
     used = dict.fromkeys(head for heads in feeds.values() for head in heads)
     return {
         "backbone": {"type": "TinyCNN", "channels": [4, 8, 8], "norm": "batch"},
-        "neck": {"type": "FPN", "channels": 8, "inputs": ["c2", "c3"], "extra": "none"},
+        "neck": {"type": "FPN", "channels": 8, "in_features": ["c2", "c3"], "extra_levels": "none"},
         "heads": {name: HEADS[name] for name in used},
         "data": {"workers": workers, **{n: _source(n, f) for n, f in feeds.items()}},
         "train": {

@@ -35,6 +35,22 @@ class Range:
         return " and ".join(part for part in (low, high) if part)
 
 
+@dataclass(frozen=True)
+class OneOf:
+    """The names that a string may be, where they are too many for a Literal."""
+
+    names: tuple[str, ...]
+
+    def __contains__(self, value: object) -> bool:
+        return value in self.names
+
+    def __str__(self) -> str:
+        return f"one of {', '.join(self.names)}"
+
+    def mismatch(self, value: object) -> str:
+        return unknown(value, self.names, f"got {shorten(repr(value))}")
+
+
 Count = Annotated[int, Range(low=1)]
 Natural = Annotated[int, Range(low=0)]
 Positive = Annotated[float, Range(low=0, open=True)]
@@ -156,6 +172,10 @@ def check_arguments(
 
 
 def mismatch(value: Any, annotation: Any) -> str:
+    """The problem text of a value that `convert` refuses."""
+    for option in get_args(annotation)[1:]:
+        if isinstance(option, OneOf) and isinstance(value, str):
+            return option.mismatch(value)
     return f"got {shorten(repr(value))}; expected {expected(annotation)}"
 
 
@@ -193,10 +213,12 @@ def convert(value: Any, annotation: Any) -> Any:
 def expected(annotation: Any) -> str:
     """An annotation in words: `an integer >= 1`, `'sgd' or 'adamw'`."""
     origin, args = get_origin(annotation) or annotation, get_args(annotation)
-    words = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+    words = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     if origin is Annotated:
         if PATH in args[1:]:
             return "a path"
+        if choices := [str(m) for m in args[1:] if isinstance(m, OneOf)]:
+            return choices[0]
         return " ".join([expected(args[0]), *(str(r) for r in args[1:] if isinstance(r, Range))])
     if origin in (Union, UnionType):
         return " or ".join(expected(option) for option in args)
@@ -250,9 +272,8 @@ def _is_writable(text: str) -> bool:
 
 
 def _in_range(value: Any, metadata: tuple[Any, ...]) -> Any:
-    ranges = [bound for bound in metadata if isinstance(bound, Range)]
-    number = isinstance(value, (int, float))
-    return _require(value, not number or all(value in bound for bound in ranges))
+    kind = Range if isinstance(value, (int, float)) else OneOf
+    return _require(value, all(value in m for m in metadata if isinstance(m, kind)))
 
 
 def _first_fitting(value: Any, options: tuple[Any, ...]) -> Any:

@@ -29,7 +29,7 @@ class Task:
     dataset: str
     transforms: tuple[dict[str, Any], ...]
     neck: str | None = None
-    backbone: str = "ResNet"
+    backbone: str = "Torchvision"
     images_per_identity: int | None = None
 
 

@@ -26,7 +26,6 @@ from visionkit.engine.optim import ModelEMA, build_optimizer, check_patterns, fr
 from visionkit.engine.progress import Best, Progress, default_best
 from visionkit.engine.state import TrainingState, flattened
 from visionkit.errors import CheckpointError, ConfigError, unknown
-from visionkit.models.backbones.norm import synchronized
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
 from visionkit.runs import checkpoint, files
@@ -51,6 +50,11 @@ def begin(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> 
     given free when `held` is closed."""
     config, resume, overwrite = _restarted(config, resume, overwrite)
     device = pick_device(config.train.device)
+    if config.train.sync_batchnorm and collectives.world_size() > 1 and device.type != "cuda":
+        raise ConfigError(
+            f"train.sync_batchnorm: got true, but the ranks train on {device.type}; it needs GPUs: "
+            "set train.sync_batchnorm=false"
+        )
     dtype = pick_precision(config.train.precision, device)
     torch.use_deterministic_algorithms(config.train.deterministic)
     used, saved = _last_of(config) if resume else (None, None)
@@ -232,7 +236,7 @@ def prepare_model(
     check_patterns(model, {"train.freeze": frozen, "train.lr_scale": config.train.lr_scale})
     freeze(model, frozen)
     if config.train.sync_batchnorm and collectives.world_size() > 1:
-        synchronized(model)
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     _check_best(config, model, sources)
     return model, classes
 

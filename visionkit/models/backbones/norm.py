@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from visionkit.distributed import collectives
 from visionkit.errors import ConfigError
 from visionkit.ops.layers import group_norm
-
-# --- From bytes to what a backbone was trained on: scaled, shifted, zero beyond each image's
-# edge.
 
 Rgb = tuple[float, float, float]
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
@@ -56,7 +51,7 @@ class Normalize(nn.Module):
 
 
 def memory_format(module: nn.Module) -> torch.memory_format:
-    """Whether a backbone is kept channels-last; its first convolution tells."""
+    """The memory format of a backbone, as its first convolution has it."""
     weight = next(p for p in module.parameters() if p.dim() == 4)
     return torch.contiguous_format if weight.is_contiguous() else torch.channels_last
 
@@ -65,7 +60,7 @@ Norm = Literal["auto", "batch", "frozen", "group"]
 
 
 class FrozenBatchNorm(FrozenBatchNorm2d):
-    """A BatchNorm whose statistics and affine part never change, in training neither.
+    """A BatchNorm whose statistics and affine part never change, not even in training.
 
     State as torchvision's `FrozenBatchNorm2d`. One fused operation that stays in the dtype of `x`
     under autocast; unlike `F.batch_norm` it keeps no input for the backward pass, which saves a
@@ -78,96 +73,38 @@ class FrozenBatchNorm(FrozenBatchNorm2d):
         return torch.addcmul(shift.to(x.dtype).view(-1, 1, 1), x, scale.to(x.dtype).view(-1, 1, 1))
 
 
-def resolve(norm: Norm, weights: str | None) -> Norm:
+def resolve_norm(norm: Norm, weights: str | None) -> Norm:
     """`auto` is `frozen` with pretrained weights, else `batch`."""
     if norm != "auto":
         return norm
     return "batch" if weights is None else "frozen"
 
 
-def convert_norms(module: nn.Module, norm: Norm, eps: float | None) -> int:
-    """Replace each BatchNorm2d inside `module` and set its `eps`; give the number of them."""
-    found = 0
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if type(child) is not nn.BatchNorm2d:
-                continue
-            found += 1
-            child.eps = child.eps if eps is None else eps
-            setattr(parent, name, _replacement(child, norm))
-    return found
+def convert_norms(module: nn.Module, norm: Norm, weights: str | None, eps: float | None) -> None:
+    """Replace each BatchNorm2d inside `module` by what `norm` means, and set its `eps`.
 
-
-def check_norms(found: int, norm: Norm, eps: float | None) -> None:
-    """A ConfigError when the norm of a backbone without any BatchNorm is to be changed."""
-    if not found and (norm != "auto" or eps is not None):
+    ConfigError if there is none to change.
+    """
+    found = [
+        (parent, name, child)
+        for parent in module.modules()
+        for name, child in parent.named_children()
+        if type(child) is nn.BatchNorm2d
+    ]
+    if not found and (norm in ("batch", "group") or eps is not None):
         raise ConfigError(
             f"norm: got norm={norm!r}, norm_eps={eps}, but this backbone has no batch "
-            "normalization; leave both out"
+            "normalization; remove both"
         )
-
-
-class SyncBatchNorm(nn.BatchNorm2d):
-    """A BatchNorm that in training normalizes by the whole batch of all processes.
-
-    Ours, because torch.nn.SyncBatchNorm takes tensors on accelerators alone. As there, what
-    counts is the mean over all cells of all images, however many each process has.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or collectives.world_size() == 1:
-            return super().forward(x)
-        y, mean, var, count = _OverProcesses.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / (count - 1).clamp(min=1)), self.momentum)
-        return y
-
-
-class _OverProcesses(torch.autograd.Function):
-    """y (B, C, h, w), and the mean (C,), variance (C,) and number () of what was normalized."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float):
-        wide = x.float()
-        own = x.new_full((1,), x.numel() / x.shape[1], dtype=torch.float32)
-        sums = collectives.all_reduce_sum(torch.cat([wide.sum((0, 2, 3)), own]))
-        count, mean = sums[-1], sums[:-1] / sums[-1]
-        centered = (wide - mean.view(-1, 1, 1)).square().sum((0, 2, 3))
-        var = collectives.all_reduce_sum(centered) / count
-        y = F.batch_norm(x, mean, var, weight, bias, eps=eps)
-        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt(), count)
-        ctx.mark_non_differentiable(mean, var, count)
-        return y, mean, var, count
-
-    @staticmethod
-    def backward(ctx, dy: Tensor, *_: Tensor):
-        x, weight, mean, scale, count = ctx.saved_tensors
-        normal = (x.float() - mean.view(-1, 1, 1)) * scale.view(-1, 1, 1)
-        dy = dy.float()
-        own_bias, own_weight = dy.sum((0, 2, 3)), (dy * normal).sum((0, 2, 3))
-        both = collectives.all_reduce_sum(torch.stack([own_bias, own_weight])) / count
-        inner = dy - both[0].view(-1, 1, 1) - normal * both[1].view(-1, 1, 1)
-        dx = inner * (weight * scale).view(-1, 1, 1)
-        return dx.to(x.dtype), own_weight, own_bias, None
-
-
-def synchronized(model: nn.Module) -> nn.Module:
-    """The model with all its batch norms that can be trained normalizing over all processes."""
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d) and child.weight.requires_grad:
-                sync = SyncBatchNorm(child.num_features, child.eps, child.momentum)
-                sync.load_state_dict(child.state_dict())
-                setattr(parent, name, sync.to(child.weight.device))
-    return model
+    for parent, name, child in found:
+        child.eps = child.eps if eps is None else eps
+        setattr(parent, name, _replacement(child, resolve_norm(norm, weights)))
 
 
 def batch_statistics(model: nn.Module) -> list[Tensor]:
-    """The running statistics that differ from process to process while a model trains."""
+    """The running statistics that differ between ranks while a model trains."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    moving = [m for m in norms if m.training and not isinstance(m, SyncBatchNorm)]
+    moving = [m for m in norms if m.training and not isinstance(m, nn.SyncBatchNorm)]
     return [s for m in moving for s in (m.running_mean, m.running_var) if s is not None]
 
 

@@ -9,19 +9,23 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from visionkit.config.schema import Natural
 from visionkit.errors import CheckpointError, ConfigError
-from visionkit.models.backbones.norm import Normalize, Rgb, resolve
+from visionkit.models.backbones.norm import Normalize, Rgb, resolve_norm
 from visionkit.models.backbones.weights import fit, read
 from visionkit.types import Level
 
 
 class Timm(nn.Module):
-    """timm's `name` without its classifier: uint8 pixels in, levels c2..c5 out.
+    """A convolutional model of timm without its classifier; levels `c2` to `c5`.
 
-    - `weights`: null (random), `default` (timm's download), or the file of a timm classifier's
-      state_dict, `.pth` or `.safetensors`; misfits are told as by `Trunk`.
-    - `norm`: `batch`, `frozen`, or `auto`, which is `frozen` with weights and `batch` without.
-    - `mean`, `std` of the pixels, in 0..1; null means what the model was trained with.
+    name: timm's name of the model.
+    out_indices: timm's numbers of the feature maps that are the levels, which are then named `f3`
+        and so on.
+    weights: null (random), `default` (timm's download), or the file of a timm classifier's
+        state_dict, `.pth` or `.safetensors`. Misfits are reported as by `Torchvision`.
+    norm: `batch`, `frozen`, or `auto`, which is `frozen` with weights and `batch` without.
+    mean, std: of the pixels, in 0..1; null: those that the model was trained with.
     """
 
     levels: dict[str, Level]
@@ -30,6 +34,7 @@ class Timm(nn.Module):
         self,
         *,
         name: str,
+        out_indices: list[Natural] | None = None,
         weights: str | None = None,
         norm: Literal["auto", "batch", "frozen"] = "auto",
         mean: Rgb | None = None,
@@ -37,18 +42,21 @@ class Timm(nn.Module):
     ) -> None:
         super().__init__()
         timm = _timm()
-        self.body = _features(timm, name, pretrained=weights == "default")
+        self.body = _features(timm, name, out_indices, pretrained=weights == "default")
         if weights not in (None, "default"):
             _load(timm, name, self.body, weights)
-        if resolve(norm, weights) == "frozen":
+        if resolve_norm(norm, weights) == "frozen":
             self.body = timm.layers.freeze_batch_norm_2d(self.body)
         trained = timm.get_pretrained_cfg(name)
         self.normalize = Normalize(mean or trained.mean, std or trained.std)
 
         info = self.body.feature_info
         levels = [Level(*level) for level in zip(info.channels(), info.reduction(), strict=True)]
-        last = {level.stride: index for index, level in enumerate(levels) if level.stride >= 4}
-        self._indices = {f"c{stride.bit_length() - 1}": index for stride, index in last.items()}
+        if out_indices is not None:
+            self._indices = {f"f{number}": at for at, number in enumerate(sorted(set(out_indices)))}
+        else:
+            last = {level.stride: at for at, level in enumerate(levels) if level.stride >= 4}
+            self._indices = {f"c{stride.bit_length() - 1}": at for stride, at in last.items()}
         self.levels = {level: levels[index] for level, index in self._indices.items()}
 
     def forward(
@@ -62,28 +70,35 @@ class Timm(nn.Module):
 def _timm() -> ModuleType:
     try:
         import timm
-    except Exception as error:  # a broken one may raise anything
+    except Exception as error:  # an incomplete installation may raise anything
         raise ConfigError(
             f'backbone Timm: timm: {error}; run: pip install "visionkit[timm]"'
         ) from error
     return timm
 
 
-def _features(timm: ModuleType, name: str, *, pretrained: bool) -> nn.Module:
+def _features(
+    timm: ModuleType, name: str, out_indices: list[int] | None, *, pretrained: bool
+) -> nn.Module:
     if not timm.is_model(name):
         close = get_close_matches(name, timm.list_models()) or ["timm.list_models() shows all"]
         raise ConfigError(f"name: timm has no model {name!r}; nearest: {', '.join(close)}")
+    if out_indices == []:
+        raise ConfigError("out_indices: got []; expected at least one")
+    chosen = {} if out_indices is None else {"out_indices": sorted(set(out_indices))}
     try:
-        body = timm.create_model(name, features_only=True, pretrained=pretrained)
+        body = timm.create_model(name, features_only=True, pretrained=pretrained, **chosen)
     except Exception as error:  # timm and its download raise many kinds
         if pretrained:
             raise CheckpointError(
                 f"weights: 'default' of timm's {name!r} could not be loaded: {error}; "
                 "fetch the file elsewhere and give its path"
             ) from error
-        raise ConfigError(f"name: timm's {name!r} gives no feature maps: {error}") from error
+        raise ConfigError(f"name: timm's {name!r} returns no such feature maps: {error}") from error
     if getattr(body, "output_fmt", "NCHW") != "NCHW":
-        raise ConfigError(f"name: timm's {name!r} is no convolutional network; choose one that is")
+        raise ConfigError(
+            f"name: timm's {name!r} is not a convolutional network; choose one that is"
+        )
     return body
 
 

@@ -1,0 +1,228 @@
+"""torchvision's CNN classifiers as backbones: without their last layers, with named levels."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import pairwise
+from math import log2
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from visionkit.config.schema import Natural, NonNegative, OneOf
+from visionkit.errors import ConfigError
+from visionkit.models.backbones.norm import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Norm,
+    Normalize,
+    Rgb,
+    convert_norms,
+    resolve_norm,
+)
+from visionkit.models.backbones.weights import download, fit, read
+from visionkit.types import Level
+
+RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
+FAMILIES: dict[str, tuple[str, ...] | None] = {  # layers in the order they run; None: `features`
+    "resnet": RESNET,
+    "resnext": RESNET,
+    "wide_resnet": RESNET,
+    "regnet": ("stem", *(f"trunk_output.block{number}" for number in (1, 2, 3, 4))),
+    "shufflenet": ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),
+    "convnext": None,
+    "densenet": None,
+    "efficientnet": None,
+    "mobilenet": None,
+    "squeezenet": None,
+    "vgg": None,
+}
+NAMES = tuple(models.list_models(models, include=[f"{family}*" for family in FAMILIES]))
+DILATABLE = r"(resnet|wide_resnet|resnext)(50|101|152)|mobilenet_v3"
+SIDE = 64  # pixels of the image that measures channels and strides
+
+
+class Torchvision(nn.Module):
+    """A CNN of torchvision without its classifier; levels `c2` (stride 4) to `c5` (stride 32).
+
+    A level is the last map of its stride. Sides of maps are rounded up; ConvNeXt, DenseNet and VGG
+    round down. SqueezeNet ends at `c4`, and its maps are up to two cells smaller. Layers after the
+    last level are dropped; the others keep torchvision's parameter names under `body`.
+
+    name: torchvision's name of the model, such as `resnet50` or `mobilenet_v3_large`.
+    out_indices: layers whose maps are the levels, which are then named `f13` and so on. They count
+        the modules of `features`, or of a model without it its top modules (in a ResNet, 4 is
+        `layer1`). torchvision's detectors take [13, 16] of mobilenet_v3_large, with `norm_eps:
+        1e-5`; its DeepLabV3 takes [4, 16], dilated.
+    stem: `small`, for a ResNet on images of about 28 pixels: one 3x3 convolution of stride 1
+        without pooling. The levels are then c0..c3, and stage 1 of `freeze_at` includes `layer1`.
+    dilated: the last stages (two in a ResNet from 50 layers on, one in a MobileNetV3) keep the
+        stride of the one before and dilate their convolutions (Chen et al. 2017, 1706.05587).
+    weights: null (random), `default` (torchvision's download), or the file of a torchvision
+        classifier's state_dict. What does not fit is a warning; CheckpointError if less than half
+        of the backbone fits.
+    norm: `batch`; `frozen`, a BatchNorm that never changes; `group`, 32 groups or fewer; `auto`,
+        which is `frozen` with weights and `batch` without.
+    norm_eps: replaces the epsilon of each norm; 0 for torchvision's R-CNNs on a ResNet.
+    freeze_at: leading stages that do not train, neither parameters nor statistics. A stage is all
+        layers of one stride: in a ResNet, 1 is the stem, 2 adds `layer1`.
+    mean, std: of the pixels, in 0..1.
+    """
+
+    levels: dict[str, Level]
+
+    def __init__(
+        self,
+        *,
+        name: Annotated[str, OneOf(NAMES)] = "resnet18",
+        out_indices: list[Natural] | None = None,
+        stem: Literal["imagenet", "small"] = "imagenet",
+        dilated: bool = False,
+        weights: str | None = None,
+        norm: Norm = "auto",
+        norm_eps: NonNegative | None = None,
+        freeze_at: Natural = 0,
+        mean: Rgb = IMAGENET_MEAN,
+        std: Rgb = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        # A residual block starts as the identity (Goyal et al. 2017, section 5.1), unless its norms
+        # are frozen and could never leave zero.
+        zero_init = resolve_norm(norm, weights) != "frozen"
+        model = _classifier(name, stem, dilated, zero_init)
+        classifier_keys = list(model.state_dict())
+        convert_norms(model, norm, weights, norm_eps)
+        root, layers = _layers(name, model)
+        maps = _measure(layers)
+        # Of a dilated model, the strides without dilation tell where levels and stages end.
+        undilated = _layers(name, _classifier(name, stem))[1] if dilated else None
+        strides = [level.stride for level in (_measure(undilated) if undilated else maps)]
+        if out_indices is None:
+            outputs = _last_of_each_stride(strides, finest=4 if stem == "imagenet" else 1)
+        else:
+            outputs = _chosen(out_indices, len(layers))
+
+        steps = list(layers)[: max(outputs) + 1]
+        self.levels = {level: maps[index] for index, level in outputs.items()}
+        self._plan = [(step, outputs.get(index)) for index, step in enumerate(steps)]
+        self._frozen = _leading(steps, strides, freeze_at)
+        self.normalize = Normalize(mean, std)
+        kept = dict.fromkeys(step.partition(".")[0] for step in steps)
+        whole = model.get_submodule(root)
+        self.body = nn.Sequential(OrderedDict((part, getattr(whole, part)) for part in kept))
+        for (_, level), (following, _) in pairwise(self._plan):
+            if level and hasattr(layers[following], "inplace"):
+                layers[following].inplace = False  # it would overwrite the level
+
+        if weights is not None:
+            prefix = f"{root}." if root else ""
+            fit(
+                self.body,
+                download(name) if weights == "default" else read(weights),
+                origin=weights,
+                file_key=lambda key: prefix + key,
+                ignored=classifier_keys,
+            )
+        for step in self._frozen:
+            layers[step].requires_grad_(False)
+        self.train()
+
+    def forward(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+    ) -> dict[str, Tensor]:
+        """(B, 3, H, W) uint8 RGB to one (B, channels, ~H / stride, ~W / stride) map per level."""
+        x = self.normalize(images, sizes, like=self.body)
+        features = {}
+        for step, level in self._plan:
+            x = self.body.get_submodule(step)(x)
+            if level:
+                features[level] = x
+        return features
+
+    def train(self, mode: bool = True) -> Torchvision:
+        """Frozen stages stay in evaluation mode."""
+        super().train(mode)
+        for step in self._frozen:
+            self.body.get_submodule(step).eval()
+        return self
+
+
+def _classifier(
+    name: str, stem: str = "imagenet", dilated: bool = False, zero_init: bool = False
+) -> nn.Module:
+    """torchvision's model with random weights. ConfigError for a combination that it lacks."""
+    if name not in NAMES:
+        raise ConfigError(f"name: {OneOf(NAMES).mismatch(name)}")
+    is_resnet = FAMILIES[_family(name)] is RESNET
+    if stem == "small" and (dilated or not is_resnet):
+        raise ConfigError(f"stem: got 'small'; expected 'imagenet' for {name}, dilated={dilated}")
+    if dilated and not re.match(DILATABLE, name):
+        raise ConfigError(
+            f"dilated: got true, which {name} cannot be; choose a ResNet from 50 layers on or a "
+            "MobileNetV3"
+        )
+    arguments: dict[str, Any] = {}
+    if is_resnet:
+        arguments["zero_init_residual"] = zero_init
+        arguments["replace_stride_with_dilation"] = [False, dilated, dilated]
+    elif dilated:
+        arguments["dilated"] = True
+    model = models.get_model(name, **arguments)
+    if stem == "small":
+        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    if _family(name) == "densenet":
+        model.features.append(nn.ReLU(inplace=True))  # torchvision applies it in forward
+    return model
+
+
+def _family(name: str) -> str:
+    return next(family for family in FAMILIES if name.startswith(family))
+
+
+def _layers(name: str, model: nn.Module) -> tuple[str, dict[str, nn.Module]]:
+    """The module that holds the backbone, and its layers by name in the order they run."""
+    steps = FAMILIES[_family(name)]
+    if steps is None:
+        return "features", dict(model.features.named_children())
+    return "", {step: model.get_submodule(step) for step in steps}
+
+
+@torch.no_grad()
+def _measure(layers: dict[str, nn.Module]) -> list[Level]:
+    """Channels and stride after each layer, from a small black image."""
+    x = torch.zeros(1, 3, SIDE, SIDE)
+    maps = []
+    for layer in layers.values():
+        x = layer.eval()(x)
+        # Rounded, because a convolution without padding gives a map that is a little smaller.
+        maps.append(Level(x.shape[1], 2 ** round(log2(SIDE / x.shape[-1]))))
+    return maps
+
+
+def _last_of_each_stride(strides: Sequence[int], finest: int) -> dict[int, str]:
+    """Names of the levels by the index of their layer."""
+    last = {stride: index for index, stride in enumerate(strides)}
+    return {
+        index: f"c{stride.bit_length() - 1}" for stride, index in last.items() if stride >= finest
+    }
+
+
+def _chosen(out_indices: Sequence[int], count: int) -> dict[int, str]:
+    if not out_indices or not all(0 <= index < count for index in out_indices):
+        raise ConfigError(f"out_indices: got {out_indices}; expected one or more of 0..{count - 1}")
+    return {index: f"f{index}" for index in sorted(out_indices)}
+
+
+def _leading(steps: Sequence[str], strides: Sequence[int], freeze_at: int) -> list[str]:
+    """The layers of the first `freeze_at` stages."""
+    stages = list(dict.fromkeys(strides[: len(steps)]))
+    if freeze_at > len(stages):
+        raise ConfigError(f"freeze_at: got {freeze_at}; this backbone has {len(stages)} stages")
+    frozen = stages[:freeze_at]
+    return [step for step, stride in zip(steps, strides, strict=False) if stride in frozen]
