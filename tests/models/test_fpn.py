@@ -29,7 +29,7 @@ def maps(levels=LEVELS, side=100):
     ],
 )
 def test_it_is_that_of_torchvision(extra, block, names):
-    ours = FPN(LEVELS, channels=12, extra=extra)
+    ours = FPN(LEVELS, channels=12, extra_levels=extra)
     theirs = FeaturePyramidNetwork([level.channels for level in LEVELS.values()], 12, block)
     theirs.load_state_dict(ours.state_dict())
     features = maps()
@@ -42,7 +42,7 @@ def test_it_is_that_of_torchvision(extra, block, names):
 
 @pytest.mark.parametrize("extra", ["none", "pool", "p6", "p6p7"])
 def test_levels_tell_the_truth_and_every_parameter_trains(extra):
-    neck = FPN(LEVELS, channels=12, extra=extra)
+    neck = FPN(LEVELS, channels=12, extra_levels=extra)
     got = neck(maps(side=128))
     assert list(got) == list(neck.levels)
     for name, x in got.items():
@@ -53,14 +53,14 @@ def test_levels_tell_the_truth_and_every_parameter_trains(extra):
 
 
 def test_p6_is_a_convolution_of_the_coarsest_output():
-    neck = FPN(LEVELS, channels=12, extra="p6")
+    neck = FPN(LEVELS, channels=12, extra_levels="p6")
     got = neck(maps())
     torch.testing.assert_close(got["p6"], neck.extra_blocks.p6(got["p5"]))
     assert neck.extra_blocks.p6.stride == (2, 2)
 
 
 def test_the_coarse_map_is_added_to_the_fine_one():
-    neck = FPN({"c2": Level(1, 4), "c3": Level(1, 8)}, channels=1, extra="none")
+    neck = FPN({"c2": Level(1, 4), "c3": Level(1, 8)}, channels=1, extra_levels="none")
     for inner, layer in zip(neck.inner_blocks, neck.layer_blocks, strict=True):
         nn.init.ones_(inner[0].weight)
         nn.init.dirac_(layer[0].weight)
@@ -70,12 +70,12 @@ def test_the_coarse_map_is_added_to_the_fine_one():
     torch.testing.assert_close(got["p2"], fine + upsampled)
 
 
-def test_inputs_pick_levels():
-    neck = FPN(LEVELS, channels=12, inputs=["c5", "c3", "c4"], extra="p6p7")
+def test_in_features_pick_levels():
+    neck = FPN(LEVELS, channels=12, in_features=["c5", "c3", "c4"], extra_levels="p6p7")
     assert list(neck(maps())) == list(neck.levels) == ["p3", "p4", "p5", "p6", "p7"]
     for wrong in (["c9"], []):
         with pytest.raises(ConfigError, match="c2, c3, c4, c5"):
-            FPN(LEVELS, inputs=wrong)
+            FPN(LEVELS, in_features=wrong)
 
 
 def test_levels_of_one_stride_keep_their_names():
@@ -96,7 +96,7 @@ def test_norms_follow_each_convolution(norm, kind):
 def test_gradients_of_a_level_of_one_cell_are_whole_in_bfloat16():
     """torch's own bfloat16 convolution leaves garbage in them on a CPU."""
     torch.manual_seed(0)
-    fpn = FPN({"c5": Level(96, 32)}, channels=96, extra="p6p7")
+    fpn = FPN({"c5": Level(96, 32)}, channels=96, extra_levels="p6p7")
     x = torch.randn(4, 96, 2, 2)
     gradients = []
     for enabled in (True, False):

@@ -1,4 +1,4 @@
-"""Feature Pyramid Network (Lin et al. 2017): every level gets what the coarser ones know."""
+"""Feature Pyramid Network (Lin et al. 2017): each level also gets what coarser levels found."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from visionkit.types import Level
 class FPN(FeaturePyramidNetwork):
     """Top-down pyramid over a backbone's levels; parameters and results are torchvision's.
 
-    - `levels`: the backbone's, from fine to coarse; `inputs` picks some of them by name.
-    - `channels` of every output.
-    - `extra` levels beyond the coarsest: `none`; `pool`, one by subsampling (R-CNNs); `p6`, one by
-      a convolution; `p6p7`, two by convolutions of the coarsest output (RetinaNet, FCOS).
-    - `norm` after each convolution of the pyramid.
+    levels: the backbone's, from fine to coarse.
+    channels: of every output.
+    in_features: names of the levels to use; null: all.
+    extra_levels: beyond the coarsest: `none`; `pool`, one by subsampling (R-CNNs); `p6`, one by a
+        convolution; `p6p7`, two by convolutions of the coarsest output (RetinaNet, FCOS).
+    norm: after each convolution of the pyramid.
 
     Level `c3` comes out as `p3`; a level without such a name keeps its own. Extra levels are named
     by their stride: `p6` is 64.
@@ -39,18 +40,20 @@ class FPN(FeaturePyramidNetwork):
         levels: dict[str, Level],
         *,
         channels: Count = 256,
-        inputs: list[str] | None = None,
-        extra: Literal["none", "pool", "p6", "p6p7"] = "pool",
+        in_features: list[str] | None = None,
+        extra_levels: Literal["none", "pool", "p6", "p6p7"] = "pool",
         norm: Literal["none", "batch", "group"] = "none",
     ) -> None:
-        unknown = sorted(set(inputs or ()) - set(levels))
-        if unknown or inputs == []:
-            raise ConfigError(f"inputs: got {inputs}; the backbone has {', '.join(levels)}")
-        chosen = {name: levels[name] for name in levels if inputs is None or name in inputs}
+        if in_features is not None and not (in_features and levels.keys() >= {*in_features}):
+            raise ConfigError(
+                f"in_features: got {in_features}; expected some of {', '.join(levels)}"
+            )
+        wanted = levels if in_features is None else in_features
+        chosen = {name: level for name, level in levels.items() if name in wanted}
         super().__init__(
             [level.channels for level in chosen.values()],
             channels,
-            extra_blocks=_extra_block(extra, channels),
+            extra_blocks=_extra_block(extra_levels, channels),
             norm_layer={"none": None, "batch": nn.BatchNorm2d, "group": group_norm}[norm],
         )
         self._inputs = list(chosen)
@@ -58,7 +61,7 @@ class FPN(FeaturePyramidNetwork):
             re.sub(r"^c(\d+)$", r"p\1", name): Level(channels, level.stride)
             for name, level in chosen.items()
         }
-        for _ in range({"none": 0, "pool": 1, "p6": 1, "p6p7": 2}[extra]):
+        for _ in range({"none": 0, "pool": 1, "p6": 1, "p6p7": 2}[extra_levels]):
             stride = 2 * max(level.stride for level in self.levels.values())
             self.levels[f"p{stride.bit_length() - 1}"] = Level(channels, stride)
 
@@ -68,10 +71,10 @@ class FPN(FeaturePyramidNetwork):
         return dict(zip(self.levels, maps.values(), strict=True))
 
 
-def _extra_block(extra: str, channels: int) -> ExtraFPNBlock | None:
-    if extra == "none":
+def _extra_block(kind: str, channels: int) -> ExtraFPNBlock | None:
+    if kind == "none":
         return None
-    return LastLevelMaxPool() if extra == "pool" else _ExtraConvs(channels, extra == "p6p7")
+    return LastLevelMaxPool() if kind == "pool" else _ExtraConvs(channels, kind == "p6p7")
 
 
 class _ExtraConvs(ExtraFPNBlock):
