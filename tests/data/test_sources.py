@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from visionkit.data.loading.source import InfiniteBatchSampler, Source, collate
+from visionkit.data.loading.samplers import InfiniteBatchSampler
+from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import HorizontalFlip
 from visionkit.errors import ConfigError, DataError
@@ -14,27 +15,27 @@ from visionkit.types import Classes
 
 
 class Images:
-    """Images of different sizes whose pixels tell their index; one may be broken."""
+    """Images of different sizes whose pixels tell their index; one may be corrupt."""
 
     keys = ("class_id",)
     classes: ClassVar = {"class_id": Classes(("a", "b"), (0, 1))}
 
-    def __init__(self, count, broken=None):
-        self.count, self.broken = count, broken
+    def __init__(self, count, corrupt=None):
+        self.count, self.corrupt = count, corrupt
 
     def __len__(self):
         return self.count
 
     def __getitem__(self, index):
-        if index == self.broken:
-            raise DataError(f"image {index} is broken")
+        if index == self.corrupt:
+            raise DataError(f"image {index} is corrupt")
         image = torch.full((3, 20 + index, 40), index, dtype=torch.uint8)
         image[:, :, :20] += 100
         return Sample(image, image_id=index, orig_size=(20 + index, 40), class_id=index % 2)
 
 
-def source(count=10, broken=None, transforms=(), image_size=40):
-    images = Images(count, broken)
+def source(count=10, corrupt=None, transforms=(), image_size=40):
+    images = Images(count, corrupt)
     return Source("main", ["x"], images, images, 4, image_size, transforms)
 
 
@@ -101,7 +102,7 @@ def test_a_grouped_batch_repeats_a_image_only_where_two_passes_meet():
 def test_grouping_needs_the_sizes_of_the_images():
     ungroupable = source()
     ungroupable.group_by_aspect_ratio = True
-    with pytest.raises(ConfigError, match=r"data.main.group_by_aspect_ratio: .*leave it out"):
+    with pytest.raises(ConfigError, match=r"data.main.group_by_aspect_ratio: .*remove this key"):
         ungroupable.train_batches(seed=0, start=0, workers=0)
     ungroupable.train.sizes = np.array([(20 + i, 40) for i in range(10)])
     batches = take(ungroupable.train_batches(seed=0, start=0, workers=0), 8)
@@ -153,9 +154,9 @@ def test_validation_sees_every_image_once():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_an_error_of_the_users(workers):
-    with pytest.raises(DataError, match=r"^image 5 is broken$"):
-        list(source(broken=5).val_batches(workers=workers))
+def test_a_corrupt_image_is_an_error_of_the_users(workers):
+    with pytest.raises(DataError, match=r"^image 5 is corrupt$"):
+        list(source(corrupt=5).val_batches(workers=workers))
 
 
 def test_images_are_resized_first():
@@ -170,8 +171,3 @@ def test_global_random_generators_are_left_alone():
     take(source(transforms=[HorizontalFlip(p=0.5)]).train_batches(seed=0, start=0, workers=0), 3)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
-
-
-def test_collate_hands_an_error_on():
-    error = DataError("x")
-    assert collate([error]) is error

@@ -46,7 +46,7 @@ class Data:
 def source(broken, count=60, skip=True, **options):
     data = Data(count, broken, options.pop("identities", None))
     flips = [HorizontalFlip(p=0.5)]
-    return Source("main", ["x"], data, data, 6, 32, flips, skip_broken=skip, **options)
+    return Source("main", ["x"], data, data, 6, 32, flips, skip_unreadable=skip, **options)
 
 
 def shown(batches, count, skip=0):
@@ -93,11 +93,12 @@ def test_each_is_named_once_and_all_are_counted(caplog, workers):
     shown(data.train_batches(seed=0, start=0, workers=workers), 30)
     messages = [record.getMessage() for record in caplog.records]
     assert sorted(messages[:-1]) == [
-        f"data.main: replaced by another: image {i}.jpg is empty (record {i}, image id {100 + i})"
+        "data.main: replaced by another image: "
+        f"image {i}.jpg is empty (record {i}, image id {100 + i})"
         for i in (17, 3)
     ]
-    assert messages[-1].startswith("data.main: 2 of 60 training images could not be read")
-    assert messages[-1].endswith("6 times") and len(data.broken.times) == 2
+    assert messages[-1].startswith("data.main: 2 of 60 training images were unreadable")
+    assert messages[-1].endswith("6 times") and len(data.unreadable.times) == 2
 
 
 @pytest.mark.parametrize(("count", "broken", "ends"), [(60, 10, False), (60, 11, True)])
@@ -111,7 +112,7 @@ def test_too_many_end_training(count, broken, ends):
 
 
 def test_one_in_a_hundred_may_be_broken():
-    assert [source((), n).broken.limit for n in (5, 1000, 1100, 250_000)] == [10, 10, 11, 2500]
+    assert [source((), n).unreadable.limit for n in (5, 1000, 1100, 250_000)] == [10, 10, 11, 2500]
 
 
 def test_nothing_that_can_be_read():
@@ -199,7 +200,7 @@ def test_training_images_that_may_be_skipped_are_told_before(shapes, caplog):
     assert f"data.train: will be replaced by another: image {first} is empty" in caplog.text
     val = images(shapes, "val")[0]
     assert f"data.val: image {val} has transparent pixels: alpha is dropped, and 3" in caplog.text
-    assert "1 of 12 training images could not be read" in caplog.messages[-1]
+    assert "1 of 12 training images were unreadable" in caplog.messages[-1]
     text = (run.directory / "metrics.jsonl").read_text().splitlines()
     counts = [json.loads(line).get("unreadable_images") for line in text if '"train"' in line]
     assert counts == [1]
@@ -246,5 +247,5 @@ def test_a_image_that_changes_after_the_check(shapes, spoil, monkeypatch):
 def test_images_that_change_after_the_check_may_be_replaced(shapes, monkeypatch, caplog):
     paths = spoil_after_check(monkeypatch, shapes, SPOILERS)
     train(settings(shapes, on_unreadable_image="skip"))
-    assert all(f"replaced by another: image {path} " in caplog.text for path in paths)
-    assert "3 of 12 training images could not be read" in caplog.text
+    assert all(f"replaced by another image: image {path} " in caplog.text for path in paths)
+    assert "3 of 12 training images were unreadable" in caplog.text

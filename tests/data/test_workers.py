@@ -76,11 +76,11 @@ def kill_with(number):
 
 
 DEATHS = {
-    "SIGKILL": (kill_with(signal.SIGKILL), r"was killed \(SIGKILL\).*run out of memory"),
+    "SIGKILL": (kill_with(signal.SIGKILL), r"was killed \(SIGKILL\).*ran out of memory"),
     "SIGSEGV": (kill_with(signal.SIGSEGV), r"ended by SIGSEGV, which native code raises"),
     "SIGBUS": (kill_with(signal.SIGBUS), r"bus error.*/dev/shm.*--shm-size"),
     "exit": (lambda: os._exit(7), r"exited with code 7"),
-    "hang": (hang_in_native_code, r"did not get on for 2 s"),
+    "hang": (hang_in_native_code, r"made no progress for 2 s"),
 }
 PLACE = r"data\.main\.val: a loader worker at image 5 \(photos/5\.jpg, id 105\): "
 
@@ -167,7 +167,7 @@ NAME = r"^image 5 \(photos/5\.jpg, id 105\): "
 
 @pytest.mark.parametrize("workers", [0, 1])
 class TestFaultsOfOthers:
-    def test_an_exception_of_a_data_set(self, workers):
+    def test_an_exception_of_a_dataset(self, workers):
         error = error_of(Images(fail), workers=workers)
         assert re.match(NAME + "reading it: KeyError: 'no such label'$", str(error))
         assert "in fail" in error.__notes__[0]  # where, for --debug
@@ -176,33 +176,38 @@ class TestFaultsOfOthers:
         error = error_of(Images(), workers=workers, transforms=[Transform()])
         assert re.match(NAME + "Transform: IndexError: out of range$", str(error))
 
-    def test_pixels_that_are_no_bytes_are_refused_instead_of_being_cut_to_zeros(self, workers):
+    def test_pixels_that_are_not_bytes_are_refused_instead_of_being_cut_to_zeros(self, workers):
         error = error_of(Images(image=torch.rand(3, 32, 32)), workers=workers)
-        assert re.match(NAME + r".*pixels are torch\.float32 \(3, 32, 32\)", str(error))
+        assert re.match(
+            NAME + r".*expected pixels uint8 \(3, h, w\), got torch\.float32 \(3, 32, 32\)",
+            str(error),
+        )
 
-    def test_a_image_that_no_memory_can_hold(self, workers):
+    def test_an_image_that_no_memory_can_hold(self, workers):
         error = error_of(Images(lambda: np.zeros(2**50)), workers=workers)
         assert re.match(NAME + r"reading it: .*MemoryError: Unable to allocate", str(error))
 
 
-def test_what_cannot_be_sent_from_a_worker_is_told_and_not_waited_for():
+def test_what_a_worker_cannot_send_is_reported_and_not_waited_for():
     assert re.match(r"an odd fault \(record 5", str(error_of(Images(fail_oddly), workers=1)))
     error = error_of(Images(extra={"lock": threading.Lock()}), workers=1)
-    assert re.match(NAME + "its 'lock' is a lock, which cannot be sent", str(error))
+    assert re.match(NAME + "its 'lock' is of type lock, which a loader worker cannot", str(error))
 
 
-def test_a_data_set_that_cannot_be_handed_to_workers_is_told():
+def test_a_dataset_that_cannot_be_sent_to_workers_is_reported():
     method = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
     try:
         error = error_of(Images(lambda: None), workers=1)
     finally:
         multiprocessing.set_start_method(method, force=True)
-    assert re.match(r"data\.main\.train: no loader workers .*data\.workers=0$", str(error))
+    assert re.match(
+        r"data\.main\.train: loader workers cannot be started: .*data\.workers=0$", str(error)
+    )
 
 
 def test_a_training_run_ends_with_the_code_of_bad_data_and_says_which(tmp_path, capsys):
-    from runs import read_status, spec
+    from support.runs import read_status, spec
 
     config = spec("classification", tmp_path / "run", workers=2)
     config["data"]["main"]["transforms"] = [{"type": "test_workers.Crash"}]

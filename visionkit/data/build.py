@@ -85,7 +85,7 @@ def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[
             eval_batch_size=config.train.eval_batch_size,
             images_per_identity=spec.images_per_identity,
             group_by_aspect_ratio=spec.group_by_aspect_ratio,
-            skip_broken=spec.on_unreadable_image == "skip",
+            skip_unreadable=spec.on_unreadable_image == "skip",
         )
         for name, spec in config.data.items()
     ]

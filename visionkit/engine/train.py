@@ -162,7 +162,7 @@ def _fit(begun: TrainingSetup, stop: StopRequest) -> Run:
             progress.scaled(scaler)
             if len(model.heads) > 1:
                 combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
-            if broken := sum(len(source.broken.times) for source in trained):
+            if broken := sum(len(source.unreadable) for source in trained):
                 combined["unreadable_images"] = broken
             progress.advance(sum(map(len, seen)), norm=norm, combined=combined)
 

@@ -9,8 +9,7 @@ from visionkit.config import Config
 from visionkit.data.checks.findings import Finding, Place, Problems
 from visionkit.data.checks.images import examine_dataset
 from visionkit.data.checks.summary import iter_splits, split_key
-from visionkit.data.loading.samplers import allowed
-from visionkit.data.loading.source import Source
+from visionkit.data.loading.source import Source, max_unreadable
 from visionkit.distributed import collectives
 from visionkit.types import Dataset
 
@@ -64,7 +63,11 @@ def image_findings(
 def forgiven(source: Source, split: str, found: list[Finding]) -> list[Finding]:
     """The same, where training images that are broken may be skipped as what is skipped."""
     broken = [fault for fault in found if fault.severity == "error"]
-    if not source.skip_broken or split != "train" or len(broken) > allowed(len(source.train)):
+    if (
+        not source.skip_unreadable
+        or split != "train"
+        or len(broken) > max_unreadable(len(source.train))
+    ):
         return found
     return [
         fault._replace(action="drop", severity="warning") if fault in broken else fault

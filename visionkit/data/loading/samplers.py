@@ -1,119 +1,97 @@
-"""Batches for learning embeddings: several identities, several images of each."""
+"""Which images make up each training batch: functions of (seed, batch number) alone.
+
+A batch is a list of (index, position): the image's index in the dataset, and its position in the
+endless stream of training images, which keys its augmentation.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
 
 from visionkit.data.sample import Sample
 from visionkit.distributed import collectives
-from visionkit.errors import ConfigError, DataError
-from visionkit.types import Batch
+from visionkit.errors import ConfigError, DataError, plural
 
-# --- Training that goes on where an image cannot be read: what stands in for it, and the
-# count.
-
-log = logging.getLogger("visionkit")
-
-TRIES = 100  # images that are drawn for one place before its error counts
-FEW = 10  # broken images that every data set may have
-SHARE = 0.01  # and what share of all
+POOL = 8  # batches among which images are grouped by aspect ratio
+MAX_TRIES = 100  # images drawn to replace one before its error is raised
 
 
-def allowed(count: int) -> int:
-    """How many broken images of that many training goes on with."""
-    return max(FEW, int(SHARE * count))
+class InfiniteBatchSampler:
+    """Endless batches: shuffled passes over a dataset, one after another.
 
+    A batch at the end of a pass is filled from the next one, so every batch is full, even if the
+    dataset is smaller than a batch. Each rank takes its share of the positions of a batch.
 
-class ReplacementSampler:
-    """Draws another image for a place in the stream: a function of (seed, position).
-
-    identities: (N,) where a batch is made of several images of each identity; then the image
-        drawn shows the same one, unless no other that can be read does.
+    ratios: (N,) height / width of each image. With them the images of every `POOL` batches are
+        grouped by ratio, and these batches come in random order: less padding. An image keeps
+        its position.
     """
 
-    def __init__(self, seed: int, count: int, identities: np.ndarray | None = None) -> None:
-        self.seed, self.count, self.identities = seed, count, identities
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        ratios: np.ndarray | None = None,
+    ) -> None:
+        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+        self.ratios = ratios
+        self.rank, self.world_size = collectives.rank(), collectives.world_size()
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._pool = lru_cache(maxsize=1)(self._group)
 
-    def find(
-        self, index: int, position: int, read: Callable[[int], Sample], error: DataError
-    ) -> Sample:
-        """The sample of the first image drawn that can be read. Raises the `error` of the image
-        at `index` if there is none among `TRIES`."""
-        rng = np.random.default_rng((self.seed, position, 4))
-        for others in self._groups(index):
-            for choice in rng.permutation(others)[:TRIES].tolist():
-                try:
-                    return read(choice)
-                except DataError:  # reported when its own turn comes
-                    continue
-        raise error
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number = self.start
+        while True:
+            positions = self._positions(number)[self.rank :: self.world_size]
+            yield [(self._index(p), p) for p in positions]
+            number += 1
 
-    def _groups(self, index: int) -> list[np.ndarray]:
-        everyone = np.delete(np.arange(self.count), index)
-        if self.identities is None:
-            return [everyone]
-        alike = everyone[self.identities[everyone] == self.identities[index]]
-        return [alike, everyone]
+    def _positions(self, number: int) -> Sequence[int]:
+        """The stream positions of the images of a batch."""
+        if self.ratios is None:
+            return range(number * self.batch_size, (number + 1) * self.batch_size)
+        pool, place = divmod(number, POOL)
+        return self._pool(pool)[place].tolist()
 
+    def _index(self, position: int) -> int:
+        return int(self._order(position // self.length)[position % self.length])
 
-class UnreadableImages:
-    """Those that came up in the batches of one source and were replaced, in this process."""
+    def _group(self, pool: int) -> np.ndarray:
+        """(POOL, batch_size): the positions of each batch of a pool. Passes are not mixed, or a
+        batch could hold an image twice."""
+        size = POOL * self.batch_size
+        positions = np.arange(pool * size, (pool + 1) * size)
+        assert self.ratios is not None
+        ratios = self.ratios[[self._index(p) for p in positions.tolist()]]
+        batches = positions[np.lexsort((ratios, positions // self.length))]
+        rng = np.random.default_rng((self.seed, pool, 3))
+        return rng.permutation(batches.reshape(POOL, self.batch_size))
 
-    def __init__(self, source: str, count: int) -> None:
-        self.source, self.count = source, count
-        self.limit = allowed(count)
-        self.times: dict[str, int] = {}  # how often each was replaced, by its error
-
-    def note(self, batch: Batch) -> None:
-        """Take the marks out of the targets. DataError if too many images are broken."""
-        for target in batch.targets:
-            error = target.pop("replaces", None)
-            if error is None:
-                continue
-            self.times[error] = self.times.get(error, 0) + 1
-            if self.times[error] == 1:
-                log.warning("data.%s: replaced by another: %s", self.source, error)
-        if len(self.times) > self.limit:
-            raise DataError(
-                f"data.{self.source}: {len(self.times)} of {self.count} training images could "
-                f"not be read, more than {self.limit}, the limit of `on_unreadable_image: skip`; "
-                f"the last: {[*self.times][-1]}"
-            )
-
-    def report(self) -> None:
-        """Say at the end how many there were."""
-        if self.times:
-            log.warning(
-                "data.%s: %d of %d training images could not be read; others stood in for them, "
-                "%d times",
-                self.source,
-                len(self.times),
-                self.count,
-                sum(self.times.values()),
-            )
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
 
 
 class PKBatchSampler:
-    """Endless batches of (index, position): `images_per_identity` images of each of P identities,
-    P = batch_size / images_per_identity.
+    """Endless batches of P identities with K = `images_per_identity` images of each,
+    P = batch_size / K, for learning embeddings.
 
-    Batches are a function of (seed, number), so a run can go on anywhere. Identities are walked in
-    shuffled passes. The last batch of a pass is filled up with identities that began it, so those
-    of one batch differ; with fewer than P of them, all are in every batch, some several times.
-    The images of an identity are walked in shuffled passes too, `images_per_identity` at a time;
-    one that has fewer repeats them, and as their positions differ, their augmentation does.
+    Identities come in shuffled passes. The last batch of a pass is filled with identities from
+    its start, so those of a batch differ; if there are fewer than P identities, each batch has all
+    of them, some several times. The images of an identity come in shuffled passes too, K at a
+    time. An identity with fewer images repeats them, with other augmentation.
 
-    An identity with a single image could only be its own partner: it is left out, unless fewer
-    than two others are left. Images of negative identity, which is not known, are left out.
+    Images of unknown (negative) identity are not used. Neither are identities with a single image,
+    which would only be its own partner, unless fewer than two other identities remain.
 
-    identities: (N,) int64, that of each image.
-    With several processes each takes whole identities, at least two; other batch sizes are a
-    ConfigError. DataError if there are not two
-    identities.
+    identities: (N,) int64, one for each image.
+
+    Each rank takes whole identities, at least two. Raises ConfigError for batch sizes that do not
+    allow this, DataError for fewer than two identities.
     """
 
     def __init__(
@@ -126,21 +104,17 @@ class PKBatchSampler:
     ) -> None:
         self.rank, self.world_size = collectives.rank(), collectives.world_size()
         self.slots = batch_size // images_per_identity
-        if (
-            batch_size % images_per_identity
-            or self.slots % self.world_size
-            or self.slots < 2 * self.world_size
-        ):
-            unit = images_per_identity * self.world_size
+        unit = images_per_identity * self.world_size
+        if batch_size % unit or batch_size < 2 * unit:
             raise ConfigError(
                 f"batch_size: {batch_size} images cannot be {images_per_identity} of each of "
-                f"several identities in each of {self.world_size} processes; use a multiple of "
-                f"{unit}, at least {2 * unit}, or another images_per_identity"
+                f"several identities on each of {plural(self.world_size, 'rank')}; use a multiple "
+                f"of {unit}, at least {2 * unit}, or another images_per_identity"
             )
         self.batch_size, self.images_per_identity = batch_size, images_per_identity
         self.seed, self.start = seed, start
         self.images = _by_identity(identities)
-        # Rounds of batches after which every identity has come; how often each comes for certain.
+        # After so many batches every identity has come, each at least so many times.
         self._batches_per_pass = -(-len(self.images) // self.slots)
         self._turns_per_pass = self._batches_per_pass * self.slots // len(self.images)
         self._identities = lru_cache(maxsize=2)(self._shuffle_identities)
@@ -158,25 +132,25 @@ class PKBatchSampler:
             number += 1
 
     def _chosen(self, number: int, slot: int) -> np.ndarray:
-        """Which images fill that slot of that batch."""
-        round_, place = divmod(number, self._batches_per_pass)
+        """(K,): the images in one slot of a batch."""
+        pass_, place = divmod(number, self._batches_per_pass)
         place = place * self.slots + slot
-        identity = int(self._identities(round_)[place])
+        identity = int(self._identities(pass_)[place])
         turn = place // len(self.images)
         if turn < self._turns_per_pass:
-            return self._take(identity, round_ * self._turns_per_pass + turn, walk=0)
-        # It fills up a batch. A walk of its own keeps the count of turns above a plain product.
-        return self._take(identity, round_, walk=1)
+            return self._take(identity, pass_ * self._turns_per_pass + turn, walk=0)
+        # It fills up a batch. A separate walk keeps the count of turns above a plain product.
+        return self._take(identity, pass_, walk=1)
 
     def _take(self, identity: int, turn: int, walk: int) -> np.ndarray:
-        """The images of the identity's `turn`-th turn in that walk."""
+        """(K,): the images of an identity at its `turn`-th turn of a walk."""
         turns = max(1, len(self.images[identity]) // self.images_per_identity)
         order = self._order(identity, turn // turns, walk)
         first = turn % turns * self.images_per_identity
         return np.resize(order[first : first + self.images_per_identity], self.images_per_identity)
 
-    def _shuffle_identities(self, round_: int) -> np.ndarray:
-        order = np.random.default_rng((self.seed, round_, 2)).permutation(len(self.images))
+    def _shuffle_identities(self, pass_: int) -> np.ndarray:
+        order = np.random.default_rng((self.seed, pass_, 2)).permutation(len(self.images))
         return np.resize(order, self._batches_per_pass * self.slots)
 
     def _shuffle_images(self, identity: int, epoch: int, walk: int) -> np.ndarray:
@@ -185,7 +159,7 @@ class PKBatchSampler:
 
 
 def _by_identity(identities: np.ndarray) -> list[np.ndarray]:
-    """The indices of the images of each identity that takes part."""
+    """The indices of the images of each identity that is used."""
     order = np.argsort(identities, kind="stable")
     order = order[identities[order] >= 0]
     starts = np.flatnonzero(np.diff(identities[order])) + 1
@@ -193,8 +167,38 @@ def _by_identity(identities: np.ndarray) -> list[np.ndarray]:
     paired = [group for group in groups if len(group) > 1]
     chosen = paired if len(paired) > 1 else groups
     if len(chosen) < 2:
+        known = plural(len(chosen), "known identity", "known identities")
         raise DataError(
-            f"{len(identities)} images show {len(chosen)} known identities: an embedding is "
-            "learned from at least two, better with several images of each"
+            f"{plural(len(identities), 'image')} of {known}: an embedding needs at least two "
+            "identities, better with several images of each"
         )
     return chosen
+
+
+class ReplacementSampler:
+    """Replaces an unreadable image by another one, a function of (seed, position).
+
+    identities: (N,) where batches are made of identities: the replacement then has the same
+        identity, unless no other image of it can be read.
+    """
+
+    def __init__(self, seed: int, count: int, identities: np.ndarray | None = None) -> None:
+        self.seed, self.count, self.identities = seed, count, identities
+
+    def find(
+        self, index: int, position: int, read: Callable[[int], Sample], error: DataError
+    ) -> Sample:
+        """The first of at most `MAX_TRIES` random images that `read` can read. Raises `error`, that
+        of the image at `index`, if there is none."""
+        rng = np.random.default_rng((self.seed, position, 4))
+        others = np.delete(np.arange(self.count), index)
+        groups = [others]
+        if self.identities is not None:
+            groups.insert(0, others[self.identities[others] == self.identities[index]])
+        for group in groups:
+            for choice in rng.permutation(group)[:MAX_TRIES].tolist():
+                try:
+                    return read(choice)
+                except DataError:  # reported when it comes up itself
+                    continue
+        raise error

@@ -1,7 +1,7 @@
-"""Batches from loader workers, and what became of a worker that gives none.
+"""Load batches in worker processes, and describe a worker that fails to return one.
 
-torch says only that a worker exited. Here each worker leaves a note of the image that it is at,
-in memory shared with the training process, and one that hangs is ended by its own alarm clock.
+torch only says that a worker exited. Here each worker records the image that it loads in memory
+shared with the training process, and an alarm ends a worker that hangs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from traceback import walk_tb
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,137 +29,66 @@ from visionkit.errors import DataError, ResourceError, VisionkitError
 from visionkit.runs.signals import end_in, outlive_first_signal
 from visionkit.types import Batch, Dataset, Target
 
-# --- A batch on its way from a loader worker: all its tensors in one block of shared memory.
-
-ALIGNMENT = 64  # bytes; every tensor begins at a multiple
-
-
-class TensorSpec(NamedTuple):
-    """The place of one tensor in the block: where it begins, in bytes, and what it is."""
-
-    begin: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-@dataclass
-class PackedBatch:
-    """`block` holds what the slots in `images` and `targets` describe."""
-
-    block: Tensor  # (bytes,) uint8
-    images: TensorSpec
-    targets: list[dict[str, Any]]  # as in a Batch, but slots for tensors
-
-    def pin_memory(self) -> PackedBatch:
-        return PackedBatch(self.block.pin_memory(), self.images, self.targets)
-
-    def unpack(self) -> Batch:
-        """The batch again; its tensors are views of the block."""
-        views = _Views(self.block)
-        targets: list[Target] = [
-            {k: views[v] if isinstance(v, TensorSpec) else v for k, v in target.items()}  # type: ignore[misc]
-            for target in self.targets
-        ]
-        return Batch(views[self.images], targets)
-
-
-def pack(batch: Batch) -> PackedBatch:
-    """Copy the tensors of a batch into one block."""
-    values = [value for target in batch.targets for value in target.values()]
-    slots, size = _layout([batch.images, *(v for v in values if isinstance(v, Tensor))])
-    block = torch.empty(size, dtype=torch.uint8).share_memory_()
-    views, places = _Views(block), iter(slots)
-
-    def put(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        slot = next(places)
-        views[slot].copy_(value)
-        return slot
-
-    images = put(batch.images)
-    return PackedBatch(block, images, [{k: put(v) for k, v in t.items()} for t in batch.targets])
-
-
-def _layout(tensors: Iterable[Tensor]) -> tuple[list[TensorSpec], int]:
-    """A slot for each tensor, one after another, and the size of the block in bytes."""
-    slots, end = [], 0
-    for tensor in tensors:
-        stride = torch.empty_like(tensor, device="meta").stride()  # dense, in the same order
-        slots.append(TensorSpec(end, tensor.dtype, tuple(tensor.shape), stride))
-        size = math.prod(tensor.shape) * tensor.element_size()
-        end += -(-size // ALIGNMENT) * ALIGNMENT
-    return slots, end
-
-
-class _Views:
-    """The tensors in a block, by slot."""
-
-    def __init__(self, block: Tensor) -> None:
-        self.block = block
-        self._as: dict[torch.dtype, Tensor] = {}
-
-    def __getitem__(self, slot: TensorSpec) -> Tensor:
-        if slot.dtype not in self._as:
-            self._as[slot.dtype] = self.block.view(slot.dtype)
-        begin = slot.begin // slot.dtype.itemsize
-        return self._as[slot.dtype].as_strided(slot.shape, slot.stride, begin)
-
-
-HANG_SECONDS = 300  # for one image, or for making a batch of them
+HANG_SECONDS = 300  # for one image, or for making a batch of loaded images
+ALIGNMENT = 64  # bytes; each tensor of a packed batch begins at a multiple
 
 Ticket: TypeAlias = tuple[int, int]  # an image's index, and its position in the stream
-Item: TypeAlias = Any  # what a view gives for a ticket: an image and its target, or an error
-Collate: TypeAlias = Callable[[list[Item]], Batch | VisionkitError]
+Item: TypeAlias = tuple[Tensor, Target]
 
 _NOTHING_YET = -(2**62)
 _FEWER = "use fewer data.workers or smaller batches"
-_NO_ROOM = (
-    "the shared memory that batches travel in (/dev/shm) is full: make it larger (`docker run "
+_SHM_FULL = (
+    "the shared memory for batches (/dev/shm) is full: make it larger (`docker run "
     "--shm-size=8g`), or use fewer data.workers or smaller batches"
 )
 
 
+class ItemDataset(Protocol):
+    """What `load_batches` reads: items by ticket, and the `dataset` that they come from."""
+
+    dataset: Dataset
+
+    def __getitem__(self, ticket: Ticket) -> Item: ...
+
+
 def load_batches(
-    view: TorchDataset,
+    items: ItemDataset,
     tickets: Iterable[list[Ticket]],
-    collate: Collate,
+    collate: Callable[[list[Item]], Batch],
     *,
     workers: int,
     name: str,
 ) -> Generator[Batch, None, None]:
-    """The batches of those tickets, in their order. DataError naming the image, where it can be
-    known, if a worker dies, hangs or fails, ResourceError if the system has no more of something;
-    no worker is left when the generator has ended.
+    """The batches of those tickets, in order. No worker is left when the generator has ended.
 
-    name: of the data set, for errors. `view.dataset` is the data set itself.
+    Raises DataError, which names the image where that is known, if a worker dies, hangs or fails;
+    ResourceError if the system lacks something. `name` of the dataset is for errors.
     """
-    notes = WorkerStatus(workers)
+    status = WorkerStatus(workers)
     loader = DataLoader(
-        _TrackedDataset(view, notes) if workers else view,  # type: ignore[arg-type]
-        batch_sampler=tickets,
-        collate_fn=_pack_collate(collate, notes, view.dataset) if workers else collate,
+        _Batches(items, collate, status),
+        sampler=tickets,
+        batch_size=None,  # the dataset makes batches itself
+        collate_fn=_unchanged,
         num_workers=workers,
-        worker_init_fn=notes.begin,
+        worker_init_fn=status.register,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or it would draw from the one that the model uses
     )
     others = {*active_children()}
     try:
-        with _death_interrupts_nothing():
+        with _sigchld_handler_kept():
             iterator = iter(loader)
-    except Exception as error:  # what is not sent but inherited may be anything
-        _kill({*active_children()} - others)  # the first of several workers are there already
+    except Exception as error:  # pickling of a custom dataset raises anything
+        _kill({*active_children()} - others)  # the workers that have started
         _abandon_iterator(error)
-        shortage = _resource_hint(error)
-        what = shortage or f"{error}: use data.workers=0"
-        kind = ResourceError if shortage else DataError
-        told = kind(f"{name}: no loader workers can be started: {what}")
-        raise told from error.with_traceback(None)  # it holds their connections
-    processes = iterator._workers if workers else []  # type: ignore[attr-defined]
+        hint = _resource_hint(error)
+        text = f"{name}: loader workers cannot be started: {hint or f'{error}: use data.workers=0'}"
+        found = ResourceError(text) if hint else DataError(text)
+        raise found from error.with_traceback(None)  # it holds the workers' connections
+    processes = iterator._workers if workers else []  # type: ignore[attr-defined]  # torch has no public name for them
     try:
-        while (batch := _next(iterator, processes, notes, view, name)) is not None:
+        while (batch := _next(iterator, processes, status, items.dataset, name)) is not None:
             yield batch
     finally:
         del iterator  # which asks its workers to end, and waits for some seconds
@@ -167,7 +96,7 @@ def load_batches(
 
 
 @contextmanager
-def _death_interrupts_nothing() -> Iterator[None]:
+def _sigchld_handler_kept() -> Iterator[None]:
     """Undo what torch sets when it starts workers: a handler that raises when one of them dies, in
     the middle of anything, such as a save. Waiting for the next batch notices it too, within 5 s.
     """
@@ -181,151 +110,200 @@ def _death_interrupts_nothing() -> Iterator[None]:
 def _next(
     iterator: Iterator[Any],
     processes: Sequence[BaseProcess],
-    notes: WorkerStatus,
-    view: Any,
+    status: WorkerStatus,
+    dataset: Dataset,
     name: str,
 ) -> Batch | None:
     """The next batch; None at the end."""
     try:
         batch = next(iterator, None)
-        if isinstance(batch, PickledBatch):
-            batch = batch.open()
+        if isinstance(batch, PackedBatch):
+            return batch.unpack()
     except VisionkitError:
         raise
     except Exception as error:
-        died, shortage = (
-            _describe_dead_worker(processes, notes, view.dataset),
-            _resource_hint(error),
-        )
-        if not (died or shortage):
+        died, hint = _describe_dead_worker(processes, status, dataset), _resource_hint(error)
+        if not (died or hint):
             raise
-        _kill(processes)  # the others need not be waited for
-        told = DataError(f"{name}: {died}") if died else ResourceError(f"{name}: {shortage}")
-        raise told from error.with_traceback(None)  # it holds the iterator
+        _kill(processes)  # there is no need to wait for the others
+        found = DataError(f"{name}: {died}") if died else ResourceError(f"{name}: {hint}")
+        raise found from error.with_traceback(None)  # it holds the iterator
     if isinstance(batch, VisionkitError):
         _kill(processes)
         raise batch
-    return batch.unpack() if isinstance(batch, PackedBatch) else batch
+    return batch
 
 
 def image_name(dataset: Dataset, index: int) -> str:
-    """For errors: its index, its file and its id, as far as they are known."""
+    """The index, file and id of an image, as far as they are known, for errors."""
     known = []
-    with suppress(Exception):  # a fault here must not hide the one that is to be told
-        known.append(str(dataset.image_path(index)))  # type: ignore[attr-defined]
+    with suppress(Exception):  # a fault here must not hide the one to report
+        known.append(str(dataset.image_path(index)))  # type: ignore[attr-defined]  # optional
     with suppress(Exception):
-        known.append(f"id {dataset.image_ids[index]}")  # type: ignore[attr-defined]
+        known.append(f"id {dataset.image_ids[index]}")  # type: ignore[attr-defined]  # optional
     return f"image {index}" + (f" ({', '.join(known)})" if known else "")
 
 
 class WorkerStatus:
-    """For each worker its process id and the image that it is at: `~index` once it is ready."""
+    """The process id of each worker, and the image that it loads: `~index` after the batch."""
 
     def __init__(self, workers: int) -> None:
         self.table = torch.full((workers, 2), _NOTHING_YET)
         if workers:
             self.table.share_memory_()
-        self.batch: list[int] = []  # in a worker, the images of the batch that it is making
+        self.row: Any = None  # in a worker, its row of the table
 
-    def begin(self, worker: int) -> None:
+    def register(self, worker: int) -> None:
         """Called in each worker when it starts."""
         outlive_first_signal()
-        self._row = self.table[worker].numpy()
-        self._row[0] = os.getpid()
+        self.row = self.table[worker].numpy()
+        self.row[0] = os.getpid()
 
-    def at(self, index: int) -> None:
-        self._row[1] = index
-        self.batch.append(index)
+    def loading(self, index: int) -> None:
+        """The worker begins with that image; an alarm ends it if it hangs."""
+        self.row[1] = index
         end_in(HANG_SECONDS)
 
-    def ready(self) -> None:
-        """The batch is made."""
-        self._row[1] = ~self._row[1]
-        self.batch.clear()
+    def finished(self) -> None:
+        """The worker has made its batch."""
+        self.row[1] = ~self.row[1]
         end_in(0)
 
-    def of(self, process: BaseProcess) -> int:
-        """The note that this worker has left."""
+    def image_of(self, process: BaseProcess) -> int:
+        """The image that this worker loads, or `~index` after it."""
         return next((at for pid, at in self.table.tolist() if pid == process.pid), _NOTHING_YET)
 
 
-class _TrackedDataset(TorchDataset):
-    """A view as a worker reads it."""
-
-    def __init__(self, view: Any, notes: WorkerStatus) -> None:
-        self.view, self.notes = view, notes
-
-    def __len__(self) -> int:
-        return len(self.view)
-
-    def __getitem__(self, ticket: Ticket) -> Item:
-        self.notes.at(ticket[0])
-        return self.view[ticket]
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
-class _pack_collate:
-    """Makes the batch in the worker, one block of memory of it, and closes the parcel."""
+class _Batches(TorchDataset):
+    """The batch of a list of tickets, or the error of the first item that fails, as a value: torch
+    would wrap an exception. In a worker the batch is packed."""
 
-    def __init__(self, collate: Collate, notes: WorkerStatus, dataset: Dataset) -> None:
-        self.collate, self.notes, self.dataset = collate, notes, dataset
+    def __init__(self, items: ItemDataset, collate: Any, status: WorkerStatus) -> None:
+        self.items, self.collate, self.status = items, collate, status
 
-    def __call__(self, items: list[Item]) -> PickledBatch | VisionkitError:
-        batch = self.collate(items)
-        if isinstance(batch, VisionkitError):
-            sealed = batch if _can_be_sent(batch) else DataError(str(batch))
-        else:
-            sealed = self._sealed(batch)
-        self.notes.ready()
-        return sealed
-
-    def _sealed(self, batch: Batch) -> PickledBatch | VisionkitError:
+    def __getitem__(self, tickets: list[Ticket]) -> Batch | PackedBatch | VisionkitError:
+        in_worker = self.status.row is not None
         try:
-            return PickledBatch(bytes(ForkingPickler.dumps(pack(batch))))
-        except Exception as error:  # of a value's own methods too
-            for index, target in zip(self.notes.batch, batch.targets, strict=True):
+            items = []
+            for ticket in tickets:
+                if in_worker:
+                    self.status.loading(ticket[0])
+                items.append(self.items[ticket])
+            batch = self.collate(items)
+        except VisionkitError as error:
+            batch = error
+        if not in_worker:
+            return batch
+        sent = self._packed(batch, tickets)
+        self.status.finished()
+        return sent
+
+    def _packed(
+        self, batch: Batch | VisionkitError, tickets: list[Ticket]
+    ) -> PackedBatch | VisionkitError:
+        if isinstance(batch, VisionkitError):
+            return batch if _can_be_sent(batch) else DataError(str(batch))
+        try:
+            return pack(batch)
+        except Exception as error:  # values of custom targets may have methods that fail
+            for (index, _), target in zip(tickets, batch.targets, strict=True):
                 for key, value in target.items():
-                    if not isinstance(value, torch.Tensor) and not _can_be_sent(value):
+                    if not isinstance(value, Tensor) and not _can_be_sent(value):
                         return DataError(
-                            f"{image_name(self.dataset, index)}: its {key!r} is a "
-                            f"{type(value).__name__}, which cannot be sent from a loader worker: "
-                            "make it a tensor, or use data.workers=0"
+                            f"{image_name(self.items.dataset, index)}: its {key!r} is of type "
+                            f"{type(value).__name__}, which a loader worker cannot send: make it a "
+                            "tensor, or use data.workers=0"
                         )
-            if shortage := _resource_hint(error):
-                return ResourceError(shortage)
-            return DataError(f"a batch cannot be sent from its worker: {error}")
+            if hint := _resource_hint(error):
+                return ResourceError(hint)
+            return DataError(f"a worker cannot send its batch: {error}")
 
 
-class PickledBatch(NamedTuple):
-    """A parcel in the form in which processes send it. If torch were left to it, a fault there
-    would lose the batch in silence: the training process would wait for ever."""
+class TensorSpec(NamedTuple):
+    """The place of a tensor in the block of a packed batch, in bytes, and its layout."""
 
-    content: bytes
+    begin: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
-    def open(self) -> PackedBatch:
-        return ForkingPickler.loads(self.content)
+    def view(self, block: Tensor) -> Tensor:
+        begin = self.begin // self.dtype.itemsize
+        return block.view(self.dtype).as_strided(self.shape, self.stride, begin)
 
-    def pin_memory(self) -> PackedBatch:
-        return self.open().pin_memory()
+
+@dataclass
+class PackedBatch:
+    """A batch as a worker sends it: pickled, with all tensors in one block of shared memory.
+
+    Were torch to pickle it, an error there would lose the batch without a word, and the training
+    process would wait for it forever.
+    """
+
+    content: bytes  # the block (bytes,) uint8, the images, the targets; specs for tensors
+
+    def unpack(self, pin: bool = False) -> Batch:
+        """The batch; its tensors are views of the block."""
+        block, images, targets = ForkingPickler.loads(self.content)
+        if pin:
+            block = block.pin_memory()
+        return Batch(
+            images.view(block),
+            [
+                {k: v.view(block) if isinstance(v, TensorSpec) else v for k, v in t.items()}  # type: ignore[misc]  # keys are those of a Target
+                for t in targets
+            ],
+        )
+
+    def pin_memory(self) -> Batch:
+        """Called by torch's loader where there is a GPU."""
+        return self.unpack(pin=True)
+
+
+def pack(batch: Batch) -> PackedBatch:
+    """Copy the tensors of a batch into one block."""
+    values = [value for target in batch.targets for value in target.values()]
+    tensors = [batch.images, *(value for value in values if isinstance(value, Tensor))]
+    specs, size = [], 0
+    for tensor in tensors:
+        stride = torch.empty_like(tensor, device="meta").stride()  # dense, in the same order
+        specs.append(TensorSpec(size, tensor.dtype, tuple(tensor.shape), stride))
+        length = math.prod(tensor.shape) * tensor.element_size()
+        size += -(-length // ALIGNMENT) * ALIGNMENT
+    block = torch.empty(size, dtype=torch.uint8).share_memory_()
+    for spec, tensor in zip(specs, tensors, strict=True):
+        spec.view(block).copy_(tensor)
+    images, *rest = specs
+    places = iter(rest)
+    targets = [
+        {key: next(places) if isinstance(value, Tensor) else value for key, value in t.items()}
+        for t in batch.targets
+    ]
+    return PackedBatch(bytes(ForkingPickler.dumps((block, images, targets))))
 
 
 def _can_be_sent(value: Any) -> bool:
     try:
         ForkingPickler.loads(ForkingPickler.dumps(value))
-    except Exception:  # an object's own methods are called, which raise anything
+    except Exception:  # the object's own methods are called, which raise anything
         return False
     return True
 
 
 def _describe_dead_worker(
-    processes: Sequence[BaseProcess], notes: WorkerStatus, dataset: Dataset
+    processes: Sequence[BaseProcess], status: WorkerStatus, dataset: Dataset
 ) -> str | None:
-    """What became of the first worker that is dead, and over which image."""
+    """What happened to the first dead worker, and at which image."""
     if processes:
         wait([p.sentinel for p in processes], timeout=1)  # its connections end before it does
     dead = next((p for p in processes if p.exitcode is not None), None)
     if dead is None:
         return None
-    at = notes.of(dead)
+    at = status.image_of(dead)
     if at == _NOTHING_YET:
         place = "before its first image"
     else:
@@ -340,40 +318,41 @@ def _cause(exit_code: int) -> str:
         return f"exited with code {exit_code}"
     if name == "SIGALRM":
         return (
-            f"did not get on for {HANG_SECONDS} s: storage that does not answer, or code that "
+            f"made no progress for {HANG_SECONDS} s: storage that does not answer, or code that "
             "hangs; data.workers=0 shows where"
         )
     if name == "SIGKILL":
-        return f"was killed (SIGKILL), as systems do that run out of memory: {_FEWER}"
+        return f"was killed (SIGKILL), probably because the system ran out of memory: {_FEWER}"
     if name == "SIGBUS":
-        return f"bus error (SIGBUS): {_NO_ROOM}"
+        return f"bus error (SIGBUS): {_SHM_FULL}"
     if name in ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL"):
         return (
-            f"ended by {name}, which native code raises on data that it cannot bear: try that "
+            f"ended by {name}, which native code raises on data that it cannot handle: try that "
             "image alone, replace or remove it"
         )
     return f"ended by {name}"
 
 
 def _resource_hint(error: BaseException) -> str | None:
-    """What torch says when the system has no more of something, and what to do."""
+    """The text of an error of torch that means the system lacks something, and what to do."""
     text = (str(error).strip().splitlines() or [""])[-1]  # the others may be a worker's traceback
-    remedy = None
+    hint = None
     if isinstance(error, (EOFError, ConnectionError)):
-        text = f"a batch was lost between a worker and here ({error!r})"
+        text = f"a batch was lost between a worker and this process ({error!r})"
     if "Too many open files" in text or "ancdata" in text or "was lost" in text:
-        remedy = "allow more open files with `ulimit -n 65536`, or use fewer data.workers"
+        hint = "allow more open files with `ulimit -n 65536`, or use fewer data.workers"
     elif "shared memory" in text or "</torch_" in text:
-        remedy = _NO_ROOM
+        hint = _SHM_FULL
     elif "Cannot allocate memory" in text:
-        remedy = _FEWER
-    return remedy and f"{text}: {remedy}"
+        hint = _FEWER
+    return hint and f"{text}: {hint}"
 
 
 def _abandon_iterator(error: Exception) -> None:
-    """Or torch ends what has not begun, with a traceback of its own."""
+    """Keep torch from shutting down workers that never started, which prints a traceback."""
     for frame, _ in walk_tb(error.__traceback__):
-        if hasattr(begun := frame.f_locals.get("self"), "_shutdown"):
+        begun: Any = frame.f_locals.get("self")
+        if hasattr(begun, "_shutdown"):
             begun._shutdown = True
 
 
