@@ -20,7 +20,7 @@ from arguments import count, start
 from torch import Tensor
 from torchvision.ops import MultiScaleRoIAlign
 
-from visionkit.ops.roi_align import roi_align
+from visionkit.ops.roi_align import flatten_boxes, roi_align
 
 STRIDES, SIZE, IMAGES = [4, 8, 16, 32], 320, 2
 
@@ -48,7 +48,7 @@ def torchvision_pool(features: list[Tensor], boxes: list[Tensor]) -> Tensor:
 
 
 def our_pool(features: list[Tensor], boxes: list[Tensor]) -> Tensor:
-    return roi_align(features, boxes, STRIDES, 7, 2)
+    return roi_align(features, *flatten_boxes(boxes), STRIDES, 7, 2)
 
 
 def run(

@@ -9,7 +9,7 @@ from visionkit.data.loading.source import collate
 from visionkit.distributed.losses import loss_values
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
-from visionkit.models.heads.rcnn.roi_heads import believed
+from visionkit.models.heads.rcnn.roi_heads import marginal_targets
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
 from visionkit.ops.losses import marginal_cross_entropy
@@ -105,15 +105,15 @@ def test_a_region_is_background_unless_an_unlabeled_class_is_more_probable():
     logits = torch.tensor([[1.0, 9, 0, 0], [1.0, 9, 2, 0], [1.0, 9, 0, 1.5], [5.0, 0, 0, 0]])
     expected = possible.clone()
     expected[0, 2:] = False
-    assert torch.equal(believed(logits, possible), expected)
+    assert torch.equal(marginal_targets(logits, possible), expected)
 
 
-def test_background_that_looks_like_an_object_is_not_drawn_where_it_is_unsure():
+def test_background_that_looks_like_an_object_is_not_sampled_where_it_is_ignored():
     sampler = MatcherSampler(0.5, 0.5, best_for_each=False, batch_size=8, positive_fraction=0.5)
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]])
     objects = GroundTruth(boxes[:1], torch.zeros(1).long(), boxes[:0], None)
-    unsure = torch.tensor([True, True, False])
-    _, positive, negative = sampler(boxes, objects, unsure)
+    ignored = torch.tensor([True, True, False])
+    _, positive, negative = sampler(boxes, objects, ignored)
     assert positive.tolist() == [0] and negative.tolist() == [2]
     _, _, negative = sampler(boxes, objects)
     assert sorted(negative.tolist()) == [1, 2]

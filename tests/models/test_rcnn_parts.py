@@ -15,7 +15,7 @@ from visionkit.models.heads.rcnn.matching import (
     IGNORED,
     GroundTruth,
     MatcherSampler,
-    objects_of,
+    ground_truth_of,
 )
 from visionkit.models.heads.rcnn.roi_heads import encode_masks, encode_patch, mask_targets, paste
 from visionkit.models.heads.rcnn.rpn import AnchorGenerator
@@ -35,7 +35,7 @@ def objects(boxes, crowds=()):
 def test_anchors_by_hand():
     anchors = AnchorGenerator(LEVELS, None, [0.25, 1.0])
     cells = [torch.zeros(1, 8, 2, 3), torch.zeros(1, 8, 1, 2)]
-    result = anchors(cells, (16, 24))
+    result = anchors(cells)  # of an image of 16 x 24
     assert result.shape == (2 * (6 + 2), 4)
     assert result[0].tolist() == [-64, -16, 64, 16]  # size 8 * 8, height / width = 1/4
     assert result[1].tolist() == [-32, -32, 32, 32]
@@ -66,8 +66,8 @@ def match_naively(sampler, boxes, objects):
         known = best >= sampler.fg_iou
         if sampler.best_for_each:
             known |= any(0 < row[m] == iou[:, m].max() for m in range(len(row)))
-        unsure = IGNORED if best >= sampler.bg_iou else BACKGROUND
-        matched.append(int(row.argmax()) if known else unsure)
+        otherwise = IGNORED if best >= sampler.bg_iou else BACKGROUND
+        matched.append(int(row.argmax()) if known else otherwise)
     return matched
 
 
@@ -105,13 +105,13 @@ def test_crowds_are_not_objects():
         "masks": torch.rand(2, 64, 64) > 0.5,
         "iscrowd": torch.tensor([True, False]),
     }
-    truth = objects_of(target)
+    truth = ground_truth_of(target)
     assert truth.boxes.equal(target["boxes"][1:])
     assert truth.labels.tolist() == [1]
     assert truth.crowds.equal(target["boxes"][:1])
     assert truth.masks.equal(target["masks"][1:])
     target["iscrowd"][:] = False
-    assert len(objects_of(target).boxes) == 2
+    assert len(ground_truth_of(target).boxes) == 2
 
 
 def test_sampling_counts_and_randomness():

@@ -59,9 +59,11 @@ def setting(name):
     """torchvision's model with lively random weights, our head with the same, and features."""
     torch.manual_seed(1)
     build = getattr(tv, name)
-    head_class, levels, arguments, their_knobs = MODELS[name]
+    head_class, levels, arguments, their_arguments = MODELS[name]
     classes = NUM_CLASSES + 1
-    theirs = build(weights=None, weights_backbone=None, num_classes=classes, **their_knobs).eval()
+    theirs = build(
+        weights=None, weights_backbone=None, num_classes=classes, **their_arguments
+    ).eval()
     ours = head_class(levels, CLASSES, **arguments).eval()
     with torch.no_grad():
         features = theirs.backbone(torch.randn(len(SIZES), 3, *PADDED))
@@ -140,9 +142,10 @@ def check_masks(rles, probs, size):
 def test_same_proposals_within_each_image(name):
     theirs, ours, features = setting(name)
     expected, _ = theirs.rpn(image_list(), features)
-    candidates = ours.rpn(features, PADDED)
-    proposals = ours.rpn.propose(candidates, SIZES, ours.rpn.test_counts)
-    for mine, other, (h, w) in zip(proposals, expected, SIZES, strict=True):
+    proposals, counts = ours.rpn.propose(ours.rpn(features), torch.tensor(SIZES), ours.rpn.test_top)
+    for found, count, other, (h, w) in zip(proposals, counts, expected, SIZES, strict=True):
+        mine = found[:count]
+        assert not found[count:].any()
         torch.testing.assert_close(mine, other, atol=1e-4, rtol=1e-5)
         assert mine[:, 2].max() == w
         assert mine[:, 3].max() == h

@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import MultiScaleRoIAlign
 
 from visionkit.ops import roi_align as module
-from visionkit.ops.roi_align import pyramid_level, roi_align
+from visionkit.ops.roi_align import flatten_boxes, pyramid_level, roi_align
 
 STRIDES = [4, 8, 16, 32]
 
@@ -38,7 +38,7 @@ def torchvision_align(features, boxes, output_size, sampling_ratio):
 def test_equals_torchvision_forward_and_backward(output_size, sampling_ratio):
     features = pyramid()
     boxes = [random_boxes(60), random_boxes(30)]
-    ours = roi_align(features, boxes, STRIDES, output_size, sampling_ratio)
+    ours = roi_align(features, *flatten_boxes(boxes), STRIDES, output_size, sampling_ratio)
     theirs = torchvision_align(features, boxes, output_size, sampling_ratio)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
     upstream = torch.randn_like(theirs)
@@ -59,7 +59,7 @@ def test_boxes_outside_the_image_and_without_extent():
             [0.0, 0, 640, 512],
         ]
     )
-    ours = roi_align(features, [boxes, boxes[:0]], STRIDES, 7)
+    ours = roi_align(features, *flatten_boxes([boxes, boxes[:0]]), STRIDES, 7)
     torch.testing.assert_close(
         ours, torchvision_align(features, [boxes, boxes[:0]], 7, 2), atol=1e-5, rtol=0
     )
@@ -68,7 +68,7 @@ def test_boxes_outside_the_image_and_without_extent():
 
 def test_no_boxes_at_all_is_empty_and_keeps_the_graph():
     features = pyramid()
-    pooled = roi_align(features, [torch.zeros(0, 4), torch.zeros(0, 4)], STRIDES, 7)
+    pooled = roi_align(features, *flatten_boxes([torch.zeros(0, 4), torch.zeros(0, 4)]), STRIDES, 7)
     assert pooled.shape == (0, 5, 7, 7)
     pooled.sum().backward()
     assert not features[0].grad.any()
@@ -90,12 +90,12 @@ def test_bfloat16_features_give_bfloat16_and_gradients_summed_in_float32():
     features = pyramid(channels=8)
     half = [f.detach().bfloat16().requires_grad_() for f in features]
     boxes = [random_boxes(300), random_boxes(300)]
-    pooled = roi_align(half, boxes, STRIDES, 7)
+    pooled = roi_align(half, *flatten_boxes(boxes), STRIDES, 7)
     assert pooled.dtype == torch.bfloat16
-    exact = roi_align(features, boxes, STRIDES, 7)
+    exact = roi_align(features, *flatten_boxes(boxes), STRIDES, 7)
     torch.testing.assert_close(pooled.float(), exact, atol=0.05, rtol=0.02)
     with torch.no_grad():
-        inferred = roi_align(half, boxes, STRIDES, 7)
+        inferred = roi_align(half, *flatten_boxes(boxes), STRIDES, 7)
     assert inferred.dtype == torch.bfloat16
     torch.testing.assert_close(inferred.float(), exact, atol=0.05, rtol=0.02)
     half_grads = torch.autograd.grad(pooled.sum(), half)
@@ -103,6 +103,16 @@ def test_bfloat16_features_give_bfloat16_and_gradients_summed_in_float32():
     for ours, reference in zip(half_grads, grads, strict=True):
         assert ours.dtype == torch.bfloat16
         torch.testing.assert_close(ours.float(), reference, atol=0.02, rtol=0.01)
+
+
+def test_boxes_of_images_are_flattened_in_order():
+    boxes = torch.rand(3, 2, 4)
+    merged, image = flatten_boxes([boxes[0], boxes[1, :0], boxes[2]])
+    assert merged.equal(boxes[[0, 2]].flatten(0, 1))
+    assert image.tolist() == [0, 0, 2, 2]
+    merged, image = flatten_boxes(boxes)
+    assert merged.equal(boxes.flatten(0, 1))
+    assert image.tolist() == [0, 0, 1, 1, 2, 2]
 
 
 def squares(*sides):

@@ -28,15 +28,13 @@ def suppress(
     Returns `boxes` (B, M, 4), `scores` and `labels` (B, M), with M = min(N, count), and `count`
     (B,) int64, the detections of each image. The rows behind them are zero.
     """
-    keep = nms(boxes, scores, None if among == "all" else labels, iou)
-    # Stable: of equal scores the first stays first, as in torchvision.
-    scores, order = scores.masked_fill(~keep, -1).sort(descending=True, stable=True)
-    scores, order = scores[:, :count], order[:, :count]
-    padding = scores < 0
+    order = nms(boxes, scores, None if among == "all" else labels, iou, count)
+    padding = order < 0
+    order = order.clamp(min=0)
     boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
     return {
         "boxes": boxes.masked_fill(padding[:, :, None], 0),
-        "scores": scores.masked_fill(padding, 0),
+        "scores": scores.gather(1, order).masked_fill(padding, 0),
         "labels": labels.gather(1, order).masked_fill(padding, 0),
         "count": (~padding).sum(1),
     }
@@ -44,20 +42,23 @@ def suppress(
 
 # One operator to torch.export, since a loop over images would fix the size of the batch.
 @torch.library.custom_op("visionkit::nms", mutates_args=())
-def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou: float) -> Tensor:
-    """Which boxes (B, N, 4) stay: (B, N) bool. Only those of one group suppress each other."""
-    keep = torch.zeros_like(scores, dtype=torch.bool)
+def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou: float, count: int) -> Tensor:
+    """Indices (B, M) of the boxes (B, N, 4) that stay, best first; -1 behind them.
+
+    Only boxes of one group (B, N) suppress each other; without groups all do.
+    """
+    order = torch.full_like(scores[:, :count], -1, dtype=torch.int64)
     for image in range(len(boxes)):
         candidates = torch.where(scores[image] >= 0)[0]
         own_boxes, own_scores = boxes[image, candidates], scores[image, candidates]
         if groups is None:
-            best = torchvision_nms(own_boxes, own_scores, iou)
+            best = torchvision_nms(own_boxes, own_scores, iou)[:count]
         else:
-            best = batched_nms(own_boxes, own_scores, groups[image, candidates], iou)
-        keep[image, candidates[best]] = True
-    return keep
+            best = batched_nms(own_boxes, own_scores, groups[image, candidates], iou)[:count]
+        order[image, : len(best)] = candidates[best]
+    return order
 
 
 @nms.register_fake
-def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou: float) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.bool)
+def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou: float, count: int) -> Tensor:
+    return torch.empty_like(scores[:, :count], dtype=torch.int64)

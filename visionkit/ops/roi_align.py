@@ -2,7 +2,7 @@
 
 On a CPU, torchvision's operator runs its backward on one thread and reads memory across channels.
 Here every output bin is a weighted sum of feature cells, each a row of channels: one embedding bag
-for all boxes, levels and images, equal to 1e-5 and many times faster; see `bags`.
+for all boxes, levels and images, equal to 1e-5 and many times faster.
 """
 
 from __future__ import annotations
@@ -20,76 +20,39 @@ from torch.autograd.function import once_differentiable
 
 from visionkit.ops.boxes import area
 
-# --- Weighted sums over rows of a table, on a CPU: embedding bags with a fast backward.
-
-
-def weighted_sums(table: Tensor, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-    """Sums (B, C) of rows of `table` (T, C), in its dtype; added up in float32.
-
-    `rows` (N,) int64 and their `weights` (N,) stand bag by bag; `counts` (B,) int64 says how many
-    each bag has. Gradients reach the table only.
-    """
-    return _WeightedSums.apply(table, rows, weights.to(table.dtype), counts)
-
-
-class _WeightedSums(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, weights, counts)
-        ctx.num_rows = len(table)
-        return _sums(table, rows, weights, counts)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weights, counts = ctx.saved_tensors
-        order = _stable_order(rows)
-        bags = torch.repeat_interleave(counts)[order]
-        per_row = torch.bincount(rows, minlength=ctx.num_rows)
-        return _sums(gradient.contiguous(), bags, weights[order], per_row), None, None, None
-
-
-def _sums(table: Tensor, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-    if not len(rows):
-        return table.new_zeros(len(counts), table.shape[1])
-    starts = counts.cumsum(0) - counts
-    return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
-
-
-def _stable_order(rows: Tensor) -> Tensor:
-    """The order (N,) that sorts non-negative `rows` (N,) int64, equal ones as they are.
-
-    numpy sorts 16-bit numbers by radix, several times faster than torch sorts any.
-    """
-    keys = rows.numpy()
-    order = np.argsort(keys.astype(np.uint16), kind="stable")
-    if len(keys) and keys.max() >= 2**16:
-        high = (keys >> 16).astype(np.uint16)  # enough for 2**32 rows
-        order = order[np.argsort(high[order], kind="stable")]
-    return torch.from_numpy(order)
-
 
 def roi_align(
     features: Sequence[Tensor],
-    boxes: Sequence[Tensor],
+    boxes: Tensor,
+    image: Tensor,
     strides: Sequence[int],
     output_size: int,
     sampling_ratio: int = 2,
 ) -> Tensor:
-    """Features of each box on a grid: (R, C, P, P), R boxes in the order of images.
+    """Features of each box on a grid: (R, C, P, P).
 
     `features`: a map (B, C, h, w) for each level, fine to coarse, each with its stride in
-    `strides`; a box is read from the level that suits its size. `boxes`: (N, 4) for each image, in
-    input pixels. `sampling_ratio`: samples per bin and direction, at least 1. The result has the
-    features' dtype; gradients reach the features only, and are summed in float32.
+    `strides`; a box is read from the level that suits its size. `boxes` (R, 4) in input pixels,
+    each of the image with the index in `image` (R,). `sampling_ratio`: samples per bin and
+    direction, at least 1. The result has the features' dtype; gradients reach the features only,
+    and are summed in float32.
     """
-    merged = torch.cat(list(boxes)).detach().float()
+    boxes = boxes.detach().float()
+    level = pyramid_level(boxes, strides)
+    bags = features[0].device.type == "cpu" and not torch.compiler.is_compiling()
+    pool = _pool_bags if bags else _pool_by_level
+    return pool(features, boxes, image, level, strides, output_size, sampling_ratio)
+
+
+def flatten_boxes(boxes: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (R, 4) of all images, and the index (R,) of the image of each, from the boxes (N, 4)
+    of each image or a tensor (B, N, 4)."""
+    if isinstance(boxes, Tensor):
+        image = torch.arange(boxes.shape[0], device=boxes.device)
+        return boxes.flatten(0, 1), image.repeat_interleave(boxes.shape[1])
+    merged = torch.cat(list(boxes))
     counts = torch.tensor([len(b) for b in boxes], device=merged.device)
-    image = torch.repeat_interleave(counts)
-    level = pyramid_level(merged, strides)
-    on_cpu = features[0].device.type == "cpu"
-    pool = _pool_bags if on_cpu else _pool_by_level
-    return pool(features, merged, image, level, strides, output_size, sampling_ratio)
+    return merged, torch.repeat_interleave(counts)
 
 
 def pyramid_level(
@@ -121,9 +84,9 @@ def _pool_by_level(
     output_size: int,
     sampling_ratio: int,
 ) -> Tensor:
-    """With torchvision's operator, which has fast kernels for GPUs (but not in bfloat16)."""
+    """With torchvision's operator: it has fast kernels for GPUs (not in bfloat16), and exports."""
     channels = features[0].shape[1]
-    pooled = boxes.new_zeros(len(boxes), channels, output_size, output_size)
+    pooled = boxes.new_zeros(boxes.shape[0], channels, output_size, output_size)
     rois = torch.cat([image[:, None].to(boxes.dtype), boxes], dim=1)
     for index, (cells, stride) in enumerate(zip(features, strides, strict=True)):
         here = torch.where(level == index)[0]
@@ -215,3 +178,49 @@ def _merged(cells: Tensor, weights: Tensor) -> Tensor:
             merged[earlier] = merged[earlier] + moved
             merged[later] = merged[later] - moved
     return torch.stack(merged, dim=2)
+
+
+def weighted_sums(table: Tensor, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    """Sums (B, C) of rows of `table` (T, C), in its dtype; added up in float32.
+
+    `rows` (N,) int64 and their `weights` (N,) stand bag by bag; `counts` (B,) int64 says how many
+    each bag has. Gradients reach the table only.
+    """
+    return _WeightedSums.apply(table, rows, weights.to(table.dtype), counts)
+
+
+class _WeightedSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights, counts)
+        ctx.num_rows = len(table)
+        return _sums(table, rows, weights, counts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weights, counts = ctx.saved_tensors
+        order = _stable_order(rows)
+        bags = torch.repeat_interleave(counts)[order]
+        per_row = torch.bincount(rows, minlength=ctx.num_rows)
+        return _sums(gradient.contiguous(), bags, weights[order], per_row), None, None, None
+
+
+def _sums(table: Tensor, rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
+    if not len(rows):
+        return table.new_zeros(len(counts), table.shape[1])
+    starts = counts.cumsum(0) - counts
+    return F.embedding_bag(rows, table, starts, mode="sum", per_sample_weights=weights)
+
+
+def _stable_order(rows: Tensor) -> Tensor:
+    """The order (N,) that sorts non-negative `rows` (N,) int64, equal ones as they are.
+
+    numpy sorts 16-bit numbers by radix, several times faster than torch sorts any.
+    """
+    keys = rows.numpy()
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    if len(keys) and keys.max() >= 2**16:
+        high = (keys >> 16).astype(np.uint16)  # enough for 2**32 rows
+        order = order[np.argsort(high[order], kind="stable")]
+    return torch.from_numpy(order)

@@ -15,6 +15,7 @@ from visionkit.metrics.attributes import AttributeAccuracy
 from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler
 from visionkit.ops.boxes import clip
 from visionkit.ops.layers import noise_of
+from visionkit.ops.roi_align import flatten_boxes
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Target
 
 
@@ -70,7 +71,7 @@ class Attributes(Head):
 
     def forward(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
         """Logits (R, A) in float32 of the boxes (N, 4) of each image, in input pixels."""
-        return self.linear(self.region_head(self.pool(features, boxes))).float()
+        return self.linear(self.region_head(self.pool(features, *flatten_boxes(boxes)))).float()
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         device = features[self.pool.names[0]].device

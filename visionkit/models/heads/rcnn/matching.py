@@ -1,4 +1,4 @@
-"""Which box is meant for which object, and the choice of boxes to learn from."""
+"""Matches boxes to objects, and samples the boxes to learn from."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class GroundTruth(NamedTuple):
     crowds: Tensor  # (C, 4)
     masks: Tensor | None  # (M, h, w) bool
     labeled: Tensor | None = None  # (K,) bool; None: all classes
-    noise: torch.Generator | None = None  # what is drawn at random for it; None: torch's own
+    noise: torch.Generator | None = None  # for the random sampling in it; None: torch's default
 
     @property
     def partially_labeled(self) -> bool:
-        """Whether there may be objects of which nothing is known."""
+        """Whether there may be objects without a label."""
         return self.labeled is not None and not bool(self.labeled.all())
 
 
-def objects_of(target: Target) -> GroundTruth:
+def ground_truth_of(target: Target) -> GroundTruth:
     boxes, labels, masks = target["boxes"], target["labels"], target.get("masks")
     labeled, noise = target.get("labeled"), noise_of(target, boxes.device)
     crowd = target.get("iscrowd")
@@ -42,6 +42,68 @@ def objects_of(target: Target) -> GroundTruth:
     single = ~crowd
     single_masks = None if masks is None else masks[single]
     return GroundTruth(boxes[single], labels[single], boxes[crowd], single_masks, labeled, noise)
+
+
+@dataclass(frozen=True)
+class MatcherSampler:
+    """Matches boxes to objects and samples a few of them for the loss (Ren et al. 2015).
+
+    fg_iou: a box that overlaps an object by at least this is positive.
+    bg_iou: a box that overlaps every object by less is background. The boxes between are ignored,
+        as is background that lies by more than half in a crowd region.
+    best_for_each: whether the boxes that overlap an object most are positive however small the
+        overlap is (for the object that they overlap most, if that is another).
+    batch_size, positive_fraction: boxes to sample per image; largest share of positives.
+    """
+
+    fg_iou: float
+    bg_iou: float
+    best_for_each: bool
+    batch_size: int
+    positive_fraction: float
+
+    def __post_init__(self) -> None:
+        if self.bg_iou > self.fg_iou:
+            raise ConfigError(f"bg_iou ({self.bg_iou}) must not exceed fg_iou ({self.fg_iou})")
+
+    def __call__(
+        self, boxes: Tensor, truth: GroundTruth, ignored: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The matches of all boxes (N, 4), and the indices of the sampled positives and negatives.
+
+        Background that `ignored` (N,) bool marks is not sampled.
+        """
+        matched = self.match(boxes, truth)
+        if ignored is not None:
+            matched[ignored & (matched == BACKGROUND)] = IGNORED
+        positive = torch.where(matched >= 0)[0]
+        negative = torch.where(matched == BACKGROUND)[0]
+        most = int(self.batch_size * self.positive_fraction)
+        positive = _sample(positive, most, truth.noise)
+        negative = _sample(negative, self.batch_size - len(positive), truth.noise)
+        return matched, positive, negative
+
+    def match(self, boxes: Tensor, truth: GroundTruth) -> Tensor:
+        """For each box (N, 4) the index of its object, BACKGROUND or IGNORED: (N,) int64."""
+        matched = torch.full((len(boxes),), BACKGROUND, device=boxes.device)
+        if len(truth.boxes):
+            iou_MN = box_iou(truth.boxes, boxes)
+            iou, nearest = iou_MN.max(0)
+            matched[iou >= self.bg_iou] = IGNORED
+            positive = iou >= self.fg_iou
+            if self.best_for_each:
+                best = iou_MN.amax(1, keepdim=True)
+                positive |= ((iou_MN == best) & (best > 0)).any(0)
+            matched = torch.where(positive, nearest, matched)
+        if len(truth.crowds):
+            in_crowd = box_ioa(boxes, truth.crowds).amax(1) > 0.5
+            matched[in_crowd & (matched == BACKGROUND)] = IGNORED
+        return matched
+
+
+def _sample(indices: Tensor, count: int, noise: torch.Generator | None) -> Tensor:
+    order = torch.randperm(len(indices), device=indices.device, generator=noise)
+    return indices[order[:count]]
 
 
 def labeled(
@@ -63,67 +125,3 @@ def zero_losses(
     """Zeros with a gradient of zero for the features and for each parameter of the head."""
     zero = sum(tensor.sum() * 0.0 for tensor in [*features.values(), *head.parameters()])
     return {term: Loss(zero, zero.new_zeros(())) for term in terms}
-
-
-@dataclass(frozen=True)
-class MatcherSampler:
-    """Matches boxes to objects and draws a few of them for the loss (Ren et al. 2015).
-
-    fg_iou: a box that overlaps an object at least so much belongs to it.
-    bg_iou: one that overlaps every object less is background; those between are ignored, and so
-        is background that lies by more than half in a crowd region.
-    best_for_each: whether the boxes that overlap an object most belong to it however little that
-        is (to the object that they overlap most, if that is another).
-    batch_size, positive_fraction: boxes to draw per image, and how many at most are positive.
-    """
-
-    fg_iou: float
-    bg_iou: float
-    best_for_each: bool
-    batch_size: int
-    positive_fraction: float
-
-    def __post_init__(self) -> None:
-        if self.bg_iou > self.fg_iou:
-            raise ConfigError(
-                f"bg_iou is {self.bg_iou} and fg_iou {self.fg_iou}: bg_iou must not be greater"
-            )
-
-    def match(self, boxes: Tensor, objects: GroundTruth) -> Tensor:
-        """For each box (N, 4) the index of its object, BACKGROUND or IGNORED: (N,) int64."""
-        matched = torch.full((len(boxes),), BACKGROUND, device=boxes.device)
-        if len(objects.boxes):
-            iou_MN = box_iou(objects.boxes, boxes)
-            iou, nearest = iou_MN.max(0)
-            matched[iou >= self.bg_iou] = IGNORED
-            belongs = iou >= self.fg_iou
-            if self.best_for_each:
-                best = iou_MN.amax(1, keepdim=True)
-                belongs |= ((iou_MN == best) & (best > 0)).any(0)
-            matched = torch.where(belongs, nearest, matched)
-        if len(objects.crowds):
-            in_crowd = box_ioa(boxes, objects.crowds).amax(1) > 0.5
-            matched[in_crowd & (matched == BACKGROUND)] = IGNORED
-        return matched
-
-    def __call__(
-        self, boxes: Tensor, objects: GroundTruth, unsure: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The matching of all boxes, and indices of the drawn positives and of the negatives.
-
-        Background that `unsure` (N,) bool marks is ignored.
-        """
-        matched = self.match(boxes, objects)
-        if unsure is not None:
-            matched[unsure & (matched == BACKGROUND)] = IGNORED
-        positive = torch.where(matched >= 0)[0]
-        negative = torch.where(matched == BACKGROUND)[0]
-        most = int(self.batch_size * self.positive_fraction)
-        positive = _draw(positive, most, objects.noise)
-        negative = _draw(negative, self.batch_size - len(positive), objects.noise)
-        return matched, positive, negative
-
-
-def _draw(indices: Tensor, count: int, noise: torch.Generator | None) -> Tensor:
-    order = torch.randperm(len(indices), device=indices.device, generator=noise)
-    return indices[order[:count]]

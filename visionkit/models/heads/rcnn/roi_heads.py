@@ -1,4 +1,7 @@
-"""The second stage: which class a proposed region shows, and its exact box (Girshick 2015)."""
+"""The second stage: which class a proposed region shows, its exact box, and its mask.
+
+Boxes as in Girshick 2015, masks as in He et al. 2017.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,277 @@ import torch
 import torch.nn.functional as F
 from pycocotools import mask as coco_mask
 from torch import Tensor, nn
-from torchvision.ops import batched_nms
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from visionkit.errors import ConfigError
 from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
 from visionkit.ops.boxes import clip, decode, encode
 from visionkit.ops.losses import marginal_cross_entropy
-from visionkit.ops.roi_align import roi_align
+from visionkit.ops.nms import Among, suppress
+from visionkit.ops.roi_align import flatten_boxes, roi_align
 from visionkit.types import Level, Loss
 
-# --- The mask branch: for each region a small image of its object's shape (He et al. 2017).
+OFFSET_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # makes the offsets' spread about 1
+MIN_EXTENT = 1e-2  # pixels; detections that are thinner than that are dropped
+CANDIDATES = 4  # detections per proposal, on average, that enter non-maximum suppression
+COARSEST = 32  # input pixels per cell; coarser levels serve large anchors, not details
+MASK_THRESHOLD = 0.5  # a pixel is part of the object from this probability
 
-THRESHOLD = 0.5  # a pixel is part of the object from this probability
+
+class RoIHeads(nn.Module):
+    """Learns from sampled proposals; turns proposals into detections.
+
+    hidden: width of the box head; by default 4 times the pool's channels.
+    score_threshold: the least probability of a class for a detection.
+    nms_iou, nms: of two detections that overlap more than that, the worse goes: those of one
+        `class`, or `all`.
+    max_detections: most detections per image, over all classes.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        pool: RoIPooler,
+        sampler: MatcherSampler,
+        *,
+        hidden: int | None,
+        score_threshold: float,
+        nms_iou: float,
+        nms: Among,
+        max_detections: int,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.pool = pool
+        self.sampler = sampler
+        hidden = hidden or 4 * pool.channels
+        self.box_head = BoxHead(pool.channels, pool.size, hidden)
+        self.box_predictor = BoxPredictor(hidden, num_classes)
+        self.score_threshold = score_threshold
+        self.nms_iou, self.nms = nms_iou, nms
+        self.max_detections = max_detections
+
+    def forward(
+        self, features: dict[str, Tensor], boxes: Tensor, image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Class logits (R, K + 1) and offsets (R, K + 1, 4) of boxes (R, 4) of these images."""
+        return self.box_predictor(self.box_head(self.pool(features, boxes, image)))
+
+    @torch.no_grad()
+    def sample(
+        self, proposals: Tensor, count: Tensor, truths: Sequence[GroundTruth]
+    ) -> SampledRegions:
+        """Samples regions among the first `count` (B,) of the proposals (B, M, 4) of each image
+        and the boxes of its objects."""
+        boxes, matches, classes, targets = [], [], [], []
+        for found, used, truth in zip(proposals, count.tolist(), truths, strict=True):
+            found = torch.cat([found[:used], truth.boxes])
+            matched, positive, negative = self.sampler(found, truth)
+            sampled = torch.cat([positive, negative])
+            boxes.append(found[sampled])
+            matches.append(matched[sampled])
+            classes += [truth.labels[matched[positive]] + 1, torch.zeros_like(negative)]
+            targets += [truth.boxes[matched[positive]], found[negative]]
+        merged = torch.cat(classes)
+        partly = any(truth.partially_labeled for truth in truths)
+        possible = _possible(merged, boxes, truths, self.num_classes) if partly else None
+        return SampledRegions(boxes, matches, merged, torch.cat(targets), possible)
+
+    def loss(self, features: dict[str, Tensor], regions: SampledRegions) -> dict[str, Loss]:
+        """`classifier` and `box_reg`, each divided by the number of regions.
+
+        A region without an object shows background or one of the classes that are not labeled
+        in its image. Where the network finds one of those more probable than background, only
+        the sum of all of them is raised (the marginal loss of Shi et al. 2021); elsewhere it is
+        background. With the sum alone, background would be learned too late.
+        """
+        boxes, image = flatten_boxes(regions.boxes)
+        logits, offsets = self(features, boxes, image)
+        positive = torch.where(regions.classes > 0)[0]
+        targets = encode(regions.targets[positive], boxes[positive], OFFSET_WEIGHTS)
+        own_offsets = offsets[positive, regions.classes[positive]]
+        if regions.possible is None:
+            classifier = F.cross_entropy(logits, regions.classes, reduction="sum")
+        else:
+            possible = marginal_targets(logits.detach(), regions.possible)
+            classifier = marginal_cross_entropy(logits, possible).sum()
+        box_reg = F.smooth_l1_loss(own_offsets, targets, beta=1 / 9, reduction="sum")
+        count = logits.new_full((), len(logits))
+        return {"classifier": Loss(classifier, count), "box_reg": Loss(box_reg, count)}
+
+    def detect(
+        self,
+        features: dict[str, Tensor],
+        proposals: Tensor,
+        count: Tensor,
+        sizes: tuple[int, int] | Tensor,
+    ) -> dict[str, Tensor]:
+        """From the first `count` (B,) of the proposals (B, M, 4) of each image: `boxes` in input
+        pixels, `scores`, `labels` and `count`, as `suppress` returns them."""
+        used = valid_rows(count, proposals.shape[1])
+        rows = used_rows(used)
+        boxes, image = proposals.flatten(0, 1)[rows], rows // used.shape[1]
+        logits, offsets = (pad_rows(x, rows, used) for x in self(features, boxes, image))
+        scores = logits.softmax(-1)[..., 1:]  # (B, M, K)
+        passed = used[:, :, None] & (scores > self.score_threshold)
+        scores, index = _best(
+            scores.masked_fill(~passed, -1).flatten(1), CANDIDATES * used.shape[1]
+        )
+        region, labels = index // self.num_classes, index % self.num_classes
+        boxes = decode(
+            _gather(offsets[:, :, 1:].flatten(1, 2), index),
+            _gather(proposals, region),
+            OFFSET_WEIGHTS,
+        )
+        boxes = clip(boxes, sizes)
+        solid = (boxes[..., 2:] - boxes[..., :2] >= MIN_EXTENT).all(-1)
+        scores = scores.masked_fill(~solid, -1)
+        return suppress(
+            boxes, scores, labels, iou=self.nms_iou, among=self.nms, count=self.max_detections
+        )
+
+
+def valid_rows(count: Tensor, size: int) -> Tensor:
+    """Which of `size` rows are among the first `count` (B,): (B, size) bool."""
+    return torch.arange(size, device=count.device) < count[:, None]
+
+
+def used_rows(valid: Tensor) -> Tensor:
+    """Indices (R,) of the rows to compute, of all B * M: the valid ones of `valid` (B, M).
+
+    All of them in an exported model, in which no shape may depend on values.
+    """
+    if torch.compiler.is_compiling():
+        return torch.arange(valid.shape[0] * valid.shape[1], device=valid.device)
+    return valid.flatten().nonzero()[:, 0]
+
+
+def pad_rows(values: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
+    """Values (R, ...) at their `rows` (R,) of all B * M: (B, M, ...), and zeros elsewhere."""
+    size = valid.shape[0] * valid.shape[1]
+    padded = values.new_zeros(size, *values.shape[1:]).index_copy(0, rows, values)
+    return padded.unflatten(0, valid.shape)
+
+
+def _best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of the scores (B, N), and where they are, in the order of places."""
+    count = min(count, scores.shape[1])
+    if not torch.compiler.is_compiling():
+        count = min(count, int((scores >= 0).sum(1).amax()))
+    index = scores.topk(count, sorted=False).indices.sort().values
+    return scores.gather(1, index), index
+
+
+def _gather(boxes: Tensor, index: Tensor) -> Tensor:
+    """Rows (B, n, 4) of boxes (B, N, 4) at `index` (B, n)."""
+    return boxes.gather(1, index[:, :, None].expand(-1, -1, 4))
+
+
+class SampledRegions(NamedTuple):
+    """The regions to learn from. In `classes` 0 is background, and label k is k + 1."""
+
+    boxes: list[Tensor]  # (R_i, 4) for each image
+    matched: list[Tensor]  # (R_i,) for each image: its object, or negative
+    classes: Tensor  # (R,) for all images
+    targets: Tensor  # (R, 4) box of the object for all images; the region's own for background
+    possible: Tensor | None  # (R, K + 1) bool: what each may show; None: its class alone
+
+    def positive(self, known: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Boxes and matched objects for each image, and labels for all: the regions of objects
+        whose mask is known, as `known` (M_i,) bool of each image tells."""
+        keep = []
+        for matched, image_known in zip(self.matched, known, strict=True):
+            keep.append(matched >= 0)
+            keep[-1][matched >= 0] = image_known[matched[matched >= 0]]
+        boxes = [b[k] for b, k in zip(self.boxes, keep, strict=True)]
+        matched = [m[k] for m, k in zip(self.matched, keep, strict=True)]
+        return boxes, matched, self.classes[torch.cat(keep)] - 1
+
+
+def marginal_targets(logits: Tensor, possible: Tensor) -> Tensor:
+    """What regions may show (R, K + 1), less the classes that are not labeled wherever background
+    is more probable than each of them."""
+    others = logits.masked_fill(~possible, -torch.inf)[:, 1:].amax(1)
+    background = possible[:, 0] & (logits[:, 0] >= others)
+    return possible & ~F.pad(background[:, None].expand(-1, possible.shape[1] - 1), (1, 0))
+
+
+def _possible(
+    classes: Tensor, boxes: Sequence[Tensor], truths: Sequence[GroundTruth], num_classes: int
+) -> Tensor:
+    """(R, K + 1): the class of a region; for background also what its image does not label."""
+    possible = F.one_hot(classes, num_classes + 1).bool()
+    for rows, background, truth in zip(
+        possible.split([len(b) for b in boxes]),
+        (classes == 0).split([len(b) for b in boxes]),
+        truths,
+        strict=True,
+    ):
+        if truth.partially_labeled:
+            rows[:, 1:] |= background[:, None] & ~truth.labeled
+    return possible
+
+
+class RoIPooler:
+    """Cuts regions out of the feature maps: grids of `size` by `size` bins.
+
+    roi_levels: names of the levels to read; by default those of stride 32 and finer.
+    """
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        roi_levels: Sequence[str] | None,
+        size: int,
+        sampling_ratio: int,
+    ) -> None:
+        fine = [name for name, level in levels.items() if level.stride <= COARSEST]
+        self.names = list(roi_levels or fine or levels)
+        unknown = [name for name in self.names if name not in levels]
+        if unknown:
+            raise ConfigError(f"roi_levels: unknown level {unknown[0]!r}; levels: {[*levels]}")
+        channels = {name: level.channels for name, level in levels.items()}
+        if len(set(channels.values())) > 1:
+            raise ConfigError(
+                f"the levels have unequal channels {channels}, which a two-stage head cannot "
+                "read; put a neck such as FPN between"
+            )
+        self.channels = channels[self.names[0]]
+        self.strides = [levels[name].stride for name in self.names]
+        self.size = size
+        self.sampling_ratio = sampling_ratio
+
+    def __call__(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """(R, C, size, size) of boxes (R, 4) of the images (R,)."""
+        pyramid = [features[name] for name in self.names]
+        return roi_align(pyramid, boxes, image, self.strides, self.size, self.sampling_ratio)
+
+
+class BoxHead(nn.Module):
+    """Two hidden layers over a pooled region."""
+
+    def __init__(self, channels: int, size: int, hidden: int) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(channels * size**2, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """(R, C, size, size) to (R, hidden)."""
+        return F.relu(self.fc7(F.relu(self.fc6(regions.flatten(1)))))
+
+
+class BoxPredictor(nn.Module):
+    """A logit for background and each of K classes, and box offsets for each of them."""
+
+    def __init__(self, hidden: int, num_classes: int) -> None:
+        super().__init__()
+        self.cls_score = nn.Linear(hidden, num_classes + 1)
+        self.bbox_pred = nn.Linear(hidden, 4 * (num_classes + 1))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(R, hidden) to (R, K + 1) and (R, K + 1, 4), in float32."""
+        offsets = self.bbox_pred(hidden).float().unflatten(1, (-1, 4))
+        return self.cls_score(hidden).float(), offsets
 
 
 class MaskHead(nn.Sequential):
@@ -51,11 +312,11 @@ class MaskPredictor(nn.Module):
 
     def forward(self, regions: Tensor, classes: Tensor) -> Tensor:
         """Logits (R, 2s, 2s) in float32 from (R, C, s, s), each for its region's own class."""
-        # Convolving for all classes would be done in vain but for one each.
+        # Only the logits of one class are needed of each region.
         own = self.mask_fcn_logits.weight[classes, :, 0, 0]  # (R, hidden)
         # Windows that do not overlap: each cell alone gives 2x2 new ones, a plain product of
         # matrices, which is several times faster than the transposed convolution's gradient.
-        r, s = len(regions), regions.shape[-1]
+        r, s = regions.shape[0], regions.shape[-1]
         cells = regions.permute(0, 2, 3, 1).flatten(0, 2)  # (R * s * s, C)
         weight = self.conv5_mask.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * hidden, C)
         hidden = F.relu(F.linear(cells, weight, self.conv5_mask.bias.repeat(4)))
@@ -70,6 +331,12 @@ def _init_convs(module: nn.Module) -> None:
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.bias)
+
+
+def mask_loss(logits: Tensor, targets: Tensor) -> Loss:
+    """Mean binary cross-entropy per pixel (R, s, s) of the regions; zero if there are none."""
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return Loss(loss, loss.new_full((), targets.numel()))
 
 
 @torch.no_grad()
@@ -87,18 +354,12 @@ def mask_targets(
     return torch.cat(cuts)
 
 
-def mask_loss(logits: Tensor, targets: Tensor) -> Loss:
-    """Mean binary cross-entropy per pixel (R, s, s) of the regions; zero if there are none."""
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    return Loss(loss, loss.new_full((), targets.numel()))
-
-
 def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
     """COCO's compressed RLE of masks (N, s, s) put into `boxes` (N, 4) of a (h, w) image."""
     masks = []
     for mask_probs, box in zip(probs.cpu(), boxes.cpu(), strict=True):
         patch, top, left = paste(mask_probs, box, size)
-        masks.append(encode_patch((patch > THRESHOLD).numpy(), top, left, size))
+        masks.append(encode_patch((patch > MASK_THRESHOLD).numpy(), top, left, size))
     return masks
 
 
@@ -138,228 +399,3 @@ def encode_patch(patch: np.ndarray, top: int, left: int, size: tuple[int, int]) 
     runs = np.diff(edges + left * height, prepend=0, append=height * width)
     runs = runs[:-1] if runs[-1] == 0 else runs
     return coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-
-
-# --- Features of regions, read from the levels of a pyramid that are fit for it.
-
-COARSEST = 32  # input pixels per cell; what lies above serves large anchors, not details
-
-
-class RoIPooler:
-    """Cuts regions out of the feature maps: grids of `size` by `size` bins.
-
-    roi_levels: names of the levels to read; by default those of stride 32 and finer.
-    """
-
-    def __init__(
-        self,
-        levels: dict[str, Level],
-        roi_levels: Sequence[str] | None,
-        size: int,
-        sampling_ratio: int,
-    ) -> None:
-        fine = [name for name, level in levels.items() if level.stride <= COARSEST]
-        self.names = list(roi_levels or fine or levels)
-        unknown = [name for name in self.names if name not in levels]
-        if unknown:
-            raise ConfigError(f"roi_levels: there is no level {unknown[0]!r}; found {[*levels]}")
-        channels = {name: level.channels for name, level in levels.items()}
-        if len(set(channels.values())) > 1:
-            raise ConfigError(
-                f"the levels have unequal channels {channels}, which a two-stage head cannot "
-                "read; put a neck such as FPN between"
-            )
-        self.channels = channels[self.names[0]]
-        self.strides = [levels[name].stride for name in self.names]
-        self.size = size
-        self.sampling_ratio = sampling_ratio
-
-    def __call__(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """(R, C, size, size), R boxes of all images in order."""
-        pyramid = [features[name] for name in self.names]
-        return roi_align(pyramid, boxes, self.strides, self.size, self.sampling_ratio)
-
-
-OFFSET_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # makes the offsets' spread about 1
-MIN_EXTENT = 1e-2  # pixels; detections that are thinner than that are dropped
-
-
-class SampledRegions(NamedTuple):
-    """The regions to learn from. In `classes` 0 is background, and label k is k + 1."""
-
-    boxes: list[Tensor]  # (R_i, 4) for each image
-    matched: list[Tensor]  # (R_i,) for each image: its object, or negative
-    classes: Tensor  # (R,) for all images
-    goals: Tensor  # (R, 4) box of the object for all images; the region's own for background
-    possible: Tensor | None  # (R, K + 1) bool: what each may show; None: its class alone
-
-    def positive(self, drawn: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Boxes and matched objects for each image, and classes for all: the regions of objects
-        whose mask is known, which `drawn` (M_i,) bool tells for each image."""
-        keep = []
-        for matched, known in zip(self.matched, drawn, strict=True):
-            keep.append(matched >= 0)
-            keep[-1][matched >= 0] = known[matched[matched >= 0]]
-        boxes = [b[k] for b, k in zip(self.boxes, keep, strict=True)]
-        matched = [m[k] for m, k in zip(self.matched, keep, strict=True)]
-        return boxes, matched, self.classes[torch.cat(keep)]
-
-
-class BoxHead(nn.Module):
-    """Two hidden layers over a pooled region."""
-
-    def __init__(self, channels: int, size: int, hidden: int) -> None:
-        super().__init__()
-        self.fc6 = nn.Linear(channels * size**2, hidden)
-        self.fc7 = nn.Linear(hidden, hidden)
-
-    def forward(self, regions: Tensor) -> Tensor:
-        """(R, C, size, size) to (R, hidden)."""
-        return F.relu(self.fc7(F.relu(self.fc6(regions.flatten(1)))))
-
-
-class BoxPredictor(nn.Module):
-    """A logit for background and each of K classes, and box offsets for each of them."""
-
-    def __init__(self, hidden: int, num_classes: int) -> None:
-        super().__init__()
-        self.cls_score = nn.Linear(hidden, num_classes + 1)
-        self.bbox_pred = nn.Linear(hidden, 4 * (num_classes + 1))
-
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, hidden) to (R, K + 1) and (R, K + 1, 4), in float32."""
-        offsets = self.bbox_pred(hidden).float().unflatten(1, (-1, 4))
-        return self.cls_score(hidden).float(), offsets
-
-
-class RoIHeads(nn.Module):
-    """Learns from sampled proposals; turns proposals into detections.
-
-    hidden: width of the box head; by default 4 times the pool's channels.
-    score_threshold: the least probability of a class for a detection.
-    nms_iou: of two detections of one class that overlap more than that, the worse goes.
-    max_detections: most detections per image, over all classes.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        pool: RoIPooler,
-        sampler: MatcherSampler,
-        *,
-        hidden: int | None,
-        score_threshold: float,
-        nms_iou: float,
-        max_detections: int,
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.pool = pool
-        self.sampler = sampler
-        hidden = hidden or 4 * pool.channels
-        self.box_head = BoxHead(pool.channels, pool.size, hidden)
-        self.box_predictor = BoxPredictor(hidden, num_classes)
-        self.score_threshold = score_threshold
-        self.nms_iou = nms_iou
-        self.max_detections = max_detections
-
-    def forward(
-        self, features: dict[str, Tensor], boxes: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Class logits (R, K + 1) and offsets (R, K + 1, 4) of the boxes of all images."""
-        return self.box_predictor(self.box_head(self.pool(features, boxes)))
-
-    @torch.no_grad()
-    def sample(self, proposals: Sequence[Tensor], objects: Sequence[GroundTruth]) -> SampledRegions:
-        """Draws regions among the proposals and the objects' own boxes."""
-        boxes, matches, classes, goals, partly = [], [], [], [], False
-        for found, image_objects in zip(proposals, objects, strict=True):
-            found = torch.cat([found, image_objects.boxes])
-            matched, positive, negative = self.sampler(found, image_objects)
-            drawn = torch.cat([positive, negative])
-            boxes.append(found[drawn])
-            matches.append(matched[drawn])
-            classes.append(image_objects.labels[matched[positive]] + 1)
-            classes.append(torch.zeros_like(negative))
-            goals.append(image_objects.boxes[matched[positive]])
-            goals.append(found[negative])
-            partly |= image_objects.partially_labeled
-        classes = torch.cat(classes)
-        possible = _possible(classes, boxes, objects, self.num_classes) if partly else None
-        return SampledRegions(boxes, matches, classes, torch.cat(goals), possible)
-
-    def loss(self, features: dict[str, Tensor], regions: SampledRegions) -> dict[str, Loss]:
-        """`classifier` and `box_reg`, each divided by the number of regions.
-
-        A region without an object shows background or one of the classes that are not labeled
-        in its image. Where the network finds one of those more probable than background, only
-        the sum of all of them is raised (the marginal loss of Shi et al. 2021); elsewhere it is
-        background. The sum alone would leave background without a teacher for too long.
-        """
-        logits, offsets = self(features, regions.boxes)
-        positive = torch.where(regions.classes > 0)[0]
-        goals = encode(regions.goals[positive], torch.cat(regions.boxes)[positive], OFFSET_WEIGHTS)
-        own_offsets = offsets[positive, regions.classes[positive]]
-        count = logits.new_full((), len(logits))
-        if regions.possible is None:
-            classifier = F.cross_entropy(logits, regions.classes, reduction="sum")
-        else:
-            possible = believed(logits.detach(), regions.possible)
-            classifier = marginal_cross_entropy(logits, possible).sum()
-        box_reg = F.smooth_l1_loss(own_offsets, goals, beta=1 / 9, reduction="sum")
-        return {"classifier": Loss(classifier, count), "box_reg": Loss(box_reg, count)}
-
-    def detect(
-        self,
-        features: dict[str, Tensor],
-        proposals: Sequence[Tensor],
-        sizes: Sequence[tuple[int, int]],
-    ) -> list[dict[str, Tensor]]:
-        """For each image `boxes` (N, 4) in input pixels, `scores` and `labels`, best first."""
-        logits, offsets = self(features, proposals)
-        counts = [len(boxes) for boxes in proposals]
-        per_image = zip(
-            logits.softmax(1)[:, 1:].split(counts),
-            offsets[:, 1:].split(counts),
-            proposals,
-            sizes,
-            strict=True,
-        )
-        return [self._detect_in_image(*parts) for parts in per_image]
-
-    def _detect_in_image(
-        self, scores: Tensor, offsets: Tensor, proposals: Tensor, size: tuple[int, int]
-    ) -> dict[str, Tensor]:
-        """From scores (R, K) and offsets (R, K, 4) of the proposals (R, 4) of one image."""
-        region, labels = torch.where(scores > self.score_threshold)
-        scores = scores[region, labels]
-        boxes = decode(offsets[region, labels], proposals[region], OFFSET_WEIGHTS)
-        boxes = clip(boxes, size)
-        solid = (boxes[:, 2:] - boxes[:, :2] >= MIN_EXTENT).all(1)
-        boxes, scores, labels = boxes[solid], scores[solid], labels[solid]
-        keep = batched_nms(boxes, scores, labels, self.nms_iou)[: self.max_detections]
-        return {"boxes": boxes[keep], "scores": scores[keep], "labels": labels[keep]}
-
-
-def believed(logits: Tensor, possible: Tensor) -> Tensor:
-    """What regions may show (R, K + 1), less the classes that are not labeled wherever background
-    is more probable than each of them."""
-    others = logits.masked_fill(~possible, -torch.inf)[:, 1:].amax(1)
-    background = possible[:, 0] & (logits[:, 0] >= others)
-    return possible & ~F.pad(background[:, None].expand(-1, possible.shape[1] - 1), (1, 0))
-
-
-def _possible(
-    classes: Tensor, boxes: Sequence[Tensor], objects: Sequence[GroundTruth], num_classes: int
-) -> Tensor:
-    """(R, K + 1): the class of a region; for background also what its image does not label."""
-    possible = F.one_hot(classes, num_classes + 1).bool()
-    for rows, background, image_objects in zip(
-        possible.split([len(b) for b in boxes]),
-        (classes == 0).split([len(b) for b in boxes]),
-        objects,
-        strict=True,
-    ):
-        if image_objects.partially_labeled:
-            rows[:, 1:] |= background[:, None] & ~image_objects.labeled
-    return possible
