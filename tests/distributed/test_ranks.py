@@ -14,26 +14,23 @@ from visionkit.distributed.losses import across_ranks, loss_values, pad_to_globa
 from visionkit.engine import train
 from visionkit.engine.setup import set_up
 from visionkit.engine.state import TrainingState
+from visionkit.errors import ConfigError
 from visionkit.runs import checkpoint
 from visionkit.types import Batch
 
 WEIGHTS, LOSSES = 2e-5, 1e-5  # largest difference; relative difference
-QUICK = [*TASKS, "joint", "sync", "unsync"]
+QUICK = [*TASKS, "joint", "batch_norm"]
 BATCH_NORM = {"type": "TinyCNN", "channels": [8, 16], "norm": "batch"}
 
 
 def cases():
-    found = {
+    return {
         **HEADS,
         "joint": joint(),
         "pcgrad": joint(weighting="pcgrad"),
         "uncertainty": joint(weighting="uncertainty", accumulate_grad_batches=2, ema=0.9),
-        "sync": {**HEADS["fcn"], "backbone": BATCH_NORM},
-        "unsync": {**HEADS["fcn"], "backbone": BATCH_NORM},
+        "batch_norm": {**HEADS["fcn"], "backbone": BATCH_NORM},
     }
-    settings = {**HEADS["fcn"]["train"], "sync_batchnorm": True}
-    found["sync"] = {**found["sync"], "train": settings}
-    return found
 
 
 def no(*_, **__):
@@ -91,7 +88,7 @@ def difference(first, second):
     [
         pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
         for name in cases()
-        if name != "unsync"
+        if name != "batch_norm"
     ],
 )
 def test_two_processes_train_to_the_weights_of_one(name, runs):
@@ -108,13 +105,20 @@ def test_two_processes_train_to_the_weights_of_one(name, runs):
 
 
 def test_statistics_of_batch_norms_are_those_of_all_processes(runs):
-    """Or each process would validate another model. Only with `sync_batchnorm` are they those of
-    a single process: a negative control of the comparison above."""
-    one, two = runs("unsync")
+    """Otherwise each rank would validate another model. They are not those of a single process,
+    which is a negative control of the comparison above."""
+    one, two = runs("batch_norm")
     first, second = (torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert any("running_var" in name for name in first)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert difference(weights(one), weights(two)) > 100 * WEIGHTS
+
+
+def test_sync_batchnorm_needs_gpus(monkeypatch, tmp_path):
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    spec = {**HEADS["fcn"], "train": {**HEADS["fcn"]["train"], "sync_batchnorm": True}}
+    with pytest.raises(ConfigError, match=r"sync_batchnorm: got true, .*cpu; it needs GPUs"):
+        train.train(spec, {"output": f"{tmp_path}/run", "train.device": "cpu"})
 
 
 def gradients(names, unlabeled):
