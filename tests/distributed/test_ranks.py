@@ -14,7 +14,6 @@ from visionkit.distributed.losses import across_ranks, loss_values, pad_to_globa
 from visionkit.engine import train
 from visionkit.engine.setup import set_up
 from visionkit.engine.state import TrainingState
-from visionkit.errors import ConfigError
 from visionkit.runs import checkpoint
 from visionkit.types import Batch
 
@@ -114,11 +113,15 @@ def test_statistics_of_batch_norms_are_those_of_all_processes(runs):
     assert difference(weights(one), weights(two)) > 100 * WEIGHTS
 
 
-def test_sync_batchnorm_needs_gpus(monkeypatch, tmp_path):
-    monkeypatch.setattr(collectives, "world_size", lambda: 2)
-    spec = {**HEADS["fcn"], "train": {**HEADS["fcn"]["train"], "sync_batchnorm": True}}
-    with pytest.raises(ConfigError, match=r"sync_batchnorm: got true, .*cpu; it needs GPUs"):
-        train.train(spec, {"output": f"{tmp_path}/run", "train.device": "cpu"})
+def synchronized(folder):
+    spec = {**HEADS["fcn"], "backbone": BATCH_NORM}
+    train.train(spec, {"output": f"{folder}/run", "train.sync_batchnorm": True})
+
+
+def test_sync_batchnorm_needs_gpus(tmp_path):
+    for result in on_ranks(2, synchronized, str(tmp_path), folder=tmp_path):
+        assert result["error"] == "ConfigError", result
+        assert "train.sync_batchnorm: got true, but the ranks train on cpu" in result["text"]
 
 
 def gradients(names, unlabeled):

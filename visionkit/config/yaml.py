@@ -1,15 +1,16 @@
-"""Strict YAML: reading with line numbers, and writing what reads back to the same values.
+"""Strict YAML: read a file with the line of each key, and write what reads back to the same values.
 
 Numbers, booleans and null are those of YAML 1.2 without octal and hexadecimal: `1e-3` is a number,
-while `no`, `012`, `12:30` and `2026-01-01` are text. Duplicate keys, keys that are not text,
-unknown tags, recursive aliases and second documents are errors.
+while `no`, `012`, `12:30` and `2026-01-01` are strings. Duplicate keys, keys that are not strings,
+tags, aliases and second documents are errors.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -19,73 +20,63 @@ from visionkit.errors import ConfigError
 Key = tuple[str, ...]
 
 MAX_BYTES = 1_000_000
-MAX_VALUES = 100_000  # after aliases are expanded: a few lines of them can mean billions
-
+SHOWN = 20  # faults in one report
 TAG = "tag:yaml.org,2002:"
-PATTERNS = {
-    TAG + "null": re.compile(r"~|null|Null|NULL|"),
-    TAG + "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
-    TAG + "int": re.compile(r"[-+]?(0|[1-9][0-9]{0,18})"),
-    TAG + "float": re.compile(
-        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+REFUSED = "refused"  # tag of a node whose value is the reason why it is refused
+SCALARS: dict[str, tuple[re.Pattern[str], Callable[[str], Any]]] = {  # the first that matches
+    TAG + "null": (re.compile(r"~|null|Null|NULL|"), lambda text: None),
+    TAG + "bool": (
+        re.compile(r"true|True|TRUE|false|False|FALSE"),
+        lambda text: text.lower() == "true",
     ),
-    TAG + "str": re.compile(r".*", re.DOTALL),
+    TAG + "int": (re.compile(r"[-+]?(0|[1-9][0-9]{0,18})"), int),
+    TAG + "float": (
+        re.compile(
+            r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+            r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+        ),
+        lambda text: float(re.sub(r"\.(?=[a-zA-Z])", "", text)),  # .inf -> inf
+    ),
+    TAG + "str": (re.compile(r".*", re.DOTALL), str),
 }
-CONVERT = {
-    TAG + "null": lambda text: None,
-    TAG + "bool": lambda text: text.lower() == "true",
-    TAG + "int": int,
-    TAG + "float": lambda text: float(re.sub(r"\.(?=[a-zA-Z])", "", text)),  # .inf -> inf
-    TAG + "str": str,
-}
+
+
+class Fault(NamedTuple):
+    """What is wrong in a text, and where: line and column count from 1."""
+
+    line: int
+    column: int
+    message: str
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[Key, int]]:
-    """The mapping in that file, and the line (from 1) on which each of its keys stands.
+    """The mapping in that file, and the line (from 1) of each of its keys.
 
-    List items have their number as a key. Raises ConfigError naming the file and the line.
+    List items have their number as a key. Raises ConfigError with file and line of each fault.
     """
-    text = _read_text(path)
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_explain(error, text)}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply") from None
-    if node is None:
+    value, lines, faults = _load(_read_text(path))
+    if faults:
+        shown = [f"{path}:{f.line}:{f.column}: {f.message}" for f in faults[:SHOWN]]
+        more = [f"{path}: and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        raise ConfigError("\n".join(shown + more))
+    if not lines:
         raise ConfigError(f"{path}: is empty; a config begins with a line like 'task: detection'")
-    if not isinstance(node, MappingNode):
-        line = node.start_mark.line + 1
-        raise ConfigError(f"{path}:{line}: a config is a mapping, lines of 'key: value'")
-    conversion = _Conversion()
-    value = conversion.value(node, ())
-    if conversion.faults:
-        faults = sorted(conversion.faults)
-        raise ConfigError(
-            "\n".join(f"{path}:{line}:{column}: {fault}" for line, column, fault in faults)
-        )
-    return value, conversion.lines
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}:{lines[()]}: a config is a mapping, lines of 'key: value'")
+    return value, lines
 
 
 def parse(text: str) -> Any:
     """The value of a word on the command line: `[1, 2]`, `{a: b}`, `"quoted"`, or a plain scalar.
 
-    Plain text may hold anything, such as a path with ': ' or ' #'. Raises ValueError.
+    A plain string may hold anything, such as a path with ': ' or ' #'. Raises ValueError.
     """
     text = text.strip()
     if not text.startswith(("[", "{", '"', "'")):
-        return CONVERT[_plain_tag(text)](text)
-    try:
-        node = yaml.compose(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(_explain(error, text).partition(": ")[2]) from None
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
-    conversion = _Conversion()
-    value = conversion.value(node, ())
-    if conversion.faults:
-        raise ValueError("; ".join(fault for _, _, fault in conversion.faults))
+        return SCALARS[_plain_tag(text)][1](text)
+    value, _, faults = _load(text)
+    if faults:
+        raise ValueError("; ".join(fault.message for fault in faults))
     return value
 
 
@@ -102,7 +93,7 @@ def dump(value: Any) -> str:
 
 
 def _plain_tag(text: str) -> str:
-    return next(tag for tag, pattern in PATTERNS.items() if pattern.fullmatch(text))
+    return next(tag for tag, (pattern, _) in SCALARS.items() if pattern.fullmatch(text))
 
 
 class _StrictScalars:
@@ -115,7 +106,18 @@ class _StrictScalars:
 
 
 class _Loader(_StrictScalars, yaml.SafeLoader):
-    pass
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        """An alias or a node with a tag becomes a REFUSED one, so that all faults are reported."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            self.get_event()
+            reason = f"the alias *{event.anchor} is not supported; write its value"
+        else:
+            node = super().compose_node(parent, index)
+            if event.tag in (None, "!"):
+                return node
+            reason = f"unsupported tag {event.tag.replace(TAG, '!!')}; remove it"
+        return ScalarNode(REFUSED, reason, event.start_mark, event.end_mark)
 
 
 class _Dumper(_StrictScalars, yaml.SafeDumper):
@@ -130,70 +132,47 @@ class _Dumper(_StrictScalars, yaml.SafeDumper):
 _Dumper.add_representer(str, _Dumper.represent_str)
 
 
-class _Conversion:
-    """From the nodes of a YAML text to plain values; notes the lines of keys, and faults."""
+def _load(text: str) -> tuple[Any, dict[Key, int], list[Fault]]:
+    """The value of a text, the line of each key (that of () is the first), and all faults."""
+    lines: dict[Key, int] = {}
+    faults: list[Fault] = []
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        value = None if node is None else _value(node, (), lines, faults)
+    except yaml.YAMLError as error:
+        return None, lines, [_syntax_fault(error, text)]
+    except RecursionError:
+        return None, lines, [Fault(1, 1, "is nested too deeply")]
+    return value, lines, sorted(faults)
 
-    def __init__(self) -> None:
-        self.lines: dict[Key, int] = {}
-        self.faults: list[tuple[int, int, str]] = []
-        self._open: set[int] = set()
-        self._count = 0
 
-    def value(self, node: Node, key: Key) -> Any:
-        self._count += 1
-        if self._count > MAX_VALUES:
-            if self._count == MAX_VALUES + 1:
-                self._fault(node, f"more than {MAX_VALUES} values, with aliases expanded")
-            return None
-        if id(node) in self._open:
-            return self._fault(node, "an alias that contains itself")
-        if isinstance(node, ScalarNode):
-            return self._scalar(node)
-        if node.tag not in (TAG + "map", TAG + "seq"):
-            return self._fault(node, f"unsupported tag {_shown(node.tag)}")
-        self._open.add(id(node))
-        convert = self._mapping if isinstance(node, MappingNode) else self._sequence
-        result = convert(node, key)
-        self._open.remove(id(node))
-        return result
-
-    def _scalar(self, node: ScalarNode) -> Any:
-        if node.tag not in PATTERNS:
-            return self._fault(node, f"unsupported tag {_shown(node.tag)}")
-        if not PATTERNS[node.tag].fullmatch(node.value):
-            return self._fault(node, f"{node.value!r} does not fit its tag {_shown(node.tag)}")
-        return CONVERT[node.tag](node.value)
-
-    def _sequence(self, node: SequenceNode, key: Key) -> list[Any]:
-        result = []
-        for index, item in enumerate(node.value):
-            item_key = (*key, str(index))
-            self.lines[item_key] = item.start_mark.line + 1
-            result.append(self.value(item, item_key))
-        return result
-
-    def _mapping(self, node: MappingNode, key: Key) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+def _value(node: Node, key: Key, lines: dict[Key, int], faults: list[Fault]) -> Any:
+    """The plain value of a node; adds to `lines` and `faults`."""
+    lines.setdefault(key, node.start_mark.line + 1)
+    if isinstance(node, SequenceNode):
+        return [_value(n, (*key, str(i)), lines, faults) for i, n in enumerate(node.value)]
+    if isinstance(node, MappingNode):
+        result = {}
         for name_node, item in node.value:
-            if name_node.tag != TAG + "str" or not isinstance(name_node, ScalarNode):
-                written = (
-                    name_node.value if isinstance(name_node, ScalarNode) else "a list or mapping"
-                )
-                self._fault(name_node, f"a key must be text, not {written}; quote it")
-                continue
-            name = name_node.value
-            item_key = (*key, name)
-            line = name_node.start_mark.line + 1
-            if name in result:
-                first = self.lines[item_key]
-                self._fault(name_node, f"duplicate key {name!r}: on lines {first} and {line}")
-                continue
-            self.lines[item_key] = line
-            result[name] = self.value(item, item_key)
+            name, line = name_node.value, name_node.start_mark.line + 1
+            if name_node.tag != TAG + "str":
+                written = name if isinstance(name, str) else "a list or mapping"
+                faults.append(_fault(name_node, f"a key must be a string, not {written}; quote it"))
+            elif name in result:
+                first = lines[(*key, name)]
+                message = f"duplicate key {name!r}: on lines {first} and {line}"
+                faults.append(_fault(name_node, message))
+            else:
+                lines[(*key, name)] = line
+                result[name] = _value(item, (*key, name), lines, faults)
         return result
+    if node.tag == REFUSED:
+        return faults.append(_fault(node, node.value))
+    return SCALARS[node.tag][1](node.value)
 
-    def _fault(self, node: Node, message: str) -> None:
-        self.faults.append((node.start_mark.line + 1, node.start_mark.column + 1, message))
+
+def _fault(node: Node, message: str) -> Fault:
+    return Fault(node.start_mark.line + 1, node.start_mark.column + 1, message)
 
 
 def _read_text(path: str | Path) -> str:
@@ -214,11 +193,11 @@ def _read_text(path: str | Path) -> str:
         raise ConfigError(f"{path}:{line}: is not UTF-8 text") from None
 
 
-def _explain(error: yaml.YAMLError, text: str) -> str:
-    """`:line:column: reason` of a syntax error."""
+def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
-        return f":{line}: holds a character that YAML forbids (code {error.character:#x})"
+        column = error.position - text.rfind("\n", 0, error.position)
+        return Fault(line, column, f"has a character that YAML forbids (code {error.character:#x})")
     assert isinstance(error, yaml.MarkedYAMLError)
     mark = error.problem_mark or error.context_mark
     reason = error.problem or "cannot be parsed"
@@ -226,8 +205,4 @@ def _explain(error: yaml.YAMLError, text: str) -> str:
         reason += f" ({error.context} that begins on line {error.context_mark.line + 1})"
     if "'\\t'" in reason:
         reason += "; indent with spaces, not tabs"
-    return f":{mark.line + 1}:{mark.column + 1}: {reason}"
-
-
-def _shown(tag: str) -> str:
-    return tag.replace(TAG, "!!")
+    return Fault(mark.line + 1, mark.column + 1, reason)
