@@ -1,4 +1,4 @@
-"""The page docs/add-a-head.md, run as it stands."""
+"""The page docs/guide/add-a-head.md, run as it stands."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def visionkit(folder, *words):
         cwd=folder,
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(PAGE.parent.parent)},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
 
 
@@ -55,7 +55,7 @@ def test_the_pages_commands_train_evaluate_and_predict(folder):
     assert '"counts": [' in (folder / "predictions/predictions.json").read_text()
 
 
-def test_a_typing_mistake_is_told(folder):
+def test_a_typing_mistake_is_reported(folder):
     (folder / "wrong.yaml").write_text(block("yaml").replace("beta:", "bta:"))
     result = visionkit(folder, "config", "wrong.yaml")
     assert result.returncode == 2

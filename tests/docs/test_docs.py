@@ -1,27 +1,31 @@
-"""The documentation agrees with the code, and the code keeps its own house rules."""
+"""The documentation agrees with the code: settings, links, anchors, paths."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from support.paths import ROOT
+from support.paths import CONFIGS, ROOT
 from visionkit.config.config import settings
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
 def settings_table():
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, allowed, default, meaning in settings():
-        shown = (
-            "null"
-            if default is None
-            else str(default).lower()
-            if default in (True, False)
-            else default
-        )
+        shown = {None: "null", True: "true", False: "false"}.get(default, default)
         rows.append(f"| `{name}` | {allowed} | `{shown}` | {meaning} |")
     return "\n".join(rows)
+
+
+def anchors(page: Path):
+    """The anchors that GitHub gives the headings of a page."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text())
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
 
 
 def test_the_config_reference_lists_every_setting_as_it_is():
@@ -29,15 +33,34 @@ def test_the_config_reference_lists_every_setting_as_it_is():
     assert settings_table() in page, "\n" + settings_table()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_links_between_pages_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if not target.startswith("http"):
-            assert (page.parent / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_and_anchors_lead_somewhere(page):
+    for link in LINK.findall(page.read_text()):
+        target, _, anchor = link.partition("#")
+        if target.startswith("http"):
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        if anchor:
+            assert anchor in anchors(file), link
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in LINK.findall(readme)}
+    assert {page for page in PAGES if page.name != "README.md"} <= linked
+
+
+def test_paths_in_the_table_of_what_to_touch_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text[text.index("## What to touch") :]
+    assert len(re.findall(r"^\| [^-]", table, re.MULTILINE)) == 11  # ten rows below the titles
+    for path in re.findall(r"`((?:visionkit|tests|docs)/[^`<]*)`", table):
+        assert (ROOT / path).exists(), path
 
 
 def test_configs_stay_short_and_have_a_header():
-    for path in (ROOT / "configs").glob("*.yaml"):
+    for path in CONFIGS.glob("*.yaml"):
         lines = path.read_text().splitlines()
         assert len(lines) <= 50 and lines[0].startswith("# ")
         assert f"visionkit train configs/{path.name}" in path.read_text()

@@ -21,7 +21,7 @@ from visionkit.config.validate import TOP
 from visionkit.config.yaml import read
 
 OWN_TESTS = ("add-a-head.md", "from-zero.md")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHAPES = "{type: Shapes}"
 
 
@@ -47,7 +47,7 @@ def test_commands_parse_and_their_settings_fit_the_config(page, words, monkeypat
     monkeypatch.chdir(ROOT)
     parser, _ = main._parser()
     numbers = {"N": "8", "S": "64", "K": "0"}
-    args = main._parsed(parser, [numbers.get(word, word) for word in words[1:]])
+    args = main._parse(parser, [numbers.get(word, word) for word in words[1:]])
     config = getattr(args, "config", None)
     if config and config.startswith("configs/"):
         load_config(config, args.overrides)
@@ -55,11 +55,11 @@ def test_commands_parse_and_their_settings_fit_the_config(page, words, monkeypat
 
 def test_the_list_of_commands_is_that_of_the_program():
     listed = [words for page, words in EVERY if page.name == "README.md" and len(words) > 1]
-    parser, verbs = main._parser()
-    assert {*verbs} - {"val"} <= {words[1] for words in listed if words[0] == "visionkit"}
+    parser, names = main._parser()
+    assert {*names} - {"val"} <= {words[1] for words in listed if words[0] == "visionkit"}
     actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     for words in listed:
-        if words[0] == "visionkit" and words[1] in verbs and words[1] != "data":
+        if words[0] == "visionkit" and words[1] in names and words[1] != "data":
             shown = actions.choices[words[1]].format_help()
             options = re.findall(r"--[a-z-]+", " ".join(words[2:]))
             assert all(option in shown for option in options), words
@@ -82,7 +82,7 @@ CONFIGS = [
 
 @pytest.mark.parametrize("number", range(len(CONFIGS)), ids=[p.stem for p, _ in CONFIGS])
 def test_configs_of_the_pages_are_good_ones(number, tmp_path, monkeypatch):
-    """What they leave out is filled up; a block that is a part alone is read, no more."""
+    """Missing sections are added; a block that is only a part is only read."""
     monkeypatch.chdir(ROOT)
     _, text = CONFIGS[number]
     text = text.replace("{...}", SHAPES)
