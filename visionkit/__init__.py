@@ -9,27 +9,68 @@ model.predict("a.jpg").boxes
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is used
+    from visionkit.config import Config, load_config
+    from visionkit.data.sample import Sample
+    from visionkit.engine.check import check_config as check
+    from visionkit.engine.evaluate import evaluate
+    from visionkit.engine.predict import Prediction, Predictor, load
+    from visionkit.engine.results import predict_files as predict
+    from visionkit.engine.train import train
+    from visionkit.errors import VisionkitError
+    from visionkit.types import Backbone, Batch, Dataset, Evaluator, Head, Level, Loss, Target
 
 _HOME = {
-    "train": "engine.train",
-    "evaluate": "engine.evaluate",
-    "load": "engine.predict",
-    "Prediction": "engine.predict",
+    "Config": "config",
     "load_config": "config",
+    "Sample": "data.sample",
+    "check": "engine.check:check_config",
+    "evaluate": "engine.evaluate",
+    "Prediction": "engine.predict",
+    "Predictor": "engine.predict",
+    "load": "engine.predict",
+    "predict": "engine.results:predict_files",
+    "train": "engine.train",
     "VisionkitError": "errors",
-    "Head": "types",
+    "Backbone": "types",
     "Batch": "types",
-    "Target": "types",
+    "Dataset": "types",
+    "Evaluator": "types",
+    "Head": "types",
     "Level": "types",
+    "Loss": "types",
+    "Target": "types",
 }
-__all__ = list(_HOME)
+__all__ = [
+    "Backbone",
+    "Batch",
+    "Config",
+    "Dataset",
+    "Evaluator",
+    "Head",
+    "Level",
+    "Loss",
+    "Prediction",
+    "Predictor",
+    "Sample",
+    "Target",
+    "VisionkitError",
+    "check",
+    "evaluate",
+    "load",
+    "load_config",
+    "predict",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `visionkit --help` should not wait for torch."""
+    """Import on first use, so that `visionkit --help` does not wait for torch."""
     if name in _HOME:
-        value = getattr(import_module(f"visionkit.{_HOME[name]}"), name)
+        module, _, attribute = _HOME[name].partition(":")
+        value = getattr(import_module(f"visionkit.{module}"), attribute or name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'visionkit' has no attribute {name!r}")

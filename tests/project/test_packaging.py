@@ -1,8 +1,15 @@
-"""What the package says that it needs."""
+"""What the package needs and what it exports."""
 
+import ast
 import re
+import subprocess
+import sys
 import tomllib
+from importlib import import_module
 
+import pytest
+
+import visionkit
 from support.paths import ROOT
 from visionkit.runs.checkpoint import SAFE_TORCH
 
@@ -25,3 +32,25 @@ def test_the_core_packages_are_few_and_each_has_a_lowest_version():
 
 def test_the_lowest_torch_is_one_that_files_cannot_trick():
     assert lowest(PROJECT["dependencies"])["torch"] >= SAFE_TORCH
+
+
+def test_all_public_names_exist_and_type_checkers_see_them():
+    tree = ast.parse((ROOT / "visionkit/__init__.py").read_text())
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in guarded.body if isinstance(node, ast.ImportFrom)]
+    typed = {
+        alias.asname or alias.name: (i.module, alias.name) for i in imports for alias in i.names
+    }
+    assert visionkit.__all__ == sorted(typed) and set(typed) == set(visionkit._HOME)
+    for name, (module, attribute) in typed.items():
+        assert getattr(visionkit, name) is getattr(import_module(module), attribute)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        visionkit.trian  # noqa: B018
+
+
+def test_the_package_is_imported_without_torch():
+    code = "import sys, visionkit; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
