@@ -15,7 +15,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 def settings_table():
     rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
     for name, allowed, default, meaning in settings():
-        shown = {None: "null", True: "true", False: "false"}.get(default, default)
+        shown = "null" if default is None else default
+        shown = str(default).lower() if isinstance(default, bool) else shown
         rows.append(f"| `{name}` | {allowed} | `{shown}` | {meaning} |")
     return "\n".join(rows)
 

@@ -38,22 +38,18 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where it is fast
     channels_last: bool = True  # memory order of images and features; faster for convolutions
     ema: Annotated[float, Range(0, 1)] = 0.0  # decay of the moving average of weights; 0: none
-    freeze: list[str] = field(  # regexes of parameters not trained; `init_heads` with `init_from`
+    freeze: list[str] = field(  # regexes of parameters; `init_heads`: the heads of `init_from`
         default_factory=list
     )
     lr_scale: dict[str, NonNegative] = field(  # factors of the learning rate by regex, multiplied
         default_factory=dict
     )
     on_nonfinite: Literal["error", "skip"] = "error"  # a loss or gradient that is NaN or infinite
-    sync_batchnorm: bool = False  # batch norms over the whole batch of several processes
+    sync_batchnorm: bool = False  # batch norms over the batch of all ranks; GPUs only
     early_stop: Count | None = None  # validations without improvement before the run ends
-    best_metric: Metrics | None = (
-        None  # metric of the best checkpoint, or several with their weights
-    )
-    best_constraints: dict[str, float] = (
-        field(  # metrics and the values that the best one must reach
-            default_factory=dict
-        )
+    best_metric: Metrics | None = None  # metric of the best checkpoint, or weights of several
+    best_constraints: dict[str, float] = field(  # values that the best checkpoint must reach
+        default_factory=dict
     )
     validate: bool | Count = True  # after every epoch; a number: every so many; false: never
     eval_batch_size: Count | None = None  # null: the source's own batch size
