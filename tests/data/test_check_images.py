@@ -1,4 +1,4 @@
-"""Every image is looked at: each fault is found, named and placed; what is lost is counted."""
+"""Every image is inspected: each fault is found, named and placed; what is lost is counted."""
 
 import os
 from collections import Counter
@@ -8,8 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from support.damaged import PNG, chunk, faults_of, flat_png, image, png, tiff, turned
-from visionkit.data.checks.images import duplicate_files, examine_dataset, inspect_images
+from support.damaged import (
+    PNG,
+    chunk,
+    dataset_faults,
+    faults_of,
+    flat_png,
+    image,
+    png,
+    tiff,
+    turned,
+)
+from visionkit.data.checks.images import duplicate_files, inspect_images
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.crops import Crops
 from visionkit.data.datasets.folder import Images
@@ -34,8 +44,8 @@ FAULTS = {
     "extra_sum.png": (flat_png(6, 4, 9, before=chunk(b"tEXt", b"a\0b", 1)), "damaged", "check"),
     "chunk.png": (PNG + chunk(b"IHDR", b"too short"), "damaged", "check or replace"),
     "rows.png": (png(6, 4, b"\0" * 10), "damaged", "check or replace"),
-    "bomb.png": (png(60_000, 60_000, b""), "too large", "make it smaller"),
-    "wide.tif": (tiff(50_000, 50_000, 2**31), "too large", "make it smaller"),
+    "bomb.png": (png(60_000, 60_000, b""), "too-large", "make it smaller"),
+    "wide.tif": (tiff(50_000, 50_000, 2**31), "too-large", "make it smaller"),
 }
 
 
@@ -101,7 +111,7 @@ def notes(folder, files, **options):
     return [(paths[f.index].name, f.kind, f.severity) for f in faults]
 
 
-def test_what_reading_loses_is_told(tmp_path):
+def test_what_reading_drops_is_reported(tmp_path):
     frames = [Image.new("RGB", (4, 3), color) for color in ("red", "lime")]
     several = {"save_all": True, "append_images": frames[1:]}
     clear = Image.new("P", (4, 3), 1)
@@ -152,7 +162,7 @@ def test_sizes_are_compared_as_exif_turns_images(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 274])
-def test_an_orientation_that_there_is_not_means_none(tmp_path, orientation):
+def test_an_invalid_orientation_is_ignored(tmp_path, orientation):
     (tmp_path / "a.jpg").write_bytes(turned(orientation, (40, 60)))
     assert faults_of([tmp_path / "a.jpg"], [(40, 60)]) == []
 
@@ -169,14 +179,14 @@ def test_thousands_of_images_come_out_in_order(tmp_path):
     for i in range(100):
         (tmp_path / f"{i}.png").write_bytes(flat_png(1 + i, 1, i))
     paths = [tmp_path / f"{i % 100}.png" for i in range(1000)]
-    assert [look.width for look in inspect_images(paths)] == [1 + i % 100 for i in range(1000)]
+    assert [info.width for info in inspect_images(paths)] == [1 + i % 100 for i in range(1000)]
 
 
 def test_real_images_are_without_fault(real_data):
     folder = real_data / "coco_mini"
     data = Coco(folder / "val2017", folder / "annotations/instances_val2017.json")
-    assert examine_dataset(data) == []
-    assert {f.kind for f in examine_dataset(Images(str(real_data / "nuts/images")))} <= {"exif"}
+    assert dataset_faults(data) == []
+    assert {f.kind for f in dataset_faults(Images(str(real_data / "nuts/images")))} <= {"exif"}
 
 
 @pytest.fixture
@@ -185,32 +195,32 @@ def shapes(tmp_path):
     return tmp_path / "shapes"
 
 
-def test_images_and_class_maps_of_coco_data(shapes):
+def test_images_and_semantic_maps_of_coco_data(shapes):
     data = Coco(shapes / "images", shapes / "annotations.json")
-    assert examine_dataset(data) == []
+    assert dataset_faults(data) == []
     data.image_path(1).write_bytes(b"broken")
     Image.new("RGB", (48, 48)).save(data.image_path(3))
     Image.new("L", (47, 48)).save(data.image_path(4))
     Image.new("RGB", (48, 48)).save(data.map_path(2))
     Image.new("L", (48, 47)).save(data.map_path(5))
     data.map_path(1).write_bytes(b"")
-    found = [(f.index, f.kind, f.message.split()[0]) for f in examine_dataset(data)]
+    found = [(f.index, f.kind, f.message.split()[0]) for f in dataset_faults(data)]
     assert found == [
         (1, "damaged", "image"),
-        (1, "empty", "class"),
-        (2, "values", "class"),
+        (1, "empty", "semantic"),
+        (2, "values", "semantic"),
         (4, "size", "image"),
-        (5, "size", "class"),
+        (5, "size", "semantic"),
     ]
-    assert [f.index for f in examine_dataset(data, first=1, step=3)] == [1, 1, 4]
+    assert [f.index for f in dataset_faults(data, first=1, step=3)] == [1, 1, 4]
 
 
-def test_a_broken_image_of_several_crops_is_told_once(shapes):
+def test_an_unreadable_image_of_several_crops_is_reported_once(shapes):
     data = Crops(str(shapes / "images"), str(shapes / "annotations.json"), min_size=4)
     path = data.image_path(0)
     assert Counter(data.image_path(i) for i in range(len(data)))[path] > 1
     path.write_bytes(b"broken")
-    assert [(f.index, f.kind) for f in examine_dataset(data)] == [(0, "damaged")]
+    assert [(f.index, f.kind) for f in dataset_faults(data)] == [(0, "damaged")]
 
 
 def test_maps_by_color_may_have_any_mode(tmp_path):
@@ -221,6 +231,6 @@ def test_maps_by_color_may_have_any_mode(tmp_path):
     Image.new("RGB", (8, 5), (9, 9, 9)).save(tmp_path / "maps" / "1.png")
     folders = str(tmp_path / "images"), str(tmp_path / "maps")
     data = LabelMaps(*folders, palette={"a": [9, 9, 9]})
-    assert [(f.index, f.kind) for f in examine_dataset(data)] == [(1, "size")]
+    assert [(f.index, f.kind) for f in dataset_faults(data)] == [(1, "size")]
     data = LabelMaps(*folders, classes=["a"])
-    assert [(f.index, f.kind) for f in examine_dataset(data)] == [(0, "values"), (1, "values")]
+    assert [(f.index, f.kind) for f in dataset_faults(data)] == [(0, "values"), (1, "values")]

@@ -65,7 +65,7 @@ def flat(batches):
     return list(chain.from_iterable(batches))
 
 
-def test_another_image_stands_in_whatever_the_workers_and_the_start(caplog):
+def test_the_replacement_depends_on_neither_workers_nor_start(caplog):
     broken = {3, 17, 40}
     whole = shown(source(()).train_batches(seed=1, start=0, workers=0), 20)
     found = shown(source(broken).train_batches(seed=1, start=0, workers=0), 20)
@@ -190,14 +190,14 @@ def test_all_broken_images_are_listed_before_training(shapes, capsys):
         assert place in line and what in line
 
 
-def test_training_images_that_may_be_skipped_are_told_before(shapes, caplog):
+def test_training_images_that_may_be_skipped_are_reported_before(shapes, caplog):
     images(shapes, "train")[2].write_bytes(b"")
     for path in images(shapes, "val"):
         Image.new("RGBA", (32, 32)).save(path, "PNG")
     with caplog.at_level(logging.INFO, "visionkit"):
         run = train(settings(shapes, on_unreadable_image="skip"))
     first = images(shapes, "train")[2]
-    assert f"data.train: will be replaced by another: image {first} is empty" in caplog.text
+    assert f"data.train: training replaces it: image {first} is empty" in caplog.text
     val = images(shapes, "val")[0]
     assert f"data.val: image {val} has transparent pixels: alpha is dropped, and 3" in caplog.text
     assert "1 of 12 training images were unreadable" in caplog.messages[-1]

@@ -3,11 +3,12 @@
 import io
 import struct
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from visionkit.data.checks.images import find_faults, inspect_images
+from visionkit.data.checks.images import image_findings
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -80,6 +81,36 @@ def turned(orientation, size=(40, 60), format="JPEG"):
     return image(format, size, exif=exif)
 
 
-def faults_of(paths, sizes=None, exif="apply", **options):
-    """What a look at each of the files finds."""
-    return find_faults(paths, inspect_images(paths), sizes, exif, **options)
+class Fault(NamedTuple):
+    """A finding about an image, in short."""
+
+    index: int
+    kind: str
+    message: str
+    severity: str
+
+
+class Files:
+    """A dataset of image files."""
+
+    def __init__(self, paths, sizes, exif):
+        self.paths, self.sizes, self.exif = paths, sizes, exif
+
+    def __len__(self):
+        return len(self.paths)
+
+    def image_path(self, index):
+        return self.paths[index]
+
+
+def dataset_faults(dataset, **share):
+    """What inspection of the images of a dataset finds."""
+    return [
+        Fault(f.place.index, f.kind.removeprefix("image-"), f.message, f.severity)
+        for f in image_findings(dataset, "data.train", **share)
+    ]
+
+
+def faults_of(paths, sizes=None, exif="apply"):
+    """What inspection of the files finds."""
+    return dataset_faults(Files(paths, sizes, exif))

@@ -120,16 +120,16 @@ def open_image(path: str | Path, use: Callable[[Image.Image], T], max_pixels: in
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 size = f"{image.width}x{image.height} pixels, more than the limit of {max_pixels}"
-                raise Refused(Fault("too large", f"has {size}: make it smaller"))
+                raise Refused(Fault("too-large", f"has {size}: make it smaller"))
             return use(image)
     except Refused:
         raise
     except Image.DecompressionBombError:
         clause = f"has more than {MAX_PIXELS} pixels: make it smaller"
-        raise Refused(Fault("too large", clause)) from None
+        raise Refused(Fault("too-large", clause)) from None
     except MemoryError:
         clause = "does not fit into memory, or is damaged: make it smaller or replace it"
-        raise Refused(Fault("too large", clause)) from None
+        raise Refused(Fault("too-large", clause)) from None
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         kind, clause = find_fault(path)
         raise Refused(Fault(kind, f"{clause} [{printable(str(error))}]")) from error

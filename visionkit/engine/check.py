@@ -15,8 +15,8 @@ from tqdm import tqdm
 from visionkit.config import Config, load_config, missing_paths
 from visionkit.data.build import open_sources
 from visionkit.data.checks.findings import Finding, Problems, finding, findings_of
+from visionkit.data.checks.images import image_findings, mark_replaced
 from visionkit.data.checks.kinds import policies
-from visionkit.data.checks.report import forgiven, image_findings
 from visionkit.data.checks.splits import cross_split_findings
 from visionkit.data.checks.summary import data_used, describe, iter_splits, split_key
 from visionkit.data.coco.annotations import read_annotations
@@ -92,7 +92,7 @@ def check_config(
     for source in sources:
         for split, dataset in iter_splits(source):
             where = split_key(source.name, split)
-            images[where] = forgiven(source, split, image_findings(dataset, where))
+            images[where] = mark_replaced(source, split, image_findings(dataset, where))
             report.findings += _located(where, _look_at(dataset))
             report.findings += images[where]
     report.findings += across

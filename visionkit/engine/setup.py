@@ -14,7 +14,7 @@ import torch
 from visionkit.config import Config
 from visionkit.data.build import build_sources, head_classes
 from visionkit.data.checks.findings import Finding
-from visionkit.data.checks.report import check_images
+from visionkit.data.checks.images import check_images
 from visionkit.data.checks.splits import cross_split_findings
 from visionkit.data.checks.summary import across_lines, data_used, lines
 from visionkit.data.loading.source import Source

@@ -84,7 +84,7 @@ def _same_content(first: list[str], second: list[str]) -> list[tuple[str, str]]:
     """Images of both lists whose files hold the same bytes, as a look at each has told."""
     paths = [*map(Path, first), *map(Path, second)]
     found = []
-    for places in duplicate_files(inspect_images(paths, "images of training and validation")):
+    for places in duplicate_files(inspect_images(paths, "images of training and validation data")):
         ours = [first[i] for i in places if i < len(first)]
         theirs = [second[i - len(first)] for i in places if i >= len(first)]
         found += [(ours[0], path) for path in theirs if ours]

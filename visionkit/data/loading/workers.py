@@ -43,6 +43,12 @@ _SHM_FULL = (
 )
 
 
+def cores() -> int:
+    """The number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 class ItemDataset(Protocol):
     """What `load_batches` reads: items by ticket, and the `dataset` that they come from."""
 
