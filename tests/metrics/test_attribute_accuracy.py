@@ -122,9 +122,9 @@ def test_metrics_without_a_known_object_are_not_defined():
     assert set(metrics) == set(WORKED) and all(math.isnan(value) for value in metrics.values())
 
 
-def test_missing_boxes_and_bad_numbers_are_told():
+def test_missing_boxes_and_bad_numbers_are_reported():
     found, batch = scored_images()
-    with pytest.raises(ConfigError, match="let `on` name a head that detects boxes"):
+    with pytest.raises(ConfigError, match="set boxes_from to a head that detects boxes"):
         AttributeAccuracy(CLASSES).update([{"attributes": f["attributes"]} for f in found], batch)
     found[0]["attributes"][0, 0] = NAN
     with pytest.raises(DivergedError, match="image 1"):

@@ -1,4 +1,4 @@
-"""Metrics of class maps against loops and figures worked out by hand."""
+"""Metrics of semantic maps against loops and numbers worked out by hand."""
 
 import math
 
@@ -110,7 +110,7 @@ def test_partial_labels_by_hand():
     assert metrics["mean_accuracy"] == pytest.approx(1 / 2)
 
 
-def test_unlabeled_images_are_left_out():
+def test_unlabeled_images_are_skipped():
     metric = ConfusionMatrix(CLASSES)
     batch = Batch(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), [{"image_id": 1, "size": (2, 2)}])
     metric.update([{"semantic": torch.zeros(2, 2, dtype=torch.uint8)}], batch)
@@ -138,7 +138,7 @@ def test_the_data_sets_own_maps_count_at_their_own_size():
     metric = ConfusionMatrix(CLASSES, Truth([[0, 1], [0, 1]]))
     update(metric, [[2]], [[0, 1], [1, 1]])  # the map of the batch, of 1x1, plays no part
     assert metric.compute()["pixel_accuracy"] == pytest.approx(3 / 4)
-    with pytest.raises(DataError, match="image 1: its class map is"):
+    with pytest.raises(DataError, match="image 1: the semantic map has size"):
         update(metric, [[2]], [[0, 1, 1]])
 
 
@@ -149,5 +149,5 @@ def test_without_them_the_prediction_is_brought_to_the_map_of_the_batch():
 
 
 def test_a_value_beyond_the_classes_is_an_error():
-    with pytest.raises(DataError, match="image 1: its class map has the value 7"):
+    with pytest.raises(DataError, match="image 1: the semantic map has the value 7"):
         update(ConfusionMatrix(CLASSES), [[0, 7]], [[0, 0]])

@@ -68,9 +68,9 @@ NAMES = ("recall@1", "recall@5", "mAP@R")
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("budget", [2**22, 100])
-def test_equals_a_loop_over_queries(seed, budget, monkeypatch):
-    monkeypatch.setattr(retrieval, "BUDGET", budget)
+@pytest.mark.parametrize("limit", [2**22, 100])
+def test_equals_a_loop_over_queries(seed, limit, monkeypatch):
+    monkeypatch.setattr(retrieval, "MAX_SIMILARITIES", limit)
     rng = np.random.default_rng(seed)
     identities = rng.integers(0, 12, 70)
     vectors = rng.normal(size=(70, 4)) + 0.8 * np.eye(4)[identities % 4]

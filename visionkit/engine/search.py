@@ -16,7 +16,7 @@ from visionkit.data.image_io import read_image
 from visionkit.engine.predict import Prediction, Predictor, predict_each
 from visionkit.engine.results import find_images, prepare_out
 from visionkit.errors import ConfigError, DataError
-from visionkit.metrics.retrieval import checked_vector
+from visionkit.metrics.values import finite
 from visionkit.models.heads.embedding import Embedding
 from visionkit.runs.files import to_json, write_text
 
@@ -110,7 +110,7 @@ def _vectors(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Pat
     """The vector (D,) of each image that can be read."""
 
     def vector(file: Path, prediction: Prediction) -> Tensor:
-        return checked_vector(prediction.heads[head], file)
+        return finite(prediction.heads[head], "embedding", file)
 
     vectors: dict[Path, Tensor] = {}
     with closing(predict_each(predictor, [*files], vector)) as found:

@@ -1,4 +1,4 @@
-"""Accuracy of classification: one class per image, or any number of them."""
+"""Metrics of classification, with one class per image or with multiple labels."""
 
 from __future__ import annotations
 
@@ -9,34 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionkit.errors import DivergedError
+from visionkit.metrics.values import finite, nan_mean
 from visionkit.types import Batch
 
 
-def checked_probs(prediction: dict[str, Any], image_id: int | None) -> Tensor:
-    """The prediction's `probs` on the CPU. Raises for NaN and infinity, which rank at random."""
-    probs = prediction["probs"].detach().float().cpu().clone()  # not a view of the whole batch
-    if not probs.isfinite().all():
-        raise DivergedError(f"image {image_id}: the predicted probabilities are not finite")
-    return probs
-
-
-def nan_mean(values: Sequence[float]) -> float:
-    """Mean of the values that are defined; NaN when none is."""
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
-
-
 class Accuracy:
-    """Top-1, top-5 (of more than five classes) and the accuracy within each class, in [0, 1].
+    """Top-1, top-5 (with more than five classes) and per-class accuracy, in [0, 1].
 
-    `mean_class_accuracy` weighs all classes alike that occur in the data; a class that does not
-    occur has accuracy NaN. Images without `class_id` are left out.
+    `mean_class_accuracy` is the mean over the classes that occur in the data; the accuracy of other
+    classes is NaN. Images without `class_id` are skipped.
     """
 
     def __init__(self, classes: Sequence[str]):
         self.classes = list(classes)
-        # Row by row: images of each class, those right at first place, those right within five.
+        # Rows: images of each class, those with the class first, those with it in the first five.
         self.counts = torch.zeros(3, len(self.classes), dtype=torch.int64)
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
@@ -45,7 +31,7 @@ class Accuracy:
             if "class_id" not in target:
                 continue
             truth = int(target["class_id"])
-            ranked = checked_probs(prediction, target.get("image_id")).topk(top).indices
+            ranked = finite(prediction, "probs", target.get("image_id")).topk(top).indices
             self.counts[:, truth] += torch.tensor([1, ranked[0] == truth, truth in ranked])
 
     def state(self) -> list[list[int]]:
@@ -56,7 +42,7 @@ class Accuracy:
 
     def compute(self) -> dict[str, float]:
         images, first, five = self.counts.double()
-        per_class = (first / images).tolist()  # 0 / 0 is NaN: no such image
+        per_class = (first / images).tolist()  # 0 / 0 is NaN: no image of the class
         metrics = {"top1": (first.sum() / images.sum()).item()}
         if len(self.classes) > 5:
             metrics["top5"] = (five.sum() / images.sum()).item()
@@ -66,13 +52,12 @@ class Accuracy:
 
 
 class MultiLabelAccuracy:
-    """Mean average precision over classes, and F1 at a threshold, of multi-label classification.
+    """Mean average precision and F1 of multi-label classification.
 
-    `mAP` is the mean over the classes that occur of `AP/<class>`: the area under the
-    precision-recall curve without interpolation, images of equal probability counted together.
-    `f1` counts all (image, class) pairs together, a probability of at least `threshold` as yes.
-    `top1` is the share of images whose most probable class is one of theirs, among those that
-    have any.
+    `AP/<class>` is the area under the precision-recall curve without interpolation; images of equal
+    probability share one threshold. `mAP` is its mean over the classes that occur. `f1` is
+    computed over all (image, class) pairs; a probability of at least `threshold` is positive.
+    `top1` is the share of images whose most probable class is correct, among images with a class.
     """
 
     def __init__(self, classes: Sequence[str], *, threshold: float = 0.5):
@@ -84,7 +69,7 @@ class MultiLabelAccuracy:
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
             if "class_id" in target:
-                self.probs.append(checked_probs(prediction, target.get("image_id")))
+                self.probs.append(finite(prediction, "probs", target.get("image_id")))
                 self.truth.append(target["class_id"].cpu() > 0.5)
 
     def state(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -112,17 +97,17 @@ class MultiLabelAccuracy:
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
-    """Sum over the thresholds of precision x gain in recall; NaN without a positive.
+    """Sum over all thresholds of precision times the gain in recall; NaN without a positive.
 
-    `scores` (N,) float, `truth` (N,) bool. Equal scores share one threshold, so that the result
-    does not depend on the order of the data.
+    `scores` (N,) float, `truth` (N,) bool. Equal scores share one threshold, so the result does
+    not depend on the order of the data.
     """
     positives = int(truth.sum())
     if positives == 0:
         return math.nan
     scores, order = scores.sort(descending=True)
     hits = truth[order].double().cumsum(0)
-    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])])  # the last of its score
+    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])])  # the last of equal scores
     hits, taken = hits[last], torch.arange(1, len(scores) + 1)[last]
     gained = hits.diff(prepend=hits.new_zeros(1))
     return (hits / taken * gained).sum().item() / positives

@@ -1,4 +1,4 @@
-"""Metrics of class maps, from one confusion matrix over a whole data set."""
+"""Metrics of semantic segmentation, from one confusion matrix over the whole dataset."""
 
 from __future__ import annotations
 
@@ -10,36 +10,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit.errors import DataError
-from visionkit.metrics.accuracy import nan_mean
+from visionkit.metrics.values import nan_mean
 from visionkit.types import IGNORE, Batch, Dataset, Target
 
 
 class ConfusionMatrix:
-    """Intersection over union and accuracies, in [0, 1], of all pixels of a data set together.
+    """Intersection over union and accuracies, in [0, 1], over all pixels of a dataset.
 
-    Scored at the resolution of the data set's own class maps, which come from its method
-    `semantic_truth(image_id)`, (h, w) uint8, if it has one; otherwise from `target["semantic"]`,
-    to whose size the prediction is then brought. Pixels of 255 and images without `semantic`
-    are left out.
+    The ground truth is that of the dataset's `semantic_truth(image_id)`, (h, w) uint8, if it has
+    this method; otherwise `target["semantic"]`, to whose size the prediction is resized. Pixels
+    of 255 and images without `semantic` are skipped.
 
-    - `IoU/<class>`: pixels that are of the class and predicted so, among those that are or are
-      predicted so. NaN for a class that is neither in the truth nor in a prediction.
-    - `mIoU`: mean of the IoUs that are not NaN. A class that is predicted and never there counts,
-      with 0.
-    - `pixel_accuracy`: share of the pixels that are predicted right.
-    - `mean_accuracy`: mean over the classes that occur in the truth of the share of their pixels
-      that are predicted right.
+    - `IoU/<class>`: true positives / (true positives + false positives + false negatives). NaN for
+      a class that is neither in the ground truth nor predicted.
+    - `mIoU`: mean of the IoUs that are not NaN. A class that is predicted but not in the ground
+      truth counts as 0.
+    - `pixel_accuracy`: share of correct pixels.
+    - `mean_accuracy`: mean over the classes in the ground truth of their share of correct pixels.
 
-    Classes that are not labeled in an image (`semantic_labeled`) are one class there: any of
-    them is right where any of them is true. Such pixels take part in no class's IoU except, where
-    a labeled class is predicted, in that one's, as an error. A class that is labeled in no
-    image has IoU NaN.
+    The classes that are not labeled in an image (`semantic_labeled`) count as one class there: any
+    of them is correct where any of them is true. Such a pixel is in no IoU, except as an error in
+    that of a labeled class predicted for it. A class that no image labels has IoU NaN.
     """
 
     def __init__(self, classes: Sequence[str], dataset: Dataset | None = None):
         self.classes = list(classes)
         self.truth_of = getattr(dataset, "semantic_truth", None)
-        # Rows are the truth, columns predictions; the last of each is "a class not labeled".
+        # Rows: ground truth, columns: predictions. The last of each: the classes not labeled.
         self.counts = torch.zeros((len(self.classes) + 1,) * 2, dtype=torch.int64)
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
@@ -47,44 +44,42 @@ class ConfusionMatrix:
             labeled = target.get("semantic_labeled")
             if "semantic" not in target or (labeled is not None and not labeled.any()):
                 continue
-            slots = self._slots(labeled)
+            index = self._index(labeled)
             truth = self._truth(target)
             found = prediction["semantic"].cpu()
             if found.shape != truth.shape:
-                found = self._brought_to(found, truth, target)
-            rows, columns = slots[truth.long()], slots[found.long()]
+                found = self._resized(found, truth, target)
+            rows, columns = index[truth.long()], index[found.long()]
             counted = truth != IGNORE
             if (rows[counted] < 0).any():
                 raise DataError(
-                    f"image {target.get('image_id')}: its class map has the value "
-                    f"{int(truth[counted].max())}, but there are {len(self.classes)} classes"
+                    f"image {target.get('image_id')}: the semantic map has the value "
+                    f"{int(truth[counted].max())}; expected 0 to {len(self.classes) - 1}"
                 )
-            all_gather_with_grad = rows[counted] * len(self.counts) + columns[counted]
-            self.counts += all_gather_with_grad.bincount(minlength=self.counts.numel()).view_as(
-                self.counts
-            )
+            pairs = rows[counted] * len(self.counts) + columns[counted]
+            self.counts += pairs.bincount(minlength=self.counts.numel()).view_as(self.counts)
 
-    def _slots(self, labeled: Tensor | None) -> Tensor:
-        """Row and column of each value of a class map, (256,) int64; -1 for no class."""
-        slots = torch.full((IGNORE + 1,), -1)
+    def _index(self, labeled: Tensor | None) -> Tensor:
+        """Row and column of each value of a semantic map, (256,) int64; -1 for no class."""
+        index = torch.full((IGNORE + 1,), -1)
         known = torch.arange(len(self.classes))
         if labeled is not None:
             known[~labeled.cpu()] = len(self.classes)
-        slots[: len(known)] = known
-        return slots
+        index[: len(known)] = known
+        return index
 
     def _truth(self, target: Target) -> Tensor:
         if self.truth_of is None:
             return target["semantic"].cpu()
         return torch.as_tensor(self.truth_of(target["image_id"]))
 
-    def _brought_to(self, found: Tensor, truth: Tensor, target: Target) -> Tensor:
+    def _resized(self, found: Tensor, truth: Tensor, target: Target) -> Tensor:
         if self.truth_of is not None:
             raise DataError(
-                f"image {target.get('image_id')}: its class map is {tuple(truth.shape)} (h, w), "
-                f"the image {tuple(found.shape)}; they must be of one size"
+                f"image {target.get('image_id')}: the semantic map has size {tuple(truth.shape)} "
+                f"(h, w), the image {tuple(found.shape)}; they must be equal"
             )
-        # Bytes as they are: the nearest pixel, never a mixture of class numbers.
+        # Nearest pixel: class numbers cannot be interpolated.
         return F.interpolate(found[None, None], tuple(truth.shape), mode="nearest-exact")[0, 0]
 
     def state(self) -> list[list[int]]:
@@ -95,11 +90,11 @@ class ConfusionMatrix:
 
     def compute(self) -> dict[str, float]:
         counts = self.counts.double()
-        right, true, found = counts.diag()[:-1], counts.sum(1)[:-1], counts.sum(0)[:-1]
-        ious = (right / (true + found - right)).tolist()  # 0 / 0 is NaN: not there, not predicted
+        correct, true, found = counts.diag()[:-1], counts.sum(1)[:-1], counts.sum(0)[:-1]
+        ious = (correct / (true + found - correct)).tolist()  # 0 / 0 is NaN: class does not occur
         return {
             "mIoU": nan_mean(ious),
             "pixel_accuracy": (counts.trace() / counts.sum()).item(),
-            "mean_accuracy": nan_mean((right / true).tolist()),
+            "mean_accuracy": nan_mean((correct / true).tolist()),
             **{f"IoU/{name}": iou for name, iou in zip(self.classes, ious, strict=True)},
         }

@@ -1,4 +1,4 @@
-"""Accuracy of one class and one box per image."""
+"""Metrics of localization: one class and one box per image."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visionkit.errors import DivergedError
+from visionkit.metrics.values import finite
 from visionkit.ops.boxes import area, box_iou, to_original
 from visionkit.types import Batch, Target
 
 
 def largest_objects(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
-    """The object with the largest box of each image, crowd regions aside.
+    """The object with the largest box of each image; crowd regions do not count.
 
-    Gives boxes (B, 4), labels (B,) and found (B,) bool, on the device of the targets. Where a
-    image has no object, or is not labeled, found is False and the others are zero.
+    Returns boxes (B, 4), labels (B,) and found (B,) bool, on the device of the targets. If an image
+    has no object or is not labeled, found is False and the others are zero.
     """
     device = next((t["boxes"].device for t in targets if "boxes" in t), None)
     boxes = torch.zeros(len(targets), 4, device=device)
@@ -30,20 +30,19 @@ def largest_objects(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
         areas = area(target["boxes"])
         if "iscrowd" in target:
             areas = areas.masked_fill(target["iscrowd"], -1)
-        # Indexed by a tensor, and no `if` on a value: the accelerator is never waited for.
-        all_reduce_max = areas.argmax()
-        found[i] = areas[all_reduce_max] >= 0
-        boxes[i] = target["boxes"][all_reduce_max] * found[i]
-        labels[i] = target["labels"][all_reduce_max] * found[i]
+        largest = areas.argmax()  # stays a tensor: an `if` on its value would wait for the GPU
+        found[i] = areas[largest] >= 0
+        boxes[i] = target["boxes"][largest] * found[i]
+        labels[i] = target["labels"][largest] * found[i]
     return boxes, labels, found
 
 
 class LocalizationAccuracy:
-    """`top1` (class right), `mean_iou` (of the box), `loc50` and `loc75`, all in [0, 1].
+    """`top1` (of the class), `mean_iou` (of the box), `loc50` and `loc75`, all in [0, 1].
 
-    `loc50` counts the images whose class is right and whose box has IoU >= 0.5 with the truth,
-    the criterion of ILSVRC (Russakovsky et al. 2015); `loc75` asks for IoU >= 0.75. The truth is
-    the largest object of the image, in original pixels; images without one are left out.
+    `loc50` is the share of images with the correct class and a box with IoU >= 0.5, the criterion
+    of ILSVRC (Russakovsky et al. 2015); `loc75` requires IoU >= 0.75. The ground truth is the
+    largest object of the image, in original pixels; images without objects are skipped.
     """
 
     names = ("top1", "mean_iou", "loc50", "loc75")
@@ -54,13 +53,12 @@ class LocalizationAccuracy:
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         boxes, labels, found = largest_objects(batch.targets)
         for i in found.nonzero()[:, 0].tolist():
-            target, box = batch.targets[i], predictions[i]["box"].float().cpu()
-            if not box.isfinite().all():
-                raise DivergedError(f"image {target.get('image_id')}: the box is not finite")
+            target = batch.targets[i]
+            box = finite(predictions[i], "box", target.get("image_id"))
             truth = to_original(boxes[i].cpu(), target["size"], target["orig_size"])
-            right = int(predictions[i]["probs"].argmax()) == int(labels[i])
+            correct = int(predictions[i]["probs"].argmax()) == int(labels[i])
             iou = box_iou(box[None].double(), truth[None].double()).item()
-            scores = [right, iou, right and iou >= 0.5, right and iou >= 0.75]
+            scores = [correct, iou, correct and iou >= 0.5, correct and iou >= 0.75]
             self.scores.append(tuple(map(float, scores)))
 
     def state(self) -> list[tuple[float, ...]]:
@@ -72,6 +70,6 @@ class LocalizationAccuracy:
     def compute(self) -> dict[str, float]:
         if not self.scores:
             return dict.fromkeys(self.names, math.nan)
-        # Exact sums, so that the order of the images changes nothing.
+        # Exact sums do not depend on the order of the images.
         totals = map(math.fsum, zip(*self.scores, strict=True))
         return {n: s / len(self.scores) for n, s in zip(self.names, totals, strict=True)}

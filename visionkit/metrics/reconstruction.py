@@ -1,4 +1,4 @@
-"""How well images were given back."""
+"""Metrics of autoencoders: how well images are reconstructed."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from visionkit.errors import DivergedError
+from visionkit.metrics.values import finite
 from visionkit.types import Batch
 
 PEAK = 255
-HIGHEST_PSNR = 100.0  # dB; no error at all would be infinite
+MAX_PSNR = 100.0  # dB; that of a perfect image would be infinite
 
 
 class Reconstruction:
     """`mse`, `psnr` and, of a variational autoencoder (`latent`), `kl`.
 
-    `mse` is the mean squared error over all valid pixels and channels of the data set, in units
-    of the whole range: 0 to 1. `psnr` is 10 log10(1 / mse) in decibels, of that one number and
-    not a mean over images, at most 100. `kl` is the mean over images, in nats. All compare
-    `reconstruction` (3, h, w) uint8 with the image in the batch, padding left out.
+    `mse` is the mean squared error over all valid pixels and channels of the dataset, for values in
+    [0, 1]. `psnr` is 10 log10(1 / mse) in decibels, at most 100; it is computed from this `mse`,
+    not averaged over images. `kl` is the mean over images, in nats. Compares `reconstruction`
+    (3, h, w) uint8 with the image in the batch without padding.
     """
 
     def __init__(self, *, latent: bool = False) -> None:
         self.latent = latent
-        # Integers, so that the order of the images and the number of processes change nothing.
+        # Integer sums do not depend on the order of the images or the number of ranks.
         self.squares = 0
         self.values = 0
         self.divergences: list[float] = []
@@ -40,7 +39,7 @@ class Reconstruction:
             self.squares += int((found - truth).square().sum(dtype=torch.int64))
             self.values += truth.numel()
             if "kl" in prediction:
-                self.divergences.append(_finite(prediction["kl"], target.get("image_id")))
+                self.divergences.append(finite(prediction, "kl", target.get("image_id")).item())
 
     def state(self) -> tuple[int, int, list[float]]:
         return self.squares, self.values, self.divergences
@@ -60,14 +59,7 @@ class Reconstruction:
 
 
 def psnr(mse: float) -> float:
-    """Peak signal-to-noise ratio in dB of a mean squared error of values in [0, 1]."""
+    """Peak signal-to-noise ratio in dB, from the mean squared error of values in [0, 1]."""
     if math.isnan(mse):
         return mse
-    return HIGHEST_PSNR if mse == 0 else min(HIGHEST_PSNR, 10 * math.log10(1 / mse))
-
-
-def _finite(value: Tensor, image_id: int | None) -> float:
-    number = value.item()
-    if not math.isfinite(number):
-        raise DivergedError(f"image {image_id}: the divergence of its latent is not finite")
-    return number
+    return MAX_PSNR if mse == 0 else min(MAX_PSNR, 10 * math.log10(1 / mse))
