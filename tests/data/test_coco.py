@@ -126,11 +126,11 @@ def test_unusable_boxes_are_left_out_counted_and_logged_once(tmp_path, caplog):
         data = save(tmp_path, content)
     assert data[0].boxes.tolist() == [[15, 5, 20, 10]]
     assert data.dropped == {
-        "boxes without extent": 2,
+        "boxes without area": 2,
         "boxes outside their image": 2,
         "objects of other classes": 0,
     }
-    assert len(caplog.records) == 1 and "2 boxes without extent left out" in caplog.text
+    assert len(caplog.records) == 1 and "2 boxes without area left out" in caplog.text
     assert "really [x, y, width, height]" in caplog.text
     truth = data.coco_truth()["annotations"]
     assert [a["bbox"] for a in truth] == boxes

@@ -252,8 +252,8 @@ def test_warnings_come_at_each_start(path, tmp_path, caplog):
     path.write_text(json.dumps(data))
     for _ in range(2):
         caplog.clear()
-        assert Coco(str(tmp_path / "images"), str(path)).dropped["boxes without extent"] == 1
-        assert "1 boxes without extent left out" in caplog.text
+        assert Coco(str(tmp_path / "images"), str(path)).dropped["boxes without area"] == 1
+        assert "1 boxes without area left out" in caplog.text
     records[0]["bbox"] = None
     path.write_text(json.dumps(data))
     with pytest.raises(DataError, match="1 problem"):

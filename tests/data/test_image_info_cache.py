@@ -71,9 +71,7 @@ def test_other_versions_and_folders_have_files_of_their_own(photos, inspected, r
     assert len(inspected) == 11 and len(list(root.iterdir())) == 3
 
 
-def test_an_image_that_changes_meanwhile_is_not_remembered(
-    photos, inspected, monkeypatch
-):
+def test_an_image_that_changes_meanwhile_is_not_remembered(photos, inspected, monkeypatch):
     inspect_image = images.inspect_image
 
     def slow(path):
@@ -206,7 +204,6 @@ def test_a_full_disk_is_reported_once_and_costs_nothing_else(photos, root, inspe
     assert len(caplog.records) == 1 and "full" in caplog.text
     inspected.clear()
     assert inspect_images(photos[:1])[0] == found[0] and inspected == []
-
 
     first = inspect_images(photos[:3])
     (file,) = root.iterdir()

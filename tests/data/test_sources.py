@@ -79,8 +79,8 @@ def test_grouped_batches_hold_the_same_images_with_the_same_positions():
     assert sorted(t for batch in found for t in batch) == sorted(expected)
     assert [t for batch in found for t in batch] != expected
     for pool in range(0, 40, 8):  # no image leaves the 8 batches that it came in
-        propagate_failures = {t for batch in found[pool : pool + 8] for t in batch}
-        assert propagate_failures == set(expected[pool * 4 : (pool + 8) * 4])
+        together = {t for batch in found[pool : pool + 8] for t in batch}
+        assert together == set(expected[pool * 4 : (pool + 8) * 4])
     assert next(grouped(80, 4, start=13)) == found[13]
 
 

@@ -150,8 +150,8 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(ratios, monkeypatch):
         shares = [batches(rank, world) for rank in range(world)]
         assert all(len(batch) == 6 // world for share in shares for batch in share)
         for number, batch in enumerate(whole):
-            propagate_failures = [ticket for share in shares for ticket in share[number]]
-            assert sorted(propagate_failures) == sorted(batch)
+            together = [ticket for share in shares for ticket in share[number]]
+            assert sorted(together) == sorted(batch)
     seen = sorted((position, index) for batch in whole for index, position in batch)
     for first in range(0, 240, 10):
         assert sorted(index for _, index in seen[first : first + 10]) == list(range(10))

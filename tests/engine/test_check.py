@@ -73,7 +73,7 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path, check):
     code, kinds, _ = check(spec)
     assert code == 2 and kinds.keys() == {"config", "value"}
     texts = " ".join(f["message"] for f in kinds["config"])
-    assert "cuda:99" in texts and "'far' is no kind" in texts
+    assert "cuda:99" in texts and "'coordinate-range' has no policy" in texts
     assert kinds["value"][0]["file"] == str(val / "a.json")
 
     del spec["data"]["train"]["on_fault"]
@@ -239,7 +239,7 @@ def test_identities(tmp_path, check):
     one = folders(tmp_path / "one", {"a": 3})
     spec = config("embedding", one, one, "ImageFolder", images_per_identity=2, batch_size=4)
     code, kinds, _ = check(spec)
-    assert code == 3 and "1 known identities" in kinds["file"][0]["message"]
+    assert code == 3 and "1 known identity" in kinds["file"][0]["message"]
     assert check(spec, "data.batch_size=3")[0] == 2
 
 
@@ -258,11 +258,10 @@ def test_label_maps(tmp_path, check):
     spec["head"] = {"type": "FCN"}
     code, kinds, _ = check(spec)
     assert code == 3
-    assert [(f["value"], f["file"]) for f in kinds["class-map"]] == [
-        ("b.png", data["labels"]), ("c.png", data["labels"]),
-    ]  # fmt: skip
+    assert [(f["value"], f["file"]) for f in kinds["class-map"]] == [("b.png", data["labels"])]
     assert "has the value 9" in kinds["class-map"][0]["message"]
-    assert "6x8, but its image" in kinds["class-map"][1]["message"]
+    (found,) = kinds["image-size"]
+    assert "c.png is 6x8, but its image" in found["message"]
     assert [f["value"] for f in kinds["unlabeled-map"]] == ["d.png"]
 
 
@@ -289,7 +288,7 @@ def test_a_run_says_what_it_used(tmp_path, caplog):
     assert said["cross_split"] == {"same-data": 1}
     lines = [record.getMessage() for record in caplog.records]
     assert any(
-        line.startswith("data.train: 4 images, ") and "left out: 1 boxes without extent" in line
+        line.startswith("data.train: 4 images, ") and "dropped: boxes without area (1)" in line
         for line in lines
     )
     assert any("validation data are the training data" in line for line in lines)
@@ -306,7 +305,7 @@ def test_a_long_list_of_faults_goes_to_a_file_that_is_named(tmp_path, capsys, mo
         yaml.safe_dump({key: value for key, value in spec.items() if value is not None})
     )
     assert main(["train", str(tmp_path / "c.yaml"), f"output={tmp_path / 'run'}"]) == 3
-    (written,) = (tmp_path / "cache/faults").iterdir()
+    (written,) = (tmp_path / "cache/findings").iterdir()
     printed = capsys.readouterr().err
     assert f"all 30 are in {written}" in printed and printed.count("annotations[") == 20
     findings = json.loads(written.read_text())["findings"]

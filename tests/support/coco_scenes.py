@@ -91,7 +91,7 @@ def uncompressed(rle):
 def wild(seed):
     """A scene with everything that is valid: ids in any order and of any size, unused categories,
     empty images, crowds of each kind, missing masks, ties of score and of IoU, more than 100
-    detections of a class in an image, boxes without extent and beyond the image."""
+    detections of a class in an image, boxes without area and beyond the image."""
     rng = np.random.default_rng(seed)
     truth, results = scene(seed, int(rng.integers(1, 9)), int(rng.integers(1, 4)))
     truth["categories"] += [{"id": 3, "name": "unused"}, {"id": 10**15, "name": "unused too"}]

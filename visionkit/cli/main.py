@@ -96,9 +96,9 @@ def report(error: Exception, *, debug: bool = False) -> int:
 def _save_findings(findings: Sequence[Finding]) -> None:
     """Write all findings to a file if the error message cannot hold them."""
     if len(findings) > SHOWN:
-        from visionkit.data.checks.findings import keep_all
+        from visionkit.data.checks.findings import save_findings
 
-        print(keep_all(findings), file=sys.stderr)
+        print(save_findings(findings), file=sys.stderr)
 
 
 def _location(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from visionkit.data.checks.findings import DONE, Finding
 from visionkit.data.checks.kinds import title
-from visionkit.data.checks.summary import lines
+from visionkit.data.checks.summary import summary_lines
 from visionkit.engine.check import Report
 from visionkit.errors import CheckpointError, ConfigError, DataError, plural, printable
 from visionkit.runs import files
@@ -99,7 +99,7 @@ def text(report: Report, written: str | None) -> str:
         for (severity, kind, action), count in kinds.items():
             done = f", {DONE[action]}" if action in DONE else ""
             shown.append(f"  {count} x {kind} ({severity}{done}): {title(kind)}")
-    shown += [f"data used: {line}" for line in lines(report.used)]
+    shown += [f"data used: {line}" for line in summary_lines(report.used)]
     return printable("\n".join(shown), lines=True)
 
 

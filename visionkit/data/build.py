@@ -8,7 +8,7 @@ from typing import Any
 
 from visionkit.config import Config, missing_paths
 from visionkit.config.components import build, head_class
-from visionkit.data.checks.findings import finding, propagate_failures
+from visionkit.data.checks.findings import finding, merge_errors
 from visionkit.data.checks.summary import split_key
 from visionkit.data.classes import class_lists, class_mapped, classes_of_heads
 from visionkit.data.loading.source import Source
@@ -31,7 +31,7 @@ def build_sources(
         raise ConfigError("\n".join(missing))
     sources, errors = open_sources(config, splits, classes)
     if errors:
-        raise propagate_failures(errors)
+        raise merge_errors(errors)
     return sources
 
 

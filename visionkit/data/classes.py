@@ -139,8 +139,9 @@ class ClassMappedDataset:
         classes = self.dataset.semantic_truth(image_id)
         return None if classes is None else self._relabel_map(classes)
 
+    @property
     def num_unused(self) -> int:
-        """How many objects are gone because their class is not labeled here."""
+        """The number of objects that are dropped because their class is not labeled here."""
         if "labels" not in self._tables or not hasattr(self.dataset, "class_counts"):
             return 0
         table = self._tables["labels"]

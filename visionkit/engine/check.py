@@ -18,7 +18,7 @@ from visionkit.data.checks.findings import Finding, Problems, finding, findings_
 from visionkit.data.checks.images import image_findings, mark_replaced
 from visionkit.data.checks.kinds import policies
 from visionkit.data.checks.splits import cross_split_findings
-from visionkit.data.checks.summary import data_used, describe, iter_splits, split_key
+from visionkit.data.checks.summary import data_summary, dataset_summary, iter_splits, split_key
 from visionkit.data.coco.annotations import read_annotations
 from visionkit.data.datasets.coco import Coco
 from visionkit.engine import setup
@@ -35,7 +35,7 @@ class Report:
 
     target: str
     findings: list[Finding] = field(default_factory=list)
-    used: dict[str, Any] = field(default_factory=lambda: data_used((), ()))
+    used: dict[str, Any] = field(default_factory=lambda: data_summary((), ()))
 
     @contextmanager
     def catching(self, where: str = "") -> Iterator[None]:
@@ -96,7 +96,7 @@ def check_config(
             report.findings += _located(where, _look_at(dataset))
             report.findings += images[where]
     report.findings += across
-    report.used = data_used(sources, across, images)
+    report.used = data_summary(sources, across, images)
     return report
 
 
@@ -112,7 +112,7 @@ def check_annotations(path: str | Path, images: str | Path | None = None) -> Rep
             problems.raise_any()
         looked = image_findings(data, str(path))
         report.findings += [*_located(str(path), _look_at(data)), *looked]
-        used = {"main": {"annotations": describe(data, looked)}}
+        used = {"main": {"annotations": dataset_summary(data, looked)}}
         report.used = {**report.used, "sources": used}
     return report
 

@@ -16,7 +16,7 @@ from visionkit.data.build import build_sources, head_classes
 from visionkit.data.checks.findings import Finding
 from visionkit.data.checks.images import check_images
 from visionkit.data.checks.splits import cross_split_findings
-from visionkit.data.checks.summary import across_lines, data_used, lines
+from visionkit.data.checks.summary import cross_split_lines, data_summary, summary_lines
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
 from visionkit.engine.device import pick_device, pick_precision
@@ -281,11 +281,11 @@ def log_data_summary(
 ) -> None:
     """Write what is used of the data to data.json, and say it; in one process."""
     across = cross_split_findings(config, sources)
-    used = data_used(sources, across, images)
+    used = data_summary(sources, across, images)
     files.write_text(run / "data.json", files.to_json(used) + "\n")
-    for line in lines(used):
+    for line in summary_lines(used):
         log.info("%s", line)
-    for line in across_lines(across):
+    for line in cross_split_lines(across):
         log.warning("%s", line)
 
 

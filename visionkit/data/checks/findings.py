@@ -1,68 +1,37 @@
-"""Faults of a data set, gathered so that the user sees them together, and class lists compared."""
+"""Findings about data, collected so that the user sees all of them at once."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from visionkit.data.checks.kinds import FINDING_KINDS, Severity
+from visionkit.data.checks.kinds import FINDING_KINDS, Action, Severity
 from visionkit.data.loading.cache import cache_folder, trim
-from visionkit.errors import CheckpointError, ConfigError, DataError, VisionkitError
+from visionkit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    VisionkitError,
+    listed,
+    plural,
+)
 from visionkit.runs.files import to_json, write_text
 
-# --- What the numbers of objects or images of each class tell.
-
-FEW = 10  # objects or images of a class
-
-
-def class_remarks(names: Sequence[str], counts: np.ndarray, what: str, file: str) -> list[Finding]:
-    """Classes with none, with few, and of nearly one name. `what` is "objects" or "images"."""
-    noun = what.removesuffix("s")
-    found = []
-    for name, count in zip(names, counts.tolist(), strict=True):
-        if count < FEW:
-            kind = "rare-class" if count else "unused-class"
-            text = f"the class {name!r} has {count or 'no'} {noun}{'s' * (count != 1)}"
-            found.append(finding(kind, text, file=file, value=name))
-    by_folded: dict[str, list[str]] = {}
-    for name in names:
-        by_folded.setdefault(name.casefold().strip(), []).append(name)
-    for alike in by_folded.values():
-        if len(alike) > 1:
-            text = f"the classes {', '.join(map(repr, alike))} differ in case alone"
-            found.append(finding("class-name-case", text, file=file, value=alike[0]))
-    return found
-
-
-# --- A list of faults that is too long for the screen, in a file of the cache folder.
-
-LIMIT = 100 * 2**20  # bytes of all such files
-
-
-def keep_all(findings: Sequence[Finding]) -> str:
-    """Write all of them; the sentence that says where, or why not."""
-    content: dict[str, Any] = {"version": 1, "findings": [found.record() for found in findings]}
-    text = to_json(content) + "\n"
-    try:
-        folder = cache_folder() / "faults"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-        write_text(path, text)
-        trim(folder, LIMIT, keep=path)
-    except (OSError, RuntimeError) as error:  # a full disk, or no home folder
-        return f"all {len(findings)} could not be written to the cache folder [{error}]"
-    return f"all {len(findings)} are in {path}"
+SHOWN = 20  # findings in the message of an error
+RARE = 10  # objects or images of a class; fewer are a finding
+FILES_LIMIT = 100 * 2**20  # bytes of all files of findings in the cache folder
 
 
 class Place(NamedTuple):
     """A record of a COCO file, for example `annotations[1532] (id 88121)`."""
 
     list: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     id: Any = None
 
     def __str__(self) -> str:
@@ -71,16 +40,16 @@ class Place(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One fault: what, where, what to do, and what visionkit does about it."""
+    """One finding: what, where, how to fix it, and what visionkit does about it."""
 
-    kind: str  # of `FINDING_KINDS`, or of an image
+    kind: str  # of `FINDING_KINDS`, or `image-...`
     message: str
-    file: str = ""  # or a folder, or a part of the config
+    file: str = ""  # or a folder, or a key of the config
     place: Place | None = None
     key: str | None = None
     value: str | None = None  # as text, shortened
     remedy: str = ""
-    action: str = "error"  # or drop, fix, keep
+    action: Action = "error"
     severity: Severity = "error"
 
     def __str__(self) -> str:
@@ -88,48 +57,41 @@ class Finding(NamedTuple):
         return ": ".join(str(part) for part in parts if part)
 
     def record(self) -> dict[str, Any]:
-        """As `visionkit check --json` writes it."""
-        where = self.place._asdict() if self.place else dict.fromkeys(("list", "index", "id"))
-        said = {key: value for key, value in self._asdict().items() if key != "place"}
-        return said | where
+        """The finding in the JSON file of `visionkit check`."""
+        record = self._asdict()
+        place = record.pop("place")
+        return record | (place._asdict() if place else dict.fromkeys(Place._fields))
 
 
-def finding(kind: str, message: str, action: str = "", **details: Any) -> Finding:
-    """One whose remedy, severity and action are those of its kind, unless given."""
+def finding(kind: str, message: str, action: Action | None = None, **details: Any) -> Finding:
+    """A finding with the remedy, severity and action of its kind, unless given."""
     known = FINDING_KINDS[kind]
     action = action or known.default
-    severity = "error" if action == "error" else known.severity
-    return Finding(
-        kind, message, action=action, severity=severity, **{"remedy": known.remedy, **details}
-    )
+    severity: Severity = "error" if action == "error" else known.severity
+    details = {"remedy": known.remedy, **details}
+    return Finding(kind, message, action=action, severity=severity, **details)
 
 
-FindingCounts = dict[str, dict[str, int]]  # left_out, fixed and kept: how many of each kind
+FindingCounts = dict[str, dict[str, int]]  # for each value of `DONE`, the number of each kind
 DONE = {"drop": "dropped", "fix": "fixed", "keep": "kept"}  # by action
 
 
-def no_findings() -> FindingCounts:
-    return {"dropped": {}, "fixed": {}, "kept": {}}
-
-
-def count_findings(findings: Iterable[Finding]) -> FindingCounts:
-    """How many of each kind there are, by what was done."""
-    counts = no_findings()
+def count_findings(findings: Iterable[Finding] = ()) -> FindingCounts:
+    """The number of findings of each kind, by what was done; errors do not count."""
+    counts: FindingCounts = {done: Counter() for done in DONE.values()}
     for found in findings:
-        kinds = counts[DONE[found.action]]
-        kinds[found.kind] = kinds.get(found.kind, 0) + 1
-    return counts
+        if found.action in DONE:
+            counts[DONE[found.action]][found.kind] += 1
+    return {done: dict(kinds) for done, kinds in counts.items()}
 
 
 class Problems:
-    """The errors of one file. Tells the first `LIMIT`, keeps all."""
-
-    LIMIT = 20
+    """Collects the errors about one file, to raise them as one DataError."""
 
     def __init__(self, source: str, file: Any = None):
         self.source, self.file = source, str(source if file is None else file)
         self.findings: list[Finding] = []
-        self.others: list[Finding] = []  # no errors, but to be found with those in one look
+        self.others: list[Finding] = []  # warnings and notes of the same check
 
     @property
     def count(self) -> int:
@@ -145,32 +107,30 @@ class Problems:
         key: str | None = None,
         value: str | None = None,
     ) -> None:
-        """One more; `where` is a record, or said in words."""
+        """Add an error; `where` is a record, or a text."""
         place = where if isinstance(where, Place) else None
         message = what if place or not where else f"{where}: {what}"
         self.findings.append(Finding(kind, message, self.file, place, key, value, remedy))
 
     def extend(self, other: Problems) -> None:
-        """Add those of another report about the same file."""
+        """Add the errors of another report about the same file."""
         self.findings += other.findings
 
     def raise_any(self) -> None:
-        """`DataError` if anything was added."""
-        if not self.count:
+        """DataError if there are errors. It shows the first `SHOWN` and has all."""
+        if not self.findings:
             return
-        lines = [f"{self.source}: {self.count} problem{'s' * (self.count > 1)}"]
-        lines += [f"  {self._located(found)}" for found in self.findings[: self.LIMIT]]
-        if self.count > self.LIMIT:
-            lines.append(f"  ... and {self.count - self.LIMIT} more")
+        lines = [f"{self.source}: {plural(self.count, 'problem')}"]
+        for found in self.findings[:SHOWN]:
+            file = "" if found.file in ("", self.file) else f"{found.file}: "
+            lines.append(f"  {file}{found}")
+        if self.count > SHOWN:
+            lines.append(f"  ... and {self.count - SHOWN} more")
         raise DataError("\n".join(lines), self.findings, self.others)
 
-    def _located(self, found: Finding) -> str:
-        """With the file in front, where it is not the one that all are about."""
-        return str(found) if found.file in ("", self.file) else f"{found.file}: {found}"
 
-
-def propagate_failures(errors: Sequence[VisionkitError]) -> VisionkitError:
-    """All of them as one; a ConfigError if any is."""
+def merge_errors(errors: Sequence[VisionkitError]) -> VisionkitError:
+    """One error with all messages and findings; a ConfigError if one of them is."""
     message = "\n".join(map(str, errors))
     if any(isinstance(error, ConfigError) for error in errors):
         return ConfigError(message)
@@ -178,32 +138,71 @@ def propagate_failures(errors: Sequence[VisionkitError]) -> VisionkitError:
 
 
 def findings_of(error: VisionkitError) -> list[Finding]:
-    """What an error tells, as findings: of a config, one for each line that is not indented."""
-    known = {ConfigError: "config", CheckpointError: "weights"}
-    kind = next((kind for cls, kind in known.items() if isinstance(error, cls)), "file")
-    texts = re.split(r"\n(?! )", str(error)) if kind == "config" else [str(error)]
-    return getattr(error, "findings", None) or [finding(kind, text, remedy="") for text in texts]
+    """The findings of an error; for a ConfigError, one for each line that is not indented."""
+    found = getattr(error, "findings", None)
+    if found:
+        return found
+    if isinstance(error, ConfigError):
+        return [finding("config", text, remedy="") for text in re.split(r"\n(?! )", str(error))]
+    kind = "weights" if isinstance(error, CheckpointError) else "file"
+    return [finding(kind, str(error), remedy="")]
+
+
+def save_findings(findings: Sequence[Finding]) -> str:
+    """Write all findings to a JSON file in the cache folder. Returns the sentence that names it, or
+    says why there is none."""
+    content: dict[str, Any] = {"version": 1, "findings": [found.record() for found in findings]}
+    text = to_json(content) + "\n"
+    try:
+        folder = cache_folder() / "findings"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        write_text(path, text)
+        trim(folder, FILES_LIMIT, keep=path)
+    except (OSError, RuntimeError) as error:  # a full disk, or no home folder
+        return f"all {len(findings)} could not be written to the cache folder [{error}]"
+    return f"all {len(findings)} are in {path}"
+
+
+def class_findings(names: Sequence[str], counts: np.ndarray, noun: str, file: str) -> list[Finding]:
+    """Unused and rare classes, and names that differ in case alone. `counts` of "object"s or
+    "image"s by class."""
+    found = []
+    for name, count in zip(names, counts.tolist(), strict=True):
+        if count < RARE:
+            kind = "rare-class" if count else "unused-class"
+            text = f"class {name!r} has {plural(count, noun) if count else f'no {noun}s'}"
+            found.append(finding(kind, text, file=file, value=name))
+    by_folded: dict[str, list[str]] = {}
+    for name in names:
+        by_folded.setdefault(name.casefold().strip(), []).append(name)
+    for alike in by_folded.values():
+        if len(alike) > 1:
+            text = f"classes {', '.join(map(repr, alike))} differ in case alone"
+            found.append(finding("class-name-case", text, file=file, value=alike[0]))
+    return found
 
 
 def check_classes(
     source: str, found: Sequence[str], wanted: Sequence[str], *, missing_ok: bool, unknown_ok: bool
 ) -> None:
-    """`DataError` with both lists if the classes of `source` are not the `wanted` ones."""
-    if len(set(wanted)) < len(wanted):
-        twice = sorted({name for name in wanted if list(wanted).count(name) > 1})
-        raise DataError(f"{source}: classes lists {_listed(twice)} more than once: name each once")
-    missing = [name for name in wanted if name not in set(found)]
-    unknown = [name for name in found if name not in set(wanted)]
+    """DataError with both lists if the classes of `source` are not the wanted ones."""
+    repeated = sorted(name for name, count in Counter(wanted).items() if count > 1)
+    if repeated:
+        names = _quoted(repeated)
+        raise DataError(f"{source}: classes names {names} more than once: name each class once")
+    known, expected = set(found), set(wanted)
+    missing = [name for name in wanted if name not in known]
+    unknown = [name for name in found if name not in expected]
     if (missing and not missing_ok) or (unknown and not unknown_ok):
         raise DataError(
             f"{source}: other classes than expected; training and validation data must agree\n"
-            f"  expected ({len(wanted)}): {_listed(wanted)}\n"
-            f"  found ({len(found)}): {_listed(found)}\n"
-            f"  missing here: {_listed(missing)}\n"
-            f"  not expected: {_listed(unknown)}"
+            f"  expected ({len(wanted)}): {_quoted(wanted)}\n"
+            f"  found ({len(found)}): {_quoted(found)}\n"
+            f"  missing here: {_quoted(missing)}\n"
+            f"  not expected: {_quoted(unknown)}"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f", ... {len(names) - 100} more" if len(names) > 100 else ""
-    return (", ".join(map(repr, names[:100])) or "none") + more
+def _quoted(names: Sequence[str]) -> str:
+    return listed([*map(repr, names)], 100)

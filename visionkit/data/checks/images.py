@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import PIL
 from PIL import Image
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from visionkit.config import Config
 from visionkit.data.checks.findings import Finding, Place, Problems
-from visionkit.data.checks.kinds import Severity
+from visionkit.data.checks.kinds import Action, Severity
 from visionkit.data.checks.summary import iter_splits, split_key
 from visionkit.data.files import find_fault
 from visionkit.data.image_io import (
@@ -91,8 +91,8 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageInfo:
             with Image.open(path, formats=("PNG",)) as again:
                 again.verify()
         loses = []
-        # Before decoding: gray of 16 bits has a mode of its own, colors do not.
-        if image.mode.startswith("I") or any(";16" in str(tile.args) for tile in image.tile):
+        tiles = getattr(image, "tile", ())  # before decoding, only they show 16-bit colors
+        if image.mode.startswith("I") or any(";16" in str(tile.args) for tile in tiles):
             loses.append("bits")
         if getattr(image, "is_animated", False) and image.format in ("GIF", "WEBP", "PNG", "TIFF"):
             loses.append("frames")
@@ -120,7 +120,8 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageInfo:
 
 def _is_transparent(image: Image.Image) -> bool:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        return image.getextrema()[-1][0] < 255
+        extrema: Any = image.getextrema()  # of each channel
+        return extrema[-1][0] < 255
     return "transparency" in image.info
 
 
@@ -305,7 +306,7 @@ def image_findings(
     ) -> None:
         place = Place("images", index, None if ids is None else ids[index])
         for kind, text, severity in (*problems, *_suffix_problems(path, info)):
-            action = "error" if severity == "error" else "keep"
+            action: Action = "error" if severity == "error" else "keep"
             message = f"{name} {printable(path)} {text}"
             found.append(
                 Finding(f"image-{kind}", message, section, place, action=action, severity=severity)
@@ -322,7 +323,12 @@ def image_findings(
     infos = inspect_images([path for _, path, _ in maps], f"semantic maps of {section}")
     for (index, path, size), info in zip(maps, infos, strict=True):
         add(index, "semantic map", path, info, _map_problems(info, size, any_mode))
-    return sorted(found, key=lambda finding: finding.place.index)
+    return sorted(found, key=_image_index)
+
+
+def _image_index(finding: Finding) -> int:
+    assert finding.place is not None
+    return finding.place.index
 
 
 def _suffix_problems(path: Path, info: ImageInfo) -> Iterator[_Problem]:
@@ -391,9 +397,7 @@ def check_images(config: Config, sources: list[Source]) -> dict[str, list[Findin
             mine = image_findings(
                 dataset, section, first=collectives.rank(), step=collectives.world_size()
             )
-            found = sorted(
-                chain.from_iterable(collectives.gather(mine)), key=lambda f: f.place.index
-            )
+            found = sorted(chain.from_iterable(collectives.gather(mine)), key=_image_index)
             found = mark_replaced(source, split, found)
             problems.findings += [finding for finding in found if finding.severity == "error"]
             by_section[section] = found

@@ -16,9 +16,9 @@ from visionkit.data.checks.findings import (
     Finding,
     FindingCounts,
     Problems,
-    class_remarks,
+    class_findings,
+    count_findings,
     finding,
-    no_findings,
 )
 from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.columns import UNMAPPED, Record, place, rows_of, short
@@ -62,7 +62,7 @@ class SelectedObjects:
 
     def counts(self) -> FindingCounts:
         """How many records of each kind were left out, fixed and kept, remarks included."""
-        counts = no_findings()
+        counts = count_findings()
         for group in self.faulty:
             if self.actions[group.kind] != "error":
                 counts[DONE[self.actions[group.kind]]][group.kind] = len(group)
@@ -181,7 +181,7 @@ def _remarks(
         found.append(finding("all-crowd", f"all {len(order)} objects are crowd regions", file=file))
     if len(order):
         counts = np.bincount(labels[order], minlength=len(classes.names))
-        found += class_remarks(classes.names, counts, "objects", file)
+        found += class_findings(classes.names, counts, "object", file)
     return found
 
 

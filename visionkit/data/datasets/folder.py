@@ -16,7 +16,7 @@ from visionkit.data.checks.findings import (
     FindingCounts,
     Problems,
     check_classes,
-    class_remarks,
+    class_findings,
     count_findings,
     finding,
 )
@@ -122,7 +122,7 @@ class ImageFolder:
         for name in self._others:
             yield finding("other-file", f"{name} is no image by its name", file=str(self.root))
         names, counts = self.classes["class_id"].names, self.class_counts()["class_id"]
-        yield from class_remarks(names, counts, "images", str(self.root))
+        yield from class_findings(names, counts, "image", str(self.root))
 
     def counts(self) -> FindingCounts:
         """How many files were left out, and what is remarkable."""

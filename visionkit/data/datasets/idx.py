@@ -18,7 +18,7 @@ from visionkit.data.checks.findings import (
     Finding,
     FindingCounts,
     check_classes,
-    class_remarks,
+    class_findings,
     count_findings,
 )
 from visionkit.data.datasets.folder import kept_classes
@@ -100,7 +100,7 @@ class Idx:
         """What is remarkable about the labels."""
         for key, counts in self.class_counts().items():
             names = self.classes[key].names
-            yield from class_remarks(names, counts, "images", self.file)
+            yield from class_findings(names, counts, "image", self.file)
 
     def counts(self) -> FindingCounts:
         """How many images were left out, and what is remarkable."""
