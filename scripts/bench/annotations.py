@@ -1,18 +1,18 @@
-"""Opening a COCO annotation file: pycocotools against visionkit, in turn, each in a new process.
+"""Time to open a COCO annotation file with pycocotools and with visionkit, each in a new process.
 
     python scripts/bench/annotations.py [--rounds 3] [--images 118287] [--objects 860001]
     python scripts/bench/annotations.py --file instances_train2017.json
 
-By default it makes a file of the size of COCO train2017 (0.5 GB, all objects polygons). Printed
-are, as JSON, the medians of the seconds and of the peak of resident memory of
+By default it generates a file of the size of COCO train2017 (0.5 GB, all objects with polygons).
+Prints as JSON the medians of the seconds and of the peak resident memory of
 
 - `pycocotools`: `COCO(file)`,
 - `first`: `Coco(folder, file)` with an empty cache,
-- `later`: the same once more,
-- `worker`: the private memory of one more loader worker that has read samples all over the file,
+- `later`: the same again,
+- `worker`: the private memory of a loader worker that has read samples from the whole file,
 
 and the ratios. Imports are not timed. `{side}_base_mb` is the memory after the imports alone. Peaks
-are of the main process; those that help it at the first opening have the key `helper_peak_mb`.
+are those of the main process; `helper_peak_mb` is that of its child processes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 from arguments import count, existing, start
 
 WIDTH, HEIGHT = 640, 480
-SAMPLES = 2000  # that a worker reads before its memory is taken
+SAMPLES = 2000  # that a worker reads before its memory is measured
 
 
 def write_file(path: Path, num_images: int, num_objects: int) -> None:
@@ -83,13 +83,13 @@ def make_images(folder: Path, annotations: Path) -> None:
 
 
 def peak_mb() -> float:
-    """Of this process; `ru_maxrss` would begin with the peak of the one that started it."""
+    """Peak memory of this process; `ru_maxrss` would include that of its parent."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) / 1024
 
 
 def private_mb() -> float:
-    """Memory of this process that it shares with no other."""
+    """Memory that this process shares with no other."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
@@ -120,7 +120,7 @@ def measure_visionkit(annotations: str, folder: str) -> dict[str, float]:
 
 
 class Probe:
-    """A data set whose items are the private memory of the process that gives them."""
+    """A dataset whose items are the private memory of the process that reads them."""
 
     def __init__(self, dataset, samples):
         self.dataset, self.samples = dataset, samples
@@ -134,7 +134,7 @@ class Probe:
 
 
 def measure_worker(annotations: str, folder: str) -> dict[str, float]:
-    """Two workers, so that what both hold counts as shared; the second one's is taken."""
+    """Two workers, so that what both use counts as shared; the larger value counts."""
     from torch.utils.data import DataLoader
 
     from visionkit.data.datasets.coco import Coco
@@ -148,7 +148,7 @@ def run(side: str, annotations: Path, folder: Path, cache: Path) -> dict[str, fl
     command = [sys.executable, __file__, "--measure", side, "--file", str(annotations)]
     environment = {**os.environ, "VISIONKIT_CACHE": str(cache)}
     result = subprocess.run(
-        [*command, "--images", str(folder)],
+        [*command, "--folder", str(folder)],
         env=environment,
         stdout=subprocess.PIPE,
         check=True,
@@ -189,15 +189,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--file", type=existing, help="an annotation file, instead of a made one")
+    parser.add_argument("--file", type=existing, help="annotation file (default: generated)")
     parser.add_argument("--images", type=count, default=118_287)
     parser.add_argument("--objects", type=count, default=860_001)
     parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
-    parser.add_argument("--images", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(MEASURES[args.measure](args.file, args.images)))
+        print(json.dumps(MEASURES[args.measure](args.file, args.folder)))
         return
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)

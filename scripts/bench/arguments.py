@@ -1,4 +1,4 @@
-"""What the benchmarks take as arguments, and a line instead of a traceback for what they do not."""
+"""Argument types of the benchmarks, and error messages without a traceback."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def count(text: str) -> int:
 
 
 def existing(text: str) -> str:
-    """The name of a file or folder that is there."""
+    """The path of an existing file or folder."""
     if not Path(text).exists():
-        raise argparse.ArgumentTypeError(f"got {text}; there is no such file or folder")
+        raise argparse.ArgumentTypeError(f"got {text}; not found")
     return text
 
 
 def start(main: Callable[[], None]) -> None:
-    """Errors that are the user's to mend, and those of a process that measures, end in a line."""
+    """Run `main`; an error of the user or of a measuring process ends in one line."""
     try:
         main()
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: {' '.join(map(str, error.cmd))}: {error.stderr or 'has failed'}")
+        sys.exit(f"error: {' '.join(map(str, error.cmd))}: {error.stderr or 'failed'}")
     except (VisionkitError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""COCO evaluation: pycocotools against visionkit, in turn, at the size of COCO val2017.
+"""Compare COCO evaluation of pycocotools and visionkit at the size of COCO val2017.
 
     python scripts/bench/coco_eval.py [--rounds 3] [--types bbox,segm] [--data DIR]
 

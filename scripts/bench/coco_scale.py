@@ -1,10 +1,10 @@
-"""Annotation and result files of the size of COCO val2017, made of numbers, without images.
+"""Generate annotation and result files of the size of COCO val2017, without images.
 
     python scripts/bench/coco_scale.py OUT [--images 5000] [--objects 36000]
 
-OUT gets truth.json (objects with polygons, 1 % of them crowd regions as run lengths), bbox.json
-(eight detections an object on average, most of them near one) and segm.json (three masks an
-object, moved and scaled from its polygon, as RLE).
+Writes truth.json (objects with polygons, 1 % of them crowd regions as run lengths), bbox.json
+(eight detections per object on average, most of them near an object) and segm.json (three RLE
+masks per object, its polygon moved and scaled) into OUT.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WIDTH, HEIGHT, CLASSES = 640, 480, 80
 
 
 def make_truth(num_images: int, num_objects: int, rng: np.random.Generator) -> dict[str, Any]:
-    """Objects of log-normal size anywhere in the images, outlined by uneven polygons."""
+    """Objects of log-normal size at random places, outlined by uneven polygons."""
     images = [
         {"id": 11 + 7 * i, "file_name": f"{i:012d}.jpg", "width": WIDTH, "height": HEIGHT}
         for i in range(num_images)
@@ -63,8 +63,8 @@ def _run_lengths(rle: dict[str, Any]) -> list[int]:
 
 
 def box_results(truth: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """One to four detections near each object, a fifth of a wrong class, and 40 anywhere in
-    each image with low scores."""
+    """One to four detections near each object, a fifth with a wrong class, and 40 with low scores
+    at random places of each image."""
     ids = [category["id"] for category in truth["categories"]]
     results = []
 
@@ -85,7 +85,7 @@ def box_results(truth: dict[str, Any], rng: np.random.Generator) -> list[dict[st
 
 
 def mask_results(truth: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Three masks an object: its polygon (the box of a crowd), moved and scaled a little."""
+    """Three masks per object: its polygon (the box of a crowd), slightly moved and scaled."""
     results = []
     for annotation in truth["annotations"]:
         x, y, w, h = annotation["bbox"]
@@ -109,7 +109,7 @@ def mask_results(truth: dict[str, Any], rng: np.random.Generator) -> list[dict[s
 
 
 def write_files(out: Path, num_images: int, num_objects: int) -> None:
-    """Write the three files into the folder `out`."""
+    """Write the three files into `out`."""
     rng = np.random.default_rng(0)
     out.mkdir(parents=True, exist_ok=True)
     truth = make_truth(num_images, num_objects, rng)

@@ -1,13 +1,13 @@
-"""torchvision's detectors against visionkit's on the same work: training steps and predictions.
+"""Compare torchvision's detectors with visionkit's: training steps and predictions.
 
     python scripts/bench/detectors.py train --images DIR --annotations FILE
     python scripts/bench/detectors.py predict --model fasterrcnn --images DIR --annotations FILE
 
-Both sides start from the same random weights, read the same COCO files at 320 px in batches of 2,
-one process, loader included, and learn the same parameters with the same numbers of proposals and
-regions. Every measurement is a process of its own; the sides take turns. Prints medians over all
-counted steps, the ratio to torchvision's, and peak memory, as JSON. For predictions the float32
-outputs on images of exactly that size, which neither side resizes, are compared too.
+Both sides start from the same random weights, read the same COCO files at 320 px in batches of 2 in
+one process, loader included, and train the same parameters with the same numbers of proposals and
+regions. Every measurement runs in a new process; the sides alternate. Prints medians over all
+measured steps, the ratio to torchvision's, and peak memory, as JSON. For predictions it also
+compares the float32 outputs on images of exactly that size, which neither side resizes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ CONFIGS = {
         "backbone": {
             "type": "Torchvision",
             "name": "mobilenet_v3_large",
-            "size": "large",
             "out_indices": [13, 16],
             "norm": "batch",
             "norm_eps": 1e-5,
@@ -73,7 +72,7 @@ CONFIGS = {
 
 
 def rival(args: argparse.Namespace) -> torch.nn.Module:
-    """torchvision's model, with predictors turned up so that predictions find something."""
+    """torchvision's model, with scaled predictors so that predictions find objects."""
     torch.manual_seed(0)
     model = getattr(torchvision.models.detection, NAMES[args.model])(
         weights=None,
@@ -93,7 +92,7 @@ def rival(args: argparse.Namespace) -> torch.nn.Module:
 
 @torch.no_grad()
 def settle_norms(model: torch.nn.Module, args: argparse.Namespace) -> None:
-    """Batch statistics of real images; with those of the start, scores would be all 0 or 1."""
+    """Set batch statistics from real images; with the initial ones all scores would be 0 or 1."""
     data = dataset(args)
     model.backbone.train()
     for norm in model.backbone.modules():
@@ -109,8 +108,8 @@ def dataset(args: argparse.Namespace) -> Coco:
 
 
 def rival_loader(args: argparse.Namespace) -> torch.utils.data.DataLoader:
-    """torchvision's data set wrapper and v2 transforms, as its references use them, on the
-    images with objects."""
+    """torchvision's dataset wrapper and v2 transforms, as in its references, on the images with
+    objects."""
     steps = [
         v2.ToImage(),
         v2.RandomHorizontalFlip(0.5),
@@ -176,7 +175,7 @@ def our_config(args: argparse.Namespace, precision: str, **train: object) -> Con
 
 
 def our_train(args: argparse.Namespace, precision: str) -> list[float]:
-    """The whole of `visionkit.train`; the run directory's log tells the time of every step."""
+    """`visionkit.train`; metrics.jsonl has the time of every step."""
     steps = args.steps + WARM_UP
     with tempfile.TemporaryDirectory() as scratch:
         config = our_config(
@@ -188,7 +187,7 @@ def our_train(args: argparse.Namespace, precision: str) -> list[float]:
 
 
 def our_predictor(args: argparse.Namespace, precision: str) -> Predictor:
-    """As `visionkit.load` makes it, without the training run that it needs."""
+    """As `visionkit.load` builds it, without a run."""
     config = our_config(args, precision)
     classes = {next(iter(config.heads)): dataset(args).classes["labels"]}
     return Predictor.of(build_model(config, classes), config, classes)
@@ -208,7 +207,7 @@ def rival_predictor(args: argparse.Namespace) -> Callable[[list[Path]], list[dic
 
 
 def predict(args: argparse.Namespace, side: str) -> dict:
-    """Seconds for each batch, from files to predictions, and how many objects were found."""
+    """Seconds of each batch, from files to predictions, and the number of predicted objects."""
     if side == "torchvision":
         run = rival_predictor(args)
     else:
@@ -226,7 +225,7 @@ def predict(args: argparse.Namespace, side: str) -> dict:
 
 def compare(args: argparse.Namespace) -> dict:
     """Both sides in float32 on 8 images of 320 px: the share of torchvision's objects that
-    visionkit finds too, with the same label and nearly the same box, and their differences."""
+    visionkit also finds, with the same label and nearly the same box, and their differences."""
     data, worst = dataset(args), {"box": 0.0, "score": 0.0, "mask pixels": 0.0}
     ours, theirs = our_predictor(args, "fp32"), rival_predictor(args)
     objects = found_too = 0
@@ -255,7 +254,7 @@ def compare(args: argparse.Namespace) -> dict:
 
 
 def in_process(args: argparse.Namespace, side: str) -> dict:
-    """One measurement in a process of its own."""
+    """One measurement in a new process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--weights", args.weights, "--side", side]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])

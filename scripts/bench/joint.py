@@ -1,12 +1,12 @@
-"""Joint training against its heads alone, on configs/joint_shapes.yaml.
+"""Compare joint training with each of its heads alone, on configs/joint_shapes.yaml.
 
     python scripts/bench/joint.py time [--rounds 5] [--steps 6]
     python scripts/bench/joint.py metrics [key=value ...]    # six trainings
 
-`time` runs training steps (features, losses, backward, optimizer) of the joint model and of a
-model for each head alone in turn, in one process, and prints the median of each and the ratio
-joint / sum of the single ones, for all heads and for three. `metrics` trains the joint model and
-each head alone for as many steps, and prints each head's main metric of both.
+`time` alternates training steps (features, losses, backward, optimizer) of the joint model and of a
+model for each head in one process, and prints the median of each and the ratio of the joint model
+to the sum of the others, for all heads and for three. `metrics` trains the joint model and each
+head alone for equally many steps, and prints the main metric of each head from both.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ def with_heads(heads: list[str], overrides: list[str]) -> Config:
     spec = load_config(CONFIG, overrides).to_dict()
     spec["heads"] = {name: spec["heads"][name] for name in heads}
     spec["data"]["shapes"]["feeds"] = heads
-    spec["train"]["best"] = None
+    spec["train"]["best_metric"] = None
     return load_config(spec)
 
 
 def alone(head: str) -> list[str]:
-    """The heads of a model for one: attributes ride on the boxes of `objects`."""
+    """The heads of a model for one head: `attributes` needs the boxes of `objects`."""
     return ["objects", head] if head == "attributes" else [head]
 
 
 def stepper(config: Config, trained: list[str], batches: list[Batch]) -> Callable[[int], None]:
-    """A function that does one training step, as the loop in visionkit/training.py does."""
+    """A function that runs one training step like that of visionkit/engine/train.py."""
     device = pick_device(config.train.device)
     dtype = pick_precision(config.train.precision, device)
     classes = head_classes(config, build_sources(config, ("train",)))

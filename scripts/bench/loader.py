@@ -1,12 +1,12 @@
-"""The training loader against torchvision's, on the same images: decode, resize, flip, collate.
+"""Compare the training loader with torchvision's: decode, resize, flip, collate.
 
     python scripts/bench/loader.py IMAGES ANNOTATIONS [--size 320] [--batch 8] [--workers 2]
 
-`torchvision_float` is CocoDetection behind `wrap_dataset_for_transforms_v2` and a v2 pipeline that
-resizes floats, as its detection models do; `torchvision_uint8` is the same with the resize before
-the conversion, which is faster. Both pad the batch. `visionkit` is `Source.train_batches`. All see
-the same images in the same order, with masks and with boxes alone. Several rounds in turn, each
-with fresh workers and some batches before the clock starts; prints medians and ratios as JSON.
+`torchvision_float` is CocoDetection with `wrap_dataset_for_transforms_v2` and a v2 pipeline that
+resizes floats, as its detection models do; `torchvision_uint8` resizes before the conversion, which
+is faster. Both pad the batch. `visionkit` is `Source.train_batches`. All read the same images in
+the same order, with masks and with only boxes. The sides alternate over multiple rounds, each with
+new workers and some unmeasured batches first; prints medians and ratios as JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from visionkit.data.transforms import HorizontalFlip
 
 
 class Indices:
-    """The stream of visionkit's batches without the positions."""
+    """The batches of visionkit's sampler without the positions."""
 
     def __init__(self, stream: InfiniteBatchSampler) -> None:
         self.stream = stream
@@ -64,7 +64,7 @@ def of_torchvision(args: argparse.Namespace, masks: bool, resize_floats: bool) -
     annotated = {index for index, id_ in enumerate(dataset.ids) if dataset.coco.imgToAnns[id_]}
     keys = ["image_id", "boxes", "labels", *(["masks"] if masks else [])]
     wrapped = torchvision.datasets.wrap_dataset_for_transforms_v2(dataset, target_keys=keys)
-    # The wrapper gives no boxes for an image without objects, which the transforms then refuse.
+    # The wrapper returns no boxes for images without objects, which the transforms reject.
     indices = torch.tensor(sorted(annotated))
 
     def batches(round_: int) -> Iterator:
@@ -107,7 +107,7 @@ def measure(args: argparse.Namespace, masks: bool) -> dict:
     for round_ in range(args.rounds):
         for name, maker in makers.items():
             batches = maker(round_)
-            # Past what the workers had ready before anybody asked.
+            # More batches than the workers prefetch.
             warmup = 2 * max(args.workers, 1) + 1
             rates[name].append(images_per_second(batches, args.steps, args.batch, warmup))
             del batches

@@ -1,13 +1,12 @@
-"""What visionkit's training loop adds around the model, against a bare PyTorch loop.
+"""Overhead of visionkit's training loop compared with a bare PyTorch loop.
 
     python scripts/bench/loop.py CONFIG [key=value ...] [--segments 12] [--steps 20] [--batches 4]
 
-Runs the real `visionkit.train` on a few batches that were loaded before, so that the loader is
-outside on both sides. Whenever the loop asks for a batch the clock is read, so a step is timed from
-outside, logging and status files included. After each segment of steps, while the loop waits for
-its next batch, as many steps of a bare loop run on a twin of the model, with the same batches,
-optimizer, precision and clipping. Prints medians over the segments, and the median of their
-ratios, as JSON.
+Runs `visionkit.train` on a few batches loaded in advance, so neither side measures the loader. The
+clock is read whenever the loop requests a batch, so a step includes logging and status files. After
+each segment of steps, while the loop waits for its next batch, equally many steps of a bare loop
+run on a copy of the model, with the same batches, optimizer, precision and clipping. Prints medians
+over the segments, and the median of their ratios, as JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from visionkit.types import Batch
 
 
 class Loaded:
-    """A few batches of each source, and the model's twin in a loop without anything else."""
+    """A few batches of each source, and a copy of the model in a bare loop."""
 
     def __init__(self, config: Config, count: int) -> None:
         self.device = pick_device(config.train.device)
@@ -79,7 +78,7 @@ class Loaded:
 
 
 class Clock:
-    """Hands out the loaded batches, and times the steps between two of them and the bare ones."""
+    """Yields the loaded batches, and times the steps between them and those of the bare loop."""
 
     def __init__(self, loaded: Loaded, steps: int, clock: Callable[[], float]) -> None:
         self.loaded, self.steps, self.clock = loaded, steps, clock
@@ -92,7 +91,7 @@ class Clock:
         return self.clock()
 
     def first(self, name: str) -> Iterator[Batch]:
-        """The batches of the source that a step begins with."""
+        """The batches of the first source of a step."""
         number, batches = 0, self.loaded.batches[name]
         while True:
             start = self.now()
@@ -153,9 +152,9 @@ def main() -> None:
     parser.add_argument("config", type=existing)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--segments", type=count, default=12)
-    parser.add_argument("--steps", type=count, default=20, help="in a segment")
-    parser.add_argument("--batches", type=count, default=4, help="different ones")
-    parser.add_argument("--cpu-time", action="store_true", help="for a machine that is busy")
+    parser.add_argument("--steps", type=count, default=20, help="steps per segment")
+    parser.add_argument("--batches", type=count, default=4, help="number of different batches")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time")
     args = parser.parse_args()
     logging.getLogger("visionkit").setLevel(logging.WARNING)
     print(json.dumps(measure(args), indent=2))

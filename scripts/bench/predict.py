@@ -1,13 +1,13 @@
-"""The core of `visionkit predict` against one image after another, as it was before.
+"""Compare `visionkit predict` with a loop over single images.
 
     python scripts/bench/predict.py RUN IMAGES [key=value ...] [--limit 60] [--rounds 5]
 
-Both read the same files, run the same model and write the same overlays and records, in turn, in
-one process. "one by one" reads, predicts, draws and saves one image and then begins with the
-next, and lets autocast round the weights for each; the others are `predict_files` with that
-batch size. Prints images per second by the wall clock, medians over the rounds, ratios to "one
-by one", processor milliseconds for an image, and the largest differences of the records. These are
-paired in their order, so two objects of nearly equal score that change places look far apart.
+Both read the same files, run the same model and write the same overlays and records, alternating in
+one process. "one by one" reads, predicts, draws and saves one image after another, and lets
+autocast round the weights for each; the others are `predict_files` with that batch size. Prints
+images per second (medians over the rounds), ratios to "one by one", CPU milliseconds per image,
+and the largest differences of the records. Records are paired in order, so two objects of nearly
+equal score in swapped order show a large difference.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from arguments import count, existing, start
 
 from visionkit.engine.predict import Predictor, load
 from visionkit.engine.results import find_images, predict_files, to_records
-from visionkit.runs import directory as rundir
+from visionkit.runs.files import to_json, write_text
 
 
 def one_by_one(predictor: Predictor, files: list[Path], out: Path) -> None:
@@ -34,11 +34,11 @@ def one_by_one(predictor: Predictor, files: list[Path], out: Path) -> None:
         prediction = predictor.predict(file)
         records += to_records(prediction, image_id)
         prediction.draw().convert("RGB").save(out / f"{file.stem}.jpg", quality=92)
-    rundir.write_text(out / "predictions.json", rundir.to_json(records) + "\n")
+    write_text(out / "predictions.json", to_json(records) + "\n")
 
 
 def differences(one: Path, other: Path) -> dict[str, float]:
-    """Of the records of two runs, one by one; their number must be the same to compare them."""
+    """The largest differences of the records of two runs, if both have equally many."""
     first, second = (json.loads((d / "predictions.json").read_text()) for d in (one, other))
     found: dict[str, float] = {"records more or less": len(second) - len(first)}
     if len(first) == len(second):
@@ -63,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
 
     before, now = load(args.run, args.overrides), load(args.run, args.overrides)
-    before.model.float()  # the same values, to be rounded at every call
+    before.model.float()  # equal values, rounded at every call
     files = [file for file, _ in islice(find_images([args.images]), args.limit)]
     sides = {"one by one": lambda out: one_by_one(before, files, out)}
     for size in args.batch_sizes:

@@ -1,10 +1,10 @@
-"""torchvision's RoIAlign against visionkit's on a CPU: forward and backward over a pyramid.
+"""Compare torchvision's RoIAlign with visionkit's on a CPU: forward and backward over a pyramid.
 
     python scripts/bench/roi_align.py [--boxes 2048] [--channels 256] [--rounds 7]
 
-Both read the same boxes from the same four levels of two images of 320 px, into 7 x 7 bins of 2
-x 2 samples, in turn in one process. Prints medians, ratios, and the largest difference of outputs
-and gradients in float32, as JSON; also visionkit in bfloat16, which torchvision's does not take.
+Both pool the same boxes from the same four levels of two images of 320 px into 7 x 7 bins of 2 x 2
+samples, alternating in one process. Prints medians, ratios, and the largest difference of outputs
+and gradients in float32, as JSON; also visionkit in bfloat16, which torchvision does not support.
 """
 
 from __future__ import annotations

@@ -1,15 +1,14 @@
-"""How good a detector is after so many seconds of training, from scratch.
+"""Detection AP by seconds of training, from scratch.
 
     python scripts/bench/time_to_quality.py --train IMAGES FILE.json --val IMAGES FILE.json \
         --epochs 20 60 170 [--seeds 0 1 2] [--precision auto fp32] [--rival] [key=value ...]
 
-Trains `configs/detection_small.yaml`, with the overrides, once for each number of epochs, each
-precision and each seed; the schedule ends with the run. Training seconds are those of the training
-loop, loading and augmentation included, building and validation not. Prints a JSON record for
-each run and at the end the medians over the seeds.
+Trains `configs/detection_small.yaml`, with the overrides, once for each number of epochs, precision
+and seed; the schedule ends with the run. Training seconds include loading and augmentation, not
+model building and validation. Prints a JSON record for each run, then the medians over the seeds.
 
-With --rival it also trains the nano detector of the package `ultralytics`, where that is installed,
-from scratch by its own defaults (30 epochs, batches of 8), and scores its boxes likewise.
+With --rival it also trains the nano detector of the package `ultralytics`, if installed, from
+scratch with its defaults (30 epochs, batches of 8), and scores its boxes in the same way.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def of_interest(metrics: dict[str, float]) -> dict[str, float]:
 
 
 class Stopwatch:
-    """Seconds between starts and stops, summed; both take what a callback is handed."""
+    """Sums the seconds between starts and stops; both are callbacks with one argument."""
 
     def __init__(self) -> None:
         self.seconds = self._since = 0.0
@@ -121,12 +120,12 @@ def rival(args: argparse.Namespace, seed: int) -> dict[str, Any]:
             verbose=False,
         )
         results = rival_results(model, Path(args.val[0]), truth, args.size)
-    torch.set_num_threads(threads)  # it takes one less on a CPU, for the whole process
+    torch.set_num_threads(threads)  # it reduces them by one for the whole process
     metrics = evaluate_coco(Coco(*args.val).coco_truth(), results, "bbox")
     return {
         "what": f"{args.rival_model}, ultralytics {version}",
         "epochs": args.rival_epochs,
-        "precision": "its own",
+        "precision": "default",
         "seed": seed,
         "training_seconds": watch.seconds,
         **of_interest({f"bbox/{key}": value for key, value in metrics.items()}),
@@ -134,7 +133,7 @@ def rival(args: argparse.Namespace, seed: int) -> dict[str, Any]:
 
 
 def rival_results(model: Any, images: Path, truth: dict, size: int) -> list[dict[str, Any]]:
-    """COCO records of what it finds, at the thresholds of its own validation."""
+    """COCO records of its predictions, with the thresholds of its validation."""
     results = []
     for image in truth["images"]:
         (found,) = model.predict(
@@ -153,7 +152,7 @@ def rival_results(model: Any, images: Path, truth: dict, size: int) -> list[dict
 
 
 def write_yolo(images: Path, annotations: Path, root: Path, split: str) -> None:
-    """COCO to the rival's layout: a text file per image of `class x y w h`, in 0..1."""
+    """Convert COCO to the rival's layout: a text file per image with `class x y w h` in 0..1."""
     data = json.loads(annotations.read_text())
     numbers = {category["id"]: number for number, category in enumerate(data["categories"])}
     lines: dict[int, list[str]] = {image["id"]: [] for image in data["images"]}
@@ -173,7 +172,7 @@ def write_yolo(images: Path, annotations: Path, root: Path, split: str) -> None:
 
 
 def medians(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs that differ in nothing but their seed, together."""
+    """Medians over the runs that differ only in their seed."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for run in runs:
         groups.setdefault((run["what"], run["epochs"], run["precision"]), []).append(run)
@@ -193,7 +192,7 @@ def medians(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rounded(record: dict[str, Any]) -> dict[str, Any]:
-    """For JSON, which has no NaN: a class without an object has no AP."""
+    """With null for NaN, which JSON lacks: a class without objects has no AP."""
     floats = {k: v for k, v in record.items() if isinstance(v, float)}
     return record | {k: None if math.isnan(v) else round(v, 4) for k, v in floats.items()}
 
@@ -216,7 +215,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     logging.getLogger("visionkit").setLevel(logging.WARNING)
     runs = []
-    # Seeds are the outermost loop, so that a slow hour of the machine meets all settings alike.
+    # Seeds are the outermost loop, so that a slow hour of the machine affects all settings.
     for seed in args.seeds:
         todo = [(ours, epochs, precision) for epochs in args.epochs for precision in args.precision]
         for train, *setting in todo:

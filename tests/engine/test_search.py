@@ -180,7 +180,7 @@ def test_a_vector_that_is_not_finite_names_the_image(images):
     predictor.model.predictions = lambda features, batch, heads: {
         "look": [{"embedding": torch.tensor([1.0, float("nan")])}] * len(batch)
     }
-    with pytest.raises(DivergedError, match=r"lime\.png: the predicted vector"):
+    with pytest.raises(DivergedError, match=r"lime\.png: the predicted 'embedding'"):
         search(images, predictor=predictor)
 
 

@@ -1,4 +1,4 @@
-"""The scripts of scripts/bench end in a line, not in a traceback, where an argument is wrong."""
+"""The scripts of scripts/bench report a wrong argument in one line, without a traceback."""
 
 import subprocess
 import sys
@@ -10,8 +10,8 @@ from support.paths import ROOT
 BENCH = ROOT / "scripts/bench"
 
 
-def told(script, *words):
-    """What it writes to standard error before it ends with an error."""
+def reported(script, *words):
+    """What the script writes to standard error before it ends with an error."""
     command = [sys.executable, str(BENCH / script), *map(str, words)]
     env = {"PYTHONPATH": str(BENCH.parent.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
@@ -23,26 +23,30 @@ def told(script, *words):
 @pytest.mark.parametrize(
     ("script", "words", "says"),
     [
-        ("annotations.py", ["--file", "nowhere.json"], "--file: got nowhere.json; there is no"),
+        ("annotations.py", ["--file", "nowhere.json"], "--file: got nowhere.json; not found"),
         ("coco_scale.py", [__file__], "error: [Errno"),
-        ("detectors.py", ["train", "--images", "no", "--annotations", "no"], "--images: got no;"),
+        (
+            "detectors.py",
+            ["train", "--images", "no", "--annotations", "no"],
+            "--images: got no",
+        ),
         ("joint.py", ["time", "nonsense=1"], "error: override nonsense=1: nonsense: unknown key"),
-        ("loader.py", ["nowhere", "no.json"], "images: got nowhere; there is no such file"),
+        ("loader.py", ["nowhere", "no.json"], "images: got nowhere; not found"),
         ("loop.py", [__file__], "a config is a .yaml file"),
-        ("loop.py", ["nowhere.yaml"], "config: got nowhere.yaml; there is no such file"),
+        ("loop.py", ["nowhere.yaml"], "config: got nowhere.yaml; not found"),
         ("predict.py", [BENCH, BENCH], "holds no checkpoints/best.pt or last.pt"),
         ("roi_align.py", ["--rounds", "0"], "--rounds: got 0; expected an integer >= 1"),
-        ("time_to_quality.py", ["--train", BENCH, "no"], "--train: got no; there is no such file"),
+        ("time_to_quality.py", ["--train", BENCH, "no"], "--train: got no; not found"),
     ],
 )
-def test_a_wrong_argument_is_told(script, words, says):
-    message = told(script, *words)
+def test_a_wrong_argument_is_reported(script, words, says):
+    message = reported(script, *words)
     assert says in message and "Traceback" not in message
 
 
-def test_a_wrong_value_is_told():
-    message = told("coco_eval.py", "--types", "box")
+def test_a_wrong_value_is_reported():
+    message = reported("coco_eval.py", "--types", "box")
     assert "--types: got box; expected bbox, segm" in message and "Traceback" not in message
-    assert "--rounds: got many; expected an integer >= 1" in told(
+    assert "--rounds: got many; expected an integer >= 1" in reported(
         "coco_eval.py", "--rounds", "many"
     )
