@@ -8,6 +8,7 @@ import pytest
 
 from support.paths import ROOT
 from visionkit.config import Config, SourceConfig, TrainConfig, load_config, missing_paths, tasks
+from visionkit.config.components import components
 from visionkit.config.tasks import Task
 from visionkit.errors import ConfigError
 
@@ -18,7 +19,7 @@ from typing import Literal
 from visionkit.config.schema import Count, Fraction, InputPath
 from visionkit.types import Head, Level
 
-class Trunk:
+class Net:
     levels: dict[str, Level]
     def __init__(self, *, depth: Literal[18, 50] = 18, weights: str | None = None): ...
 
@@ -27,7 +28,7 @@ class Neck:
     def __init__(self, levels, *, channels: Count = 256): ...
 
 class Whole(Head):
-    needs, main_metric = ("labels",), "score"
+    required_targets, main_metric = ("labels",), "score"
     def loss(self, features, batch): ...
     predict = evaluator = loss
 
@@ -55,7 +56,7 @@ def parts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "toy", raising=False)
-    task = Task("toy.Boxes", "toy.Files", ({"type": "toy.Flip"},), "toy.Neck", "toy.Trunk")
+    task = Task("toy.Boxes", "toy.Files", ({"type": "toy.Flip"},), "toy.Neck", "toy.Net")
     monkeypatch.setitem(tasks.TASKS, "toys", task)
     yield
     sys.modules.pop("toy", None)
@@ -72,7 +73,7 @@ train: {epochs: 3, lr: 1e-3}
 """
 
 LONG = """\
-backbone: {type: toy.Trunk}
+backbone: {type: toy.Net}
 heads:
   boxes: {type: toy.Boxes, weight: 2}
   tags: {type: toy.Tags}
@@ -99,7 +100,7 @@ def test_short_form_becomes_long_form():
     config = load(SHORT)
     assert config == Config(
         name="c",
-        backbone={"type": "toy.Trunk", "depth": 50},
+        backbone={"type": "toy.Net", "depth": 50},
         neck={"type": "toy.Neck"},
         heads={"toys": {"type": "toy.Boxes", "weight": 1.0, "convs": 2}},
         data={
@@ -131,7 +132,7 @@ def test_long_form():
     assert config.heads["boxes"] == {"type": "toy.Boxes", "weight": 2.0}
     assert config.data["places"].image_size == (32, 64)
     assert config.data["street"].transforms == []
-    assert config.data["places"].transforms == [{"type": "toy.Flip"}]
+    assert config.data["places"].transforms == []  # a custom head
 
 
 def test_default_transforms_of_several_heads_are_the_ones_they_share():
@@ -141,6 +142,16 @@ def test_default_transforms_of_several_heads_are_the_ones_they_share():
     both = ["FasterRCNN", "Classification"]
     assert tasks.default_transforms(both) == [flip]
     assert tasks.default_transforms([*both, "toy.Boxes"]) == []
+    assert tasks.default_transforms(["toy.Boxes"]) == [{"type": "toy.Flip"}]  # of a task
+    assert tasks.default_transforms(["toy.Tags"]) == []
+
+
+def test_every_head_has_default_transforms():
+    found = {name: len(tasks.default_transforms([name])) for name in components("heads")}
+    only_flips = {"Autoencoder", "VAE"}
+    assert found == {name: 1 if name in only_flips else 2 for name in found}
+    for objects in ("FCOS", "FCN", "Attributes"):
+        assert tasks.default_transforms([objects])[1] == {"type": "ScaleJitter"}
 
 
 @pytest.mark.parametrize("text", [SHORT, LONG, SHORT.replace("epochs: 3", "steps: 9")])
@@ -178,7 +189,7 @@ def test_what_is_no_config():
 def test_all_problems_are_told_at_once_with_their_lines():
     text = """\
 task: toys
-backbone: {type: toy.Trunk, depht: 50}
+backbone: {type: toy.Net, depht: 50}
 neck: {channels: 0}
 head: {convs: 2.5, weight: -1}
 data:
@@ -209,10 +220,10 @@ weight: x
         "c.yaml:8: data.batch_size: got True; expected an integer >= 1",
         "c.yaml:9: data.workers: got -1; expected an integer >= 0 and <= 256",
         "c.yaml:10: data.transforms.0.p: got 2; expected a number >= 0 and <= 1",
-        *[p for p in problems(text) if ":10: data.transforms.1: names no type; valid: " in p],
+        *[p for p in problems(text) if ":10: data.transforms.1: missing 'type'; valid: " in p],
         "c.yaml:12: train.epochs: got 'ten'; expected an integer >= 1 or null",
         "c.yaml:13: train.lr: got nan; expected a number > 0",
-        "c.yaml:14: train.ema: got 1.0, which never changes; expected a number >= 0 and < 1",
+        "c.yaml:14: train.ema: got 1.0; expected a number >= 0 and < 1",
         *[p for p in problems(text) if ":15: train.optmizer: unknown key; did you mean " in p],
         "c.yaml:16: train.freeze.1: got '(', which is not a regular expression: "
         "missing ), unterminated subpattern at position 0",
@@ -227,27 +238,27 @@ weight: x
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("feeds: [tags]", "feeds: [tag]", "c.yaml:8: data.places.feeds: there is no head 'tag'; "
+        ("feeds: [tags]", "feeds: [tag]", "c.yaml:8: data.places.feeds: unknown head 'tag'; "
          "did you mean 'tags'? valid: boxes, tags"),
-        ("feeds: [boxes, tags]", "feeds: [tags]", "c.yaml:3: heads.boxes: is fed by no source"),
+        ("feeds: [boxes, tags]", "feeds: [tags]", "c.yaml:3: heads.boxes: no source feeds it"),
         ("feeds: [boxes, tags]", "feeds: [boxes, boxes]", "expected each head once"),
         ("feeds: [tags]", "feeds: []", "c.yaml:8: data.places.feeds: got []; expected at least"),
-        ("feeds: [tags]", "feeds: [tags], labeled: []", "labeled: got []; expected at least"),
+        ("feeds: [tags]", "feeds: [tags], labeled_classes: []", "labeled_classes: got []"),
         ("feeds: [tags], ", "", "c.yaml:8: data.places.feeds: missing; expected a list"),
         (", val: {type: toy.Made, seed: 1}", "", "data.places: has neither 'train' nor 'val'"),
         ("places/tags/top1", "places/tag/top1", "train.best_metric: got 'places/tag/top1'"),
         ("places/tags/top1", "tags", "c.yaml:9: train.best_metric: got 'tags'"),
-        ("{best_metric: places/tags/top1}", "{epochs: 1, steps: 2}", "train.steps: not together"),
-        ("{best_metric: places/tags/top1}", "{epochs: null}", "train.epochs: got None, and no"),
-        ("  tags: {", "  keys: {", "c.yaml:4: heads.keys: 'keys' has a meaning of its own"),
-        ("  places: {", "  batch_size: {", "'batch_size' has a meaning of its own"),
+        ("{best_metric: places/tags/top1}", "{epochs: 1, steps: 2}", "train.steps: conflicts"),
+        ("{best_metric: places/tags/top1}", "{epochs: null}", "train.epochs: got null, and no"),
+        ("  tags: {", "  keys: {", "c.yaml:4: heads.keys: 'keys' is a reserved name"),
+        ("  places: {", "  batch_size: {", "'batch_size' is a reserved name"),
         ("  places: {", "  a/b: {", "got the name 'a/b'; expected letters"),
-        ("backbone: {type: toy.Trunk}", "", "c.yaml: backbone: missing; expected a mapping"),
-        ("backbone: {type: toy.Trunk}", "backbone: toy.Trunk", "got 'toy.Trunk'; expected a map"),
+        ("backbone: {type: toy.Net}", "", "c.yaml: backbone: missing; expected a mapping"),
+        ("backbone: {type: toy.Net}", "backbone: toy.Net", "got 'toy.Net'; expected a map"),
         ("{type: toy.Tags}", "{type: toy.Tag}", "unknown type 'toy.Tag'; did you mean 'toy.Tags'?"),
-        ("{type: toy.Tags}", "{type: toy.Trunk}", "heads.tags.type: toy.Trunk must derive from"),
+        ("{type: toy.Tags}", "{type: toy.Net}", "heads.tags.type: toy.Net must derive from"),
         ("{type: toy.Tags}", "{type: toy.Tags, levels: 1}", "heads.tags.levels: unknown key"),
-        ("{type: toy.Tags}", "{type: 3}", "got 3; expected module.Class; valid: "),
+        ("{type: toy.Tags}", "{type: 3}", "got 3; expected the name of a component or"),
         ("data:\n", "task: toys\ndata:\n", "c.yaml:2: heads: unknown key; did you mean 'head'?"),
         ("data:\n", "name: ../x\ndata:\n", "c.yaml:5: name: got '../x'"),
     ],
@@ -260,7 +271,7 @@ def test_problems_of_the_long_form(old, new, expected):
 def test_missing_sections():
     names = ", ".join(tasks.TASKS)
     assert problems("name: x\n") == [
-        f"c.yaml: give 'task' ({names}) or, for several heads, 'heads'"
+        f"c.yaml: missing 'task' ({names}) or, for several heads, 'heads'"
     ]
     assert problems("task: toyz\ntrain: {lr: 0}\n") == [
         f"c.yaml:1: task: unknown task 'toyz'; did you mean 'toys'? "
@@ -268,9 +279,12 @@ def test_missing_sections():
         "c.yaml:2: train.lr: got 0; expected a number > 0",
     ]
     assert problems("task: toys\n") == [
-        "c.yaml: data: has neither 'train' nor 'val'; expected a data set for one of them"
+        "c.yaml: data: has neither 'train' nor 'val'; expected a dataset for one of them"
     ]
-    assert "c.yaml: data: names no images" in problems("heads: {a: {type: toy.Tags}}\n")
+    assert (
+        "c.yaml: data: has no source; expected one with 'feeds' and 'train' or 'val'"
+        in problems("heads: {a: {type: toy.Tags}}\n")
+    )
     assert problems("task: toys\ndata: 3\n") == [
         "c.yaml:2: data: got 3; expected a mapping or null"
     ]
@@ -288,7 +302,7 @@ def test_a_component_that_cannot_be_imported_says_why():
 def test_missing_paths_name_the_key_and_only_the_asked_splits():
     config = load(SHORT.replace("depth: 50", "weights: w.pth") + "weights: all.pth\n")
     Path("a").mkdir()
-    missing = f"; there is no such file or folder (seen from {Path.cwd()})"
+    missing = f"; not found (relative to {Path.cwd()})"
     assert missing_paths(config) == [
         f"weights: got 'all.pth'{missing}",
         f"backbone.weights: got 'w.pth'{missing}",

@@ -34,7 +34,7 @@ RANGES = {
     "data.image_size": (["0", "[0, 5]", "10000000", "[64]"], f"{SIDE} or a list of 2"),
     "backbone.hidden": (["[0]", "8"], "a list (each an integer >= 1)"),
     "output": (["1", "''", "[a]"], ""),
-    "name": (["a/b", "..", "''"], "a name that can be a folder's"),
+    "name": (["a/b", "..", "''"], "a valid directory name"),
 }
 
 
@@ -49,7 +49,7 @@ def test_a_value_out_of_range_is_answered_with_the_range(key):
 
 
 def test_a_removed_key_is_answered_with_what_became_of_it():
-    with pytest.raises(ConfigError, match=r"data\.cache_gb: was removed: decoded images"):
+    with pytest.raises(ConfigError, match=r"data\.cache_gb: removed in 0\.2: decoded images"):
         load_config(CONFIG, ["data.cache_gb=2"])
 
 

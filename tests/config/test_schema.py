@@ -12,13 +12,13 @@ from support.paths import ROOT
 from visionkit.config import TrainConfig
 from visionkit.config.config import settings
 from visionkit.config.schema import (
+    ConfigProblems,
     Count,
     Fraction,
     InputPath,
     Natural,
     NonNegative,
     Positive,
-    Problems,
     Range,
     check_arguments,
     convert,
@@ -80,8 +80,8 @@ def test_fitting_values(value, annotation, result):
         (float("nan"), float, "a number"),
         (float("inf"), Positive, "a number > 0"),
         (1, bool, "true or false"),
-        (2026, str, "text"),
-        (None, str, "text"),
+        (2026, str, "a string"),
+        (None, str, "a string"),
         (0, Count, "an integer >= 1"),
         (-1, Natural, "an integer >= 0"),
         (0, Positive, "a number > 0"),
@@ -93,7 +93,7 @@ def test_fitting_values(value, annotation, result):
         ("x", int | None, "an integer or null"),
         ([4], tuple[int, int], "a list of 2 (an integer, an integer)"),
         ([1, "a"], list[int], "a list (each an integer)"),
-        ("abc", list[str], "a list (each text)"),
+        ("abc", list[str], "a list (each a string)"),
         ([1], list, "a list"),
         ({"a": -1}, dict[str, Positive], "a mapping (each value a number > 0)"),
         ([], dict[str, Any], "a mapping"),
@@ -125,7 +125,7 @@ class Unreadable:
         pass
 
 
-def test_knobs_are_the_arguments_without_the_injected_ones():
+def test_the_arguments_of_a_signature_without_the_injected_ones():
     found = signature_arguments(Part, ("levels",))
     assert list(found) == ["images", "size", "mode", "unannotated"]
     assert found["size"].default == 3
@@ -152,7 +152,7 @@ def test_kwargs_stand_for_the_arguments_of_the_base_class():
 
 
 def test_arguments_are_all_checked():
-    problems = Problems("c.yaml", {("x",): 2, ("x", "size"): 3, ("x", "modus"): 4})
+    problems = ConfigProblems("c.yaml", {("x",): 2, ("x", "size"): 3, ("x", "modus"): 4})
     fitting = check_arguments(
         {"size": 0, "modus": "b", "mode": "b"},
         signature_arguments(Part, ("levels",)),

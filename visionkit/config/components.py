@@ -17,8 +17,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from visionkit.config.renamed import renamed_type
+from visionkit.config.schema import REQUIRED, expected, signature_arguments
 from visionkit.config.yaml import Key
-from visionkit.errors import ConfigError, VisionkitError, unknown
+from visionkit.errors import ConfigError, VisionkitError, listed, unknown
 from visionkit.types import Head, Target
 
 if TYPE_CHECKING:
@@ -33,7 +35,6 @@ PACKAGES = {  # what a section's `type:` can name is in the `__all__` of its pac
 }
 INJECTED = {"heads": ("levels", "classes"), "necks": ("levels",)}  # arguments no config gives
 SETTING = "VISIONKIT_ALLOW_PLUGINS"  # environment variable; "1" allows plugins
-SHOWN = 10  # names in a message
 
 
 def components(section: str) -> dict[str, type]:
@@ -78,7 +79,7 @@ def build(section: str, spec: dict[str, Any], *injected: Any) -> Any:
         return resolve(section, spec["type"])(*injected, **arguments)
     except VisionkitError:
         raise
-    except ValueError as error:  # a component's own word on a value that its annotation allows
+    except ValueError as error:  # a component may refuse a value that its annotation allows
         raise ConfigError(f"{section}: {spec['type']}: {error}") from error
 
 
@@ -114,20 +115,14 @@ def check_class(name: str, cls: type[Head]) -> None:
 
 def describe(section: str) -> str:
     """The text of `visionkit list`: type, first sentence of the docstring, arguments."""
-    from visionkit.config.schema import (  # it imports this module
-        REQUIRED,
-        expected,
-        signature_arguments,
-    )
-
     entries = []
-    for name, found in components(section).items():
-        lines = [name, f"    {_first_sentence(found)}".rstrip()]
-        for knob_name, argument in signature_arguments(found, INJECTED.get(section, ())).items():
-            default = (
-                "required" if argument.default is REQUIRED else f"default {argument.default!r}"
-            )
-            lines.append(f"    {knob_name}: {expected(argument.annotation)} ({default})")
+    for name, cls in components(section).items():
+        lines = [name, f"    {_first_sentence(cls)}".rstrip()]
+        for argument, (annotation, default) in signature_arguments(
+            cls, INJECTED.get(section, ())
+        ).items():
+            shown = "required" if default is REQUIRED else f"default {default!r}"
+            lines.append(f"    {argument}: {expected(annotation)} ({shown})")
         entries.append("\n".join(line for line in lines if line))
     return "\n\n".join(entries)
 
@@ -137,29 +132,29 @@ def refuse_plugins(config: Mapping[str, Any], origin: str | Path, *, allowed: bo
     does not have, unless that is `allowed` here or in the environment. Nothing is imported."""
     if allowed or os.environ.get(SETTING) == "1":
         return
-    strangers = {
-        f"{'.'.join(key)}.type: {name}": name.rpartition(".")[0]
-        for key, name in _plugins(config, ())
-    }
-    if not strangers:
+    plugins = {f"{'.'.join(key)}.type: {spec['type']}": spec for key, spec in _plugins(config, ())}
+    if not plugins:
         return
-    named = list(strangers)[:SHOWN] + ["..."] * (len(strangers) > SHOWN)
-    modules = ", ".join(list(dict.fromkeys(strangers.values()))[:SHOWN])
+    ours = [name for section in PACKAGES for name in components(section)]
+    old = [f"{at}: {new}" for at, spec in plugins.items() if (new := renamed_type(spec, ours))]
+    if old:
+        raise ConfigError(f"{origin}: its config is of visionkit 0.1: {listed(old)}")
+    modules = dict.fromkeys(spec["type"].rpartition(".")[0] for spec in plugins.values())
     raise ConfigError(
-        f"{origin}: its config names what is not part of visionkit: {', '.join(named)}; to use it, "
-        f"Python would import {modules}, which runs that code on this machine. If you trust the "
-        f"file and the code, add --allow-plugins, set {SETTING}=1, or from Python give "
-        f"allow_plugins=True"
+        f"{origin}: its config names classes that are not part of visionkit: {listed(plugins)}; "
+        f"for them Python would import {listed(modules)}, which runs that code on this machine. If "
+        f"you trust the file and the code, add --allow-plugins, set {SETTING}=1, or pass "
+        "allow_plugins=True in Python"
     )
 
 
-def _plugins(value: Any, key: Key) -> Iterator[tuple[Key, str]]:
-    """Key and import path of every custom class of a config, in the short form or the long, where
-    `load_config` looks for a class."""
+def _plugins(value: Any, key: Key) -> Iterator[tuple[Key, Mapping[str, Any]]]:
+    """Key and section of every custom class of a config, in the short form or the long, where
+    `load_config` expects a class."""
     if isinstance(value, Mapping):
         name = value.get("type")
         if _names_a_class(key) and isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)+", name):
-            yield key, name
+            yield key, value
         for part, item in value.items():
             yield from _plugins(item, (*key, str(part)))
     elif isinstance(value, (list, tuple)):
@@ -204,7 +199,7 @@ def _import(name: str) -> ModuleType | None:
 
 
 def _make_current_directory_importable() -> None:
-    """At the end of the path, so that a file lying there hides no installed package."""
+    """It goes to the end of the path, so that a file there hides no installed package."""
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     importlib.invalidate_caches()

@@ -7,10 +7,18 @@ import re
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive, Range
+from visionkit.config.renamed import FREEZE
+from visionkit.config.schema import (
+    Count,
+    Fraction,
+    Natural,
+    NonNegative,
+    Positive,
+    Range,
+    expected,
+    signature_arguments,
+)
 from visionkit.config.yaml import dump
-
-# --- The `train:` section: every setting of a run, its default, its range, and what it means.
 
 Metrics = str | dict[str, float]
 Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
@@ -62,27 +70,26 @@ class TrainConfig:
 
 
 def problems_of(config: TrainConfig) -> dict[str, str]:
-    """What annotations cannot say, by the name of the setting."""
+    """Problems that annotations cannot express, by the name of the setting."""
     found = {}
     if config.epochs is None and config.steps is None:
-        found["epochs"] = "got None, and no steps; expected one of the two"
-    if config.ema == 1:
-        found["ema"] = "got 1.0, which never changes; expected a number >= 0 and < 1"
-    if config.momentum == 1:
-        found["momentum"] = "got 1.0, which never settles; expected a number >= 0 and < 1"
-    for index, pattern in enumerate(config.freeze):
-        if reason := _regex_fault(pattern):
-            found[f"freeze.{index}"] = reason
-    for pattern in config.lr_scale:
-        if reason := _regex_fault(pattern):
-            found["lr_scale"] = reason
+        found["epochs"] = "got null, and no 'steps'; give one of the two"
+    for name in ("ema", "momentum"):
+        if getattr(config, name) == 1:
+            found[name] = "got 1.0; expected a number >= 0 and < 1"
+    patterns = {f"freeze.{index}": pattern for index, pattern in enumerate(config.freeze)}
+    for name, pattern in [*patterns.items(), *(("lr_scale", key) for key in config.lr_scale)]:
+        if pattern in FREEZE:
+            found[name] = f"got {pattern!r}, renamed to {FREEZE[pattern]!r} in 0.2"
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            found[name] = f"got {pattern!r}, which is not a regular expression: {error}"
     return found
 
 
 def settings() -> list[tuple[str, str, object, str]]:
     """Name, allowed values, default and help of each setting, for the config reference."""
-    from visionkit.config.schema import expected, signature_arguments
-
     source = inspect.getsource(TrainConfig)
     help_texts = dict(re.findall(r"^    (\w+): .*?  # (.+)$", source, re.MULTILINE))
     annotations = signature_arguments(TrainConfig)
@@ -97,34 +104,22 @@ def settings() -> list[tuple[str, str, object, str]]:
     ]
 
 
-def _regex_fault(pattern: str) -> str | None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        return f"got {pattern!r}, which is not a regular expression: {error}"
-    return None
-
-
 Side = Annotated[int, Range(8, 8192)]  # of an image, in pixels
 
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One source: data sets with the same labeling, and the heads that they feed."""
+    """One source: datasets with the same labels, and the heads that they feed."""
 
     feeds: list[str]
     batch_size: Count = 8
     image_size: Side | tuple[Side, Side] = 320  # longest side, or at most (shortest, longest)
     transforms: list[dict[str, Any]] | None = None  # null: the default of the heads; []: none
-    labeled_classes: list[str] | None = None  # the classes that are labeled here; null: all it has
-    images_per_identity: Annotated[int, Range(2)] | None = (
-        None  # images of each identity in a batch
-    )
-    group_by_aspect_ratio: bool | None = (
-        None  # batches of similar aspect ratio; null: if sizes are known
-    )
-    check_images: bool = True  # look at every image before training
-    on_unreadable_image: Literal["error", "skip"] = "error"  # while training; skip: use another one
+    labeled_classes: list[str] | None = None  # null: all classes of the dataset
+    images_per_identity: Annotated[int, Range(2)] | None = None  # in a batch
+    group_by_aspect_ratio: bool | None = None  # null: if the sizes of the images are known
+    check_images: bool = True  # before training
+    on_unreadable_image: Literal["error", "skip"] = "error"  # skip: replace it
     train: dict[str, Any] | None = None
     val: dict[str, Any] | None = None
 
@@ -134,17 +129,17 @@ SOURCE_KEYS = tuple(field.name for field in fields(SourceConfig))
 
 @dataclass(frozen=True)
 class Config:
-    """The resolved long form. A component is a dict of its `type` and the arguments given."""
+    """The complete config in the long form. A component is a dict of `type` and its arguments."""
 
     name: str
     backbone: dict[str, Any]
     neck: dict[str, Any] | None
     heads: dict[str, dict[str, Any]]  # with `weight`, the factor of a head's loss
     data: dict[str, SourceConfig]
-    workers: int  # processes that load images, for each source
+    workers: int  # processes of each source that load images
     train: TrainConfig
-    weights: str | None = None  # file with weights of a whole model to begin from
-    init_from: dict[str, Any] | None = None  # `run` to grow from, `heads` taken over from it
+    weights: str | None = None  # file with weights of the whole model to start from
+    init_from: dict[str, Any] | None = None  # `run` to grow, `heads` reused from it
     output: str | None = None  # run directory; None: runs/<name>-NNN
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,21 +1,23 @@
-"""`init_from: RUN`: a config that adds to a trained model takes the rest over from its run."""
+"""`init_from: RUN`: a config that adds to a trained model reuses the other parts of that run."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from visionkit.config.components import refuse_plugins
-from visionkit.config.schema import Problems
+from visionkit.config.schema import ConfigProblems
 from visionkit.errors import CheckpointError, VisionkitError
 from visionkit.runs import checkpoint
 
 
-def with_origin(long: dict[str, Any], problems: Problems, *, allow_plugins: bool) -> dict[str, Any]:
+def with_origin(
+    long: dict[str, Any], problems: ConfigProblems, *, allow_plugins: bool
+) -> dict[str, Any]:
     """The long form with backbone, neck and heads of the run, where it has none of that name.
 
-    The data sets that validated the heads come along, those that trained them do not. `init_from`
-    becomes a mapping of the `run` and the `heads` taken over; a config that has it so already is
-    complete. What comes along is the word of a checkpoint: see `plugins`.
+    The datasets that validated the heads are reused, those that trained them are not. `init_from`
+    becomes a mapping of the `run` and the reused `heads`; a config in which it is a mapping is
+    complete. The run is not trusted: see `components.refuse_plugins`.
     """
     run = long.get("init_from")
     if not isinstance(run, str):
@@ -24,16 +26,16 @@ def with_origin(long: dict[str, Any], problems: Problems, *, allow_plugins: bool
         path, state = checkpoint.load_latest(run)
         old = state["config"]
         if not _is_long(old):
-            raise CheckpointError(f"{path}: its config is not one that visionkit has saved")
+            raise CheckpointError(f"{path}: its config was not saved by visionkit")
         refuse_plugins(old, path, allowed=allow_plugins)
     except VisionkitError as error:
         problems.add(("init_from",), str(error))
-        problems.raise_found()  # what else is missing may well be there
+        problems.raise_found()  # other problems may only follow from it
     grown = dict(long)
     for part in ("backbone", "neck"):
         given = long.get(part)
         if given is not None and not _agrees(given, old[part]):
-            problems.add((part,), f"is not that of {run}, which is {old[part]}; leave it out")
+            problems.add((part,), f"differs from that of {run}, which is {old[part]}; remove it")
         grown[part] = old[part]
     heads = grown.get("heads")
     if not isinstance(heads, dict):
@@ -57,7 +59,7 @@ def _is_long(config: dict[str, Any]) -> bool:
 
 
 def _agrees(given: Any, old: Any) -> bool:
-    """Whether all that is given is as it was; what is left out may be anything."""
+    """Whether all given values are those of before."""
     if not isinstance(given, dict) or not isinstance(old, dict):
         return given == old
     return all(old.get(key) == value for key, value in given.items())

@@ -11,34 +11,34 @@ from visionkit.config.components import INJECTED, refuse_plugins, resolve
 from visionkit.config.config import Config
 from visionkit.config.init_from import with_origin
 from visionkit.config.overrides import apply_overrides
-from visionkit.config.schema import Problems, paths_in, signature_arguments
+from visionkit.config.schema import ConfigProblems, paths_in, signature_arguments
 from visionkit.config.tasks import to_long_form
 from visionkit.config.validate import check
 from visionkit.config.yaml import read
 from visionkit.errors import ConfigError
 
-# --- Which input files and folders of a config do not exist.
+DEEPEST = 50  # levels of a dict
 
 
 def missing_paths(config: Config, splits: tuple[str, ...] = ("train", "val")) -> list[str]:
-    """A problem text for each path that a component declares as InputPath and that is not there.
+    """A problem text for each path that a component declares as InputPath and that does not exist.
 
-    The data sets of `splits` are looked at, and, if `train` is among them, the files with weights
-    that training begins from.
+    The datasets of `splits` are checked, and, if `train` is among them, the files with weights that
+    training starts from.
     """
     found = []
-    trunk = config.backbone.get("weights")
     if "train" in splits:
+        pretrained = config.backbone.get("weights")
         found += [("weights", config.weights)] if config.weights else []
-        read = trunk not in (None, "default") and config.init_from is None
-        found += [("backbone.weights", trunk)] if read else []
+        if pretrained not in (None, "default") and config.init_from is None:
+            found.append(("backbone.weights", pretrained))
     for key, section, spec in _components(config, splits):
         for name, argument in signature_arguments(
             resolve(section, spec["type"]), INJECTED.get(section, ())
         ).items():
             found += [(f"{key}.{name}", p) for p in paths_in(spec.get(name), argument.annotation)]
     return [
-        f"{key}: got {path!r}; there is no such file or folder (seen from {Path.cwd()})"
+        f"{key}: got {path!r}; not found (relative to {Path.cwd()})"
         for key, path in dict.fromkeys(found)
         if not Path(path).exists()
     ]
@@ -60,9 +60,6 @@ def _components(
                 yield f"{prefix}.{split}", "datasets", getattr(source, split)
 
 
-DEEPEST = 50  # levels of a dict
-
-
 def load_config(
     source: str | os.PathLike[str] | Mapping[str, Any],
     overrides: Mapping[str, Any] | Iterable[str] = (),
@@ -72,21 +69,21 @@ def load_config(
 ) -> Config:
     """The checked config of a YAML file, or of a dict of the same form.
 
-    `overrides` are words such as `train.epochs=2`, or a dict such as {"train.epochs": 2}. Raises
-    one ConfigError with a line for each problem. Data sets and weights are not looked for on the
-    disk: see `missing_paths`.
+    `overrides` are strings such as `train.epochs=2`, or a dict such as {"train.epochs": 2}. Raises
+    one ConfigError with a line for each problem. Whether datasets and weights exist on the disk is
+    not checked: see `missing_paths`.
 
-    `origin` is the file of a config that the user has not named himself, such as a checkpoint. Such
-    a config may name classes outside visionkit only with `allow_plugins`, and so may the run that
-    `init_from` names; see `config.plugins`.
+    `origin` is the file of a config that the user did not name, such as a checkpoint. Such a config
+    may name custom classes only with `allow_plugins`; so may the run that `init_from` names. See
+    `components.refuse_plugins`.
     """
     if isinstance(source, Mapping):
-        config, name, problems = _copy(source), "run", Problems(str(origin or "config"), {})
+        config, name, problems = _copy(source), "run", ConfigProblems(str(origin or "config"), {})
     elif isinstance(source, (str, os.PathLike)):
         config, lines = read(source)
-        name, problems = Path(source).stem, Problems(os.fspath(source), lines)
+        name, problems = Path(source).stem, ConfigProblems(os.fspath(source), lines)
     else:
-        raise ConfigError(f"a config is a file or a dict, not a {type(source).__name__}")
+        raise ConfigError(f"expected a config file or a dict, got a {type(source).__name__}")
     if origin is not None:
         refuse_plugins(config, origin, allowed=allow_plugins)
     given = [overrides] if isinstance(overrides, str) else _copy(overrides)
@@ -102,6 +99,6 @@ def _copy(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise ConfigError(f"config: a key must be text, got {key!r}")
+                raise ConfigError(f"config: a key must be a string, got {key!r}")
         return {key: _copy(item, depth + 1) for key, item in value.items()}
     return [_copy(v, depth + 1) for v in value] if isinstance(value, (list, tuple)) else value

@@ -1,8 +1,8 @@
 """Overrides, `train.lr=1e-3` on the command line or {"train.lr": 1e-3} from Python.
 
-They are applied to a config as it is written, short form or long. Two things make them do what a
-user means: giving a section another type starts it again, and giving a shipped config's generated
-data the arguments of one's own data set changes its type.
+They are applied to a config as it is written, in the short form or the long. Another `type` starts
+a section again, and arguments of another dataset (`data.train.images=...` on a config with
+generated images) change the type of the dataset.
 """
 
 from __future__ import annotations
@@ -13,19 +13,14 @@ from typing import Any, NamedTuple
 
 from visionkit.config.components import INJECTED, resolve
 from visionkit.config.config import SOURCE_KEYS
-from visionkit.config.schema import REQUIRED, Problems, signature_arguments
+from visionkit.config.schema import REQUIRED, ConfigProblems, signature_arguments
 from visionkit.config.tasks import TASKS
 from visionkit.config.yaml import Key, parse
 from visionkit.errors import ConfigError, shorten
 
 log = logging.getLogger("visionkit")
 
-OWN_DATA = (
-    "Coco",
-    "ImageFolder",
-    "Idx",
-    "LabelMaps",
-)  # tried after the task's own
+OWN_DATA = ("Coco", "ImageFolder", "Idx", "LabelMaps")  # tried after the task's own
 INSTEAD = {("train", "steps"): ("train", "epochs"), ("train", "epochs"): ("train", "steps")}
 
 
@@ -36,9 +31,9 @@ class Override(NamedTuple):
 
 
 def apply_overrides(
-    config: dict[str, Any], given: Mapping[str, Any] | Iterable[str], problems: Problems
+    config: dict[str, Any], given: Mapping[str, Any] | Iterable[str], problems: ConfigProblems
 ) -> None:
-    """Change `config` in place; `problems` learns where the values come from."""
+    """Change `config` in place; `problems` gets the places of the values."""
     overrides = [o._replace(key=_full_key(o.key, config)) for o in _parse(given, problems)]
     keys = {override.key for override in overrides}
     task = next((o.value for o in reversed(overrides) if o.key == ("task",)), config.get("task"))
@@ -59,7 +54,7 @@ def apply_overrides(
             problems.overridden(override.key, override.text)
 
 
-def _parse(given: Mapping[str, Any] | Iterable[str], problems: Problems) -> list[Override]:
+def _parse(given: Mapping[str, Any] | Iterable[str], problems: ConfigProblems) -> list[Override]:
     overrides = []
     for item in given.items() if isinstance(given, Mapping) else given:
         text = item if isinstance(item, str) else f"{item[0]}={item[1]!r}"
@@ -80,7 +75,7 @@ def _override(item: str | tuple[str, Any], text: str) -> Override:
         key, value = item
     parts = tuple(str(key).strip().split("."))
     if not all(parts):
-        raise ValueError(f"{key!r} is no key; expected one like train.lr")
+        raise ValueError(f"{key!r} is not a key; expected one like train.lr")
     return Override(parts, value, text)
 
 
@@ -101,7 +96,7 @@ def _full_key(key: Key, config: dict[str, Any]) -> Key:
 def _fresh_start(
     config: dict[str, Any], section: Key, inside: Mapping[str, Override], task: Any
 ) -> dict[str, Any] | None:
-    """What a component's section begins with before the overrides, if not with what is there."""
+    """What a component's section starts with before the overrides; None: with what it has."""
     kind = _component_kind(section, "task" in config)
     current = _get(config, section) or {}
     if kind is None or not isinstance(current, dict):
@@ -118,7 +113,8 @@ def _fresh_start(
     complete = [own for own in fitting if not _required(kind, own) - set(inside)]
     usual = [own for own in defaults if own in fitting]  # even if it misses something
     for own in [*usual, *complete, *fitting][:1]:
-        log.info("%s: now of type %s, which has %s", ".".join(section), own, ", ".join(inside))
+        arguments = " and ".join(f"{name}=" for name in inside)
+        log.info("%s: dataset type set to %s, inferred from %s", ".".join(section), own, arguments)
         return {"type": own}
     return None
 
@@ -160,13 +156,13 @@ def _get(config: Any, key: Key) -> Any:
 
 
 def _set(config: dict[str, Any], key: Key, value: Any) -> None:
-    """Missing sections are made; ValueError if there is something else in their place."""
+    """Set a value and create missing sections. ValueError if a section is not a mapping."""
     for depth, part in enumerate(key[:-1], start=1):
         if config.get(part) is None:
             config[part] = {}
         config = config[part]
         if not isinstance(config, dict):
-            raise ValueError(f"{'.'.join(key[:depth])} is not a mapping; give it as a whole")
+            raise ValueError(f"{'.'.join(key[:depth])} is not a mapping; override it as a whole")
     config[key[-1]] = value
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from visionkit.config.renamed import renamed_key
 from visionkit.config.yaml import Key
 from visionkit.errors import ConfigError, shorten, unknown
 
@@ -59,10 +60,10 @@ Fraction = Annotated[float, Range(low=0, high=1)]
 InputPath = Annotated[str, "path"]  # a file or folder that must exist before a run starts
 
 
-# --- All that is wrong with a config, in one report that says where each value was written.
+# --- All problems of a config in one report, each with the place where the value was written.
 
 
-class Problems:
+class ConfigProblems:
     """Collects problems by key. A place is the line of the file, or the override."""
 
     def __init__(self, source: str, lines: Mapping[Key, int]) -> None:
@@ -74,7 +75,7 @@ class Problems:
         self._found: dict[str, tuple[int, int]] = {}
 
     def overridden(self, key: Key, text: str) -> None:
-        """What is at `key` and below comes from that override and no longer from the file."""
+        """The value at `key` and below comes from that override, no longer from the file."""
         for stale in [place for place in self._places if place[: len(key)] == key]:
             del self._places[stale]
         self._overrides += 1
@@ -84,12 +85,12 @@ class Problems:
             self._places.setdefault(key[:length], place)
 
     def refused(self, text: str, message: str) -> None:
-        """That override cannot be applied."""
+        """Add the problem of an override that cannot be applied."""
         self._overrides += 1
         self._found[f"override {text}: {message}"] = (1, self._overrides)
 
     def renamed(self, key: Key, written: Key) -> None:
-        """What is checked as `key` is called `written` by the user."""
+        """The user wrote `written` for what is checked as `key`."""
         self._renamed[key] = written
 
     def add(self, key: Key, message: str) -> None:
@@ -114,7 +115,6 @@ class Problems:
         return key
 
 
-REMOVED = {"cache_gb": "was removed: decoded images are not cached any more; delete this key"}
 REQUIRED = inspect.Parameter.empty
 LISTS, MAPPINGS = (list, tuple, Sequence, Iterable, Collection), (dict, Mapping)
 PATH = get_args(InputPath)[1]
@@ -153,13 +153,13 @@ def signature_arguments(cls: type, injected: Collection[str] = ()) -> dict[str, 
 
 
 def check_arguments(
-    given: Mapping[str, Any], accepted: Mapping[str, Argument], key: Key, problems: Problems
+    given: Mapping[str, Any], accepted: Mapping[str, Argument], key: Key, problems: ConfigProblems
 ) -> dict[str, Any]:
     """The given values that fit, as their annotations have them; `problems` gets the others."""
     fitting = {}
     for name, value in given.items():
         if name not in accepted:
-            problems.add((*key, str(name)), REMOVED.get(name) or unknown(name, accepted))
+            problems.add((*key, str(name)), renamed_key(name, accepted) or unknown(name, accepted))
             continue
         try:
             fitting[name] = convert(value, accepted[name].annotation)
@@ -182,7 +182,7 @@ def mismatch(value: Any, annotation: Any) -> str:
 def convert(value: Any, annotation: Any) -> Any:
     """The value as annotated: 1 becomes 1.0 for a float, a list a tuple. ValueError if it misfits.
 
-    Annotations beyond those of `visionkit.types` and the plain containers accept anything.
+    Annotations other than those of this module and plain containers accept anything.
     """
     origin, args = get_origin(annotation) or annotation, get_args(annotation)
     if origin is Annotated:
@@ -211,7 +211,7 @@ def convert(value: Any, annotation: Any) -> Any:
 
 
 def expected(annotation: Any) -> str:
-    """An annotation in words: `an integer >= 1`, `'sgd' or 'adamw'`."""
+    """An annotation as a phrase: `an integer >= 1`, `'sgd' or 'adamw'`."""
     origin, args = get_origin(annotation) or annotation, get_args(annotation)
     words = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     if origin is Annotated:

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from visionkit.config.schema import Problems
+from visionkit.config.components import components
+from visionkit.config.schema import ConfigProblems
 from visionkit.errors import unknown
 
 SECTIONS = ("name", "backbone", "neck", "data", "train", "weights", "init_from", "output")
@@ -23,7 +24,7 @@ WHOLE_IMAGE = (FLIP, {"type": "RandomResizedCrop"})
 
 @dataclass(frozen=True)
 class Task:
-    """What a short form means by default: types of components, and augmentation."""
+    """The defaults of a short form: types of components, and augmentation."""
 
     head: str
     dataset: str
@@ -44,10 +45,10 @@ TASKS = {
 }
 
 
-def to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
+def to_long_form(config: dict[str, Any], problems: ConfigProblems) -> dict[str, Any]:
     """The same config with `heads:` and named sources.
 
-    Where the task is not known, `heads` and `data` are missing from the result.
+    If the task is unknown, `heads` and `data` are missing from the result.
     """
     is_long = "heads" in config and "task" not in config
     valid = (*SECTIONS, "heads") if is_long else (*SECTIONS, "task", "head")
@@ -61,7 +62,7 @@ def to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
     name = config.get("task")
     task = TASKS.get(name) if isinstance(name, str) else None
     if "task" not in config:
-        problems.add((), f"give 'task' ({', '.join(TASKS)}) or, for several heads, 'heads'")
+        problems.add((), f"missing 'task' ({', '.join(TASKS)}) or, for several heads, 'heads'")
     elif task is None:
         problems.add(("task",), unknown(name, TASKS, f"unknown task {name!r}"))
     if task is None:
@@ -79,17 +80,19 @@ def to_long_form(config: dict[str, Any], problems: Problems) -> dict[str, Any]:
 
 
 def default_transforms(head_types: Iterable[str]) -> list[dict[str, Any]]:
-    """The augmentation that suits all of these heads; none where one of them is not visionkit's."""
+    """The augmentation that suits all of these heads; none if one of them is custom."""
     by_type = {task.head: task.transforms for task in TASKS.values()}
-    by_type |= dict.fromkeys(("FCOS", "TaskAligned", "FCN", "DeepLabV3", "Attributes"), OBJECTS)
-    by_type["VAE"] = by_type["Autoencoder"]
+    for name, head in components("heads").items():
+        needs = {*head.required_targets}
+        whole = WHOLE_IMAGE if needs & {"class_id", "identity"} else (FLIP,)
+        by_type.setdefault(name, OBJECTS if needs & {"boxes", "semantic"} else whole)
     suited = [by_type.get(head_type, ()) for head_type in head_types]
     shared = [t for t in suited[0] if all(t in others for others in suited)] if suited else []
     return copy.deepcopy(shared)
 
 
 def _neck(config: dict[str, Any], task: Task) -> Any:
-    """`neck: null` is none; without `neck` it is the task's."""
+    """`neck: null` means no neck; without `neck` it is the task's."""
     given = config.get("neck", {})
     return _with_type(given, task.neck) if isinstance(given, dict) and task.neck else given
 

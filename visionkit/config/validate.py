@@ -1,4 +1,4 @@
-"""Checks a long form, section by section and then across sections, and makes a Config of it."""
+"""Check a long form, section by section and then across sections, and make a Config of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import nn
 
 from visionkit.config.components import INJECTED, components, resolve
 from visionkit.config.config import SOURCE_KEYS, Config, SourceConfig, TrainConfig, problems_of
+from visionkit.config.renamed import renamed_type
 from visionkit.config.schema import (
     Argument,
+    ConfigProblems,
     NonNegative,
-    Problems,
     Range,
     check_arguments,
     convert,
@@ -38,14 +39,14 @@ TOP = {
 }
 
 
-def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
+def check(long: dict[str, Any], name: str, problems: ConfigProblems) -> Config:
     """Raises ConfigError with all problems, those found before included."""
     given = check_arguments(long, {key: Argument(TOP[key], None) for key in TOP}, (), problems)
     name = given.get("name", name)
     if name != os.path.basename(name) or name in ("", ".", ".."):
-        problems.add(("name",), f"got {name!r}; expected a name that can be a folder's")
-    if given.get("output") == "":  # which would mean the current folder
-        problems.add(("output",), "got ''; expected a folder, or null for runs/<name>-001")
+        problems.add(("name",), f"got {name!r}; expected a valid directory name")
+    if given.get("output") == "":  # it would mean the current directory
+        problems.add(("output",), "got ''; expected a directory, or null for runs/<name>-001")
     backbone = _check_component("backbones", long.get("backbone"), ("backbone",), problems)
     neck = given.get("neck")
     if neck is not None:
@@ -53,12 +54,12 @@ def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
     heads = _check_heads(given.get("heads", {}), problems)
     data = given.get("data") or {}
     origin = given.get("init_from")
-    taken_over = origin.get("heads", []) if isinstance(origin, dict) else []
-    workers, sources = _check_data(data, heads, taken_over, problems)
+    reused = origin.get("heads", []) if isinstance(origin, dict) else []
+    workers, sources = _check_data(data, heads, reused, problems)
     if "heads" in given:
-        _check_feeding(given["heads"], sources, taken_over, problems)
+        _check_feeding(given["heads"], sources, reused, problems)
         if isinstance(long.get("data", {}), dict | None) and not data.keys() - {"workers"}:
-            problems.add(("data",), "names no images")
+            problems.add(("data",), "has no source; expected one with 'feeds' and 'train' or 'val'")
     train = _check_training(given.get("train") or {}, problems)
     _check_best(train, given.get("heads", {}), sources, problems)
     problems.raise_found()
@@ -76,26 +77,35 @@ def check(long: dict[str, Any], name: str, problems: Problems) -> Config:
     )
 
 
-def _check_component(section: str, spec: Any, key: Key, problems: Problems) -> dict[str, Any]:
-    """The type and the fitting arguments; without a known type, nothing else is checked."""
+def _check_component(section: str, spec: Any, key: Key, problems: ConfigProblems) -> dict[str, Any]:
+    """The type and the arguments that fit; without a known type, nothing else is checked."""
     if not isinstance(spec, dict):
         found = "missing; expected a mapping" if spec is None else mismatch(spec, dict)
         problems.add(key, found)
         return {}
     if "type" not in spec:
-        problems.add(key, unknown("", components(section), "names no type"))
+        problems.add(key, unknown("", components(section), "missing 'type'"))
         return {}
     try:
         cls = resolve(section, spec["type"])
         accepted = signature_arguments(cls, INJECTED.get(section, ()))
     except ConfigError as error:
-        problems.add((*key, "type"), str(error))
+        renamed = renamed_type(spec, components(section))
+        problems.add((*key, "type"), renamed or str(error))
         return {}
     arguments = {name: value for name, value in spec.items() if name != "type"}
     return {"type": spec["type"], **check_arguments(arguments, accepted, key, problems)}
 
 
-def _check_heads(given: dict[str, Any], problems: Problems) -> dict[str, dict[str, Any]]:
+def _check_value(value: Any, annotation: Any, key: Key, problems: ConfigProblems) -> Any:
+    try:
+        return convert(value, annotation)
+    except ValueError:
+        problems.add(key, mismatch(value, annotation))
+        return value
+
+
+def _check_heads(given: dict[str, Any], problems: ConfigProblems) -> dict[str, dict[str, Any]]:
     heads = {}
     for name, spec in given.items():
         key = ("heads", name)
@@ -104,10 +114,7 @@ def _check_heads(given: dict[str, Any], problems: Problems) -> dict[str, dict[st
         if isinstance(spec, dict) and "weight" in spec:
             spec = dict(spec)
             weight = spec.pop("weight")
-            try:
-                weight = convert(weight, NonNegative)
-            except ValueError:
-                problems.add((*key, "weight"), mismatch(weight, NonNegative))
+            weight = _check_value(weight, NonNegative, (*key, "weight"), problems)
         checked = _check_component("heads", spec, key, problems)
         heads[name] = {"type": checked.pop("type", ""), "weight": weight, **checked}
     return heads
@@ -116,14 +123,11 @@ def _check_heads(given: dict[str, Any], problems: Problems) -> dict[str, dict[st
 def _check_data(
     given: dict[str, Any],
     heads: dict[str, dict[str, Any]],
-    taken_over: list[str],
-    problems: Problems,
+    reused: list[str],
+    problems: ConfigProblems,
 ) -> tuple[int, dict[str, SourceConfig]]:
     workers = given.get("workers", min(2, os.cpu_count() or 1))
-    try:
-        convert(workers, Workers)
-    except ValueError:
-        problems.add(("data", "workers"), mismatch(workers, Workers))
+    _check_value(workers, Workers, ("data", "workers"), problems)
     sources = {}
     for name, spec in given.items():
         key = ("data", name)
@@ -133,17 +137,16 @@ def _check_data(
         if isinstance(spec, dict):
             sources[name] = _check_source(spec, heads, key, problems)
             nothing = spec.get("train") is None and spec.get("val") is None
-            if nothing and not set(sources[name].feeds) & set(taken_over):
-                problems.add(
-                    key, "has neither 'train' nor 'val'; expected a data set for one of them"
-                )
+            if nothing and not set(sources[name].feeds) & set(reused):
+                message = "has neither 'train' nor 'val'; expected a dataset for one of them"
+                problems.add(key, message)
         elif name not in SOURCE_KEYS:
             problems.add(key, mismatch(spec, dict))
     return workers, sources
 
 
 def _check_source(
-    spec: dict[str, Any], heads: dict[str, dict[str, Any]], key: Key, problems: Problems
+    spec: dict[str, Any], heads: dict[str, dict[str, Any]], key: Key, problems: ConfigProblems
 ) -> SourceConfig:
     fitting = check_arguments(spec, signature_arguments(SourceConfig), key, problems)
     size = fitting.get("image_size")
@@ -154,13 +157,11 @@ def _check_source(
         wanted = f"a divisor of batch_size, which is {batch_size}, for at least two identities"
         problems.add((*key, "images_per_identity"), f"got {group}; expected {wanted}")
     if group and fitting.get("group_by_aspect_ratio"):
-        problems.add(
-            (*key, "group_by_aspect_ratio"),
-            "not together with 'images_per_identity'; expected one of the two",
-        )
+        message = "conflicts with 'images_per_identity'; give one of the two"
+        problems.add((*key, "group_by_aspect_ratio"), message)
     for name, what in (
-        ("feeds", "at least one head, or the source left out"),
-        ("labeled_classes", "at least one class, or null for all that the data have"),
+        ("feeds", "at least one head; or remove the source"),
+        ("labeled_classes", "at least one class, or null for all classes of the dataset"),
     ):
         if fitting.get(name) == []:
             problems.add((*key, name), f"got []; expected {what}")
@@ -180,28 +181,28 @@ def _check_source(
 def _check_feeding(
     heads: dict[str, Any],
     sources: dict[str, SourceConfig],
-    taken_over: list[str],
-    problems: Problems,
+    reused: list[str],
+    problems: ConfigProblems,
 ) -> None:
     if not heads:
-        problems.add(("heads",), "names no head")
+        problems.add(("heads",), "is empty; expected at least one head")
     for name, source in sources.items():
         key = ("data", name, "feeds")
         for head in source.feeds:
             if head not in heads:
-                problems.add(key, unknown(head, heads, f"there is no head {head!r}"))
+                problems.add(key, unknown(head, heads, f"unknown head {head!r}"))
         if len(set(source.feeds)) != len(source.feeds):
             problems.add(key, f"got {source.feeds}; expected each head once")
     fed = {head for source in sources.values() for head in source.feeds}
     for head in heads:
-        if sources and head not in fed and head not in taken_over:
-            problems.add(("heads", head), "is fed by no source; add it to the 'feeds' of one")
+        if sources and head not in fed and head not in reused:
+            problems.add(("heads", head), "no source feeds it; add it to the 'feeds' of one")
 
 
-def _check_training(given: dict[str, Any], problems: Problems) -> TrainConfig:
+def _check_training(given: dict[str, Any], problems: ConfigProblems) -> TrainConfig:
     fitting = check_arguments(given, signature_arguments(TrainConfig), ("train",), problems)
     if given.get("steps") is not None and given.get("epochs") is not None:
-        problems.add(("train", "steps"), "not together with 'epochs'; expected one of the two")
+        problems.add(("train", "steps"), "conflicts with 'epochs'; give one of the two")
     if fitting.get("steps") is not None:
         fitting["epochs"] = None
     train = TrainConfig(**fitting)
@@ -214,7 +215,7 @@ def _check_best(
     train: TrainConfig,
     heads: dict[str, Any],
     sources: dict[str, SourceConfig],
-    problems: Problems,
+    problems: ConfigProblems,
 ) -> None:
     """`head/metric` or `source/head/metric`."""
     best = (
@@ -234,8 +235,8 @@ def _check_best(
             problems.add(("train", key), unknown(given, dict.fromkeys(valid), what))
 
 
-def _check_name(key: Key, problems: Problems, *, taken: bool) -> None:
+def _check_name(key: Key, problems: ConfigProblems, *, taken: bool) -> None:
     if taken:
-        problems.add(key, f"{key[-1]!r} has a meaning of its own; choose another name")
+        problems.add(key, f"{key[-1]!r} is a reserved name; choose another")
     elif not re.fullmatch(r"[^\W\d][\w-]*", key[-1]):
         problems.add(key, f"got the name {key[-1]!r}; expected letters, digits, '_' and '-'")
