@@ -56,7 +56,7 @@ PENDING = {
     *("visionkit/config", "visionkit/data", "visionkit/distributed"),
     *("visionkit/engine", "visionkit/metrics", "visionkit/models"),
     *("visionkit/runs", "visionkit/types.py"),
-    *("docs/about", "docs/guide", "scripts"),
+    *("docs/guide", "scripts"),
 }
 
 PLACES = {
@@ -109,12 +109,11 @@ def test_words_of_the_field(place):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.xfail(strict=True)
 def test_words_of_the_changelog():
-    """Of the newest version; its tables name the old words."""
+    """Of the newest version; its tables and code name the old words."""
     newest = re.split(r"(?m)^## ", (ROOT / "CHANGELOG.md").read_text())[1]
     prose = "\n".join(line for line in newest.splitlines() if not line.startswith("|"))
-    assert not offenses(prose)
+    assert not offenses(re.sub(r"`[^`]*`", "", prose))
 
 
 def parsers(parser):
