@@ -1,4 +1,4 @@
-"""Open the datasets of a checked config and make their sources."""
+"""Open the datasets of a checked config and make the sources of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from visionkit.config import Config, missing_paths
+from visionkit.config import Config, SourceConfig, missing_paths
 from visionkit.config.components import build, head_class
 from visionkit.data.checks.findings import finding, merge_errors
 from visionkit.data.checks.summary import split_key
@@ -21,10 +21,11 @@ log = logging.getLogger("visionkit")
 def build_sources(
     config: Config, splits: tuple[str, ...], classes: dict[str, Classes] | None = None
 ) -> list[Source]:
-    """The data sets of those splits (`train`, `val`), opened and checked against the heads.
+    """The sources of a run with the datasets of those splits (`train`, `val`).
 
-    `classes` by head, from a checkpoint, fix the class lists; otherwise the training data do. All
-    data sets are matched to them by name. All problems are reported together.
+    Datasets are checked against the heads that they feed, and their classes are matched by name:
+    to `classes` (by head, from a checkpoint), else to those of the training data. All problems are
+    raised together.
     """
     missing = missing_paths(config, splits)
     if missing:
@@ -41,8 +42,8 @@ def open_sources(
     classes: dict[str, Classes] | None = None,
     skip: Collection[tuple[str, str]] = (),
 ) -> tuple[list[Source], list[VisionkitError]]:
-    """The same as far as the data can be used, without those (source, split) in `skip`; and what
-    is wrong with the others."""
+    """The sources with the datasets that can be used, without the (source, split) pairs in `skip`,
+    and the errors of the others."""
     opened: dict[tuple[str, str], Dataset] = {}
     errors: list[VisionkitError] = []
     wanted = [
@@ -52,23 +53,23 @@ def open_sources(
         if getattr(config.data[name], split)
     ]
     for name, split in wanted:
-        spec, where = config.data[name], split_key(name, split)
         if (name, split) in skip:
             continue
+        spec, where = config.data[name], split_key(name, split)
         try:
             opened[name, split] = dataset = _open(getattr(spec, split))
         except (ConfigError, DataError) as error:
-            errors.append(_located(where, error, _still_generated(spec, split)))
+            errors.append(_located(where, error, _generated_hint(spec, split)))
             continue
         errors += _check_keys(where, dataset, spec.feeds, config)
-        errors += _check_content(where, dataset, split)
+        errors += _check_objects(where, dataset, split)
     lists = class_lists(class_keys(config), config.data, opened, classes or {})
     for (name, split), dataset in opened.items() if len(opened) == len(wanted) else ():
         where, spec = split_key(name, split), config.data[name]
         try:
             opened[name, split] = class_mapped(where, dataset, lists[name], spec.labeled_classes)
         except DataError as error:
-            errors.append(_located(where, error, _still_generated(spec, split), "classes"))
+            errors.append(_located(where, error, _generated_hint(spec, split), "classes"))
     return _sources(config, opened), errors
 
 
@@ -91,20 +92,25 @@ def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[
     ]
 
 
+def class_keys(config: Config) -> dict[str, str | None]:
+    """For each head, the target key whose classes it predicts."""
+    return {head: head_class(config, head).class_key for head in config.heads}
+
+
 def head_classes(config: Config, sources: list[Source]) -> dict[str, Classes]:
-    """The class list of each head that is fed, from the data sets that feed it."""
+    """The class list of each head, from the datasets that feed it."""
     return classes_of_heads(class_keys(config), sources)
 
 
 def _open(section: dict[str, Any]) -> Dataset:
     dataset = build("datasets", section)
     if len(dataset) == 0:
-        raise DataError(f"{section['type']}: holds no images")
+        raise DataError(f"{section['type']}: no images")
     return dataset
 
 
 def _located(where: str, error: VisionkitError, hint: str, kind: str = "file") -> VisionkitError:
-    """The same error with the key of the data set in front."""
+    """The same error with the key of the dataset in front."""
     message = f"{where}: {error}{hint}"
     if isinstance(error, DataError):
         found = error.findings or [finding(kind, str(error), file=where)]
@@ -112,42 +118,38 @@ def _located(where: str, error: VisionkitError, hint: str, kind: str = "file") -
     return ConfigError(message)
 
 
-def class_keys(config: Config) -> dict[str, str | None]:
-    """The target key whose classes each head predicts."""
-    return {head: head_class(config, head).class_key for head in config.heads}
-
-
-def _still_generated(spec: Any, split: str) -> str:
-    """A hint for who replaced the training data of a shipped config and forgot the validation."""
-    if split != "val" or spec.train is None:
+def _generated_hint(spec: SourceConfig, split: str) -> str:
+    """A hint for those who replaced the training data of a shipped config, but not the
+    validation data."""
+    if split != "val" or spec.train is None or spec.val is None:
         return ""
     if spec.val["type"] != "Shapes" or spec.train["type"] == "Shapes":
         return ""
     return "\n  data.val is still generated shapes: give your own, or data.val=null for none"
 
 
-def _check_content(where: str, dataset: Dataset, split: str) -> list[DataError]:
-    """Whether there is anything to learn from a data set of objects."""
+def _check_objects(where: str, dataset: Dataset, split: str) -> list[DataError]:
+    """An error if a dataset of objects has none to train on."""
     if getattr(dataset, "num_objects", 1) > 0 or "class_id" in dataset.keys:
         return []
     log.warning("%s: no object is annotated", where)
-    what = "no object is annotated; there is nothing to learn"
-    found = finding("nothing-to-learn", what, file=where)
-    return [DataError(f"{where}: {what}", [found])] if split == "train" else []
+    text = "no object is annotated; there is nothing to learn"
+    found = finding("nothing-to-learn", text, file=where)
+    return [DataError(f"{where}: {text}", [found])] if split == "train" else []
 
 
 def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[DataError]:
-    """Whether the data set labels what the heads it feeds need."""
+    """An error for each target key that a fed head needs and the dataset lacks."""
     errors = []
     for head in feeds:
         cls = head_class(config, head)
         for key in cls.required_targets:
             if key not in dataset.keys:
-                gives = ", ".join(dataset.keys) or "images alone"
-                what = (
-                    f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it "
-                    f"gives {gives}. Feed {head!r} from another source"
+                given = ", ".join(dataset.keys) or "only images"
+                text = (
+                    f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it gives "
+                    f"{given}. Feed {head!r} from another source"
                 )
-                found = finding("config", what, file=where, key=key)
-                errors.append(DataError(f"{where}: {what}", [found]))
+                found = finding("config", text, file=where, key=key)
+                errors.append(DataError(f"{where}: {text}", [found]))
     return errors

@@ -1,4 +1,4 @@
-"""Errors about files that say more than "cannot read", and names that must stay in their folder."""
+"""Why a file cannot be read, and which names lead out of their folder."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ Links = Literal["inside", "any"]
 
 
 class Fault(NamedTuple):
-    """What is wrong with a file: one word, and a clause that follows the file's name."""
+    """What is wrong with a file: its kind, and a clause that follows the file's name."""
 
     kind: str
     clause: str
 
 
 def diagnose(path: str | Path) -> str:
-    """A clause that follows the file's name in an error, e.g. "is empty: download it again"."""
+    """Why a file cannot be read: a clause that follows its name, such as `is empty: download it
+    again`."""
     return find_fault(path).clause
 
 
 def find_fault(path: str | Path) -> Fault:
-    """Why a file that could not be read cannot be."""
+    """The fault of a file that could not be read."""
     try:
         mode = os.stat(path).st_mode
         if stat.S_ISDIR(mode):
             return Fault("folder", "is a folder: name a file")
         if not stat.S_ISREG(mode):
-            return Fault("unreadable", "is no regular file, but a device or a pipe: name a file")
+            return Fault("unreadable", "is a device or a pipe: name a regular file")
         with open(path, "rb") as file:
             start = file.read(512)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte
@@ -58,12 +59,12 @@ def find_fault(path: str | Path) -> Fault:
 
 def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
     """Folder and name of each file below `root`, without hidden ones and __MACOSX. Links to folders
-    are not followed, for they may lead round in circles; a warning names them."""
+    are not followed, since they may form a loop; a warning names them."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = filter(is_visible, subfolders)
         for name in subfolders:
             if os.path.islink(path := os.path.join(folder, name)):
-                log.warning("%s is a link to a folder: it is not followed", printable(path))
+                log.warning("%s is a link to a folder and is not followed", printable(path))
         yield from ((folder, name) for name in filter(is_visible, names))
 
 
@@ -74,9 +75,9 @@ def is_visible(name: str) -> bool:
 def unusable(
     root: Path, names: Sequence[str], links: Links = "inside"
 ) -> Iterator[tuple[int, str, str]]:
-    """Which of the names, "" aside, are no files below `root` or, unless `links` is "any", lead out
-    of it: place, kind of fault, and what it is. Each folder is listed once; `root` itself may be a
-    link."""
+    """The names, except "", that are not files below `root` or, unless `links` is "any", lead out
+    of it: place, kind of finding, and what is wrong. Each folder is listed once; `root` itself may
+    be a link."""
     home = os.path.realpath(root)
     folders: dict[str, _Listing] = {}
     for i, name in enumerate(names):
@@ -87,9 +88,9 @@ def unusable(
             folders[folder] = _Listing(os.path.join(root, folder), home)
         listing = folders[folder]
         if not listing.holds(base):
-            yield i, "missing-file", f"there is no such file in {printable(root)}"
+            yield i, "missing-file", f"it is not in {printable(root)}"
         elif links == "inside" and (elsewhere := listing.leads_out(base)):
-            what = f"it is or passes a link that leads out of the folder, to {printable(elsewhere)}"
+            what = f"it is a link, or passes one, that leads out to {printable(elsewhere)}"
             yield i, "path", what
 
 
@@ -101,7 +102,7 @@ class _Listing:
         self.outside = not _is_below(os.path.realpath(path), home)
         self.names: set[str] = set()
         self.links: set[str] = set()
-        with suppress(OSError):  # no such folder, or one that may be entered but not listed
+        with suppress(OSError):  # the folder is not found, or may be entered but not listed
             for entry in os.scandir(path):
                 (self.links if entry.is_symlink() else self.names).add(entry.name)
 
@@ -109,7 +110,7 @@ class _Listing:
         return base in self.names or os.path.exists(os.path.join(self.path, base))
 
     def leads_out(self, base: str) -> str | None:
-        """Where that file really is, if that is not below `home`."""
+        """The real path of that file, if it is not below `home`."""
         if base in self.names and not self.outside:
             return None
         target = os.path.realpath(os.path.join(self.path, base))

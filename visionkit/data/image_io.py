@@ -1,6 +1,6 @@
-"""Reading images: every mode becomes 8-bit RGB, every failure a `DataError` that names the file.
+"""Read images: every mode becomes 8-bit RGB, every failure a DataError that names the file.
 
-Pillow decodes, never `torchvision.io`, which can crash the process on a damaged PNG.
+Pillow decodes, never `torchvision.io`, which can crash the process on a corrupt PNG.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 def is_image_file(path: Path) -> bool:
-    """Whether the name is that of a visible file in a format that `read_image` reads."""
+    """Whether the path is a visible file with a suffix that `read_image` reads."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
@@ -51,10 +51,10 @@ def read_image(
 ) -> Tensor:
     """The image as (3, h, w) uint8 RGB, channels last in memory.
 
-    Alpha is dropped, an animation gives its first frame, 16-bit gray is divided by 257. With
-    `exif="apply"` the image is turned upright (TIFF files always are, by Pillow). Raises
-    `DataError` if the file cannot be read, has more than `max_pixels` pixels (found before
-    decoding), or holds values that have no fixed meaning as 8 bits.
+    Alpha is dropped, the first frame of an animation is used, and 16-bit gray is divided by 257.
+    With `exif="apply"` the image is turned upright (Pillow always does so with TIFF files). Raises
+    DataError if the file cannot be read, has more than `max_pixels` pixels (checked before
+    decoding), or has values without a fixed meaning as 8 bits.
     """
     rgb = _read(path, max_pixels, lambda image: to_rgb(upright(image, exif)))
     pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
@@ -62,14 +62,14 @@ def read_image(
 
 
 def check_label_mode(mode: str) -> None:
-    """`Refused` unless images of that mode can be label maps."""
+    """`Refused` unless images of that mode can be semantic maps."""
     if mode not in ("L", "P"):
-        clause = f"has mode {mode}: a label map is 8-bit gray or palette"
+        clause = f"has mode {mode}: a semantic map must be 8-bit gray or palette"
         raise Refused(Fault("values", clause))
 
 
 def read_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """A map of class numbers stored as an 8-bit gray or palette image: (h, w) uint8."""
+    """The class numbers of a semantic map, an 8-bit gray or palette image: (h, w) uint8."""
 
     def indices(image: Image.Image) -> Image.Image:
         check_label_mode(image.mode)
@@ -88,14 +88,14 @@ def check_size(
     said_by: Path,
     exif: Literal["apply", "ignore"],
 ) -> None:
-    """`DataError` if an image has another (h, w) than the file `said_by` says."""
+    """DataError if an image has another (h, w) than its annotations, the file `said_by`."""
     if found == expected:
         return
     other = "ignore" if exif == "apply" else "apply"
     hint = (
-        f"swapped: the sizes in the file are wrong, or set the data set's `exif: {other}`"
+        f"swapped: correct the sizes in the file, or set `exif: {other}` on the dataset"
         if found == expected[::-1]
-        else "annotations and image do not belong together: resize neither alone"
+        else "the annotations are of another image, or one of the two was resized alone"
     )
     raise DataError(
         f"image {printable(path)} is {found[1]}x{found[0]}, but {printable(said_by)} says "
@@ -104,7 +104,7 @@ def check_size(
 
 
 class Refused(Exception):
-    """Why a file is not taken as an image: the `fault`."""
+    """A file cannot be used as an image, because of its `fault`."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault)
@@ -112,10 +112,10 @@ class Refused(Exception):
 
 
 def open_image(path: str | Path, use: Callable[[Image.Image], T], max_pixels: int) -> T:
-    """What `use` makes of the image in that file, which is opened but not decoded yet. `Refused`
-    if it has more than `max_pixels` pixels, or if anything fails."""
+    """What `use` returns for the image in a file, which is opened but not decoded yet. `Refused` if
+    it has more than `max_pixels` pixels, or if anything fails."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe could take forever
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe could block
             raise Refused(find_fault(path))
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
@@ -128,9 +128,9 @@ def open_image(path: str | Path, use: Callable[[Image.Image], T], max_pixels: in
         clause = f"has more than {MAX_PIXELS} pixels: make it smaller"
         raise Refused(Fault("too-large", clause)) from None
     except MemoryError:
-        clause = "does not fit into memory, or is damaged: make it smaller or replace it"
+        clause = "does not fit into memory, or is corrupt: make it smaller or replace it"
         raise Refused(Fault("too-large", clause)) from None
-    except Exception as error:  # decoders raise nearly anything on damaged bytes
+    except Exception as error:  # decoders raise nearly anything on corrupt bytes
         kind, clause = find_fault(path)
         raise Refused(Fault(kind, f"{clause} [{printable(str(error))}]")) from error
 
@@ -145,23 +145,23 @@ def _read(
 
 
 def orientation(image: Image.Image) -> int:
-    """From 1, upright, to 8; what the EXIF record says, and 1 where there is no sound one."""
+    """The EXIF orientation, 1 (upright) to 8; 1 if there is no valid record."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a broken record says nothing, and breaks in many ways
+    except Exception:  # Pillow raises many kinds of errors for corrupt records
         return 1
     return found if found in _UPRIGHT else 1
 
 
 def upright(image: Image.Image, exif: Literal["apply", "ignore"]) -> Image.Image:
-    """The decoded image, turned as its EXIF record says, unless that is to be ignored."""
+    """The decoded image, with `exif="apply"` turned as its EXIF record says."""
     image.load()
     turn = None if exif == "ignore" else _UPRIGHT.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB. `Refused` if its values have no fixed meaning."""
+    """An image of any mode as 8-bit RGB. `Refused` if its values have no meaning as 8 bits."""
     if image.mode.startswith("I"):
         return _gray16(image).convert("RGB")
     if image.mode == "F":
