@@ -50,10 +50,14 @@ WORDS = {
     r"\bobituary\b|\blast words\b": "plain words",
 }
 # (place, pattern of the line) -> why the line may use a word of the list
-ALLOWED: dict[tuple[str, str], str] = {}
+ALLOWED: dict[tuple[str, str], str] = {
+    ("visionkit/config", r'"on_broken_picture"|"check_pictures"|"labelled"'): "old keys",
+    ("visionkit/config", r'mobilenet pictures regnet|"Pictures": "Images"'): "old types",
+    ("visionkit/models", r"trunk_output"): "torchvision's module",
+}
 # Places that still use words of the list. A place that is clean must be removed from here.
 PENDING = {
-    *("visionkit/config", "visionkit/data", "visionkit/distributed"),
+    *("visionkit/data", "visionkit/distributed"),
     *("visionkit/engine", "visionkit/metrics", "visionkit/models"),
     *("visionkit/runs", "visionkit/types.py"),
     *("docs/guide", "scripts"),

@@ -37,13 +37,13 @@ INJECTED = {"heads": ("levels", "classes"), "necks": ("levels",)}  # arguments n
 SETTING = "VISIONKIT_ALLOW_PLUGINS"  # environment variable; "1" allows plugins
 
 
-def components(section: str) -> dict[str, type]:
+def components(section: str) -> dict[str, Any]:
     """The classes of visionkit that `type:` can name in a section (a key of PACKAGES)."""
     package = importlib.import_module(PACKAGES[section])
     return {name: getattr(package, name) for name in sorted(package.__all__)}
 
 
-def resolve(section: str, type_name: str) -> type:
+def resolve(section: str, type_name: Any) -> Any:
     """The class that `type: type_name` means in a section (a key of PACKAGES).
 
     Raises ConfigError with the valid names and the nearest one, or the reason why a module cannot
@@ -173,10 +173,12 @@ def _names_a_class(key: Key) -> bool:
 
 def _own_classes(module: ModuleType | None) -> list[str]:
     """The public classes that a module defines or names in `__all__`."""
+    if module is None:
+        return []
     exported = getattr(module, "__all__", ())
     return [
         name
-        for name, value in (vars(module) if module else {}).items()
+        for name, value in vars(module).items()
         if isinstance(value, type)
         and (name in exported or (value.__module__ == module.__name__ and name[0] != "_"))
     ]
@@ -192,8 +194,8 @@ def _import(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name is not None
-        if absent and (name == error.name or name.startswith(f"{error.name}.")):
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (name == missing or name.startswith(f"{missing}.")):
             return None
         raise ConfigError(f"cannot import {name}: {type(error).__name__}: {error}") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 from visionkit.config.renamed import FREEZE
@@ -92,15 +92,10 @@ def settings() -> list[tuple[str, str, object, str]]:
     """Name, allowed values, default and help of each setting, for the config reference."""
     source = inspect.getsource(TrainConfig)
     help_texts = dict(re.findall(r"^    (\w+): .*?  # (.+)$", source, re.MULTILINE))
-    annotations = signature_arguments(TrainConfig)
+    defaults = asdict(TrainConfig())
     return [
-        (
-            item.name,
-            expected(annotations[item.name].annotation),
-            item.default if item.default is not MISSING else item.default_factory(),
-            help_texts[item.name],
-        )
-        for item in fields(TrainConfig)
+        (name, expected(argument.annotation), defaults[name], help_texts[name])
+        for name, argument in signature_arguments(TrainConfig).items()
     ]
 
 

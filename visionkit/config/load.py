@@ -80,7 +80,7 @@ def load_config(
     if isinstance(source, Mapping):
         config, name, problems = _copy(source), "run", ConfigProblems(str(origin or "config"), {})
     elif isinstance(source, (str, os.PathLike)):
-        config, lines = read(source)
+        config, lines = read(os.fspath(source))
         name, problems = Path(source).stem, ConfigProblems(os.fspath(source), lines)
     else:
         raise ConfigError(f"expected a config file or a dict, got a {type(source).__name__}")

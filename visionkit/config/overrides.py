@@ -21,7 +21,10 @@ from visionkit.errors import ConfigError, shorten
 log = logging.getLogger("visionkit")
 
 OWN_DATA = ("Coco", "ImageFolder", "Idx", "LabelMaps")  # tried after the task's own
-INSTEAD = {("train", "steps"): ("train", "epochs"), ("train", "epochs"): ("train", "steps")}
+INSTEAD: dict[Key, Key] = {
+    ("train", "steps"): ("train", "epochs"),
+    ("train", "epochs"): ("train", "steps"),
+}
 
 
 class Override(NamedTuple):

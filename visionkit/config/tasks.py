@@ -65,7 +65,7 @@ def to_long_form(config: dict[str, Any], problems: ConfigProblems) -> dict[str, 
         problems.add((), f"missing 'task' ({', '.join(TASKS)}) or, for several heads, 'heads'")
     elif task is None:
         problems.add(("task",), unknown(name, TASKS, f"unknown task {name!r}"))
-    if task is None:
+    if task is None or not isinstance(name, str):
         long.pop("data", None)
         return {**long, "backbone": _with_type(config.get("backbone"), Task.backbone)}
     problems.renamed(("heads", name), ("head",))

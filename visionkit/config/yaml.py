@@ -200,6 +200,7 @@ def _syntax_fault(error: yaml.YAMLError, text: str) -> Fault:
         return Fault(line, column, f"has a character that YAML forbids (code {error.character:#x})")
     assert isinstance(error, yaml.MarkedYAMLError)
     mark = error.problem_mark or error.context_mark
+    assert mark is not None
     reason = error.problem or "cannot be parsed"
     if error.context and error.context_mark:
         reason += f" ({error.context} that begins on line {error.context_mark.line + 1})"

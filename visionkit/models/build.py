@@ -18,8 +18,8 @@ log = logging.getLogger("visionkit")
 def build_model(
     config: Config, classes: dict[str, Classes], *, pretrained: bool = True
 ) -> VisionModel:
-    """The model of a config. With `pretrained=False` no weights file is looked for, because a
-    checkpoint's are about to be loaded."""
+    """The model of a config. `pretrained=False` reads no file with weights, for a model that a
+    checkpoint is loaded into."""
     backbone = build("backbones", _backbone_spec(config.backbone, pretrained))
     neck = None if config.neck is None else build("necks", config.neck, backbone.levels)
     levels = backbone.levels if neck is None else neck.levels
@@ -41,5 +41,5 @@ def _backbone_spec(spec: dict[str, Any], pretrained: bool) -> dict[str, Any]:
     spec = {**spec, "weights": None}
     arguments = inspect.signature(resolve("backbones", spec["type"])).parameters
     if "norm" in arguments and spec.get("norm", "auto") == "auto":
-        spec["norm"] = "frozen"  # what `auto` meant while there were weights
+        spec["norm"] = "frozen"  # the meaning of `auto` with weights
     return spec

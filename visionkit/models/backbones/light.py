@@ -1,4 +1,4 @@
-"""A residual network as small as wanted, for training from scratch on few images or few cores."""
+"""A residual network of any size, for training from scratch on few images or few cores."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from visionkit.types import Level
 class LightResNet(nn.Module):
     """A ResNet-D of any width and depth (He et al. 2016; He et al. 2019, arXiv 1812.01187).
 
-    The stem is two 3x3 convolutions of stride 2; the stages of basic blocks follow, each after the
-    first at half the resolution of the one before. Levels `c2` (stride 4), `c3` (8), ...; sides of
-    maps are rounded up. A shortcut that changes resolution is a mean over 2x2 cells. Each block
-    starts as the identity (Goyal et al. 2017, section 5.1).
+    The stem is two 3x3 convolutions of stride 2. Stages of basic blocks follow, each after the
+    first at half the resolution. Levels are `c2` (stride 4), `c3` (8), ...; sides of maps are
+    rounded up. A shortcut that changes the resolution is a mean over 2x2 cells. Each block starts
+    as the identity (Goyal et al. 2017, section 5.1). The default has 3.0 million parameters and
+    costs a quarter of a ResNet-18.
 
-    The default, 3.0 million parameters, costs a quarter of a ResNet-18.
-
-    widths: channels of each stage; the stem has half of the first, then all of them.
+    widths: channels of each stage; the stem has half of the first, then the first.
     depths: blocks in each stage.
     mean, std: of the pixels, in 0..1.
     """
@@ -41,8 +40,8 @@ class LightResNet(nn.Module):
         super().__init__()
         if not widths or len(widths) != len(depths):
             raise ConfigError(
-                f"widths, depths: got {list(widths)} and {list(depths)}; give both one number for "
-                "each stage"
+                f"widths, depths: got {list(widths)} and {list(depths)}; expected one number for "
+                "each stage in both"
             )
         self.normalize = Normalize(mean, std)
         before, half = widths[0], max(1, widths[0] // 2)
@@ -74,13 +73,13 @@ class LightResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around which the input is added."""
+    """Two 3x3 convolutions with a shortcut around them."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
         super().__init__()
         self.first = _conv_norm(in_channels, out_channels, stride=stride)
         self.second = _conv_norm(out_channels, out_channels)
-        nn.init.zeros_(self.second[1].weight)
+        nn.init.zeros_(self.second.get_parameter("1.weight"))
         self.shortcut = nn.Sequential()
         if stride > 1:
             self.shortcut.append(nn.AvgPool2d(stride, ceil_mode=True))

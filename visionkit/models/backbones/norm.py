@@ -1,4 +1,4 @@
-"""Replace the BatchNorm that a backbone was designed with, and normalize its input pixels."""
+"""Normalize the pixels of a backbone, and replace its batch norms."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Normalize(nn.Module):
     ) -> Tensor:
         """(B, 3, H, W) uint8 to float, laid out in memory as the weights of `like` are.
 
-        What lies beyond each image's (h, w) in `sizes` becomes exactly 0.
+        Pixels beyond each image's (h, w) in `sizes` become exactly 0.
         """
         pixels = (images * self.scale).add_(self.shift)
         pixels = pixels.contiguous(memory_format=memory_format(like))

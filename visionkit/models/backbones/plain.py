@@ -1,8 +1,8 @@
-"""The multilayer perceptron: a small image as one row of numbers, through dense layers."""
+"""Two plain backbones for small images: a convolutional network and a multilayer perceptron."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -13,17 +13,29 @@ from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD, Normali
 from visionkit.ops.layers import group_norm
 from visionkit.types import Level
 
-# --- A convolutional network as plain as it can be: convolution, activation, pooling, again.
-
-NORMS = {"none": nn.Identity, "batch": nn.BatchNorm2d, "group": group_norm}
-POOLS = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
+Activation = Literal["relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "none"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "none": nn.Identity,
+}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "none": nn.Identity,
+    "batch": nn.BatchNorm2d,
+    "group": group_norm,
+}
+POOLS: dict[str, Callable[..., nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 
 
 class TinyCNN(nn.Module):
-    """Stages of convolution, normalisation, activation and 2x2 pooling; levels c1, c2, ...
+    """Stages of convolution, normalization, activation and 2x2 pooling; levels c1, c2, ...
 
-    Level `c1` has stride 2, and each further one twice that of the one before; sides of maps are
-    rounded up. Meant for reading, and for images of 28 to 64 pixels.
+    Level `c1` has stride 2, and each further level doubles it; sides of maps are rounded up. For
+    images of 28 to 64 pixels.
 
     channels: of each stage.
     activation: after each convolution.
@@ -48,7 +60,7 @@ class TinyCNN(nn.Module):
     ) -> None:
         super().__init__()
         if not channels:
-            raise ConfigError("channels: got []; name the width of at least one stage")
+            raise ConfigError("channels: got []; expected the width of at least one stage")
         self.normalize = Normalize(mean, std)
         self.stages = nn.ModuleList()
         self.levels = {}
@@ -80,31 +92,19 @@ class TinyCNN(nn.Module):
         return features
 
 
-Activation = Literal["relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "none"]
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "none": nn.Identity,
-}
-
-
 class MLP(nn.Module):
-    """Fully connected layers on square images of one `size`: pixels in, one level `flat` out.
+    """A multilayer perceptron on square images of one `size`; one level `flat` of a single cell.
 
-    Under a classification head it is the classic network for digits: dense layers, each with its
-    activation and dropout, then the linear softmax classifier. `hidden: []` is softmax regression
-    on the pixels. The level is a single cell, which neither a neck nor a head for boxes can use.
+    Each layer is dense, with activation and dropout. With a classification head this is the classic
+    network for digits, and `hidden: []` is softmax regression on the pixels. A neck or a head for
+    boxes cannot use the level.
 
-    size: height and width of every image; set `data.image_size` to the same. DataError else.
+    size: height and width of every image; set `data.image_size` to the same. DataError otherwise.
     hidden: numbers of units of the layers.
     dropout: probability with which a hidden unit is dropped in training (Srivastava et al. 2014).
-    gray: take the mean of the three channels, size * size inputs instead of 3 * size * size.
-    mean, std: of the pixels, in 0..1; by default what goes in is -1..1, which is learned faster
-        than 0..1.
+    gray: use the mean of the three channels: size * size inputs instead of 3 * size * size.
+    mean, std: of the pixels, in 0..1; the default gives inputs in -1..1, which train faster than
+        0..1.
     """
 
     levels: dict[str, Level]
@@ -135,8 +135,8 @@ class MLP(nn.Module):
     def forward(
         self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
     ) -> dict[str, Tensor]:
-        """(B, 3, H, W) uint8 RGB to (B, units, 1, 1); what lies beyond the images is cut off."""
-        for h, w in sizes or [tuple(images.shape[-2:])]:
+        """(B, 3, H, W) uint8 RGB to (B, units, 1, 1); padding is cut off."""
+        for h, w in sizes or [(images.shape[-2], images.shape[-1])]:
             if (h, w) != (self.size, self.size):
                 raise DataError(
                     f"MLP: got an image of {h}x{w} (height x width), but backbone.size is "

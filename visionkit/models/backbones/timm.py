@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class Timm(nn.Module):
         trained = timm.get_pretrained_cfg(name)
         self.normalize = Normalize(mean or trained.mean, std or trained.std)
 
-        info = self.body.feature_info
+        info: Any = self.body.feature_info
         levels = [Level(*level) for level in zip(info.channels(), info.reduction(), strict=True)]
         if out_indices is not None:
             self._indices = {f"f{number}": at for at, number in enumerate(sorted(set(out_indices)))}
@@ -94,7 +94,9 @@ def _features(
                 f"weights: 'default' of timm's {name!r} could not be loaded: {error}; "
                 "fetch the file elsewhere and give its path"
             ) from error
-        raise ConfigError(f"name: timm's {name!r} returns no such feature maps: {error}") from error
+        raise ConfigError(
+            f"name: timm's {name!r} does not return these feature maps: {error}"
+        ) from error
     if getattr(body, "output_fmt", "NCHW") != "NCHW":
         raise ConfigError(
             f"name: timm's {name!r} is not a convolutional network; choose one that is"

@@ -98,7 +98,7 @@ class Torchvision(nn.Module):
         convert_norms(model, norm, weights, norm_eps)
         root, layers = _layers(name, model)
         maps = _measure(layers)
-        # Of a dilated model, the strides without dilation tell where levels and stages end.
+        # Levels and stages of a dilated model end where those of the undilated one do.
         undilated = _layers(name, _classifier(name, stem))[1] if dilated else None
         strides = [level.stride for level in (_measure(undilated) if undilated else maps)]
         if out_indices is None:
@@ -115,8 +115,8 @@ class Torchvision(nn.Module):
         whole = model.get_submodule(root)
         self.body = nn.Sequential(OrderedDict((part, getattr(whole, part)) for part in kept))
         for (_, level), (following, _) in pairwise(self._plan):
-            if level and hasattr(layers[following], "inplace"):
-                layers[following].inplace = False  # it would overwrite the level
+            if level and hasattr(layers[following], "inplace"):  # it would overwrite the level
+                layers[following].inplace = False  # type: ignore[assignment]  # of every Module
 
         if weights is not None:
             prefix = f"{root}." if root else ""
@@ -189,7 +189,7 @@ def _layers(name: str, model: nn.Module) -> tuple[str, dict[str, nn.Module]]:
     """The module that holds the backbone, and its layers by name in the order they run."""
     steps = FAMILIES[_family(name)]
     if steps is None:
-        return "features", dict(model.features.named_children())
+        return "features", dict(model.get_submodule("features").named_children())
     return "", {step: model.get_submodule(step) for step in steps}
 
 

@@ -1,4 +1,4 @@
-"""Pretrained classifier weights for a backbone: read or downloaded, and every misfit told."""
+"""Read or download pretrained classifier weights for a backbone, and report what does not fit."""
 
 from __future__ import annotations
 
@@ -13,25 +13,24 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from visionkit.errors import CheckpointError
+from visionkit.errors import CheckpointError, listed
 from visionkit.runs.checkpoint import load_tensors
 
 log = logging.getLogger("visionkit")
 
-SHOWN = 10  # keys named in a message
-RELATED = 0.5  # share of tensors that must fit; of ResNet-18's file 0.3 fit ResNet-50 by chance
-COUNTER = "num_batches_tracked"  # of a BatchNorm; neither needed nor in every file
+RELATED = 0.5  # share of tensors that must fit; 0.3 of ResNet-18's file fit ResNet-50 by chance
+COUNTER = "num_batches_tracked"  # of a BatchNorm; not needed, and not in every file
 
 
 def read(path: str) -> dict[str, Tensor]:
-    """The tensors of a state_dict file, on the CPU. CheckpointError if it is anything else."""
+    """The tensors of a state_dict file, on the CPU. CheckpointError for any other content."""
     content = load_tensors(path)
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"weights: {path!r} holds {type(content).__name__}, no state_dict")
-    strangers = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if strangers:
+        raise CheckpointError(f"weights: {path!r} has a {type(content).__name__}, not a state_dict")
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
         raise CheckpointError(
-            f"weights: {path!r} is not a state_dict: no tensors under {_listed(strangers)}; "
+            f"weights: {path!r} is not a state_dict: no tensors under {listed(others)}; "
             "save the state_dict alone with torch.save"
         )
     return {_modern(key): value for key, value in content.items()}
@@ -40,12 +39,12 @@ def read(path: str) -> dict[str, Tensor]:
 def download(arch: str) -> dict[str, Tensor]:
     """torchvision's best ImageNet weights of that architecture, from torch's cache or the network.
 
-    The file's name holds the beginning of its SHA-256, which is compared, also with what the cache
-    already had. A file that arrives otherwise, or not whole, is not kept.
+    The name of the file has the beginning of its SHA-256, which is always compared. An incomplete
+    or different download is deleted.
     """
     url = get_model_weights(arch).DEFAULT.url
     name = Path(urlsplit(url).path).name
-    checksum = torch.hub.HASH_REGEX.search(name)[1]
+    checksum = name.rpartition("-")[2].partition(".")[0]
     file = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         if not file.is_file():
@@ -57,12 +56,12 @@ def download(arch: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError) as error:  # no network, no disk, or a wrong checksum
         raise CheckpointError(
             f"weights: 'default' of {arch} could not be downloaded from {url}: {error}; fetch "
-            "that file elsewhere and give its path, or give weights: null to start from nothing"
+            "that file elsewhere and give its path, or set weights: null for random ones"
         ) from error
     if not found.startswith(checksum):
         raise CheckpointError(
             f"weights: 'default' of {arch}: {file} is damaged (its SHA-256 begins with "
-            f"{found[: len(checksum)]}, not with {checksum}); delete it to have it fetched again"
+            f"{found[: len(checksum)]}, expected {checksum}); delete it to download it again"
         )
     return {_modern(key): value for key, value in load_tensors(file).items()}
 
@@ -75,11 +74,11 @@ def fit(
     file_key: Callable[[str], str],
     ignored: Iterable[str] = (),
 ) -> None:
-    """Copy every tensor that fits into `body`; warn about each that did not.
+    """Copy every tensor that fits into `body`; warn about the others.
 
-    `file_key` gives a parameter's name in the file; `ignored` are names in the file that the
-    backbone does without, such as the classifier. CheckpointError if less than half of the
-    backbone is there, or a tensor has another shape.
+    `file_key` returns a parameter's name in the file; `ignored` are names in the file that the
+    backbone does not have, such as the classifier. CheckpointError if less than half of the
+    backbone is in the file, or a tensor has another shape.
     """
     own = {
         file_key(key): (key, tensor)
@@ -101,7 +100,7 @@ def fit(
     report = "; ".join(
         [
             f"weights {origin!r}: {len(fitting)} of {len(own)} tensors fit this backbone",
-            *(f"{len(keys)} {what}: {_listed(keys)}" for what, keys in misfits.items() if keys),
+            *(f"{len(keys)} {what}: {listed(keys)}" for what, keys in misfits.items() if keys),
         ]
     )
     if len(fitting) < RELATED * len(own) or misfits["of another shape"]:
@@ -111,11 +110,6 @@ def fit(
     body.load_state_dict({own[key][0]: tensors[key] for key in fitting}, strict=False)
 
 
-def _listed(keys: list[str]) -> str:
-    rest = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-    return ", ".join(keys[:SHOWN]) + rest
-
-
 def _modern(key: str) -> str:
-    """torchvision's DenseNet files still say `norm.1` for what the model calls `norm1`."""
+    """torchvision's DenseNet files have the old name `norm.1` of the model's `norm1`."""
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key)

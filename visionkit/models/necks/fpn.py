@@ -85,7 +85,7 @@ class _ExtraConvs(ExtraFPNBlock):
         for name in ("p6", "p7")[: 1 + two]:
             conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
             nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.get_parameter("bias"))
             self.add_module(name, conv)
 
     def forward(
@@ -98,8 +98,8 @@ class _ExtraConvs(ExtraFPNBlock):
 
 
 def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """On a CPU, torch 2.14 leaves parts of the weight's gradient uninitialized when a convolution
-    of stride 2 sees a map of a single cell in bfloat16. There float32 costs nothing."""
+    """A convolution, in float32 on a map of a single cell: in bfloat16 on a CPU, torch 2.14 leaves
+    parts of the weight's gradient uninitialized there."""
     if x.shape[-2:] != (1, 1):
         return conv(x)
     with torch.autocast(x.device.type, enabled=False):
