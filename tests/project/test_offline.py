@@ -31,7 +31,7 @@ for module in pkgutil.walk_packages(visionkit.__path__, "visionkit."):
     if module.name != "visionkit.__main__":
         importlib.import_module(module.name)
 
-from visionkit.cli import main
+from visionkit.cli.main import main
 words = ["data.workers=1", "data.batch_size=8", "train.epochs=1", "output=run"]
 words += ["data.train.num_images=16", "data.val.num_images=8"]
 assert main(["train", sys.argv[1], *words]) == 0
