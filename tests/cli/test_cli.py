@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 from support.paths import CONFIGS
 from support.small_runs import quick_settings
 from visionkit.cli.main import main
-from visionkit.runs import directory as rundir
+from visionkit.runs import files
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_figures_are_shown_though_the_run_cannot_be_written_to(run, capsys, monk
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(rundir, "write_text", full)
+    monkeypatch.setattr(files, "write_text", full)
     assert main(["eval", str(run), "--json"]) == 0
     assert "AP" in capsys.readouterr().out and "cannot be written: " in caplog.text
 

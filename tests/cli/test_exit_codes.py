@@ -161,7 +161,7 @@ def test_json_is_one_strict_object(capsys):
 COMMANDS = ["train", "eval", "val", "predict", "search", "bench", "check", "config", "list", "data"]
 HELP = """
 import contextlib, io, sys
-from visionkit.cli import main
+from visionkit.cli.main import main
 helps = [[name, "--help"] for name in sys.argv[1:]]
 for words in (["-V"], ["--help"], *helps, ["data", "shapes", "-h"]):
     with contextlib.redirect_stdout(io.StringIO()) as shown:
