@@ -72,12 +72,14 @@ def test_eval_prints_one_json_object_that_pycocotools_confirms(run, shapes, caps
     assert "instance_segmentation/loss/total" in metrics
 
 
-def test_predict_writes_records_and_overlays_and_skips_broken_images(run, shapes, tmp_path, capsys):
+def test_predict_writes_records_and_overlays_and_skips_unreadable_images(
+    run, shapes, tmp_path, capsys
+):
     (tmp_path / "in").mkdir()
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (90, 60), "gray").save(tmp_path / "in" / name)
     Image.new("L", (50, 70)).save(tmp_path / "in" / "a.png")
-    (tmp_path / "in" / "broken.jpg").write_bytes(b"\xff\xd8\xff nonsense")
+    (tmp_path / "in" / "corrupt.jpg").write_bytes(b"\xff\xd8\xff nonsense")
     out = tmp_path / "out"
     assert main(["predict", str(run), str(tmp_path / "in"), "--out", str(out)]) == 3
     printed = capsys.readouterr()
@@ -150,7 +152,7 @@ def test_a_resumed_run_stays_where_it_is(run, tmp_path, capsys):
     assert "remove output=" in capsys.readouterr().err
 
 
-def test_figures_are_shown_though_the_run_cannot_be_written_to(run, capsys, monkeypatch, caplog):
+def test_metrics_are_shown_though_the_run_cannot_be_written_to(run, capsys, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -192,7 +194,9 @@ def test_resume_of_a_finished_run(run, capsys):
         ),
     ],
 )
-def test_mistakes_are_told_without_a_traceback(words, code, says, capsys, tmp_path, monkeypatch):
+def test_mistakes_are_reported_without_a_traceback(
+    words, code, says, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(words) == code
     printed = capsys.readouterr()
@@ -207,14 +211,14 @@ def test_mistakes_are_told_without_a_traceback(words, code, says, capsys, tmp_pa
         (["predict", "RUN", "x.jpg", "--out", "y", "--threshold", "q"], "got q; expected a number"),
     ],
 )
-def test_options_that_are_no_numbers_say_what_they_should_be(words, says, capsys):
+def test_options_that_are_not_numbers_say_what_they_should_be(words, says, capsys):
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2 and says in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk, where there is one")
-def test_output_that_cannot_be_written_is_told_without_a_traceback():
+def test_output_that_cannot_be_written_is_reported_without_a_traceback():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "visionkit", "list", "necks"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -222,7 +226,7 @@ def test_output_that_cannot_be_written_is_told_without_a_traceback():
     assert done.stderr == "error: [Errno 28] No space left on device\n"
 
 
-def test_a_broken_annotation_file_is_a_data_error(tmp_path, capsys, shapes):
+def test_a_corrupt_annotation_file_is_a_data_error(tmp_path, capsys, shapes):
     bad = tmp_path / "bad.json"
     bad.write_text('{"images": [')
     words = [f"data.train.images={shapes / 'images'}", f"data.train.annotations={bad}"]
@@ -231,7 +235,9 @@ def test_a_broken_annotation_file_is_a_data_error(tmp_path, capsys, shapes):
     assert not (tmp_path / "r").exists()
 
 
-def test_training_on_new_data_and_validating_on_generated_data_is_told(tmp_path, capsys, shapes):
+def test_training_on_new_data_and_validating_on_generated_data_is_reported(
+    tmp_path, capsys, shapes
+):
     truth = json.loads((shapes / "annotations.json").read_text())
     for category in truth["categories"]:
         category["name"] = category["name"].upper()
@@ -270,7 +276,7 @@ def test_help_is_quick_and_list_names_the_components(capsys):
     assert unknown.value.code == 2
 
 
-def test_settings_that_fit_another_data_set_replace_the_generated_one(capsys):
+def test_settings_that_fit_another_dataset_replace_the_generated_one(capsys):
     config = str(CONFIGS / "classification.yaml")
     assert main(["config", config, "data.train.images=a.gz", "data.train.labels=b.gz"]) == 0
     printed = capsys.readouterr().out
@@ -280,12 +286,12 @@ def test_settings_that_fit_another_data_set_replace_the_generated_one(capsys):
     assert "train: {type: ImageFolder, root: DIR}" in capsys.readouterr().out
 
 
-def test_a_broken_image_ends_the_process_with_its_workers(shapes, tmp_path):
+def test_an_unreadable_image_ends_the_process_with_its_workers(shapes, tmp_path):
     (tmp_path / "images").mkdir()
     for image in (shapes / "images").iterdir():
         (tmp_path / "images" / image.name).write_bytes(image.read_bytes())
-    broken = sorted((tmp_path / "images").iterdir())[2]
-    broken.write_bytes(b"broken")
+    corrupt = sorted((tmp_path / "images").iterdir())[2]
+    corrupt.write_bytes(b"corrupt")
     words = ["train", str(CONFIGS / "detection_fcos.yaml"), "data.image_size=64", "train.steps=2"]
     for split in ("train", "val"):
         words += [f"data.{split}.images={tmp_path / 'images'}"]
@@ -295,5 +301,5 @@ def test_a_broken_image_ends_the_process_with_its_workers(shapes, tmp_path):
     command = [sys.executable, "-m", "visionkit", *words]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert result.returncode == 3
-    assert broken.name in result.stderr and "Traceback" not in result.stderr
+    assert corrupt.name in result.stderr and "Traceback" not in result.stderr
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"

@@ -95,9 +95,9 @@ def test_the_page_lists_the_codes_that_are_tried_here():
 def test_every_exit_code_is_that_of_the_page(code, capsys):
     words, says, state = CASES[code]
     assert main(words) == int(code)
-    told = capsys.readouterr().err
-    assert says in told and "Traceback" not in told
-    assert "--debug" in told if code == "1" else "unexpected" not in told
+    shown = capsys.readouterr().err
+    assert says in shown and "Traceback" not in shown
+    assert "--debug" in shown if code == "1" else "unexpected" not in shown
     if state:
         assert json.loads(Path("run/status.json").read_text())["state"] == state
 
@@ -106,15 +106,15 @@ def test_every_exit_code_is_that_of_the_page(code, capsys):
 def test_debug_shows_the_traceback_and_keeps_the_code(code, capsys):
     words, says, _ = CASES[code]
     assert main([*words, "--debug"]) == int(code)
-    told = capsys.readouterr().err
-    assert told.startswith("Traceback") and says in told
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and says in shown
 
 
 def test_a_mistake_of_the_code_names_file_and_line(capsys, place):
     main(CASES["1"][0])
-    told = capsys.readouterr().err
+    shown = capsys.readouterr().err
     line = OWN[: OWN.index("return {}")].count("\n") + 1
-    assert f"exits.py, line {line})" in told and "report it" in told and told.count("\n") == 1
+    assert f"exits.py, line {line})" in shown and "report it" in shown and shown.count("\n") == 1
 
 
 def test_names_from_files_do_not_steer_the_terminal(capsys):
@@ -142,12 +142,12 @@ def test_ctrl_c_of_a_real_process_is_130():
     )
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    out, told = process.communicate(timeout=60)
-    assert process.returncode == 130 and not told and not out
+    out, shown = process.communicate(timeout=60)
+    assert process.returncode == 130 and not shown and not out
 
 
 def test_json_is_one_strict_object(capsys):
-    """Also where a metric is not defined: NaN is no JSON."""
+    """Also where a metric is not defined: NaN is not JSON."""
     Path("truth.json").write_text('{"images": [], "annotations": [], "categories": []}')
     Path("found.json").write_text("[]")
     files = ["--gt", "truth.json", "--pred", "found.json"]
@@ -190,4 +190,4 @@ def test_an_unknown_command_is_answered_with_the_known_ones(word, says, capsys):
     with pytest.raises(SystemExit) as caught:
         main([word, "x.yaml"])
     assert caught.value.code == 2
-    assert f"unknown command {word!r}" in (told := capsys.readouterr().err) and says in told
+    assert f"unknown command {word!r}" in (shown := capsys.readouterr().err) and says in shown

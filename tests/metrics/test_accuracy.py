@@ -69,10 +69,10 @@ def test_nothing_seen_is_nan_and_unlabeled_images_do_not_count():
 
 
 def test_probabilities_that_are_not_finite_are_refused_by_image():
-    broken = {"probs": torch.tensor([math.nan, 1.0])}
+    nan = {"probs": torch.tensor([math.nan, 1.0])}
     batch = batch_of([{"image_id": 42, "class_id": torch.tensor(0)}])
     with pytest.raises(DivergedError, match="image 42"):
-        Accuracy(["a", "b"]).update([broken], batch)
+        Accuracy(["a", "b"]).update([nan], batch)
 
 
 # --- Several labels per image ------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_multi_label_metrics_by_hand():
     assert math.isnan(metrics["AP/never"])
     assert metrics["mAP"] == pytest.approx((1 + 2 / 3) / 2)
     assert metrics["top1"] == 1 / 3  # the first image; both others are surest of a wrong class
-    # said yes 5 times, 2 of them right; 4 are true
+    # 5 positives, 2 of them correct; 4 are true
     assert metrics["f1"] == pytest.approx(2 * 2 / (5 + 4))
 
 
@@ -138,7 +138,7 @@ def box_target(boxes, labels, iscrowd=None, **kwargs):
     }
 
 
-def test_the_largest_object_that_is_no_crowd_is_the_truth():
+def test_the_largest_object_that_is_not_a_crowd_is_the_truth():
     targets = [
         box_target([[0, 0, 9, 9], [0, 0, 20, 20], [0, 0, 50, 50]], [3, 4, 5], [0, 0, 1]),
         box_target([[0, 0, 50, 50]], [5], [1]),
@@ -160,7 +160,7 @@ def test_localization_metrics_by_hand():
         {"probs": wrong, "box": torch.tensor([0.0, 0, 20, 20])},  # IoU 1, wrong class
         {"probs": right, "box": torch.tensor([0.0, 0, 20, 12])},  # IoU 0.6
         {"probs": right, "box": torch.tensor([0.0, 0, 20, 5])},  # IoU 0.25
-        {"probs": wrong, "box": torch.tensor([0.0, 0, 1, 1])},  # no object: left out
+        {"probs": wrong, "box": torch.tensor([0.0, 0, 1, 1])},  # no object: skipped
     ]
     evaluator.update(predictions, batch_of([truth] * 4 + [box_target([], [])]))
     assert evaluator.compute() == pytest.approx(

@@ -124,7 +124,7 @@ def test_unlabeled_images_are_skipped():
 
 
 class Truth:
-    """A data set that knows its class maps at their own size."""
+    """A dataset with semantic maps in their original size."""
 
     def __init__(self, truth):
         self.truth = torch.tensor(truth, dtype=torch.uint8)
@@ -134,7 +134,7 @@ class Truth:
         return self.truth
 
 
-def test_the_data_sets_own_maps_count_at_their_own_size():
+def test_the_datasets_own_maps_count_at_their_own_size():
     metric = ConfusionMatrix(CLASSES, Truth([[0, 1], [0, 1]]))
     update(metric, [[2]], [[0, 1], [1, 1]])  # the map of the batch, of 1x1, plays no part
     assert metric.compute()["pixel_accuracy"] == pytest.approx(3 / 4)

@@ -469,7 +469,7 @@ CASES: dict[int, list[str]] = {
     ],
     161: [
         "project/test_security.py::test_payloads_are_refused_in_every_container",
-        "project/test_security.py::test_no_door_lets_a_payload_in",
+        "project/test_security.py::test_nothing_lets_a_payload_in",
         "project/test_security.py::test_the_payloads_would_run",
         "project/test_security.py::test_the_cache_holds_no_objects",
     ],
@@ -521,7 +521,7 @@ CASES: dict[int, list[str]] = {
     ],
     183: [
         "project/test_optional_imports.py::test_no_curves_without_matplotlib",
-        "project/test_optional_imports.py::test_a_broken_hotcoco_leaves_the_figures_to_pycocotools",
+        "project/test_optional_imports.py::test_a_corrupt_hotcoco_leaves_the_metrics_to_pycocotools",
         "project/test_optional_imports.py::test_timm_says_what_is_wrong_with_it",
         "project/test_offline.py::test_nothing_reaches_the_network_and_no_secret_is_written",
     ],

@@ -1,4 +1,4 @@
-"""Packages that are optional: missing or broken, everything else works, and one line tells."""
+"""Optional packages: if one is missing or fails to import, one line says so and the rest works."""
 
 import builtins
 import logging
@@ -49,7 +49,7 @@ def test_no_curves_without_matplotlib(fault, tmp_path, caplog):
     assert not (tmp_path / "plots").exists()
 
 
-def test_a_broken_hotcoco_leaves_the_figures_to_pycocotools(fault, caplog):
+def test_a_corrupt_hotcoco_leaves_the_metrics_to_pycocotools(fault, caplog):
     for _ in range(3):
         assert engines.pick_engine() == "pycocotools"
     assert len(caplog.records) == 1 and str(fault) in caplog.text

@@ -146,7 +146,7 @@ def test_the_payloads_would_run(tmp_path):
         assert marker.exists()
 
 
-def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
+def test_nothing_lets_a_payload_in(marker, tmp_path, capsys):
     """Weights of a backbone and of a model, a run to use, to resume, to grow from; the cache."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
@@ -157,13 +157,13 @@ def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
     spec["data"] = {"train": shapes, "image_size": 32, "workers": 0}
     (run / "config.yaml").write_text(load_config(spec).to_yaml())
 
-    for door in (lambda: read(str(bad)), lambda: load_model_weights(TinyCNN(), str(bad), {})):
+    for reader in (lambda: read(str(bad)), lambda: load_model_weights(TinyCNN(), str(bad), {})):
         with pytest.raises(CheckpointError, match="cannot be read"):
-            door()
+            reader()
     with pytest.raises(ConfigError, match=r"(?s)init_from: .*cannot be read"):
         load_config({**spec, "init_from": str(run)})
     taken = {"init_from": {"run": str(run), "heads": []}}
-    trunk = ["backbone.type=Torchvision", f"backbone.weights={bad}"]
+    backbone = ["backbone.type=Torchvision", f"backbone.weights={bad}"]
     words = ["data.train.num_images=4", f"output={tmp_path / 'new'}"]
     (tmp_path / "grown.yaml").write_text(json.dumps({**load_config(spec).to_dict(), **taken}))
     for command in (
@@ -171,7 +171,7 @@ def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
         ["predict", str(bad), str(tmp_path), "--out", str(tmp_path / "out")],
         ["train", "--resume", str(run)],
         ["train", str(run / "config.yaml"), f"weights={bad}", *words],
-        ["train", str(run / "config.yaml"), *trunk, *words],
+        ["train", str(run / "config.yaml"), *backbone, *words],
         ["train", str(tmp_path / "grown.yaml"), *words],
     ):
         assert main(command) == 4, command
@@ -182,10 +182,10 @@ def test_no_door_lets_a_payload_in(marker, tmp_path, capsys):
 def test_the_cache_holds_no_objects(marker, tmp_path):
     """Arrays without a header, whose kinds JSON tells: a kind that means pickles is refused."""
     cache.save(tmp_path, {"a": np.zeros(8, np.uint8)}, {})
-    said = json.loads((tmp_path / "index.json").read_text())
+    index = json.loads((tmp_path / "index.json").read_text())
     for dtype in ("|O", "O", "object", "V8,O"):
-        said["columns"]["a"] |= {"dtype": dtype, "shape": [1]}
-        (tmp_path / "index.json").write_text(json.dumps(said))
+        index["columns"]["a"] |= {"dtype": dtype, "shape": [1]}
+        (tmp_path / "index.json").write_text(json.dumps(index))
         with pytest.raises(ValueError):
             cache.load(tmp_path)
     (tmp_path / "index.json").write_bytes(pickle.dumps(payloads(marker)["os.system"]))
@@ -234,7 +234,7 @@ def test_an_old_torch_is_not_trusted_with_files(tmp_path, monkeypatch):
         ("config", {"heads": 3, "data": [1], "backbone": None, "neck": {}}),
     ],
 )
-def test_a_checkpoint_of_another_shape_is_told_from_one(key, value, tmp_path, capsys):
+def test_a_checkpoint_of_another_shape_differs_from_one(key, value, tmp_path, capsys):
     shapes = {"type": "Shapes", "num_images": 4, "size": 32}
     spec = {"task": "autoencoder", "backbone": {"type": "TinyCNN"}}
     config = load_config({**spec, "data": {"train": shapes, "image_size": 32}}).to_dict()
@@ -242,7 +242,7 @@ def test_a_checkpoint_of_another_shape_is_told_from_one(key, value, tmp_path, ca
     state = {"format": 1, "config": config, "classes": classes, "model": {}, key: value}
     torch.save(state, tmp_path / "x.pt")
     assert main(["eval", str(tmp_path / "x.pt")]) in (2, 4)
-    told = capsys.readouterr().err
-    assert "x.pt" in told and "Traceback" not in told and "unexpected" not in told
+    shown = capsys.readouterr().err
+    assert "x.pt" in shown and "Traceback" not in shown and "unexpected" not in shown
     with pytest.raises((ConfigError, CheckpointError), match=r"x\.pt|data"):
         load_config({**spec, "init_from": str(tmp_path / "x.pt"), "heads": {}})

@@ -1,4 +1,4 @@
-"""Several processes in a test, without the seconds that starting Python and torch takes for each.
+"""Multiple ranks in a test, without the seconds that starting Python and torch takes for each.
 
 A server process that has imported visionkit once forks them; they meet over gloo as torchrun's do.
 """

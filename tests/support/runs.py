@@ -26,7 +26,7 @@ SIZE = 32
 STEPS = 5  # an epoch of three steps, and two of the next
 RCNN = {
     "anchor_sizes": [[8], [16]],
-    "rpn_batch_size": 16,  # fewer than there are, so that they are drawn by lot
+    "rpn_batch_size": 16,  # fewer than there are, so that they are drawn at random
     "rpn_post_nms_train": 12,
     "rpn_post_nms_test": 8,
     "box_batch_size": 8,
