@@ -166,10 +166,11 @@ class Dataset(Protocol):
     """Images and what is known about them, before any transform.
 
     `__getitem__` gives a `visionkit.data.sample.Sample`. `keys` are the target keys that its
-    samples carry; `classes` the class list behind each key that has one. One that is scored
-    as objects also has `coco_truth()`, one with class maps `semantic_truth(image_id)`, and one
-    with `identity` the numbers `identities` (N,) of all images. One that knows the size of every
-    image before it reads any has `sizes` (N, 2), of (h, w). One whose images are files has
+    samples carry; `classes` the class list behind each key that has one. One that is scored as
+    objects also has `ground_truth()`, a `visionkit.data.coco.ground_truth.GroundTruth`, one with
+    semantic maps `semantic_truth(image_id)`, and one with `identity` the numbers `identities` (N,)
+    of all images. One that knows the size of every image before it reads any has `sizes` (N, 2),
+    of (h, w). One whose images are files has
     `image_path(index)`, and one whose class maps are `map_path(index)`: they are looked at before
     training. One that was examined when it was opened tells what was found by `findings()` and
     `count_findings()` (see `visionkit.data.checks.findings`), what there is of each class by

@@ -30,6 +30,7 @@ from arguments import count, existing, start
 import visionkit
 from visionkit.data.datasets.coco import Coco
 from visionkit.metrics.coco.evaluator import evaluate_coco
+from visionkit.metrics.coco.ground_truth import scored
 
 CONFIG = Path(__file__).parents[2] / "configs/detection_small.yaml"
 RIVAL_EPOCHS, BATCH = 30, 8
@@ -121,7 +122,7 @@ def rival(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         )
         results = rival_results(model, Path(args.val[0]), truth, args.size)
     torch.set_num_threads(threads)  # it reduces them by one for the whole process
-    metrics = evaluate_coco(Coco(*args.val).coco_truth(), results, "bbox")
+    metrics = evaluate_coco(scored(Coco(*args.val).ground_truth(), "bbox"), results, "bbox")
     return {
         "what": f"{args.rival_model}, ultralytics {version}",
         "epochs": args.rival_epochs,

@@ -103,7 +103,10 @@ def test_ten_thousand_faults_are_told_in_twenty_lines_and_all_in_the_file(folder
     printed = capsys.readouterr().out.splitlines()
     assert code == 3 and len(printed) < 30
     shown = [line for line in printed if line.startswith("  error ")]
-    assert len(shown) == 20 and "annotations[2] (id 100): 'category_id' is 7" in shown[0]
+    assert (
+        len(shown) == 20
+        and "annotations[2] (id 100): 'category_id' 7 is not in 'categories'" in shown[0]
+    )
     assert any("9981 more; all are in" in line for line in printed)
     assert any(line.startswith("  10000 objects of unknown categories") for line in printed)
     assert report["counts"]["kinds"] == {"unknown-category": 10_000, "duplicate-box": 1}

@@ -10,6 +10,8 @@ import torch
 from visionkit.config import load_config
 from visionkit.data.build import build_sources, head_classes
 from visionkit.data.classes import ClassMappedDataset
+from visionkit.data.coco.ground_truth import ground_truth
+from visionkit.data.coco.index import index_of
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.errors import DataError
@@ -46,10 +48,13 @@ def test_labeled_leaves_out_the_objects_of_other_classes(shapes):
         assert len(after.segmentations) == len(after.area) == len(after.iscrowd) == keep.sum()
         assert after.labeled.tolist() == [True, False, False, True, False]
         assert after.semantic_labeled.tolist() == [False, True, False, False, True, False]
-    categories = [c["name"] for c in seen.coco_truth()["categories"]]
-    assert categories == ["circle", "star"]
-    kept = {a["category_id"] for a in seen.coco_truth()["annotations"]}
-    assert kept <= {1, 4}
+    truth, whole = seen.ground_truth(), shapes.ground_truth()
+    assert truth.names == ("circle", "star") and truth.category_ids.tolist() == [1, 4]
+    kept = np.isin(whole.category_ids[whole.category], [1, 4])
+    assert truth.boxes.tolist() == whole.boxes[kept].tolist()
+    assert [truth.names[k] for k in truth.category] == [
+        whole.names[k] for k in whole.category[kept]
+    ]
 
 
 def test_class_maps_are_renumbered(shapes):
@@ -189,12 +194,14 @@ def test_detections_of_unlabeled_classes_are_not_scored(tmp_path):
     assert "bbox/AP/dog" not in metrics
     # The same detections count as false where the class is labeled and has no object there.
     naive = ClassMappedDataset(cats, {"labels": ("cat", "dog")}, None)
-    truth = cats.coco_truth()
-    truth["categories"].append({"id": 2, "name": "dog"})
-    truth["annotations"].append(
+    data = json.loads((tmp_path / "c" / "data.json").read_text())
+    data["categories"].append({"id": 2, "name": "dog"})
+    data["annotations"].append(
         {"id": 99, "image_id": 1, "category_id": 2, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
     )
-    naive.coco_truth = lambda: truth
+    index = index_of(data, "truth")
+    truth = ground_truth(index, index.classes, index.objects.masks, index.objects.area)
+    naive.ground_truth = lambda: truth
     evaluator.dataset = naive
     assert evaluator.compute()["bbox/AP/dog"] == 0
 
@@ -254,7 +261,8 @@ def test_maps_are_painted_from_masks(shapes):
 
 
 def test_painting_puts_the_smaller_on_top_and_ignores_what_has_no_outline():
-    from visionkit.data.masks import Polygons, paint_classes
+    from visionkit.data.masks import Polygons
+    from visionkit.data.semantic_maps import paint_classes
 
     def square(x, y, side):
         corners = [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]

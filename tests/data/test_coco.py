@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from support.coco_files import save, small
+from support.coco_scenes import truth_records
 from visionkit.data.datasets.coco import Coco
 from visionkit.errors import DataError
 from visionkit.types import Classes
@@ -50,7 +51,7 @@ def test_a_file_without_any_objects(tmp_path):
     data = save(tmp_path, content)
     assert data.keys == ("boxes", "labels", "iscrowd", "area")
     assert [len(sample.boxes) for sample in data] == [0, 0]
-    assert data.coco_truth()["annotations"] == []
+    assert len(data.ground_truth()) == 0
 
 
 def test_objects_are_sorted_by_image_in_the_order_of_the_file(tmp_path):
@@ -95,9 +96,9 @@ def test_other_classes_can_be_left_out(tmp_path):
     data = save(tmp_path, small(), classes=["ox"], other_classes="ignore")
     assert data[0].labels.tolist() == [0] and data[0].iscrowd.tolist() == [True]
     assert data.dropped["objects of other classes"] == 1
-    truth = data.coco_truth()
-    assert [a["category_id"] for a in truth["annotations"]] == [1]
-    assert truth["categories"] == [{"id": 1, "name": "ox"}]
+    truth = data.ground_truth()
+    assert truth.category.tolist() == [0] and truth.boxes.tolist() == [[0, 0, 10, 10]]
+    assert truth.category_ids.tolist() == [1] and truth.names == ("ox",)
 
 
 def test_missing_area_and_iscrowd(tmp_path):
@@ -109,10 +110,9 @@ def test_missing_area_and_iscrowd(tmp_path):
     data = save(tmp_path, content)
     assert data[0].area.tolist() == [36, 10, 12]  # the masks', and the box's where there is none
     assert not data[0].iscrowd.any()
-    truth = data.coco_truth()["annotations"]
-    assert [a["area"] for a in truth] == [36, 10, 12]
-    assert [a["iscrowd"] for a in truth] == [0, 0, 0]
-    assert truth[2]["id"] == 3
+    truth = data.ground_truth()
+    assert truth.areas.tolist() == [36, 10, 12]
+    assert truth.iscrowd.tolist() == [False] * 3
     without = save(tmp_path, content, masks=False)
     assert without[0].area.tolist() == [36, 100, 12]
 
@@ -130,10 +130,9 @@ def test_unusable_boxes_are_left_out_counted_and_logged_once(tmp_path, caplog):
         "boxes outside their image": 2,
         "objects of other classes": 0,
     }
-    assert len(caplog.records) == 1 and "2 boxes without area left out" in caplog.text
-    assert "really [x, y, width, height]" in caplog.text
-    truth = data.coco_truth()["annotations"]
-    assert [a["bbox"] for a in truth] == boxes
+    assert len(caplog.records) == 1 and "2 boxes without extent dropped" in caplog.text
+    assert "are they [x, y, width, height]" in caplog.text
+    assert data.ground_truth().boxes.tolist() == boxes
 
 
 def test_clean_files_log_nothing(tmp_path, caplog):
@@ -149,7 +148,7 @@ def test_objects_without_a_segmentation_get_an_empty_mask(tmp_path, caplog):
     data = save(tmp_path, content)
     assert data[0].target()["masks"].sum((1, 2)).tolist() == [36, 10, 0]
     assert "1 objects without a segmentation" in caplog.text
-    assert data.coco_truth()["annotations"][2]["segmentation"] == []
+    assert truth_records(data.ground_truth())[2]["segmentation"] is None
     cropped = data[0].crop(0, 0, 10, 3).target()  # its box ends at x = 4
     assert [1, 1, 3, 4] in cropped["boxes"].tolist()
 
@@ -161,17 +160,19 @@ def test_masks_can_be_demanded_or_left_unread(tmp_path):
     for record in boxes_only["annotations"]:
         record["segmentation"] = []
     assert "masks" not in save(tmp_path, boxes_only).keys
-    with pytest.raises(DataError, match="masks are asked for"):
+    with pytest.raises(DataError, match="requires masks"):
         save(tmp_path, boxes_only, masks=True)
 
 
 def test_truth_is_the_file(tmp_path):
     content = small()
     content["annotations"][0]["bbox"] = [2.123456789012, 2, 6, 6]
-    truth = save(tmp_path, content).coco_truth()
-    assert truth["annotations"] == content["annotations"]
-    assert truth["images"] == content["images"]
-    assert [c["id"] for c in truth["categories"]] == [0, 1, 90]
+    truth = save(tmp_path, content).ground_truth()
+    assert [{"id": i, **r} for i, r in zip((0, 5), truth_records(truth), strict=True)] == (
+        content["annotations"]
+    )
+    assert truth.image_ids.tolist() == [70, 3] and truth.sizes.tolist() == [[10, 20]] * 2
+    assert truth.category_ids.tolist() == [0, 1, 90] and truth.names == ("cat", "ox", "dog")
 
 
 def test_whole_image_labels(tmp_path):
@@ -223,11 +224,11 @@ def test_exif_policy_decides_which_frame_the_boxes_are_in(tmp_path):
 
 def test_byte_order_marks_and_utf16_are_read(tmp_path):
     data = save(tmp_path, small())
-    truth = data.coco_truth()
+    truth = truth_records(data.ground_truth())
     for encoding in ("utf-8-sig", "utf-16"):
         path = tmp_path / "a.json"
         path.write_text(json.dumps(small()), encoding=encoding)
-        assert Coco(str(data.images), str(path)).coco_truth() == truth
+        assert truth_records(Coco(str(data.images), str(path)).ground_truth()) == truth
 
 
 def test_samples_do_not_share_what_they_hold(tmp_path):

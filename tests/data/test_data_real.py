@@ -5,8 +5,10 @@ import io
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from support.coco_scenes import truth_records
 from visionkit.data.datasets.coco import Coco
 
 SETS = {
@@ -63,6 +65,14 @@ def test_masks_equal_those_of_pycocotools(real_data, name):
 
 def test_truth_holds_all_records_unchanged(real_data):
     data, reference = load(real_data, "coco_val")
-    truth = data.coco_truth()
-    assert truth["annotations"] == reference.dataset["annotations"]
-    assert truth["categories"] == sorted(reference.dataset["categories"], key=lambda c: c["id"])
+    truth = data.ground_truth()
+    records = truth_records(truth)
+    for record, expected in zip(records, reference.dataset["annotations"], strict=True):
+        mask = expected["segmentation"]
+        if isinstance(mask, dict) and isinstance(mask["counts"], list):
+            mask = coco_mask.frPyObjects(mask, *mask["size"])
+            mask["counts"] = mask["counts"].decode()
+        assert {**expected, "segmentation": mask} == {"id": expected["id"], **record}
+    categories = sorted(reference.dataset["categories"], key=lambda category: category["id"])
+    assert truth.category_ids.tolist() == [category["id"] for category in categories]
+    assert list(truth.names) == [category["name"] for category in categories]

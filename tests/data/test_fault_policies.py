@@ -5,6 +5,7 @@ import json
 import pytest
 
 from support.coco_files import SQUARE, save, small
+from support.coco_scenes import truth_records
 from support.paths import ROOT
 from visionkit.data.checks.kinds import FINDING_KINDS, policies
 from visionkit.data.datasets.coco import Coco
@@ -62,18 +63,19 @@ def test_each_policy_of_each_kind(tmp_path, kind, action):
     assert opened.num_objects == (1 if action == "drop" else 2)
     assert sum(len(sample.boxes) for sample in opened) == opened.num_objects
 
-    truth = opened.coco_truth()["annotations"]
+    truth = [{"id": 1 + i, **a} for i, a in enumerate(truth_records(opened.ground_truth()))]
     if kind == "unknown-image":
         assert truth == data["annotations"][:1]
     else:  # the file's own, whatever training does
-        expected = data["annotations"][1]
-        mended = {
+        expected = {**data["annotations"][1], "id": 2}
+        expected["segmentation"] = expected["segmentation"] or None
+        fixed = {
             "bad-mask": {"segmentation": None},
             "crowd-value": {"iscrowd": 0},
             "missing-area": {"area": 36.0},
             "negative-area": {"area": 36.0},
         }
-        assert truth[1] == {**expected, **mended.get(kind, {})}
+        assert truth[1] == {**expected, **fixed.get(kind, {})}
 
 
 def test_what_a_fix_makes_of_an_object(tmp_path):
@@ -96,7 +98,7 @@ def test_iscrowd_of_another_kind_is_taken_for_what_it_says(tmp_path, value, crow
     data["annotations"][1]["iscrowd"] = value
     opened = save(tmp_path, data)
     assert opened[0].iscrowd.tolist() == [False, crowd]
-    assert [a["iscrowd"] for a in opened.coco_truth()["annotations"]] == [0, int(crowd)]
+    assert opened.ground_truth().iscrowd.tolist() == [False, crowd]
     assert opened.counts()["fixed"] == {"crowd-value": 1}
 
 
@@ -128,7 +130,7 @@ def test_areas_that_cannot_be(tmp_path):
     opened = save(tmp_path, data)
     found = [f for f in opened.findings() if f.kind == "wrong-area"]
     assert [(f.place.index, f.value) for f in found] == [(0, "0.0"), (1, "100.0")]
-    assert [a["area"] for a in opened.coco_truth()["annotations"]] == [0, 100]
+    assert opened.ground_truth().areas.tolist() == [0, 100]
 
 
 def test_remarks_about_a_whole_file(tmp_path):

@@ -1,13 +1,18 @@
 """Outlines: painted as pycocotools does, exact under flips and crops, run lengths read right."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from visionkit.data.coco.tables import SegmentationTableWriter
-from visionkit.data.masks import Bitmap, Polygons, paint, run_lengths
+from support.run_lengths import run_lengths
+from visionkit.data.checks.findings import Problems
+from visionkit.data.coco.records import AnnotationReader
+from visionkit.data.coco.segmentations import find_fault
+from visionkit.data.masks import Bitmap, Polygons, paint
 
 
 def polygons(*parts):
@@ -21,7 +26,7 @@ def bitmap(mask):
 
 
 def one(segmentation, size):
-    return paint([segmentation], size)[0].numpy()
+    return paint([segmentation], size)[0]
 
 
 def reference(parts, size):
@@ -30,10 +35,10 @@ def reference(parts, size):
 
 
 def table_of(*segmentations):
-    writer = SegmentationTableWriter()
-    for segmentation in segmentations:
-        writer.append(segmentation)
-    return writer.table()
+    reader = AnnotationReader(Problems(""))
+    reader.add([{"segmentation": segmentation} for segmentation in segmentations])
+    assert not reader.mask_faults
+    return reader.table(np.zeros(0, np.int64)).masks
 
 
 coordinate = st.integers(-300, 1200).map(lambda tenths: tenths / 10)  # ties of the rounding too
@@ -88,25 +93,6 @@ def test_a_bitmap_smaller_than_the_canvas_leaves_the_rest_empty():
     assert found[1:4, 2:5].all() and found.sum() == 9
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
-def test_run_lengths_are_read_as_pycocotools_writes_them(seed, height, width, density):
-    mask = np.random.default_rng(seed).random((height, width)) < density
-    rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    flat = mask.T.ravel()
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    expected = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
-    if flat[0]:
-        expected = [0, *expected]
-    assert run_lengths(rle["counts"]).tolist() == expected
-
-
-@pytest.mark.parametrize("counts", [b"", b"P", b" ", b"\xff\xff", b"oooooooo0"])
-def test_codes_that_are_no_run_lengths(counts):
-    with pytest.raises(ValueError, match=r"run.length"):
-        run_lengths(counts)
-
-
 def test_a_table_gives_back_what_was_put_in():
     mask = np.zeros((8, 10), bool)
     mask[2:5, 3:9] = True
@@ -118,11 +104,18 @@ def test_a_table_gives_back_what_was_put_in():
     assert len(table) == 6
     both, second = reference(two, (8, 10)), reference(two[1:], (8, 10))
     expected = [both, mask, 0 * mask, mask, 0 * mask, second]
-    painted = paint([table[i] for i in range(6)], (8, 10)).numpy()
+    painted = paint([table[i] for i in range(6)], (8, 10))
     for found, wanted in zip(painted, expected, strict=True):
         assert (found == wanted).all()
     assert table.is_empty().tolist() == [False, False, True, False, True, False]
-    assert len(table.unpaintable(np.full((6, 2), [8, 10]))) == 0
+    assert [table.area(i, (8, 10)) for i in range(6)] == expected_areas(expected)
+    without = table.without(np.array([0, 1]))
+    assert without.is_empty().tolist() == [True, True, True, False, True, False]
+    assert (one(without[5], (8, 10)) == second).all() and not without[1].known
+
+
+def expected_areas(masks):
+    return [mask.sum() for mask in masks]
 
 
 @pytest.mark.parametrize(
@@ -133,13 +126,13 @@ def test_a_table_gives_back_what_was_put_in():
         ([[]], "has 0 numbers"),
         ([1, 1, 5, 5, 3, 3], "list of polygons"),
         ("polygon", "list of polygons"),
-        ([[1, 1, "5", 5, 3, 3]], "something else than numbers"),
-        ([[1, 1, None, 5, 3, 3]], "something else than numbers"),
-        ([[10**400, 1, 1, 5, 3, 3]], "something else than numbers"),
+        ([[1, 1, "5", 5, 3, 3]], "where a number must be"),
+        ([[1, 1, None, 5, 3, 3]], "where a number must be"),
+        ([[10**400, 1, 1, 5, 3, 3]], "where a number must be"),
         ({"size": [4, 5, 1], "counts": [20]}, r"size is \[4, 5, 1\]"),
         ({"size": [8, 10], "counts": [20, 30]}, "add up to 50"),
-        ({"size": [8, 10], "counts": [100, -20]}, "negative"),
-        ({"size": [8, 10], "counts": [40.0, 40]}, "whole numbers"),
+        ({"size": [8, 10], "counts": [100, -20]}, "must be from 0"),
+        ({"size": [8, 10], "counts": [40.0, 40]}, "list of integers"),
         ({"size": [8, 10], "counts": []}, "add up to 0"),
         ({"size": [8, 10], "counts": ""}, "not a compressed"),
         ({"size": [8, 10], "counts": "04"}, "add up to 4"),
@@ -149,13 +142,14 @@ def test_a_table_gives_back_what_was_put_in():
     ],
 )
 def test_malformed_segmentations(segmentation, message):
-    with pytest.raises(ValueError, match=message):
-        table_of(segmentation)
+    assert re.search(message, find_fault(segmentation))
+    reader = AnnotationReader(Problems(""))
+    reader.add([{"segmentation": found} for found in ([[1, 1, 5, 5, 3, 3]], segmentation)])
+    assert reader.mask_faults == [(1, find_fault(segmentation))]
+    assert reader.table(np.zeros(0, np.int64)).masks.is_empty().tolist() == [False, True]
 
 
-def test_coordinates_that_would_take_all_memory_are_found():
-    bad = [float("nan"), float("inf"), -float("inf"), 1e9, 101.0]
-    rows = [[[1, 1, value, 5, 3, 3]] for value in bad]
-    table = table_of([[1, 1, 5, 5, 3, 3]], *rows, [[1, 1, 99.0, 5, 3, 79.0]])
-    assert table.unpaintable(np.full((7, 2), [8, 10])).tolist() == [1, 2, 3, 4, 5]
-    assert table_of([[1, 1, 5, 5, 3, 81.0]]).unpaintable(np.array([[8, 10]])).tolist() == [0]
+@pytest.mark.parametrize("segmentation", [None, [], {}, [[1, 2, 3, 4, 5, 6.5]]])
+def test_sound_segmentations(segmentation):
+    assert find_fault(segmentation) == ""
+    assert len(table_of(segmentation)) == 1

@@ -15,8 +15,8 @@ SECONDS = 1.0
 # Imports are done before the limit is set: torch alone maps more than that.
 PROGRAM = """
 import json, resource, sys, time
-import visionkit.check_report, visionkit.checkup, visionkit.metrics.coco_files
-from visionkit.cli import main
+import visionkit.cli.reports, visionkit.engine.check, visionkit.metrics.coco.files
+from visionkit.cli.main import main
 folder, limit = sys.argv[1], int(sys.argv[2])
 mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (mapped + limit, mapped + limit))
@@ -64,7 +64,7 @@ def test_absurd_coordinates_are_refused_in_a_second_and_little_memory(tmp_path):
 
 OPEN = """
 import resource, sys
-from visionkit.data.coco import Coco
+from visionkit.data.datasets.coco import Coco
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 data = Coco(sys.argv[1], sys.argv[2])
 print(data.num_objects, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)

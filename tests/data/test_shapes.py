@@ -144,7 +144,7 @@ def test_the_data_set_class_draws_once_into_the_cache(tmp_path, monkeypatch):
     assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*")] == times
     assert second.classes["labels"].names == tuple(order)
     assert torch.equal(first[2].image, second[2].image)
-    assert len(first.coco_truth()["images"]) == 4
+    assert len(first.ground_truth().image_ids) == 4
     other = Shapes(num_images=4, size=64, seed=2)
     assert not torch.equal(first[2].image, other[2].image)
     assert "masks" not in Shapes(num_images=4, size=64, seed=1, masks=False).keys

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from support.coco_scenes import PERFECT, SQUARE, only, rectangle, scene, single_object
+from visionkit.data.coco.ground_truth import ground_truth
+from visionkit.data.coco.index import index_of
 from visionkit.errors import DataError, DivergedError
 from visionkit.metrics.coco.evaluator import CocoEvaluator, coco_results, evaluate_coco
-from visionkit.metrics.coco.ground_truth import read_truth, tell_once
+from visionkit.metrics.coco.ground_truth import read_truth, warn_once
 from visionkit.types import Batch, Classes
 
 
@@ -68,14 +70,14 @@ def test_an_object_without_a_mask_is_ignored_when_masks_are_scored(engine):
 
 
 def test_a_negative_area_is_that_of_the_box_and_counted(engine, caplog):
-    tell_once.cache_clear()
+    warn_once.cache_clear()
     found = evaluate_coco(single_object(area=-5), [PERFECT], "bbox", engine)
     assert found["APm"] == pytest.approx(1)
-    assert "1 of 1 annotated areas are negative: those of the boxes are taken" in caplog.text
+    assert "1 of 1 areas are negative: those of the boxes are used" in caplog.text
 
 
 def test_objects_without_a_mask_are_counted(caplog):
-    tell_once.cache_clear()
+    warn_once.cache_clear()
     evaluate_coco(single_object(), [], "segm")
     assert "1 of 1 annotated objects have no segmentation" in caplog.text
 
@@ -122,10 +124,12 @@ def test_nothing_at_all_is_not_defined(engine, iou_type):
     nothing = {"images": [], "categories": [], "annotations": []}
     assert all(map(math.isnan, evaluate_coco(nothing, [], iou_type, engine).values()))
     truth = {**single_object(segmentation=SQUARE), "images": []}
-    with pytest.raises(DataError, match=r"1 problem\n(.*)'image_id' 1: no such image"):
+    with pytest.raises(
+        DataError, match=r"1 problem\n(.*)'image_id' is 1, which is not in 'images'"
+    ):
         evaluate_coco(truth, [], iou_type, engine)
     found = {**PERFECT, "segmentation": SQUARE}
-    with pytest.raises(DataError, match=r"1 detections(.|\n)*no such image"):
+    with pytest.raises(DataError, match=r"1 detections(.|\n)*image_id 1 is not in"):
         evaluate_coco(
             {**single_object(), "images": [], "annotations": []}, [found], iou_type, engine
         )
@@ -148,10 +152,11 @@ class Boxes:
 
     classes: ClassVar = {"labels": Classes(("cat", "dog"), (90, 5))}
 
-    def coco_truth(self):
+    def ground_truth(self):
         truth = single_object(category_id=5)
         truth["categories"] = [{"id": 90, "name": "cat"}, {"id": 5, "name": "dog"}]
-        return truth
+        index = index_of(truth, "truth")
+        return ground_truth(index, self.classes["labels"], index.objects.masks, index.objects.area)
 
 
 def test_the_evaluator_writes_the_files_own_ids_and_merges_processes(engine, monkeypatch):

@@ -14,7 +14,7 @@ from visionkit.cli.main import main
 from visionkit.errors import DataError
 from visionkit.metrics.coco.evaluator import STATS, evaluate_coco
 from visionkit.metrics.coco.files import evaluate_files, read_results
-from visionkit.metrics.coco.ground_truth import tell_once
+from visionkit.metrics.coco.ground_truth import warn_once
 
 GOLDEN = ROOT / "tests/golden"
 
@@ -51,12 +51,12 @@ def test_stored_files_have_the_figures_that_pycocotools_gave_them(engine, iou_ty
 
 
 def test_why_a_figure_is_not_defined_is_told_once(caplog):
-    tell_once.cache_clear()
+    warn_once.cache_clear()
     files = GOLDEN / "coco_truth.json", GOLDEN / "coco_bbox.json"
     for _ in range(2):
         evaluate_files(*files, "bbox")
     (told,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert "figures APl, ARl, AP/never there are not defined: there is no object" in told
+    assert "metrics APl, ARl, AP/never there are undefined: there is no object" in told
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])
@@ -98,10 +98,10 @@ def test_without_objects_figures_are_null_and_without_detections_zero(files, cap
         ("", "is empty"),
         ('[{"image_id": 1}', "is damaged, cut short"),
         ('[{"image_id": 1}] more', "is damaged, cut short"),
-        ('{"annotations": []}', "holds an object, not a list of records"),
-        ("7", "holds a number, not a list"),
+        ('{"annotations": []}', "is an object, not a list of records"),
+        ("7", "is a number, not a list"),
         ("[[1, 2]]", "result 0: [1, 2] is not an object"),
-        ('[{"image_id": 7}]', "result 0 (image_id 7): misses the key 'category_id'"),
+        ('[{"image_id": 7}]', "result 0 (image_id 7): lacks the key 'category_id'"),
         (b"\xff\xfe[", "is damaged"),
         ("[" * 100_000, "is damaged"),
         ("<html>", "web page"),
@@ -122,7 +122,7 @@ def test_result_files_that_are_none(files, capsys, content, says):
         ({"annotations": {}}, "'annotations' is {}, not a list of objects"),
         ({"annotations": [None]}, "annotations[0] is None, not an object: remove it"),
         ({"annotations": [{"id": 3, "image_id": 5}]}, "annotations[0] (id 3): 'category_id'"),
-        ({"images": [{"id": 7}, {"id": 7}]}, "images[1] (id 7): 'id' 7 is already"),
+        ({"images": [{"id": 7}, {"id": 7}]}, "images[1] (id 7): 'id' 7 is also that of"),
     ],
 )
 def test_annotation_files_that_are_wrong(files, capsys, change, says):
@@ -155,7 +155,12 @@ def test_all_wrong_records_are_told_at_once_by_their_place_in_the_file(files, ca
     (files / "bad.json").write_text(json.dumps(results))
     code, _, told = run(capsys, files, "bad.json")
     assert code == 3 and "bad.json: 4 of " in told
-    for number, says in ((5, "score nan"), (7, "bbox ["), (9, "no such image"), (11, "'cat'")):
+    for number, says in (
+        (5, "score nan"),
+        (7, "bbox ["),
+        (9, "is not in the annotations"),
+        (11, "'cat'"),
+    ):
         assert any(f"result {number} " in line and says in line for line in told.splitlines())
 
 
@@ -196,12 +201,12 @@ def test_annotations_without_any_mask_are_told(files, capsys, caplog):
 
 def test_segm_on_boxes_and_boxes_next_to_masks(files, capsys, caplog):
     code, _, told = run(capsys, files, "bbox.json", "--type", "segm")
-    assert code == 3 and "misses the key 'segmentation'" in told
+    assert code == 3 and "lacks the key 'segmentation'" in told
     truth, results = scene(3)
     (files / "both.json").write_text(json.dumps(results))
     caplog.set_level("INFO", "visionkit")
     found = evaluate_files(files / "gt.json", files / "both.json", "segm")
-    assert "go by the area of the masks" in caplog.text
+    assert "use the area of the masks" in caplog.text
     assert found == pytest.approx(evaluate_coco(truth, only(results, "segm"), "segm"), nan_ok=True)
 
 
@@ -244,12 +249,13 @@ def test_a_file_is_read_in_blocks_of_any_size(tmp_path, block):
         "\ufeff \n" + json.dumps(records).replace("}, {", "}\n ,\t{") + "\n ",
     ):
         file.write_text(text, encoding="utf-8")
-        parts = list(read_results(file, block))
+        parts = []
+        read_results(file, parts.append, block)
         assert [record for part in parts for record in part] == records
         assert len(parts) > 1 or block > len(text)
     file.write_text(json.dumps(records)[:-20])
     with pytest.raises(DataError, match="cut short"):
-        list(read_results(file, block))
+        read_results(file, lambda records: None, block)
 
 
 def test_results_that_are_cut_short_have_the_byte_where_they_end(files):
@@ -257,7 +263,7 @@ def test_results_that_are_cut_short_have_the_byte_where_they_end(files):
     (files / "cut.json").write_bytes(text[: len(text) // 2])
     for block in (64, 10**6):
         with pytest.raises(DataError, match=r"byte \d+") as caught:
-            [*read_results(files / "cut.json", block)]
+            read_results(files / "cut.json", lambda records: None, block)
         place = int(re.search(r"byte (\d+)", str(caught.value))[1])
         assert abs(place - len(text) // 2) < 200
 

@@ -247,14 +247,9 @@ class Subset:
     def semantic_truth(self, image_id):
         return self.dataset.semantic_truth(image_id)
 
-    def coco_truth(self):
-        truth = self.dataset.coco_truth()
+    def ground_truth(self):
         ids = {self[i].image_id for i in range(len(self))}
-        return {
-            **truth,
-            "images": [image for image in truth["images"] if image["id"] in ids],
-            "annotations": [a for a in truth["annotations"] if a["image_id"] in ids],
-        }
+        return self.dataset.ground_truth().of(images=ids)
 
 
 def test_sources_feed_heads(head_class, dataset):

@@ -155,6 +155,21 @@ def only(results, iou_type):
     return [{k: v for k, v in r.items() if k != leave_out} for r in results]
 
 
+def truth_records(truth):
+    """The objects of a `GroundTruth` as COCO annotations without ids."""
+    return [
+        {
+            "image_id": int(truth.image_ids[truth.image[i]]),
+            "category_id": int(truth.category_ids[truth.category[i]]),
+            "bbox": truth.boxes[i].tolist(),
+            "area": float(truth.areas[i]),
+            "iscrowd": int(truth.iscrowd[i]),
+            "segmentation": truth.masks.coco(truth.mask_rows[i]),
+        }
+        for i in range(len(truth))
+    ]
+
+
 def tidy(truth, iou_type):
     """The same for pycocotools, in what visionkit says that it means: annotations numbered from
     1, a missing iscrowd 0, a missing or negative area that of the mask or of the box, an object

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from visionkit.data.checks.findings import check_classes
+from visionkit.data.coco.ground_truth import GroundTruth
 from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError, DataError
@@ -30,7 +31,7 @@ class ClassMappedDataset:
 
     Classes that are only numbered ("0", "1", ...) are matched by position. A class that the data
     set does not have, or that `labeled` leaves out, counts as not labeled: its objects are gone,
-    samples carry the mark, and `coco_truth` does not know it. All else is the data set's own.
+    samples carry the mark, and `ground_truth` lacks it. All else is the data set's own.
 
     classes: the names to match, by class_key.
     labeled: the classes of objects or class maps that are labeled here; None: all there are.
@@ -148,16 +149,11 @@ class ClassMappedDataset:
         used = (table != UNMAPPED) & self._marks["labels"][table]
         return int(self.dataset.class_counts()["labels"][~used].sum())
 
-    def coco_truth(self) -> dict[str, Any]:
+    def ground_truth(self) -> GroundTruth:
         """The ground truth of the labeled classes."""
-        truth = self.dataset.coco_truth()
         classes, mark = self.classes["labels"], self._marks["labels"]
-        ids = {id_ for id_, labeled in zip(classes.ids, mark, strict=True) if labeled}
-        return {
-            **truth,
-            "categories": [c for c in truth["categories"] if c["id"] in ids],
-            "annotations": [a for a in truth["annotations"] if a["category_id"] in ids],
-        }
+        ids = [id_ for id_, labeled in zip(classes.ids, mark, strict=True) if labeled]
+        return self.dataset.ground_truth().of(categories=ids)
 
 
 def _match(

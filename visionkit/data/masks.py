@@ -1,4 +1,4 @@
-"""The outline of one object, moved as numbers and painted once, at the final size.
+"""The outline of one object, transformed as numbers and painted once, at the final size.
 
 `Polygons` and `Bitmap` are the two kinds; both are exact under flips and crops.
 """
@@ -6,83 +6,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 import numpy as np
-import torch
 from pycocotools import mask as coco_mask
-from torch import Tensor
-
-from visionkit.data.checks.findings import Finding, finding
-from visionkit.data.image_io import read_label_map
-from visionkit.errors import DataError, printable
-from visionkit.types import IGNORE
-
-# --- Class maps: read from files, or painted from the masks of objects.
-
-BACKGROUND = 0
-Progress = Callable[[Iterable[int], str], Iterable[int]]  # shows how far it is
-
-
-def load_classes(path: Path, size: tuple[int, int], num_classes: int) -> Tensor:
-    """The map (h, w) uint8 in that file; DataError if it has another size or unknown classes."""
-    labels = read_label_map(path)
-    if tuple(labels.shape) != size:
-        raise DataError(
-            f"semantic map {printable(path)} is {tuple(labels.shape)} (h, w), not {size}"
-        )
-    highest = int(labels.where(labels != IGNORE, 0).max())
-    if highest >= num_classes:
-        raise DataError(
-            f"semantic map {printable(path)} has the value {highest}, but 'semantic_classes' has "
-            f"{num_classes} names (255 = ignore)"
-        )
-    return labels
-
-
-def paint_classes(
-    segmentations: Sequence[Segmentation],
-    labels: np.ndarray,
-    boxes: np.ndarray,
-    size: tuple[int, int],
-) -> Tensor:
-    """(h, w) uint8: label + 1 where an object is, 0 elsewhere; smaller objects on top.
-
-    `segmentations` and `boxes` (N, 4), xyxy in pixels, are those of the objects with `labels` (L,),
-    and behind them of N - L that are left out: 255 (ignore), as are the boxes of those whose
-    outline is not known, as far as nothing else covers them.
-    """
-    classes = np.full(size, BACKGROUND, np.uint8)
-    masks = paint(segmentations, size).numpy()
-    known = np.array([s.known for s in segmentations], bool)
-    classes[masks[len(labels) :].any(0)] = IGNORE
-    masks = masks[: len(labels)]
-    for box in boxes[~known]:
-        x1, y1 = np.floor(box[:2]).astype(int)
-        x2, y2 = np.ceil(box[2:]).astype(int)
-        classes[y1:y2, x1:x2] = IGNORE
-    areas = masks.sum((1, 2))
-    for i in np.argsort(-areas, kind="stable"):
-        classes[masks[i]] = labels[i] + 1
-    return torch.from_numpy(classes)
-
-
-def look_at_maps(
-    ids: Iterable[int], read: Callable[[int], Tensor | None], progress: Progress
-) -> Iterator[Finding]:
-    """What is wrong with class maps that `read` gives by id, and those that say nothing."""
-    for id_ in progress(ids, "class maps"):
-        try:
-            labels = read(id_)
-        except DataError as error:
-            yield finding("class-map", str(error), value=str(id_), remedy="")
-            continue
-        if labels is not None and (labels == IGNORE).all():
-            text = f"the class map of image {id_} has no labeled pixel"
-            yield finding("unlabeled-map", text, value=str(id_))
 
 
 @dataclass(frozen=True)
@@ -158,32 +87,9 @@ class Bitmap:
 Segmentation: TypeAlias = Polygons | Bitmap
 
 
-def paint(segmentations: Sequence[Segmentation], size: tuple[int, int]) -> Tensor:
+def paint(segmentations: Sequence[Segmentation], size: tuple[int, int]) -> np.ndarray:
     """The masks (N, h, w) bool of N objects in an image of `size` (h, w)."""
     canvas = np.zeros((len(segmentations), *size), np.uint8)
     for mask, segmentation in zip(canvas, segmentations, strict=True):
         segmentation.paint(mask)
-    return torch.from_numpy(canvas).view(torch.bool)
-
-
-def run_lengths(counts: bytes) -> np.ndarray:
-    """The run lengths in COCO's compressed form; `ValueError` if it is not in that form.
-
-    Six bits per character: five of the number, low ones first, and one for "goes on"; from the
-    fourth number on, the difference to the one two places before is stored.
-    """
-    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = (codes & 32) == 0  # the last character of each number
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
-        raise ValueError("not a compressed run-length code")
-    ends = np.flatnonzero(last)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    lengths = ends - starts + 1
-    if lengths.max() > 7:
-        raise ValueError("a run length needs more than 32 bits")
-    shift = 5 * (np.arange(len(codes)) - np.repeat(starts, lengths))
-    numbers = np.add.reduceat((codes & 31) << shift, starts)
-    numbers -= np.where(codes[ends] & 16, np.int64(1) << (5 * lengths), 0)  # sign
-    numbers[1::2] = numbers[1::2].cumsum()
-    numbers[2::2] = numbers[2::2].cumsum()
-    return numbers
+    return canvas.view(bool)

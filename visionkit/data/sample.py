@@ -128,8 +128,8 @@ class Sample:
                     if self.segmentations[rows[i]].known:
                         boxes[i] = _bounds(masks[i])
                 seen = _has_extent(boxes)
-                rows, boxes, masks = rows[seen], boxes[seen], masks[torch.from_numpy(seen)]
-            target["masks"] = masks
+                rows, boxes, masks = rows[seen], boxes[seen], masks[seen]
+            target["masks"] = torch.from_numpy(masks)
         target["boxes"] = torch.from_numpy(boxes)
         target["labels"] = torch.from_numpy(self.labels[rows])
         target["iscrowd"] = torch.from_numpy(self.iscrowd[rows])
@@ -144,9 +144,9 @@ def _has_extent(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
 
 
-def _bounds(mask: Tensor) -> list[int]:
+def _bounds(mask: np.ndarray) -> list[int]:
     """The box around the set pixels of an (h, w) mask; zeros if there are none."""
     if not mask.any():
         return [0, 0, 0, 0]
-    rows, columns = mask.any(1).nonzero(), mask.any(0).nonzero()
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +71,8 @@ def finding(kind: str, message: str, action: Action | None = None, **details: An
     details = {"remedy": known.remedy, **details}
     return Finding(kind, message, action=action, severity=severity, **details)
 
+
+Progress = Callable[[Iterable[int], str], Iterable[int]]  # shows the progress of a loop
 
 FindingCounts = dict[str, dict[str, int]]  # for each value of `DONE`, the number of each kind
 DONE = {"drop": "dropped", "fix": "fixed", "keep": "kept"}  # by action

@@ -1,4 +1,4 @@
-"""A COCO annotation file read and checked as a whole, for those who use it with images or not."""
+"""Read and check a COCO annotation file as a whole, with or without its images."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from visionkit.data.checks.findings import Finding, FindingCounts, Problems, check_classes
+from visionkit.data.checks.findings import Finding, FindingCounts, Problems, Progress, check_classes
 from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.attributes import AttributeTable, read_attributes
 from visionkit.data.coco.columns import Record, place, short
+from visionkit.data.coco.ground_truth import INCOMPLETE, NEGATIVE, is_federated
 from visionkit.data.coco.index import CocoIndex, open_index
-from visionkit.data.coco.quality import Progress, SelectedObjects, choose_objects, look_at_outlines
-from visionkit.data.coco.tables import SegmentationTable
+from visionkit.data.coco.quality import check_outlines
+from visionkit.data.coco.segmentations import SegmentationTable
+from visionkit.data.coco.selection import SelectedObjects, choose_objects
 from visionkit.data.files import Links, unusable
+from visionkit.data.image_io import MAX_PIXELS
 from visionkit.data.loading.cache import content_key
 from visionkit.errors import DataError, printable
 from visionkit.types import Classes
 
-# --- Which classes a COCO file labels in each image, where it says so as LVIS does (Gupta
+# --- The classes that each image is labeled for, in a file that lists them as LVIS does (Gupta
 # 2019).
-
-NEGATIVE, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"
 
 
 def read_labeled(
@@ -64,14 +65,9 @@ def present_in(image: np.ndarray, category: np.ndarray, count: int) -> list[set[
     return found
 
 
-def is_federated(keys: Collection[str]) -> bool:
-    """Whether image records with such keys say so."""
-    return NEGATIVE in keys or INCOMPLETE in keys
-
-
 @dataclass(frozen=True)
 class Annotations:
-    """What the file says, as far as it is wanted."""
+    """The wanted content of an annotation file."""
 
     index: CocoIndex
     names: list[str]  # of the images
@@ -86,12 +82,12 @@ class Annotations:
 
     @property
     def classes(self) -> dict[str, Classes]:
-        """That of the objects alone."""
+        """The class list of the objects."""
         return {"labels": self.label_classes}
 
     @property
     def num_objects(self) -> int:
-        """Those that are used and no crowd region."""
+        """The number of used objects without crowd regions."""
         return self.objects.num_objects
 
     @property
@@ -102,25 +98,37 @@ class Annotations:
 
     @cached_property
     def masks(self) -> SegmentationTable | None:
-        """The segmentations, malformed ones as if there were none; None if they are not wanted."""
+        """The segmentations without malformed ones; None if they are not wanted."""
         if not self.has_masks:
             return None
         malformed, table = self.objects.bad_masks(), self.index.objects.masks
         return table.without(malformed) if len(malformed) else table
 
+    def areas(self) -> np.ndarray:
+        """(A,) of all objects; missing and negative ones are computed from the mask or the box."""
+        objects, sizes = self.index.objects, self.index.images.sizes
+        missing = ~(objects.area >= 0)  # NaN is absent
+        if not missing.any():
+            return objects.area
+        areas = np.where(missing, objects.bbox[:, 2:].clip(0).prod(1), objects.area)
+        if self.masks is not None:
+            for row in np.flatnonzero(missing & (objects.image >= 0) & ~self.masks.is_empty()):
+                areas[row] = self.masks.area(row, sizes[objects.image[row]].tolist())
+        return areas
+
     def findings(self) -> Iterator[Finding]:
-        """What is wrong or remarkable though the file can be used."""
+        """The warnings and notes."""
         return self.objects.findings(self.index)
 
     def examine(self, progress: Progress) -> Iterator[Finding]:
-        """What takes longer to find."""
+        """Findings that take longer."""
         if self.masks is not None:
-            told = [f.rows for f in self.objects.faulty if f.kind == "wrong-area"]
-            rows, told = np.sort(self.objects.rows), set(told[0].tolist() if told else ())
-            yield from look_at_outlines(self.index, self.masks, rows, told, progress)
+            wrong = [f.rows for f in self.objects.faulty if f.kind == "wrong-area"]
+            rows, reported = np.sort(self.objects.rows), set(wrong[0].tolist() if wrong else ())
+            yield from check_outlines(self.index, self.masks, rows, reported, progress)
 
     def counts(self) -> FindingCounts:
-        """How many records were left out, fixed, or kept though there is something wrong."""
+        """How many records were dropped, fixed, or kept despite a fault."""
         return self.objects.counts()
 
     def class_counts(self) -> dict[str, np.ndarray]:
@@ -143,10 +151,16 @@ def read_annotations(
     attributes: Collection[str] | None = None,
     actions: Mapping[str, Action],
 ) -> Annotations:
-    """Arguments as of `Coco`; `actions` by kind of fault. What is an error goes to `problems`;
-    then nothing may be done with the result but to look for more of them."""
+    """Read an annotation file; the arguments are those of `Coco`, `actions` by kind of finding.
+
+    Errors are added to `problems`; then the result is only good for finding more of them.
+    """
     index = open_index(path)
+    for key, count in (("images", len(index.images.ids)), ("categories", len(index.categories))):
+        if not count:
+            raise DataError(f"annotation file {path}: '{key}' is empty; there is nothing to learn")
     problems.extend(index.faults)
+    _check_pixels(index, problems)
     has_masks = _choose_masks(index, masks, problems)
     described = _read_attributes(index, attributes, problems)
     labeled = _read_labeled(index, problems)
@@ -157,13 +171,13 @@ def read_annotations(
     objects = choose_objects(index, names, picked, actions, problems, masks=has_masks)
     read = Annotations(index, names, picked, objects, has_masks, described, labeled)
     if problems.count:
-        problems.others += _beside(problems.findings, read.findings())
+        problems.others += _others(problems.findings, read.findings())
     return read
 
 
-def _beside(errors: list[Finding], findings: Iterator[Finding]) -> list[Finding]:
-    """What is remarkable about sound annotations; of a record with an error, and of the whole file,
-    that error may be the only reason."""
+def _others(errors: list[Finding], findings: Iterator[Finding]) -> list[Finding]:
+    """The findings about annotations without an error; an error may be the only reason for those
+    about its record and about the whole file."""
     wrong = {error.place[:2] for error in errors if error.place}
     return [
         found
@@ -175,7 +189,7 @@ def _beside(errors: list[Finding], findings: Iterator[Finding]) -> list[Finding]
 def find_missing(
     read: Annotations, images: Path, problems: Problems, links: Links = "inside"
 ) -> None:
-    """Add the images that are not in that folder, and class maps that are not where named."""
+    """Add the images that are not in that directory, and semantic maps that are not found."""
     index = read.index
     for root, key, names in (
         (images, "file_name", read.names),
@@ -184,14 +198,14 @@ def find_missing(
         if key == "semantic" and not len(index.images.semantic.data):
             continue
         if not root.is_dir():
-            what = f"folder of images {printable(root)} does not exist or is no folder"
+            what = f"image directory {printable(root)} does not exist or is not a directory"
             problems.add("", what, kind="missing-file", value=str(root))
             continue
         for row, kind, what in unusable(root, names, links):
             problems.add(
                 place("images", row, index.images.record(row)),
                 f"'{key}' is {short(names[row])}, but {what}",
-                "if the link is yours, set the data set's `links: any`"
+                "if the link is yours, set `links: any` on the dataset"
                 if kind == "path"
                 else FINDING_KINDS[kind].remedy,
                 kind=kind,
@@ -200,10 +214,23 @@ def find_missing(
             )
 
 
+def _check_pixels(index: CocoIndex, problems: Problems) -> None:
+    """Images must be small enough to be decoded."""
+    for i in np.flatnonzero(index.images.sizes.astype(float).prod(1) > MAX_PIXELS):
+        height, width = index.images.sizes[i].tolist()
+        problems.add(
+            place("images", i, index.images.record(i)),
+            f"{width}x{height} is more than the limit of {MAX_PIXELS} pixels",
+            key="width",
+            value=str(width),
+        )
+
+
 def _choose_masks(index: CocoIndex, wanted: bool | None, problems: Problems) -> bool:
-    """Whether there are segmentations and they are wanted."""
+    """Whether there are segmentations and they are wanted; reports bad ones."""
     if wanted and not index.has_masks:
-        problems.add("annotations", "none has a 'segmentation', but masks are asked for")
+        what = "none has a 'segmentation', but `masks: true` or `semantic: paint` requires masks"
+        problems.add("annotations", what)
     chosen = wanted is not False and index.has_masks
     if chosen:  # malformed ones have a policy
         problems.findings += [f for f in index.mask_faults.findings if f.kind == "coordinate-range"]
@@ -219,7 +246,7 @@ def _read_attributes(
 
 
 def _read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:
-    """The ids of the classes labeled in each image, where the file says so."""
+    """The ids of the classes labeled in each image, where the file lists them."""
     if not is_federated(index.image_keys):
         return None
     present = present_in(index.objects.image, index.objects.category, len(index.images.ids))

@@ -1,4 +1,4 @@
-"""Checking one key of all records of a COCO file, with a place for every fault found."""
+"""Check one key of all records of a COCO file and report the place of every fault."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,17 @@ import numpy as np
 from visionkit.data.checks.findings import Place, Problems
 
 Record = dict[str, Any]
-NonObject = tuple[int, str]  # place in a list of an element that is no JSON object, and what it is
+NonObject = tuple[int, str]  # place in a list of an element that is not an object, and its value
 
 # The keys of an annotation that columns hold.
 CORE = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
 UNMAPPED = -(2**63)  # in a column of ids
 LARGEST = 2**62
 LARGEST_AREA = 1e15
+FARTHEST = 1e9  # of a box, in pixels: products in scoring stay finite (inf / inf is a match)
 
 
-def whole_numbers(
+def integers(
     kind: str,
     records: Sequence[Record],
     key: str,
@@ -45,16 +47,17 @@ def whole_numbers(
     for i, value in enumerate(values):
         if value is None and not required:
             continue
-        is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
-        if is_whole and low <= value <= LARGEST:
+        is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+        is_integer |= isinstance(value, float) and value.is_integer()
+        if is_integer and low <= value <= LARGEST:
             numbers[i], valid[i] = int(value), True
         else:
             bound = f" of at least {low}" if low > -LARGEST else ""
             hint = " (without quotes)" if isinstance(value, str) else ""
             problems.add(
                 place(kind, first + i, records[i]),
-                f"'{key}' {said(records[i], key)}",
-                f"must be a whole number{bound}{hint}",
+                f"'{key}' {found_in(records[i], key)}",
+                f"must be an integer{bound}{hint}",
                 key=key,
                 value=short(value),
             )
@@ -71,13 +74,13 @@ def boxes(records: Sequence[Record], problems: Problems, first: int = 0) -> np.n
     numbers = array("d")
     for i, box in enumerate(values):
         try:
-            if not isinstance(box, list) or len(box) != 4 or bool in map(type, box):
+            if not isinstance(box, list | tuple) or len(box) != 4 or bool in map(type, box):
                 raise TypeError
-            numbers.fromlist(box)
+            numbers.extend(box)
         except (TypeError, OverflowError):
             problems.add(
                 place("annotations", first + i, records[i]),
-                f"'bbox' {said(records[i], 'bbox')}",
+                f"'bbox' {found_in(records[i], 'bbox')}",
                 "must be four numbers [x, y, width, height]",
                 key="bbox",
                 value=short(box),
@@ -103,7 +106,7 @@ def areas(records: Sequence[Record], problems: Problems, first: int = 0) -> np.n
             problems.add(
                 place("annotations", first + i, records[i]),
                 f"'area' is {short(area)}",
-                "must be a number of at least 0, or left out",
+                "must be a number of at least 0, or absent",
                 key="area",
                 value=short(area),
             )
@@ -124,7 +127,7 @@ def crowds(records: Sequence[Record], problems: Problems, first: int = 0) -> np.
             problems.add(
                 place("annotations", first + i, records[i]),
                 f"'iscrowd' is {short(value)}",
-                "must be 0 or 1, or left out",
+                "must be 0 or 1, or absent",
                 key="iscrowd",
                 value=short(value),
             )
@@ -132,7 +135,7 @@ def crowds(records: Sequence[Record], problems: Problems, first: int = 0) -> np.
 
 
 def _plain(values: list[Any], kind: type) -> np.ndarray | None:
-    """The values as an array if all are plain numbers of that kind; whole ones are floats too."""
+    """The values as an array if all are plain numbers of that kind; integers are floats too."""
     kinds = {int} if kind is int else {int, float}
     if not values or not kinds.issuperset(map(type, values)):
         return None
@@ -154,7 +157,7 @@ def file_names(
         if name is None and not required:
             fault = None
         elif not isinstance(name, str) or not name:
-            fault = "must be the name of a file"
+            fault = "must be a file name"
         else:
             fault = _unsafe(name)
         if fault:
@@ -176,22 +179,22 @@ _HARMLESS = re.compile(r"(?:[\w-]+[./ ])*[\w-]+")  # most names; `_unsafe` finds
 def _unsafe(name: str) -> str | None:
     """Why a file name could leave its folder, or None."""
     if "\0" in name:
-        return "must not hold a zero byte"
+        return "must not contain a zero byte"
     if "\\" in name:
-        return "must have / between folders"
+        return "must use / between folders"
     if re.match(r"/|~[^/]*/|[A-Za-z]:|\w+://", name):
-        return "must be relative to the folder of images"
+        return "must be relative to the image folder"
     if ".." in name.split("/"):
-        return "must not leave the folder of images"
+        return "must not leave the image folder"
     return None
 
 
 def rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where each of the ids stands `among` others, first if they repeat; -1 where it does not."""
+    """The row of each id `among` others, the first one if they repeat; -1 where there is none."""
     if not len(among):
         return np.full(len(ids), -1)
     low, high = int(among.min()), int(among.max())
-    if high - low < 8 * len(ids):  # as most are: a row for each id that there could be
+    if high - low < 8 * len(ids):  # as in most files: a table of all possible ids
         row_of = np.full(high - low + 1, -1)
         row_of[among[::-1] - low] = np.arange(len(among))[::-1]
         return np.where((ids >= low) & (ids <= high), row_of[np.clip(ids, low, high) - low], -1)
@@ -214,7 +217,7 @@ def report_repeats(
         if counts and first.setdefault(value, i) != i:
             problems.add(
                 place(kind, i, record(i)),
-                f"'{key}' {value!r} is already that of {kind}[{first[value]}]",
+                f"'{key}' {value!r} is also that of {kind}[{first[value]}]",
                 "must be unique",
                 kind="repeated",
                 key=key,
@@ -223,18 +226,18 @@ def report_repeats(
 
 
 def place(kind: str, index: int, record: Record) -> Place:
-    """Where that record of the list `kind` stands."""
+    """The place of a record in the list `kind`."""
     id_ = record.get("id")
     return Place(kind, int(index), id_ if type(id_) is int or "id" not in record else short(id_))
 
 
-def said(record: Record, key: str) -> str:
-    """What a record says there, for a message: "is 7", or "is missing"."""
+def found_in(record: Record, key: str) -> str:
+    """The value of a record for a message: "is 7", or "is missing"."""
     return f"is {short(record[key])}" if key in record else "is missing"
 
 
 def first_non_object(records: Sequence[Any], first: int = 0) -> NonObject | None:
-    """The first element that is no JSON object; None if all are."""
+    """The first element that is not a JSON object; None if all are."""
     if all(type(record) is dict for record in records):
         return None
     found = next(i for i, record in enumerate(records) if type(record) is not dict)
@@ -242,19 +245,19 @@ def first_non_object(records: Sequence[Any], first: int = 0) -> NonObject | None
 
 
 def json_type(value: Any) -> str:
-    """What JSON calls a value."""
-    kinds = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
+    """The JSON type of a value, for a message."""
+    kinds = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
     return kinds.get(type(value), "true or false" if isinstance(value, bool) else "a number")
 
 
-def list_error(key: str, members: dict[str, Any], stranger: NonObject | None) -> str:
-    """What is wrong with a member that has to be a list of objects; "" if nothing is."""
+def list_error(key: str, members: dict[str, Any], other: NonObject | None) -> str:
+    """What is wrong with a member that must be a list of objects; "" if nothing is."""
     if key not in members:
         return f"'{key}' is missing"
     if not isinstance(members[key], list):
         return f"'{key}' is {short(members[key])}, not a list of objects"
-    if stranger is not None:
-        return f"{key}[{stranger[0]}] is {stranger[1]}, not an object: remove it"
+    if other is not None:
+        return f"{key}[{other[0]}] is {other[1]}, not an object: remove it"
     return ""
 
 

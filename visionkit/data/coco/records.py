@@ -1,65 +1,71 @@
-"""The annotations of a COCO file, read in pieces and put together."""
+"""The records of a COCO file, decoded and checked one by one, and gathered into tables."""
 
 from __future__ import annotations
 
 import json
-import mmap
-import re
-from contextlib import ExitStack
-from io import BytesIO
-from types import TracebackType
-from typing import Any, BinaryIO
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from visionkit.data.checks.findings import Problems
-from visionkit.data.coco.annotation_text import Piece, read_faultless, read_piece
 from visionkit.data.coco.columns import (
+    CORE,
+    LARGEST,
     UNMAPPED,
     NonObject,
     Record,
+    areas,
+    boxes,
+    crowds,
     file_names,
     first_non_object,
+    integers,
     place,
     report_repeats,
     rows_of,
     short,
-    whole_numbers,
 )
-from visionkit.data.coco.json_lists import Data, elements, proposals
-from visionkit.data.coco.read_ahead import ReadAhead, can_help
-from visionkit.data.coco.tables import Gathered, ImageTable, ObjectTable, SegmentationTable, packed
-from visionkit.data.image_io import MAX_PIXELS
-from visionkit.data.loading.cache import contents
-from visionkit.types import Classes
+from visionkit.data.coco.reader import elements
+from visionkit.data.coco.segmentations import SegmentationTable, find_fault, pack
+from visionkit.data.coco.tables import Gathered, ImageTable, ObjectTable, packed
 
-# --- The image and category records of a COCO file, read into columns.
+try:
+    from visionkit.data.coco import fast_json
+except ImportError:  # the extra `fast` is not installed
+    fast_json = None
 
-_REQUIRED = {"id", "file_name", "height", "width"}
-_TOLD = ("id", "file_name", "height", "width", "class_id", "identity", "semantic")
+Columns = dict[str, np.ndarray]
+
+_IMAGE = {"id", "file_name", "height", "width"}
+_IMAGE_COLUMNS = (*_IMAGE, "class_id", "identity", "semantic")
 
 
 class ImageReader:
-    """Takes parts of the list of image records, as `json_lists.read_members` hands it out."""
+    """Reads image records in chunks; faults of single records are added to `problems`."""
 
-    def __init__(self, data: Data, problems: Problems):
-        self.data, self.problems = data, problems
+    def __init__(self, problems: Problems):
+        self.problems = problems
         self._columns = Gathered()
         self.count = 0
-        self.keys: set[str] = set()  # those of which the columns do not tell all
-        self.stranger: NonObject | None = None  # the first element that is no JSON object
+        self.keys: set[str] = set()  # those in `extras` of some image
+        self.non_object: NonObject | None = None  # the first element that is not an object
 
-    def __call__(self, start: int, stop: int) -> int | None:
-        """Read some records; see `json_lists.read_members`."""
-        records, end = elements(self.data[start:stop])
-        self.stranger = self.stranger or first_non_object(records, self.count)
-        if self.stranger is None and records:
-            self._columns.add(self._read(records))
-            self.count += len(records)
+    def __call__(self, text: bytes) -> int | None:
+        """Read the text of some records; see `reader.read_list`."""
+        records, end = elements(text)
+        self.add(records)
         return end
 
+    def add(self, records: Sequence[Any]) -> None:
+        """Read some records."""
+        self.non_object = self.non_object or first_non_object(records, self.count)
+        if self.non_object is None and records:
+            self._columns.add(self._read(records))
+            self.count += len(records)
+
     def table(self) -> ImageTable:
-        """All that was read."""
+        """All records."""
         columns = self._columns
         return ImageTable(
             ids=columns.column("ids", np.int64),
@@ -71,157 +77,87 @@ class ImageReader:
             extras=columns.texts("extras"),
         )
 
-    def _read(self, records: list[Record]) -> dict[str, np.ndarray]:
+    def _read(self, records: Sequence[Record]) -> Columns:
         problems, first = self.problems, self.count
-        ids, valid = whole_numbers("images", records, "id", problems, first=first)
-        heights, _ = whole_numbers("images", records, "height", problems, low=1, first=first)
-        widths, _ = whole_numbers("images", records, "width", problems, low=1, first=first)
-        for i in np.flatnonzero(heights * widths.astype(float) > MAX_PIXELS):
-            problems.add(
-                place("images", first + i, records[i]),
-                f"{widths[i]}x{heights[i]} is more than the limit of {MAX_PIXELS} pixels",
-                key="width",
-                value=short(int(widths[i])),
-            )
+        ids, valid = integers("images", records, "id", problems, first=first)
+        heights, _ = integers("images", records, "height", problems, low=1, first=first)
+        widths, _ = integers("images", records, "width", problems, low=1, first=first)
         optional: Any = {"required": False, "low": 0, "first": first}
-        extras = [_extras(record) for record in records]
+        extras = [
+            {
+                key: value
+                for key, value in record.items()
+                if key not in _IMAGE_COLUMNS or value is None or type(value) is bool
+            }
+            if record.keys() != _IMAGE
+            else {}
+            for record in records
+        ]
         self.keys.update(key for extra in extras for key in extra)
-        texts = {
-            "names": file_names(records, "file_name", problems, required=True, first=first),
-            "semantic": file_names(records, "semantic", problems, required=False, first=first),
-            "extras": [json.dumps(extra) if extra else "" for extra in extras],
-        }
-        columns = {
+        names = file_names(records, "file_name", problems, required=True, first=first)
+        semantic = file_names(records, "semantic", problems, required=False, first=first)
+        return {
             "ids": np.where(valid, ids, UNMAPPED),
             "sizes": np.stack([heights, widths], 1),
-            "class_ids": whole_numbers("images", records, "class_id", problems, **optional)[0],
-            "identities": whole_numbers("images", records, "identity", problems, **optional)[0],
+            "class_ids": integers("images", records, "class_id", problems, **optional)[0],
+            "identities": integers("images", records, "identity", problems, **optional)[0],
+            **packed("names", names),
+            **packed("semantic", semantic),
+            **packed("extras", list(map(_json, extras))),
         }
-        for name, values in texts.items():
-            columns |= packed(name, values)
-        return columns
-
-
-def read_categories(records: list[Record], problems: Problems) -> Classes:
-    """Names and ids in the order of the ids."""
-    ids, valid = whole_numbers("categories", records, "id", problems)
-    report_repeats("categories", records.__getitem__, "id", ids.tolist(), valid, problems)
-    names = [record.get("name") for record in records]
-    named = [isinstance(name, str) and bool(name) for name in names]
-    for i in np.flatnonzero(~np.array(named)):
-        problems.add(
-            place("categories", i, records[i]),
-            f"'name' is {short(names[i])}",
-            "must be a text",
-            key="name",
-            value=short(names[i]),
-        )
-    report_repeats("categories", records.__getitem__, "name", names, named, problems)
-    order = np.argsort(ids, kind="stable")
-    return Classes(tuple(str(names[i]) for i in order), tuple(ids[order].tolist()))
-
-
-def _extras(record: Record) -> Record:
-    """What the columns do not hold: other keys, and values that a column cannot tell."""
-    if record.keys() == _REQUIRED:
-        return {}
-    return {
-        key: value
-        for key, value in record.items()
-        if key not in _TOLD or value is None or type(value) is bool
-    }
-
-
-_LIST = re.compile(rb'"annotations"[ \t\n\r]*:[ \t\n\r]*\[[ \t\n\r]*')
 
 
 class AnnotationReader:
-    """Takes parts of the list of annotations, as `json_lists.read_members` names them.
+    """Reads annotations in chunks, by msgspec where it is installed and they are plain.
 
-    Other processes read ahead in a large file; use it with `with`, which ends them. Whatever is
-    wrong with a record itself is added to `problems` or, about its segmentation, to
-    `mask_faults`. What depends on other records is checked later, see `coco_checks`.
-    Segmentations, most of a file, are written to `codes`, by default in memory.
+    Faults of single records are added to `problems`, those of segmentations to `mask_faults`.
+    What depends on other records is checked later, by `index`.
     """
 
-    def __init__(self, data: Data, piece: int, problems: Problems, codes: BinaryIO | None):
-        self.data, self.piece, self.problems = data, piece, problems
-        self._codes = BytesIO() if codes is None else codes
+    def __init__(self, problems: Problems):
+        self.problems = problems
         self.mask_faults: list[tuple[int, str]] = []  # places in the list, and what is wrong
         self._columns = Gathered()
         self.count = 0
-        self.keys: set[str] = set()  # what the columns do not tell of some annotation
-        self.stranger: NonObject | None = None  # the first element that is no JSON object
-        self.has_masks = False  # whether any has a segmentation
-        self._ahead: ReadAhead | None = None
-        self._begun = -1  # where the list begins that is read ahead
-        self._stack = ExitStack()
+        self.keys: set[str] = set()  # those in `extras` of some annotation
+        self.non_object: NonObject | None = None  # the first element that is not an object
 
-    def __enter__(self) -> AnnotationReader:
-        probable = _LIST.search(self.data)  # long before the images are read
-        if probable:
-            self._read_ahead(probable.end())
-        return self
+    def __call__(self, text: bytes) -> int | None:
+        """Read the text of some annotations; see `reader.read_list`."""
+        plain = fast_json and fast_json.decode(text)
+        columns = plain and _plain_columns(plain)
+        if columns:
+            self._columns.add(columns)
+            self.count += len(plain)
+            return None
+        records, end = elements(text)
+        self.add(records)
+        return end
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
+    def add(self, records: Sequence[Any]) -> None:
+        """Read some annotations."""
+        self.non_object = self.non_object or first_non_object(records, self.count)
+        if self.non_object is None and records:
+            self._columns.add(self._read(records))
+            self.count += len(records)
 
-    def __call__(self, start: int, stop: int) -> int | None:
-        """Read some annotations; see `json_lists.read_members`."""
-        piece = self._ahead_of(start, stop)
-        if piece is None:
-            piece = read_piece(self.data[start:stop], self.count, self.problems)
-        self.stranger = self.stranger or piece.stranger
-        self.has_masks |= piece.has_masks
-        self.keys |= piece.keys
-        self.mask_faults += piece.mask_faults
-        if piece.columns is not None:
-            self._columns.add(piece.columns)
-            if piece.starts is None:
-                self._codes.write(piece.codes)
-            else:
-                self._copy_codes(start, stop, piece.starts, piece.columns["code_sizes"])
-            self.count += len(piece.columns["id"])
-        return piece.end
-
-    def _copy_codes(self, start: int, stop: int, starts: np.ndarray, sizes: np.ndarray) -> None:
-        """Write segmentations as they stand in the data: other processes need not send them."""
-        text = self.data[start:stop]
-        spans = zip(starts.tolist(), (starts + sizes).tolist(), strict=True)
-        self._codes.write(b"".join([text[begin:end] for begin, end in spans]))
-        if hasattr(self.data, "madvise"):  # else all of a mapped file counts as memory in use
-            first = start - start % mmap.PAGESIZE
-            self.data.madvise(mmap.MADV_DONTNEED, first, stop - first)
-
-    def _ahead_of(self, start: int, stop: int) -> Piece | None:
-        """What another process read there, if it could."""
-        if self.count == 0 and start != self._begun:
-            self._read_ahead(start)
-        return self._ahead and self._ahead.get(start, stop)
-
-    def _read_ahead(self, start: int) -> None:
-        """Have other processes read a list that begins at `start`, or may begin there: what they
-        found is only used if it does."""
-        self._stack.close()
-        self._begun, self._ahead = start, None
-        if can_help(len(self.data) - start):
-            spans = proposals(self.data, start, self.piece)
-            self._ahead = self._stack.enter_context(ReadAhead(self.data, read_faultless, spans))
+    @property
+    def extents(self) -> tuple[np.ndarray, np.ndarray]:
+        """`reach` and `outline` of all annotations; see `segmentations.pack`."""
+        return self._columns.column("reach", float), self._columns.column("outline", float)
 
     def table(self, image_ids: np.ndarray) -> ObjectTable:
-        """All that was read; `image_ids` are those of the image table."""
+        """All annotations; `image_ids` are those of the image table."""
         columns = self._columns
-        ids = columns.column("image_id", np.int64)
+        ids, polygons = columns.column("image_id", np.int64), columns.column("polygons", np.int32)
         masks = SegmentationTable(
-            codes=contents(self._codes),
-            code_ends=columns.offsets("code_sizes"),
-            reach=columns.column("reach", np.float64),
-            sizes=columns.column("rle_sizes", np.int32, 2),
+            points=columns.column("points", np.float64, 2),
+            polygon_ends=columns.offsets("polygon_lengths"),
+            first=polygons.cumsum() - polygons,
+            polygons=polygons,
+            counts=columns.column("counts", np.uint8),
+            count_ends=columns.offsets("count_lengths"),
+            sizes=columns.column("sizes", np.int32, 2),
         )
         return ObjectTable(
             ids=columns.column("id", np.int64),
@@ -231,7 +167,114 @@ class AnnotationReader:
             bbox=columns.column("bbox", np.float64, 4),
             area=columns.column("area", np.float64),
             iscrowd=columns.column("iscrowd", np.int8),
-            kind=columns.column("kind", np.uint8),
+            segmented=columns.column("segmented", np.bool_),
             extras=columns.texts("extras"),
             masks=masks,
         )
+
+    def _read(self, records: Sequence[Record]) -> Columns:
+        problems, first = self.problems, self.count
+        segmentations, faults = self._segmentations([r.get("segmentation") for r in records])
+        extras = list(map(_extras, records, faults))
+        self.keys.update(key for extra in extras for key in extra)
+        image_ids, has_image = integers("annotations", records, "image_id", problems, first=first)
+        category, known = integers("annotations", records, "category_id", problems, first=first)
+        ids = [record.get("id") for record in records]
+        return {
+            "id": np.array([id_ if _is_id(id_) else UNMAPPED for id_ in ids], np.int64),
+            "image_id": np.where(has_image, image_ids, UNMAPPED),
+            "category": np.where(known, category, UNMAPPED),
+            "bbox": boxes(records, problems, first),
+            "area": areas(records, problems, first),
+            "iscrowd": crowds(records, problems, first),
+            "segmented": np.array([
+                "segmentation" in r and "segmentation" not in e
+                for r, e in zip(records, extras, strict=True)
+            ], bool),
+            **segmentations,
+            **packed("extras", list(map(_json, extras))),
+        }  # fmt: skip
+
+    def _segmentations(self, found: list[Any]) -> tuple[Columns, list[str]]:
+        """Their columns and faults; one with a fault counts as absent."""
+        try:
+            return pack(found), [""] * len(found)
+        except (TypeError, ValueError, OverflowError):
+            faults = list(map(find_fault, found))
+        self.mask_faults += [(self.count + i, fault) for i, fault in enumerate(faults) if fault]
+        sound = [None if fault else each for each, fault in zip(found, faults, strict=True)]
+        return pack(sound), faults
+
+
+def _plain_columns(found: list[Any]) -> Columns | None:
+    """The columns of decoded annotations; None if a segmentation has a fault."""
+    unset, count = fast_json.UNSET, len(found)
+    masks = [None if a.segmentation is unset else a.segmentation for a in found]
+    if any(type(mask) is dict and not _is_rle(mask) for mask in masks):
+        return None
+    try:
+        segmentations = pack(masks, typed=True)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+    def column(values: list[Any], missing: Any, dtype: type) -> np.ndarray:
+        return np.array([missing if value is unset else value for value in values], dtype)
+
+    return {
+        "id": column([a.id for a in found], UNMAPPED, np.int64),
+        "image_id": np.array([a.image_id for a in found], np.int64),
+        "category": np.array([a.category_id for a in found], np.int64),
+        "bbox": np.array([a.bbox for a in found], np.float64),
+        "area": column([a.area for a in found], np.nan, np.float64),
+        "iscrowd": column([a.iscrowd for a in found], -1, np.int8),
+        "segmented": np.array([mask is not None for mask in masks], bool),
+        **segmentations,
+        **packed("extras", [""] * count),
+    }
+
+
+def read_categories(
+    records: Sequence[Record], problems: Problems
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and ids in the order of the ids."""
+    ids, valid = integers("categories", records, "id", problems)
+    report_repeats("categories", records.__getitem__, "id", ids.tolist(), valid, problems)
+    names = [record.get("name") for record in records]
+    named = [isinstance(name, str) and bool(name) for name in names]
+    for i in np.flatnonzero(~np.array(named, bool)):
+        problems.add(
+            place("categories", i, records[i]),
+            f"'name' is {short(names[i])}",
+            "must be a string",
+            key="name",
+            value=short(names[i]),
+        )
+    report_repeats("categories", records.__getitem__, "name", names, named, problems)
+    order = np.argsort(ids, kind="stable")
+    return tuple(str(names[i]) for i in order), tuple(ids[order].tolist())
+
+
+def _extras(record: Record, mask_fault: str) -> Record:
+    """What no column holds: other keys, and values that a column cannot hold."""
+    extras = {key: value for key, value in record.items() if key not in CORE}
+    if "id" in record and not _is_id(record["id"]):
+        extras["id"] = record["id"]
+    for key in ("area", "iscrowd"):
+        if key in record and type(record[key]) not in (int, float):
+            extras[key] = record[key]
+    mask = record.get("segmentation", [])
+    if mask_fault or not (isinstance(mask, list) or _is_rle(mask)):
+        extras["segmentation"] = mask
+    return extras
+
+
+def _is_rle(mask: Any) -> bool:
+    return isinstance(mask, dict) and mask.keys() == {"size", "counts"}
+
+
+def _json(extras: Record) -> str:
+    return json.dumps(extras, default=str) if extras else ""
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) <= LARGEST

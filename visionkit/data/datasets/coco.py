@@ -4,50 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from visionkit.config.schema import InputPath
-from visionkit.data.checks.findings import Finding, FindingCounts, Problems
+from visionkit.data.checks.findings import Finding, FindingCounts, Problems, Progress
 from visionkit.data.checks.kinds import policies
 from visionkit.data.coco.annotations import find_missing, read_annotations
 from visionkit.data.coco.attributes import AttributeTable, read_identifiers
-from visionkit.data.coco.quality import Progress, warn
-from visionkit.data.coco.truth import coco_truth, filled_areas
+from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
+from visionkit.data.coco.selection import warn
 from visionkit.data.files import Links
 from visionkit.data.image_io import check_size, read_image
-from visionkit.data.masks import load_classes, look_at_maps, paint_classes
 from visionkit.data.sample import Sample
+from visionkit.data.semantic_maps import check_maps, load_classes, paint_classes
 from visionkit.types import Classes
 
 
 class Coco:
-    """The images of a folder and what a COCO JSON file says about them.
+    """The images of a directory with the labels of a COCO JSON file.
 
-    Checked as a whole at construction; `DataError` lists all that is wrong. Boxes without extent
-    or outside their image are left out and counted in `dropped`; a missing area is computed, a
-    missing iscrowd is 0; objects without a segmentation among others that have one get an empty
-    mask, which says that none is known. Samples hold xyxy boxes clipped to the image.
-    `on_fault` changes what is done; evaluation scores against the file's own truth all the same.
+    The whole file is checked at construction; `DataError` lists all errors. Boxes without area or
+    outside their image are dropped and counted in `dropped`; a missing area is computed, a missing
+    iscrowd is 0; where some objects have a segmentation, those without get an empty mask, which
+    means that it is unknown. Samples have xyxy boxes clipped to the image. `on_fault` changes
+    this; evaluation always scores against the file's own ground truth.
 
     Beyond COCO, an image record may have `class_id` (an index into the list `image_classes` at
-    the top of the file), `identity` (a number) and `semantic` (the name of a map of class numbers
-    into the list `semantic_classes`, 255 = ignore, relative to the annotation file). As in LVIS,
-    `neg_category_ids` and `not_exhaustive_category_ids` say which classes are labeled in it. An
-    annotation may have `attributes`; see `coco_attributes`.
+    the top of the file), `identity` (a number) and `semantic` (the file name of a semantic map
+    with indices into the list `semantic_classes`, 255 = ignore, relative to the annotation file).
+    As in LVIS, `neg_category_ids` and `not_exhaustive_category_ids` list the classes it is labeled
+    for. An annotation may have `attributes`; see `visionkit.data.coco.attributes`.
 
+    images, annotations: the image directory and the JSON file.
     classes: names in label order, the same as the file's, which may have other ids; by default
         those of the file in the order of their ids.
-    other_classes: "ignore" leaves out the objects of classes that are not in `classes`.
-    masks: False leaves the segmentations unread, True demands them; None takes what is there.
-    semantic: "paint" makes the class maps from the masks; "files" takes those that are named.
-    attributes: names of those to read; by default all that there are, [] for none.
+    other_classes: "ignore" drops the objects of classes that are not in `classes`.
+    masks: False ignores the segmentations, True requires them; None uses them if there are any.
+    semantic: "paint" makes semantic maps from the masks; "files" reads those named in the file.
+    attributes: names of those to read; by default all, [] for none.
     exif: whether boxes belong to the upright image ("apply") or to the pixels as stored.
-    links: "any" allows file names to be links that lead out of the folder, which itself may be one.
-    on_fault: what to do about records of a kind of fault, for example {"bad-mask": "drop"}; the
-        kinds and their defaults are in docs/check.md.
+    links: "any" allows file names to be links that lead out of the directory.
+    on_fault: the policy for records of a kind of fault, for example {"bad-mask": "drop"};
+        docs/guide/data-checks.md lists the kinds and their defaults.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Coco:
         self._read, self._index, self._labeled_ids = read, read.index, read.labeled
         self._rows, self._starts = read.objects.rows, read.objects.starts
         self._labels, self._has_masks = read.objects.labels, read.has_masks
-        self._area = filled_areas(read.index.objects, read.index.images, read.masks)
+        self._area = read.areas()
         self.image_ids: list[int] = read.index.images.ids.tolist()
         self.classes = {"labels": read.label_classes}
         self.dropped, self.num_objects = read.objects.dropped, read.num_objects
@@ -99,7 +100,7 @@ class Coco:
 
     @property
     def file_names(self) -> list[str]:
-        """Of all images, relative to their folder."""
+        """Of all images, relative to their directory."""
         return self._index.images.names.texts()
 
     @property
@@ -108,17 +109,17 @@ class Coco:
         return self._read.fingerprint
 
     def findings(self) -> Iterator[Finding]:
-        """What is wrong or remarkable though the file can be used."""
+        """The warnings and notes."""
         return self._read.findings()
 
     def examine(self, progress: Progress) -> Iterator[Finding]:
-        """What takes longer to find: the same of its segmentations and class maps."""
+        """Findings that take longer: about segmentations and semantic maps."""
         yield from self._read.examine(progress)
         if not self._paints and "semantic" in self.keys:
-            yield from look_at_maps(self.image_ids, self.semantic_truth, progress)
+            yield from check_maps(self.image_ids, self.semantic_truth, progress)
 
     def counts(self) -> FindingCounts:
-        """How many records were left out, fixed, or kept though there is something wrong."""
+        """How many records were dropped, fixed, or kept despite a fault."""
         return self._read.counts()
 
     def class_counts(self) -> dict[str, np.ndarray]:
@@ -150,7 +151,7 @@ class Coco:
         return self.images / self._index.images.names.text(index)
 
     def map_path(self, index: int) -> Path | None:
-        """The file of that image's class map; None where it has none."""
+        """The semantic map file of that image; None where it has none."""
         name = "" if self._paints else self._index.images.semantic.text(index)
         return self.annotations.parent / name if name else None
 
@@ -187,8 +188,8 @@ class Coco:
         return sample
 
     def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """All objects that are not crowd regions: the index of their image, boxes (A, 4) xyxy,
-        labels, and their rows in the list of annotations."""
+        """All objects without crowd regions: the index of their image, boxes (A, 4) xyxy, labels,
+        and their rows in the list of annotations."""
         single = self._index.objects.iscrowd[self._rows] != 1
         image = np.repeat(np.arange(len(self)), np.diff(self._starts))[single]
         rows = self._rows[single].astype(np.int64)
@@ -196,16 +197,16 @@ class Coco:
         return image, boxes.astype(np.float32), self._labels[single].astype(np.int64), rows
 
     def identifiers(self, key: str, rows: np.ndarray) -> np.ndarray:
-        """(N,) numbers, alike for alike values of that key in those rows; see `identifiers`."""
+        """(N,) a number for each value of that key in those rows; see `read_identifiers`."""
         problems = Problems(f"annotation file {self.annotations}", self.annotations)
         return read_identifiers(self._index.objects, key, rows.tolist(), problems)
 
     def semantic_truth(self, image_id: int) -> Tensor | None:
-        """The class map (h, w) uint8 of that image as annotated; None where it has none."""
+        """The semantic map (h, w) uint8 of that image as annotated; None where it has none."""
         return self._semantic(self.image_ids.index(image_id))
 
     def _span(self, index: int) -> slice:
-        """Where the objects of an image stand among all."""
+        """The objects of an image among all used ones."""
         return slice(*self._starts[index : index + 2].tolist())
 
     def _semantic(self, index: int) -> Tensor | None:
@@ -213,8 +214,8 @@ class Coco:
         size = tuple(images.sizes[index].tolist())
         if self._paints:
             objects = self._read.objects
-            left = objects.left[slice(*objects.left_starts[index : index + 2].tolist())]
-            rows = np.concatenate([self._rows[span], left])
+            dropped = slice(*objects.skipped_starts[index : index + 2].tolist())
+            rows = np.concatenate([self._rows[span], objects.skipped[dropped]])
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
             masks = [self._read.masks[row] for row in rows]
             return paint_classes(masks, self._labels[span], boxes, size)
@@ -223,14 +224,16 @@ class Coco:
             return None
         return load_classes(path, size, len(self.classes["semantic"].names))
 
-    def coco_truth(self) -> dict[str, Any]:
-        """The ground truth for a COCO evaluator, with the exact numbers of the file.
+    def ground_truth(self) -> GroundTruth:
+        """The objects to score detections against, with the exact numbers of the file.
 
-        All annotations of `classes["labels"]`, also those that training leaves out; only a
-        missing id, area or iscrowd is added.
+        All annotations of `classes["labels"]`, also those that training drops, without malformed
+        segmentations; missing and negative areas are computed.
         """
-        ids, malformed = self.classes["labels"].ids, self._read.objects.bad_masks()
-        return coco_truth(self._index, ids, self._area, malformed.tolist())
+        masks, classes = self._index.objects.masks, self.classes["labels"]
+        if len(malformed := self._read.objects.bad_masks()):
+            masks = masks.without(malformed)
+        return ground_truth(self._index, classes, masks, self._area)
 
 
 def _numbered(names: list[str]) -> Classes:

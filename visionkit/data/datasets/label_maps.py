@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from visionkit.config.schema import InputPath, Range
-from visionkit.data.checks.findings import Finding, Problems, check_classes
+from visionkit.data.checks.findings import Finding, Problems, Progress, check_classes
 from visionkit.data.files import diagnose, visible_files
 from visionkit.data.image_io import SUFFIXES, read_image, read_label_map
-from visionkit.data.masks import Progress, look_at_maps
 from visionkit.data.sample import Sample
+from visionkit.data.semantic_maps import check_maps
 from visionkit.errors import DataError, printable
 from visionkit.types import IGNORE, Classes
 
@@ -108,7 +108,7 @@ class LabelMaps:
 
     def examine(self, progress: Progress) -> Iterator[Finding]:
         """Maps that cannot be used, and those without any label."""
-        for found in look_at_maps(self.image_ids, self.semantic_truth, progress):
+        for found in check_maps(self.image_ids, self.semantic_truth, progress):
             yield found._replace(file=str(self.labels), value=self._maps[int(found.value)])
 
     def image_path(self, index: int) -> Path:

@@ -12,10 +12,8 @@ import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from io import BytesIO
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -42,17 +40,11 @@ def content_key(path: Path) -> str:
 
 
 def save(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Write the arrays but those that have their file already, and `meta`, which must be JSON."""
-
-    def write(name: str) -> dict[str, Any]:
-        array, path = np.ascontiguousarray(arrays[name]), column_file(folder, name)
-        if not path.exists():
-            array.tofile(path)
-        return {"dtype": array.dtype.str, "shape": array.shape, "crc32": _checksum(array)}
-
-    with ThreadPoolExecutor(2) as pool:
-        columns = dict(zip(arrays, pool.map(write, arrays), strict=True))
-    text = json.dumps({"columns": columns, "meta": meta})
+    """Write the arrays, one .npy file each, and `meta`, which must be JSON."""
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    checksums = {name: _checksum(array) for name, array in arrays.items()}
+    text = json.dumps({"checksums": checksums, "meta": meta})
     (folder / META).write_text(text, encoding="utf-8")
 
 
@@ -63,38 +55,21 @@ def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     byte is found in all arrays but the largest.
     """
     found = json.loads((folder / META).read_text(encoding="utf-8"))
+    arrays = {}
     try:
-        arrays = {name: _map(folder, name, said) for name, said in found["columns"].items()}
+        for name, checksum in found["checksums"].items():
+            path = folder / f"{name}.npy"
+            arrays[name] = np.load(path, mmap_mode="r").view(np.ndarray)
+            if _checksum(arrays[name]) != checksum:
+                raise ValueError(f"{path} has changed since it was written")
         return arrays, found["meta"]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, EOFError) as error:
         raise ValueError(f"{folder / META} is not as it was written: {error!r}") from None
 
 
-def column_file(folder: Path, name: str) -> Path:
-    """Where an array lies, without a header."""
-    return folder / f"{name}.bin"
-
-
-def contents(file: BinaryIO) -> np.ndarray:
-    """(N,) uint8, what an open file holds, read-only: mapped, or the memory of a BytesIO."""
-    if isinstance(file, BytesIO):
-        return np.frombuffer(file.getbuffer(), np.uint8)
-    file.flush()
-    empty = os.fstat(file.fileno()).st_size == 0  # which cannot be mapped
-    return np.frombuffer(b"" if empty else mmap(file.fileno(), 0, access=ACCESS_READ), np.uint8)
-
-
-def _map(folder: Path, name: str, said: dict[str, Any]) -> np.ndarray:
-    path = column_file(folder, name)
-    with path.open("rb") as file:
-        array = contents(file).view(said["dtype"]).reshape(said["shape"])
-    if _checksum(array) != said["crc32"]:
-        raise ValueError(f"{path} has changed since it was written")
-    return array
-
-
 def _checksum(array: np.ndarray) -> int | None:
-    return zlib.crc32(array.data) if 0 < array.nbytes <= _CHECKED else None
+    small = 0 < array.nbytes <= _CHECKED
+    return zlib.crc32(np.ascontiguousarray(array).data) if small else None
 
 
 LIMIT = 20 * 2**30  # bytes of all entries of one kind; the least recently used go first

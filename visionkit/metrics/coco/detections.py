@@ -1,4 +1,4 @@
-"""Detections as columns, and the door that refuses those that must not be scored."""
+"""Detections as columns, and the check that refuses those that must not be scored."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from numbers import Real
+from numbers import Integral, Real
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from visionkit.data.coco.columns import rows_of, short
+from visionkit.data.coco.columns import FARTHEST, rows_of, short
+from visionkit.data.coco.rle import rle_totals
 from visionkit.errors import DataError
-from visionkit.metrics.coco.ground_truth import FARTHEST, IouType, Truth, sizes_of
-from visionkit.metrics.coco.rle import is_size, rle_totals
+from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, sizes_of
 
 KEY = {"bbox": "bbox", "segm": "segmentation"}
 
@@ -30,7 +30,7 @@ class Detections:
     scores: np.ndarray  # (N,) float64
     boxes: np.ndarray | None = None  # (N, 4) float64 x, y, w, h
     masks: list[dict[str, Any]] | None = None  # (N,) compressed RLE
-    areas: np.ndarray | None = None  # (N,) float64, of the box or the mask; set by the door
+    areas: np.ndarray | None = None  # (N,) float64, of the box or the mask; set by the checker
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -61,8 +61,8 @@ class Detections:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def all_gather_with_grad(parts: Sequence[Detections], iou_type: IouType) -> Detections:
-    """All parts one after another, with the boxes or the masks only."""
+def concatenate(parts: Sequence[Detections], iou_type: IouType) -> Detections:
+    """All parts, with the boxes or the masks only."""
     if not parts:
         none = np.zeros(0, np.int64)
         return Detections(none, none, np.zeros(0), np.zeros((0, 4)), [], np.zeros(0))
@@ -81,19 +81,19 @@ def all_gather_with_grad(parts: Sequence[Detections], iou_type: IouType) -> Dete
 
 
 class DetectionChecker:
-    """Takes detections of one kind in parts, and hands them on when all of them are sound.
+    """Collects detections of one type in parts, and returns them if all of them are valid.
 
-    The engines take malformed input without a word: a NaN box scores as perfect, an unknown
-    category as wrong, a mask that is too short as anything. `source` begins the message.
+    The engines accept malformed input silently: a NaN box scores as perfect, an unknown category
+    as wrong, a mask that is too short as anything. `source` begins the message.
     """
 
     LIMIT = 20
 
-    def __init__(self, truth: Truth, iou_type: IouType, source: str = "") -> None:
-        self.truth, self.iou_type, self.source = truth, iou_type, source
+    def __init__(self, truth: ScoredTruth, source: str = "") -> None:
+        self.truth, self.iou_type, self.source = truth, truth.iou_type, source
         self.parts: list[Detections] = []
         self.seen = self.refused = 0
-        self.told: list[str] = []  # of the first that were refused
+        self.messages: list[str] = []  # of the first that were refused
 
     def add(self, results: Sequence[dict[str, Any]] | Detections) -> None:
         """Check some more; COCO result records or columns."""
@@ -104,40 +104,40 @@ class DetectionChecker:
         else:
             try:
                 results, wrong = self._measured(_columns(results, self.iou_type))
-            except (KeyError, TypeError, ValueError, OverflowError):  # one is strange; which?
+            except (KeyError, TypeError, ValueError, OverflowError):  # some are malformed; which?
                 numbers, results = self._one_by_one(numbers, results)
                 results, wrong = self._measured(results)
         rows = np.flatnonzero(wrong)
         self.refused += len(rows)
-        for i in rows[: self.LIMIT - len(self.told)]:
+        for i in rows[: self.LIMIT - len(self.messages)]:
             record = results[np.array([i])].records()[0]
-            self._tell(numbers[i], record, _fault(record, self.truth, self.iou_type) or DAMAGED)
+            self._report(numbers[i], record, _fault(record, self.truth) or DAMAGED)
         self.parts.append(results)
 
     def detections(self) -> Detections:
-        """Everything that was admitted; `DataError` lists all that is wrong with it."""
+        """All of them; `DataError` lists those that cannot be scored."""
         if self.refused:
-            shown = "\n  ".join(self.told)
-            more = self.refused - len(self.told)
+            shown = "\n  ".join(self.messages)
+            more = self.refused - len(self.messages)
             shown += f"\n  ... and {more} more" if more else ""
             what = f"{self.refused} of {self.seen} detections cannot be scored"
             raise DataError(f"{self.source}{what}:\n  {shown}")
-        return all_gather_with_grad(self.parts, self.iou_type)
+        return concatenate(self.parts, self.iou_type)
 
-    def _tell(self, number: int, record: Any, fault: str) -> None:
-        if len(self.told) < self.LIMIT:
+    def _report(self, number: int, record: Any, fault: str) -> None:
+        if len(self.messages) < self.LIMIT:
             of = f" (image_id {short(record.get('image_id'))})" if isinstance(record, dict) else ""
-            self.told.append(f"result {number}{of}: {fault}")
+            self.messages.append(f"result {number}{of}: {fault}")
 
     def _one_by_one(
         self, numbers: np.ndarray, records: Sequence[Any]
     ) -> tuple[np.ndarray, Detections]:
         sound = []
         for i, (number, record) in enumerate(zip(numbers, records, strict=True)):
-            fault = _fault(record, self.truth, self.iou_type)
+            fault = _fault(record, self.truth)
             if fault:
                 self.refused += 1
-                self._tell(number, record, fault)
+                self._report(number, record, fault)
             else:
                 ids = {key: int(record[key]) for key in ("image_id", "category_id")}
                 sound.append((i, {**record, **ids}))
@@ -145,7 +145,7 @@ class DetectionChecker:
         return numbers[rows], _columns([record for _, record in sound], self.iou_type)
 
     def _measured(self, found: Detections) -> tuple[Detections, np.ndarray]:
-        """The same with areas, and (N,) bool: where `_fault`, or the code of a mask, is wrong."""
+        """The same with areas, and (N,) bool: where `_fault` finds one or a mask is damaged."""
         image = rows_of(found.image_ids, self.truth.image_ids)
         wrong = (image < 0) | (rows_of(found.category_ids, self.truth.category_ids) < 0)
         wrong |= ~((found.scores >= 0) & (found.scores <= 1))
@@ -163,7 +163,7 @@ DAMAGED = "segmentation: the RLE counts are damaged, or do not add up to the ima
 
 
 def _columns(records: Sequence[dict[str, Any]], iou_type: IouType) -> Detections:
-    """Records as columns, the quick way; raises if a number or a box is not as it should be."""
+    """Records as columns, the fast way; raises if any number or box is malformed."""
     columns = [
         _column(kind, list(map(itemgetter(key), records)))
         for kind, key in (("q", "image_id"), ("q", "category_id"), ("d", "score"))
@@ -177,7 +177,7 @@ def _columns(records: Sequence[dict[str, Any]], iou_type: IouType) -> Detections
 
 
 def _column(kind: str, values: list[Any]) -> np.ndarray:
-    """As an array of that kind; raises if one is no number. True and False are none."""
+    """As an array of that kind; raises if one is not a number. True and False are not."""
     column = np.array(array(kind, values))
     rows = np.flatnonzero((column == 0) | (column == 1))
     if bool in {type(values[i]) for i in rows.tolist()}:
@@ -186,23 +186,24 @@ def _column(kind: str, values: list[Any]) -> np.ndarray:
 
 
 def _sizes(masks: list[dict[str, Any]]) -> np.ndarray:
-    """(N, 2) int64 h, w; raises if one is not two whole numbers."""
+    """(N, 2) int64 h, w; raises if one is not two integers."""
     sizes = list(map(itemgetter("size"), masks))
     if set(map(len, sizes)) - {2} or bool in set(map(type, chain.from_iterable(sizes))):
         raise ValueError
     return np.array(array("q", chain.from_iterable(sizes)), np.int64).reshape(-1, 2)
 
 
-def _fault(record: Any, truth: Truth, iou_type: IouType) -> str | None:
-    """What is wrong with one record, or None; the codes of a mask are not looked at."""
+def _fault(record: Any, truth: ScoredTruth) -> str | None:
+    """What is wrong with one record, or None; the run lengths of a mask are not checked."""
+    iou_type = truth.iou_type
     if not isinstance(record, dict):
         return f"{record!r:.60} is not an object"
     missing = [k for k in ("image_id", "category_id", "score", KEY[iou_type]) if k not in record]
     if missing:
-        return f"misses the key {missing[0]!r}"
+        return f"lacks the key {missing[0]!r}"
     image, category = record["image_id"], record["category_id"]
     if not _is_number(image) or image not in truth.image_rows:
-        return f"image_id {short(image)}: no such image in the annotations{_hint(image)}"
+        return f"image_id {short(image)} is not in the annotations{_hint(image)}"
     if not _is_number(category) or category not in truth.category_rows:
         return f"category_id {short(category)} is not in the annotations{_hint(category)}"
     score = record["score"]
@@ -219,16 +220,16 @@ def _fault(record: Any, truth: Truth, iou_type: IouType) -> str | None:
 
 
 def _hint(id_: Any) -> str:
-    return ": must be a whole number, without quotes" if isinstance(id_, str) else ""
+    return ": must be an integer, without quotes" if isinstance(id_, str) else ""
 
 
 def _mask_fault(mask: Any, expected: list[int]) -> str | None:
     if not isinstance(mask, dict) or not {"size", "counts"} <= mask.keys():
-        return "segmentation is not a run-length code {size: [h, w], counts: text}"
-    if not is_size(mask["size"], expected):
+        return "segmentation is not a run-length code {size: [h, w], counts: string}"
+    if not _is_size(mask["size"], expected):
         return f"segmentation: mask of size {short(mask['size'])} on an image of {expected} (h, w)"
     if not isinstance(mask["counts"], str | bytes):
-        return "segmentation: the counts of a detected mask must be a compressed text"
+        return "segmentation: the counts of a detected mask must be a compressed string"
     return None
 
 
@@ -236,3 +237,12 @@ def _is_number(value: Any) -> bool:
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     return abs(value) <= sys.float_info.max  # False for NaN
+
+
+def _is_size(found: Any, size: list[int]) -> bool:
+    """Whether the size of a run-length code is [h, w], as integers."""
+    if not isinstance(found, list | tuple) or any(
+        isinstance(n, bool) or not isinstance(n, Integral) for n in found
+    ):
+        return False
+    return list(found) == size

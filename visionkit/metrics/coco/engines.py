@@ -1,7 +1,7 @@
-"""The two programs that match detections with objects: pycocotools, and hotcoco where it is there.
+"""The engines that match detections with objects: pycocotools, or hotcoco if it is installed.
 
-Both get the same numbered columns and give the same arrays, bit for bit. pycocotools is the
-reference; hotcoco (in Rust, extra `fast`) takes a small part of the time.
+Both get the same columns and return the same arrays, bit for bit. pycocotools is the reference;
+hotcoco (in Rust, extra `fast`) takes a fraction of the time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from visionkit.data.coco.columns import rows_of
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.detections import Detections
-from visionkit.metrics.coco.ground_truth import IouType, Truth
+from visionkit.metrics.coco.ground_truth import ScoredTruth
 
 log = logging.getLogger("visionkit")
 
@@ -32,24 +32,24 @@ Curves = tuple[np.ndarray, np.ndarray]
 
 
 def pick_engine(name: str | None = None) -> str:
-    """`name`, or that of the environment's VISIONKIT_COCO_ENGINE, or the quickest installed."""
+    """`name`, or the environment variable VISIONKIT_COCO_ENGINE, or the fastest installed."""
     source = "engine" if name else SETTING
     name = name or os.environ.get(SETTING)
     if not name:
         return "pycocotools" if _fault_of_hotcoco() else "hotcoco"
     if name not in ENGINES:
-        raise ConfigError(f"{source}: there is no COCO engine {name!r}; choose of {ENGINES}")
+        raise ConfigError(f"{source}: unknown COCO engine {name!r}; choose {' or '.join(ENGINES)}")
     fault = _fault_of_hotcoco() if name == "hotcoco" else None
     if fault:
         raise ConfigError(
             f"{source}: hotcoco {fault}: `pip install 'visionkit[fast]'`, or use "
-            "pycocotools, which gives the same figures"
+            "pycocotools, which computes the same metrics"
         )
     return name
 
 
 def _fault_of_hotcoco() -> str | None:
-    """Why it cannot be used, if so. One that is installed but broken is told of once."""
+    """Why it cannot be used; None if it can. Logs once if it is installed but unusable."""
     if not find_spec("hotcoco"):
         return "is not installed"
     try:
@@ -63,7 +63,7 @@ def _fault_of_hotcoco() -> str | None:
 
 @cache
 def _warn_of(fault: str) -> None:
-    log.warning("hotcoco %s; pycocotools computes the figures, which are the same", fault)
+    log.warning("hotcoco %s; pycocotools computes the same metrics", fault)
 
 
 def engine_version(name: str) -> str:
@@ -71,21 +71,21 @@ def engine_version(name: str) -> str:
     return f"{name} {version(name)}"
 
 
-def match(truth: Truth, found: Detections, iou_type: IouType, engine: str) -> Curves:
+def match(truth: ScoredTruth, found: Detections, engine: str) -> Curves:
     """COCO's matching of sound detections at all IoU thresholds, with its default settings.
 
-    Gives precision (T, R, C, A, M) and recall (T, C, A, M): 10 IoU thresholds, 101 recalls,
-    categories by id, area ranges (all, small, medium, large), most detections (1, 10, 100).
+    Returns precision (T, R, C, A, M) and recall (T, C, A, M): 10 IoU thresholds, 101 recalls,
+    categories by id, area ranges (all, small, medium, large), detection limits (1, 10, 100).
     -1 where there are no objects.
     """
     image = rows_of(found.image_ids, truth.image_ids)
     category = rows_of(found.category_ids, truth.category_ids)
     run = _hotcoco if engine == "hotcoco" else _pycocotools
-    return run(truth, found, image, category, iou_type)
+    return run(truth, found, image, category)
 
 
 def _hotcoco(
-    truth: Truth, found: Detections, image: np.ndarray, category: np.ndarray, iou_type: IouType
+    truth: ScoredTruth, found: Detections, image: np.ndarray, category: np.ndarray
 ) -> Curves:
     import hotcoco
 
@@ -103,9 +103,9 @@ def _hotcoco(
     boxes = np.zeros((len(found), 4)) if found.boxes is None else found.boxes
     table = np.column_stack([image + 1, boxes, found.scores, category + 1])
     detections = objects.load_res(table, segmentation=found.masks)
-    if iou_type == "segm" and len(found):
+    if truth.iou_type == "segm" and len(found):
         detections.update_anns(ids=np.arange(1, len(found) + 1), area=found.areas)
-    evaluation = hotcoco.COCOeval(objects, detections, iou_type)
+    evaluation = hotcoco.COCOeval(objects, detections, truth.iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
     curves = evaluation.eval
@@ -113,7 +113,7 @@ def _hotcoco(
 
 
 def _pycocotools(
-    truth: Truth, found: Detections, image: np.ndarray, category: np.ndarray, iou_type: IouType
+    truth: ScoredTruth, found: Detections, image: np.ndarray, category: np.ndarray
 ) -> Curves:
     from pycocotools.cocoeval import COCOeval
 
@@ -124,7 +124,7 @@ def _pycocotools(
     for record, score in zip(detections, found.scores.tolist(), strict=True):
         record |= {"score": score, "iscrowd": 0}
     with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_indexed(truth, objects), _indexed(truth, detections), iou_type)
+        evaluation = COCOeval(_indexed(truth, objects), _indexed(truth, detections), truth.iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"]
@@ -137,7 +137,7 @@ def _records(
     boxes: np.ndarray | None,
     masks: list[Any] | None,
 ) -> list[dict[str, Any]]:
-    """Annotations numbered from 1: pycocotools takes one with id 0 for not matched."""
+    """Annotations numbered from 1: pycocotools treats one with id 0 as unmatched."""
     key, shapes = ("segmentation", masks) if masks is not None else ("bbox", boxes.tolist())
     rows = zip((image + 1).tolist(), (category + 1).tolist(), areas.tolist(), shapes, strict=True)
     return [
@@ -146,7 +146,7 @@ def _records(
     ]
 
 
-def _numbered(truth: Truth) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _numbered(truth: ScoredTruth) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Image and category records with rows + 1 as ids, which keeps their order."""
     images = [
         {"id": i, "height": h, "width": w} for i, (h, w) in enumerate(truth.sizes.tolist(), start=1)
@@ -154,7 +154,7 @@ def _numbered(truth: Truth) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
     return images, [{"id": i, "name": name} for i, name in enumerate(truth.names, start=1)]
 
 
-def _indexed(truth: Truth, annotations: list[dict[str, Any]]) -> Any:
+def _indexed(truth: ScoredTruth, annotations: list[dict[str, Any]]) -> Any:
     from pycocotools.coco import COCO
 
     images, categories = _numbered(truth)

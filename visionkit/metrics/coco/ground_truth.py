@@ -1,36 +1,36 @@
-"""The ground truth of a COCO evaluation: checked, numbered and packed into columns."""
+"""The ground truth of a COCO evaluation: checked, sorted and ready for the engines."""
 
 from __future__ import annotations
 
 import logging
-from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import chain
-from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
-from visionkit.data.checks.findings import Problems
-from visionkit.data.coco.columns import Record, place, report_repeats, rows_of, short, whole_numbers
-from visionkit.metrics.coco.rle import polygon_fault, polygons_sound, rle_fault, rle_totals
+from visionkit.data.checks.findings import Finding, Problems
+from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
+from visionkit.data.coco.index import CocoIndex, index_of
+from visionkit.data.coco.quality import odd_crowds, report, unknown_images
+from visionkit.data.coco.records import read_categories
+from visionkit.data.coco.segmentations import mask_area, to_rle
 
 IouType = Literal["bbox", "segm"]
-FARTHEST = 1e9  # of a box, in pixels: the engines' products stay finite (inf / inf is a match)
-LARGEST_IMAGE = 2**31  # pixels; pycocotools counts them in 32 bits
 
 log = logging.getLogger("visionkit")
 
+_UNUSED = {"file_name", "semantic", "class_id", "identity"}  # keys of images
+
 
 @dataclass(frozen=True)
-class Truth:
+class ScoredTruth:
     """Objects refer to images and categories by their row; both are sorted by their id."""
 
+    iou_type: IouType
     image_ids: np.ndarray  # (I,) int64
-    sizes: np.ndarray  # (I, 2) int64 h, w; 0 where boxes are scored and the file does not say
+    sizes: np.ndarray  # (I, 2) int64 h, w
     category_ids: np.ndarray  # (C,) int64
     names: tuple[str, ...]  # (C,)
     image: np.ndarray  # (A,) rows
@@ -43,18 +43,13 @@ class Truth:
     def __len__(self) -> int:
         return len(self.image)
 
-    @property
-    def iou_type(self) -> IouType:
-        """What it was read for."""
-        return "bbox" if self.masks is None else "segm"
-
-    def rasterized(self) -> Truth:
-        """The same with all masks as compressed RLE, for more than one evaluation: each of them
-        would turn the polygons into pixels again."""
+    def rasterized(self) -> ScoredTruth:
+        """The same with all masks as compressed RLE, for more than one evaluation: otherwise each
+        of them turns the polygons into pixels again."""
         if self.masks is None:
             return self
         sizes = sizes_of(self.image, self.sizes)
-        return replace(self, masks=list(map(_compressed, self.masks, sizes)))
+        return replace(self, masks=list(map(to_rle, self.masks, sizes.tolist())))
 
     @cached_property
     def image_rows(self) -> dict[int, int]:
@@ -67,51 +62,79 @@ class Truth:
         return {id_: row for row, id_ in enumerate(self.category_ids.tolist())}
 
 
-def read_truth(truth: dict[str, Any], iou_type: IouType, source: str = "ground truth") -> Truth:
-    """Pack a COCO dict; `DataError` lists what could not be scored or would be scored wrongly.
+def read_truth(
+    truth: Mapping[str, Any] | CocoIndex, iou_type: IouType, source: str = "ground truth"
+) -> ScoredTruth:
+    """Check a COCO dict or the index of a file; DataError lists all that cannot be scored.
 
-    For masks, an object without one becomes a region to ignore, its box. A missing or negative
-    area is that of the mask when masks are scored, else that of the box; a missing iscrowd is 0.
+    A missing or negative area is that of the mask when masks are scored, else that of the box; a
+    missing iscrowd is 0. When masks are scored, an object without one is an ignore region.
     """
-    problems = Problems(source)
-    images, categories, annotations = (truth[k] for k in ("images", "categories", "annotations"))
-    image_ids = _unique("images", images, "id", problems)
-    category_ids = _unique("categories", categories, "id", problems)
-    names = _names(categories, problems)
-    sizes = np.zeros((len(images), 2), np.int64)
+    index = truth if isinstance(truth, CocoIndex) else index_of(truth, source)
+    problems = Problems(index.faults.source, index.faults.file)
+    without = index.objects.masks.is_empty()
+    problems.findings += [
+        found for found in index.faults.findings if _matters(found, iou_type, without)
+    ]
+    problems.findings += report(index, unknown_images(index), "error")
     if iou_type == "segm":
-        for side, key in enumerate(("height", "width")):
-            sizes[:, side] = _integers("images", images, key, problems, low=1)
-        for i in np.flatnonzero(sizes.astype(float).prod(1) >= LARGEST_IMAGE):
-            what = f"'height' and 'width' {sizes[i].tolist()} are too many pixels to score masks"
-            problems.add(place("images", i, images[i]), what)
-    problems.raise_any()  # what follows looks the rows up
-
-    by_id, by_category = np.argsort(image_ids), np.argsort(category_ids)
-    image_ids, category_ids, sizes = image_ids[by_id], category_ids[by_category], sizes[by_id]
-    image = _rows("image_id", annotations, image_ids, problems)
-    category = _rows("category_id", annotations, category_ids, problems)
-    masks = None
-    if iou_type == "segm":
-        masks = [record.get("segmentation") for record in annotations]
-        masks = [None if mask == [] or mask == {} else mask for mask in masks]
-        _check_masks(annotations, masks, sizes_of(image, sizes), problems)
-    boxes = _boxes(annotations, masks, problems)
-    areas = _areas(annotations, boxes, masks, sizes_of(image, sizes), problems)
-    iscrowd = _crowds(annotations, problems)
-    if masks is not None:
-        iscrowd |= _boxes_to_ignore(annotations, boxes, masks, sizes_of(image, sizes), problems)
+        problems.findings += [found._replace(remedy="") for found in index.mask_faults.findings]
     problems.raise_any()
-    return Truth(
-        image_ids=image_ids,
-        sizes=sizes,
-        category_ids=category_ids,
-        names=tuple(names[i] for i in by_category),
-        image=image,
-        category=category,
+    if odd := len(odd_crowds(index)):
+        warn_once(f"{odd} of {len(without)} values of iscrowd are not numbers: read as 0 or 1")
+    if negative := np.count_nonzero(index.objects.area < 0):
+        used = "masks" if iou_type == "segm" else "boxes"
+        warn_once(f"{negative} of {len(without)} areas are negative: those of the {used} are used")
+    classes = read_categories(index.categories, Problems(""))
+    columns = ground_truth(index, classes, index.objects.masks, index.objects.area)
+    return scored(replace(columns, negatives={}, incomplete={}), iou_type)
+
+
+def _matters(found: Finding, iou_type: IouType, without: np.ndarray) -> bool:
+    """Whether scoring uses the value that a fault is about."""
+    if found.place is None:
+        return True
+    if found.place.list == "images":
+        unused = _UNUSED | ({"height", "width"} if iou_type == "bbox" else set())
+        return found.key not in unused
+    is_box = found.place.list == "annotations" and found.key == "bbox"
+    return not is_box or iou_type == "bbox" or bool(without[found.place.index])
+
+
+def scored(truth: GroundTruth, iou_type: IouType) -> ScoredTruth:
+    """Sort by ids, fill in areas, and add regions where a category is labeled incompletely.
+
+    As in LVIS, a region is a crowd as large as the image, so that detections of the category that
+    match no annotated object are ignored.
+    """
+    by_id, by_category = np.argsort(truth.image_ids), np.argsort(truth.category_ids)
+    masks = _masks(truth) if iou_type == "segm" else None
+    iscrowd, boxes = truth.iscrowd, truth.boxes
+    if masks is not None:
+        empty = np.array([mask is None for mask in masks], bool)
+        iscrowd, boxes = iscrowd | empty, boxes * empty[:, None]
+        if count := int(empty.sum()):
+            warn_once(
+                f"{count} of {len(masks)} annotated objects have no segmentation: when masks are "
+                "scored their boxes are ignore regions"
+            )
+    image, category, regions = _regions(truth)
+    boxes = np.concatenate([boxes, regions])
+    areas = np.concatenate([_areas(truth, masks), regions[:, 2] * regions[:, 3]])
+    if masks is not None:
+        masks += [None] * len(regions)
+        masks = [_outline(boxes[i]) if mask is None else mask for i, mask in enumerate(masks)]
+    return ScoredTruth(
+        iou_type=iou_type,
+        image_ids=truth.image_ids[by_id],
+        sizes=truth.sizes[by_id].clip(0),  # -1 where it is unknown
+        category_ids=truth.category_ids[by_category],
+        names=tuple(truth.names[i] for i in by_category),
+        image=np.argsort(by_id)[np.concatenate([truth.image, image])],
+        category=np.argsort(by_category)[np.concatenate([truth.category, category])],
         boxes=boxes,
         areas=areas,
-        iscrowd=iscrowd,
+        iscrowd=np.concatenate([iscrowd, np.ones(len(regions), bool)]),
         masks=masks,
     )
 
@@ -121,180 +144,45 @@ def sizes_of(image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([sizes, np.zeros((1, 2), np.int64)]).take(image, 0)
 
 
-def _integers(
-    kind: str, records: Sequence[Record], key: str, problems: Problems, **bounds: int
-) -> np.ndarray:
-    try:
-        column = np.array(array("q", map(itemgetter(key), records)), np.int64)
-        in_range = not len(column) or column.min() >= bounds.get("low", column.min())
-        if in_range and bool not in set(map(type, map(itemgetter(key), records))):
-            return column
-    except (KeyError, TypeError, OverflowError):
-        pass  # the slow way finds the record
-    return whole_numbers(kind, list(records), key, problems, **bounds)[0]
+def _masks(truth: GroundTruth) -> list[Any]:
+    if truth.masks is None or truth.mask_rows is None:
+        return [None] * len(truth)
+    return [truth.masks.coco(row) for row in truth.mask_rows.tolist()]
 
 
-def _names(categories: Sequence[Record], problems: Problems) -> list[str]:
-    names = [category.get("name") for category in categories]
-    named = [isinstance(name, str) and bool(name) for name in names]
-    for i in np.flatnonzero(~np.array(named, bool)):
-        what = f"'name' is {short(names[i])}: must be a text"
-        problems.add(place("categories", i, categories[i]), what)
-    report_repeats("categories", categories.__getitem__, "name", names, named, problems)
-    return names
+def _areas(truth: GroundTruth, masks: list[Any] | None) -> np.ndarray:
+    missing = ~(truth.areas >= 0)  # NaN is absent
+    if not missing.any():
+        return truth.areas
+    areas = np.where(missing, truth.boxes[:, 2:].clip(0).prod(1), truth.areas)
+    for i in np.flatnonzero(missing).tolist():
+        if masks is not None and masks[i] is not None:
+            areas[i] = mask_area(masks[i], truth.sizes[truth.image[i]].tolist())
+    return areas
 
 
-def _crowds(records: Sequence[Record], problems: Problems) -> np.ndarray:
-    """(A,) bool. "0" and "1" are taken for numbers, as training takes them: for pycocotools every
-    text is a crowd, "0" too."""
-    found = [record.get("iscrowd") for record in records]
-    for i, value in enumerate(found):
-        if value not in (None, 0, 1, "0", "1"):
-            what = f"'iscrowd' is {short(value)}: must be 0 or 1, or left out"
-            problems.add(place("annotations", i, records[i]), what)
-    if texts := sum(isinstance(value, str) for value in found):
-        tell_once(f"{texts} of {len(found)} values of iscrowd are texts: taken for numbers")
-    return np.array([value in (1, "1") for value in found], bool)
+def _regions(truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of images and of categories, and boxes (R, 4), where labels are incomplete."""
+    image_rows = {id_: row for row, id_ in enumerate(truth.image_ids.tolist())}
+    category_rows = {id_: row for row, id_ in enumerate(truth.category_ids.tolist())}
+    pairs = [
+        (image_rows[image], category_rows[id_])
+        for image, ids in truth.incomplete.items()
+        for id_ in ids
+        if image in image_rows and id_ in category_rows
+    ]
+    image, category = np.array(pairs, np.int64).reshape(-1, 2).T
+    boxes = np.zeros((len(pairs), 4))
+    boxes[:, 2:] = truth.sizes[image, ::-1]
+    return image, category, boxes
 
 
-def _unique(kind: str, records: Sequence[Record], key: str, problems: Problems) -> np.ndarray:
-    ids = _integers(kind, records, key, problems)
-    if len(np.unique(ids)) < len(ids):
-        report_repeats(kind, records.__getitem__, key, ids.tolist(), [True] * len(ids), problems)
-    return ids
-
-
-def _rows(key: str, records: Sequence[Record], known: np.ndarray, problems: Problems) -> np.ndarray:
-    ids = _integers("annotations", records, key, problems)
-    rows = rows_of(ids, known)
-    for i in np.flatnonzero(rows < 0):
-        what = key.removesuffix("_id")
-        problems.add(place("annotations", i, records[i]), f"'{key}' {ids[i]}: no such {what}")
-    return rows
-
-
-def _boxes(records: Sequence[Record], masks: list[Any] | None, problems: Problems) -> np.ndarray:
-    """Boxes (A, 4); zeros where masks are scored and there is one."""
-    rows = np.arange(len(records))
-    if masks is not None:
-        rows = np.array([i for i, mask in enumerate(masks) if mask is None], int)
-    found = [records[i].get("bbox") for i in rows]
-    boxes = np.zeros((len(records), 4))
-    try:
-        if not set(map(len, found)) - {4}:
-            boxes[rows] = np.array(array("d", chain.from_iterable(found))).reshape(-1, 4)
-            near = (np.abs(boxes) <= FARTHEST).all()  # False for NaN
-            if near and bool not in set(map(type, chain.from_iterable(found))):
-                return boxes
-    except (TypeError, OverflowError):
-        pass  # the slow way finds the record
-    for i, box in zip(rows, found, strict=True):
-        if not isinstance(box, list | tuple) or len(box) != 4 or not all(map(_is_near, box)):
-            what = f"'bbox' is {short(box)}: must be [x, y, width, height], finite numbers"
-            problems.add(place("annotations", i, records[i]), what)
-    return boxes
-
-
-def _is_near(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= FARTHEST  # False for NaN
-
-
-def _check_masks(
-    records: Sequence[Record], masks: list[Any], sizes: np.ndarray, problems: Problems
-) -> None:
-    known = sizes.any(1).tolist()  # an unknown image is a problem of its own
-    rows = [i for i, mask in enumerate(masks) if known[i] and isinstance(mask, list)]
-    if polygons_sound([masks[i] for i in rows], sizes[rows]):
-        rows = []
-    rows += [i for i, m in enumerate(masks) if known[i] and not isinstance(m, list | None)]
-    compressed = []
-    for i in sorted(rows):
-        size = sizes[i].tolist()
-        is_rle = isinstance(masks[i], dict)
-        fault = (rle_fault if is_rle else polygon_fault)(masks[i], size)
-        if fault:
-            problems.add(place("annotations", i, records[i]), f"'segmentation': {fault}")
-        elif is_rle and not isinstance(masks[i]["counts"], list):
-            compressed.append(i)
-    covered, _ = rle_totals([masks[i]["counts"] for i in compressed])
-    for i in np.array(compressed, int)[covered != sizes[compressed].prod(1)]:
-        what = "'segmentation': the RLE counts are damaged, or do not add up to the image's size"
-        problems.add(place("annotations", i, records[i]), what)
-
-
-def _boxes_to_ignore(
-    records: Sequence[Record],
-    boxes: np.ndarray,
-    masks: list[Any],
-    sizes: np.ndarray,
-    problems: Problems,
-) -> np.ndarray:
-    """(A,) which objects have no mask; in `masks` they then have their boxes."""
-    without = [i for i, mask in enumerate(masks) if mask is None]
-    for i in without:
-        x, y, w, h = boxes[i].tolist()
-        masks[i] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-        if sizes[i].any() and (fault := polygon_fault(masks[i], sizes[i].tolist())):
-            problems.add(place("annotations", i, records[i]), f"'bbox': {fault}")
-    if without:
-        tell_once(
-            f"{len(without)} of {len(masks)} annotated objects have no segmentation: when masks "
-            "are scored their boxes are regions to ignore"
-        )
-    chosen = np.zeros(len(masks), bool)
-    chosen[without] = True
-    return chosen
-
-
-def _areas(
-    records: Sequence[Record],
-    boxes: np.ndarray,
-    masks: list[Any] | None,
-    sizes: np.ndarray,
-    problems: Problems,
-) -> np.ndarray:
-    found = [record.get("area") for record in records]
-    try:
-        areas = np.array(array("d", found))
-        if ((areas >= 0) & (areas < 1e18)).all() and bool not in set(map(type, found)):
-            return areas  # none is NaN
-    except (TypeError, OverflowError):
-        pass  # the slow way fills in what is missing or finds the record
-    negative = 0
-    for i, area in enumerate(found):
-        is_number = isinstance(area, int | float) and not isinstance(area, bool)
-        if area is None or (is_number and -1e18 < area < 0):
-            negative += area is not None
-            found[i] = 0.0
-            if not problems.count:  # of masks that are sound
-                mask = masks[i] if masks is not None else None
-                found[i] = _area_of(mask, boxes[i], sizes[i])
-        elif not is_number or not 0 <= area < 1e18:
-            what = f"'area' is {short(area)}: must be a finite number, or left out"
-            problems.add(place("annotations", i, records[i]), what)
-            found[i] = 0.0
-    if negative:
-        what = f"{negative} of {len(found)} annotated areas are negative: those of the "
-        tell_once(f"{what}{'masks' if masks is not None else 'boxes'} are taken")
-    return np.array(found, np.float64)
-
-
-def _area_of(mask: Any, box: np.ndarray, size: np.ndarray) -> float:
-    if not mask:
-        return float(max(box[2], 0) * max(box[3], 0))
-    return float(coco_mask.area(_compressed(mask, size)))
-
-
-def _compressed(mask: Any, size: np.ndarray) -> dict[str, Any]:
-    """A sound mask as a compressed RLE."""
-    if isinstance(mask, dict) and not isinstance(mask["counts"], list):
-        return mask
-    rle = coco_mask.frPyObjects(mask, *size.tolist())
-    return coco_mask.merge(rle) if isinstance(rle, list) else rle
+def _outline(box: np.ndarray) -> list[list[float]]:
+    x, y, w, h = box.tolist()
+    return [[x, y, x + w, y, x + w, y + h, x, y + h]]
 
 
 @cache
-def tell_once(message: str) -> None:
-    """Warn, once in the life of the process: validation opens the same truth again and again."""
+def warn_once(message: str) -> None:
+    """Log a warning once per process: each validation prepares the same ground truth."""
     log.warning("%s", message)

@@ -1,17 +1,12 @@
-"""Checks of many COCO masks at once, and the areas of run-length coded ones."""
+"""Pixels covered and set by many run-length coded masks at once."""
 
 from __future__ import annotations
 
 import re
-from array import array
 from collections.abc import Sequence
-from itertools import chain
-from numbers import Integral
-from typing import Any
 
 import numpy as np
 
-LONGEST = 2**22  # pixels around a polygon: pycocotools takes some 50 bytes for each
 CHUNK = 2048  # masks decoded at once: their numbers stay in the cache
 MORE = bytes(range(80, 256))  # the characters that another one of the same number follows
 SIGNED = bytes(((code - 48 & 31 ^ 16) - 16) % 256 for code in range(256))  # the others, as int8
@@ -104,78 +99,3 @@ def _sums_of_every_second(
         sound &= (count == 0) | (np.minimum.reduceat(sums, edges)[::2] >= base)
         sound &= (count == 0) | (np.maximum.reduceat(sums, edges)[::2] <= base + 2**32)
     return total, filled, sound
-
-
-def polygons_sound(objects: Sequence[list[Any]], sizes: np.ndarray) -> bool:
-    """Whether `polygon_fault` finds nothing in any object of images of `sizes` (N, 2)."""
-    try:
-        flat = list(chain.from_iterable(objects))
-        lengths = np.fromiter(map(len, flat), np.int64, len(flat))
-        points = array("d")
-        for polygon in flat:
-            points.fromlist(polygon)
-    except (TypeError, OverflowError):
-        return False
-    if bool in set(map(type, chain.from_iterable(flat))):
-        return False
-    if (lengths < 6).any() or (lengths % 2).any():
-        return False
-    counts = np.fromiter(map(len, objects), np.int64, len(objects))
-    if not flat:
-        return True
-    starts, limits = lengths.cumsum() - lengths, np.repeat(10 * sizes.max(1), counts)
-    low, high = np.minimum.reduceat(points, starts), np.maximum.reduceat(points, starts)
-    near = ((low >= -limits) & (high <= limits)).all()  # False for NaN
-    return bool(near and ((high - low) * (lengths // 2) <= LONGEST).all())
-
-
-def polygon_fault(polygons: Any, size: tuple[int, int]) -> str | None:
-    """What is wrong with the polygons of an object in an image of `size` (h, w), or None."""
-    if not isinstance(polygons, list) or not all(isinstance(p, list) for p in polygons):
-        return "must be a list of polygons [[x, y, x, y, ...], ...] or an RLE object"
-    for polygon in polygons:
-        if len(polygon) < 6 or len(polygon) % 2:
-            return f"a polygon has {len(polygon)} numbers: needs at least 6, an even count"
-    try:
-        points = np.array(array("d", chain.from_iterable(polygons)))
-    except (TypeError, OverflowError) as error:
-        return f"a polygon holds something else than numbers: {error}"
-    if bool in set(map(type, chain.from_iterable(polygons))):
-        return "a polygon holds something else than numbers: true or false"
-    if not (np.abs(points) <= 10 * max(size)).all():  # False for NaN
-        return (
-            "has a coordinate that is not finite or lies farther away than ten times the "
-            "image's size"
-        )
-    for polygon in polygons:
-        corners = np.array(polygon, float).reshape(-1, 2)
-        around = np.abs(corners - np.roll(corners, 1, 0)).max(1).sum()
-        if around > LONGEST:
-            return (
-                f"a polygon's outline is {around:.3g} pixels long: at most {LONGEST} can be drawn"
-            )
-    return None
-
-
-def rle_fault(rle: dict[str, Any], size: list[int]) -> str | None:
-    """What is wrong with a code for an image of `size` [h, w], or None; compressed counts are not
-    looked at."""
-    if not is_size(rle.get("size"), size):
-        return f"RLE size is {rle.get('size')!r:.60}, but the image's is {size} (h, w)"
-    counts = rle.get("counts")
-    if isinstance(counts, str | bytes):
-        return None
-    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
-        return "RLE counts must be a list of run lengths or a compressed string"
-    if sum(counts) != size[0] * size[1]:
-        return f"RLE counts add up to {sum(counts)}, but {size} (h, w) are {size[0] * size[1]}"
-    return None
-
-
-def is_size(found: Any, size: list[int]) -> bool:
-    """Whether what stands in a file as the size of a code is [h, w], as whole numbers."""
-    if not isinstance(found, list | tuple) or any(
-        isinstance(n, bool) or not isinstance(n, Integral) for n in found
-    ):
-        return False
-    return list(found) == size

@@ -1,0 +1,106 @@
+"""The annotated objects of a dataset in columns, as evaluators score them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from visionkit.data.coco.columns import rows_of
+from visionkit.data.coco.index import CocoIndex
+from visionkit.data.coco.segmentations import SegmentationTable
+
+NEGATIVE, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # as in LVIS
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """I images, C categories and A objects, with the exact numbers of an annotation file.
+
+    `negatives` and `incomplete` are the lists of a file that is labeled in part (Gupta et al. 2019,
+    LVIS): in an image with `negatives` only those categories and the annotated ones are labeled,
+    and of the `incomplete` ones only some objects.
+    """
+
+    image_ids: np.ndarray  # (I,) int64
+    sizes: np.ndarray  # (I, 2) int64 h, w; masks are scored only where they are known
+    category_ids: np.ndarray  # (C,) int64
+    names: tuple[str, ...]  # (C,)
+    image: np.ndarray  # (A,) rows in `image_ids`
+    category: np.ndarray  # (A,) rows in `category_ids`
+    boxes: np.ndarray  # (A, 4) float64 x, y, w, h
+    areas: np.ndarray  # (A,) float64; below 0 or NaN: that of the mask or the box counts
+    iscrowd: np.ndarray  # (A,) bool
+    masks: SegmentationTable | None = None
+    mask_rows: np.ndarray | None = None  # (A,) rows in `masks`
+    negatives: Mapping[int, Sequence[int]] = field(default_factory=dict)  # by image id
+    incomplete: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def of(
+        self, *, images: Collection[int] | None = None, categories: Collection[int] | None = None
+    ) -> GroundTruth:
+        """The same with the images and the categories of these ids only."""
+        image = _kept(self.image_ids, images)
+        category = _kept(self.category_ids, categories)
+        rows = np.flatnonzero(image[self.image] & category[self.category])
+        return replace(
+            self,
+            image_ids=self.image_ids[image],
+            sizes=self.sizes[image],
+            category_ids=self.category_ids[category],
+            names=tuple(self.names[i] for i in np.flatnonzero(category)),
+            image=(image.cumsum() - 1)[self.image[rows]],
+            category=(category.cumsum() - 1)[self.category[rows]],
+            boxes=self.boxes[rows],
+            areas=self.areas[rows],
+            iscrowd=self.iscrowd[rows],
+            mask_rows=None if self.mask_rows is None else self.mask_rows[rows],
+        )
+
+
+def ground_truth(
+    index: CocoIndex,
+    classes: tuple[Sequence[str], Sequence[int]],
+    masks: SegmentationTable,
+    areas: np.ndarray,
+) -> GroundTruth:
+    """The objects of a file that have one of these classes (names and ids) and a known image.
+
+    `masks` and `areas` (A,) are those of all objects of the file.
+    """
+    objects, (names, ids) = index.objects, classes
+    category = rows_of(objects.category, np.array(ids, np.int64))
+    rows = np.flatnonzero((category >= 0) & (objects.image >= 0))
+    records = index.images.extra_records() if is_federated(index.image_keys) else []
+    negatives, incomplete = (
+        {record["id"]: record[key] for record in records if record.get(key) is not None}
+        for key in (NEGATIVE, INCOMPLETE)
+    )
+    return GroundTruth(
+        image_ids=index.images.ids,
+        sizes=index.images.sizes,
+        category_ids=np.array(ids, np.int64),
+        names=tuple(names),
+        image=objects.image[rows],
+        category=category[rows],
+        boxes=objects.bbox[rows],
+        areas=areas[rows],
+        iscrowd=objects.iscrowd[rows] == 1,
+        masks=masks,
+        mask_rows=rows,
+        negatives=negatives,
+        incomplete=incomplete,
+    )
+
+
+def is_federated(keys: Collection[str]) -> bool:
+    """Whether image records with such keys list the classes they are labeled for."""
+    return NEGATIVE in keys or INCOMPLETE in keys
+
+
+def _kept(ids: np.ndarray, wanted: Collection[int] | None) -> np.ndarray:
+    return np.ones(len(ids), bool) if wanted is None else np.isin(ids, list(wanted))

@@ -1,0 +1,205 @@
+"""The segmentations of a whole dataset in a few flat arrays, which loader workers share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from visionkit.data.coco.columns import short
+from visionkit.data.coco.rle import rle_totals
+from visionkit.data.masks import Bitmap, Polygons, Segmentation
+
+LARGEST = int(sys.float_info.max)
+LONGEST = 2**22  # pixels around a polygon: pycocotools takes some 50 bytes for each
+
+
+@dataclass(frozen=True)
+class SegmentationTable:
+    """`table[i]` is the segmentation of object i; see `pack`."""
+
+    points: np.ndarray  # (P, 2) float64 x, y of all polygons
+    polygon_ends: np.ndarray  # (K+1,) how many points there are before each polygon
+    first: np.ndarray  # (N,) the first polygon of each object
+    polygons: np.ndarray  # (N,) int32, how many it has
+    counts: np.ndarray  # (C,) uint8, compressed run lengths of all bitmaps
+    count_ends: np.ndarray  # (N+1,) how much of `counts` there is before each object
+    sizes: np.ndarray  # (N, 2) int32 h, w of each bitmap; 0 for the others
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Segmentation:
+        height, width = self.sizes[index].tolist()
+        if height:
+            start, end = self.count_ends[index : index + 2].tolist()
+            return Bitmap(self.counts[start:end].tobytes(), (height, width))
+        ends = self._ends(index)
+        return Polygons(self.points[ends[0] : ends[-1]], ends[1:] - ends[0])
+
+    def coco(self, index: int) -> list[list[float]] | dict[str, Any] | None:
+        """The same as COCO writes it: polygons or a compressed RLE; None where there is none."""
+        if self.sizes[index, 0]:
+            bitmap = self[index]
+            assert isinstance(bitmap, Bitmap)
+            return {"size": list(bitmap.size), "counts": bitmap.counts.decode()}
+        if not self.polygons[index]:
+            return None
+        spans = pairwise(self._ends(index).tolist())
+        return [self.points[start:end].ravel().tolist() for start, end in spans]
+
+    def area(self, index: int, size: Sequence[int]) -> float:
+        """The pixels that a segmentation covers in an image of `size` (h, w)."""
+        return mask_area(self.coco(index) or [], size)
+
+    def is_empty(self) -> np.ndarray:
+        """(N,) bool: the objects without polygons or pixels."""
+        return (self.polygons == 0) & (self.sizes[:, 0] == 0)
+
+    def without(self, rows: np.ndarray) -> SegmentationTable:
+        """The same with nothing in those rows."""
+        kept = np.ones(len(self), np.int32)
+        kept[rows] = 0
+        return replace(self, polygons=self.polygons * kept, sizes=self.sizes * kept[:, None])
+
+    def outline(self, index: int) -> float:
+        """The length in pixels of the longest polygon of an object, as pycocotools draws it."""
+        parts = (self.points[a:b] for a, b in pairwise(self._ends(index).tolist()))
+        return max(float(np.abs(p - np.roll(p, 1, 0)).max(1).sum()) for p in parts)
+
+    def _ends(self, index: int) -> np.ndarray:
+        first, count = int(self.first[index]), int(self.polygons[index])
+        return self.polygon_ends[first : first + count + 1]
+
+
+def to_rle(mask: list[list[float]] | dict[str, Any], size: Sequence[int]) -> dict[str, Any]:
+    """A sound segmentation in an image of `size` (h, w) as a compressed RLE."""
+    return mask if isinstance(mask, dict) else coco_mask.merge(coco_mask.frPyObjects(mask, *size))
+
+
+def mask_area(mask: list[list[float]] | dict[str, Any], size: Sequence[int]) -> float:
+    """The pixels that a sound segmentation covers in an image of `size` (h, w)."""
+    return float(coco_mask.area(to_rle(mask, size))) if mask else 0.0
+
+
+def pack(segmentations: Sequence[Any], *, typed: bool = False) -> dict[str, np.ndarray]:
+    """Columns for N objects: polygons, an RLE, or None, [] or {} for nothing.
+
+    They are those of `SegmentationTable`, with lengths instead of ends, and `reach` (N,), the
+    largest |x| or |y|, and `outline` (N,), a bound of `SegmentationTable.outline`. Raises
+    ValueError, TypeError or OverflowError if `find_fault` finds anything. `typed` says that all
+    numbers of polygons are float.
+    """
+    if not {list, dict, type(None)}.issuperset(map(type, segmentations)):
+        raise TypeError
+    outlines = [found if type(found) is list else () for found in segmentations]
+    polygons = list(chain.from_iterable(outlines))
+    lengths = np.fromiter(map(len, polygons), np.int64, len(polygons))
+    if (lengths < 6).any() or (lengths % 2).any():
+        raise ValueError
+    if not typed and not {int, float}.issuperset(map(type, chain.from_iterable(polygons))):
+        raise TypeError
+    numbers = chain.from_iterable(polygons)
+    points = np.fromiter(numbers, np.float64, int(lengths.sum())).reshape(-1, 2)
+    counts = np.fromiter(map(len, outlines), np.int32, len(outlines))
+    bitmaps, sizes = [b""] * len(outlines), np.zeros((len(outlines), 2), np.int32)
+    coded = [(i, rle) for i, rle in enumerate(segmentations) if type(rle) is dict and rle]
+    _check_codes([rle for _, rle in coded])
+    for i, rle in coded:
+        sizes[i], bitmaps[i] = rle["size"], _compressed(rle)
+    return {
+        "points": points,
+        "polygon_lengths": lengths // 2,
+        "polygons": counts,
+        "counts": np.frombuffer(b"".join(bitmaps), np.uint8),
+        "count_lengths": np.fromiter(map(len, bitmaps), np.int64, len(bitmaps)),
+        "sizes": sizes,
+        **_extents(points, lengths // 2, counts),
+    }
+
+
+def find_fault(segmentation: Any) -> str:
+    """What is wrong with a segmentation by itself; "" if nothing is."""
+    if segmentation is None or segmentation == {}:
+        return ""
+    if isinstance(segmentation, dict):
+        return _rle_fault(segmentation)
+    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
+        return "must be a list of polygons [[x, y, x, y, ...], ...] or an RLE object"
+    for polygon in segmentation:
+        if len(polygon) < 6 or len(polygon) % 2:
+            return f"a polygon has {len(polygon)} numbers: needs at least 6, an even count"
+        for value in polygon:
+            if type(value) not in (int, float) or (type(value) is int and abs(value) > LARGEST):
+                return f"a polygon has {short(value)} where a number must be"
+    return ""
+
+
+def _extents(points: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+    """How far the polygons of each object reach, see `pack`; those of polygons first."""
+    reach, outline = np.zeros(len(counts)), np.zeros(len(counts))
+    if len(points):
+        starts = lengths.cumsum() - lengths
+        low, high = (
+            np.stack([f.reduceat(points[:, axis], starts) for axis in (0, 1)], 1)
+            for f in (np.minimum, np.maximum)
+        )
+        known = np.flatnonzero(counts)
+        first = (counts.cumsum() - counts)[known]
+        with np.errstate(invalid="ignore", over="ignore"):  # of NaN and infinity
+            around = (high - low).max(1) * lengths
+        far = np.maximum(np.abs(low), np.abs(high)).max(1)
+        reach[known] = np.maximum.reduceat(far, first)
+        outline[known] = np.maximum.reduceat(around, first)
+    return {"reach": reach, "outline": outline}
+
+
+def _check_codes(rles: Sequence[dict[str, Any]]) -> None:
+    """ValueError if `_rle_fault` finds anything."""
+    codes = [rle["counts"] for rle in rles if isinstance(rle.get("counts"), str | bytes)]
+    if len(codes) == len(rles) and all(map(_has_size, rles)):
+        pixels = [rle["size"][0] * rle["size"][1] for rle in rles]
+        wrong = pixels != rle_totals(codes)[0].tolist()
+    else:
+        wrong = any(map(_rle_fault, rles))
+    if wrong:
+        raise ValueError
+
+
+def _has_size(rle: dict[str, Any]) -> bool:
+    size = rle.get("size")
+    is_pair = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
+    return is_pair and all(0 < side < 2**31 for side in size)
+
+
+def _rle_fault(rle: dict[str, Any]) -> str:
+    size, counts = rle.get("size"), rle.get("counts")
+    if not _has_size(rle):
+        return f"RLE size is {short(size)}: must be that of the image, [height, width]"
+    if isinstance(counts, str | bytes):
+        covered = int(rle_totals([counts])[0][0])
+        if covered < 0:
+            return "RLE counts are damaged: not a compressed run-length code"
+    elif isinstance(counts, list) and all(type(count) is int for count in counts):
+        covered = sum(counts)
+        if min(counts, default=0) < 0 or max(counts, default=0) >= 2**32:
+            return "RLE counts must be from 0 to 2^32"
+    else:
+        return "RLE counts must be a list of integers, the run lengths, or a compressed string"
+    height, width = size
+    if covered != height * width:
+        return f"RLE counts add up to {covered}, but {height}x{width} pixels need {height * width}"
+    return ""
+
+
+def _compressed(rle: dict[str, Any]) -> bytes:
+    """The compressed run lengths of a sound RLE."""
+    counts = rle["counts"]
+    if isinstance(counts, list):
+        return coco_mask.frPyObjects(rle, *rle["size"])["counts"]
+    return counts if isinstance(counts, bytes) else counts.encode("ascii")
