@@ -130,7 +130,7 @@ def test_unusable_boxes_are_left_out_counted_and_logged_once(tmp_path, caplog):
         "boxes outside their image": 2,
         "objects of other classes": 0,
     }
-    assert len(caplog.records) == 1 and "2 boxes without extent dropped" in caplog.text
+    assert len(caplog.records) == 1 and "2 boxes without area dropped" in caplog.text
     assert "are they [x, y, width, height]" in caplog.text
     assert data.ground_truth().boxes.tolist() == boxes
 

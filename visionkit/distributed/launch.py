@@ -13,10 +13,12 @@ import uuid
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from visionkit.errors import ConfigError, VisionkitError
+
+if TYPE_CHECKING:
+    import torch.distributed as dist
 
 # --- How the processes of one attempt find each other, and not what an earlier attempt left.
 
@@ -28,6 +30,8 @@ def meet() -> dist.PrefixStore:
     and on several machines its count of restarts may differ from one to another. So rank 0
     makes up a name for this attempt and tells it to those that call with a new word each.
     """
+    import torch.distributed as dist  # not above: commands without a model start without torch
+
     store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout()))
     if rank == 0:
         return dist.PrefixStore(_welcome(store, world_size), store)
