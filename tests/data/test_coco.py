@@ -206,7 +206,7 @@ def test_size_mismatch_names_both_and_hints_at_exif(tmp_path):
     with pytest.raises(DataError, match=r"10x20.*20x10.*exif: ignore"):
         data[0]
     Image.new("L", (21, 10)).save(tmp_path / "images" / "a.png")
-    with pytest.raises(DataError, match=r"21x10.*20x10.*do not belong together"):
+    with pytest.raises(DataError, match=r"21x10.*20x10.*annotations are of another image"):
         data[0]
 
 
