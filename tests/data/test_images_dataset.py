@@ -44,7 +44,7 @@ def test_images_are_turned_upright_unless_told_not_to(tmp_path):
 def test_faults(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         Images(str(tmp_path / "none"))
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="has no images"):
         Images(str(tmp_path))
     (tmp_path / "a.png").write_bytes(b"broken")
     data = Images(str(tmp_path))

@@ -111,14 +111,14 @@ def test_only_data_sets_of_its_kind_are_replaced(tmp_path):
     assert len(list((out / "images").iterdir())) == 3
     assert list(tmp_path.iterdir()) == [out]
     (out / "mine.txt").write_text("keep")
-    with pytest.raises(DataError, match="choose a new folder"):
+    with pytest.raises(DataError, match="choose another folder"):
         generate_shapes(out, images=2, size=48)
     assert (out / "mine.txt").read_text() == "keep"
     file = tmp_path / "file"
     file.write_text("x")
     with pytest.raises(DataError):
         generate_shapes(file, images=2, size=48)
-    with pytest.raises(DataError, match="0 images"):
+    with pytest.raises(DataError, match="images=0"):
         generate_shapes(tmp_path / "none", images=0, size=48)
     assert not (tmp_path / "none").exists()
     (tmp_path / "empty").mkdir()

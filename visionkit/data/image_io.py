@@ -169,7 +169,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise Refused(Fault("values", clause))
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None  # as `inPlace` is not set
+        return converted
     if image.mode == "RGBa":  # premultiplied alpha
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")

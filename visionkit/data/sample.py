@@ -1,7 +1,7 @@
-"""One image and its labels before batching; each geometric change moves them all together.
+"""One image with its labels, before batching. Geometric changes move all of them together.
 
 Objects stay polygons until the end and are painted once, at the final size: cheaper and more exact
-than resizing full-frame masks.
+than resizing masks of the whole image.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from visionkit.types import Target
 
 @dataclass
 class Sample:
-    """An image with what is known about it. `None` means not labeled.
+    """An image with its labels; None means not labeled.
 
-    Geometry methods return a new sample; nothing is changed in place.
+    Geometry methods return a new sample and change nothing in place.
     """
 
     image: Tensor  # (3, h, w) uint8
@@ -29,17 +29,17 @@ class Sample:
     orig_size: tuple[int, int]
     boxes: np.ndarray | None = None  # (N, 4) float32 xyxy
     labels: np.ndarray | None = None  # (N,) int64
-    attributes: np.ndarray | None = None  # (N, A) float32: 1 yes, 0 no, NaN not known
+    attributes: np.ndarray | None = None  # (N, A) float32: 1 yes, 0 no, NaN unknown
     iscrowd: np.ndarray | None = None  # (N,) bool
     area: np.ndarray | None = None  # (N,) float32, original pixels
     segmentations: list[Segmentation] | None = None  # N polygon lists or bitmaps
-    cut: np.ndarray | None = None  # (N,) bool: objects that a crop has cut
+    cut: np.ndarray | None = None  # (N,) bool: objects cut by a crop
     labeled: np.ndarray | None = None  # (K,) bool, see `Target`; None = all classes
     semantic: Tensor | None = None  # (h, w) uint8
     semantic_labeled: np.ndarray | None = None  # (S,) bool; None = all classes
     class_id: int | None = None
     identity: int | None = None
-    extra: dict[str, Tensor] = field(default_factory=dict)  # keys of the user's own heads
+    extra: dict[str, Tensor] = field(default_factory=dict)  # keys for custom heads
 
     @property
     def size(self) -> tuple[int, int]:
@@ -58,25 +58,24 @@ class Sample:
         return moved
 
     def crop(self, top: int, left: int, height: int, width: int) -> Sample:
-        """The window of that size, which must lie inside the image; boxes are clipped."""
+        """The window of that size, which must be inside the image; boxes are clipped."""
         window = (..., slice(top, top + height), slice(left, left + width))
         moved = self._map((1, 1), (-left, -top), (height, width))
         moved.image = self.image[window]
         if self.boxes is not None:
             low, high = [left, top], [left + width, top + height]
-            moved.cut = ((self.boxes[:, :2] < low) | (self.boxes[:, 2:] > high)).any(1)
-            if self.cut is not None:
-                moved.cut |= self.cut
+            cut = np.any((self.boxes[:, :2] < low) | (self.boxes[:, 2:] > high), axis=1)
+            moved.cut = cut if self.cut is None else cut | self.cut
         if self.semantic is not None:
             moved.semantic = self.semantic[window]
         return moved
 
     def hflip(self) -> Sample:
-        """Mirrored left to right."""
+        """Flipped left to right."""
         return self._flip(-1, (-1, 1), (self.size[1], 0))
 
     def vflip(self) -> Sample:
-        """Mirrored top to bottom."""
+        """Flipped top to bottom."""
         return self._flip(-2, (1, -1), (0, self.size[0]))
 
     def _flip(self, dim: int, scale: tuple[int, int], offset: tuple[int, int]) -> Sample:
@@ -89,7 +88,7 @@ class Sample:
     def _map(
         self, scale: tuple[float, float], offset: tuple[float, float], size: tuple[int, int]
     ) -> Sample:
-        """Points (x, y) go to `scale * point + offset`; boxes are clipped to `size` (h, w)."""
+        """Points (x, y) move to `scale * point + offset`; boxes are clipped to `size` (h, w)."""
         moved = replace(self)
         factor, shift = np.array(scale, float), np.array(offset, float)
         if self.boxes is not None:
@@ -101,8 +100,8 @@ class Sample:
         return moved
 
     def target(self) -> Target:
-        """The labels as tensors. Objects that a crop or a resize made smaller than one pixel go;
-        with masks, the box of a cut object is that of its visible part.
+        """The labels as tensors. Objects below one pixel after a crop or resize are dropped. With
+        masks, the box of a cut object is that of its visible part.
         """
         target: Target = {"image_id": self.image_id, "size": self.size, "orig_size": self.orig_size}
         if self.class_id is not None:
@@ -115,10 +114,12 @@ class Sample:
                 target["semantic_labeled"] = torch.from_numpy(self.semantic_labeled)
         if self.boxes is not None:
             self._add_objects(target)
-        target.update(self.extra)  # type: ignore[typeddict-item]
+        target.update(self.extra)  # type: ignore[typeddict-item]  # of custom heads
         return target
 
     def _add_objects(self, target: Target) -> None:
+        assert self.boxes is not None and self.labels is not None
+        assert self.iscrowd is not None and self.area is not None  # objects have all four
         rows = np.flatnonzero(_has_extent(self.boxes))
         boxes = self.boxes[rows]
         if self.segmentations is not None:
@@ -145,7 +146,7 @@ def _has_extent(boxes: np.ndarray) -> np.ndarray:
 
 
 def _bounds(mask: np.ndarray) -> list[int]:
-    """The box around the set pixels of an (h, w) mask; zeros if there are none."""
+    """The xyxy box around the set pixels of an (h, w) mask; zeros without any."""
     if not mask.any():
         return [0, 0, 0, 0]
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

@@ -1,8 +1,8 @@
-"""Random changes of training images, labels moved along, and the rule of the network's size.
+"""Random transforms of training images with their labels, and the network's input size.
 
 A transform is called as `transform(sample, rng, image_size)`; all its randomness comes from `rng`.
-One that has `resizes` set brings the image to the network's size itself; otherwise the image
-has been resized before.
+A transform with `resizes = True` resizes the image to the network's size itself. If a list has
+none, the image is resized before the first.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ Turn: TypeAlias = Annotated[float, Range(low=0, high=0.5)]
 
 
 def fit(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
-    """The (h, w) of an image of `size` (h, w) in the network, its aspect kept.
+    """The (h, w) in the network of an image of `size` (h, w); the aspect ratio is kept.
 
-    With one number the longest side becomes that. With (shortest, longest) the shortest side
-    becomes the first number unless the longest would pass the second, rounded down as in
-    torchvision's `GeneralizedRCNNTransform(min_size, max_size)`.
+    With one number, the longest side gets it. With (shortest, longest), the shortest side gets the
+    first number, unless the longest would exceed the second; rounded down as in torchvision's
+    `GeneralizedRCNNTransform(min_size, max_size)`.
     """
     if isinstance(image_size, int):
         scale = image_size / max(size)
@@ -49,14 +49,14 @@ def fit(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
 
 
 def window(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
-    """The largest (h, w) that a random crop of an image of `size` may have in the network."""
+    """The largest (h, w) in the network of a random crop of an image of `size`."""
     if isinstance(image_size, int):
         return image_size, image_size
     return fit(size, image_size)
 
 
 class HorizontalFlip:
-    """Mirrors left to right with probability `p`."""
+    """Flips left to right with probability `p`."""
 
     resizes: ClassVar[bool] = False
 
@@ -68,7 +68,7 @@ class HorizontalFlip:
 
 
 class VerticalFlip:
-    """Mirrors top to bottom with probability `p`."""
+    """Flips top to bottom with probability `p`."""
 
     resizes: ClassVar[bool] = False
 
@@ -80,16 +80,18 @@ class VerticalFlip:
 
 
 class ScaleJitter:
-    """Large-scale jitter: resizes to `low` to `high` times the fitted size; what is then larger
-    than the network's window is cropped at random, what is smaller stays so (Ghiasi et al.,
-    "Simple Copy-Paste", 2021). Done with probability `p`, else the image is only fitted.
+    """Large-scale jitter: resizes to `low` to `high` times the network's size (Ghiasi et al.,
+    "Simple Copy-Paste", 2021).
+
+    An image that is then larger than the network's size is cropped at random; a smaller one stays
+    so. Done with probability `p`; otherwise the image is only resized.
     """
 
     resizes: ClassVar[bool] = True
 
     def __init__(self, *, low: Positive = 0.5, high: Positive = 1.5, p: Fraction = 1.0):
         if low > high:
-            raise ConfigError(f"low is {low}, high is {high}: low must not be the larger one")
+            raise ConfigError(f"low must be at most high, got low={low}, high={high}")
         self.low, self.high, self.p = low, high, p
 
     def __call__(self, sample: Sample, rng: np.random.Generator, size: ImageSize) -> Sample:
@@ -99,7 +101,7 @@ class ScaleJitter:
         jitter = rng.uniform(self.low, self.high)
         scaled = [max(1, round(side * jitter)) for side in fitted]
         wanted = [min(pair) for pair in zip(scaled, window(sample.size, size), strict=True)]
-        # Cropping before resizing gives the same image and touches fewer pixels.
+        # Cropping before resizing gives the same image from fewer pixels.
         height, width = (
             max(1, round(old * part / whole))
             for old, part, whole in zip(sample.size, wanted, scaled, strict=True)
@@ -108,8 +110,11 @@ class ScaleJitter:
 
 
 class RandomResizedCrop:
-    """A window of `scale` times the image's area and `ratio` width to height, resized to the
-    network's size (a square if that is one number). For classification (Szegedy et al., 2014).
+    """Crops a random part of the image and resizes it to the network's size, a square if that is
+    one number. For classification (Szegedy et al., 2014).
+
+    scale: range of the part's share of the image's area.
+    ratio: range of its width / height.
     """
 
     resizes: ClassVar[bool] = True
@@ -122,7 +127,7 @@ class RandomResizedCrop:
     ):
         if scale[0] > scale[1] or scale[1] > 1 or ratio[0] > ratio[1]:
             raise ConfigError(
-                f"scale is {scale}, ratio is {ratio}: each must rise, and scale not pass 1"
+                f"scale and ratio must be (low, high), scale at most 1; got {scale}, {ratio}"
             )
         self.scale, self.ratio = scale, ratio
 
@@ -135,8 +140,8 @@ class RandomResizedCrop:
 
 
 class RandomCrop:
-    """With probability `p` a window with sides of at least `low` times the image's that holds
-    the center of an object, if there is one.
+    """Crops, with probability `p`, to sides of at least `low` times the image's, around the center
+    of a random object if there is one.
     """
 
     resizes: ClassVar[bool] = False
@@ -152,11 +157,11 @@ class RandomCrop:
 
 
 class ColorJitter:
-    """Random brightness, contrast, saturation (factors of 1 ± the argument, not below 0) and hue
-    (a turn of up to that part of the color circle).
+    """Random brightness, contrast, saturation (factors of 1 ± the argument, at least 0) and hue (a
+    rotation by up to that part of the color circle).
 
-    All four are one linear map of the RGB values, rounded and clipped once. Hue turns the plane
-    of equal luma, which is much cheaper than the way over HSV.
+    All four are one linear map of the RGB values, rounded and clipped once. Hue rotates the plane
+    of equal luma, which is much cheaper than a conversion to HSV.
     """
 
     resizes: ClassVar[bool] = False
@@ -184,7 +189,7 @@ class ColorJitter:
 
 
 class Grayscale:
-    """Takes the color away with probability `p`."""
+    """Makes the image gray with probability `p`."""
 
     resizes: ClassVar[bool] = False
 
@@ -201,8 +206,8 @@ _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, 
 
 
 def color_map(saturation: float, turn: float) -> np.ndarray:
-    """The (3, 3) map of RGB values that scales color by `saturation` and turns it by `turn` of a
-    full circle (red to green to blue), luma unchanged.
+    """The (3, 3) map of RGB values that scales color by `saturation` and rotates it by `turn` of a
+    full circle (red to green to blue); luma stays.
     """
     sin, cos = math.sin(2 * math.pi * turn), math.cos(2 * math.pi * turn)
     turned = np.array([[cos, sin], [-sin, cos]]) * saturation
@@ -227,20 +232,20 @@ def _random_window(
     width: int,
     around: tuple[float, float] | None = None,
 ) -> Sample:
-    """The sample cropped to `height` x `width`, so that the point `around` (y, x) is inside."""
+    """The sample cropped at random to `height` x `width`, with the point `around` (y, x) inside."""
     if (height, width) == sample.size:
         return sample
-    corner = []
+    corner = []  # top, left
     for side, part, point in zip(sample.size, (height, width), around or (None, None), strict=True):
         low, high = 0, side - part
         if point is not None:
             low, high = max(low, math.ceil(point) - part), min(high, math.floor(point))
         corner.append(int(rng.integers(low, high + 1)))
-    return sample.crop(*corner, height, width)
+    return sample.crop(corner[0], corner[1], height, width)
 
 
 def _some_center(sample: Sample, rng: np.random.Generator) -> tuple[float, float] | None:
-    """The center (y, x) of one object at random, if there is any."""
+    """The center (y, x) of a random object; None without objects."""
     if sample.boxes is None or sample.iscrowd is None or sample.iscrowd.all():
         return None
     box = sample.boxes[rng.choice(np.flatnonzero(~sample.iscrowd))]

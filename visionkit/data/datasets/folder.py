@@ -1,8 +1,7 @@
-"""Images sorted into one folder for each class."""
+"""Images in one folder for each class, and unlabeled images."""
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,17 +22,15 @@ from visionkit.data.checks.findings import (
 from visionkit.data.files import is_visible, visible_files
 from visionkit.data.image_io import SUFFIXES, read_image
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError, printable
+from visionkit.errors import DataError, printable, unknown
 from visionkit.types import Classes
-
-# --- Images without any labels.
 
 
 class Images:
-    """Every image below a folder, sorted by its path; nothing is known about any of them.
+    """All images below a folder, sorted by path, without labels.
 
-    Hidden files and folders, __MACOSX and files that are no images by their suffix are passed
-    over. Raises `DataError` if there is no such folder or it holds no image.
+    Hidden files and folders, __MACOSX and files without the suffix of an image are skipped. Raises
+    DataError if the folder does not exist or has no images.
 
     exif: "apply" turns images upright.
     """
@@ -42,13 +39,12 @@ class Images:
 
     def __init__(self, root: InputPath, *, exif: Literal["apply", "ignore"] = "apply"):
         self.root, self.exif = Path(root), exif
-        if not self.root.is_dir():
-            raise DataError(f"folder {root} does not exist or is no folder")
+        require_folder(self.root)
         self.classes: dict[str, Classes] = {}
         images, _ = images_below(self.root, ".")
         self.file_names = sorted(name.removeprefix("./") for name in images)
         if not self.file_names:
-            raise DataError(f"folder {root} holds no images ({', '.join(SUFFIXES)})")
+            raise DataError(f"folder {root} has no images ({', '.join(SUFFIXES)})")
         self.image_ids = list(range(len(self.file_names)))
 
     def image_path(self, index: int) -> Path:
@@ -67,16 +63,16 @@ class Images:
 
 
 class ImageFolder:
-    """`root/<class>/**/*.jpg` and so on; the class of an image is its folder's name.
+    """`root/<class>/**/*.jpg` and so on: the class of an image is the name of its folder.
 
-    For embeddings the class is the image's identity as well.
+    For embeddings the class is also the image's identity.
 
-    Hidden files and folders and __MACOSX are passed over; files that are no images by their
-    suffix are left out and counted. Raises `DataError` if there is no class folder, some are
-    empty, or one is not in `classes`.
+    Hidden files and folders and __MACOSX are skipped; files without the suffix of an image are
+    skipped and counted. Raises DataError if there are no class folders, some are empty, or one is
+    not in `classes`.
 
-    classes: names in label order; by default the folders' names, sorted.
-    only: the classes whose images are kept; they become the class list, in this order.
+    classes: names in label order; by default the names of the folders, sorted.
+    only: the classes whose images are used; they become the class list, in this order.
     exif: "apply" turns images upright.
     """
 
@@ -102,14 +98,14 @@ class ImageFolder:
 
         self.file_names: list[str] = []
         class_ids: list[int] = []
-        self._others: list[str] = []  # files that are no images
+        self._others: list[str] = []  # files that are not images
         problems = Problems(f"folder {root}", root)
         for name in filter(names.__contains__, found):
             images, others = images_below(self.root, name)
             if not images:
                 folder = printable(self.root / name)
-                what = f"class folder {folder} holds no images ({', '.join(SUFFIXES)})"
-                problems.add("", what, "fill or remove it", kind="missing-file", value=name)
+                what = f"class folder {folder} has no images ({', '.join(SUFFIXES)})"
+                problems.add("", what, "add images or remove it", kind="missing-file", value=name)
             self.file_names += images
             self._others += others
             class_ids += [names.index(name)] * len(images)
@@ -118,18 +114,18 @@ class ImageFolder:
         self.image_ids = list(range(len(self.file_names)))
 
     def findings(self) -> Iterator[Finding]:
-        """What is wrong or remarkable though the folder can be used."""
+        """Skipped files, and unused or rare classes."""
         for name in self._others:
-            yield finding("other-file", f"{name} is no image by its name", file=str(self.root))
+            yield finding("other-file", f"{name} is not an image by its name", file=str(self.root))
         names, counts = self.classes["class_id"].names, self.class_counts()["class_id"]
         yield from class_findings(names, counts, "image", str(self.root))
 
     def counts(self) -> FindingCounts:
-        """How many files were left out, and what is remarkable."""
+        """The number of findings of each kind."""
         return count_findings(self.findings())
 
     def class_counts(self) -> dict[str, np.ndarray]:
-        """How many images there are of each class."""
+        """The number of images of each class."""
         size = len(self.classes["class_id"].names)
         return {"class_id": np.bincount(self.identities, minlength=size)}
 
@@ -151,31 +147,35 @@ class ImageFolder:
 
 
 def kept_classes(source: str, names: Sequence[str], only: Sequence[str]) -> list[int]:
-    """Where the classes `only` stand among `names`. `DataError` if one does not, comes twice, or
-    none is named."""
+    """The places of the classes `only` in `names`. DataError if one is unknown or given twice, or
+    none is given."""
     for name in only:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
-            raise DataError(f"{source}: only names {name!r}, which is no class here; {hint}")
+            raise DataError(unknown(name, names, f"{source}: only: unknown class {name!r}"))
     if not only or len(set(only)) < len(only):
-        raise DataError(f"{source}: only is {list(only)}: name at least one class, each once")
+        raise DataError(f"{source}: only must name at least one class, each once; got {list(only)}")
     return [list(names).index(name) for name in only]
 
 
+def require_folder(path: Path) -> None:
+    """DataError unless the path is a folder."""
+    if not path.is_dir():
+        raise DataError(f"folder {path} does not exist or is not a folder")
+
+
 def _class_folders(root: Path) -> list[str]:
-    if not root.is_dir():
-        raise DataError(f"folder {root} does not exist or is no folder")
+    require_folder(root)
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     names = [name for name in names if is_visible(name)]
     if not names:
-        raise DataError(f"folder {root} has no class folders: images belong in {root}/<class>/")
+        raise DataError(f"folder {root} has no class folders: put images into {root}/<class>/")
     return names
 
 
 def images_below(root: Path, class_name: str) -> tuple[list[str], list[str]]:
-    """Images and other files that are not hidden: paths relative to `root`, sorted."""
-    images, others = [], []
+    """The visible images and other files of a class: paths relative to `root`, sorted."""
+    images: list[str] = []
+    others: list[str] = []
     for folder, name in visible_files(root / class_name):
         kind = images if name.lower().endswith(SUFFIXES) else others
         kind.append(f"{os.path.relpath(folder, root)}/{name}".replace(os.sep, "/"))

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its successors, plain or gzip-compressed."""
+"""Images and labels in IDX files, the format of MNIST, plain or gzip-compressed."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from visionkit.data.checks.findings import (
 from visionkit.data.datasets.folder import kept_classes
 from visionkit.data.files import diagnose
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError
+from visionkit.errors import DataError, plural
 from visionkit.types import Classes
 
 _UNSIGNED_BYTE = 0x08
 _MAX_BYTES = 2**33
-_MAX_RATIO, _SMALL = 100, 2**26  # more, beyond that size, is a decompression bomb; MNIST has 5
+_MAX_RATIO, _SMALL = 100, 2**26  # from that size on, more is a decompression bomb; MNIST has 5
 
 
 class Idx:
-    """Gray images of one size with a class each, from a file of images and one of labels.
+    """Gray images of one size with their classes, from a file of images and a file of labels.
 
-    Without `labels` they have no class. For embeddings the class is the image's identity as
-    well. Raises `DataError` if a file is damaged, is of another kind, or the two do not match.
+    Without `labels` there are no classes. For embeddings the class is also the image's identity.
+    Raises DataError if a file is damaged or of another kind, or if the two do not match.
 
     classes: names in label order; by default the numbers from 0 to the highest label.
-    only: the classes whose images are kept; they become the class list, in this order, and
-        their ids are the labels of the file.
+    only: the classes whose images are used; they become the class list, in this order, and their
+        ids are the labels in the file.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Idx:
         self.keys: tuple[str, ...] = ()
         self.classes: dict[str, Classes] = {}
         self.identities = np.full(len(self._images), -1)  # (N,) int64
-        self.image_ids = list(range(len(self._images)))  # where each image stands in the file
+        self.image_ids = list(range(len(self._images)))  # the place of each image in the file
         if labels is not None:
             self._read_labels(images, labels, classes, only)
         elif classes is not None or only is not None:
-            raise DataError(f"{images}: classes and only need labels: name that file too")
+            raise DataError(f"{images}: classes and only need labels; give that file too")
 
     def _read_labels(
         self, images: str, labels: str, classes: list[str] | None, only: list[str] | None
@@ -68,16 +68,16 @@ class Idx:
         found = _read(labels, dims=1)
         if not len(self._images) or len(self._images) != len(found):
             raise DataError(
-                f"{images} has {len(self._images)} images and {labels} has "
-                f"{len(found)} labels: need as many, and at least one"
+                f"{images} has {plural(len(self._images), 'image')} and {labels} has "
+                f"{plural(len(found), 'label')}: expected the same number, at least one"
             )
         highest = int(found.max())
         names = [str(number) for number in range(highest + 1)] if classes is None else classes
         check_classes(str(labels), names, names, missing_ok=False, unknown_ok=False)
         if highest >= len(names):
             raise DataError(
-                f"{labels} has the label {highest}, but classes has {len(names)} names: "
-                f"name all {highest + 1}"
+                f"{labels} has the label {highest}, but classes has {plural(len(names), 'name')}: "
+                f"give {highest + 1}"
             )
         ids = list(range(len(names))) if only is None else kept_classes(str(labels), names, only)
         class_of = np.full(max(256, len(names)), -1, np.int64)  # of a byte
@@ -92,23 +92,23 @@ class Idx:
     @property
     def fingerprint(self) -> str:
         """A hash of the images and labels that are used."""
-        digest = hashlib.sha256(np.ascontiguousarray(self._images[self.image_ids]))
-        digest.update(np.ascontiguousarray(getattr(self, "identities", ())))
+        digest = hashlib.sha256(self._images[self.image_ids].data)
+        digest.update(self.identities.data)
         return digest.hexdigest()
 
     def findings(self) -> Iterator[Finding]:
-        """What is remarkable about the labels."""
+        """Unused and rare classes."""
         for key, counts in self.class_counts().items():
             names = self.classes[key].names
             yield from class_findings(names, counts, "image", self.file)
 
     def counts(self) -> FindingCounts:
-        """How many images were left out, and what is remarkable."""
+        """The number of findings of each kind, and of images of other classes."""
         counts, others = count_findings(self.findings()), len(self._images) - len(self)
         return {**counts, "dropped": {"other-class": others} if others else {}}
 
     def class_counts(self) -> dict[str, np.ndarray]:
-        """How many images there are of each class."""
+        """The number of images of each class."""
         if not self.keys:
             return {}
         size = len(self.classes["class_id"].names)
@@ -140,21 +140,22 @@ def _read(path: str, dims: int) -> np.ndarray:
                 raise EOFError("no header")
             if magic != bytes([0, 0, _UNSIGNED_BYTE, dims]):
                 raise DataError(
-                    f"IDX file {path} begins with 0x{magic.hex()}, not 0x000008{dims:02x}: need "
-                    f"bytes in {dims} dimension{'s' * (dims > 1)}; are images and labels swapped?"
+                    f"IDX file {path}: expected 0x000008{dims:02x} (bytes in "
+                    f"{plural(dims, 'dimension')}) at its start, got 0x{magic.hex()}; are images "
+                    "and labels swapped?"
                 )
             shape = struct.unpack(f">{dims}I", file.read(4 * dims))
             size = math.prod(shape)
             packed = os.path.getsize(path)
             if size > _MAX_BYTES or (is_gzip and size > max(_SMALL, _MAX_RATIO * packed)):
                 raise DataError(
-                    f"IDX file {path} of {packed} bytes says that it holds {size}: too many"
+                    f"IDX file {path} of {packed} bytes claims to hold {size}: too many"
                 )
             data = bytearray(file.read(size))
             if len(data) < size or file.read(1):
                 raise DataError(
-                    f"IDX file {path} should hold {size} bytes ({'x'.join(map(str, shape))}) after "
-                    f"its header, but holds {'more' if len(data) == size else len(data)}"
+                    f"IDX file {path}: expected {size} bytes ({'x'.join(map(str, shape))}) after "
+                    f"its header, got {'more' if len(data) == size else len(data)}"
                 )
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise DataError(f"IDX file {path} {diagnose(path)} [{error}]") from error

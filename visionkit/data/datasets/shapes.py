@@ -1,4 +1,4 @@
-"""Generated images as a real COCO-format data set on disk that fills every target key."""
+"""Generated images as a COCO-format dataset on disk, with labels for every target key."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.cache import cache_folder
 from visionkit.errors import DataError
 
-# --- Drawing one generated image: a textured place with shapes in it, and what can be seen of
-# each.
-
 SHAPES = ("circle", "ring", "square", "star", "triangle")
 TEXTURES = ("blobs", "checks", "dots", "stripes", "waves", "weave")
 COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta", "gray")  # hues 60 degrees apart
@@ -33,11 +30,11 @@ _MIN_PIXELS = 24
 
 
 @dataclass(frozen=True)
-class Place:
-    """What images of one identity share: texture, its coarseness and direction, two colors."""
+class Scene:
+    """What the images of an identity share: a texture, its period and direction, two colors."""
 
     texture: int
-    period: float  # in parts of the image's size
+    period: float  # relative to the image's size
     angle: float
     colors: np.ndarray  # (2, 3) RGB in 0..1
 
@@ -49,19 +46,19 @@ class Shape:
     label: int
     outlines: list[np.ndarray]  # (P, 2) x, y; a second one is a hole
     mask: np.ndarray  # (h, w) bool, of the whole shape
-    visible: np.ndarray  # (h, w) bool, what later shapes leave of it
+    visible: np.ndarray  # (h, w) bool, what later shapes do not cover
     color: np.ndarray  # (3,) RGB in 0..1
 
     @property
     def is_plain(self) -> bool:
-        """Whether its one outline tells all that can be seen."""
+        """Whether one outline inside the image describes all that is visible."""
         height, width = self.mask.shape
         inside = (self.outlines[0] >= 0).all() and (self.outlines[0] <= [width, height]).all()
-        return len(self.outlines) == 1 and inside and (self.mask == self.visible).all()
+        return len(self.outlines) == 1 and bool(inside and (self.mask == self.visible).all())
 
 
-def random_place(rng: np.random.Generator, texture: int) -> Place:
-    """A place with that texture (an index into `TEXTURES`)."""
+def random_scene(rng: np.random.Generator, texture: int) -> Scene:
+    """A random scene with a texture, an index into `TEXTURES`."""
     hue = rng.random()
     pair = [
         colorsys.hsv_to_rgb((hue + turn) % 1, rng.uniform(0.15, 0.6), value)
@@ -70,19 +67,19 @@ def random_place(rng: np.random.Generator, texture: int) -> Place:
             (rng.uniform(-0.2, 0.2), rng.uniform(0.25, 0.5)),
         )
     ]
-    return Place(
+    return Scene(
         texture, rng.uniform(0.07, 0.16), rng.uniform(0, math.pi), np.array(pair, np.float32)
     )
 
 
 def draw(
-    rng: np.random.Generator, place: Place, size: int, max_objects: int
+    rng: np.random.Generator, scene: Scene, size: int, max_objects: int
 ) -> tuple[Image.Image, list[Shape]]:
-    """A `size` x `size` RGB image of the place with 1 to `max_objects` shapes, back to front."""
-    canvas = _background(rng, place, size)
+    """A `size` x `size` RGB image of the scene with 1 to `max_objects` shapes, back to front."""
+    canvas = _background(rng, scene, size)
     shapes: list[Shape] = []
     for _ in range(int(rng.integers(1, max_objects + 1))):
-        color = _new_color(rng, [*place.colors, *(shape.color for shape in shapes)])
+        color = _new_color(rng, [*scene.colors, *(shape.color for shape in shapes)])
         shape = _free_shape(rng, size, shapes, color)
         if shape is None:
             continue
@@ -90,28 +87,28 @@ def draw(
             other.visible = other.visible & ~shape.mask
         shapes.append(shape)
         _fill(canvas, rng, shape)
-    return _photograph(canvas, rng), shapes
+    return _with_noise(canvas, rng), shapes
 
 
-def _background(rng: np.random.Generator, place: Place, size: int) -> np.ndarray:
-    """(size, size, 3) float32 in 0..1: the texture, somewhere in the place, unevenly lit."""
-    pattern = _pattern(rng, place, size)[..., None]
-    dark, light = place.colors[1], place.colors[0]
+def _background(rng: np.random.Generator, scene: Scene, size: int) -> np.ndarray:
+    """(size, size, 3) float32 in 0..1: a random part of the scene's texture, unevenly lit."""
+    pattern = _pattern(rng, scene, size)[..., None]
+    dark, light = scene.colors[1], scene.colors[0]
     image = dark + (light - dark) * pattern
     y, x = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
     slope = rng.uniform(-0.25, 0.25, 2).astype(np.float32)
     return (image * (1 + slope[0] * y + slope[1] * x)[..., None]).astype(np.float32)
 
 
-def _pattern(rng: np.random.Generator, place: Place, size: int) -> np.ndarray:
+def _pattern(rng: np.random.Generator, scene: Scene, size: int) -> np.ndarray:
     """(size, size) in 0..1."""
-    angle = place.angle + rng.normal(0, 0.1)
-    period = place.period * size * rng.uniform(0.9, 1.1)
+    angle = scene.angle + rng.normal(0, 0.1)
+    period = scene.period * size * rng.uniform(0.9, 1.1)
     start = rng.uniform(0, size, 2).astype(np.float32)
     y, x = np.mgrid[:size, :size].astype(np.float32) + start[:, None, None]
     u = (x * math.cos(angle) + y * math.sin(angle)) * 2 * math.pi / period
     v = (y * math.cos(angle) - x * math.sin(angle)) * 2 * math.pi / period
-    texture = TEXTURES[place.texture]
+    texture = TEXTURES[scene.texture]
     if texture == "stripes":
         wave = 4 * np.sin(u)
     elif texture == "checks":
@@ -124,14 +121,16 @@ def _pattern(rng: np.random.Generator, place: Place, size: int) -> np.ndarray:
         wave = 2 * np.sin(u) + 2 * np.sin(v)
     else:
         coarse = rng.normal(0, 1, (max(2, round(1.6 * size / period)),) * 2).astype(np.float32)
-        wave = 3 * np.asarray(Image.fromarray(coarse).resize((size, size), Image.BICUBIC))
+        wave = 3 * np.asarray(
+            Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+        )
     return 1 / (1 + np.exp(-wave))
 
 
 def _free_shape(
     rng: np.random.Generator, size: int, shapes: list[Shape], color: np.ndarray
 ) -> Shape | None:
-    """A shape that leaves enough of the others to be seen; None if none is found quickly."""
+    """A random shape that leaves enough of the others visible; None after some tries."""
     for _ in range(8):
         shape = _random_shape(rng, size, color)
         if shape.mask.sum() < _MIN_PIXELS:
@@ -169,7 +168,7 @@ def _inside(outline: np.ndarray, size: int) -> np.ndarray:
 
 
 def _ring(count: int, *radii: float, start: float = 0.0) -> np.ndarray:
-    """`count` points around the origin, at these distances in turn."""
+    """(count, 2): points around the origin, at these distances in turn."""
     angles = start + np.arange(count) * 2 * math.pi / count
     distances = np.resize(radii, count)
     return np.stack([distances * np.cos(angles), distances * np.sin(angles)], 1)
@@ -185,7 +184,7 @@ _OUTLINES = {
 
 
 def _fill(canvas: np.ndarray, rng: np.random.Generator, shape: Shape) -> None:
-    """Paint the shape over the canvas in its color, shaded, with smooth edges."""
+    """Paint the shape on the canvas in its color, shaded, with smooth edges."""
     size = len(canvas)
     points = np.concatenate(shape.outlines)
     left, top = np.clip(np.floor(points.min(0)).astype(int) - 1, 0, size - 1).tolist()
@@ -205,7 +204,7 @@ def _fill(canvas: np.ndarray, rng: np.random.Generator, shape: Shape) -> None:
 
 
 def _new_color(rng: np.random.Generator, taken: list[np.ndarray]) -> np.ndarray:
-    """A color that differs from those taken."""
+    """A random color that differs from the `taken` ones."""
     candidates = [
         np.array(colorsys.hsv_to_rgb(*rng.uniform([0, 0.3, 0.3], [1, 1, 1])), np.float32)
         for _ in range(8)
@@ -222,8 +221,8 @@ def color_name(color: np.ndarray) -> str:
     return hues[round(hue * len(hues)) % len(hues)]
 
 
-def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """Noise, and for some images a slight blur."""
+def _with_noise(canvas: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """The image with noise and, at random, a slight blur."""
     noise = rng.standard_normal(canvas.shape, np.float32) * rng.uniform(0.01, 0.05)
     image = Image.fromarray(((canvas + noise).clip(0, 1) * 255 + 0.5).astype(np.uint8))
     if rng.random() < 0.3:
@@ -231,7 +230,7 @@ def _photograph(canvas: np.ndarray, rng: np.random.Generator) -> Image.Image:
     return image
 
 
-VERSION = 2  # of the files: raise it whenever the same seed gives other ones
+VERSION = 2  # of the files: raise it when the same seed gives other files
 
 _PARTS = {"images", "semantic", "annotations.json"}
 _IMAGES_PER_IDENTITY = 8
@@ -241,11 +240,10 @@ _MAX_OBJECTS = 5
 class Shapes(Coco):
     """Generated images of shapes on textures, the same for the same arguments.
 
-    They are drawn once, into the cache folder. Objects are shapes, the
-    class of an image is its background's texture, and images with the same `identity` show
-    the same place: texture, coarseness, direction and colors. Attributes of an object are its
-    `color`, whether another one hides a part of it (`covered`), and the kinds of shape that it
-    `overlaps`, above or below.
+    They are drawn once, into the cache folder. Objects are shapes. The class of an image is the
+    texture of its background. Images with the same `identity` show the same scene: texture,
+    period, direction and colors. Attributes of an object are its `color`, whether another object
+    hides a part of it (`covered`), and the kinds of shapes that it `overlaps`, above or below.
     """
 
     def __init__(
@@ -268,13 +266,13 @@ class Shapes(Coco):
 def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int = 0) -> None:
     """Write OUT/images/*.jpg, OUT/semantic/*.png and OUT/annotations.json (COCO format).
 
-    The bytes depend on the arguments alone. OUT appears only when complete; an earlier data set
-    of this kind there is replaced. Raises `DataError` if OUT holds anything else.
+    The bytes depend only on the arguments. OUT appears only when complete; an earlier dataset of
+    this kind is replaced. Raises DataError if OUT contains anything else.
     """
     if images < 1 or not 32 <= size <= 8192 or seed < 0:
         raise DataError(
-            f"shapes: got {images} images of size {size} and the seed {seed}; expected at least 1 "
-            f"image, a size from 32 to 8192 and a seed >= 0"
+            f"shapes: expected at least 1 image, a size from 32 to 8192 and a seed >= 0; got "
+            f"images={images}, size={size}, seed={seed}"
         )
     out = Path(out)
     _refuse_other_content(out)
@@ -298,7 +296,9 @@ def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int 
 def _refuse_other_content(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())) or _is_shapes(out):
         return
-    raise DataError(f"{out} exists and is no generated shapes data set: choose a new folder")
+    raise DataError(
+        f"{out} already exists and is not a generated shapes dataset: choose another folder"
+    )
 
 
 def _is_shapes(out: Path) -> bool:
@@ -313,8 +313,8 @@ def _write(folder: Path, images: int, size: int, seed: int) -> None:
     (folder / "images").mkdir(parents=True)
     (folder / "semantic").mkdir()
     identities = -(-images // _IMAGES_PER_IDENTITY)
-    places = [
-        random_place(np.random.default_rng((seed, 0, i)), i % len(TEXTURES))
+    scenes = [
+        random_scene(np.random.default_rng((seed, 0, i)), i % len(TEXTURES))
         for i in range(identities)
     ]
     records: list[dict[str, Any]] = []
@@ -322,7 +322,7 @@ def _write(folder: Path, images: int, size: int, seed: int) -> None:
     for index in range(images):
         identity = index % identities
         rng = np.random.default_rng((seed, 1, index))
-        image, shapes = draw(rng, places[identity], size, _MAX_OBJECTS)
+        image, shapes = draw(rng, scenes[identity], size, _MAX_OBJECTS)
         name = f"{index + 1:06d}"
         image.save(folder / "images" / f"{name}.jpg", quality=92, subsampling=0)
         _semantic(shapes, size).save(folder / "semantic" / f"{name}.png", compress_level=1)
@@ -332,7 +332,7 @@ def _write(folder: Path, images: int, size: int, seed: int) -> None:
                 "file_name": f"{name}.jpg",
                 "width": size,
                 "height": size,
-                "class_id": places[identity].texture,
+                "class_id": scenes[identity].texture,
                 "identity": identity,
                 "semantic": f"semantic/{name}.png",
             }
@@ -346,7 +346,7 @@ def _write(folder: Path, images: int, size: int, seed: int) -> None:
         "categories": [{"id": i + 1, "name": name} for i, name in enumerate(SHAPES)],
         "image_classes": TEXTURES,
         "semantic_classes": ["background", *SHAPES],
-        # Else a small data set would lack the classes that happen not to occur.
+        # Otherwise a small dataset would lack the classes that do not occur.
         "attribute_classes": [
             *(f"color={name}" for name in COLORS),
             "covered",
@@ -359,10 +359,8 @@ def _write(folder: Path, images: int, size: int, seed: int) -> None:
 def _annotation(
     annotation_id: int, image_id: int, shape: Shape, shapes: list[Shape]
 ) -> dict[str, Any]:
-    """A polygon where one outline says it all; run lengths where there are holes or cuts.
-
-    `shapes` are all those of the image.
-    """
+    """The annotation of one of the `shapes` of an image: a polygon if one outline describes it,
+    otherwise run lengths."""
     rle = coco_mask.encode(np.asfortranarray(shape.visible, np.uint8))
     if shape.is_plain:
         segmentation: Any = [shape.outlines[0].ravel().tolist()]
