@@ -228,7 +228,7 @@ class MaskRCNN(FasterRCNN):
         rows = used_rows(used)
         image = rows // used.shape[1]
         probs = self._mask_logits(features, boxes[rows], image, labels[rows]).sigmoid()
-        return found | {"masks": pad_rows(probs, rows, used)}
+        return found | {"masks": pad_rows(probs, rows, used) * used[:, :, None, None]}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
         """For each image `boxes`, `scores`, `labels` and `masks`, best first.

@@ -160,7 +160,10 @@ def used_rows(valid: Tensor) -> Tensor:
 
 
 def pad_rows(values: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
-    """Values (R, ...) at their `rows` (R,) of all B * M: (B, M, ...), and zeros elsewhere."""
+    """Values (R, ...) at their `rows` (R,) of all B * M: (B, M, ...), and zeros elsewhere.
+
+    An exported model has values, which mean nothing, in the rows that are not valid.
+    """
     size = valid.shape[0] * valid.shape[1]
     padded = values.new_zeros(size, *values.shape[1:]).index_copy(0, rows, values)
     return padded.unflatten(0, valid.shape)
