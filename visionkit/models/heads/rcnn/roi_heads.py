@@ -165,7 +165,7 @@ def pad_rows(values: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
     An exported model has values, which mean nothing, in the rows that are not valid.
     """
     size = valid.shape[0] * valid.shape[1]
-    padded = values.new_zeros(size, *values.shape[1:]).index_copy(0, rows, values)
+    padded = values.new_zeros(size, *values.shape[1:]).index_copy_(0, rows, values)
     return padded.unflatten(0, valid.shape)
 
 
