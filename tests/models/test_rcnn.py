@@ -9,6 +9,8 @@ from pycocotools import mask as coco_mask
 from torchvision.ops import box_iou
 
 from support.losses import losses_of
+from visionkit.config.components import INJECTED
+from visionkit.config.schema import ConfigProblems, check_arguments, signature_arguments
 from visionkit.errors import ConfigError
 from visionkit.models.heads.detection import FasterRCNN, MaskRCNN
 from visionkit.types import Batch, Level
@@ -212,3 +214,47 @@ def check_masks(masks, which, boxes):
         coco_mask.encode(truth), [masks[i] for i in which], [False] * len(which)
     )
     assert overlaps.diagonal().min() > 0.75
+
+
+# Four proposals, exactly right. B overlaps A by 4/5; C overlaps A by 1/2, and B by 0.625; D
+# overlaps none. C stays in any case: a detection that is suppressed suppresses none.
+A, B, C, D = [0, 0, 40, 40], [0, 0, 40, 32], [0, 0, 40, 20], [44, 44, 60, 60]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, [(A, 0), (B, 1), (C, 0), (D, 1)]),
+        ({"nms": "class"}, [(A, 0), (B, 1), (C, 0), (D, 1)]),
+        ({"nms": "all"}, [(A, 0), (C, 0), (D, 1)]),
+    ],
+)
+@pytest.mark.parametrize("head_class", HEADS)
+def test_suppression_within_a_class_or_among_all(head_class, arguments, expected):
+    head = head_class(LEVELS, CLASSES, box_nms_iou=0.6, **arguments).eval()
+    boxes, labels = torch.tensor([B, D, A, C], dtype=torch.float32), torch.tensor([1, 1, 0, 0])
+    scores = torch.tensor([0.8, 0.6, 0.9, 0.7])
+    probs = torch.full((4, 3), 1e-9)
+    probs[:, 0] = 1 - scores
+    probs[range(4), labels + 1] = scores
+    head.rpn.propose = lambda outputs, sizes, top: (boxes[None], torch.tensor([4]))
+    head.roi_heads.forward = lambda features, boxes, image: (probs.log(), torch.zeros(4, 3, 4))
+    with torch.no_grad():
+        target = make_target([], [], orig_size=(64, 64))
+        (found,) = head.predict(random_features(1), make_batch([target]))
+    rounded = found["boxes"].round().int().tolist()
+    assert list(zip(rounded, found["labels"].tolist(), strict=True)) == expected
+    assert len(found.get("masks", rounded)) == len(expected)
+
+
+def test_a_config_may_set_the_arguments_of_both_classes():
+    base = signature_arguments(FasterRCNN, INJECTED["heads"])
+    found = signature_arguments(MaskRCNN, INJECTED["heads"])
+    assert set(found) == {*base, "mask_pool_size", "mask_channels", "mask_convs"}
+    assert found["box_batch_size"] == base["box_batch_size"]
+    problems = ConfigProblems("c.yaml", {})
+    given = {"box_batch_size": 64, "rpn_pre_nms_train": 500, "nms": "one", "mask_convs": 0}
+    fitting = check_arguments(given, found, (), problems)
+    assert fitting == {"box_batch_size": 64, "rpn_pre_nms_train": 500}
+    with pytest.raises(ConfigError, match=r"mask_convs: got 0.*\n.*'class' or 'all'"):
+        problems.raise_found()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,10 +63,10 @@ class FasterRCNN(Head):
         object is found as two classes.
     """
 
-    required_targets = ("boxes", "labels")
+    required_targets: ClassVar[tuple[str, ...]] = ("boxes", "labels")
     class_key = "labels"
     main_metric = "bbox/AP"
-    terms: tuple[str, ...] = ("objectness", "rpn_box", "classifier", "box_reg")
+    terms: ClassVar[tuple[str, ...]] = ("objectness", "rpn_box", "classifier", "box_reg")
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ class MaskRCNN(FasterRCNN):
         self, features: dict[str, Tensor], regions: SampledRegions, truths: Sequence[GroundTruth]
     ) -> dict[str, Loss]:
         losses = super()._second_stage_losses(features, regions, truths)
-        masks = [truth.masks for truth in truths]
+        masks = [truth.masks for truth in truths if truth.masks is not None]  # all are labeled
         known = [image_masks.flatten(1).any(1) for image_masks in masks]
         boxes, matched, labels = regions.positive(known)
         logits = self._mask_logits(features, *flatten_boxes(boxes), labels)

@@ -123,5 +123,6 @@ def zero_losses(
     head: nn.Module, features: dict[str, Tensor], terms: Sequence[str]
 ) -> dict[str, Loss]:
     """Zeros with a gradient of zero for the features and for each parameter of the head."""
-    zero = sum(tensor.sum() * 0.0 for tensor in [*features.values(), *head.parameters()])
+    reached = [*features.values(), *head.parameters()]
+    zero = sum((tensor.sum() * 0.0 for tensor in reached), start=torch.zeros(()).to(reached[0]))
     return {term: Loss(zero, zero.new_zeros(())) for term in terms}

@@ -39,7 +39,11 @@ class RoIHeads(nn.Module):
     nms_iou, nms: of two detections that overlap more than that, the worse goes: those of one
         `class`, or `all`.
     max_detections: most detections per image, over all classes.
+    mask_head, mask_predictor: set by Mask R-CNN.
     """
+
+    mask_head: MaskHead
+    mask_predictor: MaskPredictor
 
     def __init__(
         self,
@@ -200,8 +204,8 @@ class SampledRegions(NamedTuple):
             keep.append(matched >= 0)
             keep[-1][matched >= 0] = image_known[matched[matched >= 0]]
         boxes = [b[k] for b, k in zip(self.boxes, keep, strict=True)]
-        matched = [m[k] for m, k in zip(self.matched, keep, strict=True)]
-        return boxes, matched, self.classes[torch.cat(keep)] - 1
+        objects = [m[k] for m, k in zip(self.matched, keep, strict=True)]
+        return boxes, objects, self.classes[torch.cat(keep)] - 1
 
 
 def marginal_targets(logits: Tensor, possible: Tensor) -> Tensor:
@@ -216,15 +220,11 @@ def _possible(
     classes: Tensor, boxes: Sequence[Tensor], truths: Sequence[GroundTruth], num_classes: int
 ) -> Tensor:
     """(R, K + 1): the class of a region; for background also what its image does not label."""
+    every = torch.ones(num_classes, dtype=torch.bool, device=classes.device)
+    labeled = torch.stack([every if t.labeled is None else t.labeled for t in truths])
+    _, image = flatten_boxes(boxes)
     possible = F.one_hot(classes, num_classes + 1).bool()
-    for rows, background, truth in zip(
-        possible.split([len(b) for b in boxes]),
-        (classes == 0).split([len(b) for b in boxes]),
-        truths,
-        strict=True,
-    ):
-        if truth.partially_labeled:
-            rows[:, 1:] |= background[:, None] & ~truth.labeled
+    possible[:, 1:] |= (classes == 0)[:, None] & ~labeled[image]
     return possible
 
 
@@ -322,10 +322,10 @@ class MaskPredictor(nn.Module):
         r, s = regions.shape[0], regions.shape[-1]
         cells = regions.permute(0, 2, 3, 1).flatten(0, 2)  # (R * s * s, C)
         weight = self.conv5_mask.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * hidden, C)
-        hidden = F.relu(F.linear(cells, weight, self.conv5_mask.bias.repeat(4)))
+        hidden = F.relu(F.linear(cells, weight, self.conv5_mask.get_parameter("bias").repeat(4)))
         hidden = hidden.view(r, s * s * 4, own.shape[1])
         logits = (hidden @ own[:, :, None]).view(r, s, s, 2, 2).float()
-        bias = self.mask_fcn_logits.bias[classes][:, None, None]
+        bias = self.mask_fcn_logits.get_parameter("bias")[classes][:, None, None]
         return logits.transpose(2, 3).reshape(r, 2 * s, 2 * s) + bias
 
 
@@ -333,7 +333,7 @@ def _init_convs(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.get_parameter("bias"))
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Loss:

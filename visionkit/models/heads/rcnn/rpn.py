@@ -130,7 +130,7 @@ class RPNHead(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """From (B, C, h, w): logits (B, h * w * A) and offsets (B, h * w * A, 4)."""
@@ -147,6 +147,8 @@ class AnchorGenerator(nn.Module):
         size, eight times the stride. Every level has equally many, since they share one predictor.
     ratios: height divided by width. Each size comes in each ratio.
     """
+
+    shapes: Tensor
 
     def __init__(
         self,
