@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from visionkit.config.components import components, describe, resolve
+from visionkit.config.components import build, components, describe, resolve
 from visionkit.config.schema import Count
 from visionkit.errors import ConfigError, unknown
 from visionkit.types import Head
@@ -57,6 +57,14 @@ def test_unknown_types_are_answered_with_the_valid_ones():
     for bad in ("Net", "", None, 3, "a b.C", "..x", "os.system; x"):
         with pytest.raises(ConfigError, match="expected the name of a component or an import path"):
             resolve("backbones", bad)
+
+
+def test_an_error_of_a_constructor_names_the_key():
+    spec = {"type": "Torchvision", "name": "vgg11", "norm": "group"}
+    with pytest.raises(ConfigError, match=r"^backbone: norm: got norm='group'"):
+        build("backbones", spec, key="backbone")
+    with pytest.raises(ConfigError, match=r"^norm: got norm='group'"):
+        build("backbones", spec)
 
 
 def test_reasons_of_failed_imports_are_told(here):

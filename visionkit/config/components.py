@@ -72,15 +72,20 @@ def resolve(section: str, type_name: Any) -> Any:
     return found
 
 
-def build(section: str, spec: dict[str, Any], *injected: Any) -> Any:
-    """An instance of what `type:` names, with its arguments after the `injected` ones."""
+def build(section: str, spec: dict[str, Any], *injected: Any, key: str = "") -> Any:
+    """An instance of what `type:` names, with its arguments after the `injected` ones.
+
+    The message of a ConfigError begins with the `key` of the spec.
+    """
     arguments = {key: value for key, value in spec.items() if key != "type"}
     try:
         return resolve(section, spec["type"])(*injected, **arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}" if key else str(error)) from error
     except VisionkitError:
         raise
     except ValueError as error:  # a component may refuse a value that its annotation allows
-        raise ConfigError(f"{section}: {spec['type']}: {error}") from error
+        raise ConfigError(f"{key or section}: {spec['type']}: {error}") from error
 
 
 def head_class(config: Config, head: str) -> type[Head]:

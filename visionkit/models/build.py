@@ -20,13 +20,13 @@ def build_model(
 ) -> VisionModel:
     """The model of a config. `pretrained=False` reads no file with weights, for a model that a
     checkpoint is loaded into."""
-    backbone = build("backbones", _backbone_spec(config.backbone, pretrained))
-    neck = None if config.neck is None else build("necks", config.neck, backbone.levels)
+    backbone = build("backbones", _backbone_spec(config.backbone, pretrained), key="backbone")
+    neck = None if config.neck is None else build("necks", config.neck, backbone.levels, key="neck")
     levels = backbone.levels if neck is None else neck.levels
     heads, weights = {}, {}
     for name, spec in config.heads.items():
         arguments = {key: value for key, value in spec.items() if key != "weight"}
-        heads[name] = build("heads", arguments, levels, classes[name].names)
+        heads[name] = build("heads", arguments, levels, classes[name].names, key=f"heads.{name}")
         weights[name] = spec.get("weight", 1.0)
     learned = config.train.weighting == "uncertainty"
     model = VisionModel(backbone, neck, heads, weights, learned_weights=learned)
