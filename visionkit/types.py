@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 IGNORE = 255  # in semantic maps: pixels without a label
 
@@ -67,6 +68,28 @@ class Target(TypedDict, total=False):
     replaces: str  # the error of a broken image that this one stands in for; taken out at once
 
 
+class Prediction(TypedDict, total=False):
+    """What a head finds in one image. Boxes, masks and maps are in original pixels.
+
+    visionkit draws, scores and writes these keys; a custom head may add others.
+    """
+
+    boxes: Tensor  # (N, 4) float32, with `scores` and `labels`, best first
+    scores: Tensor  # (N,) 0..1
+    labels: Tensor  # (N,) int64 of `boxes`; without boxes (M,): the classes of the image
+    masks: list[dict[str, Any]]  # N, in COCO's compressed RLE
+    attributes: Tensor  # (N, A) 0..1, of `boxes`
+    probs: Tensor  # (K,) 0..1 of the whole image
+    label: Tensor  # () int64: the class of the whole image
+    score: Tensor  # () 0..1, of `label`
+    box: Tensor  # (4,) float32, of `label`
+    semantic: Tensor  # (h, w) uint8 class of each pixel
+    embedding: Tensor  # (D,) float32 of length 1
+    reconstruction: Tensor  # (3, h, w) uint8, at `size`
+    latent_mean: Tensor  # (L,) float32
+    kl: Tensor  # () float32: divergence from the standard normal in nats
+
+
 @dataclass
 class Batch:
     """Images padded at the right and the bottom to one size, and a target for each."""
@@ -81,6 +104,11 @@ class Batch:
     def sizes(self) -> list[tuple[int, int]]:
         """The valid (h, w) of each image."""
         return [target["size"] for target in self.targets]
+
+    @property
+    def size_tensor(self) -> Tensor:
+        """The valid (h, w) of each image, (B, 2) int64, on the device of the images."""
+        return torch.tensor(self.sizes, device=self.images.device).reshape(-1, 2)
 
     def to(self, device: torch.device) -> Batch:
         if self.images.device == device:
@@ -119,28 +147,46 @@ class Head(nn.Module):
     """Base of all heads: what a task computes from the shared features.
 
     A head is built as `SomeHead(levels, classes, *, its own arguments)`: `levels` describes the
-    feature maps it will get, `classes` are the names of what it tells apart; the keyword-only
-    arguments are what a config may set. It then implements the three methods below.
+    feature maps it gets, `classes` are the names of the classes it predicts; the keyword-only
+    arguments are what a config may set. It then implements `loss`, `forward`, `decode` and
+    `evaluator`.
     """
 
-    required_targets: ClassVar[
-        tuple[str, ...]
-    ]  # the target keys without which it cannot be trained
+    required_targets: ClassVar[tuple[str, ...]]  # the target keys that training needs
     class_key: ClassVar[str | None] = None  # target key whose class list it predicts
-    boxes_from: str | None = (
-        None  # head whose boxes it describes; it finds them as `boxes` of the targets
-    )
+    boxes_from: str | None = None  # head whose boxes it describes
     single_object: ClassVar[bool] = False  # it wants images with a single object
     draw_threshold: ClassVar[float] = 0.5  # score from which its objects are drawn by default
-    main_metric: ClassVar[str]  # the metric that picks the best checkpoint by default
+    main_metric: ClassVar[str]  # the metric that selects the best checkpoint by default
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         """Loss terms by name: the same names for any batch, also without a labeled image."""
         raise NotImplementedError
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """One plain dict for each image, boxes and masks in the *original* image's pixels."""
+    def forward(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Outputs by name, from which `decode` makes predictions.
+
+        `sizes` (B, 2) int64 are the valid (h, w) of the images; None: nothing is padding. All
+        outputs are tensors, for any batch size, and no shape depends on values (a detector
+        returns a fixed number of candidates), so that the model can be exported. A head with
+        `boxes_from` takes a third argument, `boxes` (B, N, 4), padded with zeros.
+        """
         raise NotImplementedError
+
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+        """One prediction for each image, boxes and masks in the *original* image's pixels."""
+        raise NotImplementedError
+
+    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+        """`decode` of `forward`. The boxes to describe are the `boxes` of the targets."""
+        arguments = [batch.size_tensor]
+        if self.boxes_from is not None:
+            none = torch.zeros(0, 4, device=batch.images.device)
+            boxes = [target.get("boxes", none) for target in batch.targets]
+            arguments.append(pad_sequence(boxes, batch_first=True))
+        return self.decode(self(features, *arguments), batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         """A fresh evaluator of this head's predictions on that data set."""
@@ -150,7 +196,7 @@ class Head(nn.Module):
 class Evaluator(Protocol):
     """One evaluation of one head. Keeps counts and records, never averages of averages."""
 
-    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None: ...
+    def update(self, predictions: list[Prediction], batch: Batch) -> None: ...
 
     def state(self) -> Any:
         """What other processes need for `merge`: picklable."""

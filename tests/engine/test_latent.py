@@ -69,7 +69,7 @@ def test_files_of_a_vae(tmp_path, latent, kind, shape):
     assert sheet.size == (1 + 9 * shape[1], 1 + 9 * shape[0])
     points = plane_points(20) if latent == 2 else traversal_points(latent)
     for row, column in ((0, 0), (1, 4), (shape[0] - 1, shape[1] - 1)):
-        expected = as_bytes(head.decode(points[row * shape[1] + column][None])[0])
+        expected = as_bytes(head.decode_latent(points[row * shape[1] + column][None])[0])
         # Decoded alone or with others: a value in between two bytes may fall to either.
         difference = cell(sheet, row, column).astype(int) - expected.astype(int)
         assert abs(difference).max() <= 1

@@ -84,7 +84,7 @@ def _tiled(head: VAE, points: Tensor, columns: int) -> Image.Image:
     """The decoded points side by side, with a white line between."""
     device, dtype = head.from_latent.weight.device, head.from_latent.weight.dtype
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        decoded = [head.decode(chunk.to(device)).cpu() for chunk in points.split(CHUNK)]
+        decoded = [head.decode_latent(chunk.to(device)).cpu() for chunk in points.split(CHUNK)]
     grid = to_bytes(make_grid(torch.cat(decoded), nrow=columns, padding=1, pad_value=1.0))
     return Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
 

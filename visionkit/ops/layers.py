@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from math import gcd
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.types import Target
@@ -37,13 +38,16 @@ def normal_noise(like: Tensor, targets: Sequence[Target]) -> Tensor:
     return torch.stack(rows).to(like)
 
 
-def valid_cells(sizes: Sequence[tuple[int, int]], features: Tensor, stride: int) -> Tensor:
+def valid_cells(sizes: Tensor | None, features: Tensor, stride: int) -> Tensor:
     """Which cells of `features` (B, C, h, w) see a part of their image: (B, h, w) bool.
 
-    `sizes` are the valid (h, w) of each image in input pixels, `stride` the input pixels per cell.
+    `sizes` (B, 2) are the valid (h, w) of each image in input pixels, None is all of it; `stride`
+    is the input pixels per cell.
     """
     h, w = features.shape[-2:]
-    cells = torch.tensor(sizes, device=features.device).add(stride - 1) // stride  # (B, 2)
+    if sizes is None:
+        return features.new_ones(features.shape[0], h, w, dtype=torch.bool)
+    cells = (sizes.to(features.device) + (stride - 1)) // stride  # (B, 2)
     rows = torch.arange(h, device=features.device) < cells[:, :1]
     columns = torch.arange(w, device=features.device) < cells[:, 1:]
     return rows[:, :, None] & columns[:, None, :]
@@ -53,3 +57,27 @@ def masked_mean(features: Tensor, valid: Tensor) -> Tensor:
     """Mean of `features` (B, C, h, w) over the cells where `valid` (B, h, w): (B, C) float32."""
     total = (features.float() * valid[:, None]).sum((2, 3))
     return total / valid.sum((1, 2)).clamp(min=1)[:, None]
+
+
+def adaptive_mean(features: Tensor, sizes: Tensor | None, stride: int, bins: int) -> Tensor:
+    """Means of `features` (B, C, h, w) over bins x bins parts of each image: (B, C, bins, bins).
+
+    As `F.adaptive_avg_pool2d` of the cells that see a part of the image; arguments as of
+    `valid_cells`.
+    """
+    if sizes is None:
+        return F.adaptive_avg_pool2d(features, bins)
+    cells = (sizes.to(features.device) + (stride - 1)) // stride  # (B, 2)
+    rows = _bins(cells[:, 0], features.shape[-2], bins)[:, None]
+    columns = _bins(cells[:, 1], features.shape[-1], bins)[:, None]
+    with torch.autocast(features.device.type, enabled=False):
+        return rows @ features.float() @ columns.mT
+
+
+def _bins(cells: Tensor, size: int, bins: int) -> Tensor:
+    """Weights (B, bins, size) of the means over `bins` parts of the first `cells` (B,)."""
+    edges = torch.arange(bins + 1, device=cells.device) * cells[:, None]  # (B, bins + 1)
+    first, last = edges[:, :-1] // bins, (edges[:, 1:] + (bins - 1)) // bins
+    place = torch.arange(size, device=cells.device)
+    inside = (place >= first[..., None]) & (place < last[..., None])
+    return inside / (last - first)[..., None]

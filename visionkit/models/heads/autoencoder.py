@@ -7,7 +7,7 @@ image's own size in the batch takes no part.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,8 @@ from visionkit.errors import ConfigError
 from visionkit.metrics.reconstruction import Reconstruction
 from visionkit.models.heads.classification import pick_level
 from visionkit.models.heads.localization import coarsest_useful
-from visionkit.ops.layers import group_norm, normal_noise, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
+from visionkit.ops.layers import adaptive_mean, group_norm, normal_noise, valid_cells
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 # --- From a small map of features back to pixels: an encoder seen in a mirror.
 
@@ -129,25 +129,21 @@ class Autoencoder(Head):
         self.bottleneck = nn.Conv2d(in_channels, code, 1)
         self.decoder = Decoder(code, mirrored_widths(levels, stride, channels))
 
-    def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Logits (B, 3, H, W) of the pixels, at the size of the batch."""
-        logits = self.decoder(self.bottleneck(features[self.level]))
-        height, width = batch.images.shape[-2:]
-        if logits.shape[-2] < height or logits.shape[-1] < width:
-            # Maps of backbones without padding are a little smaller than the stride says.
-            larger = max(logits.shape[-2], height), max(logits.shape[-1], width)
-            logits = F.interpolate(logits, larger, mode="bilinear")
-        return logits[..., :height, :width]
+    def forward(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`logits` (B, 3, h, w) of the pixels, h and w as of the map times its stride."""
+        return {"logits": self.decoder(self.bottleneck(features[self.level]))}
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        logits = self(features, batch)
+        logits = fitted(self(features)["logits"], batch)
         errors = pixel_errors(logits, batch.images.float() / 255, self.error)
-        valid = valid_cells(batch.sizes, logits, stride=1)[:, None]  # (B, 1, H, W)
+        valid = valid_cells(batch.size_tensor, logits, stride=1)[:, None]  # (B, 1, H, W)
         return {"reconstruction": Loss((errors * valid).sum(), 3 * valid.sum())}
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Each image's `reconstruction` (3, h, w) uint8, at its size in the batch."""
-        images = to_bytes(self(features, batch).sigmoid())
+        images = to_bytes(fitted(outputs["logits"], batch).sigmoid())
         return [
             {"reconstruction": image[:, :h, :w]}
             for image, (h, w) in zip(images, batch.sizes, strict=True)
@@ -214,19 +210,15 @@ class VAE(Head):
         self.from_latent = nn.Linear(latent, widths[0] * self.grid**2)
         self.decoder = Decoder(widths[0], widths)
 
-    def encode(self, features: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log variance of each image's z, both (B, latent) float32."""
-        cells = features[self.level]
-
-        def pooled(rows: list[int], size: Size) -> Tensor:
-            h, w = (-(-side // self.stride) for side in size)
-            return F.adaptive_avg_pool2d(cells[rows, :, :h, :w], self.cells)
-
-        grids = for_each_size(batch.sizes, pooled)
-        mean, log_var = self.to_latent(grids.flatten(1)).float().chunk(2, dim=1)
+        pooled = adaptive_mean(features[self.level], sizes, self.stride, self.cells)
+        mean, log_var = self.to_latent(pooled.flatten(1)).float().chunk(2, dim=1)
         return mean, log_var.clamp(-LOG_VAR_LIMIT, LOG_VAR_LIMIT)
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode_latent(self, z: Tensor) -> Tensor:
         """The images (N, 3, size, size) float32 in [0, 1] of the latents z (N, latent)."""
         return self._logits(z).float().sigmoid()
 
@@ -235,7 +227,7 @@ class VAE(Head):
         return self.decoder(cells)[..., : self.size, : self.size]
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        mean, log_var = self.encode(features, batch)
+        mean, log_var = self.encode(features, batch.size_tensor)
         z = mean + (log_var / 2).exp() * normal_noise(mean, batch.targets)
         errors = pixel_errors(self._logits(z), self._truth(batch), self.error)
         values = errors.new_full((), errors.numel())
@@ -250,24 +242,41 @@ class VAE(Head):
             lambda rows, size: resized(batch.images[rows, :, : size[0], : size[1]] / 255, square),
         )
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+    def forward(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`images` (B, 3, size, size) in [0, 1], decoded from `latent_mean` (B, latent), and the
+        divergence `kl` (B,) from the standard normal in nats, without beta."""
+        mean, log_var = self.encode(features, sizes)
+        kl = kl_from_standard_normal(mean, log_var)
+        return {"images": self.decode_latent(mean), "latent_mean": mean, "kl": kl}
+
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Each image's `reconstruction` (3, h, w) uint8 at its size in the batch, `latent_mean`
-        (latent,) and `kl` (), its divergence from the standard normal in nats, without beta."""
-        mean, log_var = self.encode(features, batch)
-        divergences = kl_from_standard_normal(mean, log_var)
+        (latent,) and `kl` ()."""
         return [
             {
                 "reconstruction": to_bytes(resized(image[None], size)[0]),
-                "latent_mean": point,
-                "kl": divergence,
+                "latent_mean": mean,
+                "kl": kl,
             }
-            for image, size, point, divergence in zip(
-                self.decode(mean), batch.sizes, mean, divergences, strict=True
+            for image, size, mean, kl in zip(
+                outputs["images"], batch.sizes, outputs["latent_mean"], outputs["kl"], strict=True
             )
         ]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return Reconstruction(latent=True)
+
+
+def fitted(logits: Tensor, batch: Batch) -> Tensor:
+    """Logits (B, 3, h, w) at the size of the batch's images."""
+    height, width = batch.images.shape[-2:]
+    if logits.shape[-2] < height or logits.shape[-1] < width:
+        # Maps of backbones without padding are a little smaller than the stride says.
+        larger = max(logits.shape[-2], height), max(logits.shape[-1], width)
+        logits = F.interpolate(logits, larger, mode="bilinear")
+    return logits[..., :height, :width]
 
 
 def pixel_errors(logits: Tensor, images: Tensor, error: Error) -> Tensor:

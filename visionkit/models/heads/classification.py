@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +13,7 @@ from visionkit.config.schema import Fraction, Positive
 from visionkit.errors import ConfigError
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 TINY = 1e-12  # least sum of class weights
 
@@ -61,14 +60,16 @@ class Classification(Head):
         weights = weights_in_order(self.classes, class_weights or {})
         self.register_buffer("class_weights", torch.tensor(weights), persistent=False)
 
-    def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Logits (B, K) in float32."""
-        cells = features[self.level]
-        pooled = masked_mean(cells, valid_cells(batch.sizes, cells, self.stride))
-        return self.linear(self.dropout(pooled)).float()
+    def forward(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`logits` (B, K) in float32."""
+        feature = features[self.level]
+        pooled = masked_mean(feature, valid_cells(sizes, feature, self.stride))
+        return {"logits": self.linear(self.dropout(pooled)).float()}
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        logits = self(features, batch)
+        logits = self(features, batch.size_tensor)["logits"]
         labeled = [i for i, target in enumerate(batch.targets) if "class_id" in target]
         if not labeled:
             return {"classification": Loss(logits.sum() * 0, logits.new_zeros(()))}
@@ -93,13 +94,13 @@ class Classification(Head):
         )
         return Loss(losses, losses.new_full((), soft.numel()))
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Each image's `probs` (K,), `label` () and its `score` ().
 
         With `multilabel` instead of the last two: `labels` (M,), the classes whose probability is
         at least `threshold`, the most probable first.
         """
-        logits = self(features, batch)
+        logits = outputs["logits"]
         if self.multilabel:
             return [{"probs": probs, "labels": self._present(probs)} for probs in logits.sigmoid()]
         return [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from visionkit.distributed.losses import all_gather_with_grad
 from visionkit.metrics.retrieval import Retrieval
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 # --- Losses that draw images of one identity together and push those of others away.
 
@@ -143,14 +143,17 @@ class Embedding(Head):
             else nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, size))
         )
 
-    def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
-        """EmbeddingWriter of unit length (B, size) in float32."""
-        cells = features[self.level]
-        pooled = masked_mean(cells, valid_cells(batch.sizes, cells, self.stride))
-        return F.normalize(self.project(self.dropout(pooled)).float(), dim=1, eps=1e-6)
+    def forward(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`embedding` (B, size) float32, vectors of unit length."""
+        feature = features[self.level]
+        pooled = masked_mean(feature, valid_cells(sizes, feature, self.stride))
+        vectors = self.project(self.dropout(pooled)).float()
+        return {"embedding": F.normalize(vectors, dim=1, eps=1e-6)}
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        vectors = self(features, batch)
+        vectors = self(features, batch.size_tensor)["embedding"]
         labeled = [i for i, target in enumerate(batch.targets) if "identity" in target]
         found = [batch.targets[i]["identity"].to(vectors.device) for i in labeled]
         identities = torch.stack([*found, vectors.new_zeros((), dtype=torch.int64)])[:-1]
@@ -164,9 +167,9 @@ class Embedding(Head):
             return {"contrastive": contrastive_loss(vectors, identities, self.temperature)}
         return {"triplet": triplet_loss(vectors, identities, self.margin, self.mining)}
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each image's `vector` (size,) float32 of unit length."""
-        return [{"embedding": vector} for vector in self(features, batch)]
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+        """Each image's `embedding` (size,) float32 of unit length."""
+        return [{"embedding": vector} for vector in outputs["embedding"]]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return Retrieval()

@@ -1,40 +1,127 @@
 """FCOS: one-stage detection without anchor boxes (Tian et al. 2019, arXiv 1904.01355, 2006.09214).
 
-Every cell of every level scores the classes, and tells how far it is from the sides of the object
-that it lies in and how near to the object's center. Parameter names, outputs and losses are those
-of `torchvision.models.detection.fcos_resnet50_fpn`.
+Every location of every level scores the classes and predicts the distances to the sides of the
+object that it lies in, and how near it is to the object's center. Parameter names, outputs and
+losses are those of `torchvision.models.detection.fcos_resnet50_fpn`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torchvision.ops import batched_nms
 
-from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive, Range
-from visionkit.errors import ConfigError
-from visionkit.metrics.coco.evaluator import CocoEvaluator
-from visionkit.ops.boxes import area, clip, to_original
+from visionkit.config.schema import Fraction, Natural, NonNegative
+from visionkit.models.heads.one_stage import (
+    Locations,
+    OneStageHead,
+    Prior,
+    init_classifier,
+    locations_first,
+)
+from visionkit.ops.boxes import area
 from visionkit.ops.layers import group_norm
 from visionkit.ops.losses import giou_loss, sigmoid_focal_loss
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Target
-
-# --- The cells of FCOS: where they lie, and which object each of them has to detect.
+from visionkit.types import Batch, Level, Loss, Target
 
 
-class Points(NamedTuple):
-    """Where the cells of all levels lie, one level after the other, in input pixels."""
+class Output(NamedTuple):
+    """What the convolutions give for each of the P locations, in float32."""
 
-    centers: Tensor  # (P, 2): x, y
-    sizes: Tensor  # (P,): side of a cell
-    smallest: Tensor  # (P,): the cell takes objects whose farthest side is farther off than this
-    all_reduce_max: Tensor  # (P,): and nearer than this
+    class_logits: Tensor  # (B, P, K)
+    distances: Tensor  # (B, P, 4): to the left, top, right, bottom side, in cells
+    centerness_logits: Tensor  # (B, P)
+
+
+class FCOS(OneStageHead):
+    """Objects of any number, each with class, score and box.
+
+    All levels need the same number of channels, as an FPN gives them. The score of a detection
+    is sqrt(class probability x centerness).
+
+    num_convs: convolutions before the predictors, in each of the two branches.
+    norm: `group` normalization after each of them (the paper's), or `none`.
+    focal_alpha, focal_gamma, prior: of the focal loss, and the class probability at the start
+        (Lin et al. 2017).
+    kwargs: the other arguments of `OneStageHead`.
+    """
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        num_convs: Natural = 4,
+        norm: Literal["group", "none"] = "group",
+        focal_alpha: Fraction = 0.25,
+        focal_gamma: NonNegative = 2.0,
+        prior: Prior = 0.01,
+        score_threshold: Fraction = 0.2,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(levels, score_threshold=score_threshold, **kwargs)
+        self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
+        self.head = Branches(self.channels, len(classes), num_convs, norm, prior)
+
+    def outputs(self, features: dict[str, Tensor]) -> Output:
+        return self.head([features[name] for name in self.levels])
+
+    def scores_and_distances(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        output = self.outputs(features)
+        centerness = output.centerness_logits.sigmoid()[..., None]
+        return (output.class_logits.sigmoid() * centerness).sqrt(), output.distances
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+        """Sums over the locations; the count is of those that lie in an object.
+
+        `classification` is the focal loss, `box_reg` 1 - GIoU, `centerness` cross-entropy.
+        Locations in a crowd region do not learn that they show background, and none learns
+        anything about a class that is not labeled in its image, but from an object of that class.
+        """
+        output = self.outputs(features)
+        labeled = [
+            i for i, t in enumerate(batch.targets) if all(key in t for key in self.required_targets)
+        ]
+        if len(labeled) < len(batch):
+            output = Output(*(tensor[labeled] for tensor in output))
+        truth = Truth.of([batch.targets[i] for i in labeled], output.distances.device)
+        return self._losses(output, self.locations(features), truth)
+
+    def _losses(self, output: Output, locations: Locations, truth: Truth) -> dict[str, Loss]:
+        ranges = side_ranges(self.levels, locations)
+        matched, ignored = match(locations, ranges, truth, self.center_radius)
+        found = matched >= 0  # (B, P)
+        labels = truth.labels.gather(1, matched.clamp(min=0)).masked_fill(~found, -1)
+        one_hot = labels[..., None] == torch.arange(
+            output.class_logits.shape[-1], device=labels.device
+        )
+        class_losses = sigmoid_focal_loss(
+            output.class_logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma
+        )
+        loss_mask = (found | ~ignored)[..., None].expand_as(one_hot)  # (B, P, K)
+        if truth.labeled is not None:
+            loss_mask = loss_mask & (truth.labeled[:, None] | one_hot)
+
+        image, index = found.nonzero(as_tuple=True)
+        true_boxes = truth.boxes[image, matched[image, index]]
+        boxes = locations.boxes(output.distances[image, index], index)
+        centerness_losses = F.binary_cross_entropy_with_logits(
+            output.centerness_logits[image, index],
+            true_centerness(locations.centers[index], true_boxes),
+            reduction="sum",
+        )
+        count = found.sum()
+        return {
+            "classification": Loss((class_losses * loss_mask).sum(), count),
+            "box_reg": Loss(giou_loss(boxes, true_boxes).sum(), count),
+            "centerness": Loss(centerness_losses, count),
+        }
 
 
 class Truth(NamedTuple):
@@ -63,40 +150,43 @@ class Truth(NamedTuple):
         return cls(*padded, torch.stack(labeled) if labeled else None)
 
 
-def match(points: Points, truth: Truth, radius: float) -> tuple[Tensor, Tensor]:
-    """The object that each cell has to detect, or -1; and whether it lies in a crowd region.
+def side_ranges(levels: dict[str, Level], locations: Locations) -> Tensor:
+    """For each location the range (P, 2) of the farthest side of the objects that it detects."""
+    bounds = [0.0, *(4.0 * level.stride for level in [*levels.values()][1:]), math.inf]
+    pairs = locations.centers.new_tensor([*pairwise(bounds)])
+    counts = torch.tensor(locations.per_level, device=pairs.device)
+    return pairs.repeat_interleave(counts, 0, output_size=len(locations.centers))
 
-    Both (B, P). A cell takes an object if its center is inside the box, within `radius` cell
-    sides of the box's center, and the farthest side is in the range of its level; of several such
-    objects the one with the smallest box.
+
+def match(
+    locations: Locations, ranges: Tensor, truth: Truth, radius: float
+) -> tuple[Tensor, Tensor]:
+    """The object that each location has to detect, or -1; and whether it lies in a crowd region.
+
+    Both (B, P). A location takes an object if it is inside the box, within `radius` cells of the
+    box's center, and its farthest side is in `ranges` (P, 2); of several such objects the one
+    with the smallest box.
     """
     x1, y1, x2, y2 = truth.boxes[:, None].unbind(-1)  # (B, 1, N) each
     center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
     areas, iscrowd = area(truth.boxes)[:, None], truth.iscrowd[:, None]
     matched, ignored = [], []
-    # About four million (cell, object) pairs at a time bound the memory.
+    # About four million pairs of location and object at a time bound the memory.
     chunk = max(1, 2**22 // max(1, truth.labels.numel()))
-    for some in zip(*(column.split(chunk) for column in points), strict=True):
-        centers, sizes, smallest, all_reduce_max = (column[None, :, None] for column in some)
-        x, y = centers.unbind(-1)  # (1, chunk, 1)
+    columns = locations.centers, locations.strides, ranges
+    for centers, strides, limits in zip(*(c.split(chunk) for c in columns), strict=True):
+        x, y = centers[None, :, None].unbind(-1)  # (1, chunk, 1)
         left, top, right, bottom = x - x1, y - y1, x2 - x, y2 - y  # (B, chunk, N)
         nearest = torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom))
         farthest = torch.maximum(torch.maximum(left, right), torch.maximum(top, bottom))
         off_center = torch.maximum((x - center_x).abs(), (y - center_y).abs())
         inside = nearest > 0
-        takes = inside & ~iscrowd & (off_center < radius * sizes)
-        takes &= (farthest > smallest) & (farthest < all_reduce_max)
+        takes = inside & ~iscrowd & (off_center < radius * strides[:, None])
+        takes &= (farthest > limits[:, :1]) & (farthest < limits[:, 1:])
         least, index = areas.where(takes, math.inf).min(2)
         matched.append(index.masked_fill(least.isinf(), -1))
         ignored.append((inside & iscrowd).any(2))
     return torch.cat(matched, 1), torch.cat(ignored, 1)
-
-
-def decode(distances: Tensor, points: Points, point: Tensor) -> Tensor:
-    """Boxes (N, 4) from `distances` (N, 4), in cells, around the cells numbered `point` (N,)."""
-    centers = points.centers[point]
-    pixels = distances * points.sizes[point][:, None]
-    return torch.cat([centers - pixels[:, :2], centers + pixels[:, 2:]], 1)
 
 
 def true_centerness(centers: Tensor, boxes: Tensor) -> Tensor:
@@ -104,198 +194,6 @@ def true_centerness(centers: Tensor, boxes: Tensor) -> Tensor:
     before, after = centers - boxes[:, :2], boxes[:, 2:] - centers
     ratios = torch.minimum(before, after) / torch.maximum(before, after)  # (N, 2)
     return ratios.prod(1).sqrt()
-
-
-def cells_of(
-    levels: dict[str, Level], features: dict[str, Tensor], image_size: tuple[int, int]
-) -> Points:
-    """The cells of the `features` of `levels`, over images padded to `image_size` (h, w)."""
-    strides = [level.stride for level in levels.values()]
-    bounds = [0.0, *(4.0 * stride for stride in strides[1:]), math.inf]
-    parts = []
-    for i, (name, stride) in enumerate(zip(levels, strides, strict=True)):
-        centers = grid(features[name], stride, image_size)
-        constants = centers.new_tensor([stride, bounds[i], bounds[i + 1]])
-        parts.append([centers, *constants[:, None].expand(3, len(centers))])
-    return Points(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
-
-
-def grid(feature: Tensor, stride: int, image_size: tuple[int, int]) -> Tensor:
-    """Centers (h * w, 2), x and y in input pixels, of the cells of `feature` (B, C, h, w)."""
-    h, w = feature.shape[-2:]
-    # Levels coarser than 32 rarely divide the padded image. Like torchvision, whose weights
-    # were trained so, their cells are spread evenly over it.
-    step_y, step_x = (stride, stride) if stride <= 32 else (image_size[0] // h, image_size[1] // w)
-    y = torch.arange(h, device=feature.device, dtype=torch.float32) * step_y
-    x = torch.arange(w, device=feature.device, dtype=torch.float32) * step_x
-    return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], 2).reshape(-1, 2)
-
-
-Prior = Annotated[float, Range(low=0, high=0.5, open=True)]
-
-
-class Output(NamedTuple):
-    """What the convolutions give for each of the P cells, in float32."""
-
-    class_logits: Tensor  # (B, P, K)
-    distances: Tensor  # (B, P, 4): to the left, top, right, bottom side, in cells
-    centerness_logits: Tensor  # (B, P)
-
-
-class FCOS(Head):
-    """Objects of any number, each with class, score and box.
-
-    All levels need the same number of channels, as an FPN gives them. The score of a detection
-    is sqrt(class probability x centerness).
-
-    num_convs: convolutions before the predictors, in each of the two branches.
-    norm: `group` normalization after each of them (the paper's), or `none`.
-    center_radius: cells within so many cell sides of an object's center may detect it.
-    focal_alpha, focal_gamma, prior: of the focal loss, and the class probability at the start
-        (Lin et al. 2017).
-    score_threshold, pre_nms_top_n: detections must score higher, and be among the best of their
-        level, to enter the non-maximum suppression.
-    nms_iou, max_detections: overlap at which the weaker of two detections of a class goes, and
-        how many stay in an image.
-    """
-
-    required_targets = ("boxes", "labels")
-    class_key = "labels"
-    main_metric = "bbox/AP"
-
-    def __init__(
-        self,
-        levels: dict[str, Level],
-        classes: Sequence[str],
-        *,
-        num_convs: Natural = 4,
-        norm: Literal["group", "none"] = "group",
-        center_radius: Positive = 1.5,
-        focal_alpha: Fraction = 0.25,
-        focal_gamma: NonNegative = 2.0,
-        prior: Prior = 0.01,
-        score_threshold: Fraction = 0.2,
-        nms_iou: Fraction = 0.6,
-        max_detections: Count = 100,
-        pre_nms_top_n: Count = 1000,
-    ):
-        super().__init__()
-        self.levels = levels
-        self.center_radius = center_radius
-        self.focal_alpha = focal_alpha
-        self.focal_gamma = focal_gamma
-        self.score_threshold = score_threshold
-        self.nms_iou = nms_iou
-        self.max_detections = max_detections
-        self.pre_nms_top_n = pre_nms_top_n
-        self.head = Branches(common_channels(levels, "FCOS"), len(classes), num_convs, norm, prior)
-
-    def forward(self, features: dict[str, Tensor]) -> Output:
-        return self.head([features[name] for name in self.levels])
-
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        """Sums over the cells, divided by the number of cells that lie in an object.
-
-        `classification` is the focal loss, `box_reg` 1 - GIoU, `centerness` cross-entropy. Cells
-        in a crowd region are not taught that they show background, and none is taught anything
-        about a class that is not labeled in its image, but by an object of that class.
-        """
-        output = self(features)
-        labeled = [
-            i for i, t in enumerate(batch.targets) if all(key in t for key in self.required_targets)
-        ]
-        if len(labeled) < len(batch):
-            output = Output(*(tensor[labeled] for tensor in output))
-        points = cells_of(self.levels, features, batch.images.shape[-2:])
-        truth = Truth.of([batch.targets[i] for i in labeled], output.distances.device)
-        matched, ignored = match(points, truth, self.center_radius)
-        return self._losses(output, points, truth, matched, ignored)
-
-    def _losses(
-        self, output: Output, points: Points, truth: Truth, matched: Tensor, ignored: Tensor
-    ) -> dict[str, Loss]:
-        found = matched >= 0  # (B, P)
-        count = found.sum()
-        labels = truth.labels.gather(1, matched.clamp(min=0)).masked_fill(~found, -1)
-        one_hot = labels[..., None] == torch.arange(
-            output.class_logits.shape[-1], device=labels.device
-        )
-        class_losses = sigmoid_focal_loss(
-            output.class_logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma
-        )
-
-        taught = (found | ~ignored)[..., None].expand_as(one_hot)  # (B, P, K)
-        if truth.labeled is not None:
-            taught = taught & (truth.labeled[:, None] | one_hot)
-
-        image, point = found.nonzero(as_tuple=True)
-        truth_boxes = truth.boxes[image, matched[image, point]]
-        boxes = decode(output.distances[image, point], points, point)
-        centerness = true_centerness(points.centers[point], truth_boxes)
-        centerness_losses = F.binary_cross_entropy_with_logits(
-            output.centerness_logits[image, point], centerness, reduction="sum"
-        )
-        return {
-            "classification": Loss((class_losses * taught).sum(), count),
-            "box_reg": Loss(giou_loss(boxes, truth_boxes).sum(), count),
-            "centerness": Loss(centerness_losses, count),
-        }
-
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
-        output = self(features)
-        points = cells_of(self.levels, features, batch.images.shape[-2:])
-        scores = (
-            output.class_logits.sigmoid() * output.centerness_logits.sigmoid()[..., None]
-        ).sqrt()
-        per_level = [features[name].shape[-2:].numel() for name in self.levels]
-        detections = []
-        for image, target in enumerate(batch.targets):
-            point, labels, best = best_candidates(
-                scores[image],
-                per_level,
-                threshold=self.score_threshold,
-                most=self.pre_nms_top_n,
-            )
-            boxes = decode(output.distances[image, point], points, point)
-            boxes = clip(boxes, target["size"])
-            keep = batched_nms(boxes, best, labels, self.nms_iou)[: self.max_detections]
-            boxes = to_original(boxes[keep], target["size"], target["orig_size"])
-            detections.append({"boxes": boxes, "scores": best[keep], "labels": labels[keep]})
-        return detections
-
-    def evaluator(self, dataset: Dataset) -> Evaluator:
-        return CocoEvaluator(dataset, types=("bbox",))
-
-
-def best_candidates(
-    scores: Tensor, per_level: Sequence[int], *, threshold: float, most: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Cell, class and score of the detections worth a look among `scores` (P, K): those above
-    `threshold`, at most `most` of each level."""
-    num_classes = scores.shape[1]
-    cells, labels, best = [], [], []
-    first_cell = 0
-    for level_scores in scores.split(per_level):
-        flat = level_scores.flatten()
-        passed = (flat > threshold).nonzero()[:, 0]
-        top = flat[passed].topk(min(len(passed), most))
-        passed = passed[top.indices]
-        cells.append(first_cell + passed // num_classes)
-        labels.append(passed % num_classes)
-        best.append(top.values)
-        first_cell += len(level_scores)
-    return torch.cat(cells), torch.cat(labels), torch.cat(best)
-
-
-def common_channels(levels: dict[str, Level], head: str) -> int:
-    channels = {name: level.channels for name, level in levels.items()}
-    if len(set(channels.values())) > 1:
-        raise ConfigError(
-            f"{head} needs feature maps of equal channels, got {channels}; "
-            "add `neck: {type: FPN}`"
-        )
-    return next(iter(channels.values()))
 
 
 class Branches(nn.Module):
@@ -309,10 +207,10 @@ class Branches(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Output:
         class_logits, distances, centerness_logits = [], [], []
         for level in levels:
-            class_logits.append(cells_first(self.classification_head(level)))
+            class_logits.append(locations_first(self.classification_head(level)))
             boxes, centerness = self.regression_head(level)
-            distances.append(cells_first(boxes))
-            centerness_logits.append(cells_first(centerness)[..., 0])
+            distances.append(locations_first(boxes))
+            centerness_logits.append(locations_first(centerness)[..., 0])
         return Output(
             torch.cat(class_logits, 1), torch.cat(distances, 1), torch.cat(centerness_logits, 1)
         )
@@ -323,7 +221,7 @@ class ClassBranch(nn.Module):
         super().__init__()
         self.conv = tower(channels, num_convs, norm)
         self.cls_logits = conv3x3(channels, num_classes)
-        nn.init.constant_(self.cls_logits.bias, -math.log((1 - prior) / prior))
+        init_classifier(self.cls_logits, prior)
 
     def forward(self, feature: Tensor) -> Tensor:
         return self.cls_logits(self.conv(feature))
@@ -356,8 +254,3 @@ def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
     nn.init.normal_(conv.weight, std=0.01)
     nn.init.zeros_(conv.bias)
     return conv
-
-
-def cells_first(maps: Tensor) -> Tensor:
-    """(B, C, h, w) to (B, h * w, C) in float32."""
-    return maps.permute(0, 2, 3, 1).flatten(1, 2).float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from visionkit.models.heads.classification import pick_level
 from visionkit.ops.boxes import to_original
 from visionkit.ops.layers import group_norm, masked_mean, valid_cells
 from visionkit.ops.losses import giou_loss
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 
 class Output(NamedTuple):
@@ -79,15 +79,24 @@ class Localization(Head):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(2 * in_channels, len(self.classes))
 
-    def forward(self, features: dict[str, Tensor], batch: Batch) -> Output:
+    def forward(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`logits` (B, K) of the classes and `boxes` (B, 4) in input pixels."""
+        output, scale = self.outputs(features, sizes)
+        return {"logits": output.class_logits, "boxes": output.boxes.clamp(0, 1) * scale}
+
+    def outputs(self, features: dict[str, Tensor], sizes: Tensor | None) -> tuple[Output, Tensor]:
+        """And the w, h, w, h (B, 4) of each valid image."""
         cells = features[self.level]
-        valid = valid_cells(batch.sizes, cells, self.stride)
+        valid = valid_cells(sizes, cells, self.stride)
+        scale = image_scale(sizes, cells, self.stride)
         tower = self.tower(cells)
         attention_logits = self.attention(tower).float().flatten(1)
         attention_logits = attention_logits.masked_fill(~valid.flatten(1), -torch.inf)
         attention = attention_logits.softmax(1)  # (B, cells)
 
-        centers = cell_centers(cells, self.stride, batch.sizes)
+        centers = cell_centers(cells, self.stride) / scale[:, None, :2]  # (B, cells, 2)
         distances = self.distances(tower).float().sigmoid().flatten(2).mT  # (B, cells, 4)
         proposals = torch.cat([centers - distances[..., :2], centers + distances[..., 2:]], 2)
         # Not a matrix product, which autocast would round to three digits.
@@ -96,12 +105,12 @@ class Localization(Head):
         attended = (attention[:, None] * cells.flatten(2)).sum(2)
         pooled = torch.cat([attended, masked_mean(cells, valid)], 1)
         class_logits = self.linear(self.dropout(pooled)).float()
-        return Output(class_logits, attention_logits, boxes, centers)
+        return Output(class_logits, attention_logits, boxes, centers), scale
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        output = self(features, batch)
+        output, scale = self.outputs(features, batch.size_tensor)
         boxes, labels, found = (x.to(output.boxes.device) for x in largest_objects(batch.targets))
-        truth = boxes / image_scale(batch.sizes, boxes)
+        truth = boxes / scale
         losses = {
             "classification": F.cross_entropy(
                 output.class_logits, labels, label_smoothing=self.label_smoothing, reduction="none"
@@ -117,10 +126,8 @@ class Localization(Head):
             return giou_loss(boxes, truth)
         return F.smooth_l1_loss(boxes, truth, beta=0.1, reduction="none").sum(1)
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Each image's `probs` (K,), `label` (), its `score` (), and `box` (4,)."""
-        output = self(features, batch)
-        boxes = output.boxes.clamp(0, 1) * image_scale(batch.sizes, output.boxes)
         return [
             {
                 "probs": probs,
@@ -129,7 +136,7 @@ class Localization(Head):
                 "box": to_original(box, target["size"], target["orig_size"]),
             }
             for probs, box, target in zip(
-                output.class_logits.softmax(1), boxes, batch.targets, strict=True
+                outputs["logits"].softmax(1), outputs["boxes"], batch.targets, strict=True
             )
         ]
 
@@ -148,18 +155,20 @@ def attention_losses(output: Output, truth: Tensor) -> Tensor:
     return -log_attention.masked_fill(~(inside | nearest), -torch.inf).logsumexp(1)
 
 
-def cell_centers(cells: Tensor, stride: int, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Centers (B, h * w, 2) of the cells, x and y, in units of each valid image."""
+def cell_centers(cells: Tensor, stride: int) -> Tensor:
+    """Centers (h * w, 2), x and y in input pixels, of the cells (B, C, h, w)."""
     h, w = cells.shape[-2:]
     y = (torch.arange(h, device=cells.device) + 0.5) * stride
     x = (torch.arange(w, device=cells.device) + 0.5) * stride
-    grid = torch.stack([x.expand(h, w), y[:, None].expand(h, w)], 2).reshape(1, -1, 2)
-    return grid / image_scale(sizes, grid)[:, None, :2]
+    return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], 2).reshape(-1, 2)
 
 
-def image_scale(sizes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
-    """(B, 4): the w, h, w, h of each valid image."""
-    return like.new_tensor([(w, h, w, h) for h, w in sizes])
+def image_scale(sizes: Tensor | None, cells: Tensor, stride: int) -> Tensor:
+    """(B, 4) float32: the w, h, w, h of each valid image; without `sizes` those of the map."""
+    if sizes is None:
+        h, w = cells.shape[-2:]
+        sizes = torch.tensor([[h * stride, w * stride]]).expand(cells.shape[0], 2)
+    return sizes.to(cells.device, torch.float32).flip(1).repeat(1, 2)
 
 
 def coarsest_useful(levels: dict[str, Level]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from visionkit.distributed.losses import all_gather_with_grad
 from visionkit.errors import ConfigError
 from visionkit.models.heads.classification import weights_in_order
-from visionkit.types import IGNORE, Batch, Loss, Target
+from visionkit.types import IGNORE, Batch, Loss, Prediction, Target
 
 # --- From logits on a coarse grid to class maps in the pixels of the original image.
 
@@ -75,7 +75,7 @@ def _centers(pixels: int, covered: float, cells: int, device: torch.device) -> T
     return centers.clamp(-edge, edge)
 
 
-def class_maps(logits: Tensor, batch: Batch) -> list[dict[str, Any]]:
+def class_maps(logits: Tensor, batch: Batch) -> list[Prediction]:
     """Each image's `semantic` (h, w) uint8 at its `orig_size`, of `logits` (B, K, hl, wl)."""
     padded = tuple(batch.images.shape[-2:])
     return [

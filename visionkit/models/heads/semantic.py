@@ -16,7 +16,7 @@ from visionkit.metrics.confusion import ConfusionMatrix
 from visionkit.models.heads.classification import pick_level
 from visionkit.models.heads.pixel_loss import PixelLoss, class_maps
 from visionkit.ops.layers import group_norm, masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 # --- Convolutions that read a feature map at several scales at once.
 
@@ -84,25 +84,45 @@ MIN_CHANNELS = 64  # a quarter of a narrow neck's would be too few to learn with
 PYRAMID_STRIDE = 32  # coarser levels of a pyramid only repeat what this one says
 
 
-class FCN(Head):
-    """A 3x3 and a 1x1 convolution on one feature map (Long et al. 2015, in torchvision's form).
+class SemanticHead(Head):
+    """Base of the heads that give each pixel a class. Their `forward` returns `logits`
+    (B, K, h, w) on the cells of a feature map, which cover the batch's images."""
 
-    At its best on a backbone with `dilated: true`. Loss, partial labels included: see `PixelLoss`.
+    required_targets = ("semantic",)
+    class_key = "semantic"
+    main_metric = "mIoU"
+
+    def __init__(
+        self, classes: Sequence[str], class_weights: dict[str, Positive] | None, dice: NonNegative
+    ) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        self.pixel_loss = PixelLoss(classes, class_weights=class_weights, dice=dice)
+
+    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+        return self.pixel_loss(self(features, batch.size_tensor)["logits"], batch)
+
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+        """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
+        return class_maps(outputs["logits"], batch)
+
+    def evaluator(self, dataset: Dataset) -> Evaluator:
+        return ConfusionMatrix(self.classes, dataset)
+
+
+class SingleLevelHead(SemanticHead):
+    """Base of the heads that read one level, with an auxiliary classifier on another.
 
     level: the feature map to read; by default the last whose stride is 16 or less.
-    channels: between the two convolutions; by default a quarter of the level's, at least 64.
-    dropout: probability with which a channel of those is dropped in training.
     norm: `group` for small batches.
     class_weights: factor of a class in the cross-entropy, by its name; 1 where none is given.
-    dice: weight of a Dice loss beside the cross-entropy.
+    dice: weight of a Dice loss next to the cross-entropy.
     aux_weight: weight of the cross-entropy of a second, auxiliary classifier, which is used in
         training only; 0 is none, torchvision trains with 0.5.
     aux_level: the feature map that it reads; by default the one before `level`.
     """
 
-    required_targets = ("semantic",)
-    class_key = "semantic"
-    main_metric = "mIoU"
+    classifier: nn.Module
 
     def __init__(
         self,
@@ -110,117 +130,108 @@ class FCN(Head):
         classes: Sequence[str],
         *,
         level: str | None = None,
-        channels: Count | None = None,
-        dropout: Fraction = 0.1,
         norm: Norm = "batch",
         class_weights: dict[str, Positive] | None = None,
         dice: NonNegative = 0.0,
         aux_weight: NonNegative = 0.0,
         aux_level: str | None = None,
     ) -> None:
-        super().__init__()
-        self.classes = list(classes)
+        super().__init__(classes, class_weights, dice)
         self.level = pick_level(levels, level, default=_default_level(levels))
         self.aux_level = pick_level(levels, aux_level, default=_level_before(levels, self.level))
         self.aux_weight = aux_weight
-        self.pixel_loss = PixelLoss(classes, class_weights=class_weights, dice=dice)
-        width = levels[self.level].channels
-        channels = channels or max(MIN_CHANNELS, width // 4)
-        self.classifier = _fcn(width, channels, len(classes), dropout, norm)
-        if aux_weight:
-            width = levels[self.aux_level].channels
-            self.aux_classifier = _fcn(width, width // 4, len(classes), dropout, norm)
+        self.norm: Norm = norm
 
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """Logits (B, K, h, w) on the cells of the level."""
-        return self.classifier(features[self.level])
+    def add_aux_classifier(self, levels: dict[str, Level], dropout: float) -> None:
+        """To call last, so that the seed gives the same weights with and without it."""
+        if self.aux_weight:
+            width = levels[self.aux_level].channels
+            self.aux_classifier = _fcn(width, width // 4, len(self.classes), dropout, self.norm)
+
+    def forward(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`logits` (B, K, h, w) on the cells of the level."""
+        return {"logits": self.classifier(features[self.level])}
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        losses = self.pixel_loss(self(features), batch)
+        losses = super().loss(features, batch)
         if self.aux_weight:
-            aux = self.aux_classifier(features[self.aux_level])
-            found = self.pixel_loss(aux, batch)["semantic"]
-            losses["aux"] = found._replace(sum=self.aux_weight * found.sum)
+            logits = self.aux_classifier(features[self.aux_level])
+            aux = self.pixel_loss(logits, batch)["semantic"]
+            losses["aux"] = aux._replace(sum=self.aux_weight * aux.sum)
         return losses
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
-        return class_maps(self(features), batch)
 
-    def evaluator(self, dataset: Dataset) -> Evaluator:
-        return ConfusionMatrix(self.classes, dataset)
+class FCN(SingleLevelHead):
+    """A 3x3 and a 1x1 convolution on one feature map (Long et al. 2015, in torchvision's form).
+
+    At its best on a backbone with `dilated: true`. Loss, partial labels included: see `PixelLoss`.
+
+    channels: between the two convolutions; by default a quarter of the level's, at least 64.
+    dropout: probability with which a channel of those is dropped in training.
+    kwargs: the other arguments of `SingleLevelHead`.
+    """
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        channels: Count | None = None,
+        dropout: Fraction = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(levels, classes, **kwargs)
+        width = levels[self.level].channels
+        channels = channels or max(MIN_CHANNELS, width // 4)
+        self.classifier = _fcn(width, channels, len(classes), dropout, self.norm)
+        self.add_aux_classifier(levels, dropout)
 
 
-class DeepLabV3(Head):
+class DeepLabV3(SingleLevelHead):
     """Atrous spatial pyramid pooling on one feature map (Chen et al. 2017).
 
-    Made for a backbone with `dilated: true`. Arguments as of `FCN`, and
+    Made for a backbone with `dilated: true`.
 
     channels: width of the pyramid's branches and of what follows.
     rates: dilations of the branches: 12, 24, 36 on a map of stride 8, 6, 12, 18 on one of 16.
     dropout: after the branches are joined, and 0.1 in the auxiliary classifier.
+    kwargs: the other arguments of `SingleLevelHead`.
     """
-
-    required_targets = ("semantic",)
-    class_key = "semantic"
-    main_metric = "mIoU"
 
     def __init__(
         self,
         levels: dict[str, Level],
         classes: Sequence[str],
         *,
-        level: str | None = None,
         channels: Count = 256,
         rates: tuple[Count, ...] = (12, 24, 36),
         dropout: Fraction = 0.5,
-        norm: Norm = "batch",
-        class_weights: dict[str, Positive] | None = None,
-        dice: NonNegative = 0.0,
-        aux_weight: NonNegative = 0.0,
-        aux_level: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.classes = list(classes)
-        self.level = pick_level(levels, level, default=_default_level(levels))
-        self.aux_level = pick_level(levels, aux_level, default=_level_before(levels, self.level))
-        self.aux_weight = aux_weight
-        self.pixel_loss = PixelLoss(classes, class_weights=class_weights, dice=dice)
+        super().__init__(levels, classes, **kwargs)
         width, self.stride = levels[self.level]
         self.classifier = nn.Sequential(
-            ASPP(width, channels, rates=rates, dropout=dropout, norm=norm),
-            *conv_norm_relu(channels, channels, norm),
+            ASPP(width, channels, rates=rates, dropout=dropout, norm=self.norm),
+            *conv_norm_relu(channels, channels, self.norm),
             nn.Conv2d(channels, len(classes), 1),
         )
-        if aux_weight:
-            width = levels[self.aux_level].channels
-            self.aux_classifier = _fcn(width, width // 4, len(classes), 0.1, norm)
+        self.add_aux_classifier(levels, 0.1)
 
-    def forward(self, features: dict[str, Tensor], batch: Batch) -> Tensor:
-        """Logits (B, K, h, w) on the cells of the level."""
-        cells = features[self.level]
-        all_gather_with_grad = self.classifier[0](
-            cells, valid_cells(batch.sizes, cells, self.stride)
-        )
-        return self.classifier[1:](all_gather_with_grad)
-
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        losses = self.pixel_loss(self(features, batch), batch)
-        if self.aux_weight:
-            aux = self.aux_classifier(features[self.aux_level])
-            found = self.pixel_loss(aux, batch)["semantic"]
-            losses["aux"] = found._replace(sum=self.aux_weight * found.sum)
-        return losses
-
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
-        return class_maps(self(features, batch), batch)
-
-    def evaluator(self, dataset: Dataset) -> Evaluator:
-        return ConfusionMatrix(self.classes, dataset)
+    def forward(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`logits` (B, K, h, w) on the cells of the level."""
+        feature = features[self.level]
+        aspp, *rest = self.classifier
+        logits = aspp(feature, valid_cells(sizes, feature, self.stride))
+        for layer in rest:
+            logits = layer(logits)
+        return {"logits": logits}
 
 
-class SemanticFPN(Head):
+class SemanticFPN(SemanticHead):
     """Every level of a pyramid brought to the finest one and added up (Kirillov et al. 2019).
 
     A level is convolved (3x3, group norm, ReLU) and doubled in size until it is as fine as the
@@ -234,10 +245,6 @@ class SemanticFPN(Head):
     dice: weight of a Dice loss beside the cross-entropy.
     """
 
-    required_targets = ("semantic",)
-    class_key = "semantic"
-    main_metric = "mIoU"
-
     def __init__(
         self,
         levels: dict[str, Level],
@@ -249,10 +256,8 @@ class SemanticFPN(Head):
         class_weights: dict[str, Positive] | None = None,
         dice: NonNegative = 0.0,
     ) -> None:
-        super().__init__()
-        self.classes = list(classes)
+        super().__init__(classes, class_weights, dice)
         self.inputs = _pick_inputs(levels, inputs)
-        self.pixel_loss = PixelLoss(classes, class_weights=class_weights, dice=dice)
         finest = min(levels[name].stride for name in self.inputs)
         self.branches = nn.ModuleDict(
             {
@@ -263,21 +268,13 @@ class SemanticFPN(Head):
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(channels, len(classes), 1)
 
-    def forward(self, features: dict[str, Tensor]) -> Tensor:
-        """Logits (B, K, h, w) on the cells of the finest level."""
+    def forward(
+        self, features: dict[str, Tensor], sizes: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`logits` (B, K, h, w) on the cells of the finest level."""
         size = max((features[name].shape[-2:] for name in self.inputs), key=lambda hw: hw[0])
-        total = sum(_refined(features[name], self.branches[name], size) for name in self.inputs)
-        return self.predictor(self.dropout(total))
-
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        return self.pixel_loss(self(features), batch)
-
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
-        return class_maps(self(features), batch)
-
-    def evaluator(self, dataset: Dataset) -> Evaluator:
-        return ConfusionMatrix(self.classes, dataset)
+        refined = [_refined(features[name], self.branches[name], size) for name in self.inputs]
+        return {"logits": self.predictor(self.dropout(sum(refined)))}
 
 
 def _fcn(width: int, channels: int, classes: int, dropout: float, norm: Norm) -> nn.Sequential:
