@@ -196,7 +196,8 @@ class Head(nn.Module):
 class Evaluator(Protocol):
     """One evaluation of one head. Keeps counts and records, never averages of averages."""
 
-    def update(self, predictions: list[Prediction], batch: Batch) -> None: ...
+    def update(self, predictions: list[Any], batch: Batch) -> None:
+        """Take in the `Prediction` of each image of a batch."""
 
     def state(self) -> Any:
         """What other processes need for `merge`: picklable."""

@@ -106,7 +106,7 @@ def test_the_loss_is_the_mean_over_valid_values(loss):
     batch = batch_of((32, 32), (20, 7))
     features = features_of(batch)
     found = losses_of(head, features, batch)["reconstruction"]
-    logits, total, count = head(features, batch), 0.0, 0
+    logits, total, count = head(features)["logits"], 0.0, 0
     for i, (h, w) in enumerate(batch.sizes):
         for channel in range(3):
             truth = batch.images[i, channel, :h, :w] / 255
@@ -143,7 +143,7 @@ def test_only_the_code_reaches_the_decoder():
     head, batch = Autoencoder(LEVELS, (), code=1), batch_of((32, 32), (32, 32))
     with torch.no_grad():
         head.bottleneck.weight.zero_()
-    first, second = head(features_of(batch), batch)
+    first, second = head(features_of(batch))["logits"]
     assert torch.equal(first, second)
     assert head.bottleneck.weight.shape == (1, 12, 1, 1)
 
@@ -166,9 +166,11 @@ def test_a_stride_that_no_doubling_reaches():
 
 def test_a_level_at_full_size_and_maps_that_are_smaller_than_their_stride_says():
     levels, batch = {"c0": Level(6, 1)}, batch_of((30, 32))
-    assert Autoencoder(levels, (), code=2)(features_of(batch, levels), batch).shape[-1] == 32
+    (found,) = Autoencoder(levels, (), code=2).predict(features_of(batch, levels), batch)
+    assert found["reconstruction"].shape == (3, 30, 32)
     small = {"c3": torch.randn(1, 12, 3, 4)}  # 24 rows, where the batch has 32
-    assert Autoencoder({"c3": Level(12, 8)}, ())(small, batch).shape == (1, 3, 32, 32)
+    (found,) = Autoencoder({"c3": Level(12, 8)}, ()).predict(small, batch)
+    assert found["reconstruction"].shape == (3, 30, 32)
 
 
 def test_the_terms_sum_to_the_evidence_bound_per_value():
@@ -177,10 +179,10 @@ def test_the_terms_sum_to_the_evidence_bound_per_value():
     torch.manual_seed(5)
     terms = losses_of(head, features, batch)
     torch.manual_seed(5)
-    mean, log_var = head.encode(features, batch)
+    mean, log_var = head.encode(features, batch.size_tensor)
     z = mean + torch.exp(0.5 * log_var) * torch.randn(2, 3)
     # A normal likelihood of variance 1/2 is exp(-(x - y)²) up to a constant.
-    likelihood = Normal(head.decode(z), math.sqrt(0.5))
+    likelihood = Normal(head.decode_latent(z), math.sqrt(0.5))
     at_best = Normal(0.0, math.sqrt(0.5)).log_prob(torch.tensor(0.0))
     log_p = (likelihood.log_prob(batch.images / 255) - at_best).sum((1, 2, 3))
     kl = kl_divergence(Normal(mean, (log_var / 2).exp()), Normal(0.0, 1.0)).sum(1)
@@ -206,10 +208,10 @@ def test_predictions_use_the_mean_and_losses_a_draw():
     features = features_of(batch)
     first, second = head.predict(features, batch)[0], head.predict(features, batch)[0]
     assert torch.equal(first["reconstruction"], second["reconstruction"])
-    mean, log_var = head.encode(features, batch)
+    mean, log_var = head.encode(features, batch.size_tensor)
     torch.testing.assert_close(first["latent_mean"], mean[0])
     torch.testing.assert_close(first["kl"], kl_from_standard_normal(mean, log_var)[0])
-    expected = (head.decode(mean)[0] * 255).round().to(torch.uint8)
+    expected = (head.decode_latent(mean)[0] * 255).round().to(torch.uint8)
     assert torch.equal(first["reconstruction"], expected)
     with torch.no_grad():
         head.decoder.rgb.weight.normal_()
@@ -232,7 +234,7 @@ def test_the_log_variance_is_kept_within_what_exp_can_take():
 def test_the_decoder_begins_with_a_small_map_and_ends_at_the_size(size, grid):
     head = VAE(LEVELS, (), size=size, latent=2, channels=16)
     assert head.grid == grid
-    images = head.decode(torch.randn(2, 2))
+    images = head.decode_latent(torch.randn(2, 2))
     assert images.shape == (2, 3, size, size)
     assert images.min() >= 0 and images.max() <= 1
 
@@ -253,10 +255,10 @@ def test_the_truth_is_the_valid_part_at_the_decoded_size():
 def test_cells_of_the_padding_are_not_encoded():
     head, batch = VAE(LEVELS, (), size=32), batch_of((32, 32), (12, 20))
     features = features_of(batch)
-    before = head.encode(features, batch)
+    before = head.encode(features, batch.size_tensor)
     features["c3"][1, :, 2:] = 1e6  # 12 rows are 2 cells of stride 8, 20 columns are 3
     features["c3"][1, :, :, 3:] = 1e6
-    for a, b in zip(before, head.encode(features, batch), strict=True):
+    for a, b in zip(before, head.encode(features, batch.size_tensor), strict=True):
         assert torch.equal(a, b)
 
 

@@ -37,7 +37,10 @@ class Gives(Head):
     def loss(self, features, batch):
         return self.given
 
-    def predict(self, features, batch):
+    def forward(self, features, sizes=None, boxes=None):
+        return {}
+
+    def decode(self, outputs, batch):
         return self.given
 
     def evaluator(self, dataset):
@@ -104,8 +107,8 @@ def test_losses(terms, message):
         ([{**GOOD, "boxes": torch.zeros(4)}], "{'boxes': float32 (4,)}; expected a tensor of 2"),
         ([{**GOOD, "scores": torch.ones(3)}], "{'scores': float32 (3,), 'boxes': float32 (2, 4)}"),
         ([{**GOOD, "masks": [{}]}], "{'masks': a list of 1 (dict), 'boxes': float32 (2, 4)}"),
-        ([{"boxes": BOXES, "scores": SCORES}], "expected 'labels' beside 'boxes'"),
-        ([{"boxes": BOXES, "labels": LABELS}], "expected 'scores' beside 'boxes'"),
+        ([{"boxes": BOXES, "scores": SCORES}], "expected 'labels' next to 'boxes'"),
+        ([{"boxes": BOXES, "labels": LABELS}], "expected 'scores' next to 'boxes'"),
         ([{**GOOD, "labels": [0, 1]}], "{'labels': a list of 2 (int)}; expected a tensor of 1 "),
         ([{"probs": 0.5}], "{'probs': 0.5}; expected a tensor of 1 dimensions"),
         ([{"semantic": torch.zeros(1, 8, 8)}], "{'semantic': float32 (1, 8, 8)}; expected"),
@@ -114,7 +117,7 @@ def test_losses(terms, message):
 def test_predictions(found, told):
     with pytest.raises(ConfigError) as error:
         model(mine=Gives(found)).predictions({}, BATCH, ["mine"])
-    assert str(error.value).startswith("heads.mine: its predict() gave ")
+    assert str(error.value).startswith("heads.mine: decode() gave ")
     assert told in str(error.value)
 
 
@@ -180,7 +183,7 @@ def test_a_class_is_told_all_that_it_lacks(tmp_path, monkeypatch):
         "from visionkit import Head\n"
         "class Bare(Head):\n    def loss(self, features, batch): ...\n"
         "class Text(Bare):\n    required_targets, main_metric, class_key = 'labels', 'a', 'label'\n"
-        "    predict = evaluator = Bare.loss\n"
+        "    forward = decode = evaluator = Bare.loss\n"
         "    def __init__(self, levels, *, classes): ...\n"
         "class Known(Text):\n    required_targets, class_key = ('label',), 'labels'\n"
         "    def __init__(self, levels, classes): ...\n"
@@ -191,7 +194,8 @@ def test_a_class_is_told_all_that_it_lacks(tmp_path, monkeypatch):
     for part in (
         "'required_targets' is None",
         "'main_metric' is None",
-        "no predict()",
+        "no forward()",
+        "no decode()",
         "no evaluator()",
     ):
         assert part in str(error.value)

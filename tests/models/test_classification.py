@@ -33,7 +33,9 @@ def random_features(count, **kwargs):
 
 
 def test_valid_cells_cover_the_image_and_nothing_else():
-    valid = valid_cells([(64, 64), (33, 20), (1, 64)], torch.zeros(3, 1, 2, 2), stride=32)
+    valid = valid_cells(
+        torch.tensor([(64, 64), (33, 20), (1, 64)]), torch.zeros(3, 1, 2, 2), stride=32
+    )
     assert valid.tolist() == [
         [[True, True], [True, True]],
         [[True, False], [True, False]],

@@ -46,7 +46,10 @@ class Truth(Head):
 
     required_targets = ("boxes", "labels")
 
-    def predict(self, features, batch):
+    def forward(self, features, sizes=None):
+        return {}
+
+    def decode(self, outputs, batch):
         found = []
         for target in batch.targets:
             boxes = target.get("boxes", torch.zeros(0, 4))
@@ -169,14 +172,14 @@ def perfect(sample, num_labels, num_classes):
     """The truth of a sample, as every kind of prediction at once."""
     target = sample.target()
     masks = target["masks"].numpy().astype(np.uint8)
-    all_reduce_max = int(((target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1)).argmax())
-    label = target["labels"][all_reduce_max]
+    largest = int(((target["boxes"][:, 2:] - target["boxes"][:, :2]).prod(1)).argmax())
+    label = target["labels"][largest]
     return {
         "boxes": target["boxes"],
         "scores": torch.ones(len(target["labels"])),
         "labels": target["labels"],
         "masks": [coco_mask.encode(np.asfortranarray(mask)) for mask in masks],
-        "box": target["boxes"][all_reduce_max],
+        "box": target["boxes"][largest],
         "attributes": target["attributes"].nan_to_num(),
         "semantic": sample.semantic,
         "embedding": torch.eye(64)[sample.identity],

@@ -157,13 +157,17 @@ def test_vectors_have_unit_length_and_the_asked_size():
         assert [float(v.detach().norm()) for v in vectors] == pytest.approx([1.0] * 3)
 
 
+def vectors_of(embedding, features, batch):
+    return embedding(features, batch.size_tensor)["embedding"]
+
+
 def test_padding_takes_no_part():
     features, batch = features_and_batch([0, 1], size=(40, 64), canvas=(96, 128))
     embedding = head()
-    before = embedding(features, batch)
+    before = vectors_of(embedding, features, batch)
     features["c5"][:, :, 2:] = 50.0
     features["c5"][:, :, :, 2:] = -50.0
-    assert torch.equal(embedding(features, batch), before)
+    assert torch.equal(vectors_of(embedding, features, batch), before)
 
 
 @pytest.mark.parametrize("mining", ["all", "hard", "semihard"])
@@ -172,7 +176,7 @@ def test_the_loss_is_that_of_the_vectors_of_labeled_images(mining):
     features, batch = features_and_batch(identities)
     embedding = head(mining=mining, margin=MARGIN)
     kept = [0, 2, 3, 5]
-    vectors = embedding(features, batch).detach()[kept]
+    vectors = vectors_of(embedding, features, batch).detach()[kept]
     expected = looped(vectors, torch.tensor([0, 0, 1, 1]), mining)
     found = losses_of(embedding, features, batch)
     assert set(found) == {"triplet"}
@@ -182,7 +186,7 @@ def test_the_loss_is_that_of_the_vectors_of_labeled_images(mining):
 def test_knobs_reach_the_contrastive_loss():
     features, batch = features_and_batch([0, 0, 1, 1])
     embedding = head(loss="contrastive", temperature=0.5)
-    vectors = embedding(features, batch)
+    vectors = vectors_of(embedding, features, batch)
     expected = value(contrastive_loss(vectors, torch.tensor([0, 0, 1, 1]), 0.5))
     assert losses_of(embedding, features, batch) == {"contrastive": expected}
 

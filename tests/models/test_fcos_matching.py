@@ -3,17 +3,20 @@ import math
 import pytest
 import torch
 
-from visionkit.models.heads.fcos import Points, Truth, cells_of, match, true_centerness
+from visionkit.models.heads.fcos import Truth, match, side_ranges, true_centerness
+from visionkit.models.heads.one_stage import Locations, locations_of
 from visionkit.types import Level
 
 LEVELS = {"p3": Level(32, 8), "p4": Level(32, 16), "p5": Level(32, 32)}
 
 
-def points_over(size):
+def locations_over(size):
+    """And their ranges."""
     features = {
         k: torch.zeros(1, 32, *(s // level.stride for s in size)) for k, level in LEVELS.items()
     }
-    return cells_of(LEVELS, features, size)
+    found = locations_of(LEVELS, features)
+    return found, side_ranges(LEVELS, found)
 
 
 def target(boxes):
@@ -28,9 +31,10 @@ def random_target(count, generator):
     return target(torch.cat([corner, corner + extent], 1).tolist())
 
 
-def naive_match(points, boxes, iscrowd, radius):
+def naive_match(locations, ranges, boxes, iscrowd, radius):
     matched, ignored = [], []
-    for (x, y), size, smallest, all_reduce_max in zip(*(p.tolist() for p in points), strict=True):
+    columns = (locations.centers, locations.strides, ranges)
+    for (x, y), size, (low, high) in zip(*(c.tolist() for c in columns), strict=True):
         best, best_area, in_crowd = -1, math.inf, False
         for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
             sides = [x - x1, y - y1, x2 - x, y2 - y]
@@ -41,7 +45,7 @@ def naive_match(points, boxes, iscrowd, radius):
                 continue
             near = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) < radius * size
             box_area = (x2 - x1) * (y2 - y1)
-            if near and smallest < max(sides) < all_reduce_max and box_area < best_area:
+            if near and low < max(sides) < high and box_area < best_area:
                 best, best_area = i, box_area
         matched.append(best)
         ignored.append(in_crowd)
@@ -53,30 +57,34 @@ def test_matching_equals_a_naive_loop(radius):
     generator = torch.Generator().manual_seed(7)
     targets = [random_target(n, generator) for n in (9, 0, 4)]
     targets[0]["iscrowd"][:3] = True
-    points = points_over((64, 64))
-    matched, ignored = match(points, Truth.of(targets, "cpu"), radius)
+    locations, ranges = locations_over((64, 64))
+    matched, ignored = match(locations, ranges, Truth.of(targets, "cpu"), radius)
     assert (matched >= 0).any() and ignored.any()
     for i, one in enumerate(targets):
-        expected = naive_match(points, one["boxes"], one["iscrowd"], radius)
+        expected = naive_match(locations, ranges, one["boxes"], one["iscrowd"], radius)
         assert (matched[i].tolist(), ignored[i].tolist()) == expected
 
 
 def test_matching_in_chunks_is_the_same():
     generator = torch.Generator().manual_seed(7)
     some = random_target(40, generator)
-    points = points_over((64, 64))
-    many = Points(*(torch.cat([column] * 1500) for column in points))  # more pairs than one chunk
+    some_locations, some_ranges = locations_over((64, 64))
+    centers, strides = some_locations.centers, some_locations.strides
+    # More pairs than one chunk.
+    many = Locations(centers.repeat(1500, 1), strides.repeat(1500), [], (64, 64))
+    ranges = some_ranges.repeat(1500, 1)
     truth = Truth.of([some], "cpu")
-    assert len(many.sizes) * truth.labels.numel() > 2**22
-    once, repeated = match(points, truth, 1.5)[0], match(many, truth, 1.5)[0]
+    assert len(many.strides) * truth.labels.numel() > 2**22
+    once = match(some_locations, some_ranges, truth, 1.5)[0]
+    repeated = match(many, ranges, truth, 1.5)[0]
     assert torch.equal(once.repeat(1, 1500), repeated)
 
 
 def test_objects_go_to_the_level_of_their_size():
-    points = points_over((256, 256))
+    locations, ranges = locations_over((256, 256))
     boxes = [[0, 0, 40, 40], [60, 60, 160, 160], [0, 0, 250, 250]]
-    matched, _ = match(points, Truth.of([target(boxes)], "cpu"), 1.5)
-    sizes = [set(points.sizes[matched[0] == i].tolist()) for i in range(3)]
+    matched, _ = match(locations, ranges, Truth.of([target(boxes)], "cpu"), 1.5)
+    sizes = [set(locations.strides[matched[0] == i].tolist()) for i in range(3)]
     # The farthest side is up to 64 pixels off on the first level, to 128 on the second.
     assert sizes == [{8.0}, {8.0, 16.0}, {32.0}]
 

@@ -8,6 +8,7 @@ from visionkit.models.heads.localization import (
     attention_losses,
     cell_centers,
     coarsest_useful,
+    image_scale,
 )
 from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch, Level
@@ -102,7 +103,7 @@ def test_images_without_an_object_are_left_out():
 def test_attention_stays_on_the_image():
     torch.manual_seed(0)
     head, features = Localization(LEVELS, CLASSES, channels=32), random_features(1)
-    output = head(features, batch_of(target([], [], size=(128, 40))))
+    output, _ = head.outputs(features, torch.tensor([[128, 40]]))
     attention = output.attention_logits.softmax(1).reshape(4, 4)
     assert (attention[:, :2] > 0).all() and (attention[:, 2:] == 0).all()
 
@@ -121,7 +122,8 @@ def test_attention_loss_by_hand():
 
 
 def test_cell_centers_are_relative_to_the_valid_image():
-    centers = cell_centers(torch.zeros(2, 1, 2, 3), 32, [(64, 96), (32, 64)])
+    cells, sizes = torch.zeros(2, 1, 2, 3), torch.tensor([(64, 96), (32, 64)])
+    centers = cell_centers(cells, 32) / image_scale(sizes, cells, 32)[:, None, :2]
     assert centers[0, 0].tolist() == pytest.approx([16 / 96, 16 / 64])
     assert centers[0, 5].tolist() == pytest.approx([80 / 96, 48 / 64])
     assert centers[1, 1].tolist() == pytest.approx([48 / 64, 16 / 32])

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from visionkit.distributed.losses import loss_values
 from visionkit.models.heads.pixel_loss import PixelLoss, at_pixels, class_maps
 from visionkit.models.heads.semantic import FCN, DeepLabV3, SemanticFPN
 from visionkit.types import Batch, Level
@@ -36,7 +37,8 @@ def truth(h=32, w=32, classes=3):
 def pixel_loss(logits, *targets, classes=CLASSES, class_weights=None, dice=0.0):
     """Losses of logits that have one cell for each pixel."""
     loss = PixelLoss(classes, class_weights=class_weights, dice=dice)
-    return loss(logits, batch_of(*targets, padded=tuple(logits.shape[-2:])))
+    found = loss(logits, batch_of(*targets, padded=tuple(logits.shape[-2:])))
+    return loss_values({"head": found})["head"]
 
 
 # --- cross-entropy ---

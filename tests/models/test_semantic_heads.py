@@ -104,11 +104,11 @@ def test_semantic_fpn_sums_all_levels_at_the_finest():
     assert head.inputs == ["p2", "p3", "p4", "p5"]
     assert [len(head.branches[name]) for name in head.inputs] == [1, 1, 2, 3]
     features = features_of(1)
-    logits = head(features)
+    logits = head(features)["logits"]
     assert logits.shape == (1, 3, 8, 8)
     for name in head.inputs:
         changed = {**features, name: features[name] * 2 + 1}
-        assert not torch.equal(head(changed), logits)
+        assert not torch.equal(head(changed)["logits"], logits)
 
 
 def test_aspp_pools_over_the_image_alone():

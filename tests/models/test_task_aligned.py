@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.losses import losses_of
-from visionkit.models.heads.fcos import Points, cells_of
+from visionkit.models.heads.one_stage import Locations, locations_of
 from visionkit.models.heads.task_aligned import TaskAligned, align
 from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch, Level
@@ -19,8 +19,8 @@ KNOBS = {"radius": 1.5, "top_k": 10, "alpha": 0.5, "beta": 1.0}
 def row_of_cells(count, size=8.0):
     """Cells in a row, their centers at y = 8."""
     x = torch.arange(1, count + 1) * size
-    sizes = torch.full((count,), size)
-    return Points(torch.stack([x, torch.full_like(x, 8)], 1), sizes, sizes * 0, sizes * math.inf)
+    centers = torch.stack([x, torch.full_like(x, 8)], 1)
+    return Locations(centers, torch.full((count,), size), [count], (64, 64))
 
 
 def target(boxes, labels, **more):
@@ -106,7 +106,9 @@ def naive(scores, boxes, points, objects, labels, *, radius, top_k, alpha, beta)
     wanted = []
     for n, (x1, y1, x2, y2) in enumerate(objects.tolist()):
         alignment = {}
-        for p, ((x, y), size) in enumerate(zip(points.centers.tolist(), points.sizes, strict=True)):
+        for p, ((x, y), size) in enumerate(
+            zip(points.centers.tolist(), points.strides, strict=True)
+        ):
             near = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) < radius * size
             if x1 < x < x2 and y1 < y < y2 and near:
                 alignment[p] = float(scores[p, labels[n]] ** alpha * overlaps[n, p] ** beta)
@@ -128,7 +130,7 @@ def naive(scores, boxes, points, objects, labels, *, radius, top_k, alpha, beta)
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_what_a_naive_assignment_gives(seed):
     g = torch.Generator().manual_seed(seed)
-    points = cells_of(LEVELS, features(1), (64, 64))
+    points = locations_of(LEVELS, features(1))
     corner = torch.rand(9, 2, generator=g) * 40
     objects = torch.cat([corner, corner + 6 + 30 * torch.rand(9, 2, generator=g)], 1)
     reach = 4 + 16 * torch.rand(len(points.centers), 4, generator=g)
@@ -151,9 +153,9 @@ def test_losses_by_hand():
     head = small_head(box_weight=3.0).eval()
     maps, truth = features(1), target([[8, 8, 40, 48], [40, 20, 62, 60]], [1, 2])
     with torch.no_grad():
-        losses, output = losses_of(head, maps, batch_of(truth)), head(maps)
-    points = cells_of(LEVELS, maps, (64, 64))
-    reach = output.distances[0] * points.sizes[:, None]
+        losses, output = losses_of(head, maps, batch_of(truth)), head.outputs(maps)
+    points = locations_of(LEVELS, maps)
+    reach = output.distances[0] * points.strides[:, None]
     boxes = torch.cat([points.centers - reach[:, :2], points.centers + reach[:, 2:]], 1)
     probs = output.class_logits[0].sigmoid()
     matched, quality = align(
@@ -181,7 +183,7 @@ def test_losses_by_hand():
 def test_crowds_are_neither_objects_nor_background():
     maps = features(1)
     crowd = {"iscrowd": torch.tensor([True])}
-    cells = cells_of(LEVELS, maps, (64, 64)).centers
+    cells = locations_of(LEVELS, maps).centers
     inside = ((cells > 0) & (cells < 40)).all(1)
     head = small_head()
     head.eval()

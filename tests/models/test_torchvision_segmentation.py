@@ -81,7 +81,7 @@ def test_a_torchvision_checkpoint_gives_the_same_logits_and_map(name, aux, tmp_p
     with torch.inference_mode():
         expected = theirs(ours.backbone.normalize(images, None, like=ours.backbone.body))
         features = ours.features(batch)
-        maps = {"out": head(features) if name.startswith("fcn") else head(features, batch)}
+        maps = {"out": head(features, batch.size_tensor)["logits"]}
         if aux:
             maps["aux"] = head.aux_classifier(features[head.aux_level])
         found = ours.predictions(features, batch, ["semantic"])["semantic"]

@@ -107,7 +107,7 @@ def check_class(name: str, cls: type[Head]) -> None:
         faults.append(f"its 'main_metric' is {main!r}; expected the name of one of its metrics")
     faults += [
         f"it has no {method}()"
-        for method in ("loss", "predict", "evaluator")
+        for method in ("loss", "forward", "decode", "evaluator")
         if getattr(cls, method, None) is getattr(Head, method)
     ]
     try:

@@ -13,15 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from visionkit.errors import ConfigError
-from visionkit.types import Evaluator, Head, Loss
+from visionkit.types import Evaluator, Loss, Prediction
 
-METHODS = {
-    Head: ("loss", "predict", "evaluator"),
-    Evaluator: ("update", "state", "merge", "compute"),
-}
+EVALUATOR_METHODS = ("update", "state", "merge", "compute")
 # The dimensions of the results that visionkit draws, scores or writes itself.
 ALONE = {"boxes": 2, "box": 1, "probs": 1, "semantic": 2, "embedding": 1, "reconstruction": 3}
-OF_EACH_BOX = {"scores": 1, "labels": 1, "attributes": 2}  # beside boxes, as many
+OF_EACH_BOX = {"scores": 1, "labels": 1, "attributes": 2}  # next to boxes, as many
 
 
 def checked_losses(head: str, terms: Any) -> dict[str, Loss]:
@@ -46,9 +43,9 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex()
 
 
-def checked_predictions(head: str, found: Any, count: int) -> list[dict[str, Any]]:
+def checked_predictions(head: str, found: Any, count: int) -> list[Prediction]:
     """The predictions for a batch of `count` images."""
-    what = f"heads.{head}: its predict()"
+    what = f"heads.{head}: decode()"
     if not isinstance(found, list) or len(found) != count:
         raise _broken(what, found, f"a list with a dict for each of the {count} images")
     for result in found:
@@ -58,7 +55,7 @@ def checked_predictions(head: str, found: Any, count: int) -> list[dict[str, Any
     return found
 
 
-def _check_result(what: str, result: dict[str, Any]) -> None:
+def _check_result(what: str, result: Prediction) -> None:
     wanted = ALONE | (OF_EACH_BOX if "boxes" in result else {})
     for key, dimensions in wanted.items():
         value = result.get(key)
@@ -71,25 +68,25 @@ def _check_result(what: str, result: dict[str, Any]) -> None:
         raise _broken(what, {"boxes": boxes}, "a tensor (N, 4) of x1, y1, x2, y2")
     for key in ("scores",) if "attributes" in result else ("scores", "labels"):
         if key not in result:
-            raise _broken(what, result, f"'{key}' beside 'boxes'")
+            raise _broken(what, result, f"'{key}' next to 'boxes'")
     for key in (*OF_EACH_BOX, "masks"):
         if key in result and len(result[key]) != len(boxes):
             raise _broken(what, {key: result[key], "boxes": boxes}, "as many of both")
 
 
-def boxes_of(head: str, on: str, found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def boxes_of(head: str, on: str, found: list[Prediction]) -> list[Prediction]:
     """The predictions of the head `on`, whose boxes the other one describes."""
     for result in found:
         if "boxes" not in result:
-            raise _broken(f"heads.{on}: its predict()", result, f"'boxes': {head!r} is on them")
+            raise _broken(f"heads.{on}: decode()", result, f"'boxes': {head!r} is on them")
     return found
 
 
 def checked_evaluator(head: str, evaluator: Any) -> Evaluator:
     """A fresh evaluator."""
-    missing = [m for m in METHODS[Evaluator] if not callable(getattr(evaluator, m, None))]
+    missing = [m for m in EVALUATOR_METHODS if not callable(getattr(evaluator, m, None))]
     if missing:
-        what = f"an object with {', '.join(METHODS[Evaluator])}; it has no {', '.join(missing)}"
+        what = f"an object with {', '.join(EVALUATOR_METHODS)}; it has no {', '.join(missing)}"
         raise _broken(f"heads.{head}: its evaluator()", evaluator, what)
     return evaluator
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from visionkit.models.contracts import (
     checked_predictions,
 )
 from visionkit.ops.boxes import to_input
-from visionkit.types import Batch, Dataset, Evaluator, Head, Loss, Target
+from visionkit.types import Batch, Dataset, Evaluator, Head, Loss, Prediction, Target
 
 
 class VisionModel(nn.Module):
@@ -83,7 +82,7 @@ class VisionModel(nn.Module):
 
     def predictions(
         self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
-    ) -> dict[str, list[dict[str, Any]]]:
+    ) -> dict[str, list[Prediction]]:
         """Each head's predictions, a list with one dict for each image.
 
         A head that describes the boxes of another is asked about the boxes which that one finds;
@@ -104,9 +103,7 @@ class VisionModel(nn.Module):
                 ]
         return {name: found[name] for name in heads}
 
-    def _predicted(
-        self, head: str, features: dict[str, Tensor], batch: Batch
-    ) -> list[dict[str, Any]]:
+    def _predicted(self, head: str, features: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         found = self.heads[head].predict(features, batch)
         return checked_predictions(head, found, len(batch))
 
@@ -134,7 +131,7 @@ def _finds_boxes(head: Head) -> bool:
     return head.boxes_from is None and "boxes" in head.required_targets and not head.single_object
 
 
-def _with_boxes(batch: Batch, predictions: list[dict[str, Any]]) -> Batch:
+def _with_boxes(batch: Batch, predictions: list[Prediction]) -> Batch:
     """The batch with predicted boxes in the place of all labels."""
     targets: list[Target] = []
     for target, found in zip(batch.targets, predictions, strict=True):

@@ -13,6 +13,9 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 from torchvision.ops import nms as torchvision_nms
 
+from visionkit.ops.boxes import to_original
+from visionkit.types import Batch, Prediction
+
 Among = Literal["class", "all"]
 
 
@@ -38,6 +41,23 @@ def suppress(
         "labels": labels.gather(1, order).masked_fill(padding, 0),
         "count": (~padding).sum(1),
     }
+
+
+def detections(found: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    """What `suppress` returns, as a prediction for each image, with boxes in original pixels."""
+    predictions: list[Prediction] = []
+    for image, (count, target) in enumerate(
+        zip(found["count"].tolist(), batch.targets, strict=True)
+    ):
+        boxes = found["boxes"][image, :count]
+        predictions.append(
+            {
+                "boxes": to_original(boxes, target["size"], target["orig_size"]),
+                "scores": found["scores"][image, :count],
+                "labels": found["labels"][image, :count],
+            }
+        )
+    return predictions
 
 
 # One operator to torch.export, since a loop over images would fix the size of the batch.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, Range
 from visionkit.data.classes import groups
 from visionkit.metrics.attributes import AttributeAccuracy
-from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler
+from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler, pad_rows, used_rows
 from visionkit.ops.boxes import clip
 from visionkit.ops.layers import noise_of
 from visionkit.ops.roi_align import flatten_boxes
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Target
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction, Target
 
 
 class Attributes(Head):
@@ -69,9 +69,31 @@ class Attributes(Head):
         self.region_head = BoxHead(self.pool.channels, pool_size, hidden)
         self.linear = nn.Linear(hidden, len(self.classes))
 
-    def forward(self, features: dict[str, Tensor], boxes: Sequence[Tensor]) -> Tensor:
-        """Logits (R, A) in float32 of the boxes (N, 4) of each image, in input pixels."""
-        return self.linear(self.region_head(self.pool(features, *flatten_boxes(boxes)))).float()
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        sizes: Tensor | None = None,
+        boxes: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """`probs` (B, N, A) of each class for the `boxes` (B, N, 4) in input pixels.
+
+        Rows of zeros are padding: their probabilities are zero too.
+        """
+        if boxes is None:
+            batch = features[self.pool.names[0]].shape[0]
+            boxes = self.linear.weight.new_zeros(batch, 0, 4)
+        used = boxes.any(-1)  # (B, N)
+        rows = used_rows(used)
+        regions, image = flatten_boxes(boxes)
+        logits = self.logits(features, regions[rows], image[rows])
+        probs = logits.sigmoid()
+        for columns in self.one_of.values():
+            probs[:, columns] = logits[:, columns].softmax(1)
+        return {"probs": pad_rows(probs, rows, used)}
+
+    def logits(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+        """Logits (R, A) in float32 of the boxes (R, 4) of the images (R,)."""
+        return self.linear(self.region_head(self.pool(features, boxes, image))).float()
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         device = features[self.pool.names[0]].device
@@ -81,10 +103,11 @@ class Attributes(Head):
                 boxes.append(torch.empty(0, 4, device=device))
                 continue
             noise = noise_of(target, device)
-            rows = drawn_objects(target, self.max_regions, noise)
+            rows = sample_objects(target, self.max_regions, noise)
             boxes.append(jittered(target["boxes"][rows], self.jitter, target["size"], noise))
             truth.append(target["attributes"][rows])
-        return self._losses(self(features, boxes), torch.cat(truth))
+        logits = self.logits(features, *flatten_boxes(boxes))
+        return self._losses(logits, torch.cat(truth))
 
     def _losses(self, logits: Tensor, truth: Tensor) -> dict[str, Loss]:
         """From logits and truth (R, A)."""
@@ -102,25 +125,21 @@ class Attributes(Head):
             losses["binary"] = sum_where(entropy, known[:, columns])
         return losses
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Each image's `attributes` (N, A), the probabilities of each class for its N `boxes`.
 
         The boxes are those in the image's target, in input pixels; without any, N is 0.
         """
-        reference = features[self.pool.names[0]]
-        none = torch.empty(0, 4, device=reference.device)
-        boxes = [target.get("boxes", none) for target in batch.targets]
-        logits = self(features, boxes)
-        probs = logits.sigmoid()
-        for columns in self.one_of.values():
-            probs[:, columns] = logits[:, columns].softmax(1)
-        return [{"attributes": part} for part in probs.split([len(b) for b in boxes])]
+        return [
+            {"attributes": probs[: len(target.get("boxes", ()))]}
+            for probs, target in zip(outputs["probs"], batch.targets, strict=True)
+        ]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return AttributeAccuracy(self.classes)
 
 
-def drawn_objects(target: Target, count: int, noise: torch.Generator | None = None) -> Tensor:
+def sample_objects(target: Target, count: int, noise: torch.Generator | None = None) -> Tensor:
     """Indices (R,) of at most `count` objects, at random, of which anything is known.
 
     Crowd regions are no objects.

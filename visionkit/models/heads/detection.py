@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from visionkit.config.schema import Count, Fraction, Positive
@@ -31,10 +30,9 @@ from visionkit.models.heads.rcnn.roi_heads import (
     valid_rows,
 )
 from visionkit.models.heads.rcnn.rpn import RPN, AnchorGenerator, TopN
-from visionkit.ops.boxes import to_original
-from visionkit.ops.nms import Among
+from visionkit.ops.nms import Among, detections
 from visionkit.ops.roi_align import flatten_boxes
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss
+from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 
 class FasterRCNN(Head):
@@ -128,8 +126,7 @@ class FasterRCNN(Head):
         truths = [ground_truth_of(target) for target in batch.targets]
         outputs = self.rpn(features)
         losses = self.rpn.loss(outputs, truths)
-        sizes = torch.tensor(batch.sizes, device=outputs.anchors.device)
-        proposals, count = self.rpn.propose(outputs, sizes, self.rpn.train_top)
+        proposals, count = self.rpn.propose(outputs, batch.size_tensor, self.rpn.train_top)
         regions = self.roi_heads.sample(proposals, count, truths)
         return losses | self._second_stage_losses(features, regions, truths)
 
@@ -151,19 +148,9 @@ class FasterRCNN(Head):
         proposals, count = self.rpn.propose(outputs, inside, self.rpn.test_top)
         return self.roi_heads.detect(features, proposals, count, inside)
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """For each image `boxes` (N, 4) in original pixels, `scores` and `labels`, best first."""
-        detections = []
-        for image, count in enumerate(outputs["count"].tolist()):
-            found = {key: outputs[key][image, :count] for key in ("boxes", "scores", "labels")}
-            target = batch.targets[image]
-            found["boxes"] = to_original(found["boxes"], target["size"], target["orig_size"])
-            detections.append(found)
-        return detections
-
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
-        sizes = torch.tensor(batch.sizes, device=next(iter(features.values())).device)
-        return self.decode(self(features, sizes), batch)
+        return detections(outputs, batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return CocoEvaluator(dataset, types=("bbox",))
@@ -230,16 +217,16 @@ class MaskRCNN(FasterRCNN):
         probs = self._mask_logits(features, boxes[rows], image, labels[rows]).sigmoid()
         return found | {"masks": pad_rows(probs, rows, used) * used[:, :, None, None]}
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[dict[str, Any]]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """For each image `boxes`, `scores`, `labels` and `masks`, best first.
 
         In original pixels; masks are N dicts of COCO's compressed RLE.
         """
-        detections = super().decode(outputs, batch)
-        for found, probs, target in zip(detections, outputs["masks"], batch.targets, strict=True):
+        predictions = super().decode(outputs, batch)
+        for found, probs, target in zip(predictions, outputs["masks"], batch.targets, strict=True):
             probs = probs[: len(found["boxes"])]
             found["masks"] = encode_masks(probs, found["boxes"], target["orig_size"])
-        return detections
+        return predictions
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return CocoEvaluator(dataset, types=("bbox", "segm"))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, Fraction, Positive, Range
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
-from visionkit.ops.boxes import clip, to_original
-from visionkit.ops.nms import Among, suppress
+from visionkit.ops.boxes import clip
+from visionkit.ops.nms import Among, detections, suppress
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Prediction
 
 Prior = Annotated[float, Range(low=0, high=0.5, open=True)]
@@ -165,24 +165,6 @@ def best_of_each_level(
         best.append(top)
         first += level.shape[1]
     return torch.cat(index, 1), torch.cat(labels, 1), torch.cat(best, 1)
-
-
-def detections(found: dict[str, Tensor], batch: Batch) -> list[Prediction]:
-    """Each image's `boxes` in original pixels, `scores` and `labels`, from what `suppress`
-    returns."""
-    predictions: list[Prediction] = []
-    for image, (count, target) in enumerate(
-        zip(found["count"].tolist(), batch.targets, strict=True)
-    ):
-        boxes = found["boxes"][image, :count]
-        predictions.append(
-            {
-                "boxes": to_original(boxes, target["size"], target["orig_size"]),
-                "scores": found["scores"][image, :count],
-                "labels": found["labels"][image, :count],
-            }
-        )
-    return predictions
 
 
 def locations_first(maps: Tensor) -> Tensor:
