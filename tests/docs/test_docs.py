@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import CONFIGS, ROOT
+from visionkit.config.components import PACKAGES, components
 from visionkit.config.config import settings
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -32,6 +33,19 @@ def anchors(page: Path):
 def test_the_config_reference_lists_every_setting_as_it_is():
     page = (ROOT / "docs/guide/config.md").read_text()
     assert settings_table() in page, "\n" + settings_table()
+
+
+@pytest.mark.parametrize("section", PACKAGES)
+def test_the_config_reference_lists_every_component(section):
+    page = (ROOT / "docs/guide/config.md").read_text()
+    row = re.search(rf"^\| {section} \| (.*) \|$", page, re.MULTILINE)[1]
+    named = re.findall(r"`(\w+)`", row)
+    assert sorted(named) == sorted(components(section))
+
+
+def test_the_readme_lists_every_head():
+    tasks = (ROOT / "README.md").read_text().partition("## Tasks")[2].partition("\n## ")[0]
+    assert {*components("heads")} <= {*re.findall(r"`(\w+)`", tasks)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
