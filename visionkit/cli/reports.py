@@ -87,7 +87,7 @@ def text(report: Report, written: str | None) -> str:
     summary = ", ".join(plural(counts[severity], severity) for severity in SEVERITIES)
     shown = [f"{report.target}: {summary}"]
     shown += [
-        f"  {found.severity} {found.kind}: {f'{found.file}: ' if found.file else ''}{found}"
+        f"  {found.severity} {found.kind}: {_located(found, report.target)}"
         for found in _selected(findings)
     ]
     if len(findings) > SHOWN:
@@ -101,6 +101,11 @@ def text(report: Report, written: str | None) -> str:
             shown.append(f"  {count} x {kind} ({severity}{done}): {title(kind)}")
     shown += [f"data used: {line}" for line in summary_lines(report.used)]
     return printable("\n".join(shown), lines=True)
+
+
+def _located(found: Finding, target: str) -> str:
+    """The finding with its file, unless that is the checked one."""
+    return str(found) if found.file in ("", target) else f"{found.file}: {found}"
 
 
 def _ordered(report: Report) -> list[Finding]:
