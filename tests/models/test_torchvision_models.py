@@ -21,7 +21,6 @@ MOBILENET = {
     "backbone": {
         "type": "Torchvision",
         "name": "mobilenet_v3_large",
-        "size": "large",
         "out_indices": [13, 16],
         "norm": "frozen",
         "norm_eps": 1e-5,
