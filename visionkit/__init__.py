@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is used
     from visionkit.config import Config, load_config
     from visionkit.data.sample import Sample
-    from visionkit.engine.check import check_config as check
+    from visionkit.engine.check import check
     from visionkit.engine.evaluate import evaluate
-    from visionkit.engine.predict import Prediction, Predictor, load
-    from visionkit.engine.results import predict_files as predict
+    from visionkit.engine.predict import Prediction, Predictor, load, predict
     from visionkit.engine.train import train
     from visionkit.errors import VisionkitError
     from visionkit.types import Backbone, Batch, Dataset, Evaluator, Head, Level, Loss, Target
@@ -26,12 +25,12 @@ _HOME = {
     "Config": "config",
     "load_config": "config",
     "Sample": "data.sample",
-    "check": "engine.check:check_config",
+    "check": "engine.check",
     "evaluate": "engine.evaluate",
     "Prediction": "engine.predict",
     "Predictor": "engine.predict",
     "load": "engine.predict",
-    "predict": "engine.results:predict_files",
+    "predict": "engine.predict",
     "train": "engine.train",
     "VisionkitError": "errors",
     "Backbone": "types",
@@ -69,8 +68,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `visionkit --help` does not wait for torch."""
     if name in _HOME:
-        module, _, attribute = _HOME[name].partition(":")
-        value = getattr(import_module(f"visionkit.{module}"), attribute or name)
+        value = getattr(import_module(f"visionkit.{_HOME[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'visionkit' has no attribute {name!r}")

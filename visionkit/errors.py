@@ -60,7 +60,7 @@ class Preempted(VisionkitError):
     exit_code = 75
 
 
-class LostProcess(VisionkitError):
+class LostRank(VisionkitError):
     """Another rank of the same run ended or does not answer."""
 
 

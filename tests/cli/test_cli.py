@@ -180,8 +180,8 @@ def test_resume_of_a_finished_run(run, capsys):
             2,
             "data.train.annotations: missing",
         ),
-        (["eval", "nowhere"], 4, "no such run"),
-        (["predict", "nowhere", "x.jpg", "--out", "y"], 4, "no such run"),
+        (["eval", "nowhere"], 4, "nowhere: not found"),
+        (["predict", "nowhere", "x.jpg", "--out", "y"], 4, "nowhere: not found"),
         (
             [
                 "train",

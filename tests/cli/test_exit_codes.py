@@ -52,7 +52,7 @@ CASES = {  # words of the command, what it says, the state of the run
     "1": ([*TRAIN, "data.train.ends=bug"], "unexpected error: KeyError: 'not there' (", None),
     "2": ([*TRAIN, "train.lrr=1"], "error: override train.lrr=1: train.lrr: unknown key", None),
     "3": (["eval", "--gt", "cut.json", "--pred", "cut.json"], "cut.json is damaged", None),
-    "4": (["eval", "nowhere"], "error: nowhere: no such run", None),
+    "4": (["eval", "nowhere"], "error: nowhere: not found", None),
     "5": ([*TRAIN, "train.lr=1e38", "train.clip_norm=null"], "error: ", "diverged"),
     "75": ([*TRAIN, "data.train.ends=asked to stop"], "SIGTERM", "preempted"),
     "130": ([*TRAIN, "data.train.ends=interrupted"], "", None),

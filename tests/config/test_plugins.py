@@ -119,7 +119,7 @@ def test_the_user_may_allow_it(run, monkeypatch, capsys):
         monkeypatch.setenv(SETTING, value)
         with pytest.raises(ConfigError, match="allow_plugins=True"):
             visionkit.load(run)
-    visionkit.load(run, allow_plugins=True).predict("a.png")
+    assert visionkit.load(run, allow_plugins=True).predict("a.png").embedding.shape
     assert "place/recall@1" in visionkit.evaluate(run, allow_plugins=True)
 
 

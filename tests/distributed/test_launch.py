@@ -1,20 +1,18 @@
-"""What torchrun's environment says, and how the processes of one attempt meet."""
+"""What torchrun's environment says, and how ranks connect."""
 
 import os
 import socket
-import threading
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from support.ranks import on_ranks
 from support.small_runs import HEADS
 from visionkit.config import load_config
 from visionkit.data.loading.samplers import InfiniteBatchSampler
 from visionkit.distributed import collectives, launch
-from visionkit.engine.setup import set_up
+from visionkit.engine.setup import build_training
 from visionkit.errors import ConfigError
 from visionkit.runs import directory as rundir
 
@@ -37,7 +35,7 @@ def environment(monkeypatch):
     [
         ({"WORLD_SIZE": "2"}, r"RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT not set.*torchrun"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "0", "RANK": "0"}, "MASTER_ADDR, MASTER_PORT not set"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: got 'two' in the environment; expected a number"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: got 'two' in the environment; expected an integer"),
         ({**WHOLE, "MASTER_PORT": "1", "RANK": "2"}, "RANK is 2 of WORLD_SIZE 2"),
         ({**WHOLE, "MASTER_PORT": "x"}, "MASTER_PORT: got 'x'"),
         ({**WHOLE, "MASTER_PORT": "1", "VISIONKIT_TIMEOUT": "0"}, "VISIONKIT_TIMEOUT: got 0"),
@@ -53,7 +51,7 @@ def test_more_processes_than_gpus_are_told(environment, monkeypatch):
     environment(**{**WHOLE, "MASTER_PORT": "1", "LOCAL_RANK": "2"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(ConfigError, match="LOCAL_RANK is 2, but this machine shows 2 GPUs"):
+    with pytest.raises(ConfigError, match="LOCAL_RANK is 2, but this machine has 2 visible GPUs"):
         collectives.setup()
 
 
@@ -71,49 +69,25 @@ def test_a_process_that_never_comes_is_told(environment):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment(**WHOLE, MASTER_PORT=str(port), VISIONKIT_TIMEOUT="1")
-    with pytest.raises(ConfigError, match="rank 0 of 2 cannot join the others"):
+    with pytest.raises(ConfigError, match="rank 0 of 2 cannot connect to the others"):
         collectives.setup()
-
-
-def test_processes_meet_though_the_store_remembers_dead_ones(monkeypatch):
-    """Torchrun keeps one store for all attempts."""
-    store, found = dist.HashStore(), {}
-    store.set("visionkit/hello/1", "the word of a process that died")
-    rank = threading.local()
-    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, rank.value, 2)]))
-
-    def come(number):
-        rank.value = number
-        found[number] = launch.meet()
-
-    for _ in range(2):  # the second attempt finds what the first left
-        first = threading.Thread(target=come, args=(0,))
-        first.start()
-        first.join(0.2)
-        assert first.is_alive()  # it is not content with the dead one
-        come(1)
-        first.join(5)
-        found[0].set("key", "value")
-        assert found[1].get("key") == b"value"
-        assert not store.check(["key"])
-        found.clear()
 
 
 def test_the_run_of_an_earlier_attempt_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert rundir.of_launch(None, "name") is None  # without torchrun
+    assert rundir.find_restarted(None, "name") is None  # without torchrun
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "launch")
     run = rundir.choose(None, "name", resume=False, overwrite=False)
     rundir.write_status(run, "running")
-    assert rundir.of_launch(None, "name") is None  # it is of this process: no earlier attempt
+    assert rundir.find_restarted(None, "name") is None  # it is of this process: no earlier attempt
     monkeypatch.setattr(rundir.os, "getpid", lambda: 1)
-    assert rundir.of_launch(None, "name") == run
-    assert rundir.of_launch(str(run), "name") == run
-    assert rundir.of_launch("elsewhere", "name") is None
+    assert rundir.find_restarted(None, "name") == run
+    assert rundir.find_restarted(str(run), "name") == run
+    assert rundir.find_restarted("elsewhere", "name") is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
-    assert rundir.of_launch(None, "name") is None
+    assert rundir.find_restarted(None, "name") is None
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's default: no id
-    assert launch.name() == f"{socket.gethostname()}:{os.getppid()}"
+    assert launch.launch_id() == f"{socket.gethostname()}:{os.getppid()}"
 
 
 def averages():
@@ -160,5 +134,5 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(ratios, monkeypatch):
 
 def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):
     monkeypatch.setattr(collectives, "world_size", lambda: 4)
-    with pytest.raises(ConfigError, match="batch_size: 6 images cannot be shared by 4 processes"):
-        set_up(load_config(HEADS["classification"]), device=torch.device("cpu"))
+    with pytest.raises(ConfigError, match="batch_size: 6 images cannot be split evenly"):
+        build_training(load_config(HEADS["classification"]), device=torch.device("cpu"))

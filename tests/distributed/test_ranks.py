@@ -12,7 +12,7 @@ from visionkit.config import load_config
 from visionkit.distributed import collectives
 from visionkit.distributed.losses import across_ranks, loss_values, pad_to_global_max
 from visionkit.engine import train
-from visionkit.engine.setup import set_up
+from visionkit.engine.setup import build_training
 from visionkit.engine.state import TrainingState
 from visionkit.runs import checkpoint
 from visionkit.types import Batch
@@ -131,7 +131,7 @@ def gradients(names, unlabeled):
     for name in names:
         config = load_config(HEADS[name])
         collectives.setup()
-        model, (source,), _ = set_up(config, device=torch.device("cpu"))
+        model, (source,), _ = build_training(config, device=torch.device("cpu"))
         model.train()
         batch = next(source.train_batches(seed=0, start=0, workers=0))
         positions = [target["position"] for target in batch.targets]

@@ -14,7 +14,7 @@ from visionkit.data.loading import source
 from visionkit.data.loading.source import Source, TransformedDataset
 from visionkit.distributed import collectives
 from visionkit.engine.evaluate import _loss_value, evaluate_model
-from visionkit.engine.setup import set_up
+from visionkit.engine.setup import build_training
 from visionkit.metrics.accuracy import Accuracy
 
 ALL = [(count, size) for count in (1, 2, 3, 5, 7, 16) for size in (1, 2, 4)]
@@ -29,7 +29,7 @@ def figures(names, splits):
         arguments = {"data.batch_size": 12}  # can be shared by three, pairs of images too
         arguments |= {"head.score_threshold": 0.0} if name == "fcos" else {}
         config = load_config(HEADS[name], arguments)
-        model, _, classes = set_up(config, device=torch.device("cpu"))
+        model, _, classes = build_training(config, device=torch.device("cpu"))
         for count, size in splits:
             val = {**SHAPES, "seed": 2, "num_images": count}
             changed = {**HEADS[name], "data": {**HEADS[name]["data"], "val": val}}

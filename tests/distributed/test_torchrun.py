@@ -17,9 +17,9 @@ from visionkit.runs import checkpoint
 
 SCRIPT = """
 import os, sys
-from visionkit.cli import main
+from visionkit.cli.main import main
 from visionkit.errors import DataError
-from visionkit.progress import Progress
+from visionkit.engine.progress import Progress
 
 advance = Progress.advance
 
@@ -92,7 +92,7 @@ def test_torchrun_shows_the_cause_without_a_traceback_of_ours(tmp_path):
     assert "rank      : 1" in cause and "exitcode  : 3" in cause
     assert "traceback : images/7.png: cannot be read" in cause
     assert "error: rank 1: images/7.png: cannot be read" in result.stderr
-    assert "visionkit/training.py" not in result.stderr
+    assert "visionkit/engine/train.py" not in result.stderr
     status = json.loads((tmp_path / "runs/run-001/status.json").read_text())
     assert status["state"] == "failed"
     assert status["reason"] == "DataError: rank 1: images/7.png: cannot be read"

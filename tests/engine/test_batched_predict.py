@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import visionkit
 from support.paths import ROOT
 from visionkit.config import load_config
 from visionkit.engine.predict import Predictor, predict_each
@@ -148,3 +149,15 @@ def test_an_interrupted_run_leaves_the_earlier_predictions_and_no_thread(
     assert threading.active_count() == threads
     assert (out / "predictions.json").read_bytes() == before
     assert not list(out.glob("*.tmp*"))
+
+
+def test_predict_takes_images_folders_and_lists_of_both(predictor, files):
+    image = Image.open(files[0])
+    found = visionkit.predict(predictor, [image, files[0].parent])
+    assert len(found) == 1 + len(files)
+    one = visionkit.predict(predictor, str(files[0]))
+    assert len(one) == 1
+    for prediction in (found[0], found[1]):
+        assert torch.equal(prediction.boxes, one[0].boxes)
+    with pytest.raises(DataError, match="no such file or directory: nowhere"):
+        visionkit.predict(predictor, "nowhere")

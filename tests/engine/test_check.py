@@ -137,7 +137,7 @@ def test_classes_that_another_source_trains_are_trained(tmp_path, check):
 
     def source(labeled):
         train = {"type": "Coco", **coco(both)}
-        return {"feeds": ["one"], "labeled": labeled, "train": train, "image_size": 32}
+        return {"feeds": ["one"], "labeled_classes": labeled, "train": train, "image_size": 32}
 
     spec = config("localization", coco(both), coco(val))
     spec["heads"] = {"one": {"type": "Localization"}}
@@ -150,10 +150,10 @@ def test_classes_that_another_source_trains_are_trained(tmp_path, check):
     del spec["task"], spec["neck"]
     kinds = check(spec)[1]
     assert "config" not in kinds and "untrained-class" not in kinds
-    spec["data"]["cats"]["labeled"] = ["dog"]  # there are cats in the file, but they do not count
+    spec["data"]["cats"]["labeled_classes"] = ["dog"]  # not cats
     (found,) = check(spec)[1]["untrained-class"]
     assert found["value"] == "cat"
-    spec["data"]["cats"]["labeled"] = ["cat"]
+    spec["data"]["cats"]["labeled_classes"] = ["cat"]
     (both / "a.json").write_text(json.dumps(small()))
     (found,) = check(spec)[1]["untrained-class"]
     assert found["value"] == "cat"
@@ -174,7 +174,7 @@ def test_training_images_that_may_be_skipped_are_no_errors(tmp_path, check):
 
 def test_a_class_that_nobody_has_is_a_fault_of_class_lists(tmp_path, check):
     train, val = two_sets(tmp_path)
-    spec = config("localization", coco(train), coco(val), labeled=["catt"])
+    spec = config("localization", coco(train), coco(val), labeled_classes=["catt"])
     code, kinds, _ = check(spec)
     assert code == 3 and "catt" in kinds["classes"][0]["message"]
     assert "by `classes`" in kinds["classes"][0]["remedy"]

@@ -14,7 +14,7 @@ from visionkit.config import load_config
 from visionkit.distributed.losses import loss_values
 from visionkit.engine.evaluate import evaluate_model
 from visionkit.engine.optim import build_optimizer
-from visionkit.engine.setup import set_up
+from visionkit.engine.setup import build_training
 from visionkit.engine.train import train
 from visionkit.runs import checkpoint
 
@@ -56,7 +56,7 @@ def state(model, optimizer):
 def training(request, tmp_path):
     """A model of each task after a step, with some parts switched to `eval` by hand."""
     checked = load_config(with_validation(request.param, tmp_path / "run"))
-    model, sources, _ = set_up(checked, device=torch.device("cpu"))
+    model, sources, _ = build_training(checked, device=torch.device("cpu"))
     optimizer = build_optimizer(model, checked.train)
     batch = next(sources[0].train_batches(seed=0, start=0, workers=0))
     model.train()

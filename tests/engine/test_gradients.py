@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from visionkit.engine.optim import PCGrad, Sum, gradient_combiner, total_norm
+from visionkit.engine.optim import PCGrad, SumGradients, gradient_combiner, total_norm
 from visionkit.models.model import VisionModel
 from visionkit.types import Head
 
@@ -36,7 +36,7 @@ def parts(model, **directions):
 
 def test_the_sum_is_the_sum(model):
     both = gradient_combiner("fixed", model)
-    assert isinstance(both, Sum)
+    assert isinstance(both, SumGradients)
     both.backward(parts(model, a=[1.0, 0.0], b=[-1.0, 1.0]))
     assert both.finish(0) == {}
     assert model.backbone.shared.grad.tolist() == [0, 1]

@@ -83,8 +83,8 @@ def test_every_head_trains_evaluates_and_predicts_in_one_run(tmp_path):
     only = visionkit.load(run, heads=["color"]).predict(image)
     assert only.heads.keys() == {"color"}
     assert torch.equal(only.heads["color"]["boxes"], prediction.heads["objects"]["boxes"])
-    with pytest.raises(ConfigError, match="no head 'color'; it has objects, map"):
-        visionkit.load(run, heads=["color"])
+    with pytest.raises(ConfigError, match="no head 'hue'; it has objects, map"):
+        visionkit.load(run, heads=["hue"])
 
 
 def spec_image(run):
@@ -163,14 +163,14 @@ def test_the_best_checkpoint_by_several_metrics_and_guards():
 
 def test_unknown_metrics_are_found_before_training(tmp_path):
     heads = {"objects": OBJECTS, "scene": SCENE}
-    spec = config(tmp_path / "run", heads, {"all": source(*heads)}, best={"scene/top": 1.0})
+    spec = config(tmp_path / "run", heads, {"all": source(*heads)}, best_metric={"scene/top": 1.0})
     with pytest.raises(
-        ConfigError, match="no validation gives 'scene/top'; did you mean 'scene/top"
+        ConfigError, match="no validation has 'scene/top'; did you mean 'scene/top"
     ):
         train(spec)
     spec["train"] |= {"best_metric": None, "best_constraints": {"scene/top": 0.5}}
     with pytest.raises(
-        ConfigError, match=r"train\.best_constraints: no validation gives 'scene/top'"
+        ConfigError, match=r"train\.best_constraints: no validation has 'scene/top'"
     ):
         train(spec)
     spec["train"] |= {"best_metric": None, "best_constraints": {"scenery/top1": 0.5}}
@@ -186,7 +186,7 @@ def test_a_head_that_describes_boxes_needs_one_that_finds_them(tmp_path):
         train(config(tmp_path / "run", heads, {"all": source("color")}))
     heads = {"scene": SCENE, "color": {"type": "Attributes", "boxes_from": "scene"}}
     with pytest.raises(
-        ConfigError, match=r"boxes_from: got 'scene'; expected a head that .* valid: none"
+        ConfigError, match=r"boxes_from: got 'scene'; expected a head with boxes; valid: none"
     ):
         train(config(tmp_path / "run", heads, {"all": source("scene", "color")}))
 
@@ -260,14 +260,16 @@ class TestGrowing:
 
     def test_faults_are_told(self, first, tmp_path):
         spec = self.grown(tmp_path / "nowhere", tmp_path / "run")
-        with pytest.raises(ConfigError, match=r"^config: init_from: .*no such run[^\n]*$"):
+        with pytest.raises(
+            ConfigError, match=r"^config: init_from: .*not found; expected a run[^\n]*$"
+        ):
             train(spec)
         with pytest.raises(ConfigError, match=r"no parameter matches \['init_heads'\]"):
             plain = config(tmp_path / "x", {"scene": SCENE}, {"all": source("scene")})
             train({**plain, "train": {**plain["train"], "freeze": ["init_heads"]}})
         spec = self.grown(first, tmp_path / "run")
         spec["backbone"] = {"type": "Torchvision", "name": "resnet34"}
-        with pytest.raises(ConfigError, match="backbone: is not that of"):
+        with pytest.raises(ConfigError, match="backbone: differs from that of"):
             train(spec)
         resolved = visionkit.load_config(self.grown(first, tmp_path / "run")).to_dict()
         resolved["neck"]["channels"] = 16

@@ -13,12 +13,13 @@ from support.small_runs import HEADS
 from visionkit.config import load_config
 from visionkit.engine import setup, train
 from visionkit.engine.progress import Progress
-from visionkit.engine.setup import set_up
-from visionkit.engine.state import MOST_IN_A_ROW
+from visionkit.engine.setup import build_training
+from visionkit.engine.state import MAX_SKIPPED_IN_A_ROW
 from visionkit.errors import ConfigError, DivergedError, Preempted
 from visionkit.models.heads.classification import Classification
 from visionkit.runs import checkpoint
 from visionkit.runs import directory as rundir
+from visionkit.types import Loss
 
 LOSS = Classification.loss
 
@@ -45,7 +46,9 @@ def spoiling(spoil, positions=(13,)):
     def loss(self, features, batch):
         terms = LOSS(self, features, batch)
         bad = any(target["position"] in positions for target in batch.targets)
-        return {n: spoil(v) if bad and self.training else v for n, v in terms.items()}
+        if not bad or not self.training:
+            return terms
+        return {name: term._replace(sum=spoil(term.sum)) for name, term in terms.items()}
 
     return patch.object(Classification, "loss", loss)
 
@@ -61,8 +64,11 @@ def states(folder, fault, **settings):
 
     def snapshot(*_, **__):
         state = built[-1]
-        parts = {"model": state.model.state_dict(), "optimizer": state.optimizer.state_dict()}
-        parts["average"] = state.average.model.state_dict()
+        parts = {
+            "model": state.learner.model.state_dict(),
+            "optimizer": state.learner.optimizer.state_dict(),
+        }
+        parts["average"] = state.learner.ema.model.state_dict()
         parts["optimizer"] = parts["optimizer"]["state"]
         found.append([value.clone() for value in tensors(parts)])
 
@@ -96,7 +102,7 @@ def equal(first, second):
 def statistics(folder):
     """Where in a state the statistics of batch norms are, which a step's forward moves: those of
     the model, not those of the average."""
-    model = set_up(load_config(spec(folder)), device=torch.device("cpu"))[0]
+    model = build_training(load_config(spec(folder)), device=torch.device("cpu"))[0]
     buffers = dict(model.named_buffers())
     return {k for k, name in enumerate(model.state_dict()) if name in buffers}
 
@@ -140,12 +146,12 @@ def test_a_step_left_out_changes_nothing(name, tmp_path):
 def test_too_many_in_a_row_have_diverged(tmp_path):
     always = spoiling(SPOILS["nan"][0], range(1000))
     found, error = states(tmp_path / "run", always, on_nonfinite="skip", steps=20)
-    assert len(found) - 1 == MOST_IN_A_ROW
-    assert "the 11th such step in a row" in str(error)
+    assert len(found) - 1 == MAX_SKIPPED_IN_A_ROW
+    assert "11 steps in a row were skipped" in str(error)
     others = spoiling(SPOILS["nan"][0], range(0, 1000, 13))  # every second or third batch
     found, error = states(tmp_path / "other", others, on_nonfinite="skip", steps=30)
     assert error is None
-    assert rundir.read_status(tmp_path / "other")["skipped_steps"] > MOST_IN_A_ROW
+    assert rundir.read_status(tmp_path / "other")["skipped_steps"] > MAX_SKIPPED_IN_A_ROW
 
 
 def test_a_run_that_left_steps_out_resumes_bit_for_bit(tmp_path):
@@ -200,7 +206,9 @@ def test_a_metric_that_is_not_a_number_is_never_the_best(tmp_path):
 
 def test_losses_that_depend_on_nothing_trained_are_told(tmp_path):
     with (
-        patch.object(Classification, "loss", lambda *_: {"a": torch.zeros(())}),
-        pytest.raises(ConfigError, match="depend on no parameter that is trained"),
+        patch.object(
+            Classification, "loss", lambda *_: {"a": Loss(torch.zeros(()), torch.ones(()))}
+        ),
+        pytest.raises(ConfigError, match="have no trainable parameters"),
     ):
         train.train(spec(tmp_path / "run"))

@@ -93,7 +93,7 @@ def test_freezing_by_name_and_its_mistakes():
     assert all(p.requires_grad for p in net[2].parameters())
     with pytest.raises(ConfigError) as error:
         check_patterns(net, {"train.freeze": ["^0", "backbone"], "train.lr_scale": {"neck": 2.0}})
-    told = "no parameter matches {}; names look like '0.weight'"
+    told = "no parameter matches {}; one name is '0.weight'"
     assert str(error.value).splitlines() == [
         f"train.freeze: {told.format(['backbone'])}",
         f"train.lr_scale: {told.format(['neck'])}",

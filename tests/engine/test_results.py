@@ -7,12 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from visionkit.engine.predict import Prediction
+from visionkit.engine.predict import Prediction, find_images
 from visionkit.engine.results import (
-    VECTORS,
+    EMBEDDINGS,
     EmbeddingWriter,
     _write_maps,
-    find_images,
     predict_files,
     to_records,
 )
@@ -76,7 +75,7 @@ def test_objects_are_drawn_from_the_score_of_their_head_on_unless_one_is_given()
 def test_shortcuts_name_the_one_head(prediction):
     assert torch.equal(prediction.boxes, prediction.heads["objects"]["boxes"])
     assert prediction.semantic.shape == (40, 60)
-    assert prediction.vector.tolist() == pytest.approx([0.6, 0.8])
+    assert prediction.embedding.tolist() == pytest.approx([0.6, 0.8])
 
 
 def test_class_maps_are_index_images(prediction, tmp_path):
@@ -89,16 +88,16 @@ def test_class_maps_are_index_images(prediction, tmp_path):
 def test_vectors_come_with_names(prediction, tmp_path):
     vectors = EmbeddingWriter()
     assert vectors.add("a.jpg", prediction)["embedding"]["row"] == 0
-    assert vectors.add("b/c.jpg", prediction) == {"embedding": {"embeddings": VECTORS, "row": 1}}
+    assert vectors.add("b/c.jpg", prediction) == {"embedding": {"embeddings": EMBEDDINGS, "row": 1}}
     vectors.save(tmp_path)
-    stored = np.load(tmp_path / VECTORS)
+    stored = np.load(tmp_path / EMBEDDINGS)
     assert stored["embedding"].shape == (2, 2)
     assert stored["vector_names"].tolist() == ["a.jpg", "b/c.jpg"]
 
 
 def test_without_vectors_there_is_no_file(tmp_path):
     EmbeddingWriter().save(tmp_path)
-    assert not (tmp_path / VECTORS).exists()
+    assert not (tmp_path / EMBEDDINGS).exists()
 
 
 def test_one_overlay_shows_all_heads(prediction):
@@ -137,7 +136,7 @@ def test_files_of_a_joint_model(prediction, tmp_path):
     out = tmp_path / "out"
     assert predict_files(OfPrediction(prediction), [tmp_path / "in"], out) == 0
     found = {path.name for path in out.iterdir()}
-    assert found == {"a.jpg", "b.jpg", "a_map.png", "b_map.png", VECTORS, "predictions.json"}
+    assert found == {"a.jpg", "b.jpg", "a_map.png", "b_map.png", EMBEDDINGS, "predictions.json"}
     records = json.loads((out / "predictions.json").read_text())
     maps = [record for record in records if record["head"] == "map"]
     assert [record["map"] for record in maps] == ["a_map.png", "b_map.png"]

@@ -60,9 +60,9 @@ def test_another_best_metric_judges_the_best_checkpoint_anew(tmp_path, monkeypat
 
 
 CHANGES = {
-    "more steps": (("train", "steps"), 4, "another train.steps: 4 instead of 2"),
+    "more steps": (("train", "steps"), 4, "train.steps: 4 instead of 2"),
     "batch size": (("data", "batch_size"), 2, "another data.main.batch_size: 2 instead of 4"),
-    "seed": (("train", "seed"), 3, "another train.seed: 3 instead of 0"),
+    "seed": (("train", "seed"), 3, "train.seed: 3 instead of 0"),
     "images": (
         *(("data", "train", "num_images"), 11),
         "11 images in data.main.train instead of 12",
@@ -86,7 +86,7 @@ def test_the_number_of_processes_is_compared(begun, caplog, monkeypatch):
     saved = checkpoint.load(begun / "checkpoints/last.pt")
     checkpoint.save({**saved, "world_size": 2}, begun / "checkpoints/last.pt")
     train(config(begun, steps=4, validate=False), resume=True)
-    assert f"resumed with {collectives.world_size()} processes instead of 2" in told(caplog)
+    assert f"resumed with {collectives.world_size()} ranks instead of 2" in told(caplog)
 
 
 def test_classes_and_models_that_do_not_fit_are_refused(begun):

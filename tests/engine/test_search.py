@@ -95,7 +95,7 @@ def test_the_sheet_shows_queries_framed_and_matches_beside_them(images):
     with Image.open(images / "found" / "matches.jpg") as sheet:
         wide, high = sheet.size
         assert 4 * 144 < wide < 5 * 144 and 2 * 144 < high < 3 * 144
-        frame, query, match = (sheet.getpixel((x, 10 + 72)) for x in (11, 10 + 72, 10 + 174 + 72))
+        frame, query, match = (sheet.getpixel((x, 8 + 72)) for x in (9, 8 + 72, 8 + 152 + 72))
     near = {"frame": (214, 39, 40), "query": (30, 255, 0), "match": (0, 180, 0)}
     for color, expected in zip((frame, query, match), near.values(), strict=True):
         assert max(abs(a - b) for a, b in zip(color, expected, strict=True)) < 12
@@ -160,7 +160,7 @@ def test_a_folder_of_other_files_is_refused(images):
 
 def test_the_head_is_the_only_one_or_named(images):
     two = by_color("look", "place")
-    with pytest.raises(ConfigError, match="several embedding heads; name one: look, place"):
+    with pytest.raises(ConfigError, match="several embedding heads; choose one: look, place"):
         search(images, predictor=two)
     with pytest.raises(ConfigError, match="no embedding head 'loook'"):
         search(images, predictor=two, head="loook")

@@ -136,7 +136,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch
     def poisoned(self, features, batch):
         calls.append(1)
         terms = loss(self, features, batch)
-        return {k: v * (math.nan if len(calls) == 3 else 1) for k, v in terms.items()}
+        factor = math.nan if len(calls) == 3 else 1
+        return {name: term._replace(sum=term.sum * factor) for name, term in terms.items()}
 
     monkeypatch.setattr(Classification, "loss", poisoned)
     with pytest.raises(DivergedError, match=r"step 3.*image ids \["):
@@ -170,7 +171,7 @@ def test_early_stopping(tmp_path, caplog):
     train(spec)
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert status["step"] == 9
-    told = "ended by train.early_stop at step 9: classification/top1 has not become better for 2"
+    told = "ended by train.early_stop at step 9: classification/top1 did not improve for 2"
     assert status["reason"].startswith(told) and told in caplog.text
     caplog.clear()
     train(spec, resume=True)
@@ -191,12 +192,12 @@ def test_a_finished_run_is_not_replaced_and_can_be_resumed_without_harm(tmp_path
         train(spec)
     train(config("classification", tmp_path / "run", lr=0.5), resume=True)  # what is not used
     assert [file.read_text() for file in files] == before  # is not written down either
-    with pytest.raises(CheckpointError, match="no such run directory"):
+    with pytest.raises(CheckpointError, match="not found; expected a run"):
         train(config("classification", tmp_path / "other"), resume=True)
 
 
 def test_a_best_metric_that_does_not_exist_is_told_before_training(tmp_path):
-    spec = config("classification", tmp_path / "run", best="classification/top2")
+    spec = config("classification", tmp_path / "run", best_metric="classification/top2")
     with pytest.raises(ConfigError, match="classification/top1"):
         train(spec)
     assert not (tmp_path / "run/metrics.jsonl").exists()

@@ -231,7 +231,7 @@ def test_words_that_do_not_go_together(words, says, capsys):
 @pytest.mark.parametrize("words", [["--json", "nowhere"], ["nowhere", "--json", "a.b=1"]])
 def test_a_run_may_stand_behind_an_option(words, capsys):
     assert main(["eval", *words]) == 4
-    assert "nowhere: no such run" in capsys.readouterr().err
+    assert "nowhere: not found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("block", [1, 7, 50, 333, 10**6])

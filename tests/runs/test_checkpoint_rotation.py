@@ -103,7 +103,7 @@ def test_a_damaged_one_is_replaced_by_the_one_before_with_a_warning(run, how, ca
         assert (path.name, content["step"]) == ("prev.pt", 1)
         first, second = [record.getMessage() for record in caplog.records]
         assert str(last) in first and ("damaged" in first or "cannot be read" in first)
-        assert "prev.pt, of step 1, is used instead" in second
+        assert "prev.pt of step 1 instead" in second
     damage(run / "checkpoints/prev.pt", "cut short")
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load_latest(run, resume=True)
@@ -134,12 +134,12 @@ def test_a_newer_format_is_no_damage(run):
 
 
 def test_what_a_run_is_loaded_from(tmp_path, run, caplog):
-    with pytest.raises(CheckpointError, match="no such run"):
+    with pytest.raises(CheckpointError, match="not found; expected a run"):
         checkpoint.load_latest(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"holds no .*prev\.pt; nothing to load; start it"):
+    with pytest.raises(CheckpointError, match=r"has no .*prev\.pt; start again"):
         checkpoint.load_latest(tmp_path / "checkpoints", resume=True)
     assert checkpoint.load_latest(run)[0].name == "last.pt"
-    assert "there is no best.pt: " in caplog.text and "last.pt, of step 2" in caplog.text
+    assert "best.pt missing: " in caplog.text and "last.pt of step 2" in caplog.text
     checkpoint.save(of_step(1), run / "checkpoints/best.pt")
     assert checkpoint.load_latest(run)[0].name == "best.pt"
     assert checkpoint.load_latest(run, resume=True)[0].name == "last.pt"

@@ -15,6 +15,7 @@ import pytest
 from visionkit.errors import ConfigError
 from visionkit.runs import directory as rundir
 from visionkit.runs import files
+from visionkit.runs.log import append_metrics, truncate_metrics
 
 
 def choose(output, resume=False, overwrite=False, name="x"):
@@ -52,11 +53,11 @@ def test_an_output_that_cannot_be_a_directory(tmp_path):
 
 def test_metrics_are_strict_json_and_forget_what_comes_again(tmp_path):
     for step in (1, 2, 3):
-        rundir.append_metrics(tmp_path, [{"kind": "train", "step": step, "x": float("nan")}])
-        rundir.append_metrics(tmp_path, [{"kind": "val", "step": step, "x": float("inf")}])
+        append_metrics(tmp_path, [{"kind": "train", "step": step, "x": float("nan")}])
+        append_metrics(tmp_path, [{"kind": "val", "step": step, "x": float("inf")}])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "x"')  # cut off by a crash
-    rundir.truncate_metrics(tmp_path, 2, 1, log_every=1)
+    truncate_metrics(tmp_path, 2, 1, log_every=1)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["kind"], line["step"]) for line in lines] == [
         ("train", 1), ("val", 1), ("train", 2),
@@ -162,21 +163,21 @@ def test_damaged_lines_of_the_metrics_are_left_out_and_counted(tmp_path, caplog)
     path = tmp_path / "metrics.jsonl"
     good = files.to_json({"kind": "train", "step": 1, "x": 1.0}).encode() + b"\n"
     path.write_bytes(good + b"\0\0\xff\n" + b'{"kind": "train"}\n[1]\n' + good + b'{"kind')
-    rundir.truncate_metrics(tmp_path, 5, 5, log_every=4)
+    truncate_metrics(tmp_path, 5, 5, log_every=4)
     assert path.read_bytes() == good + good
-    assert "3 lines are damaged" in caplog.text and "is lost" not in caplog.text
+    assert "3 damaged lines are dropped" in caplog.text and "are lost" not in caplog.text
 
 
 def test_lines_of_the_metrics_that_were_lost_are_told(tmp_path, caplog):
-    rundir.append_metrics(tmp_path, [{"kind": "train", "step": 20, "x": 1.0}])
-    rundir.truncate_metrics(tmp_path, 65, 60, log_every=20)
-    assert "metrics.jsonl: what was logged after step 20, up to step 65, is lost" in caplog.text
+    append_metrics(tmp_path, [{"kind": "train", "step": 20, "x": 1.0}])
+    truncate_metrics(tmp_path, 65, 60, log_every=20)
+    assert "metrics.jsonl: the records of steps 21 to 65 are lost" in caplog.text
     caplog.clear()
     (tmp_path / "metrics.jsonl").unlink()
-    rundir.truncate_metrics(tmp_path, 19, 0, log_every=20)
+    truncate_metrics(tmp_path, 19, 0, log_every=20)
     assert not caplog.text
-    rundir.truncate_metrics(tmp_path, 21, 0, log_every=20)
-    assert "after step 0, up to step 21" in caplog.text
+    truncate_metrics(tmp_path, 21, 0, log_every=20)
+    assert "the records of steps 1 to 21 are lost" in caplog.text
 
 
 @contextlib.contextmanager
@@ -189,12 +190,12 @@ def monkeypatched_pid(pid):
 def test_a_list_written_item_by_item_is_the_same_text_or_not_there(tmp_path):
     path = tmp_path / "list.json"
     for items in ([], [{"a": 1}], [{"a": float("nan")}, [2], "three"]):
-        with rundir.json_list(path) as add:
+        with files.json_list(path) as add:
             for item in items:
                 add(item)
         assert path.read_text() == files.to_json(items) + "\n"
     before = path.read_text()
-    with pytest.raises(KeyboardInterrupt), rundir.json_list(path) as add:
+    with pytest.raises(KeyboardInterrupt), files.json_list(path) as add:
         add("four")
         raise KeyboardInterrupt
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]

@@ -9,6 +9,7 @@ import pytest
 from support.tiny_runs import config, lines, same, start, state, status
 from visionkit.runs import checkpoint, files
 from visionkit.runs import directory as rundir
+from visionkit.runs.log import truncate_metrics
 
 
 def killed_and_resumed(folder, rounds, steps, seed):
@@ -48,7 +49,7 @@ def trains(run, pid):
 
 def lines_so_far(run):
     """The log of a run that was cut off: its last line may be half."""
-    rundir.truncate_metrics(run, 10**9, 10**9, 10**9)
+    truncate_metrics(run, 10**9, 10**9, 10**9)
     return lines(run)
 
 

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or broken: what is there stays, and training goes on if it can."""
+"""Full, read-only or failing disks: what is there stays, and training continues if it can."""
 
 import errno
 import logging
@@ -12,7 +12,7 @@ from support.tiny_runs import config, lines, same, start, state, status
 from visionkit.engine.train import train
 from visionkit.errors import CheckpointError
 from visionkit.runs import checkpoint, files
-from visionkit.runs import directory as rundir
+from visionkit.runs.log import append_metrics
 from visionkit.visualization import samples
 
 
@@ -39,7 +39,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         failing_saves(patch, lambda n, name: n in ((6, 7) if name == "last.pt" else (1, 2)))
         run = train(config(tmp_path / "run", **settings)).directory
-    warnings = [r.getMessage() for r in caplog.records if "training goes on" in r.getMessage()]
+    warnings = [r.getMessage() for r in caplog.records if "will retry" in r.getMessage()]
     assert len(warnings) == 4
     for text in warnings:
         assert "disk full" in text and ".pt: cannot be written" in text
@@ -96,7 +96,7 @@ def test_a_file_system_that_takes_no_checkpoint(tmp_path):
     child.join(60)
     told = (tmp_path / "log").read_text()
     assert child.exitcode == 4, told
-    assert told.count("training goes on and tries again") == 2
+    assert told.count("will retry at the next checkpoint") == 2
     assert "last.pt: cannot be written: File too large" in told and "Traceback" not in told
     assert not list((tmp_path / "run/checkpoints").iterdir())
     assert status(tmp_path / "run")["state"] == "failed"
@@ -122,7 +122,7 @@ def test_files_beside_the_checkpoints_end_nothing(tmp_path, monkeypatch, caplog)
 
     whole = train(config(tmp_path / "whole")).directory
     monkeypatch.setattr(files, "append_lines", sometimes)
-    monkeypatch.setattr(rundir, "write_text", never)
+    monkeypatch.setattr(files, "write_text", never)
     monkeypatch.setattr(samples, "contact_sheet", broken)
     monkeypatch.setattr(samples, "write_plots", broken)
     run = train(config(tmp_path / "run", plots=True)).directory
@@ -138,15 +138,15 @@ def test_files_beside_the_checkpoints_end_nothing(tmp_path, monkeypatch, caplog)
 
 def test_half_a_line_is_taken_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rundir.append_metrics(tmp_path, [{"kind": "train", "step": 1}])
+    append_metrics(tmp_path, [{"kind": "train", "step": 1}])
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, limit[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            rundir.append_metrics(tmp_path, [{"kind": "train", "step": 2}])
+            append_metrics(tmp_path, [{"kind": "train", "step": 2}])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    rundir.append_metrics(tmp_path, [{"kind": "train", "step": 3}])
+    append_metrics(tmp_path, [{"kind": "train", "step": 3}])
     assert [line["step"] for line in lines(tmp_path)] == [1, 3]
 
 

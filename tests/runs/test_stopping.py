@@ -54,7 +54,7 @@ def signalling(monkeypatch, where, name, number, *, call=1, hangs=True):
 
 
 MOMENTS = {  # what is entered, and after which step the run stops; None: before it began
-    "building": (setup, "set_up", None),
+    "building": (setup, "build_training", None),
     "reading": (setup, "build_sources", None),
     "first batch": (Source, "train_batches", 1),
     "step": (VisionModel, "features", 2),
@@ -207,7 +207,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, monkeypatch):
     took = time.monotonic() - began
     told = (tmp_path / "log").read_text()
     assert child.exitcode == 143 and took < 5, (took, told)
-    assert "second signal (SIGTERM): left at once; the last checkpoint is of step 2" in told
+    assert "second signal (SIGTERM): exiting immediately; the last checkpoint is of step 2" in told
     found = status(tmp_path / "run")
     assert (found["state"], found["exit_code"], found["step"]) == ("preempted", 143, 2)
     assert state(tmp_path / "run")["step"] == 2

@@ -16,9 +16,9 @@ from unittest.mock import patch
 
 import torch
 
+import visionkit.engine.train as training
 from visionkit import errors
 from visionkit.distributed import collectives
-from visionkit.engine import train as training
 from visionkit.engine.progress import Progress
 from visionkit.runs import checkpoint
 
@@ -144,7 +144,7 @@ def cut_off(step: int, how: str, kill: Callable[[], None] = _raise_killed) -> It
 
 def train(config: dict[str, Any], *, resume: bool = False) -> Path:
     """Without the images of the run directory: a quarter of the time, and no part in this."""
-    with patch.multiple(train, save_train_samples=_nothing, save_val_samples=_nothing):
+    with patch.multiple(training, save_train_samples=_nothing, save_val_samples=_nothing):
         return training.train(config, resume=resume).directory
 
 

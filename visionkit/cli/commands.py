@@ -194,7 +194,7 @@ def _checked(args: argparse.Namespace) -> Report:
         return check.check_annotations(args.target, args.images)
     if args.images:
         raise ConfigError("check: --images needs an annotation file; a config names its images")
-    return check.check_config(args.target, args.overrides, allow_plugins=args.allow_plugins)
+    return check.check(args.target, args.overrides, allow_plugins=args.allow_plugins)
 
 
 def config(args: argparse.Namespace) -> None:

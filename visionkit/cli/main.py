@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             _discard_output()
         shown = "TORCHELASTIC_ERROR_FILE" in os.environ
         if shown:
-            launch.show_torchrun(error)
+            launch.report_to_torchrun(error)
         if shown and isinstance(error, VisionkitError) and not (first or args.debug):
             return error.exit_code
         return report(error, debug=args.debug)

@@ -1,7 +1,7 @@
-"""The few torch.distributed calls that training and evaluation need.
+"""The torch.distributed calls that training and evaluation need.
 
-Everything works unchanged in a single process. Several processes are started by `torchrun`. What
-they find in its environment is checked in `launch`; how they end together is in `peers`.
+Every function also works in a single process, where it returns its argument. Ranks are started by
+`torchrun`; `launch` checks its environment.
 """
 
 from __future__ import annotations
@@ -15,32 +15,33 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from visionkit.distributed import launch
-from visionkit.distributed.launch import meet
-from visionkit.errors import ConfigError, LostProcess, VisionkitError
+from visionkit.errors import ConfigError, LostRank, VisionkitError
 
 T = TypeVar("T")
-board: dist.Store | None = None  # for messages; outlives the processes where torchrun keeps it
+store: dist.Store | None = None  # for messages; outlives the ranks where torchrun keeps it
 
 
 def setup() -> None:
-    """Join the processes that torchrun started; nothing to do for a single one.
+    """Join the ranks that torchrun started; nothing to do for a single process.
 
-    A collective call fails when a process did not join it for VISIONKIT_TIMEOUT seconds (600).
-    ConfigError when the environment says of several processes but not how to find them.
+    A collective call fails when a rank did not join it for VISIONKIT_TIMEOUT seconds (600).
+    Raises ConfigError when the environment announces ranks but not how to find them.
     """
-    global board
+    global store
     if dist.is_initialized() or launch.world_size() == 1:
         return
     launch.check()
     if torch.cuda.is_available():
         torch.cuda.set_device(launch.local_rank())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    timeout = launch.timeout()
     try:
-        board = meet()
-        place = {"rank": launch.rank(), "world_size": launch.world_size()}
-        dist.init_process_group(backend, store=board, timeout=launch.timeout(), **place)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
     except RuntimeError as error:
-        raise ConfigError(launch.unreachable(error)) from error
+        raise launch.connection_error(error) from error
 
 
 def teardown() -> None:
@@ -58,59 +59,28 @@ def world_size() -> int:
 
 @contextmanager
 def wrap_errors() -> Iterator[None]:
-    """Around each collective call: LostProcess when another process does not take part in it."""
+    """Around each collective call: LostRank when another rank does not take part in it."""
     try:
         yield
-    except RuntimeError as error:  # gloo and NCCL have no type for it in common
-        raise LostProcess(str(error)) from error
+    except RuntimeError as error:  # gloo and NCCL share no type for it
+        raise LostRank(str(error)) from error
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """Its sum over all processes, in place."""
+    """Replace the tensor by its sum over all ranks, in place."""
     if world_size() > 1:
         with wrap_errors():
             dist.all_reduce(tensor)
     return tensor
 
 
-def average(tensor: Tensor) -> Tensor:
-    """Its mean over all processes, in place."""
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Replace the tensor by its mean over all ranks, in place."""
     return tensor if world_size() == 1 else all_reduce_sum(tensor).div_(world_size())
 
 
-def sync_gradients(parameters: Iterable[nn.Parameter], others: Sequence[Tensor] = ()) -> None:
-    """Replace each gradient, and each of the `others`, by its mean over all processes, in one flat
-    all-reduce.
-
-    Called once after all backwards of a step. A parameter that no loss of any process reached
-    keeps no gradient, as in a single process. (Wrapping the model in DistributedDataParallel
-    would synchronize at every source's backward, and with heads that a source does not feed
-    the processes' gradients silently drift apart.)
-    """
-    if world_size() == 1:
-        return
-    parameters = [p for p in parameters if p.requires_grad]
-    reached = torch.tensor([p.grad is not None for p in parameters])
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in parameters]
-    parts = [*gradients, reached.to(gradients[0]), *others]
-    flat = average(torch.cat([part.flatten() for part in parts]))
-    means = [mean.view(p.shape) for p, mean in zip(parts, _split(flat, parts), strict=True)]
-    for part, mean in zip(parts, means, strict=True):
-        part.copy_(mean)
-    if not reached.all():
-        for parameter, share in zip(parameters, means[len(gradients)].tolist(), strict=True):
-            parameter.grad = parameter.grad if share else None
-
-
-def _split(flat: Tensor, parts: Sequence[Tensor]) -> Sequence[Tensor]:
-    return flat.split([part.numel() for part in parts])
-
-
 def all_reduce_max(numbers: Sequence[int]) -> list[int]:
-    """For each of the numbers, the largest that any process has."""
+    """For each of the numbers, the largest of any rank."""
     votes = torch.tensor(numbers)
     if world_size() > 1:
         with wrap_errors():
@@ -118,25 +88,59 @@ def all_reduce_max(numbers: Sequence[int]) -> list[int]:
     return votes.tolist()
 
 
-def broadcast_state(model: nn.Module) -> None:
-    """Give every process the parameters and buffers of rank 0."""
-    if world_size() > 1:
-        for tensor in model.state_dict().values():
-            with wrap_errors():
-                dist.broadcast(tensor, src=0)
-
-
 def any_rank(*flags: bool, device: torch.device) -> list[bool]:
-    """For each of the flags, whether it is set in any process."""
+    """For each of the flags, whether it is set in any rank."""
     if world_size() == 1:
         return list(flags)
     votes = all_reduce_sum(torch.tensor(flags, dtype=torch.int32, device=device))
     return [bool(vote) for vote in votes.tolist()]
 
 
+def sync_gradients(parameters: Iterable[nn.Parameter], others: Sequence[Tensor] = ()) -> None:
+    """Replace each gradient, and each of the `others`, by its mean over all ranks, in one flat
+    all-reduce.
+
+    Called once after all backwards of a step. A parameter that no loss of any rank reached
+    keeps no gradient, as in a single process. (Wrapping the model in DistributedDataParallel
+    would synchronize at every source's backward, and with heads that a source does not feed
+    the gradients of the ranks silently drift apart.)
+    """
+    if world_size() == 1:
+        return
+    parameters = [p for p in parameters if p.requires_grad]
+    reached = torch.tensor([p.grad is not None for p in parameters])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    parts = [*gradients, reached.to(gradients[0]), *others]
+    flat = all_reduce_mean(torch.cat([part.flatten() for part in parts]))
+    means = flat.split([part.numel() for part in parts])
+    for part, mean in zip(parts, means, strict=True):
+        part.copy_(mean.view(part.shape))
+    shares = means[len(gradients)].tolist() if not reached.all() else [1.0] * len(gradients)
+    for parameter, gradient, share in zip(parameters, gradients, shares, strict=True):
+        parameter.grad = gradient if share else None
+
+
+def broadcast_state(model: nn.Module) -> None:
+    """Give every rank the parameters and buffers of rank 0."""
+    if world_size() > 1:
+        for tensor in model.state_dict().values():
+            with wrap_errors():
+                dist.broadcast(tensor, src=0)
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """That picklable value of every rank, in their order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    with wrap_errors():
+        dist.all_gather_object(values, value)
+    return values
+
+
 def on_main_rank(work: Callable[[], T]) -> T:
-    """What `work` returns in rank 0, which alone does it. If it fails there, it fails in all,
-    so that none waits for one that is gone."""
+    """Call `work` in rank 0 alone and return its result everywhere. If it fails there, it fails in
+    all ranks, so that none waits for one that is gone."""
     if world_size() == 1:
         return work()
     result: Any = None
@@ -146,33 +150,22 @@ def on_main_rank(work: Callable[[], T]) -> T:
         except VisionkitError as error:
             result = error
         except Exception as error:
-            result = VisionkitError(f"rank 0: {type(error).__name__}: {error}")
+            result = VisionkitError(f"rank 0: {launch.describe(error)}")
             result.__cause__ = error
-    result = gather(result)[0]
+    result = all_gather_object(result)[0]
     if isinstance(result, VisionkitError):
         raise result
     return result
 
 
-def gather(value: Any) -> list[Any]:
-    """That picklable value of every process, in the order of their ranks."""
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    with wrap_errors():
-        dist.all_gather_object(values, value)
-    return values
-
-
 def assert_same_on_all_ranks(facts: Mapping[str, Any]) -> None:
-    """Raise ConfigError in all processes if not all came with the same facts, such as the number
-    of images of a data set; say which."""
-    of_all = gather(dict(facts))
-    for other, theirs in enumerate(of_all):
-        for name in {**of_all[0], **theirs}:
-            first, second = of_all[0].get(name), theirs.get(name)
-            if first != second:
+    """Raise ConfigError in all ranks, with the difference, unless all have the same facts, such as
+    the number of images of a dataset."""
+    first, *others = all_gather_object(dict(facts))
+    for other, theirs in enumerate(others, start=1):
+        for name in {**first, **theirs}:
+            if first.get(name) != theirs.get(name):
                 raise ConfigError(
-                    f"the processes do not train the same: rank {other} has {name} {second}, "
-                    f"rank 0 has {first}; give all the same config, code and data"
+                    f"the ranks do not train the same: rank {other} has {name} {theirs.get(name)}, "
+                    f"rank 0 has {first.get(name)}; give all the same config, code and data"
                 )

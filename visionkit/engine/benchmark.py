@@ -1,7 +1,6 @@
-"""`visionkit bench`: where the time and the memory of a config go, on this machine.
+"""`visionkit bench`: the time and the memory that each part of a config takes on this machine.
 
-The steps are those of training (`_fit` in training.py) with a clock between their parts; nothing is
-kept, and no file of a run is written.
+The steps are those of training, with a clock around their parts. No file of a run is written.
 """
 
 from __future__ import annotations
@@ -10,29 +9,28 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils import clip_grads_with_norm_
 
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
-from visionkit.distributed.losses import loss_values
-from visionkit.engine.device import pick_device, pick_precision
-from visionkit.engine.optim import ModelEMA, build_optimizer, gradient_combiner, total_norm
-from visionkit.engine.setup import set_up
-from visionkit.models.model import VisionModel
+from visionkit.engine.device import pick_device, pick_precision, reproducible
+from visionkit.engine.optim import Learner
+from visionkit.engine.setup import build_training
+from visionkit.engine.train import train_step
+from visionkit.models.model import wrap_calls
 from visionkit.types import Batch
 
 WARM_UP = 3  # steps, or evaluated batches, before the clock counts
 
 
 class Stopwatch:
-    """Adds up the seconds of named parts; waits for a GPU before it looks at the clock."""
+    """Adds up the seconds of named parts; waits for a GPU before it reads the clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -51,6 +49,13 @@ class Stopwatch:
         yield
         self.seconds[part] += self.now() - start
 
+    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with self(part):
+                return call(*args, **kwargs)
+
+        return measured
+
 
 def benchmark(
     config: str | Path | Mapping[str, Any],
@@ -62,29 +67,25 @@ def benchmark(
     """Measure the training and the evaluation that a config describes.
 
     `steps` training steps are timed after a warm-up, as many batches of the loader alone, and at
-    most as many batches of the evaluation. Gives `device`, `precision`, `workers`, `batch`
+    most as many batches of the evaluation. Returns `device`, `precision`, `workers`, `batch`
     (images in a step), `steps`; `images_per_second` of training and `loader_images_per_second`
     of the loader when nothing else runs; `seconds`, of one `step` and of each of its parts, which
     add up to it; `evaluation` (see `_evaluate`); `memory_mb`, the peak of this process and, on a
-    GPU, of its allocations; `advice`, a list of lines. The random generator is left as it was.
+    GPU, of its allocations; `advice`, a list of lines. The random generator is unchanged.
     """
     checked = load_config(config, overrides, allow_plugins=allow_plugins)
     settings = checked.train
     device = pick_device(settings.device)
     dtype = pick_precision(settings.precision, device)
-    strict = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(settings.deterministic)
-    try:
-        with torch.random.fork_rng():
-            model, sources, _ = set_up(checked, device=device)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            trained = [source for source in sources if source.train is not None]
-            seconds = _train(checked, model, trained, steps, dtype=dtype)
-            loader = _load(checked, trained, steps)
-            evaluation = _evaluate(model, sources, steps, workers=checked.workers, dtype=dtype)
-    finally:
-        torch.use_deterministic_algorithms(strict)
+    with reproducible(settings.deterministic):
+        model, sources, _ = build_training(checked, device=device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        trained = [source for source in sources if source.train is not None]
+        learner = Learner(model, settings, WARM_UP + steps, dtype)
+        seconds = _train(checked, learner, trained, steps)
+        loader = _load(checked, trained, steps)
+        evaluation = _evaluate(learner, sources, steps, workers=checked.workers)
     batch = settings.accumulate_grad_batches * sum(source.batch_size for source in trained)
     result = {
         "device": str(device),
@@ -127,76 +128,36 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _train(
-    config: Config, model: VisionModel, sources: list[Source], steps: int, *, dtype: torch.dtype
-) -> dict[str, float]:
+def _train(config: Config, learner: Learner, sources: list[Source], steps: int) -> dict[str, float]:
     """Seconds of a training step and of its parts, the mean over `steps`."""
-    settings = config.train
-    device = next(model.parameters()).device
-    optimizer = build_optimizer(model, settings)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    average = ModelEMA(model, settings.ema) if settings.ema else None
-    gradients = gradient_combiner(settings.weighting, model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    watch = Stopwatch(device)
-    model.train()
+    watch = Stopwatch(learner.device)
+    wrap_calls(learner.model, lambda key, call: watch.timed(key.replace("heads.", "head/"), call))
+    backward = watch.timed("backward", learner.gradients.backward)
+    learner.gradients.backward = backward  # type: ignore[method-assign]  # thrown away soon
     with ExitStack() as stack:
-        batches = _open(config, sources, stack)
+        streams = _open(config, sources, stack)
         for step in range(WARM_UP + steps):
             if step == WARM_UP:
                 watch.seconds.clear()
                 start = watch.now()
-            for _ in range(settings.accumulate_grad_batches):
-                for source in sources:
-                    with watch("data"):
-                        batch = next(batches[source.name])
-                    with watch("to_device"):
-                        batch = batch.to(device)
-                    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                        losses = _forward(model, batch, source.feeds, watch)
-                        parts = model.weighted(losses)
-                    with watch("backward"):
-                        gradients.backward(
-                            {
-                                head: scaler.scale(p / settings.accumulate_grad_batches)
-                                for head, p in parts.items()
-                            }
-                        )
+            batches = []
+            for source in sources * config.train.accumulate_grad_batches:
+                with watch("data"):
+                    batch = next(streams[source.name])
+                with watch("to_device"):
+                    batches.append((source.feeds, batch.to(learner.device)))
+            result = train_step(learner, batches, step)
             with watch("optimizer"):
-                gradients.finish(step)
-                scaler.unscale_(optimizer)
-                norm = total_norm(parameters)
-                if settings.clip_norm:
-                    clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-                scaler.step(optimizer)
-                scaler.update()
-                if average:
-                    average.update(step)
-                optimizer.zero_grad(set_to_none=True)
+                learner.update(result.norm, step)
+                learner.scaler.update()
         total = (watch.now() - start) / steps
     means = {part: value / steps for part, value in watch.seconds.items()}
     means |= {part: means.pop(part) for part in ("backward", "optimizer")}  # after all heads
     return {"step": total, **means, "other": total - sum(means.values())}
 
 
-def _forward(
-    model: VisionModel, batch: Batch, heads: list[str], watch: Stopwatch
-) -> dict[str, dict[str, torch.Tensor]]:
-    """The losses of the heads, as `VisionModel.features` and `losses` compute them."""
-    with watch("backbone"):
-        features = model.backbone(batch.images, batch.sizes)
-    if model.neck is not None:
-        with watch("neck"):
-            features = model.neck(features)
-    losses = {}
-    for head in heads:
-        with watch(f"head/{head}"):
-            losses |= loss_values(model.losses(features, batch, [head]))
-    return losses
-
-
 def _load(config: Config, sources: list[Source], steps: int) -> float:
-    """Images per second of the loaders alone, past what their workers had ready."""
+    """Images per second of the loaders alone, after what their workers had ready."""
     with ExitStack() as stack:
         batches = _open(config, sources, stack)
 
@@ -204,39 +165,31 @@ def _load(config: Config, sources: list[Source], steps: int) -> float:
             return sum(len(next(b)) for _ in range(count) for b in batches.values())
 
         draw(2 * config.workers + 1)
-        count = max(steps, 8 * config.workers)  # what is ready when the clock starts is a part
+        count = max(steps, 8 * config.workers)  # so that what is ready at the start hardly counts
         start = time.perf_counter()
         return draw(count) / (time.perf_counter() - start)
 
 
 def _open(config: Config, sources: list[Source], stack: ExitStack) -> dict[str, Iterator[Batch]]:
     """The endless batches of each source; the stack ends their workers."""
-    opened = {
-        source.name: source.train_batches(seed=config.train.seed, start=0, workers=config.workers)
-        for source in sources
-    }
-    for endless in opened.values():
-        stack.callback(endless.close)
-    return opened
+    streams: dict[str, Iterator[Batch]] = {}
+    for source in sources:
+        stream = source.train_batches(seed=config.train.seed, start=0, workers=config.workers)
+        streams[source.name] = stack.enter_context(closing(stream))
+    return streams
 
 
 @torch.inference_mode()
 def _evaluate(
-    model: VisionModel,
-    sources: list[Source],
-    steps: int,
-    *,
-    workers: int,
-    dtype: torch.dtype,
+    learner: Learner, sources: list[Source], steps: int, *, workers: int
 ) -> dict[str, float] | None:
     """`images` predicted, `predict_seconds` for each, and `scoring_seconds` for all of them.
 
-    None if nothing is validated. The weights are those a training begins with, so there may be
-    more or fewer objects to score than later.
+    None if nothing is validated. The model is hardly trained, so there may be more or fewer
+    objects to score than later.
     """
-    device = next(model.parameters()).device
+    model, device = learner.model.eval(), learner.device
     watch, images = Stopwatch(device), 0
-    model.eval()
     for source in sources:
         if source.val is None or not source.feeds:
             continue
@@ -245,12 +198,8 @@ def _evaluate(
             for number, batch in enumerate(islice(batches, steps)):
                 batch = batch.to(device)
                 for part in ("warm-up", "predict") if number == 0 else ("predict",):
-                    with (
-                        watch(part),
-                        torch.autocast(device.type, dtype, enabled=dtype != torch.float32),
-                    ):
-                        features = model.features(batch)
-                        predictions = model.predictions(features, batch, source.feeds)
+                    with watch(part):
+                        predictions, _ = model.infer(batch, source.feeds, learner.dtype)
                 images += len(batch)
                 with watch("scoring"):
                     for head, evaluator in evaluators.items():
@@ -268,7 +217,7 @@ def _evaluate(
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    """Peaks in megabytes; that of the process counts from its start."""
+    """Peaks in megabytes; that of the process is since its start."""
     found = {}
     if sys.platform != "win32":
         import resource

@@ -1,15 +1,19 @@
-"""`visionkit check`: all that training does before its first step, and what takes longer to look
-for; every fault of a config or an annotation file in one report."""
+"""`visionkit check`: validate a config with its data, model and weights, or an annotation file.
+
+For a config it runs everything that training runs up to the gradients of its first step, and the
+slower checks of the data; all findings are in one report.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from tqdm import tqdm
 
 from visionkit.config import Config, load_config, missing_paths
@@ -21,87 +25,183 @@ from visionkit.data.checks.splits import cross_split_findings
 from visionkit.data.checks.summary import data_summary, dataset_summary, iter_splits, split_key
 from visionkit.data.coco.annotations import read_annotations
 from visionkit.data.datasets.coco import Coco
-from visionkit.engine import setup
-from visionkit.engine.device import pick_device, pick_precision
-from visionkit.engine.setup import check_training, opened_splits, prepare_model
-from visionkit.errors import VisionkitError
+from visionkit.data.loading.source import Source
+from visionkit.engine.device import pick_device, pick_precision, reproducible
+from visionkit.engine.failures import explained
+from visionkit.engine.optim import Learner
+from visionkit.engine.setup import (
+    build_initial_model,
+    check_training,
+    load_init_from,
+    reused_classes,
+    splits_read,
+)
+from visionkit.engine.train import train_step
+from visionkit.errors import ConfigError, DataError, VisionkitError
+from visionkit.models.model import VisionModel, wrap_calls
+from visionkit.types import Batch
 
 Item = TypeVar("Item")
+CPU_IMAGES = 2  # of the first batch; a GPU gets all, so that a lack of its memory is found
 
 
 @dataclass
 class Report:
-    """What was looked at, all that was found, and what training would use."""
+    """What was checked, all findings, and the data that training would use."""
 
     target: str
     findings: list[Finding] = field(default_factory=list)
     used: dict[str, Any] = field(default_factory=lambda: data_summary((), ()))
 
+    @property
+    def has_errors(self) -> bool:
+        return any(found.severity == "error" for found in self.findings)
+
     @contextmanager
     def catching(self, where: str = "") -> Iterator[None]:
-        """An error of the user's becomes findings, and the check goes on behind."""
+        """A VisionkitError becomes findings, and the check continues after the block."""
         try:
             yield
         except VisionkitError as error:
-            self.findings += _located(where, [*findings_of(error), *_others(error)])
+            self.add(error, where)
+
+    def add(self, error: VisionkitError, where: str = "") -> None:
+        others = getattr(error, "others", [])  # warnings and notes from the same check
+        self.findings += _located(where, [*findings_of(error), *others])
 
 
-def progress(items: Iterable[Item], what: str) -> Iterable[Item]:
-    """A bar on standard error, if that is a terminal."""
-    return tqdm(items, desc=what, leave=False, disable=None, file=sys.stderr)
-
-
-def check_config(
-    path: str | Path, overrides: Sequence[str] = (), *, allow_plugins: bool = False
+def check(
+    config: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    allow_plugins: bool = False,
 ) -> Report:
-    """Look at everything that training of that config depends on."""
-    report = Report(str(path))
-    config = None
-    with report.catching():
-        config = load_config(path, overrides, allow_plugins=allow_plugins)
-    if config is None:
-        return report
-    device = None
-    with report.catching():
-        device = pick_device(config.train.device)
-        pick_precision(config.train.precision, device)
-    origin, taken_over = None, {}
-    with report.catching():
-        origin = setup.origin(config)
-        taken_over = setup.classes_taken_over(config, origin)
+    """Check everything that training of a config depends on; arguments as for `train`.
 
-    missing = missing_paths(config, opened_splits(config))
-    report.findings += [finding("config", text, remedy="") for text in missing]
-    skip = [at for at in _splits(config) if any(text.startswith(_keys(*at)) for text in missing)]
-    sources, errors = open_sources(config, opened_splits(config), taken_over, skip)
-    report.findings += [
-        found for error in errors for found in (*findings_of(error), *_others(error))
-    ]
+    Its data, model and weights, and the first batch of each source forward and backward and
+    through the evaluators. No run directory is written. `report.findings` is empty if all is well.
+    """
+    report = Report(str(config) if isinstance(config, (str, Path)) else "config")
+    try:
+        loaded = load_config(config, overrides, allow_plugins=allow_plugins)
+    except VisionkitError as error:
+        report.add(error)
+        return report
+    device, origin, reused = None, None, {}
     with report.catching():
-        check_training(config)
-    whole = not (missing or errors)
-    for source in sources if whole else ():
-        if source.train is not None:
-            with report.catching():  # whether batches can be made of it
-                source.train_batches(seed=0, start=0, workers=0).close()
-    if whole and device is not None:
-        with report.catching():
-            prepare_model(config, sources, taken_over, origin, device=device)
-    across = cross_split_findings(config, sources, contents=True)
+        device = pick_device(loaded.train.device)
+        pick_precision(loaded.train.precision, device)
+    with report.catching():
+        origin = load_init_from(loaded)
+        reused = reused_classes(loaded, origin)
+
+    missing = missing_paths(loaded, splits_read(loaded))
+    report.findings += [finding("config", text, remedy="") for text in missing]
+    skip = [
+        (name, split)
+        for name in loaded.data
+        for split in splits_read(loaded)
+        if any(text.startswith((f"data.{split}.", f"data.{name}.{split}.")) for text in missing)
+    ]
+    sources, errors = open_sources(loaded, splits_read(loaded), reused, skip)
+    for problem in errors:
+        report.add(problem)
+    with report.catching():
+        check_training(loaded)
+    across = cross_split_findings(loaded, sources, contents=True)
     images: dict[str, list[Finding]] = {}
     for source in sources:
         for split, dataset in iter_splits(source):
             where = split_key(source.name, split)
             images[where] = mark_replaced(source, split, image_findings(dataset, where))
-            report.findings += _located(where, _look_at(dataset))
+            report.findings += _located(where, _dataset_findings(dataset))
             report.findings += images[where]
     report.findings += across
     report.used = data_summary(sources, across, images)
+
+    if device is None:
+        return report
+    if missing or errors:
+        loaded, sources = _with_generated_data(loaded)
+    if not sources:
+        return report
+    with report.catching(), reproducible(loaded.train.deterministic):
+        model, _ = build_initial_model(loaded, sources, reused, origin, device=device)
+        _check_first_batches(loaded, model, sources, report)
     return report
 
 
+def _with_generated_data(config: Config) -> tuple[Config, list[Source]]:
+    """The config and its sources with generated images instead of data that cannot be read; no
+    sources where a head needs other labels or the classes of `init_from`."""
+    if config.init_from:
+        return config, []
+    data = {}
+    for name, spec in config.data.items():
+        shapes: Any = {"type": "Shapes", "num_images": spec.batch_size, "size": 64}
+        data[name] = replace(
+            spec, train=spec.train and shapes, val=spec.val and shapes, labeled_classes=None
+        )
+    config = replace(config, data=data, weights=None)
+    sources, errors = open_sources(config, splits_read(config))
+    return config, [] if errors else sources
+
+
+def _check_first_batches(
+    config: Config, model: VisionModel, sources: list[Source], report: Report
+) -> None:
+    """The first batch of each source through a step, except the update of the weights, and through
+    prediction and evaluators. An error names the part of the config that raised it."""
+    dtype = pick_precision(config.train.precision, next(model.parameters()).device)
+    # An unreadable image of the first batch was reported already.
+    reported = suppress(DataError) if report.has_errors else nullcontext()
+    learner = Learner(model, config.train, 1, dtype)
+    wrap_calls(model, lambda key, call: _named(key, call, config))
+    for source in sources:
+        where = f"data.{source.name}"
+        if source.train is not None:
+            with report.catching(where), reported:
+                batch = _first(source.train_batches(seed=config.train.seed, start=0, workers=0))
+                _named(where, train_step, config)(learner, [(source.feeds, batch)], 0)
+    model.eval()
+    for source in sources:
+        if source.val is not None and source.feeds:
+            with report.catching(f"data.{source.name}"), reported, torch.inference_mode():
+                batch = _first(source.val_batches(workers=0)).to(learner.device)
+                predictions, _ = model.infer(batch, source.feeds, dtype)
+                for head in source.feeds:
+                    evaluator = model.evaluator(head, source.val)
+                    update = _named(f"heads.{head}: its evaluator", evaluator.update, config)
+                    update(predictions[head], batch)
+
+
+def _first(batches: Generator[Batch, None, None]) -> Batch:
+    with closing(batches):
+        batch = next(batches)
+    if torch.cuda.is_available():
+        return batch
+    return Batch(batch.images[:CPU_IMAGES], batch.targets[:CPU_IMAGES])
+
+
+def _named(key: str, call: Callable[..., Any], config: Config) -> Callable[..., Any]:
+    """`call`, whose errors without an explanation become a ConfigError that begins with `key`."""
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except VisionkitError:
+            raise
+        except Exception as error:
+            text = str(error).strip().partition("\n")[0]
+            raise explained(error, config) or ConfigError(
+                f"{key}: fails on the first batch ({type(error).__name__}: {text})"
+            ) from error
+
+    return checked
+
+
 def check_annotations(path: str | Path, images: str | Path | None = None) -> Report:
-    """Look at a COCO annotation file, and with `images` at the files in that folder."""
+    """Check a COCO annotation file, and with `images` the files in that folder."""
     report = Report(str(path))
     with report.catching(str(path)):
         if images is not None:
@@ -110,25 +210,16 @@ def check_annotations(path: str | Path, images: str | Path | None = None) -> Rep
             problems = Problems(f"annotation file {path}", path)
             data = read_annotations(path, problems, actions=policies(None))
             problems.raise_any()
-        looked = image_findings(data, str(path))
-        report.findings += [*_located(str(path), _look_at(data)), *looked]
-        used = {"main": {"annotations": dataset_summary(data, looked)}}
+        found_in_images = image_findings(data, str(path))
+        report.findings += [*_located(str(path), _dataset_findings(data)), *found_in_images]
+        used = {"main": {"annotations": dataset_summary(data, found_in_images)}}
         report.used = {**report.used, "sources": used}
     return report
 
 
-def _splits(config: Config) -> list[tuple[str, str]]:
-    return [(name, split) for name in config.data for split in opened_splits(config)]
-
-
-def _keys(name: str, split: str) -> tuple[str, str]:
-    """How texts about the arguments of a data set begin."""
-    return f"data.{split}.", f"data.{name}.{split}."
-
-
-def _others(error: VisionkitError) -> list[Finding]:
-    """What is no error, but was seen with it."""
-    return getattr(error, "others", [])
+def progress(items: Iterable[Item], what: str) -> Iterable[Item]:
+    """A bar on standard error, if that is a terminal."""
+    return tqdm(items, desc=what, leave=False, disable=None, file=sys.stderr)
 
 
 def _located(where: str, findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -136,8 +227,8 @@ def _located(where: str, findings: Iterable[Finding]) -> Iterator[Finding]:
         yield found if found.file else found._replace(file=where)
 
 
-def _look_at(dataset: Any) -> Iterator[Finding]:
-    """What a data set has found, and what takes longer to find."""
+def _dataset_findings(dataset: Any) -> Iterator[Finding]:
+    """What a dataset found when it was opened, and what takes longer to find."""
     if hasattr(dataset, "findings"):
         yield from dataset.findings()
     if hasattr(dataset, "examine"):

@@ -1,4 +1,4 @@
-"""Validation: the loop without gradients. Losses and metrics come from one pass of the backbone."""
+"""Validation: losses and metrics of every head from one pass of the backbone, without gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from visionkit.data.build import build_sources
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
-from visionkit.engine import failures
+from visionkit.engine.failures import propagate_failures
 from visionkit.engine.predict import load
 from visionkit.errors import ConfigError, VisionkitError
 from visionkit.metrics.coco.engines import engine_version, pick_engine
@@ -28,7 +28,7 @@ from visionkit.runs.files import reason
 from visionkit.types import Evaluator
 
 log = logging.getLogger("visionkit")
-LossRecord = tuple[float, float, float]  # sum, count and min_count of a term
+LossRecord = tuple[float, float, float]  # sum, count and min_count of a term in a batch
 
 
 def evaluate(
@@ -38,12 +38,12 @@ def evaluate(
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
 ) -> dict[str, float]:
-    """Metrics of a trained run on its validation data, or on others given by `overrides`.
+    """Metrics of a trained run on its validation data, or on other data given by `overrides`.
 
-    With `heads`, only of those. Names are `<head>/<metric>`. On the run's own data they are those
-    of its validation, bit for bit where device and threads are the same. The figures go to
+    With `heads`, only of those. Names are `<head>/<metric>`. On the run's own data they equal those
+    of its validation, bit for bit on the same device and number of threads. They are written to
     RUN/eval/metrics.json, and the scored detections to RUN/eval/<head>_bbox.json (and
-    _segm.json), which pycocotools reads as they are. `allow_plugins` as for `load`.
+    _segm.json), which pycocotools reads. `allow_plugins` as for `load`.
     """
     return evaluate_run(run, overrides, heads=heads, allow_plugins=allow_plugins)[0]
 
@@ -55,40 +55,31 @@ def evaluate_run(
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """`evaluate`, and what else RUN/eval/metrics.json says: `coco_engine`, the program that
-    computed the COCO figures, and its version."""
+    """`evaluate`, and the other content of RUN/eval/metrics.json: `coco_engine`, the program that
+    computed the COCO metrics, and its version."""
     collectives.setup()
-    with failures.propagate_failures():
-        return _evaluate_run(run, overrides, heads, allow_plugins)
+    with propagate_failures():
+        predictor = load(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
+        sources = build_sources(predictor.config, ("val",), predictor.classes)
+        for source in sources:
+            source.feeds = [head for head in source.feeds if head in predictor.heads]
+        if not any(source.val is not None for source in sources):
+            raise ConfigError("data: no source has a 'val' section; give data.val.images=..., ...")
+        metrics, evaluators = evaluate_model(
+            predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
+        )
+        coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
+        facts = {"coco_engine": engine_version(pick_engine())} if coco else {}
+        if Path(run).is_dir():
+            collectives.on_main_rank(lambda: _write(Path(run) / "eval", {**metrics, **facts}, coco))
+        return metrics, facts
 
 
-def _evaluate_run(
-    run: str | Path,
-    overrides: Mapping[str, Any] | Sequence[str],
-    heads: Sequence[str] | None,
-    allow_plugins: bool,
-) -> tuple[dict[str, float], dict[str, str]]:
-    predictor = load(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
-    sources = build_sources(predictor.config, ("val",), predictor.classes)
-    for source in sources:
-        source.feeds = [head for head in source.feeds if head in predictor.heads]
-    if not any(source.val is not None for source in sources):
-        raise ConfigError("data: no source has a 'val' section; give data.val.images=..., ...")
-    metrics, evaluators = evaluate_model(
-        predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
-    )
-    coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
-    facts = {"coco_engine": engine_version(pick_engine())} if coco else {}
-    if Path(run).is_dir():
-        collectives.on_main_rank(lambda: _write(Path(run) / "eval", {**metrics, **facts}, coco))
-    return metrics, facts
-
-
-def _write(folder: Path, figures: dict[str, Any], coco: dict[str, CocoEvaluator]) -> None:
-    """Figures matter more than their file: what cannot be written is a warning."""
+def _write(folder: Path, metrics: dict[str, Any], coco: dict[str, CocoEvaluator]) -> None:
+    """Metrics matter more than their files: an OSError is a warning."""
     try:
         folder.mkdir(exist_ok=True)
-        files.write_text(folder / "metrics.json", files.to_json(figures) + "\n")
+        files.write_text(folder / "metrics.json", files.to_json(metrics) + "\n")
         for name, evaluator in coco.items():
             for iou_type in evaluator.types:
                 file = folder / f"{name.replace('/', '_')}_{iou_type}.json"
@@ -109,8 +100,8 @@ def evaluate_model(
 
     Names are `<head>/<metric>`, with `<source>/` in front when several sources are validated;
     validation losses are `<head>/loss/<term>`, the sum over the dataset divided by the count of
-    what it is over (objects, pixels, images). Training state, the random generator included, is
-    left as it was. All metrics are the same bit for bit on any number of ranks.
+    what it is over (objects, pixels, images). Training state and random generators are unchanged
+    afterwards. All metrics are the same bit for bit on any number of ranks.
     """
     sources = [source for source in sources if source.val is not None]
     was_training = [(module, module.training) for module in model.modules()]
@@ -133,23 +124,23 @@ def evaluate_model(
 
 
 def metric_names(model: VisionModel, sources: Iterable[Source]) -> list[str]:
-    """The names that `evaluate_model` will use, losses aside."""
+    """The names of the metrics that `evaluate_model` will compute, except losses."""
     sources = [source for source in sources if source.val is not None]
     return [
         f"{source.name}/{head}/{name}" if len(sources) > 1 else f"{head}/{name}"
         for source in sources
         for head in source.feeds
-        for name in _nothing_seen(head, model.evaluator(head, source.val))
+        for name in _compute_empty(head, model.evaluator(head, source.val))
     ]
 
 
-def _nothing_seen(head: str, evaluator: Evaluator) -> dict[str, float]:
+def _compute_empty(head: str, evaluator: Evaluator) -> dict[str, float]:
     """Its metrics before any image."""
     try:
         metrics = evaluator.compute()
     except Exception as error:
         raise ConfigError(
-            f"heads.{head}: compute() of its evaluator fails where it has seen no image yet "
+            f"heads.{head}: compute() of its evaluator fails before it has seen an image "
             f"({type(error).__name__}: {error}); expected the names of its metrics, with NaN"
         ) from error
     return checked_metrics(head, metrics)
@@ -161,52 +152,49 @@ def _evaluate_source(
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
     device = next(model.parameters()).device
     evaluators = {name: model.evaluator(name, source.val) for name in source.feeds}
-    losses_of: dict[tuple[str, str], list[LossRecord]] = defaultdict(list)  # one for each batch
+    records: dict[tuple[str, str], list[LossRecord]] = defaultdict(list)  # one for each batch
     seen: list[int] = []
     size = source.eval_batch_size or source.batch_size
     total = -(-len(source.val) // (size * collectives.world_size()))
-    hidden = None if collectives.rank() == 0 else True  # None: where there is no terminal
+    hidden = None if collectives.rank() == 0 else True  # None: hidden without a terminal
     with closing(source.val_batches(workers=workers)) as batches, torch.random.fork_rng():
         for batch in tqdm(batches, total=total, desc="validating", leave=False, disable=hidden):
             seen += [target["position"] for target in batch.targets]
-            torch.manual_seed(seen[-1])  # for what a head may draw, whatever came before
+            torch.manual_seed(seen[-1])  # so that a head's random numbers depend on the batch alone
             batch = batch.to(device)
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                features = model.features(batch)
-                predictions = model.predictions(features, batch, source.feeds)
-                terms = model.losses(features, batch, source.feeds) if losses else {}
+            predictions, terms = model.infer(batch, source.feeds, dtype, with_losses=losses)
             for name, evaluator in evaluators.items():
                 evaluator.update(predictions[name], batch)
             for head, values in terms.items():
                 for term, loss in values.items():
                     record = (float(loss.sum), float(loss.count), loss.min_count)
-                    losses_of[head, term].append(record)
-    _check_seen(collectives.gather(seen), source)
-    return _gathered(evaluators, losses_of)
+                    records[head, term].append(record)
+    _check_seen(collectives.all_gather_object(seen), source)
+    return _merge_ranks(evaluators, records)
 
 
-def _check_seen(by_process: list[list[int]], source: Source) -> None:
-    """Every image once: one that is scored twice, or not at all, makes all figures wrong."""
-    times = Counter(number for seen in by_process for number in seen)
+def _check_seen(by_rank: list[list[int]], source: Source) -> None:
+    """Every image once: one that is scored twice, or not at all, makes all metrics wrong."""
+    times = Counter(number for seen in by_rank for number in seen)
     wrong = {i: times[i] for i in {*times, *range(len(source.val))} if times[i] != 1}
     if wrong or times.total() != len(source.val):
         raise VisionkitError(
-            f"data.{source.name}.val: {len(source.val)} images, but the processes scored "
-            f"{times.total()}; how often, by the image's number: {dict(sorted(wrong.items()))}"
+            f"data.{source.name}.val: {len(source.val)} images, but the ranks scored "
+            f"{times.total()}; times scored, by image number: {dict(sorted(wrong.items()))}"
         )
 
 
-def _gathered(
-    evaluators: dict[str, Evaluator], losses_of: dict[tuple[str, str], list[LossRecord]]
+def _merge_ranks(
+    evaluators: dict[str, Evaluator], records: dict[tuple[str, str], list[LossRecord]]
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
-    """Join what the processes found; every process computes the same metrics."""
+    """Merge what the ranks collected; every rank computes the same metrics."""
     everywhere: dict[tuple[str, str], list[LossRecord]] = defaultdict(list)
-    for part in collectives.gather(dict(losses_of)):
+    for part in collectives.all_gather_object(dict(records)):
         for key, values in part.items():
             everywhere[key] += values
     found = {}
     for name, evaluator in evaluators.items():
-        evaluator.merge(collectives.gather(evaluator.state()))
+        evaluator.merge(collectives.all_gather_object(evaluator.state()))
         metrics = checked_metrics(name, evaluator.compute())
         terms = {t: _loss_value(v) for (head, t), v in everywhere.items() if head == name}
         if terms:
@@ -218,14 +206,14 @@ def _gathered(
 
 
 def _check_same(metrics: dict[str, dict[str, float]]) -> None:
-    """An evaluator whose merge() does not join all states computes what one process has seen."""
-    first, *others = collectives.gather(metrics)
+    """An evaluator whose merge() does not join all states has the metrics of one rank's images."""
+    first, *others = collectives.all_gather_object(metrics)
     for rank, theirs in enumerate(others, start=1):
         for head, values in theirs.items():
-            if repr(values) != repr(first[head]):  # NaN is like NaN
+            if repr(values) != repr(first[head]):  # NaN equals NaN
                 raise ConfigError(
-                    f"heads.{head}: its evaluator gives {values} in rank {rank}, and "
-                    f"{first[head]} in rank 0; does its merge() join the states of all?"
+                    f"heads.{head}: its evaluator computes {values} on rank {rank}, and "
+                    f"{first[head]} on rank 0; does its merge() join the states of all ranks?"
                 )
 
 

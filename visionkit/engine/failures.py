@@ -1,4 +1,4 @@
-"""Several processes end together: the one at fault says why, and the others repeat it."""
+"""How a run ends when something fails: its status, the hint in the error, and the other ranks."""
 
 from __future__ import annotations
 
@@ -19,75 +19,73 @@ from visionkit.engine.progress import Progress
 from visionkit.errors import (
     ConfigError,
     DivergedError,
-    LostProcess,
+    LostRank,
     Preempted,
     ResourceError,
     VisionkitError,
 )
 from visionkit.runs.signals import Stopped, StopRequest, signals_blocked
 
-# --- How a run ends: status.json says it, whatever ends it.
-
 log = logging.getLogger("visionkit")
+PATIENCE = 3.0  # seconds that a failed rank has to report its error
 
 
 @contextmanager
 def record_status(progress: Progress, stop: StopRequest) -> Iterator[None]:
-    """Around training. A signal becomes Preempted, everything else is raised as it came."""
+    """Write how training ends to status.json. A signal becomes Preempted; everything else is
+    raised unchanged."""
     stop.on_forced_exit = progress.force_exit_status
     try:
         yield
     except (Stopped, Preempted) as error:
-        told = error if isinstance(error, Preempted) else _preempted(progress, stop)
+        preempted = error if isinstance(error, Preempted) else _preempted(progress, stop)
         progress.finish(
-            "preempted", exit_code=Preempted.exit_code, reason=stop.received or str(told)
+            "preempted", exit_code=Preempted.exit_code, reason=stop.received or str(preempted)
         )
-        raise told from None
+        raise preempted from None
     except BaseException as error:
         state = "diverged" if isinstance(error, DivergedError) else "failed"
         code = getattr(error, "exit_code", 1)
-        progress.finish(state, exit_code=code, reason=f"{type(error).__name__}: {error}")
-        if progress.kept and state == "failed":
-            log.warning("%s; when it is mended, %s", progress.checkpoint_status(), _go_on(progress))
+        progress.finish(state, exit_code=code, reason=launch.describe(error))
+        if progress.saved_step and state == "failed":
+            status, command = progress.checkpoint_status(), progress.resume_command
+            log.warning("%s; when the problem is fixed, %s", status, command)
         raise
 
 
 def _preempted(progress: Progress, stop: StopRequest) -> Preempted:
+    next_step = "start it again" if progress.saved_step is None else progress.resume_command
     return Preempted(
         f"stopped by {stop.received} at step {progress.step}; {progress.checkpoint_status()}; "
-        f"{'start it again' if progress.kept is None else _go_on(progress)}"
+        f"{next_step}"
     )
 
 
-def _go_on(progress: Progress) -> str:
-    return f"continue with: visionkit train --resume {progress.run}"
-
-
-# --- Errors of torch and of the system that have a known remedy, told with it. Those of loader
-# workers are told by `data.workers`.
+# --- Errors of torch and of the system that have a known fix. `data.loading.workers` explains those
+# of loader workers.
 
 
 @contextmanager
 def explain_errors(config: Config) -> Iterator[None]:
-    """Raises what is known as an error that says what to do, anything else as it is."""
+    """Raise a known error with what to do about it, anything else unchanged."""
     try:
         yield
     except VisionkitError:
         raise
     except Exception as error:
-        known = _explained(error, config)
-        if known is None:
-            raise
-        raise known from error
+        if known := explained(error, config):
+            raise known from error
+        raise
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of the GPU's memory or of the machine's."""
+    """Whether the GPU's memory or the machine's is exhausted."""
     lacking = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return lacking or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
-def _explained(error: Exception, config: Config) -> VisionkitError | None:
+def explained(error: Exception, config: Config) -> VisionkitError | None:
+    """The same error with what to do about it, None if it is unknown."""
     text = str(error)
     first_line = text.strip().partition("\n")[0][:200] or type(error).__name__
     if is_out_of_memory(error):
@@ -97,98 +95,99 @@ def _explained(error: Exception, config: Config) -> VisionkitError | None:
             if spec.train is not None
         )
         return ResourceError(
-            f"out of memory with {sizes}. Use a smaller batch_size (as many times "
-            "train.accumulate_grad_batches keeps the images per step), a smaller image_size or "
+            f"out of memory with {sizes}. Use a smaller batch_size (and "
+            "train.accumulate_grad_batches to keep the images per step), a smaller image_size or "
             f"train.precision=bf16. {first_line}"
         )
     if (isinstance(error, OSError) and error.errno == errno.EMFILE) or (
         "Too many open files" in text
     ):
         return ResourceError(
-            f"too many open files; raise the limit with `ulimit -n 4096`, or set fewer "
+            f"too many open files; raise the limit with `ulimit -n 4096`, or use fewer "
             f"data.workers ({config.workers} now). {first_line}"
         )
     if "Expected more than 1 value per channel when training" in text:
         return ConfigError(
-            "batch_size: batch normalization was given a single value for a channel, which has no "
-            "variance; use a larger batch_size (2 for each process at least) or image_size, or a "
+            "batch_size: batch normalization got a single value for a channel, which has no "
+            "variance; use a larger batch_size (at least 2 for each rank) or image_size, or a "
             f"backbone with norm: frozen or group. {first_line}"
         )
     return None
 
 
-PATIENCE = 3.0  # seconds in which a process that is at fault may still say so
+# --- All ranks end together, with the error of the one that failed.
 
 
 @contextmanager
 def propagate_failures() -> Iterator[None]:
-    """What is raised inside is told to the other processes, where it turns up as LostProcess; they
-    raise what they are told, or say which process it is that went or hangs. Torchrun shows it too.
-    """
+    """Report what is raised inside to the other ranks, where the next collective call fails with
+    LostRank; they raise the reported error, or name the rank that is gone or hangs. Torchrun gets
+    the error too."""
     try:
         yield
     except Preempted:
         raise
-    except Stopped:  # by a signal that perhaps no other process got
+    except Stopped:  # by a signal that perhaps no other rank received
         if collectives.world_size() > 1:
-            _tell(Preempted("stopped by a signal"))
+            _publish(Preempted("stopped by a signal"))
         raise
-    except LostProcess as error:
-        with signals_blocked():  # torchrun ends all processes soon after the first one
-            cause = _cause(error)
-            launch.show_torchrun(cause, later=True)
+    except LostRank as error:
+        with signals_blocked():  # torchrun ends all ranks soon after the first one
+            cause = _find_cause(error)
+            launch.report_to_torchrun(cause, repeated=True)
         raise cause from error
     except BaseException as error:
         if collectives.world_size() > 1:
-            launch.show_torchrun(error)
-            _tell(error)
+            launch.report_to_torchrun(error)
+            _publish(error)
         raise
 
 
 def agree_on_signal(signal_name: str | None) -> str:
-    """The signal that some process got, and which one; the same in all processes."""
-    told = enumerate(collectives.gather(signal_name))
-    rank, name = next((rank, name) for rank, name in told if name)
+    """The signal that some rank received, and which rank; the same in all ranks."""
+    received = enumerate(collectives.all_gather_object(signal_name))
+    rank, name = next((rank, name) for rank, name in received if name)
     return name if collectives.world_size() == 1 else f"{name} to rank {rank}"
 
 
-def _tell(error: BaseException) -> None:
+def _publish(error: BaseException) -> None:
     kind = type(error).__name__ if isinstance(error, VisionkitError) else "VisionkitError"
-    text = str(error) if isinstance(error, VisionkitError) else launch.named(error)
-    rank, others = collectives.rank(), set(range(collectives.world_size())) - {collectives.rank()}
-    with suppress(RuntimeError):  # the place for messages went with the process that kept it
-        collectives.board.set("fault", json.dumps([rank, kind, text]))
-        collectives.board.set(f"read/{rank}", "")  # it needs to be told nothing
+    text = str(error) if isinstance(error, VisionkitError) else launch.describe(error)
+    rank, store = collectives.rank(), collectives.store
+    others = set(range(collectives.world_size())) - {rank}
+    if store is None:
+        return
+    with suppress(RuntimeError):  # the store is gone with the process that kept it
+        store.set("error", json.dumps([rank, kind, text]))
+        store.set(f"read/{rank}", "")
         if launch.keeps_store():  # it would go with this process: let the others read first
             collectives.teardown()
             until = time.monotonic() + PATIENCE
             while others and time.monotonic() < until:
-                others = {r for r in others if not collectives.board.check([f"read/{r}"])}
+                others = {r for r in others if not store.check([f"read/{r}"])}
                 time.sleep(0.05)
 
 
-def _cause(error: LostProcess) -> VisionkitError:
-    """What was at fault, as told by that process or as seen by those that still live."""
-    hung = "imed out" in str(error) or "imeout" in str(error)
-    others = set(range(collectives.world_size())) - {collectives.rank()}
+def _find_cause(error: LostRank) -> VisionkitError:
+    """The error that the failed rank reported, or one that names the ranks that do not answer."""
+    rank, store = collectives.rank(), collectives.store
+    others = set(range(collectives.world_size())) - {rank}
     missing = set(others)
     with suppress(RuntimeError):
-        board = collectives.board
-        board.set(f"lost/{collectives.rank()}", "")
+        assert store is not None  # there are other ranks
+        store.set(f"lost/{rank}", "")
         until = time.monotonic() + PATIENCE
         while missing and time.monotonic() < until:
-            if board.check(["fault"]):
-                rank, kind, text = json.loads(board.get("fault"))
-                board.set(f"read/{collectives.rank()}", "")
-                return getattr(errors, kind, VisionkitError)(f"rank {rank}: {text}")
-            missing = {r for r in others if not board.check([f"lost/{r}"])}
+            if store.check(["error"]):
+                origin, kind, text = json.loads(store.get("error"))
+                store.set(f"read/{rank}", "")
+                return getattr(errors, kind, VisionkitError)(f"rank {origin}: {text}")
+            missing = {r for r in others if not store.check([f"lost/{r}"])}
             time.sleep(0.05)
     who = ", ".join(map(str, sorted(missing or others)))
-    seconds = f"{launch.timeout().total_seconds():.0f} seconds"
-    what = (
-        f"hangs, or is too slow: it did not answer for {seconds} (VISIONKIT_TIMEOUT)"
-        if hung
-        else "has gone"
-    )
+    what = "has gone"
+    if "imed out" in str(error) or "imeout" in str(error):
+        seconds = launch.timeout().total_seconds()
+        what = f"hangs or is too slow: no answer for {seconds:.0f} seconds (VISIONKIT_TIMEOUT)"
     reason = re.sub(r"\[/\S+\] ", "", str(error).strip().split(". ")[0])  # a line of gloo's source
-    return VisionkitError(f"process {who} {what}; the others stop ({reason})")
+    return VisionkitError(f"rank {who} {what}; the other ranks stop ({reason})")

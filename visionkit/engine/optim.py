@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules as functions of the step, and the moving average."""
+"""What changes a model: gradients, optimizer, learning-rate schedule and the moving average."""
 
 from __future__ import annotations
 
@@ -7,77 +7,145 @@ import copy
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from visionkit.config import TrainConfig
 from visionkit.distributed import collectives
 from visionkit.errors import ConfigError
+from visionkit.models.backbones.norm import batch_statistics
 from visionkit.models.model import VisionModel
+
+
+class Learner:
+    """A model in training mode and everything that changes it in a step."""
+
+    def __init__(
+        self, model: VisionModel, settings: TrainConfig, total_steps: int, dtype: torch.dtype
+    ) -> None:
+        model.train()
+        self.model, self.settings, self.total_steps = model, settings, total_steps
+        self.device, self.dtype = next(model.parameters()).device, dtype
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.statistics = batch_statistics(model)
+        self.optimizer = build_optimizer(model, settings)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+        self.gradients = gradient_combiner(settings.weighting, model)
+        self.ema = ModelEMA(model, settings.ema) if settings.ema else None
+
+    @property
+    def averaged(self) -> VisionModel:
+        """The model to validate and to predict with: the moving average, if there is one."""
+        return self.ema.model if self.ema else self.model
+
+    def set_lr(self, step: int) -> float:
+        """Set the learning rate of that step and return it."""
+        lr = self.settings.lr * lr_factor(step, self.total_steps, self.settings)
+        set_lr(self.optimizer, lr)
+        return lr
+
+    def update(self, norm: Tensor, step: int) -> None:
+        """Clip the gradients, whose norm is given, and change the weights and their average."""
+        if self.settings.clip_norm:
+            clip_grads_with_norm_(self.parameters, self.settings.clip_norm, norm)
+        self.scaler.step(self.optimizer)
+        if self.ema:
+            self.ema.update(step)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "average": self.ema.model.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Restore everything except the weights of the model itself."""
+        if self.ema:
+            self.ema.model.load_state_dict(saved["average"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
+
+
+@dataclass
+class StepResult:
+    """What a step computed before its update. Losses are unweighted terms, `<head>/<term>`, and the
+    weighted `total`; means over the batches of the step."""
+
+    losses: dict[str, Tensor]  # of all ranks
+    own_losses: dict[str, Tensor]  # of this rank alone
+    norm: Tensor  # () of all gradients
+    lr: float
+    metrics: dict[str, float]  # on how the gradients of the heads were combined
+
 
 # --- How the gradients of several heads become one: their sum, or with their conflicts removed.
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The norm () of all gradients together; infinite also where their squares pass float32."""
+    """The norm () of all gradients together; infinite also where their squares overflow."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients or gradients[0].device.type != "cpu":
         return get_total_norm(gradients)
-    rows = list(map(_in_a_row, gradients))
-    return torch.stack([torch.dot(row, row) for row in rows]).sum().sqrt()  # a third of the time
+    rows = list(map(_flat_in_memory, gradients))  # a third of the time of get_total_norm
+    return torch.stack([torch.dot(row, row) for row in rows]).sum().sqrt()
 
 
-def _in_a_row(gradient: Tensor) -> Tensor:
-    """Its values as they lie in memory, channels last or not."""
+def _flat_in_memory(gradient: Tensor) -> Tensor:
+    """The values in the order of memory, channels last or not."""
     if gradient.ndim == 4 and not gradient.is_contiguous():
         gradient = gradient.permute(0, 2, 3, 1)
     return gradient.reshape(-1)
 
 
-class Sum:
+class SumGradients:
     """One backward through the sum of all losses."""
 
     def backward(self, parts: Mapping[str, Tensor]) -> None:
         """Add the gradients of one batch; `parts` are the weighted losses of its heads."""
-        total = sum(parts.values())
+        total = reduce(torch.add, parts.values())
         if not total.requires_grad:
             raise ConfigError(
-                f"the losses of {', '.join(parts)} depend on no parameter that is trained; freeze "
-                "less (train.freeze), or let a head compute its loss from the features"
+                f"the losses of {', '.join(parts)} have no trainable parameters; unfreeze some "
+                "(train.freeze), or let a head compute its loss from the features"
             )
         total.backward()
 
     def finish(self, step: int) -> dict[str, float]:
-        """Called once per step, after all batches. Figures for the log, by name."""
+        """Called once per step, after all batches. Returns metrics for the log, by name."""
         return {}
 
 
 class PCGrad:
     """Gradient surgery (Yu et al. 2020, arXiv 2001.06782) on the parameters that heads share.
 
-    Where the gradients of two heads point against each other, each loses its part along the
-    other. A head's own parameters are trained as ever. Costs one backward through the backbone
-    and one copy of its gradient for each head.
+    Where the gradients of two heads conflict (negative dot product), each loses its component
+    along the other. A head's own parameters are trained as before. Costs one backward through the
+    backbone and one copy of its gradient for each head.
     """
 
     def __init__(self, model: VisionModel) -> None:
         private = (*model.heads.parameters(), *model.log_variances.parameters())
         known = set(map(id, private))
         self.shared = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-        self.flat: dict[str, Tensor] = {}  # (P,) for each head, all shared parameters in a row
+        self.flat: dict[str, Tensor] = {}  # (P,) for each head, all shared parameters
 
     def backward(self, parts: Mapping[str, Tensor]) -> None:
         last = [*parts][-1]
         for head, loss in parts.items():
             loss.backward(retain_graph=head != last)
-            gradient = torch.cat([_taken(p).flatten() for p in self.shared])
+            gradient = torch.cat([_take_gradient(p).flatten() for p in self.shared])
             self.flat[head] = gradient + self.flat[head] if head in self.flat else gradient
 
     def finish(self, step: int) -> dict[str, float]:
-        gradients = [collectives.average(gradient) for gradient in self.flat.values()]
-        order = torch.Generator().manual_seed(step)  # the same in all processes
+        gradients = [collectives.all_reduce_mean(gradient) for gradient in self.flat.values()]
+        order = torch.Generator().manual_seed(step)  # the same on all ranks
         total, conflicts = torch.zeros_like(gradients[0]), 0
         for i, own in enumerate(gradients):
             changed = own.clone()
@@ -95,25 +163,24 @@ class PCGrad:
         return {"conflicts": conflicts / pairs if pairs else 0.0}
 
 
-def _taken(parameter: Tensor) -> Tensor:
-    """The gradient that a backward left, taken away from the parameter."""
+def _take_gradient(parameter: Tensor) -> Tensor:
+    """Remove the gradient from the parameter and return it."""
     gradient, parameter.grad = parameter.grad, None
     return torch.zeros_like(parameter) if gradient is None else gradient
 
 
-def gradient_combiner(weighting: str, model: VisionModel) -> Sum | PCGrad:
-    return PCGrad(model) if weighting == "pcgrad" else Sum()
+def gradient_combiner(weighting: str, model: VisionModel) -> SumGradients | PCGrad:
+    return PCGrad(model) if weighting == "pcgrad" else SumGradients()
 
 
 def check_patterns(model: nn.Module, patterns: Mapping[str, Iterable[str]]) -> None:
-    """ConfigError if a regex matches the name of no parameter; `patterns` by key of the config."""
+    """Raise ConfigError if a regex matches no parameter name; `patterns` by key of the config."""
     names = [name for name, _ in model.named_parameters()]
     problems = []
     for key, regexes in patterns.items():
         unused = [p for p in regexes if not any(re.search(p, name) for name in names)]
         if unused:
-            told = f"{key}: no parameter matches {unused}; names look like {names[0]!r}"
-            problems.append(told)
+            problems.append(f"{key}: no parameter matches {unused}; one name is {names[0]!r}")
     if problems:
         raise ConfigError("\n".join(problems))
 
@@ -130,7 +197,7 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """SGD or AdamW. Biases and norms are not decayed; `lr_scale` multiplies by name.
 
-    Each group keeps its share of the learning rate as `scale`; see `set_lr`.
+    Each group keeps its factor of the learning rate as `scale`; see `set_lr`.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -138,7 +205,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
             scale = math.prod(f for p, f in config.lr_scale.items() if re.search(p, name))
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((float(scale), decay), []).append(parameter)
-    params = [
+    params: list[dict[str, Any]] = [
         {"params": members, "scale": scale, "weight_decay": decay}
         for (scale, decay), members in groups.items()
     ]
@@ -146,15 +213,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
         return torch.optim.AdamW(params, lr=config.lr, fused=True)
     optimizer = torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, fused=True)
     if config.momentum:
-        # The fused kernel takes memory for it that holds anything, and fills it at the first step;
-        # not if the scaler of fp16 skips that one, as it usually does: the second would use it.
+        # The fused kernel allocates it uninitialized and fills it at the first step, unless fp16's
+        # scaler skips that one, as it usually does: then the second step would read garbage.
         for parameter in (p for group in params for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
 
 
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:
-    """That step's share of `train.lr`: linear warm-up, then the schedule."""
+    """The factor of `train.lr` at that step: linear warm-up, then the schedule."""
     warmup = config.warmup_steps
     if warmup is None:
         warmup = min(total // 10, 500)
@@ -178,19 +245,20 @@ class ModelEMA:
     """A copy of the model whose weights follow the model's slowly (Polyak averaging).
 
     The decay starts small, min(decay, (1 + n) / (10 + n)) after n updates, so that the random
-    start is forgotten quickly. Buffers, such as batch statistics, are copied as they are.
+    start is forgotten quickly. Buffers, such as batch statistics, are copied.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
-        both = (self.model, model)  # listed once: walking the modules costs as much as averaging
-        self._parameters = [[*one.parameters()] for one in both]
-        self._buffers = [[*one.buffers()] for one in both]
+        # Listed once: walking the modules costs as much as averaging.
+        self._mean: list[Tensor] = [*self.model.parameters()]
+        self._now: list[Tensor] = [*model.parameters()]
+        self._mean_buffers, self._now_buffers = [*self.model.buffers()], [*model.buffers()]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(*self._parameters, 1 - decay)
-        if self._buffers[0]:
-            torch._foreach_copy_(*self._buffers)
+        torch._foreach_lerp_(self._mean, self._now, 1 - decay)
+        if self._now_buffers:
+            torch._foreach_copy_(self._mean_buffers, self._now_buffers)

@@ -1,8 +1,8 @@
-"""From an image to predictions in its own pixels, with a trained run."""
+"""Predictions with a trained model, in the pixels of the images: `load`, `predict`, many files."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.config import Config, load_config
-from visionkit.data.image_io import read_image
+from visionkit.data.image_io import is_image_file, read_image
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
@@ -29,80 +29,19 @@ from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
 from visionkit.types import Classes
 
-# --- Predictions for many files: several threads, each of which takes some images all the
-# way.
-
-BATCH = 4  # more gains nothing on a CPU; see docs/performance.md
-THREADS = 4  # at most; each holds a batch of images and their feature maps
-
+BATCH = 4  # images a thread predicts at once; more is not faster on a CPU
+MAX_THREADS = 4  # each holds a batch of images and their feature maps
 Kept = TypeVar("Kept")
-
-
-def predict_each(
-    predictor: Predictor,
-    files: Sequence[Path],
-    use: Callable[[Path, Prediction], Kept],
-    batch_size: int = BATCH,
-) -> Generator[tuple[Path, Kept | DataError], None, None]:
-    """Each file, in their order, with what `use` makes of its prediction, or with the reason why it
-    cannot be read.
-
-    A thread takes `batch_size` files at a time, reads them, predicts and calls `use`; PyTorch's
-    own threads are shared out among them. For small models that is much faster than all of
-    PyTorch's threads on one image: nobody waits for another, nor for a decoder or a pen. No more
-    than one batch a thread is in memory, besides what `use` gives back.
-
-    Of the files of a batch those of one size go through the model together. No image is padded
-    to another's size, which would change its prediction; what remains is rounding.
-    Close the generator to end the threads early; a batch that is under way is finished.
-    """
-
-    def work(batch: Sequence[Path]) -> list[tuple[Path, Kept | DataError]]:
-        found = _predicted(predictor, batch)
-        return [(f, p if isinstance(p, DataError) else use(f, p)) for f, p in found.items()]
-
-    before = torch.get_num_threads()
-    threads = min(THREADS, before)
-    pool = ThreadPoolExecutor(threads, "predict", torch.set_num_threads, (before // threads,))
-    waiting: deque[Future[list[tuple[Path, Kept | DataError]]]] = deque()
-    try:
-        for start in range(0, len(files), batch_size):
-            waiting.append(pool.submit(work, files[start : start + batch_size]))
-            if len(waiting) > threads:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
-
-
-def _predicted(predictor: Predictor, files: Sequence[Path]) -> dict[Path, Prediction | DataError]:
-    """For each file in their order."""
-    found: dict[Path, Prediction | DataError] = {}
-    images: dict[Path, Tensor] = {}
-    for file in files:
-        try:
-            images[file] = read_image(file)
-        except DataError as error:
-            found[file] = error
-    for shape in dict.fromkeys(image.shape for image in images.values()):
-        alike = [file for file, image in images.items() if image.shape == shape]
-        predictions = predictor.predict_batch([images[file] for file in alike])
-        found |= zip(alike, predictions, strict=True)
-    return {file: found[file] for file in files}
-
-
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @dataclass
 class Prediction:
-    """What a model found in one image.
+    """The predictions of all heads for one image.
 
-    `heads` holds each head's result as a dict of CPU tensors in the image's own pixels;
-    `draw_threshold` the score from which its objects are drawn if nobody says otherwise. The
-    properties are shortcuts to the one head that has such a result.
+    `heads` holds each head's result as a dict of CPU tensors in the pixels of the image;
+    `draw_threshold` the default score from which objects are drawn. The properties are shortcuts
+    to the one head that has such a result.
     """
 
     heads: dict[str, dict[str, Any]]
@@ -118,7 +57,7 @@ class Prediction:
 
     @property
     def scores(self) -> Tensor:
-        """(N,) from 0 to 1, falling."""
+        """(N,) from 0 to 1, descending."""
         head, key = self._only("scores", "score")
         return self.heads[head][key].reshape(-1)
 
@@ -142,12 +81,12 @@ class Prediction:
 
     @property
     def semantic(self) -> Tensor:
-        """(h, w) uint8 class map."""
+        """(h, w) uint8 semantic map."""
         head, key = self._only("semantic")
         return self.heads[head][key]
 
     @property
-    def vector(self) -> Tensor:
+    def embedding(self) -> Tensor:
         """(D,) float32 embedding of length 1."""
         head, key = self._only("embedding")
         return self.heads[head][key]
@@ -170,12 +109,12 @@ class Prediction:
         ]
         if len(found) != 1:
             heads = ", ".join(self.heads)
-            count = "no head gives" if not found else "several heads give"
-            raise AttributeError(f"{count} {keys[0]!r}; look into .heads, which holds {heads}")
+            count = "no head has" if not found else "several heads have"
+            raise AttributeError(f"{count} {keys[0]!r}; use .heads, which has {heads}")
         return found[0]
 
     def draw(self, *, threshold: float | None = None) -> Image.Image:
-        """The image with every head's result drawn over it, objects from that score on."""
+        """The image with the results of all heads, objects of at least that score."""
         from visionkit.visualization.draw import draw_all
 
         names = {head: self.classes[head].names for head in self.heads}
@@ -212,9 +151,9 @@ class Predictor:
         heads: Sequence[str] | None = None,
         fold: bool = True,
     ) -> Predictor:
-        """A trained model on the device and in the precision of its config, made fast for use:
-        its weights are rounded to the precision and, with `fold`, batch norms become part of
-        convolutions. It cannot be trained any more, and is called under `autocast`."""
+        """Prepare a trained model for use on the device and in the precision of its config: weights
+        are rounded and, with `fold`, batch norms become part of convolutions. It cannot be trained
+        any more."""
         device = pick_device(config.train.device)
         dtype = pick_precision(config.train.precision, device)
         model = model.to(device).eval()
@@ -224,11 +163,6 @@ class Predictor:
             model = model.to(memory_format=torch.channels_last)
         cast_weights(model, dtype)
         return cls(model, config, classes, device=device, dtype=dtype, heads=heads)
-
-    def autocast(self) -> torch.autocast:
-        """The context in which the model computes in its precision."""
-        enabled = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=enabled)
 
     def predict(self, image: ImageInput) -> Prediction:
         """Predictions for a file, a PIL image, an RGB uint8 array (h, w, 3) or tensor (3, h, w).
@@ -246,9 +180,7 @@ class Predictor:
             heads = [head for head, s in self._image_size.items() if s == size]
             batch = collate([_item(tensor, i, size) for i, tensor in enumerate(tensors)])
             batch = batch.to(self.device)
-            with self.autocast():
-                features = self.model.features(batch)
-                predictions = self.model.predictions(features, batch, heads)
+            predictions, _ = self.model.infer(batch, heads, self.dtype)
             for head in heads:
                 for result, prediction in zip(results, predictions[head], strict=True):
                     result[head] = {key: _to_cpu(value) for key, value in prediction.items()}
@@ -266,36 +198,60 @@ def load(
     fold: bool = True,
     allow_plugins: bool = False,
 ) -> Predictor:
-    """The trained model of a run directory (its best checkpoint) or of a checkpoint file.
+    """Load the trained model of a run directory (its best checkpoint) or of a checkpoint file.
 
-    With `heads`, only those predict. Without `fold` it computes exactly what it computed when it
-    was validated in training; with it, it rounds differently and is a little faster.
+    With `heads`, only those predict. Without `fold` its outputs equal those of the validation in
+    training; with it, they round differently and it is a little faster.
 
     `overrides` change the config it was trained with, for example
     `{"data.image_size": 640, "train.precision": "fp32", "train.device": "cpu"}`. Classes outside
-    visionkit that the checkpoint names are imported, which runs their modules, with
-    `allow_plugins` only; without, ConfigError.
+    visionkit that the checkpoint names are imported, which runs their modules, only with
+    `allow_plugins`; without it, ConfigError.
     """
     path, state = checkpoint.load_latest(run)
     config = load_config(state["config"], overrides, origin=path, allow_plugins=allow_plugins)
     classes = class_lists_of(state)
     unlisted = [head for head in config.heads if head not in classes]
     if unlisted:
-        raise CheckpointError(f"{path}: holds no class list of head {unlisted[0]!r}")
+        raise CheckpointError(f"{path}: has no class list of head {unlisted[0]!r}")
     model = build_model(config, classes, pretrained=False)
     load_weights(model, state["model"], path)
     return Predictor.of(model, config, classes, heads=heads, fold=fold)
 
 
+def predict(
+    model: str | Path | Predictor,
+    inputs: ImageInput | Sequence[ImageInput],
+    *,
+    heads: Sequence[str] | None = None,
+    allow_plugins: bool = False,
+) -> list[Prediction]:
+    """Predictions of a run directory, a checkpoint file or a loaded `Predictor` for images.
+
+    `inputs` is an image as for `Predictor.predict`, a folder, or a list of these. Returns a
+    Prediction for each image in order, those of a folder sorted by name. All are in memory; for
+    many images use `visionkit predict`, or `load` once and predict one by one. `heads` and
+    `allow_plugins` as for `load`. Raises DataError if a file cannot be read.
+    """
+    predictor = model
+    if not isinstance(predictor, Predictor):
+        predictor = load(predictor, heads=heads, allow_plugins=allow_plugins)
+    images: list[ImageInput] = []
+    for image in inputs if isinstance(inputs, (list, tuple)) else [inputs]:
+        named = isinstance(image, (str, Path))
+        images += [file for file, _ in find_images([image])] if named else [image]
+    return [predictor.predict(image) for image in images]
+
+
 def _chosen(heads: Sequence[str] | None, known: list[str]) -> list[str]:
-    unknown = [head for head in heads or () if head not in known]
-    if unknown:
-        raise ConfigError(f"heads: the model has no head {unknown[0]!r}; it has {', '.join(known)}")
+    missing = [head for head in heads or () if head not in known]
+    if missing:
+        raise ConfigError(f"heads: the model has no head {missing[0]!r}; it has {', '.join(known)}")
     return [head for head in known if heads is None or head in heads]
 
 
 def class_lists_of(state: dict[str, Any]) -> dict[str, Classes]:
-    """The class list of each head, from the state of a run."""
+    """The class list of each head in a checkpoint."""
     return {h: Classes(tuple(c["names"]), tuple(c["ids"])) for h, c in state["classes"].items()}
 
 
@@ -308,8 +264,8 @@ def _as_tensor(image: ImageInput) -> Tensor:
         image = torch.from_numpy(image.copy()).permute(2, 0, 1) if image.ndim == 3 else None
     if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape[0] != 3:
         raise ConfigError(
-            "predict: got something that is not an image; give a file name, a PIL image, "
-            "an RGB uint8 array (h, w, 3) or a uint8 tensor (3, h, w)"
+            f"predict: got {type(image).__name__}, expected a file name, a PIL image, an RGB uint8 "
+            "array (h, w, 3) or a uint8 tensor (3, h, w)"
         )
     return image
 
@@ -322,3 +278,79 @@ def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Te
 
 def _to_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
+
+
+# --- Many files ---
+
+
+def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """The images among files and folders, each with its name: relative to the folder, as in a COCO
+    file. Images that would share a name get their whole path instead."""
+    missing = [str(path) for path in map(Path, inputs) if not path.exists()]
+    if missing:
+        raise DataError(f"no such file or directory: {', '.join(missing)}")
+    found = []
+    for path in map(Path, inputs):
+        inside = sorted(filter(is_image_file, path.rglob("*"))) if path.is_dir() else []
+        found += [(file, file.relative_to(path).as_posix()) for file in inside]
+        found += [] if path.is_dir() else [(path, path.name)]
+    if not found:
+        raise DataError(f"no images in {', '.join(map(str, inputs))}")
+    files = {(file.resolve(), name) for file, name in found}  # an image given twice counts once
+    times = Counter(name for _, name in files)
+    return [(file, name if times[name] == 1 else file.as_posix()) for file, name in found]
+
+
+def predict_each(
+    predictor: Predictor,
+    files: Sequence[Path],
+    use: Callable[[Path, Prediction], Kept],
+    batch_size: int = BATCH,
+) -> Generator[tuple[Path, Kept | DataError], None, None]:
+    """Yield each file in order with the result of `use(file, prediction)`, or with the DataError if
+    it cannot be read.
+
+    Each thread takes `batch_size` files at a time, reads them, predicts and calls `use`; PyTorch's
+    own threads are divided among them. For small models that is much faster than all of PyTorch's
+    threads on one image: no thread waits for another, for decoding or for drawing. At most one
+    batch for each thread is in memory, besides the results of `use`.
+
+    Images of equal size within a batch go through the model together. No image is padded to
+    another's size, which would change its prediction; only rounding differs. Close the generator
+    to end the threads early; batches in progress are finished.
+    """
+
+    def work(batch: Sequence[Path]) -> list[tuple[Path, Kept | DataError]]:
+        found = _predicted(predictor, batch)
+        return [(f, p if isinstance(p, DataError) else use(f, p)) for f, p in found.items()]
+
+    before = torch.get_num_threads()
+    threads = min(MAX_THREADS, before)
+    pool = ThreadPoolExecutor(threads, "predict", torch.set_num_threads, (before // threads,))
+    waiting: deque[Future[list[tuple[Path, Kept | DataError]]]] = deque()
+    try:
+        for start in range(0, len(files), batch_size):
+            waiting.append(pool.submit(work, files[start : start + batch_size]))
+            if len(waiting) > threads:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _predicted(predictor: Predictor, files: Sequence[Path]) -> dict[Path, Prediction | DataError]:
+    """The prediction of each file, or why it cannot be read, in order."""
+    found: dict[Path, Prediction | DataError] = {}
+    images: dict[Path, Tensor] = {}
+    for file in files:
+        try:
+            images[file] = read_image(file)
+        except DataError as error:
+            found[file] = error
+    for shape in dict.fromkeys(image.shape for image in images.values()):
+        alike = [file for file, image in images.items() if image.shape == shape]
+        predictions = predictor.predict_batch([images[file] for file in alike])
+        found |= zip(alike, predictions, strict=True)
+    return {file: found[file] for file in files}

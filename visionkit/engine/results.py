@@ -1,9 +1,8 @@
-"""Predictions as files: one JSON list of records for all images, and an overlay of each."""
+"""Write predictions: a JSON list of records, overlays, semantic maps, embeddings, latent images."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from math import ceil, sqrt
@@ -16,21 +15,23 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from visionkit.data.image_io import is_image_file
-from visionkit.engine.predict import BATCH, Prediction, Predictor, predict_each
+from visionkit.engine.predict import BATCH, Prediction, Predictor, find_images, predict_each
 from visionkit.errors import ConfigError, DataError, DivergedError
 from visionkit.metrics.coco.evaluator import coco_results
 from visionkit.models.heads.autoencoder import VAE, to_bytes
-from visionkit.runs import directory as rundir
+from visionkit.ops.inference import autocast
+from visionkit.runs.files import json_list
 from visionkit.types import Classes
 from visionkit.visualization.draw import color_of
 
-# --- Images of a variational autoencoder's latent space.
-
+log = logging.getLogger("visionkit")
+TOP = 5  # classes in a record
+PREDICTIONS, EMBEDDINGS = "predictions.json", "embeddings.npz"
+# Images of the latent space of a variational autoencoder.
 PLANE = 20  # images on a side of the plane
 DIMENSIONS = 10  # at most so many traversals
 STEPS = 11  # of a traversal; an odd number has 0 in the middle
-REACH = 2.5  # standard deviations of the prior: all but one in eighty
+REACH = 2.5  # standard deviations of the prior: 79 of 80 samples are within
 CHUNK = 64  # images decoded at once
 
 
@@ -38,13 +39,13 @@ CHUNK = 64  # images decoded at once
 def write_latent_images(
     predictor: Predictor, out: str | Path, *, samples: int = 64, seed: int = 0
 ) -> list[Path]:
-    """For each VAE head of the model, images of what its latent space holds; returns the files.
+    """Write images of the latent space of each VAE head of the model; returns the files.
 
-    OUT/<head>_samples.png: decoded draws from the prior, the same for the same `seed`.
-    OUT/<head>_grid.png, for a latent of two dimensions: 20 x 20 points, even in probability; the
-    first dimension rises to the right, the second upwards.
-    OUT/<head>_traversals.png, for any other: one row for each of the first 10 dimensions, which
-    goes from -2.5 to 2.5 while all the others are 0.
+    OUT/<head>_samples.png: decoded samples of the prior, the same for the same `seed`.
+    OUT/<head>_grid.png, for a latent of two dimensions: 20 x 20 points, equally spaced in
+    probability; the first dimension increases to the right, the second upwards.
+    OUT/<head>_traversals.png, for any other: one row for each of the first 10 dimensions, from
+    -2.5 to 2.5 while all others are 0.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def write_latent_images(
 
 
 def plane_points(side: int) -> Tensor:
-    """(side², 2): points of the plane in the order of reading, even in the prior's probability."""
+    """(side², 2): points of the plane in reading order, equally spaced in probability."""
     quantiles = torch.special.ndtri((torch.arange(side) + 0.5) / side)
     rows, columns = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
     return torch.stack([columns, rows], 2).flatten(0, 1)
@@ -81,17 +82,12 @@ def traversal_points(latent: int) -> Tensor:
 
 
 def _tiled(head: VAE, points: Tensor, columns: int) -> Image.Image:
-    """The decoded points side by side, with a white line between."""
-    device, dtype = head.from_latent.weight.device, head.from_latent.weight.dtype
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    """The decoded points in rows, with a white line between."""
+    device = head.from_latent.weight.device
+    with autocast(device, head.from_latent.weight.dtype):
         decoded = [head.decode_latent(chunk.to(device)).cpu() for chunk in points.split(CHUNK)]
     grid = to_bytes(make_grid(torch.cat(decoded), nrow=columns, padding=1, pad_value=1.0))
     return Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
-
-
-log = logging.getLogger("visionkit")
-TOP = 5
-PREDICTIONS, VECTORS = "predictions.json", "embeddings.npz"
 
 
 def predict_files(
@@ -104,11 +100,10 @@ def predict_files(
 ) -> int:
     """Predict images and folders of images; returns how many could not be read.
 
-    Writes OUT/predictions.json with every prediction and, for each image, an overlay of those
-    with a score of at least `threshold` (by default what suits the head), and its class maps;
-    OUT/embeddings.npz with the embeddings; images of the latent space of a VAE. A broken image is
-    reported and left out. Only the vectors are kept in memory; `predict_each` tells what
-    `batch_size` does.
+    Writes OUT/predictions.json with every prediction; for each image an overlay of those with a
+    score of at least `threshold` (by default that of the head), and its semantic maps;
+    OUT/embeddings.npz; images of the latent space of a VAE. An unreadable image is reported and
+    skipped. Only the embeddings are kept in memory. `batch_size` as for `predict_each`.
     """
     out = Path(out)
     files = {file: name for file, name in find_images(inputs) if not _is_inside(file, out)}
@@ -120,43 +115,43 @@ def predict_files(
         image.save(overlays[file], quality=92)
         return prediction, _write_maps(prediction, overlays[file])
 
-    broken, vectors = 0, EmbeddingWriter()
+    unreadable, embeddings = 0, EmbeddingWriter()
     with (
-        rundir.json_list(out / PREDICTIONS) as add,
+        json_list(out / PREDICTIONS) as add,
         closing(predict_each(predictor, [*files], drawn, batch_size)) as found,
     ):
         for image_id, (file, result) in enumerate(found, start=1):
             if isinstance(result, DataError):
                 log.error("skipped: %s", result)
-                broken += 1
+                unreadable += 1
                 continue
             prediction, maps = result
-            extra = maps | vectors.add(files[file], prediction)
+            extra = maps | embeddings.add(files[file], prediction)
             for record in to_records(prediction, image_id):
                 more = extra.get(record["head"], {})
                 add({"file_name": files[file], **record, **more})
-    vectors.save(out)
+    embeddings.save(out)
     write_latent_images(predictor, out)
-    if broken == len(files):
+    if unreadable == len(files):
         raise DataError(f"predict: none of the {len(files)} images could be read")
-    return broken
+    return unreadable
 
 
 class EmbeddingWriter:
-    """Embeddings of many images, on their way to OUT/embeddings.npz."""
+    """Collects embeddings for OUT/embeddings.npz."""
 
     def __init__(self) -> None:
         self.names: dict[str, list[str]] = {}
         self.rows: dict[str, list[np.ndarray]] = {}
 
     def add(self, name: str, prediction: Prediction) -> dict[str, dict[str, Any]]:
-        """Where in the file the vectors of one image stand, by head."""
+        """Add those of one image; returns their place in the file by head."""
         places = {}
         for head, result in prediction.heads.items():
             if "embedding" in result:
                 self.names.setdefault(head, []).append(name)
                 self.rows.setdefault(head, []).append(result["embedding"].numpy())
-                places[head] = {"embeddings": VECTORS, "row": len(self.rows[head]) - 1}
+                places[head] = {"embeddings": EMBEDDINGS, "row": len(self.rows[head]) - 1}
         return places
 
     def save(self, out: Path) -> None:
@@ -164,11 +159,11 @@ class EmbeddingWriter:
         arrays = {head: np.stack(rows) for head, rows in self.rows.items()}
         arrays |= {f"{head}_names": np.array(names) for head, names in self.names.items()}
         if arrays:
-            np.savez(out / VECTORS, **arrays)
+            np.savez(out / EMBEDDINGS, **arrays)
 
 
 def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, Any]]:
-    """Class maps as palette PNGs, whose pixel values are the classes' numbers."""
+    """Semantic maps as palette PNGs, whose pixel values are class indices."""
     written = {}
     for head, result in prediction.heads.items():
         if "semantic" in result:
@@ -181,11 +176,11 @@ def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, An
 
 
 def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
-    """Plain records of everything that the heads found in one image.
+    """The predictions of all heads for one image as plain records.
 
     Detections are COCO results: bbox xywh in the image's pixels, segmentation as RLE. Each
     record names its head and, where it has one, its class. Raises DivergedError for numbers that
-    are not finite: they rank at random.
+    are not finite.
     """
     records = []
     for head, result in prediction.heads.items():
@@ -231,7 +226,7 @@ def _records_of(
     if len(record) == 1 and not result.keys() & {
         "embedding",
         "reconstruction",
-    }:  # a user's own head
+    }:  # a custom head
         record |= {k: v.tolist() if isinstance(v, Tensor) else v for k, v in result.items()}
     return [record]
 
@@ -245,28 +240,10 @@ def _attribute_records(
         result["boxes"].double(), result["scores"].tolist(), result["attributes"], strict=True
     ):
         x1, y1, x2, y2 = box.tolist()
-        answers = dict(zip(classes.names, probs.tolist(), strict=True))
+        by_name = dict(zip(classes.names, probs.tolist(), strict=True))
         bbox = [x1, y1, x2 - x1, y2 - y1]
-        records.append({"image_id": image_id, "bbox": bbox, "score": score, "attributes": answers})
+        records.append({"image_id": image_id, "bbox": bbox, "score": score, "attributes": by_name})
     return records
-
-
-def find_images(inputs: Sequence[str | Path]) -> Iterable[tuple[Path, str]]:
-    """The images that are meant, each with its name: relative to the folder that was given, as
-    in a COCO file. Of those that would have one name, each has its whole path instead."""
-    missing = [str(path) for path in map(Path, inputs) if not path.exists()]
-    if missing:
-        raise DataError(f"no such file or folder: {', '.join(missing)}")
-    found = []
-    for path in map(Path, inputs):
-        inside = sorted(filter(is_image_file, path.rglob("*"))) if path.is_dir() else []
-        found += [(file, file.relative_to(path).as_posix()) for file in inside]
-        found += [] if path.is_dir() else [(path, path.name)]
-    if not found:
-        raise DataError(f"no images in {', '.join(map(str, inputs))}")
-    files = {(file.resolve(), name) for file, name in found}  # one that is given twice is one
-    times = Counter(name for _, name in files)
-    return [(file, name if times[name] == 1 else file.as_posix()) for file, name in found]
 
 
 def _is_inside(file: Path, folder: Path) -> bool:
@@ -274,20 +251,20 @@ def _is_inside(file: Path, folder: Path) -> bool:
 
 
 def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
-    """Make the folder. One that holds anything but earlier results, which the file `marker` tells,
-    is refused, so that nothing ever replaces an image of the user's."""
+    """Create the folder. One with other content than earlier results, which have the file `marker`,
+    is refused, so that nothing ever replaces a user's image."""
     if any(out.resolve() in (Path(p).resolve(), Path(p).resolve().parent) for p in inputs):
-        raise ConfigError(f"--out: {out} is where the images lie; choose another folder")
+        raise ConfigError(f"--out: {out} contains the input images; choose another folder")
     try:
         if out.exists() and any(out.iterdir()) and not (out / marker).exists():
-            raise ConfigError(f"--out: {out} holds other files; choose a new folder")
+            raise ConfigError(f"--out: {out} contains other files; choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be a folder: {error.strerror}") from error
+        raise ConfigError(f"--out: {out} cannot be created: {error.strerror}") from error
 
 
 def _overlays(files: Iterable[Path], out: Path) -> dict[Path, Path]:
-    """A name for the overlay of each image, which no other has."""
+    """A unique path for the overlay of each image."""
     overlays: dict[Path, Path] = {}
     taken: set[str] = set()
     for file in files:

@@ -1,4 +1,4 @@
-"""Search by image: for each query the images of a gallery whose vectors are nearest to it."""
+"""Image retrieval: the images of a gallery with the nearest embeddings for each query image."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from visionkit.data.image_io import read_image
-from visionkit.engine.predict import Prediction, Predictor, predict_each
-from visionkit.engine.results import find_images, prepare_out
+from visionkit.engine.predict import Prediction, Predictor, find_images, predict_each
+from visionkit.engine.results import prepare_out
 from visionkit.errors import ConfigError, DataError
 from visionkit.metrics.values import finite
 from visionkit.models.heads.embedding import Embedding
 from visionkit.runs.files import to_json, write_text
+from visionkit.visualization.draw import contact_sheet
 
 log = logging.getLogger("visionkit")
 
 ROWS = 20  # queries on the contact sheet
-CELL, GAP, FRAME, LINE = 144, 10, 4, 20  # its measures in pixels
+CELL, FRAME, LINE = 144, 4, 20  # its sizes in pixels
 QUERY_COLOR, TEXT_COLOR = (214, 39, 40), (40, 40, 40)
 
 Match = tuple[Path, str, float]  # file, name, cosine
@@ -42,12 +43,12 @@ def search_files(
     images could not be read.
 
     Both are images and folders of images. Writes OUT/matches.json, a record for each query
-    with its `nearest` images and their `similarity`, the cosine of the vectors (-1 to 1), the
-    highest first; and OUT/matches.jpg, a row for each of the first queries. An image is no match
-    of itself. A broken image is reported and left out.
+    with its `nearest` images and their `similarity`, the cosine of the embeddings (-1 to 1), in
+    descending order; and OUT/matches.jpg, a row for each of the first queries. An image does not
+    match itself. An unreadable image is reported and skipped.
 
-    head: which embedding head, where the model has several. ConfigError if there is none, or no
-    such one; DataError if no query or nothing of the gallery can be read.
+    head: the embedding head, where the model has several. Raises ConfigError if there is none or
+    it is unknown; DataError if no query or no image of the gallery can be read.
     """
     out, head = Path(out), _embedding_head(predictor, head)
     # Without the other heads, which would only cost time.
@@ -60,11 +61,11 @@ def search_files(
         heads=[head],
     )
     if top < 1:
-        raise ConfigError(f"top: {top} images for each query; give at least 1")
+        raise ConfigError(f"top: got {top}; expected at least 1 image for each query")
     asked, offered = _images(queries, out), _images(gallery, out)
     prepare_out(out, [*queries, *gallery], "matches.json")
     files = dict.fromkeys([*asked, *offered])
-    vectors = _vectors(predictor, head, files)
+    vectors = _embeddings(predictor, head, files)
     asked = {file: name for file, name in asked.items() if file in vectors}
     offered = {file: name for file, name in offered.items() if file in vectors}
     if not asked or not offered:
@@ -97,17 +98,17 @@ def _embedding_head(predictor: Predictor, wanted: str | None) -> str:
             "train one with task: embedding"
         )
     what = "several embedding heads" if wanted is None else f"no embedding head {wanted!r}"
-    raise ConfigError(f"search: the model has {what}; name one: {', '.join(embedding)}")
+    raise ConfigError(f"search: the model has {what}; choose one: {', '.join(embedding)}")
 
 
 def _images(inputs: Sequence[str | Path], out: Path) -> dict[Path, str]:
-    """Each image once, by its file, with its name. Those of an earlier search are left out."""
+    """Each image once, by file, with its name; without the sheet of an earlier search."""
     files = {file.resolve(): name for file, name in find_images(inputs)}
     return {file: name for file, name in files.items() if out.resolve() not in file.parents}
 
 
-def _vectors(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Path, Tensor]:
-    """The vector (D,) of each image that can be read."""
+def _embeddings(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Path, Tensor]:
+    """The embedding (D,) of each image that can be read."""
 
     def vector(file: Path, prediction: Prediction) -> Tensor:
         return finite(prediction.heads[head], "embedding", file)
@@ -125,7 +126,7 @@ def _vectors(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Pat
 def _nearest(
     vectors: dict[Path, Tensor], asked: dict[Path, str], offered: dict[Path, str], top: int
 ) -> dict[Path, list[Match]]:
-    """Of equal cosines, the image that was named first comes first."""
+    """Of equal cosines, the image that was given first comes first."""
     files = list(offered)
     gallery = F.normalize(torch.stack([vectors[file] for file in files]), dim=1)
     found = {}
@@ -138,36 +139,28 @@ def _nearest(
 
 
 def _sheet(found: dict[Path, list[Match]], names: dict[Path, str]) -> Image.Image:
-    """A row for each query: the query, framed, then what is nearest, with its cosine below."""
-    columns = max(map(len, found.values()))
-    row, column = CELL + LINE + GAP, CELL + GAP
-    first = column + 2 * GAP  # the queries stand apart
-    sheet = Image.new("RGB", (first + columns * column + GAP, len(found) * row + GAP), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=LINE * 0.65)
-    pen.line([(column + GAP * 1.5, GAP), (column + GAP * 1.5, sheet.height - GAP)], (200, 200, 200))
-    for i, (query, matches) in enumerate(found.items()):
-        top = GAP + i * row
-        _place(sheet, query, GAP, top)
-        corners = [GAP, top, GAP + CELL - 1, top + CELL - 1]
-        pen.rectangle(corners, outline=QUERY_COLOR, width=FRAME)
-        _caption(pen, font, names[query], GAP, top)
-        for k, (file, _, cosine) in enumerate(matches):
-            _place(sheet, file, first + k * column, top)
-            _caption(pen, font, f"{cosine:.3f}", first + k * column, top)
-    return sheet
+    """A row for each query: the query, framed, then its nearest images with their cosine."""
+    columns = 1 + max(map(len, found.values()))
+    cells = []
+    for query, matches in found.items():
+        row = [_cell(query, names[query], framed=True)]
+        row += [_cell(file, f"{cosine:.3f}") for file, _, cosine in matches]
+        blank = Image.new("RGB", row[0].size, "white")
+        cells += row + [blank] * (columns - len(row))
+    return contact_sheet(cells, columns)
 
 
-def _place(sheet: Image.Image, file: Path, left: int, top: int) -> None:
+def _cell(file: Path, caption: str, *, framed: bool = False) -> Image.Image:
+    """An image of the sheet with its caption below."""
+    cell = Image.new("RGB", (CELL, CELL + LINE), "white")
     image = Image.fromarray(read_image(file).permute(1, 2, 0).contiguous().numpy())
     side = CELL - 2 * FRAME
     image = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
-    spare = [(CELL - extent) // 2 for extent in image.size]
-    sheet.paste(image, (left + spare[0], top + spare[1]))
-
-
-def _caption(
-    pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, text: str, left: int, top: int
-) -> None:
-    while font.getlength(text) > CELL:  # a long path: its end tells more
-        text = "…" + text[2:]
-    pen.text((left, top + CELL + 2), text, fill=TEXT_COLOR, font=font)
+    cell.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))
+    pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=LINE * 0.65)
+    if framed:
+        pen.rectangle([0, 0, CELL - 1, CELL - 1], outline=QUERY_COLOR, width=FRAME)
+    while font.getlength(caption) > CELL:  # the end of a long path says more
+        caption = "…" + caption[2:]
+    pen.text((0, CELL + 2), caption, fill=TEXT_COLOR, font=font)
+    return cell

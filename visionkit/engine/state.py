@@ -1,4 +1,4 @@
-"""What a run consists of while it trains, and how it is saved and restored."""
+"""The state of a run while it trains: how it is saved and restored, and the guard against NaN."""
 
 from __future__ import annotations
 
@@ -11,78 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from visionkit.config import Config, TrainConfig
+from visionkit.config import Config
 from visionkit.distributed import collectives
 from visionkit.engine.failures import is_out_of_memory
-from visionkit.engine.optim import ModelEMA
+from visionkit.engine.optim import Learner, StepResult
 from visionkit.engine.progress import Progress
-from visionkit.errors import CheckpointError, DataError, DivergedError, LostProcess, ResourceError
+from visionkit.errors import CheckpointError, DataError, DivergedError, LostRank, ResourceError
 from visionkit.models.model import VisionModel
 from visionkit.runs import checkpoint
 from visionkit.types import Batch, Classes
 
-# --- Losses and gradients that are not finite must never reach the weights.
-
-MOST_IN_A_ROW = 10  # skipped steps; with more the run has diverged
-
-
-class Guard:
-    """Decides before each update whether it may be made: `train.on_nonfinite`.
-
-    All processes decide alike, because they see the mean losses and gradients of all. fp16's
-    GradScaler leaves out steps with infinite gradients by design; those it decides itself.
-    """
-
-    def __init__(self, buffers: Buffers, settings: TrainConfig) -> None:
-        self.buffers, self.skips = buffers, settings.on_nonfinite == "skip"
-
-    def admits(
-        self, norm: Tensor, progress: Progress, seen: list[Batch], scaler: torch.amp.GradScaler
-    ) -> bool:
-        """False if the step is to be left out, with the batch statistics as before it. Raises
-        DivergedError where it is not to be, or after too many in a row."""
-        terms, gradient = progress.last_losses(norm)
-        broken = [name for name, value in terms.items() if not math.isfinite(value)]
-        if not broken and (math.isfinite(gradient) or scaler.is_enabled()):
-            return True
-        what = f"loss {', '.join(broken)}" if broken else "gradient"
-        told = (
-            f"step {progress.step + 1} (epoch {progress.epoch}, learning rate "
-            f"{progress.lr:.3g}): the {what} is not finite ({terms}; gradient norm {gradient:g}); "
-            f"{_where(progress, seen)}"
-        )
-        if not self.skips:
-            raise DivergedError(
-                f"{told}. The weights are as after the step before. Try a smaller train.lr, or "
-                "train.precision=fp32, or leave such steps out with train.on_nonfinite=skip"
-            )
-        self.buffers.restore()
-        progress.skip(told)
-        if progress.skipped_in_a_row > MOST_IN_A_ROW:
-            raise DivergedError(f"{told}. It is the {MOST_IN_A_ROW + 1}th such step in a row")
-        return False
-
-
-def _where(progress: Progress, seen: list[Batch]) -> str:
-    """The images of the processes whose own losses are not finite; else those of all."""
-    images = [target["image_id"] for batch in seen for target in batch.targets]
-    of_all = collectives.gather((progress.own_losses_are_finite(), images))
-    if len(of_all) == 1:
-        return f"image ids {images}"
-    faulty = {rank: ids for rank, (finite, ids) in enumerate(of_all) if not finite}
-    shown = faulty or {rank: ids for rank, (_, ids) in enumerate(of_all)}
-    return "; ".join(f"image ids {ids} in rank {rank}" for rank, ids in shown.items())
-
-
 log = logging.getLogger("visionkit")
-MOST_FAILURES = 3  # in a row, of saving
+MAX_WRITE_ERRORS = 3  # in a row; then the run ends
+MAX_SKIPPED_IN_A_ROW = 10  # steps; with more the run has diverged
 
 
 class Buffers:
     """The buffers of a model as they were before a step: batch norms count what passes through
-    them, before anybody knows whether the step will be made."""
+    them before it is known whether the step will be made."""
 
     def __init__(self, model: VisionModel) -> None:
         self._now = [*model.buffers()]
@@ -100,37 +47,29 @@ class Buffers:
 
 @dataclass
 class TrainingState:
-    """Everything that the next step depends on, but for the data, which is a function of the step.
+    """Everything that the next step depends on, except the data, which is a function of the step.
 
-    Only rank 0 writes files. `images` is the size of each data set, by its key in the config.
+    Only rank 0 writes files. `images` is the size of each dataset, by its key in the config.
     """
 
     config: Config
     run: Path
     classes: dict[str, Classes]
-    model: VisionModel
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    average: ModelEMA | None
+    learner: Learner
     progress: Progress
     images: dict[str, int]
-    _failures: int = field(default=0, init=False)
+    _write_errors: int = field(default=0, init=False)  # in a row
     _best: dict[str, Any] | None = field(default=None, init=False)  # could not be written yet
 
     def __post_init__(self) -> None:
-        self.buffers = Buffers(self.model)
-
-    @property
-    def smooth(self) -> VisionModel:
-        """The model to validate and to predict with: the moving average, where there is one."""
-        return self.average.model if self.average else self.model
+        self.buffers = Buffers(self.learner.model)
 
     # --- saving ---
 
     def save_best(self, *, final: bool = False) -> None:
         """checkpoints/best.pt: weights to predict with.
 
-        A disk that does not take them is forgiven as in `save_last`, which tries again.
+        A disk that refuses them is tolerated as in `save_last`, which tries again.
         """
         if collectives.rank() != 0:
             return
@@ -138,7 +77,7 @@ class TrainingState:
             **self._identity(),
             "step": self.progress.step,
             "metrics": self.progress.metrics,
-            "model": self.smooth.state_dict(),
+            "model": self.learner.averaged.state_dict(),
         }
         if not self._tolerate_write_error(self._write_best, final=final):
             self._best["model"] = {
@@ -146,41 +85,36 @@ class TrainingState:
             }
 
     def save_last(self, *, final: bool = False) -> None:
-        """checkpoints/last.pt: all that `restore` needs; what was there becomes prev.pt.
+        """checkpoints/last.pt: all that `restore` needs; the one before becomes prev.pt.
 
-        A disk that does not take it is forgiven with a warning, but not three times in a row nor
-        when it is `final`: then CheckpointError. last.pt never speaks of a best.pt that is not
-        there, or a run that is killed could not repeat the validation that gave it.
+        A disk that refuses it is tolerated with a warning, but not three times in a row nor when
+        it is `final`: then CheckpointError. last.pt never counts a best.pt that was not written,
+        or a run that is killed could not repeat the validation that made it.
         """
-        self.progress.tried_to_save()
+        self.progress.saving()
         if collectives.rank() != 0 or self._tolerate_write_error(self._write_all, final=final):
             self.progress.saved()
 
     def _tolerate_write_error(self, write: Callable[[], None], *, final: bool) -> bool:
-        """Whether it worked."""
+        """Returns whether it succeeded."""
         try:
             write()
         except CheckpointError as error:
-            self._failures += 1
-            kept = self.progress.checkpoint_status()
-            if final or self._failures == MOST_FAILURES:
-                raise CheckpointError(f"{error}; {kept}") from error
-            log.warning(
-                "%s; %s; training goes on and tries again later (failure %d, the run ends at %d)",
-                *(error, kept, self._failures, MOST_FAILURES),
-            )
+            self._write_errors += 1
+            status = self.progress.checkpoint_status()
+            if final or self._write_errors == MAX_WRITE_ERRORS:
+                raise CheckpointError(f"{error}; {status}") from error
+            attempt = f"attempt {self._write_errors} of {MAX_WRITE_ERRORS}"
+            log.warning("%s; %s; will retry at the next checkpoint (%s)", error, status, attempt)
             return False
-        self._failures = 0
+        self._write_errors = 0
         return True
 
     def _write_all(self) -> None:
         self._write_best()
         state = {
             **self._identity(),
-            "model": self.model.state_dict(),
-            "average": self.average.model.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.learner.state(),
             "world_size": collectives.world_size(),
             "images": self.images,
             **self.progress.state(),
@@ -194,32 +128,27 @@ class TrainingState:
 
     @contextmanager
     def save_on_failure(self) -> Iterator[None]:
-        """Around what changes no weights: where a broken image, a lack of memory or another
-        process that is gone ends the run there, the state after the last whole step is saved."""
+        """Around what changes no weights: if an unreadable image, a lack of memory or a lost rank
+        ends the run inside, the state after the last whole step is saved."""
         self.buffers.remember()
         try:
             yield
         except Exception as error:
-            known = isinstance(error, DataError | ResourceError | LostProcess)
+            known = isinstance(error, DataError | ResourceError | LostRank)
             if not known and not is_out_of_memory(error):
                 raise
             self.buffers.restore()
-            self._save_what_is_left()
+            try:
+                if self.progress.step > 0 and self.progress.unsaved:
+                    self.save_last(final=True)
+            except (CheckpointError, MemoryError) as failure:  # the first error matters more
+                log.warning("%s", failure)
             raise
 
-    def _save_what_is_left(self) -> None:
-        if self.progress.step == 0:
-            return  # the run can be started again
-        try:
-            if self.progress.unsaved:
-                self.save_last(final=True)
-        except (CheckpointError, MemoryError) as error:  # the first error is the one to tell
-            log.warning("%s", error)
-
-    # --- going on ---
+    # --- resuming ---
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Go back to where `save_last` was called. Raises CheckpointError if it does not fit."""
+        """Restore what `save_last` saved. Raises CheckpointError if it does not fit."""
         before = {head: tuple(c["names"]) for head, c in saved["classes"].items()}
         now = {head: c.names for head, c in self.classes.items()}
         if before != now:
@@ -227,12 +156,9 @@ class TrainingState:
         old, new = saved["config"]["train"]["optimizer"], self.config.train.optimizer
         if old != new:
             raise CheckpointError(f"--resume: train.optimizer is {new!r}, but the run's is {old!r}")
-        checkpoint.load_weights(self.model, saved["model"], "--resume: the checkpoint")
+        checkpoint.load_weights(self.learner.model, saved["model"], "--resume: the checkpoint")
         try:
-            if self.average:
-                self.average.model.load_state_dict(saved["average"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-            self.scaler.load_state_dict(saved["scaler"])
+            self.learner.restore(saved)
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(
                 f"--resume: the checkpoint does not fit the config: {str(error)[:500]}"
@@ -249,12 +175,12 @@ class TrainingState:
 def _changes_since(
     saved: dict[str, Any], config: dict[str, Any], images: dict[str, int]
 ) -> list[str]:
-    """What makes the rest of the run another one than it would have been."""
+    """What makes the rest of the run differ from what it would have been."""
     changes = _changes(saved["config"], config)
-    texts = [f"another {key}: {new} instead of {old}" for key, (old, new) in changes.items()]
+    texts = [f"{key}: {new} instead of {old}" for key, (old, new) in changes.items()]
     before, now = saved.get("world_size"), collectives.world_size()
     if before not in (None, now):
-        texts.append(f"{now} processes instead of {before}")
+        texts.append(f"{now} ranks instead of {before}")
     for key, count in saved.get("images", images).items():
         if images.get(key, count) != count:
             texts.append(f"{images[key]} images in {key} instead of {count}")
@@ -272,9 +198,58 @@ def flattened(settings: Any, key: str = "") -> dict[str, Any]:
 def _changes(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
-        found = {}
+        found: dict[str, tuple[Any, Any]] = {}
         for name in {**old, **new}:
             found |= _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         return found
     same = old == new or (isinstance(old, (list, tuple)) and list(old) == list(new or ()))
     return {} if same or key == "output" else {key: (old, new)}
+
+
+class NanGuard:
+    """Checks before each update that losses and gradients are finite: `train.on_nonfinite`.
+
+    All ranks decide alike, because they have the mean losses and gradients of all. fp16's
+    GradScaler skips steps with infinite gradients by design; those are left to it.
+    """
+
+    def __init__(self, state: TrainingState) -> None:
+        self.learner, self.progress, self.buffers = state.learner, state.progress, state.buffers
+
+    def check(self, result: StepResult, batches: list[Batch]) -> bool:
+        """False if the step is to be skipped, with the batch statistics as before it. Raises
+        DivergedError where `on_nonfinite` is not `skip`, or after too many in a row."""
+        *values, gradient = torch.stack([*result.losses.values(), result.norm]).tolist()
+        terms = dict(zip(result.losses, values, strict=True))  # one wait for a GPU
+        wrong = [name for name, value in terms.items() if not math.isfinite(value)]
+        if not wrong and (math.isfinite(gradient) or self.learner.scaler.is_enabled()):
+            return True
+        what = f"loss {', '.join(wrong)}" if wrong else "gradient"
+        progress = self.progress
+        message = (
+            f"step {progress.step + 1} (epoch {progress.epoch}, learning rate "
+            f"{result.lr:.3g}): the {what} is not finite ({terms}; gradient norm {gradient:g}); "
+            f"{_image_ids(result, batches)}"
+        )
+        if self.learner.settings.on_nonfinite != "skip":
+            raise DivergedError(
+                f"{message}. The weights are as after the step before. Try a smaller train.lr, or "
+                "train.precision=fp32, or skip such steps with train.on_nonfinite=skip"
+            )
+        self.buffers.restore()
+        progress.skip(message)
+        if (skipped := progress.skipped_in_a_row) > MAX_SKIPPED_IN_A_ROW:
+            raise DivergedError(f"{message}. {skipped} steps in a row were skipped")
+        return False
+
+
+def _image_ids(result: StepResult, batches: list[Batch]) -> str:
+    """The images of the ranks whose own losses are not finite; else those of all ranks."""
+    images = [target["image_id"] for batch in batches for target in batch.targets]
+    finite = all(math.isfinite(float(value)) for value in result.own_losses.values())
+    of_all = collectives.all_gather_object((finite, images))
+    if len(of_all) == 1:
+        return f"image ids {images}"
+    faulty = {rank: ids for rank, (finite, ids) in enumerate(of_all) if not finite}
+    shown = faulty or {rank: ids for rank, (_, ids) in enumerate(of_all)}
+    return "; ".join(f"image ids {ids} in rank {rank}" for rank, ids in shown.items())

@@ -1,38 +1,43 @@
-"""Training: `train` sets the stage, `_fit` is the loop, and the loop is all there is."""
+"""Training: `train` prepares and ends a run, `_run_steps` is the loop, `train_step` one step."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.utils import clip_grads_with_norm_
 
 from visionkit.config import Config, load_config
+from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
 from visionkit.distributed.losses import across_ranks, loss_values, pad_to_global_max
-from visionkit.engine import failures
 from visionkit.engine.evaluate import evaluate_model
-from visionkit.engine.failures import explain_errors, record_status
-from visionkit.engine.optim import gradient_combiner, lr_factor, set_lr, total_norm
-from visionkit.engine.setup import TrainingSetup, begin
-from visionkit.engine.state import Guard
+from visionkit.engine.failures import (
+    agree_on_signal,
+    explain_errors,
+    propagate_failures,
+    record_status,
+)
+from visionkit.engine.optim import Learner, StepResult, total_norm
+from visionkit.engine.setup import setup
+from visionkit.engine.state import NanGuard, TrainingState
 from visionkit.errors import Preempted
-from visionkit.models.backbones.norm import batch_statistics
-from visionkit.runs import directory as rundir
-from visionkit.runs import files
+from visionkit.ops.inference import autocast
+from visionkit.runs import directory, files
 from visionkit.runs.signals import Stopped, StopRequest
+from visionkit.types import Batch
 from visionkit.visualization.samples import save_train_samples, save_val_samples, write_curves
 
 log = logging.getLogger("visionkit")
 
 
 class Run(NamedTuple):
-    """What training leaves: the run directory, and the metrics of its best checkpoint."""
+    """The result of training: the run directory, and the metrics of its best checkpoint."""
 
     directory: Path
     metrics: dict[str, float]
@@ -49,9 +54,9 @@ def train(
     """Train the model that a config describes and write everything to a run directory.
 
     `config` is a YAML file, a dict of the same form, or a checked Config; `overrides` are dotted
-    keys with values. With `resume`, continue the run in `config.output` where its last checkpoint
-    left it; with `overwrite`, replace it. `allow_plugins` is for `init_from`, see `load_config`.
-    Raises ConfigError, DataError, CheckpointError, DivergedError for what the user can mend, and
+    keys with values. With `resume`, continue the run in `config.output` from its last checkpoint;
+    with `overwrite`, replace it. `allow_plugins` is for `init_from`, see `load_config`.
+    Raises ConfigError, DataError, CheckpointError or DivergedError for what the user can fix, and
     Preempted when a signal asked to stop.
     """
     if not isinstance(config, Config):
@@ -59,147 +64,170 @@ def train(
     with StopRequest() as stop, contextlib.ExitStack() as held:
         try:
             collectives.setup()
-            with failures.propagate_failures():
-                begun = begin(config, held, resume=resume, overwrite=overwrite)
-            progress = begun.state.progress
+            with propagate_failures():
+                state, sources = setup(config, held, resume=resume, overwrite=overwrite)
+            # An error passes from the right to the left: it gets its hint, reaches the other
+            # ranks, and is written to status.json, undisturbed by a signal.
             with (
                 stop.deferred(),
-                record_status(progress, stop),
-                failures.propagate_failures(),
+                record_status(state.progress, stop),
+                propagate_failures(),
                 explain_errors(config),
             ):
-                return _fit(begun, stop)
+                _begin(state)
+                _run_steps(state, sources, stop)
+                return _finish(state, sources, stop)
         except Stopped:
-            held.close()  # of the run directory, whose status it may be to tell
+            held.close()  # unlock the run directory, whose status may change now
             run = config.output if resume else None
-            raise rundir.stopped_before_training(run, stop.received) from None
+            raise directory.stopped_before_training(run, stop.received) from None
 
 
-def _fit(begun: TrainingSetup, stop: StopRequest) -> Run:
-    state, sources, device, dtype = begun
-    config, run, model, classes = state.config, state.run, state.model, state.classes
-    optimizer, scaler, average = state.optimizer, state.scaler, state.average
-    settings, progress = config.train, state.progress
-    total_steps = progress.total_steps
-    trained = [source for source in sources if source.train is not None]
-    gradients = gradient_combiner(settings.weighting, model)
-    guard = Guard(state.buffers, settings)
-    batches = {
-        source.name: source.train_batches(
-            seed=settings.seed,
-            start=progress.step * settings.accumulate_grad_batches,
-            workers=config.workers,
-        )
-        for source in trained
-    }
-
-    def validate_if_due() -> None:
-        if progress.validation_due:
-            with stop.interruptible():  # the state is saved, and the validation comes again
-                metrics, _ = evaluate_model(
-                    state.smooth, sources, dtype=dtype, workers=config.workers
-                )
-            if progress.validated(metrics):
-                state.save_best()
-
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    model.train()
-    statistics = batch_statistics(model)
+def _begin(state: TrainingState) -> None:
+    progress, run = state.progress, state.run
     progress.begin()
-    if progress.step >= total_steps:
+    if progress.step >= progress.total_steps:
         log.info(
-            "%s is finished at step %d; more train.steps or train.epochs go on", run, progress.step
+            "%s is finished at step %d; raise train.steps or train.epochs to continue it",
+            run,
+            progress.step,
         )
     elif collectives.rank() == 0:
-        with progress.misses.allowed(run / "config.yaml"):
-            files.write_text(run / "config.yaml", config.to_yaml())
+        with progress.log.errors.tolerated(run / "config.yaml"):
+            files.write_text(run / "config.yaml", state.config.to_yaml())
+
+
+def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -> None:
+    """The training loop."""
+    learner, progress, settings = state.learner, state.progress, state.config.train
+    trained = [source for source in sources if source.train is not None]
+    accumulate = settings.accumulate_grad_batches
+    guard = NanGuard(state)
     with contextlib.ExitStack() as stack:
-        for endless in batches.values():
-            stack.callback(endless.close)  # ends its workers
-        validate_if_due()  # where a stopped run did not come to it
-        while progress.step < total_steps and not progress.early_end:
+        streams = {}
+        for source in trained:
+            stream = source.train_batches(
+                seed=settings.seed, start=progress.step * accumulate, workers=state.config.workers
+            )
+            streams[source.name] = stack.enter_context(contextlib.closing(stream))
+        _validate_if_due(state, sources, stop)  # where a stopped run did not reach it
+        while progress.step < progress.total_steps and not progress.early_end:
             step = progress.step
             with state.save_on_failure():
-                taken = [  # all that the step needs, so that nothing of it happens without
-                    (source, next(batches[source.name]))
-                    for _ in range(settings.accumulate_grad_batches)
-                    for source in trained
-                ]
-                seen = [batch for _, batch in taken]
-                for source, batch in taken[: len(trained)] if step == 0 else ():
-                    save_train_samples(run, settings.plots, batch, source, model, classes)
-                _seed_step(settings.seed, step, device)
-                progress.lr = settings.lr * lr_factor(step, total_steps, settings)
-                set_lr(optimizer, progress.lr)
-                optimizer.zero_grad(set_to_none=True)
-                for source, batch in taken:
-                    batch = pad_to_global_max(batch).to(device)
-                    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-                    with autocast, across_ranks():
-                        features = model.features(batch)
-                        losses = loss_values(model.losses(features, batch, source.feeds))
-                        parts = model.weighted(losses)
-                    gradients.backward(
-                        {
-                            head: scaler.scale(p / settings.accumulate_grad_batches)
-                            for head, p in parts.items()
-                        }
-                    )
-                    progress.note(losses, sum(parts.values()) / settings.accumulate_grad_batches)
-                    del features, losses, parts  # or they lived until the next ones are computed
+                # All batches first: an unreadable image ends the run between two steps.
+                taken = [(s, next(streams[s.name])) for _ in range(accumulate) for s in trained]
+                if step == 0:
+                    for source, batch in taken[: len(trained)]:
+                        save_train_samples(
+                            state.run, settings.plots, batch, source, learner.model, state.classes
+                        )
+                result = train_step(learner, [(s.feeds, batch) for s, batch in taken], step)
 
-                combined = gradients.finish(step)
-                collectives.sync_gradients(parameters, [*statistics, *progress.losses])
-
-            scaler.unscale_(optimizer)
-            norm = total_norm(parameters)
-            if guard.admits(norm, progress, seen, scaler):
-                if settings.clip_norm:
-                    clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-                scaler.step(optimizer)
-                if average:
-                    average.update(step)
-            progress.scaled(scaler)
-            if len(model.heads) > 1:
-                combined |= {f"weight/{head}": w for head, w in model.effective_weights().items()}
-            if broken := sum(len(source.unreadable) for source in trained):
-                combined["unreadable_images"] = broken
-            progress.advance(sum(map(len, seen)), norm=norm, combined=combined)
+            batches = [batch for _, batch in taken]
+            losses = {}
+            if guard.check(result, batches):
+                learner.update(result.norm, step)
+                losses = result.losses | {"grad_norm": result.norm}
+            progress.update_scaler(learner.scaler)
+            metrics = result.metrics | _log_metrics(learner, trained)
+            progress.advance(sum(map(len, batches)), losses, result.lr, metrics)
 
             with state.save_on_failure():
                 interrupted, due = collectives.any_rank(
-                    bool(stop.received), progress.save_due, device=device
+                    bool(stop.received), progress.save_due, device=learner.device
                 )
             if due or interrupted:
                 state.save_last(final=interrupted)
             if interrupted:
-                stop.received = failures.agree_on_signal(stop.received)
+                stop.received = agree_on_signal(stop.received)
                 raise Preempted(
                     f"stopped by {stop.received} after step {progress.step}; "
-                    f"continue with: visionkit train --resume {run}"
+                    f"{progress.resume_command}"
                 )
-            validate_if_due()
+            _validate_if_due(state, sources, stop)
 
+
+def train_step(
+    learner: Learner, batches: Sequence[tuple[Sequence[str], Batch]], step: int
+) -> StepResult:
+    """Compute the gradients of one step: forward, loss and backward of each batch, then the mean
+    over ranks. `batches` come with the heads that they feed. `Learner.update` applies the result.
+    """
+    model, settings = learner.model, learner.settings
+    seed_step(settings.seed, step, learner.device)
+    lr = learner.set_lr(step)
+    learner.optimizer.zero_grad(set_to_none=True)
+    share = settings.accumulate_grad_batches
+    logged: dict[str, torch.Tensor] = {}
+    for heads, batch in batches:
+        batch = pad_to_global_max(batch).to(learner.device)
+        with autocast(learner.device, learner.dtype), across_ranks():
+            features = model.features(batch)
+            losses = loss_values(model.losses(features, batch, heads))
+            parts = model.weighted(losses)
+        learner.gradients.backward({h: learner.scaler.scale(p / share) for h, p in parts.items()})
+        terms = {f"{h}/{name}": v for h, values in losses.items() for name, v in values.items()}
+        terms["total"] = reduce(torch.add, parts.values())
+        for name, value in terms.items():
+            value = value.detach() / share
+            logged[name] = logged[name] + value if name in logged else value
+        del features, losses, parts, terms, value  # or they live until the next are computed
+    own = logged
+    if collectives.world_size() > 1:
+        own = {name: value.clone() for name, value in logged.items()}
+    metrics = learner.gradients.finish(step)
+    collectives.sync_gradients(learner.parameters, [*learner.statistics, *logged.values()])
+    learner.scaler.unscale_(learner.optimizer)
+    return StepResult(logged, own, total_norm(learner.parameters), lr, metrics)
+
+
+def seed_step(seed: int, step: int, device: torch.device) -> None:
+    """A step's randomness depends on nothing before it, so resuming needs no history."""
+    key = int(np.random.SeedSequence((seed, step, collectives.rank())).generate_state(1)[0])
+    if device.type == "cpu":  # `torch.manual_seed` records the stack for CUDA: 0.2 ms
+        torch.default_generator.manual_seed(key)
+    else:
+        torch.manual_seed(key)
+
+
+def _log_metrics(learner: Learner, trained: list[Source]) -> dict[str, float]:
+    """What metrics.jsonl gets besides losses."""
+    metrics: dict[str, float] = {}
+    if len(learner.model.heads) > 1:
+        metrics = {f"weight/{h}": w for h, w in learner.model.effective_weights().items()}
+    if unreadable := sum(len(source.unreadable) for source in trained):
+        metrics["unreadable_images"] = unreadable
+    return metrics
+
+
+def _validate_if_due(state: TrainingState, sources: list[Source], stop: StopRequest) -> None:
+    if not state.progress.validation_due:
+        return
+    learner = state.learner
+    with stop.interruptible():  # the state is saved, and the validation is repeated
+        metrics, _ = evaluate_model(
+            learner.averaged, sources, dtype=learner.dtype, workers=state.config.workers
+        )
+    if state.progress.validated(metrics):
+        state.save_best()
+
+
+def _finish(state: TrainingState, sources: list[Source], stop: StopRequest) -> Run:
+    """Save the last state and what shows the result."""
+    run, settings, learner, progress = state.run, state.config.train, state.learner, state.progress
     if progress.unsaved:
         state.save_last(final=True)
     if not (run / "checkpoints" / "best.pt").exists():
         if settings.best_constraints:
-            log.warning("no validation kept to train.best_constraints: best.pt is the last state")
+            log.warning("no validation met train.best_constraints: best.pt is the last state")
         state.save_best(final=True)
-    collectives.gather(None)  # if the last save fails, all processes fail
+    collectives.all_gather_object(None)  # if the last save fails, all ranks fail
     with stop.interruptible():
-        save_val_samples(run, settings.plots, state.smooth, sources, classes, dtype=dtype)
+        save_val_samples(
+            run, settings.plots, learner.averaged, sources, state.classes, dtype=learner.dtype
+        )
         write_curves(run, settings.plots)
     if progress.early_end:
         log.info("%s", progress.early_end)
     progress.finish("finished", exit_code=0, reason=progress.early_end)
     return Run(run, progress.metrics)
-
-
-def _seed_step(seed: int, step: int, device: torch.device) -> None:
-    """A step's randomness depends on nothing that went before it, so resuming needs no history."""
-    key = np.random.SeedSequence((seed, step, collectives.rank())).generate_state(1)[0]
-    if device.type == "cpu":  # `torch.manual_seed` records the stack for CUDA: 0.2 ms
-        torch.default_generator.manual_seed(int(key))
-    else:
-        torch.manual_seed(int(key))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from visionkit.models.contracts import (
     checked_predictions,
 )
 from visionkit.ops.boxes import to_input
+from visionkit.ops.inference import autocast
 from visionkit.types import Batch, Dataset, Evaluator, Head, Loss, Prediction, Target
 
 
@@ -103,6 +104,16 @@ class VisionModel(nn.Module):
                 ]
         return {name: found[name] for name in heads}
 
+    def infer(
+        self, batch: Batch, heads: Iterable[str], dtype: torch.dtype, *, with_losses: bool = False
+    ) -> tuple[dict[str, list[Prediction]], dict[str, dict[str, Loss]]]:
+        """Each head's predictions for a batch on the model's device, computed in that precision;
+        and its losses, from the same features."""
+        with autocast(batch.images.device, dtype):
+            features = self.features(batch)
+            predictions = self.predictions(features, batch, heads)
+            return predictions, self.losses(features, batch, heads) if with_losses else {}
+
     def _predicted(self, head: str, features: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         found = self.heads[head].predict(features, batch)
         return checked_predictions(head, found, len(batch))
@@ -139,3 +150,16 @@ def _with_boxes(batch: Batch, predictions: list[Prediction]) -> Batch:
         boxes = to_input(found["boxes"], target["size"], target["orig_size"])
         targets.append({**sizes, "boxes": boxes})  # type: ignore[typeddict-item]
     return Batch(batch.images, targets)
+
+
+def wrap_calls(model: VisionModel, wrap: Callable[[str, Callable], Callable]) -> None:
+    """Replace `call`, each method of backbone, neck and heads that a step calls, by
+    `wrap(key, call)`, with the key of the part in the config. For a model that is thrown away."""
+    parts: dict[str, nn.Module] = {"backbone": model.backbone}
+    if model.neck is not None:
+        parts["neck"] = model.neck
+    for key, module in parts.items():
+        module.forward = wrap(key, module.forward)
+    for name, head in model.heads.items():
+        for method in ("loss", "predict"):
+            setattr(head, method, wrap(f"heads.{name}", getattr(head, method)))

@@ -18,6 +18,11 @@ NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 SIDE = 64  # pixels of the image that shows which norm follows which convolution
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """The context in which a model computes in that precision; float32 changes nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 @torch.no_grad()
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the weights of all convolutions and linear layers to the precision of autocast.

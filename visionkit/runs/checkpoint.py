@@ -1,7 +1,7 @@
-"""A checkpoint file: whole or not there, safe to read, and checked before it is used.
+"""Checkpoint files: written atomically, checked before use; and those of a run.
 
-A checkpoint holds tensors and plain values only and is read with `weights_only=True`, so that
-a file from somebody else cannot run code.
+A checkpoint has tensors and plain values only and is read with `weights_only=True`, so that a file
+from somebody else cannot run code.
 """
 
 from __future__ import annotations
@@ -21,96 +21,27 @@ from torch import Tensor, nn
 from visionkit.errors import CheckpointError
 from visionkit.runs import files
 
-# --- The checkpoints of a run, and which one is used where another is damaged.
-
 log = logging.getLogger("visionkit")
 TO_RESUME = ("last.pt", "prev.pt")
 TO_PREDICT = ("best.pt", "last.pt", "prev.pt")
-
-
-def folder(run: Path) -> Path:
-    return run / "checkpoints"
-
-
-def save_last(run: Path, state: dict[str, Any]) -> None:
-    """Write last.pt; what was there becomes prev.pt."""
-    save(state, folder(run) / "last.pt", previous=folder(run) / "prev.pt")
-
-
-def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[str, Any]]:
-    """A checkpoint file, or the best one of a run directory, and its content.
-
-    Where best.pt is missing or damaged it is last.pt, and then prev.pt, with a warning; with
-    `resume`, last.pt and then prev.pt. Raises CheckpointError if there is none that can be read,
-    which names each and what is wrong with it.
-    """
-    run = Path(run)
-    if run.is_file():
-        return run, load_run(run)
-    if not run.is_dir():
-        raise CheckpointError(f"{run}: no such run directory or checkpoint file")
-    names = TO_RESUME if resume else TO_PREDICT
-    damage: list[str] = []
-    absent: list[str] = []
-    for path in (folder(run) / name for name in names):
-        if not path.is_file():
-            absent.append(path.name)
-            continue
-        try:
-            state = load_run(path)
-        except DamagedError as error:
-            log.warning("%s", error)
-            damage.append(str(error))
-            continue
-        if damage or absent:
-            why = f"there is no {' and no '.join(absent)}: " if absent else ""
-            log.warning("%s%s, of step %s, is used instead", why, path, state.get("step", "?"))
-        return path, state
-    if damage:
-        raise CheckpointError("\n  ".join([f"{run}: no checkpoint can be read:", *damage]))
-    hint = "; start it again without --resume" if resume else ""
-    raise CheckpointError(
-        f"{run}: holds no checkpoints/{' or '.join(names)}; nothing to load{hint}"
-    )
-
-
-def quarantine_damaged(run: Path, used: Path) -> bool:
-    """Before a run goes on from the file `used`: rename damaged ones to *.damaged, so that no
-    good one makes room for them. Whether best.pt is there and whole."""
-    last, best = folder(run) / "last.pt", folder(run) / "best.pt"
-    if used.name == "prev.pt" and last.exists():
-        _rename(last)
-    if not best.exists():
-        return False
-    try:
-        load_run(best)
-    except DamagedError as error:
-        log.warning("%s; the next validation gives a new one", error)
-        _rename(best)
-        return False
-    return True
-
-
-def _rename(path: Path) -> None:
-    os.replace(path, path.with_name(f"{path.name}.damaged"))
-    log.warning("%s is kept as %s.damaged", path, path.name)
-
-
 FORMAT = 1
-SAFE_TORCH = (2, 10)  # before it, `weights_only` had holes (CVE-2025-32434, GHSA-63cw-57p8-fm3p)
+SAFE_TORCH = (
+    2,
+    10,
+)  # older versions of `weights_only` are unsafe (CVE-2025-32434, GHSA-63cw-57p8-fm3p)
 PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 
 
 class DamagedError(CheckpointError):
-    """A file that is no whole checkpoint, so that an older one may be used in its place."""
+    """A file that is not a whole checkpoint; an older one may replace it."""
 
 
 def save(state: dict[str, Any], path: Path, *, previous: Path | None = None) -> None:
-    """Write to a temporary file beside `path`, flush it to the disk, then rename.
+    """Write to a temporary file next to `path`, flush it to the disk, then rename.
 
-    A crash at any moment leaves either the old file or the new one, whole. The old one stays as
-    `previous`, if that is given. Raises CheckpointError where the disk does not take it, TypeError
-    for a state that could not be loaded again.
+    A crash at any moment leaves either the old file or the new one, whole. The old one is kept as
+    `previous`, if that is given. Raises CheckpointError if the disk refuses it, TypeError for a
+    state that could not be loaded again.
     """
     _check_plain(state, path.name)
     try:
@@ -135,13 +66,13 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def load_run(path: str | Path) -> dict[str, Any]:
-    """`load`; a CheckpointError too where the file is not that of a run, with its config, its class
-    lists and its weights. The config is not yet checked: see `load_config`."""
+    """`load`, and raise CheckpointError unless the file is of a run: with a config, class lists and
+    weights. The config itself is not checked: see `load_config`."""
     state = load(path)
     kinds = {"config": dict, "classes": dict, "model": dict}
     wrong = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
     if wrong:
-        raise CheckpointError(f"{path}: is not a checkpoint of a run; it lacks {wrong}")
+        raise CheckpointError(f"{path}: is not a checkpoint of a run: {wrong} missing")
     for head, lists in state["classes"].items():
         if not _is_class_list(lists):
             raise CheckpointError(f"{path}: its class list of {head!r} is not names and their ids")
@@ -164,20 +95,20 @@ def _is_class_list(lists: Any) -> bool:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """Any file of tensors and plain values; damage is found before anything is used."""
+    """Read a file of tensors and plain values; damage is found before anything is used."""
     path = Path(path)
     _require_safe_torch()
     if not path.is_file():
-        hint = "; of a run give RUN/checkpoints/best.pt" if path.is_dir() else ""
-        raise CheckpointError(f"{path}: no such file{hint}")
+        hint = " (a directory; use RUN/checkpoints/best.pt)" if path.is_dir() else ""
+        raise CheckpointError(f"{path}: not found{hint}")
     try:
         _require_state(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # torch.load raises anything on a file that is not one of its own
+    except Exception as error:  # torch.load raises anything on a file that it did not write
         raise DamagedError(
-            f"{path}: cannot be read: it is cut short, no file of weights, or holds more than "
+            f"{path}: cannot be read: it is truncated, not a weights file, or has more than "
             f"tensors and plain values ({_short(error)})"
         ) from error
 
@@ -187,17 +118,17 @@ def _short(error: Exception) -> str:
 
 
 def _require_state(path: Path) -> None:
-    """CheckpointError if a file is damaged, or a program instead of weights."""
+    """Raise CheckpointError if a file is damaged, or an exported program instead of weights."""
     exported = path.suffix.lower() == ".onnx"
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():  # torch.load does not look at checksums
+            if damaged := archive.testzip():  # torch.load does not check them
                 raise DamagedError(f"{path}: is damaged (checksum of {damaged!r})")
             exported |= any(name.endswith("/constants.pkl") for name in archive.namelist())
     if exported:  # ONNX or TorchScript
         raise CheckpointError(
             f"{path}: cannot be read: an exported model is a program, which visionkit does not "
-            f"run; give the state_dict"
+            f"run; use a file with the state_dict"
         )
 
 
@@ -205,13 +136,13 @@ def _require_safe_torch() -> None:
     found = re.match(r"(\d+)\.(\d+)", torch.__version__)
     if found and tuple(map(int, found.groups())) < SAFE_TORCH:
         raise CheckpointError(
-            f"torch {torch.__version__} can be made to run code by a file of weights; install "
+            f"torch {torch.__version__} may run code from a weights file; install "
             f"torch {'.'.join(map(str, SAFE_TORCH))} or newer"
         )
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
-    """All weights of a model, in any precision. CheckpointError names what does not fit."""
+    """Load all weights of a model, in any precision. CheckpointError names what does not fit."""
     own = model.state_dict()
     shapes = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
@@ -221,7 +152,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | P
     problems = {
         "missing": [name for name in own if name not in weights],
         "unexpected": [name for name in weights if name not in own],
-        "of another shape": shapes,
+        "with another shape": shapes,
     }
     if any(problems.values()):
         found = [
@@ -234,7 +165,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | P
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """What `weights_only` would refuse must be told when it is saved, not when it is needed."""
+    """Raise TypeError now for what `weights_only` would refuse when it is loaded."""
     if isinstance(value, Tensor) or type(value) in PLAIN:
         return
     if type(value) in (dict, OrderedDict):
@@ -247,5 +178,74 @@ def _check_plain(value: Any, where: str) -> None:
     else:
         raise TypeError(
             f"{where}: is a {type(value).__module__}.{type(value).__qualname__}, which a "
-            f"checkpoint cannot hold; use numbers, text, lists, dicts and tensors"
+            f"checkpoint cannot have; use numbers, strings, lists, dicts and tensors"
         )
+
+
+# --- The checkpoints of a run: last.pt, prev.pt and best.pt ---
+
+
+def folder(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def save_last(run: Path, state: dict[str, Any]) -> None:
+    """Write last.pt; the one before becomes prev.pt."""
+    save(state, folder(run) / "last.pt", previous=folder(run) / "prev.pt")
+
+
+def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[str, Any]]:
+    """The path and content of a checkpoint file, or of the best checkpoint of a run directory.
+
+    If best.pt is missing or damaged, last.pt and then prev.pt replace it, with a warning; with
+    `resume`, last.pt and then prev.pt. Raises CheckpointError if none can be read, with what is
+    wrong with each.
+    """
+    run = Path(run)
+    if run.is_file():
+        return run, load_run(run)
+    if not run.is_dir():
+        raise CheckpointError(f"{run}: not found; expected a run directory or a checkpoint file")
+    names = TO_RESUME if resume else TO_PREDICT
+    damage: list[str] = []
+    absent: list[str] = []
+    for path in (folder(run) / name for name in names):
+        if not path.is_file():
+            absent.append(path.name)
+            continue
+        try:
+            state = load_run(path)
+        except DamagedError as error:
+            log.warning("%s", error)
+            damage.append(str(error))
+            continue
+        if damage or absent:
+            why = f"{' and '.join(absent)} missing: " if absent else ""
+            log.warning("%susing %s of step %s instead", why, path, state.get("step", "?"))
+        return path, state
+    if damage:
+        raise CheckpointError("\n  ".join([f"{run}: no checkpoint can be read:", *damage]))
+    hint = "; start again without --resume" if resume else ""
+    raise CheckpointError(f"{run}: has no checkpoints/{' or '.join(names)}{hint}")
+
+
+def quarantine_damaged(run: Path, used: Path) -> bool:
+    """Before a run is resumed from the file `used`: rename damaged ones to *.damaged, so that they
+    never replace a good one. Returns whether best.pt exists and is whole."""
+    last, best = folder(run) / "last.pt", folder(run) / "best.pt"
+    if used.name == "prev.pt" and last.exists():
+        _rename(last)
+    if not best.exists():
+        return False
+    try:
+        load_run(best)
+    except DamagedError as error:
+        log.warning("%s; the next validation writes a new one", error)
+        _rename(best)
+        return False
+    return True
+
+
+def _rename(path: Path) -> None:
+    os.replace(path, path.with_name(f"{path.name}.damaged"))
+    log.warning("%s is kept as %s.damaged", path, path.name)

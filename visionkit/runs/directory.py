@@ -1,12 +1,12 @@
-"""The directory of a run: where it is, what lies in it, and who may write to it.
+"""The directory of a run: choose or create it, lock it, read and write its status.
 
 config.yaml          the resolved config; `visionkit train config.yaml` repeats the run
 metrics.jsonl        one JSON object for each logged step and each validation
-data.json            what is used of the data, and what was left out, fixed, or looks wrong
+data.json            the data that is used; what was dropped, fixed, or looks wrong
 status.json          running, finished, preempted, failed or diverged, and at which step
 checkpoints/         last.pt to resume from, prev.pt the one before it, best.pt to predict with
 plots/               curves, training images, validation images
-eval/                figures and result files of `visionkit eval`
+eval/                metrics and result files of `visionkit eval`
 """
 
 from __future__ import annotations
@@ -18,58 +18,18 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from visionkit.distributed import launch
 from visionkit.errors import ConfigError, Preempted
 from visionkit.runs import files
-from visionkit.runs.files import to_json, write_text
-
-# --- One process to a run directory: a lock that ends with its process, however that ends.
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
-
-_held: dict[Path, int] = {}  # descriptors of the locks of this process
-
-
-class Locked(Exception):
-    """Another process, or another thread of this one, trains there; says which."""
-
-
-def acquire(run: Path) -> bool:
-    """Take the directory; False where there are no locks. Raises Locked and OSError."""
-    key = run.resolve()
-    if key in _held:
-        raise Locked("this process")
-    if fcntl is None:
-        return False
-    descriptor = os.open(key / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-        os.close(descriptor)
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise Locked(holder or "another process") from error
-        log.warning("%s: its file system has no locks (%s)", run, error.strerror)
-        return False
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
-    _held[key] = descriptor
-    return True
-
-
-def release(run: Path) -> None:
-    descriptor = _held.pop(run.resolve(), None)
-    if descriptor is not None:
-        os.close(descriptor)
-
 
 log = logging.getLogger("visionkit")
 CONTENT = (
@@ -80,16 +40,17 @@ CONTENT = (
     "checkpoints",
     "plots",
     "eval",
-)
+)  # of a run directory; no other file is ever deleted
+_locks: dict[Path, int] = {}  # descriptors of the locks that this process holds
 
 
 def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> Path:
-    """The directory of a new or resumed run, created and locked until `runlock.release`;
-    `runs/<name>-NNN` if none is named.
+    """Create and lock the directory of a new or resumed run: `output`, or `runs/<name>-NNN`.
+    `release` unlocks it.
 
-    A directory that already holds a run is refused, unless it is to be resumed or overwritten, or
-    ended before it saved anything. Overwriting deletes what a run leaves there and nothing else.
-    A run that is being trained is never touched.
+    A directory that already holds a run is refused, unless the run is to be resumed or
+    overwritten, or ended before it saved anything. Overwriting deletes the files of a run and
+    nothing else. A run that is being trained is never touched.
     """
     try:
         run = _next_free(Path("runs"), name) if output is None else Path(output)
@@ -128,14 +89,14 @@ def _make_room(run: Path, *, resume: bool, overwrite: bool) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def of_launch(output: str | None, name: str) -> Path | None:
-    """The run that an earlier attempt of this launch of torchrun began, if it did."""
-    if launch.name() is None:
+def find_restarted(output: str | None, name: str) -> Path | None:
+    """The run that an earlier attempt of this launch of torchrun began, if any."""
+    if launch.launch_id() is None:
         return None
     runs = Path("runs").glob(f"{name}-*") if output is None else [Path(output)]
-    began = {run: read_status(run) for run in runs}
-    ours = [run for run, status in began.items() if status.get("launch") == launch.name()]
-    return max((run for run in ours if began[run].get("pid") != os.getpid()), default=None)
+    statuses = {run: read_status(run) for run in runs}
+    ours = [run for run, status in statuses.items() if status.get("launch") == launch.launch_id()]
+    return max((run for run in ours if statuses[run].get("pid") != os.getpid()), default=None)
 
 
 def holds_run(directory: Path) -> bool:
@@ -144,13 +105,13 @@ def holds_run(directory: Path) -> bool:
 
 def write_status(run: Path, state: str, **details: Any) -> None:
     status = {"state": state, "host": socket.gethostname(), "pid": os.getpid(), **details}
-    if launch.name() is not None:
-        status["launch"] = launch.name()
-    write_text(run / "status.json", to_json(status) + "\n")
+    if launch.launch_id() is not None:
+        status["launch"] = launch.launch_id()
+    files.write_text(run / "status.json", files.to_json(status) + "\n")
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """The content of status.json; empty if there is none."""
+    """The content of status.json; empty if it is missing or corrupt."""
     try:
         status = json.loads((run / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -158,12 +119,12 @@ def read_status(run: Path) -> dict[str, Any]:
     return status if isinstance(status, dict) else {}
 
 
-def stopped_before_training(run: str | Path | None, signal_name: str) -> Preempted:
-    """The error to raise when a signal came while all was being prepared. A run that was to go on,
-    and of which status.json still says `running`, though that process is gone, is `preempted`."""
-    told = f"stopped by {signal_name} before training began"
+def stopped_before_training(run: str | Path | None, signal_name: str | None) -> Preempted:
+    """The error to raise for a signal before the first step. The run that was to be resumed becomes
+    `preempted` if its status.json is still `running`, as after a kill."""
+    message = f"stopped by {signal_name} before training began"
     if run is None or not holds_run(Path(run)):
-        return Preempted(f"{told}; start it again")
+        return Preempted(f"{message}; start it again")
     status = read_status(Path(run))
     if status.get("state") == "running" and launch.rank() == 0:
         kept = {k: v for k, v in status.items() if k not in ("state", "host", "pid", "launch")}
@@ -174,26 +135,51 @@ def stopped_before_training(run: str | Path | None, signal_name: str) -> Preempt
                 write_status(Path(run), "preempted", **kept | {"exit_code": code, "reason": reason})
             finally:
                 release(Path(run))
-    return Preempted(f"{told}; continue with: visionkit train --resume {run}")
+    return Preempted(f"{message}; continue with: visionkit train --resume {run}")
 
 
 def _lock(run: Path) -> None:
+    """Lock the directory until `release`, or until this process ends, however it ends. ConfigError
+    if another process, or another thread of this one, trains there."""
+    key = run.resolve()
+    if key in _locks:
+        raise _in_use(run, "this process")
+    if fcntl is None:
+        _refuse_running(run)
+        return
+    descriptor = os.open(key / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        if not acquire(run):
-            _refuse_running(run)
-    except Locked as error:
-        raise ConfigError(
-            f"output: {run} is being trained by {error}; stop that one first"
-        ) from error
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise _in_use(run, holder or "another process") from error
+        log.warning("%s: its file system has no locks (%s)", run, error.strerror)
+        _refuse_running(run)
+        return
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    _locks[key] = descriptor
+
+
+def release(run: Path) -> None:
+    descriptor = _locks.pop(run.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _in_use(run: Path, holder: str) -> ConfigError:
+    return ConfigError(f"output: {run} is being trained by {holder}; stop that run first")
 
 
 def _refuse_running(run: Path) -> None:
-    """Where there are no locks: whether the process that wrote status.json is still there."""
+    """The check without locks: whether the process that wrote status.json is alive."""
     status = read_status(run)
     pid = status.get("pid")
     here = status.get("state") == "running" and status.get("host") == socket.gethostname()
     if here and isinstance(pid, int) and pid != os.getpid() and _is_alive(pid):
-        raise Locked(f"process {pid}")
+        raise _in_use(run, f"process {pid}")
 
 
 def _is_alive(pid: int) -> bool:
@@ -211,59 +197,8 @@ def _saved_nothing(run: Path) -> bool:
     return bool(read_status(run)) and not saved
 
 
-def append_metrics(run: Path, records: list[dict[str, Any]]) -> None:
-    """Add all of them to metrics.jsonl, or none if that fails."""
-    files.append_lines(run / "metrics.jsonl", "".join(to_json(r) + "\n" for r in records))
-
-
-def truncate_metrics(run: Path, step: int, validated_at: int, log_every: int) -> None:
-    """Forget what was logged after that step, and what was validated after the other, because
-    it is about to be computed again."""
-    last = {"train": step, "val": validated_at}
-    path, kept = run / "metrics.jsonl", []
-    if path.exists():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        records = [_record(line) for line in lines]
-        damaged = records[:-1].count(None)  # the last line may be cut off
-        if damaged:
-            log.warning("%s: %d lines are damaged and left out", path, damaged)
-        kept = [r for r in records if r is not None and r["step"] <= last[r["kind"]]]
-        write_text(path, "".join(to_json(record) + "\n" for record in kept))
-    reached = max((record["step"] for record in kept if record["kind"] == "train"), default=0)
-    if step - reached > log_every:
-        log.warning(
-            "%s: what was logged after step %d, up to step %d, is lost", path, reached, step
-        )
-
-
-def _record(line: str) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None if a crash or a disk has damaged it."""
-    try:
-        record = json.loads(line) if line.endswith("\n") else None
-    except ValueError:
-        return None
-    whole = isinstance(record, dict) and record.get("kind") in ("train", "val")
-    return record if whole and isinstance(record.get("step"), int) else None
-
-
-@contextmanager
-def json_list(path: Path) -> Iterator[Callable[[Any], None]]:
-    """Hands out a function that adds one item to a file. The file appears at the end, as a whole;
-    if anything is raised before, it does not."""
-    before = "["
-
-    def add(item: Any) -> None:
-        nonlocal before
-        file.write(before + to_json(item))
-        before = ", "
-
-    with files.replacing(path) as file:
-        yield add
-        file.write("[]\n" if before == "[" else "]\n")
-
-
 def _next_free(parent: Path, name: str) -> Path:
-    """A new directory with the next number, also if another process takes one meanwhile."""
+    """Create a directory with the next free number, also while other processes do the same."""
     taken = [0]
     for entry in parent.glob(f"{name}-*"):
         match = re.fullmatch(re.escape(name) + r"-(\d+)", entry.name)

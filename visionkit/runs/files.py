@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what happens when one cannot be written."""
+"""Write files atomically; tolerate and count the ones that a run can do without."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -21,11 +21,11 @@ log = logging.getLogger("visionkit")
 def replacing(
     path: Path, mode: str = "w", *, durable: bool = False, previous: Path | None = None
 ) -> Iterator[IO]:
-    """A file to write to, which takes the place of `path` at the end, in one moment.
+    """Open a temporary file that replaces `path` atomically at the end.
 
-    If anything is raised before, `path` is as it was and nothing else is left. `durable`: the new
-    content is on the disk, not only in memory, before the old one goes. `previous`: the name
-    under which the old content stays; at every moment one of the two names leads to a whole file.
+    If anything is raised before, `path` is unchanged and nothing else remains. `durable`: the new
+    content is on the disk, not only in memory, before the old one is removed. `previous`: the name
+    that the old content gets; at every moment one of the two names leads to a whole file.
     """
     temporary = _temporary(path)
     try:
@@ -52,7 +52,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_lines(path: Path, lines: str) -> None:
-    """Add whole lines to a file, or nothing if there is no room for all of them."""
+    """Append whole lines to a file, or nothing if there is no room for all of them."""
     rest = lines.encode()
     with open(path, "ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -66,14 +66,14 @@ def append_lines(path: Path, lines: str) -> None:
 
 
 def remove_strays(folder: Path) -> None:
-    """Remove what processes that died while they wrote left in a folder that nobody writes to."""
+    """Remove the temporary files of processes that died while writing. Nobody may be writing."""
     for stray in folder.glob("*.tmp.*"):
         if stray.name.rpartition(".")[2].isdecimal():
             stray.unlink(missing_ok=True)
 
 
 def reason(error: BaseException) -> str:
-    """Why something could not be written. torch hides a full disk behind a RuntimeError."""
+    """Why something could not be written. torch wraps a full disk in a RuntimeError."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError):
@@ -83,21 +83,21 @@ def reason(error: BaseException) -> str:
     return str(error)
 
 
-class Misses:
-    """Counts what could not be written of the files that a run can do without."""
+class WriteErrors:
+    """Counts failed writes of files that a run can do without."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
     @contextmanager
-    def allowed(self, path: Path) -> Iterator[None]:
-        """Trouble with the disk is said the first time, counted, and ends nothing."""
+    def tolerated(self, path: Path) -> Iterator[None]:
+        """Log the first OSError of a file, count all, and raise none."""
         try:
             yield
         except OSError as error:
             self.counts[path.name] += 1
             if self.counts[path.name] == 1:
-                log.warning("%s: cannot be written: %s; training goes on", path, reason(error))
+                log.warning("%s: cannot be written: %s; training continues", path, reason(error))
 
     def report(self) -> None:
         for name, count in self.counts.items():
@@ -125,17 +125,33 @@ def _swap(temporary: Path, path: Path, previous: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """A rename, too, is only in memory at first."""
+    """Write a rename to the disk: it, too, is only in memory at first."""
     if os.name == "nt":  # where a folder cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # not known there
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # not supported there
             raise
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def json_list(path: Path) -> Iterator[Callable[[Any], None]]:
+    """A function that adds one item to a JSON list. The file appears at the end as a whole, or not
+    at all if anything is raised before."""
+    before = "["
+
+    def add(item: Any) -> None:
+        nonlocal before
+        file.write(before + to_json(item))
+        before = ", "
+
+    with replacing(path) as file:
+        yield add
+        file.write("[]\n" if before == "[" else "]\n")
 
 
 def to_json(record: Any) -> str:

@@ -1,7 +1,7 @@
-"""Being asked to stop: SIGTERM, SIGUSR1, SIGHUP and Ctrl-C.
+"""Stop on SIGTERM, SIGUSR1, SIGHUP and Ctrl-C.
 
-The first signal is a request: a step is finished and saved first, anything else is left where it
-is. A second one ends the process at once.
+The first signal is a request: the current step is finished and saved, anything else is interrupted.
+A second one ends the process immediately.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from contextlib import contextmanager
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 STOPPING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
-SAME_REQUEST_SECONDS = 1.0  # torchrun and job schedulers both pass a signal on: it comes twice
+SAME_REQUEST_SECONDS = 1.0  # torchrun and schedulers both forward a signal: it comes twice
 GRACE_SECONDS = 20
-LAST_WORDS_SECONDS = 0.5
+STATUS_SECONDS = 0.5  # to write the status before a forced exit
 
 
 class Stopped(BaseException):
-    """The first signal came where nothing has to be finished. Not an Exception, as
-    KeyboardInterrupt is none, so that nobody takes it for a fault."""
+    """The first signal came where nothing has to be finished. Not an Exception, like
+    KeyboardInterrupt, so that no `except Exception` catches it."""
 
 
-_ending = False  # whether the grace runs in this process
+_ending = False  # whether the grace period runs in this process
 
 
 class StopRequest:
-    """While entered, a first signal sets `received` and raises Stopped in the main thread, within
-    `deferred` only the former; a second one ends the process within a second.
+    """While entered, a first signal sets `received` and, outside `deferred`, raises Stopped in the
+    main thread; a second one ends the process within a second.
 
     Outside the main thread, where Python delivers no signals, it does nothing. A signal that was
     ignored before, as under nohup, still is.
@@ -40,9 +40,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self.on_forced_exit: Callable[[str, int], str] | None = (
-            None  # of signal's name and exit code
-        )
+        # Called with the signal's name and the exit code; returns what to print.
+        self.on_forced_exit: Callable[[str, int], str] | None = None
         self._deferred = False
 
     def __enter__(self) -> StopRequest:
@@ -64,7 +63,7 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Meanwhile a signal is only noted in `received`."""
+        """Within, a signal is only recorded in `received`."""
         before, self._deferred = self._deferred, True
         try:
             yield
@@ -73,7 +72,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within `deferred`, a time in which a signal raises Stopped, one noted before too."""
+        """Within `deferred`: signals raise Stopped again, one recorded before too."""
         before, self._deferred = self._deferred, False
         try:
             if self.received:
@@ -100,7 +99,7 @@ class StopRequest:
         self._writer.close()
 
     # --- The second signal. Python runs a handler only between two of its own instructions, which
-    # may be seconds apart during a backward; the number of a signal arrives here at once. ---
+    # may be seconds apart during a backward; the wakeup descriptor gets the number immediately. ---
 
     def _start_watching(self) -> None:
         global _watching
@@ -125,10 +124,10 @@ class StopRequest:
     def _leave(self, number: int) -> None:
         code = 128 + number
         name = signal.Signals(number).name
-        threading.Timer(LAST_WORDS_SECONDS, os._exit, (code,)).start()  # if the disk hangs
+        threading.Timer(STATUS_SECONDS, os._exit, (code,)).start()  # if the disk hangs
         try:
-            words = f"; {self.on_forced_exit(name, code)}" if self.on_forced_exit else ""
-            os.write(2, f"\nsecond signal ({name}): left at once{words}\n".encode())
+            status = f"; {self.on_forced_exit(name, code)}" if self.on_forced_exit else ""
+            os.write(2, f"\nsecond signal ({name}): exiting immediately{status}\n".encode())
             for worker in multiprocessing.active_children():
                 worker.kill()
         finally:
@@ -139,7 +138,7 @@ _watching: StopRequest | None = None
 
 
 def _in_forked_child() -> None:
-    """A child neither takes requests nor passes its own signals on to its parent's watcher."""
+    """A child handles no requests and does not forward its signals to its parent's watcher."""
     if (watching := _watching) is not None:
         watching._restore()
         watching._close()
@@ -151,7 +150,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def signals_blocked() -> Iterator[None]:
-    """While the last words of a process that ends anyway are written, no signal takes effect."""
+    """Ignore signals while a process that ends anyway writes its error."""
     main = threading.current_thread() is threading.main_thread()
     before = {n: signal.signal(n, signal.SIG_IGN) for n in STOPPING} if main else {}
     try:
@@ -162,19 +161,18 @@ def signals_blocked() -> Iterator[None]:
 
 
 def ignore() -> None:
-    """From here on, because the work is done and its exit code stands: Python takes a moment to
-    end, and gives signals their deadly default back meanwhile."""
+    """Ignore signals from now on, because the exit code is decided: while Python shuts down, they
+    would get their default, which kills the process."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
 
 
 def outlive_first_signal() -> None:
-    """For loader workers: a signal to the whole process group must not take the images away
-    that the current step still needs. They end with the run, and at the latest when the grace
-    is over or a second signal comes."""
+    """For loader workers: a signal to the whole process group must not end them while the current
+    step needs images. They end with the run, after the grace period, or at a second signal."""
     first: float | None = None
 
-    def forgive(number: int, _frame: object) -> None:
+    def tolerate(number: int, _frame: object) -> None:
         nonlocal first
         global _ending
         now = time.monotonic()
@@ -187,11 +185,11 @@ def outlive_first_signal() -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     for number in STOPPING:
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, forgive)
+            signal.signal(number, tolerate)
 
 
 def end_in(seconds: int) -> None:
-    """For loader workers: SIGALRM ends the process then, whatever it hangs in, unless this is
-    called again before; 0 is never. Not on Windows."""
+    """For loader workers: SIGALRM ends the process after that time, whatever it hangs in, unless
+    this is called again before; 0 is never. Not on Windows."""
     if not _ending and hasattr(signal, "alarm"):
         signal.alarm(seconds)

@@ -73,8 +73,7 @@ def save_val_samples(
         samples = [source.val[i] for i in range(min(MAX_IMAGES, len(source.val)))]
         small = [sample.resize(fit(sample.size, source.image_size)) for sample in samples]
         batch = collate([(sample.image, sample.target()) for sample in small]).to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            predictions = model.predictions(model.features(batch), batch, source.feeds)
+        predictions, _ = model.infer(batch, source.feeds, dtype)
         names = {head: classes[head].names for head in source.feeds}
         images = [
             draw_all(

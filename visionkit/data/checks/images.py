@@ -397,7 +397,8 @@ def check_images(config: Config, sources: list[Source]) -> dict[str, list[Findin
             mine = image_findings(
                 dataset, section, first=collectives.rank(), step=collectives.world_size()
             )
-            found = sorted(chain.from_iterable(collectives.gather(mine)), key=_image_index)
+            everywhere = chain.from_iterable(collectives.all_gather_object(mine))
+            found = sorted(everywhere, key=_image_index)
             found = mark_replaced(source, split, found)
             problems.findings += [finding for finding in found if finding.severity == "error"]
             by_section[section] = found
