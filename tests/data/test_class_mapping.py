@@ -91,7 +91,9 @@ def test_numbered_classes_are_matched_by_position():
 def test_unknown_classes_are_an_error(shapes):
     with pytest.raises(DataError, match="not expected: 'triangle'"):
         ClassMappedDataset(shapes, {"labels": NAMES[:4]}, None)
-    with pytest.raises(DataError, match="labeled_classes: there is no class 'cirle'"):
+    with pytest.raises(
+        DataError, match="labeled_classes: unknown class 'cirle'; did you mean 'circle'"
+    ):
         ClassMappedDataset(shapes, {}, ["cirle"])
 
 

@@ -153,7 +153,7 @@ def test_names_form_groups():
     assert list(found) == ["b", "a", "c"]
     assert found["b"] == ("one_of", [0, 2], ["1", "2"])
     assert found["a"] == ("yes_no", [1], [""])
-    assert found["c"] == ("any_rank", [3, 4], ["x", "y=z"])
+    assert found["c"] == ("any_of", [3, 4], ["x", "y=z"])
     assert groups([]) == {}
 
 

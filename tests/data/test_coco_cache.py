@@ -188,13 +188,13 @@ def test_a_file_that_cannot_be_read_leaves_nothing(path, folder, text, caplog):
     assert entries(folder) == [] and not caplog.records
 
 
-@pytest.mark.parametrize("ending", ["read_index", "publish", "open_index"])
+@pytest.mark.parametrize("ending", ["read_index", "commit", "open_index"])
 def test_a_process_that_dies_leaves_a_whole_entry_or_none(path, folder, ending):
     """Its end comes before the work that is named, or right after all of it."""
 
     def run():
         if ending != "open_index":
-            owner = cache if ending == "publish" else index_module
+            owner = cache if ending == "commit" else index_module
             setattr(owner, ending, lambda *_, **__: os._exit(3))
         open_index(path)
         os._exit(3)
@@ -263,9 +263,9 @@ def test_the_cache_folder(monkeypatch):
 
 def test_the_least_recently_used_entries_go_first(tmp_path):
     def publish(entry, limit):
-        with cache.unfinished(entry) as folder:
+        with cache.staging(entry) as folder:
             (folder / "data").write_bytes(bytes(100))
-            cache.publish(folder, entry, limit)
+            cache.commit(folder, entry, limit)
 
     for age, name in enumerate("abc"):
         publish(tmp_path / name, 1000)
@@ -278,18 +278,18 @@ def test_the_least_recently_used_entries_go_first(tmp_path):
 
 
 def test_an_entry_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(OSError, match="full"), cache.unfinished(tmp_path / "a") as folder:
+    with pytest.raises(OSError, match="full"), cache.staging(tmp_path / "a") as folder:
         (folder / "half").touch()
         raise OSError("full")
-    with cache.unfinished(tmp_path / "a") as folder:
+    with cache.staging(tmp_path / "a") as folder:
         (folder / "unpublished").touch()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".dead").mkdir()
     os.utime(tmp_path / ".dead", (0, 0))
     (tmp_path / ".alive").mkdir()
     for name in ("first", "late"):  # that of another process, which was quicker, stays
-        with cache.unfinished(tmp_path / "b") as folder:
+        with cache.staging(tmp_path / "b") as folder:
             (folder / name).touch()
-            cache.publish(folder, tmp_path / "b")
+            cache.commit(folder, tmp_path / "b")
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["first"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".alive", "b"]

@@ -205,8 +205,9 @@ def test_a_full_disk_is_reported_once_and_costs_nothing_else(photos, root, inspe
     inspected.clear()
     assert inspect_images(photos[:1])[0] == found[0] and inspected == []
 
+
+def test_a_read_only_folder_is_reported_once_and_still_used(photos, inspected, caplog):
     first = inspect_images(photos[:3])
-    (file,) = root.iterdir()
     connect = sqlite3.connect
 
     def read_only(path, **options):

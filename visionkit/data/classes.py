@@ -1,4 +1,4 @@
-"""Which classes each head tells apart, where several data sets each label some of them."""
+"""Class lists: which classes each head predicts, and datasets matched to them by name."""
 
 from __future__ import annotations
 
@@ -16,41 +16,44 @@ from visionkit.data.checks.findings import check_classes
 from visionkit.data.coco.ground_truth import GroundTruth
 from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
-from visionkit.errors import ConfigError, DataError
+from visionkit.errors import ConfigError, DataError, listed, unknown
 from visionkit.types import IGNORE, Classes, Dataset
 
-# --- A data set in the terms of a run: its labels renumbered, and what it does not label
-# marked.
+log = logging.getLogger("visionkit")
+
+Names = tuple[str, ...]
+
+# --- A dataset with the classes of a run.
 
 UNMAPPED = -1
-PARTIAL = {"labels": "labeled", "semantic": "semantic_labeled"}  # class_key: mark of a sample
+LABELED_KEYS = {"labels": "labeled", "semantic": "semantic_labeled"}  # by class_key: key of a mask
 
 
 class ClassMappedDataset:
-    """A data set whose classes are matched by name to the class lists of the run.
+    """A dataset whose classes are matched by name to the class lists of the run.
 
-    Classes that are only numbered ("0", "1", ...) are matched by position. A class that the data
-    set does not have, or that `labeled` leaves out, counts as not labeled: its objects are gone,
-    samples carry the mark, and `ground_truth` lacks it. All else is the data set's own.
+    Classes named "0", "1", ... are matched by position. A class that the dataset lacks, or that
+    is not in `labeled`, counts as not labeled: its objects are dropped, samples have a mask of the
+    labeled classes, and `ground_truth` lacks it. All else is as in the dataset.
 
     classes: the names to match, by class_key.
-    labeled: the classes of objects or class maps that are labeled here; None: all there are.
+    labeled: the labeled classes of objects or semantic maps; None: all of the dataset.
 
-    Raises DataError for a class that is not in the lists, unless the data set says
+    Raises DataError for a class that is not in the lists, unless the dataset has
     `other_classes = "ignore"`.
     """
 
     def __init__(
-        self, dataset: Dataset, classes: Mapping[str, Sequence[str]], labeled: list[str] | None
+        self, dataset: Any, classes: Mapping[str, Sequence[str]], labeled: list[str] | None
     ) -> None:
         self.dataset = dataset
-        self.keys = dataset.keys
-        self.classes = dict(dataset.classes)
+        self.keys: Names = dataset.keys
+        self.classes: dict[str, Classes] = dict(dataset.classes)
         self.unlabeled: dict[str, list[str]] = {}  # names, by class_key
-        self._tables: dict[str, np.ndarray] = {}  # new label of each own label
-        self._marks: dict[str, np.ndarray] = {}  # (K,) bool
-        if not hasattr(dataset, "semantic_truth"):
-            self.semantic_truth = None  # a method only where the data set has it
+        self._tables: dict[str, np.ndarray] = {}  # the new label of each label of the dataset
+        self._labeled: dict[str, np.ndarray] = {}  # (K,) bool, by class_key
+        if not hasattr(dataset, "semantic_truth"):  # a method only if the dataset has it
+            self.semantic_truth = None  # type: ignore[method-assign,assignment]
         ignore_others = getattr(dataset, "other_classes", "error") == "ignore"
         _check_labeled(labeled, dataset.classes)
         for key, own in dataset.classes.items():
@@ -58,21 +61,13 @@ class ClassMappedDataset:
             table = _match(own.names, names, key, ignore_others=ignore_others)
             self.classes[key] = Classes(names, _ids(own, table, len(names)))
             self._tables[key] = table
-            if key in PARTIAL:
-                self._marks[key] = self._mark(key, names, table, labeled)
-
-    def _mark(
-        self, key: str, names: tuple[str, ...], table: np.ndarray, labeled: list[str] | None
-    ) -> np.ndarray:
-        known = np.isin(np.arange(len(names)), table)
-        if labeled is not None and any(name in names for name in labeled):
-            known &= np.isin(names, labeled)
-        if not known.all():
-            self.unlabeled[key] = [n for n, k in zip(names, known, strict=True) if not k]
-        return known
+            if key in LABELED_KEYS:
+                mask = self._labeled[key] = _labeled_mask(names, table, labeled)
+                if not mask.all():
+                    self.unlabeled[key] = [n for n, k in zip(names, mask, strict=True) if not k]
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "dataset":  # while a copy is being unpickled
+        if name.startswith("__") or name == "dataset":  # while a copy is unpickled
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -83,23 +78,20 @@ class ClassMappedDataset:
         return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
-        return self._relabel(self.dataset[index])
-
-    def _relabel(self, sample: Sample) -> Sample:
-        sample = replace(sample)
+        sample = replace(self.dataset[index])
         if sample.class_id is not None and np.ndim(sample.class_id) == 0:
             class_id = int(self._tables["class_id"][sample.class_id])
             sample.class_id = None if class_id == UNMAPPED else class_id
         if sample.labels is not None:
-            self._relabel_objects(sample)
+            self._map_objects(sample)
         if sample.semantic is not None:
-            sample.semantic = self._relabel_map(sample.semantic)
-            sample.semantic_labeled = self._combined("semantic", sample.semantic_labeled)
+            sample.semantic = self._map_semantic(sample.semantic)
+            sample.semantic_labeled = self._combined_mask("semantic", sample.semantic_labeled)
         return sample
 
-    def _relabel_objects(self, sample: Sample) -> None:
+    def _map_objects(self, sample: Sample) -> None:
         labels = self._tables["labels"][sample.labels]
-        keep = np.flatnonzero((labels != UNMAPPED) & self._marks["labels"][labels])
+        keep = np.flatnonzero((labels != UNMAPPED) & self._labeled["labels"][labels])
         sample.labels = labels[keep]
         for column in ("boxes", "iscrowd", "area", "cut", "attributes"):
             values = getattr(sample, column)
@@ -107,38 +99,44 @@ class ClassMappedDataset:
         if sample.segmentations is not None:
             sample.segmentations = [sample.segmentations[i] for i in keep]
         if sample.attributes is not None:
-            sample.attributes = self._relabel_attributes(sample.attributes)
-        sample.labeled = self._combined("labels", sample.labeled)
+            sample.attributes = self._map_attributes(sample.attributes)
+        sample.labeled = self._combined_mask("labels", sample.labeled)
 
-    def _relabel_attributes(self, values: np.ndarray) -> np.ndarray:
-        table = self._tables["attributes"]
-        moved = np.full((len(values), len(self.classes["attributes"].names)), np.nan)
-        moved[:, table[table != UNMAPPED]] = values[:, table != UNMAPPED]
-        for group in groups(self.classes["attributes"].names).values():
-            answers = moved[:, group.columns]
-            known = ~np.isnan(answers).all(1)  # then what this data set never says is a no
+    def _map_attributes(self, values: np.ndarray) -> np.ndarray:
+        table, names = self._tables["attributes"], self.classes["attributes"].names
+        mapped = np.full((len(values), len(names)), np.nan)
+        mapped[:, table[table != UNMAPPED]] = values[:, table != UNMAPPED]
+        for group in groups(names).values():
+            answers = mapped[:, group.columns]
+            known = ~np.isnan(answers).all(1)  # then a value that this dataset lacks is a no
             answers[known] = np.nan_to_num(answers[known])
-            moved[:, group.columns] = answers
-        return moved.astype(np.float32)
+            mapped[:, group.columns] = answers
+        return mapped.astype(np.float32)
 
-    def _relabel_map(self, classes: torch.Tensor) -> torch.Tensor:
+    def _map_semantic(self, semantic: Tensor) -> Tensor:
         table = np.full(256, IGNORE, np.uint8)
         own = self._tables["semantic"]
         table[: len(own)] = np.where(own == UNMAPPED, IGNORE, own)
-        return torch.from_numpy(table)[classes.long()]
+        return torch.from_numpy(table)[semantic.long()]
 
-    def _combined(self, key: str, own: np.ndarray | None) -> np.ndarray | None:
-        """The mark of the source and the sample's own, which may be None for no mark."""
-        mark = self._marks[key]
-        if own is not None:
-            table, moved = self._tables[key], np.zeros(len(mark), bool)
-            moved[table[table != UNMAPPED]] = own[table != UNMAPPED]
-            return mark & moved
-        return None if mark.all() else mark
+    def _combined_mask(self, key: str, own: np.ndarray | None) -> np.ndarray | None:
+        """The labeled classes (K,) of a sample with its own mask of them; None: all are."""
+        mask = self._labeled[key]
+        if own is None:
+            return None if mask.all() else mask
+        table, mapped = self._tables[key], np.zeros(len(mask), bool)
+        mapped[table[table != UNMAPPED]] = own[table != UNMAPPED]
+        return mask & mapped
 
-    def semantic_truth(self, image_id: int) -> torch.Tensor | None:
-        classes = self.dataset.semantic_truth(image_id)
-        return None if classes is None else self._relabel_map(classes)
+    def semantic_truth(self, image_id: int) -> Tensor | None:
+        semantic = self.dataset.semantic_truth(image_id)
+        return None if semantic is None else self._map_semantic(semantic)
+
+    def ground_truth(self) -> GroundTruth:
+        """The ground truth of the labeled classes."""
+        classes, mask = self.classes["labels"], self._labeled["labels"]
+        ids = [id_ for id_, labeled in zip(classes.ids, mask, strict=True) if labeled]
+        return self.dataset.ground_truth().of(categories=ids)
 
     @property
     def num_unused(self) -> int:
@@ -146,20 +144,36 @@ class ClassMappedDataset:
         if "labels" not in self._tables or not hasattr(self.dataset, "class_counts"):
             return 0
         table = self._tables["labels"]
-        used = (table != UNMAPPED) & self._marks["labels"][table]
+        used = (table != UNMAPPED) & self._labeled["labels"][table]
         return int(self.dataset.class_counts()["labels"][~used].sum())
 
-    def ground_truth(self) -> GroundTruth:
-        """The ground truth of the labeled classes."""
-        classes, mark = self.classes["labels"], self._marks["labels"]
-        ids = [id_ for id_, labeled in zip(classes.ids, mark, strict=True) if labeled]
-        return self.dataset.ground_truth().of(categories=ids)
+
+def class_mapped(
+    where: str, dataset: Dataset, classes: Mapping[str, Names], labeled: list[str] | None
+) -> Dataset:
+    """The dataset with those class lists; the same dataset, if it has them already. DataError if a
+    class does not match. `where` is its key in the config."""
+    same = all(
+        dataset.classes[key].names == names
+        for key, names in classes.items()
+        if key in dataset.classes
+    )
+    if same and labeled is None:
+        return dataset
+    mapped = ClassMappedDataset(dataset, classes, labeled)
+    for key, names in mapped.unlabeled.items():
+        if key in classes:
+            log.info(
+                "%s: not labeled here: %s (%s); losses and metrics ignore them",
+                where,
+                listed(names),
+                key,
+            )
+    return mapped
 
 
-def _match(
-    own: tuple[str, ...], names: tuple[str, ...], key: str, *, ignore_others: bool
-) -> np.ndarray:
-    """For each own class its place among `names`, or UNMAPPED."""
+def _match(own: Names, names: Names, key: str, *, ignore_others: bool) -> np.ndarray:
+    """The place in `names` of each of the dataset's own classes, or UNMAPPED."""
     if own == tuple(map(str, range(len(own)))) and len(own) <= len(names):
         return np.arange(len(own))
     check_classes(f"{key} classes", own, names, missing_ok=True, unknown_ok=ignore_others)
@@ -168,7 +182,7 @@ def _match(
 
 
 def _ids(own: Classes, table: np.ndarray, count: int) -> tuple[int, ...]:
-    """The data set's id of each class; for those that it lacks, numbers that it does not use."""
+    """The dataset's id of each class; for classes that it lacks, unused numbers."""
     fresh = max(own.ids, default=0) + 1
     ids = [fresh + i for i in range(count)]
     for id_, label in zip(own.ids, table.tolist(), strict=True):
@@ -177,76 +191,22 @@ def _ids(own: Classes, table: np.ndarray, count: int) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def _check_labeled(labeled: list[str] | None, class_keys: Mapping[str, Classes]) -> None:
-    names = {name for key in PARTIAL if key in class_keys for name in class_keys[key].names}
-    unknown = [name for name in labeled or () if name not in names]
-    if unknown:
-        raise DataError(
-            f"labeled_classes: there is no class {unknown[0]!r}; it has {sorted(names)}"
-        )
+def _labeled_mask(names: Names, table: np.ndarray, labeled: list[str] | None) -> np.ndarray:
+    """(K,) bool: which of the classes `names` the dataset labels."""
+    mask = np.isin(np.arange(len(names)), table)
+    if labeled is not None and any(name in names for name in labeled):
+        mask &= np.isin(names, labeled)
+    return mask
 
 
-# --- What the class names of attributes mean: `color=red`, `covers:star`, `open`.
-
-Kind = Literal["one_of", "any_rank", "yes_no"]
-FINDING_KINDS: dict[str | None, Kind] = {"=": "one_of", ":": "any_rank", None: "yes_no"}
-SEPARATORS = {kind: separator or "" for separator, kind in FINDING_KINDS.items()}
-YES = 0.5  # the probability from which a yes or no counts as yes
-
-_NAME = re.compile(r"([^=:]+)(?:([=:])(.+))?", re.DOTALL)
+def _check_labeled(labeled: list[str] | None, classes: Mapping[str, Classes]) -> None:
+    known = {name for key in LABELED_KEYS if key in classes for name in classes[key].names}
+    for name in labeled or ():
+        if name not in known:
+            raise DataError(unknown(name, known, f"labeled_classes: unknown class {name!r}"))
 
 
-class Group(NamedTuple):
-    """One attribute: its kind, the columns of its classes, and the value that each stands for."""
-
-    kind: Kind
-    columns: list[int]
-    values: list[str]  # [""] for a yes or no
-
-
-def groups(names: Sequence[str]) -> dict[str, Group]:
-    """The attributes behind these class names, by name, in the order of their first column.
-
-    Raises ConfigError for a name that is empty, given twice, or of two kinds.
-    """
-    found: dict[str, Group] = {}
-    for column, name in enumerate(names):
-        match = _NAME.fullmatch(name)
-        if match is None or name in names[:column]:
-            fault = "is given twice" if match else "must be name, name=value or name:value"
-            raise ConfigError(f"attributes: class {name!r} {fault}")
-        attribute, separator, value = match.groups()
-        kind = FINDING_KINDS[separator]
-        group = found.setdefault(attribute, Group(kind, [], []))
-        if group.kind != kind:
-            raise ConfigError(
-                f"attributes: {attribute!r} has the classes {names[group.columns[0]]!r} and "
-                f"{name!r}: an attribute is either one of (=), any of (:), or a yes or no"
-            )
-        group.columns.append(column)
-        group.values.append(value or "")
-    return found
-
-
-def describe(names: Sequence[str], probs: Tensor) -> list[str]:
-    """One object's attributes in words, for example `["color red 93%", "covered 71%"]`.
-
-    `probs` (A,) belong to the classes `names`. Of a one-of attribute the best value; of the others
-    those with a probability of at least `YES`.
-    """
-    words = []
-    for attribute, group in groups(names).items():
-        answers = [(probs[c].item(), v) for c, v in zip(group.columns, group.values, strict=True)]
-        if group.kind == "one_of":
-            answers = [max(answers, key=lambda answer: answer[0])]
-        else:
-            answers = [answer for answer in answers if answer[0] >= YES]
-        words += [f"{f'{attribute} {value}'.strip()} {prob:.0%}" for prob, value in answers]
-    return words
-
-
-log = logging.getLogger("visionkit")
-Names = tuple[str, ...]
+# --- The class lists of heads, where several datasets each label some of the classes.
 
 
 def class_lists(
@@ -257,14 +217,14 @@ def class_lists(
 ) -> dict[str, dict[str, Names]]:
     """For each source, the class names by class_key.
 
-    Heads that share a source share its class list, and so do sources that share a head: it holds
-    the classes of all their training data, in the order in which they are met. Lists of heads in
-    `fixed` stay as they are. `class_keys` by head; `sources` by name, with `feeds`; `opened` by
-    source and split.
+    Heads that share a source share its class list, and so do sources that share a head: the list
+    has the classes of all their training data, in the order of their first appearance. The lists
+    of heads in `fixed` stay. `class_keys` by head; `sources`, with `feeds`, by name; `opened`
+    datasets by source and split.
     """
     lists: dict[str, dict[str, Names]] = {name: {} for name in sources}
     for key in sorted({key for key in class_keys.values() if key}):
-        for members, heads in _groups(key, class_keys, sources):
+        for members, heads in _linked(key, class_keys, sources):
             known = [fixed[head].names for head in heads if head in fixed]
             names = known[0] if known else _union(key, members, opened)
             for member in members:
@@ -272,71 +232,20 @@ def class_lists(
     return lists
 
 
-def class_mapped(
-    where: str, dataset: Dataset, classes: Mapping[str, Names], labeled: list[str] | None
-) -> Dataset:
-    """The data set in terms of those class lists; itself, if it has just these.
-
-    Raises DataError where it has others.
-    """
-    same = all(
-        dataset.classes[key].names == names
-        for key, names in classes.items()
-        if key in dataset.classes
-    )
-    if same and labeled is None:
-        return dataset
-    matched = ClassMappedDataset(dataset, classes, labeled)
-    for key, names in matched.unlabeled.items():
-        if key not in classes:
-            continue
-        shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        log.info("%s: not labeled here: %s (%s); left out of losses and scores", where, shown, key)
-    return matched
-
-
-def classes_of_heads(
-    class_keys: Mapping[str, str | None], sources: Sequence[Source]
-) -> dict[str, Classes]:
-    """Names and ids of the classes of each head that is fed.
-
-    Ids are those of the data; where the data sets of a head do not agree on them, 1, 2, ...
-    """
-    found: dict[str, list[Classes]] = {}
-    for source in sources:
-        dataset = source.train if source.train is not None else source.val
-        for head in source.feeds if dataset is not None else ():
-            key = class_keys[head]
-            none = Classes((), ())
-            found.setdefault(head, []).append(dataset.classes.get(key, none) if key else none)
-    return {head: _agreed(lists) for head, lists in found.items()}
-
-
-def _agreed(lists: list[Classes]) -> Classes:
-    first = lists[0]
-    if all(other == first for other in lists):
-        return first
-    return Classes(first.names, tuple(range(1, len(first.names) + 1)))
-
-
-def _groups(
+def _linked(
     key: str, class_keys: Mapping[str, str | None], sources: Mapping[str, Any]
 ) -> list[tuple[list[str], list[str]]]:
-    """Sources and heads of that class_key that are linked by feeding, directly or not."""
-    groups: list[tuple[list[str], list[str]]] = []
+    """Groups of sources and heads of a class_key that feed each other, directly or not."""
+    linked: list[tuple[list[str], list[str]]] = []
     for name, source in sources.items():
         heads = [head for head in source.feeds if class_keys[head] == key]
         if not heads:
             continue
-        linked = [group for group in groups if set(group[1]) & set(heads)]
-        members = [member for group in linked for member in group[0]] + [name]
-        all_gather_with_grad = dict.fromkeys(
-            [head for group in linked for head in group[1]] + heads
-        )
-        groups = [group for group in groups if group not in linked] + [
-            (members, list(all_gather_with_grad))
-        ]
-    return groups
+        joined = [group for group in linked if {*group[1]} & {*heads}]
+        members = [member for group in joined for member in group[0]] + [name]
+        heads = [*dict.fromkeys([head for group in joined for head in group[1]] + heads)]
+        linked = [group for group in linked if group not in joined] + [(members, heads)]
+    return linked
 
 
 def _union(key: str, members: Iterable[str], opened: Mapping[tuple[str, str], Dataset]) -> Names:
@@ -346,3 +255,85 @@ def _union(key: str, members: Iterable[str], opened: Mapping[tuple[str, str], Da
         if dataset is not None and key in dataset.classes:
             names |= dict.fromkeys(dataset.classes[key].names)
     return tuple(names)
+
+
+def classes_of_heads(
+    class_keys: Mapping[str, str | None], sources: Sequence[Source]
+) -> dict[str, Classes]:
+    """The names and ids of the classes of each head that is fed.
+
+    Ids are those of the data; if the datasets of a head do not agree on them, 1, 2, ...
+    """
+    found: dict[str, list[Classes]] = {}
+    for source in sources:
+        dataset = source.train if source.train is not None else source.val
+        if dataset is None:
+            continue
+        for head in source.feeds:
+            classes = dataset.classes.get(class_keys[head] or "", Classes((), ()))
+            found.setdefault(head, []).append(classes)
+    return {
+        head: first
+        if all(other == first for other in others)
+        else Classes(first.names, tuple(range(1, len(first.names) + 1)))
+        for head, (first, *others) in found.items()
+    }
+
+
+# --- The class names of attributes: `color=red`, `covers:star`, `open`.
+
+AttributeKind = Literal["one_of", "any_of", "yes_no"]
+SEPARATORS: dict[AttributeKind, str] = {"one_of": "=", "any_of": ":", "yes_no": ""}
+YES = 0.5  # the probability from which the answer is yes
+
+_NAME = re.compile(r"([^=:]+)(?:([=:])(.+))?", re.DOTALL)
+
+
+class Group(NamedTuple):
+    """One attribute: its kind, the columns of its classes, and the value of each."""
+
+    kind: AttributeKind
+    columns: list[int]
+    values: list[str]  # [""] for a yes or no
+
+
+def groups(names: Sequence[str]) -> dict[str, Group]:
+    """The attributes with these class names, by name, in the order of their first column.
+
+    Raises ConfigError for a name that is empty, given twice, or of two kinds.
+    """
+    kinds = {separator: kind for kind, separator in SEPARATORS.items()}
+    found: dict[str, Group] = {}
+    for column, name in enumerate(names):
+        match = _NAME.fullmatch(name)
+        if match is None or name in names[:column]:
+            fault = "is given twice" if match else "must be name, name=value or name:value"
+            raise ConfigError(f"attributes: class {name!r} {fault}")
+        attribute, separator, value = match.groups(default="")
+        kind = kinds[separator]
+        group = found.setdefault(attribute, Group(kind, [], []))
+        if group.kind != kind:
+            raise ConfigError(
+                f"attributes: {attribute!r} has the classes {names[group.columns[0]]!r} and "
+                f"{name!r}: an attribute is either one of (=), any of (:), or a yes or no"
+            )
+        group.columns.append(column)
+        group.values.append(value)
+    return found
+
+
+def describe(names: Sequence[str], probs: Tensor) -> list[str]:
+    """One object's attributes in words, such as `["color red 93%", "covered 71%"]`.
+
+    `probs` (A,) are those of the classes `names`. Of a one-of attribute, the best value; of others,
+    the values with a probability of at least `YES`.
+    """
+    words = []
+    for attribute, group in groups(names).items():
+        answers = [(probs[c].item(), v) for c, v in zip(group.columns, group.values, strict=True)]
+        if group.kind == "one_of":
+            answers = [max(answers, key=lambda answer: answer[0])]
+        else:
+            answers = [answer for answer in answers if answer[0] >= YES]
+        words += [f"{f'{attribute} {value}'.strip()} {prob:.0%}" for prob, value in answers]
+    return words

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from visionkit.data.checks.kinds import FINDING_KINDS, Action, Severity
-from visionkit.data.loading.cache import cache_folder, trim
+from visionkit.data.loading.cache import cache_folder, evict
 from visionkit.errors import (
     CheckpointError,
     ConfigError,
@@ -160,7 +160,7 @@ def save_findings(findings: Sequence[Finding]) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         write_text(path, text)
-        trim(folder, FILES_LIMIT, keep=path)
+        evict(folder, FILES_LIMIT, keep=path)
     except (OSError, RuntimeError) as error:  # a full disk, or no home folder
         return f"all {len(findings)} could not be written to the cache folder [{error}]"
     return f"all {len(findings)} are in {path}"

@@ -33,7 +33,7 @@ from visionkit.data.image_io import (
     orientation,
     to_rgb,
 )
-from visionkit.data.loading.cache import cache_folder, remove, touch, trim
+from visionkit.data.loading.cache import cache_folder, evict, remove, touch
 from visionkit.data.loading.source import Source, max_unreadable
 from visionkit.data.loading.workers import cores
 from visionkit.distributed import collectives
@@ -208,7 +208,7 @@ class ImageInfoCache:
         self._database.close()
         touch(self._file)
         with suppress(OSError):  # another process removes them, or nobody may
-            trim(self._file.parent, CACHE_LIMIT, keep=self._file)
+            evict(self._file.parent, CACHE_LIMIT, keep=self._file)
 
     def _give_up(self, error: Exception) -> None:
         log.warning(

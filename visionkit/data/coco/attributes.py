@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from visionkit.data.checks.findings import Problems, check_classes
-from visionkit.data.classes import SEPARATORS, Kind, groups
+from visionkit.data.classes import SEPARATORS, AttributeKind, groups
 from visionkit.data.coco.columns import CORE, Record, place, short
 from visionkit.data.coco.tables import ObjectTable
 from visionkit.errors import ConfigError, DataError
@@ -47,7 +47,7 @@ def read_identifiers(
 # More are hardly properties: rather numbers of tracks or of people, which nobody can see.
 MOST_VALUES = 1000
 
-_SPOKEN = {"one_of": "a text", "any_rank": "a list", "yes_no": "true or false"}
+_SPOKEN = {"one_of": "a text", "any_of": "a list", "yes_no": "true or false"}
 _REMEDY = "correct it, or name the attributes to read in the data set's `attributes`"
 
 
@@ -83,7 +83,7 @@ class AttributeTable:
 class _Answers:
     """What the file says about one attribute: its kind, and for some rows the classes that hold."""
 
-    kind: Kind
+    kind: AttributeKind
     first: str  # the place that fixed the kind
     rows: list[int] = field(default_factory=list)
     holding: list[list[str]] = field(default_factory=list)
@@ -175,14 +175,14 @@ def _note(
         answers.classes.update(classes)
 
 
-def _read(value: Any) -> tuple[Kind | None, list[str]]:
+def _read(value: Any) -> tuple[AttributeKind | None, list[str]]:
     """The kind of a JSON value and its texts; None as the kind if it is no attribute's value."""
     if isinstance(value, bool):
         return "yes_no", [""]
     texts = [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
     if not all(texts):
         return None, []
-    return ("any_rank" if isinstance(value, list) else "one_of"), texts
+    return ("any_of" if isinstance(value, list) else "one_of"), texts
 
 
 def _text(value: Any) -> str:

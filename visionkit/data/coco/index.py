@@ -100,9 +100,9 @@ def open_index(path: str | Path) -> CocoIndex:
     if index.faults.count or index.mask_faults.count or changed:
         return index
     try:
-        with cache.unfinished(entry) as folder:
+        with cache.staging(entry) as folder:
             index.save(folder)
-            cache.publish(folder, entry)
+            cache.commit(folder, entry)
     except OSError as error:
         log.warning(
             "%s: cannot write its index to the cache, so each start reads the whole file [%s]; "

@@ -1,4 +1,4 @@
-"""The folder for what visionkit can always make again, and entries in it that appear whole."""
+"""The cache folder: files that visionkit can always make again, in entries that appear whole."""
 
 from __future__ import annotations
 
@@ -17,17 +17,88 @@ from typing import Any
 
 import numpy as np
 
-# --- Arrays in a folder of the cache, one file each, opened as memory maps that processes
-# share.
-
+LIMIT = 20 * 2**30  # bytes of all entries of one kind; the least recently used are removed first
+ABANDONED = 24 * 3600  # seconds after which the folder of an unfinished entry is removed
 META = "index.json"
 
-_BLOCK = 1 << 23  # bytes of a file that are hashed at once
-_CHECKED = 1 << 24  # bytes; larger arrays are not compared to their checksum on opening
+_BLOCK = 1 << 23  # bytes that are hashed at once
+_CHECKED = 1 << 24  # bytes; the checksum of larger arrays is not verified
+
+
+def cache_folder() -> Path:
+    """`$VISIONKIT_CACHE`, else `$XDG_CACHE_HOME/visionkit`, else `~/.cache/visionkit`."""
+    if named := os.environ.get("VISIONKIT_CACHE"):
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "visionkit"
+
+
+@contextmanager
+def staging(entry: Path) -> Iterator[Path]:
+    """A new folder for the content of `entry`, removed at the end unless committed. OSError if it
+    cannot be made."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".", dir=entry.parent))
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def commit(folder: Path, entry: Path, limit: int = LIMIT) -> None:
+    """Make a staging folder the `entry`, unless another process was faster. Then the least
+    recently used entries next to it are removed until all take at most `limit` bytes. OSError if
+    this fails.
+    """
+    if not entry.exists():
+        with suppress(FileExistsError):
+            folder.rename(entry)
+    evict(entry.parent, limit, keep=entry)
+
+
+def touch(entry: Path) -> None:
+    """Mark an entry as used, if that is allowed."""
+    with suppress(OSError):
+        os.utime(entry)
+
+
+def remove(entry: Path) -> None:
+    """Remove an entry, or whatever has its name, as far as that is allowed."""
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            entry.unlink()
+
+
+def evict(folder: Path, limit: int, keep: Path | None = None) -> None:
+    """Remove entries, the least recently used first, until the others take at most `limit` bytes.
+    The entry `keep` stays."""
+    sizes: list[tuple[float, Path, int]] = []
+    for entry in folder.iterdir():
+        with suppress(OSError):  # another process removed it
+            used = entry.stat().st_mtime
+            if entry.name.startswith("."):
+                if used < time.time() - ABANDONED:
+                    remove(entry)
+            else:
+                sizes.append((used, entry, _size(entry)))
+    total = sum(size for _, _, size in sizes)
+    for _, entry, size in sorted(sizes):
+        if total > limit and entry != keep:
+            remove(entry)
+            total -= size
+
+
+def _size(entry: Path) -> int:
+    return sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file())
+
+
+# --- Arrays in an entry, mapped into memory and so shared by processes.
 
 
 def content_key(path: Path) -> str:
-    """A hash of the bytes of a file: SHA-256 of those of its blocks, which are made in threads."""
+    """A hash of a file's content: the SHA-256 of the hashes of its blocks, made in threads."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
 
@@ -49,10 +120,10 @@ def save(folder: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]
 
 
 def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays, read-only and mapped into memory, and the meta data that `save` wrote.
+    """The read-only, memory-mapped arrays and the meta data that `save` wrote.
 
-    Raises ValueError or OSError if anything is missing, cut short or of another kind. A changed
-    byte is found in all arrays but the largest.
+    Raises ValueError or OSError if anything is missing, truncated or of another kind. A changed
+    byte is noticed, except in arrays above 16 MB.
     """
     found = json.loads((folder / META).read_text(encoding="utf-8"))
     arrays = {}
@@ -64,85 +135,9 @@ def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
                 raise ValueError(f"{path} has changed since it was written")
         return arrays, found["meta"]
     except (KeyError, TypeError, AttributeError, EOFError) as error:
-        raise ValueError(f"{folder / META} is not as it was written: {error!r}") from None
+        raise ValueError(f"{folder / META} has changed since it was written: {error!r}") from None
 
 
 def _checksum(array: np.ndarray) -> int | None:
     small = 0 < array.nbytes <= _CHECKED
     return zlib.crc32(np.ascontiguousarray(array).data) if small else None
-
-
-LIMIT = 20 * 2**30  # bytes of all entries of one kind; the least recently used go first
-
-ABANDONED = 24 * 3600  # seconds after which an unfinished entry belongs to a dead process
-
-
-def cache_folder() -> Path:
-    """`$VISIONKIT_CACHE`, else `$XDG_CACHE_HOME/visionkit`, else `~/.cache/visionkit`."""
-    if named := os.environ.get("VISIONKIT_CACHE"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "visionkit"
-
-
-@contextmanager
-def unfinished(entry: Path) -> Iterator[Path]:
-    """A new folder for what is to be `entry`; it is removed unless it is published meanwhile.
-
-    Raises OSError if it cannot be made.
-    """
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".", dir=entry.parent))
-    try:
-        yield folder
-    finally:
-        remove(folder)
-
-
-def publish(folder: Path, entry: Path, limit: int = LIMIT) -> None:
-    """Make that folder the `entry`; where another process was quicker its entry stays.
-
-    Then the oldest entries beside it are removed until all take at most `limit` bytes. Raises
-    OSError if it cannot be done.
-    """
-    if not entry.exists():
-        with suppress(FileExistsError):
-            folder.rename(entry)
-    trim(entry.parent, limit, keep=entry)
-
-
-def touch(entry: Path) -> None:
-    """Note that an entry was used; nothing happens where that is not allowed."""
-    with suppress(OSError):
-        os.utime(entry)
-
-
-def remove(entry: Path) -> None:
-    """Remove an entry, or whatever stands in its place, as far as that is allowed."""
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            entry.unlink()
-
-
-def trim(folder: Path, limit: int, keep: Path | None = None) -> None:
-    """Remove entries, least recently used first, until those that stay take at most `limit`."""
-    sizes: list[tuple[float, Path, int]] = []
-    for entry in folder.iterdir():
-        with suppress(OSError):  # another process removed it
-            used = entry.stat().st_mtime
-            if entry.name.startswith("."):
-                if used < time.time() - ABANDONED:
-                    remove(entry)
-            else:
-                sizes.append((used, entry, _size(entry)))
-    total = sum(size for _, _, size in sizes)
-    for _, entry, size in sorted(sizes):
-        if total > limit and entry != keep:
-            remove(entry)
-            total -= size
-
-
-def _size(entry: Path) -> int:
-    return sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file())
