@@ -35,7 +35,7 @@ def test_a_type_from_outside_needs_no_registration(here):
         "from visionkit.types import Head\nclass PoseHead(Head):\n"
         "    required_targets, main_metric = ('labels',), 'score'\n"
         "    def loss(self, features, batch): ...\n"
-        "    predict = evaluator = loss\n"
+        "    forward = decode = evaluator = loss\n"
     )
     assert resolve("heads", "outside.pose.PoseHead").__name__ == "PoseHead"
     with pytest.raises(ConfigError, match=r"did you mean 'outside.pose.PoseHead'\?"):

@@ -30,7 +30,7 @@ class Neck:
 class Whole(Head):
     required_targets, main_metric = ("labels",), "score"
     def loss(self, features, batch): ...
-    predict = evaluator = loss
+    forward = decode = evaluator = loss
 
 class Boxes(Whole):
     def __init__(self, levels: dict[str, Level], classes: list[str], *, convs: Count = 4): ...

@@ -67,6 +67,12 @@ def test_an_old_key_is_answered_with_the_new_one(old, new):
         del target[key]
 
 
+def test_an_old_key_next_to_the_sources_is_answered_too():
+    spec = config()
+    spec["data"]["per_identity"] = 2
+    assert problems(spec) == ["config: data.per_identity: renamed to 'images_per_identity' in 0.2"]
+
+
 def test_every_key_of_the_table_is_in_the_changelog():
     listed = {key.rpartition(".")[2] for old, _ in CHANGED for key in quoted(old)}
     assert {*KEYS} <= listed

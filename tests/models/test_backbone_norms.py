@@ -7,7 +7,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from support.backbones import pixels, randomize_norms, saved_classifier
 from visionkit.errors import ConfigError
-from visionkit.models.backbones.norm import FrozenBatchNorm
+from visionkit.models.backbones.norm import FrozenBatchNorm, batch_statistics
 from visionkit.models.backbones.torchvision import Torchvision
 
 # --- norms ---
@@ -73,6 +73,15 @@ def test_residual_blocks_start_as_the_identity_unless_they_could_not_leave_it():
     assert not Torchvision().body.layer1[0].bn2.weight.any()
     assert not Torchvision(norm="group").body.layer1[0].bn2.weight.any()
     assert Torchvision(norm="frozen").body.layer1[0].bn2.weight.all()
+
+
+def test_norms_of_all_ranks_keep_their_names_and_need_no_averaging():
+    backbone = Torchvision(freeze_at=1).train()
+    names = list(backbone.state_dict())
+    assert len(batch_statistics(backbone)) == 2 * 19  # that of the frozen stem stands still
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(backbone)
+    assert list(synchronized.state_dict()) == names
+    assert batch_statistics(synchronized) == []
 
 
 # --- freezing ---

@@ -10,7 +10,7 @@ from torch import nn
 
 from visionkit.config.components import INJECTED, components, resolve
 from visionkit.config.config import SOURCE_KEYS, Config, SourceConfig, TrainConfig, problems_of
-from visionkit.config.renamed import renamed_type
+from visionkit.config.renamed import renamed_key, renamed_type
 from visionkit.config.schema import (
     Argument,
     ConfigProblems,
@@ -141,7 +141,7 @@ def _check_data(
                 message = "has neither 'train' nor 'val'; expected a dataset for one of them"
                 problems.add(key, message)
         elif name not in SOURCE_KEYS:
-            problems.add(key, mismatch(spec, dict))
+            problems.add(key, renamed_key(name, SOURCE_KEYS) or mismatch(spec, dict))
     return workers, sources
 
 
