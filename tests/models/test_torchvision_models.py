@@ -62,9 +62,9 @@ def images(tmp_path_factory):
 
 
 def torchvision_model(name):
-    """Random weights, with predictors turned up until many things are found. MobileNet's norms get
-    statistics of noise: with those of the start its maps do not depend on the image, and all
-    scores tie."""
+    """Random weights, with predictors scaled up until there are many detections. MobileNet's norms
+    get statistics of noise: with the initial ones its features do not depend on the image, and all
+    scores are equal."""
     torch.manual_seed(1)
     build = getattr(tv, name)
     model = build(
@@ -131,7 +131,7 @@ def test_a_torchvision_checkpoint_gives_the_same_predictions(name, images, tmp_p
             assert same.mean() > 0.99  # a box corner on a pixel's edge shifts a mask by a pixel
 
 
-def test_a_coco_models_rows_are_picked_by_class_name(tmp_path):
+def test_the_rows_of_a_coco_model_are_selected_by_class_name(tmp_path):
     torch.manual_seed(0)
     theirs = tv.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     torch.save(theirs.state_dict(), tmp_path / "coco.pth")
@@ -145,7 +145,7 @@ def test_a_coco_models_rows_are_picked_by_class_name(tmp_path):
     assert torch.equal(predictor.bbox_pred.bias, reference.bbox_pred.bias[rows])
 
 
-def test_what_does_not_fit_is_said(tmp_path, caplog):
+def test_tensors_that_do_not_fit_are_logged(tmp_path, caplog):
     torch.manual_seed(0)
     theirs = tv.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / "five.pth")

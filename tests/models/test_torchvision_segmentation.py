@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_said(tmp_path, caplog):
     our_model("deeplabv3_mobilenet_v3_large", tmp_path / "aux.pth", aux=False)
     assert "not in the model: heads.semantic.aux_classifier.0.weight" in caplog.text
     two = {"other": {"type": "FCN"}}
-    with pytest.raises(CheckpointError, match="model for one task, but this model has 2 heads"):
+    with pytest.raises(CheckpointError, match="need a model with one head, got 2 heads"):
         our_model("deeplabv3_mobilenet_v3_large", tmp_path / "aux.pth", aux=False, **two)
 
 

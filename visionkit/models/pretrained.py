@@ -1,8 +1,8 @@
-"""Whole-model weights: a visionkit checkpoint, or a state_dict of a torchvision detector or
-segmentation model.
+"""Loads the weights of a whole model: a visionkit checkpoint, or the state_dict of a torchvision
+detector or segmentation model.
 
 visionkit keeps torchvision's parameter names inside the backbone, the neck and the heads, so a
-torchvision name maps to ours by its prefix alone.
+torchvision name differs from ours in its prefix alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
 
-# Layers whose rows stand for COCO's 91 slots: rows for each slot, and whether slot 0 is in use
+# Layers with rows for each of COCO's 91 ids: rows per id, and whether id 0 is the background
 CLASS_ROWS = {
     "roi_heads.box_predictor.cls_score": (1, True),
     "roi_heads.box_predictor.bbox_pred": (4, True),
@@ -31,16 +31,16 @@ CLASS_ROWS = {
 
 
 def load_model_weights(model: VisionModel, path: str, classes: dict[str, Classes]) -> None:
-    """Load what fits and say what does not. Nothing fitting is a CheckpointError.
+    """Load the tensors that fit and log the others. Raise CheckpointError if none fits.
 
-    The class rows of a torchvision model trained on COCO are picked by class name, where all the
-    names are COCO's; otherwise a predictor of another shape keeps its random start.
+    The class rows of a torchvision model trained on COCO are selected by class name if all names
+    are COCO's; otherwise a predictor of another shape keeps its random initialization.
     """
     state = load_tensors(path)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path}: is not a state_dict of tensors")
+        raise CheckpointError(f"{path}: expected a state_dict of tensors")
     if any(name.startswith(("rpn.", "head.", "backbone.fpn.")) for name in state):
         head = _only_head(model, path)
         state = {_our_name(name, head): tensor for name, tensor in state.items()}
@@ -56,14 +56,14 @@ def load_model_weights(model: VisionModel, path: str, classes: dict[str, Classes
 def _only_head(model: VisionModel, path: str) -> str:
     if len(model.heads) != 1:
         raise CheckpointError(
-            f"{path}: is a torchvision model for one task, but this model has {len(model.heads)} "
-            f"heads; load it into a model with one"
+            f"{path}: weights of a torchvision model need a model with one head, got "
+            f"{len(model.heads)} heads: {', '.join(model.heads)}"
         )
     return next(iter(model.heads))
 
 
 def _segmentation_name(name: str, head: str) -> str:
-    """`backbone.layer1...` is `backbone.body.layer1...` here, `classifier...` is in the head."""
+    """Map `backbone.layer1...` to `backbone.body.layer1...`, and the rest into the head."""
     if name.startswith("backbone."):
         return name.replace("backbone.", "backbone.body.", 1)
     return f"heads.{head}.{name}"
@@ -111,8 +111,8 @@ def _load_fitting(model: VisionModel, state: dict[str, Tensor], path: str) -> No
     fitting = {n: t for n, t in state.items() if n in ours and ours[n].shape == t.shape}
     if not fitting:
         raise CheckpointError(
-            f"{path}: none of its {len(state)} tensors fits this model; it has names like "
-            f"{next(iter(state), None)!r}, the model like {next(iter(ours))!r}"
+            f"{path}: none of the {len(state)} tensors fits this model; expected names like "
+            f"{next(iter(ours))!r}, got {next(iter(state), None)!r}"
         )
     model.load_state_dict(fitting, strict=False)
     reports = {

@@ -114,7 +114,7 @@ def labeled(
     if len(keep) == len(batch):
         return features, batch
     targets = [batch.targets[i] for i in keep]
-    return {name: cells[keep] for name, cells in features.items()}, Batch(
+    return {name: level[keep] for name, level in features.items()}, Batch(
         batch.images[keep], targets
     )
 

@@ -1,4 +1,4 @@
-"""Batch norms taken into convolutions: fewer modules, the same features."""
+"""Folded norms and rounded weights: fewer modules and conversions, the same outputs."""
 
 import pytest
 import torch
@@ -12,12 +12,16 @@ from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
-from visionkit.ops.inference import NORMS, fold_norms
+from visionkit.ops.inference import LAYERS, NORMS, cast_weights, fold_norms
 from visionkit.types import Batch, Classes
 
+CONFIGS = ROOT / "configs"
+NAMES = ["detection", "detection_small", "instance_segmentation", "localization", "vae"]
+NAMES += ["classification", "semantic_segmentation", "embedding"]
 
-def model_of(backbone, neck=None):
-    """With norms that do something."""
+
+def with_norms(backbone, neck=None):
+    """A model whose norms change their inputs."""
     torch.manual_seed(0)
     model = VisionModel(backbone, neck, {}, {})
     for norm in model.modules():
@@ -52,7 +56,7 @@ def norms_in(model):
 )
 @torch.inference_mode()
 def test_features_stay_the_same(backbone, norms):
-    model, images = model_of(backbone()), batch()
+    model, images = with_norms(backbone()), batch()
     expected = model.features(images)
     assert norms_in(model) == norms
     assert fold_norms(model) == norms
@@ -66,7 +70,7 @@ def test_features_stay_the_same(backbone, norms):
 @torch.inference_mode()
 def test_the_neck_is_folded_too():
     backbone = Torchvision(name="resnet18")
-    model, images = model_of(backbone, FPN(backbone.levels, channels=16, norm="batch")), batch()
+    model, images = with_norms(backbone, FPN(backbone.levels, channels=16, norm="batch")), batch()
     expected = model.features(images)
     fold_norms(model)
     for name, level in model.features(images).items():
@@ -92,20 +96,59 @@ class Shared(nn.Module):
 
 
 @torch.inference_mode()
-def test_what_is_used_twice_is_left_alone():
-    model, images = model_of(Shared()), batch()
+def test_convolutions_with_two_uses_are_not_folded():
+    model, images = with_norms(Shared()), batch()
     expected = model.features(images)
     assert fold_norms(model) == 0
     for name, level in model.features(images).items():
         assert torch.equal(level, expected[name])
 
 
-def test_a_model_to_predict_with_is_folded():
+def test_a_predictor_folds_norms():
     config = load_config(ROOT / "configs/detection_small.yaml")
     classes = {"detection": Classes(("cell",), (1,))}
     model = build_model(config, classes)
     assert norms_in(model.backbone) > 0
     predictor = Predictor.of(model, config, classes)
     assert norms_in(predictor.model.backbone) == 0
-    assert norms_in(predictor.model.heads) > 0  # each of theirs serves one of several levels
+    assert norms_in(predictor.model.heads) > 0  # each serves one of several levels
     assert predictor.model.draw_threshold == {"detection": 0.4}
+
+
+def configured(name, precision="bf16"):
+    config = load_config(CONFIGS / f"{name}.yaml", {"train.precision": precision})
+    classes = {head: Classes(("one", "two"), (1, 2)) for head in config.heads}
+    torch.manual_seed(0)
+    return build_model(config, classes, pretrained=False).eval(), config, classes
+
+
+@torch.inference_mode()
+def predictions_of(model):
+    images = torch.randint(256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    batch = Batch(images.to(torch.uint8), [{"size": (64, 64), "orig_size": (64, 64)}] * 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        return model.predictions(model.features(batch), batch, [*model.heads])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cast_weights_leave_predictions_equal(name):
+    model, _, _ = configured(name)
+    fold_norms(model)
+    before = predictions_of(model)
+    cast_weights(model, torch.bfloat16)
+    assert any(p.dtype == torch.bfloat16 for p in model.parameters())
+    for head, expected in before.items():
+        for one, other in zip(predictions_of(model)[head], expected, strict=True):
+            assert one.keys() == other.keys()
+            for key, value in other.items():
+                same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: a == b
+                assert same(one[key], value), (head, key)
+
+
+def test_a_predictor_casts_a_bf16_model_and_no_other():
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        model, config, classes = configured("detection_small", precision)
+        layers = [
+            m for m in Predictor.of(model, config, classes).model.modules() if type(m) in LAYERS
+        ]
+        assert layers and {layer.weight.dtype for layer in layers} == {dtype}
