@@ -17,7 +17,13 @@ from visionkit.models.heads.rcnn.matching import (
     MatcherSampler,
     ground_truth_of,
 )
-from visionkit.models.heads.rcnn.roi_heads import encode_masks, encode_patch, mask_targets, paste
+from visionkit.models.heads.rcnn.roi_heads import (
+    best_scores,
+    encode_masks,
+    encode_patch,
+    mask_targets,
+    paste,
+)
 from visionkit.models.heads.rcnn.rpn import AnchorGenerator
 from visionkit.types import Level
 
@@ -133,6 +139,21 @@ def test_sampling_counts_and_randomness():
     assert sorted(positive) != list(range(5))
     assert [len(part) for part in draw(90, 0.5)] == [30, 60]  # too few positives: more negatives
     assert [len(part) for part in draw(1000, 0.5)] == [30, 70]
+
+
+# --- detections ---
+
+
+def test_the_best_candidates_in_the_order_of_places():
+    scores = torch.tensor([[0.3, -1, 0.9, 0.5, 0.2], [-1, -1, 0.4, -1, -1]])
+    best, index = best_scores(scores, 3)
+    assert index[0].tolist() == [0, 2, 3]
+    assert best[0].tolist() == scores[0, [0, 2, 3]].tolist()
+    assert best[1].amax() == scores[1, 2]  # the others are no candidates
+    assert (best[1] >= 0).sum() == 1
+    best, index = best_scores(scores[1:], 3)
+    assert index.tolist() == [[2]]  # no more than there are
+    assert best_scores(scores[:, 1:2], 3)[0].shape == (2, 0)
 
 
 # --- masks ---

@@ -131,7 +131,7 @@ class RoIHeads(nn.Module):
         logits, offsets = (pad_rows(x, rows, used) for x in self(features, boxes, image))
         scores = logits.softmax(-1)[..., 1:]  # (B, M, K)
         passed = used[:, :, None] & (scores > self.score_threshold)
-        scores, index = _best(
+        scores, index = best_scores(
             scores.masked_fill(~passed, -1).flatten(1), CANDIDATES * used.shape[1]
         )
         region, labels = index // self.num_classes, index % self.num_classes
@@ -154,9 +154,9 @@ def valid_rows(count: Tensor, size: int) -> Tensor:
 
 
 def used_rows(valid: Tensor) -> Tensor:
-    """Indices (R,) of the rows to compute, of all B * M: the valid ones of `valid` (B, M).
+    """Indices (R,) of the rows to compute, of all B * M: those that are `valid` (B, M).
 
-    All of them in an exported model, in which no shape may depend on values.
+    In an exported model all rows are computed, because no shape may depend on values.
     """
     if torch.compiler.is_compiling():
         return torch.arange(valid.shape[0] * valid.shape[1], device=valid.device)
@@ -166,15 +166,18 @@ def used_rows(valid: Tensor) -> Tensor:
 def pad_rows(values: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
     """Values (R, ...) at their `rows` (R,) of all B * M: (B, M, ...), and zeros elsewhere.
 
-    An exported model has values, which mean nothing, in the rows that are not valid.
+    In an exported model the rows that are not valid have arbitrary values.
     """
     size = valid.shape[0] * valid.shape[1]
     padded = values.new_zeros(size, *values.shape[1:]).index_copy_(0, rows, values)
     return padded.unflatten(0, valid.shape)
 
 
-def _best(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest of the scores (B, N), and where they are, in the order of places."""
+def best_scores(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` highest of the scores (B, N) and their indices, both in the order of indices.
+
+    Fewer where no image has as many that are not negative, but in an exported model.
+    """
     count = min(count, scores.shape[1])
     if not torch.compiler.is_compiling():
         count = min(count, int((scores >= 0).sum(1).amax()))
