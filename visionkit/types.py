@@ -48,24 +48,24 @@ class Loss(NamedTuple):
 
 
 class Target(TypedDict, total=False):
-    """What is known about one image of a batch. An absent key means: not labeled."""
+    """The labels of one image of a batch. An absent key means: not labeled."""
 
     image_id: int
-    size: tuple[int, int]  # (h, w) of the image in the batch; what lies beyond is padding
+    size: tuple[int, int]  # (h, w) of the image in the batch; beyond is padding
     orig_size: tuple[int, int]  # (h, w) of the image as stored and annotated
-    position: int  # its place in the stream of images, which all that is random is keyed by
+    position: int  # its place in the stream of images, the key of all randomness
     class_id: Tensor  # () int64: class of the whole image
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int64
     labeled: Tensor  # (K,) bool: classes of `labels` of which every object is labeled; absent: all
-    masks: Tensor  # (N, h, w) bool, at `size`, without padding; all False = mask not known
+    masks: Tensor  # (N, h, w) bool, at `size`, without padding; all False = unknown
     iscrowd: Tensor  # (N,) bool: a region of many objects; neither object nor background
     area: Tensor  # (N,) float32, in original pixels
-    attributes: Tensor  # (N, A) float32 for each object: 1 yes, 0 no, NaN not known
-    semantic: Tensor  # (h, w) uint8 class map at `size`; 255 = ignore
-    semantic_labeled: Tensor  # (S,) bool; what is of another class may be any of the others
+    attributes: Tensor  # (N, A) float32 for each object: 1 yes, 0 no, NaN unknown
+    semantic: Tensor  # (h, w) uint8 semantic map at `size`; 255 = IGNORE
+    semantic_labeled: Tensor  # (S,) bool; a pixel of no labeled class may be any other class
     identity: Tensor  # () int64: who or what the image shows, for embeddings
-    replaces: str  # the error of a broken image that this one stands in for; taken out at once
+    replaces: str  # the error of the unreadable image that it replaces; removed at once
 
 
 class Prediction(TypedDict, total=False):
@@ -210,18 +210,19 @@ class Evaluator(Protocol):
 
 
 class Dataset(Protocol):
-    """Images and what is known about them, before any transform.
+    """Images with their labels, before any transform.
 
-    `__getitem__` gives a `visionkit.data.sample.Sample`. `keys` are the target keys that its
-    samples carry; `classes` the class list behind each key that has one. One that is scored as
-    objects also has `ground_truth()`, a `visionkit.data.coco.ground_truth.GroundTruth`, one with
-    semantic maps `semantic_truth(image_id)`, and one with `identity` the numbers `identities` (N,)
-    of all images. One that knows the size of every image before it reads any has `sizes` (N, 2),
-    of (h, w). One whose images are files has
-    `image_path(index)`, and one whose class maps are `map_path(index)`: they are looked at before
-    training. One that was examined when it was opened tells what was found by `findings()` and
-    `count_findings()` (see `visionkit.data.checks.findings`), what there is of each class by
-    `class_counts()`, and what the data are by `fingerprint`.
+    `keys` are the target keys of its samples; `classes` has the class list of each key with
+    classes; `__getitem__` returns a `visionkit.data.sample.Sample`. What else a dataset may have:
+
+    - `ground_truth()` for scoring objects: a `visionkit.data.coco.ground_truth.GroundTruth`
+    - `semantic_truth(image_id)` for scoring semantic maps: (h, w) uint8
+    - `identities` (N,) int64 with the key `identity`
+    - `sizes` (N, 2): the (h, w) of all images, known before any is read
+    - `image_path(index)`, `map_path(index)`: its files, which are checked before training
+    - `findings()`, `counts()`: what the checks at opening found, see `visionkit.data.checks`
+    - `class_counts()`: the number of objects or images of each class, by class_key
+    - `fingerprint`: a hash of its content
     """
 
     keys: tuple[str, ...]

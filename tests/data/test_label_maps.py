@@ -63,7 +63,7 @@ def test_maps_of_numbers(folder):
 
 
 def test_names_of_the_classes_come_from_a_file_beside_the_maps(folder):
-    with pytest.raises(DataError, match=r"give `classes`, or write them into .*classes.txt"):
+    with pytest.raises(DataError, match=r"give `classes`, or write the names to .*classes.txt"):
         opened(folder)
     (folder / "classes.txt").write_text("background\ncat\n\ndog\n")
     assert opened(folder).classes["semantic"].names == tuple(CLASSES)
@@ -79,14 +79,14 @@ def test_ignored_and_first_number(folder):
     data = opened(folder, classes=CLASSES, ignore=0, first=1)
     assert data[0].semantic.tolist() == [[255, 0, 1], [2, 255, 255]]
     numbers(folder / "labels" / "b.png", [[0, 1, 2], [255, 0, 0]])
-    with pytest.raises(DataError, match=r"b\.png has the value 255, which is none of the 3"):
+    with pytest.raises(DataError, match=r"b\.png: no class has the value 255; there are 3"):
         opened(folder, classes=CLASSES, ignore=None)[0]
 
 
 def test_values_beyond_the_classes(folder):
     numbers(folder / "labels" / "b.png", [[0, 3, 9], [255, 0, 0]])
     data = opened(folder, classes=CLASSES)
-    with pytest.raises(DataError, match=r"b\.png has the values 3, 9, which are none of the 3"):
+    with pytest.raises(DataError, match=r"b\.png: no class has the value 3, 9; there are 3"):
         data[0]
 
 
@@ -99,7 +99,7 @@ def test_maps_of_colors(folder):
     assert data[0].semantic.tolist() == [[1, 2, 0], [255, 1, 1]]
     data = opened(folder, palette={**PALETTE, "ignore": gray}, classes=["dog", "cat", "background"])
     assert data[0].semantic.tolist() == [[1, 0, 2], [255, 1, 1]]
-    with pytest.raises(DataError, match=r"1 pixels of 1 colors .* \[224, 224, 192\]"):
+    with pytest.raises(DataError, match=r"1 pixel with colors .* \[224, 224, 192\]"):
         opened(folder, palette=PALETTE)[0]
     with pytest.raises(DataError, match="two names have the same color"):
         opened(folder, palette={**PALETTE, "fox": red})
@@ -115,9 +115,9 @@ def test_unpaired_files_are_all_named(folder):
         opened(folder, classes=CLASSES)
     message = str(caught.value)
     assert "3 problems" in message
-    assert "lonely.jpg: there is no map lonely.png in" in message
-    assert "extra.png: there is no image of that name in" in message
-    assert "b.webp: b.jpg has the same name but for its suffix" in message
+    assert "lonely.jpg: its map lonely.png is not in" in message
+    assert "extra.png: its image is not in" in message
+    assert "b.webp: b.jpg has the same name except for its suffix" in message
 
 
 def test_a_split_names_what_is_used(folder):
@@ -143,7 +143,7 @@ def test_exif(folder):
     turned = Image.Exif()
     turned[0x0112] = 6
     image(folder / "images" / "b.jpg", exif=turned)
-    with pytest.raises(DataError, match="perhaps the data set needs `exif: ignore`"):
+    with pytest.raises(DataError, match="or set `exif: ignore` on the dataset"):
         opened(folder, classes=CLASSES)[0]
     assert opened(folder, classes=CLASSES, exif="ignore")[0].size == (2, 3)
 
@@ -155,5 +155,5 @@ def test_empty_and_missing_folders(tmp_path):
     (tmp_path / "labels").mkdir()
     with pytest.raises(DataError, match="found none"):
         opened(tmp_path, classes=CLASSES)
-    with pytest.raises(DataError, match="names 256 classes"):
+    with pytest.raises(DataError, match="got 256"):
         opened(tmp_path, classes=[str(k) for k in range(256)])

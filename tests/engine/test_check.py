@@ -259,7 +259,7 @@ def test_label_maps(tmp_path, check):
     code, kinds, _ = check(spec)
     assert code == 3
     assert [(f["value"], f["file"]) for f in kinds["class-map"]] == [("b.png", data["labels"])]
-    assert "has the value 9" in kinds["class-map"][0]["message"]
+    assert "no class has the value 9" in kinds["class-map"][0]["message"]
     (found,) = kinds["image-size"]
     assert "c.png is 6x8, but its image" in found["message"]
     assert [f["value"] for f in kinds["unlabeled-map"]] == ["d.png"]

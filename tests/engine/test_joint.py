@@ -164,9 +164,7 @@ def test_the_best_checkpoint_by_several_metrics_and_guards():
 def test_unknown_metrics_are_found_before_training(tmp_path):
     heads = {"objects": OBJECTS, "scene": SCENE}
     spec = config(tmp_path / "run", heads, {"all": source(*heads)}, best_metric={"scene/top": 1.0})
-    with pytest.raises(
-        ConfigError, match="no validation has 'scene/top'; did you mean 'scene/top"
-    ):
+    with pytest.raises(ConfigError, match="no validation has 'scene/top'; did you mean 'scene/top"):
         train(spec)
     spec["train"] |= {"best_metric": None, "best_constraints": {"scene/top": 0.5}}
     with pytest.raises(
