@@ -89,7 +89,7 @@ class Attributes(Head):
         probs = logits.sigmoid()
         for columns in self.one_of.values():
             probs[:, columns] = logits[:, columns].softmax(1)
-        return {"probs": pad_rows(probs, rows, used)}
+        return {"probs": pad_rows(probs, rows, used) * used[..., None]}
 
     def logits(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """Logits (R, A) in float32 of the boxes (R, 4) of the images (R,)."""

@@ -28,7 +28,7 @@ class ImageNorm(nn.BatchNorm2d):
     its own and is normalized by the running ones."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > 1 or not self.training:
+        if not self.training or len(x) > 1:
             return super().forward(x)
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
