@@ -10,7 +10,7 @@ Conventions, everywhere: boxes are xyxy floats in input pixels, unless a name sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 
@@ -19,6 +19,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 IGNORE = 255  # in semantic maps: pixels without a label
+# What a prediction can consist of, in the order in which it is drawn.
+PREDICTION_KINDS = (
+    "semantic",
+    "objects",
+    "box",
+    "attributes",
+    "classes",
+    "embedding",
+    "reconstruction",
+)
 
 
 class Level(NamedTuple):
@@ -43,7 +53,8 @@ class Loss(NamedTuple):
     """
 
     sum: Tensor  # () float, attached to the graph: the sum over what is counted
-    count: Tensor  # (), no gradient: objects, pixels, samples ... counted on this rank
+    # (), no gradient: objects, pixels, samples ... counted on this rank; hides tuple.count
+    count: Tensor  # type: ignore[assignment]
     min_count: float = 1.0  # the divisor is at least this
 
 
@@ -88,6 +99,14 @@ class Prediction(TypedDict, total=False):
     reconstruction: Tensor  # (3, h, w) uint8, at `size`
     latent_mean: Tensor  # (L,) float32
     kl: Tensor  # () float32: divergence from the standard normal in nats
+
+
+def prediction_kinds(prediction: Mapping[str, Any]) -> list[str]:
+    """The `PREDICTION_KINDS` of a prediction, in their order; none if it has only custom keys."""
+    keys = {"attributes": "attributes", "boxes": "objects", "box": "box", "probs": "classes"}
+    found = [kind for key, kind in keys.items() if key in prediction][:1]  # the first explains all
+    found += [key for key in ("semantic", "embedding", "reconstruction") if key in prediction]
+    return sorted(found, key=PREDICTION_KINDS.index)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from pycocotools.mask import encode
 
+from visionkit.types import prediction_kinds
 from visionkit.visualization.draw import GRAY, color_of, contact_sheet, draw, draw_all, draw_target
 
 NAMES = ["cat", "dog", "fox"]
@@ -225,3 +226,19 @@ def test_real_annotations_are_drawn():
             drawn = draw(image, objects(boxes, [0] * len(boxes), [1.0] * len(boxes)), NAMES)
             assert max(drawn.size) == 640 > max(image.size)
             assert has_color(drawn, color_of(0)).any() == bool(boxes)
+
+
+@pytest.mark.parametrize(
+    ("keys", "kinds"),
+    [
+        (("boxes", "scores", "labels", "masks"), ["objects"]),
+        (("boxes", "scores", "attributes"), ["attributes"]),
+        (("probs", "label", "score", "box"), ["box"]),
+        (("probs", "labels"), ["classes"]),
+        (("reconstruction", "latent_mean", "kl"), ["reconstruction"]),
+        (("semantic", "boxes"), ["semantic", "objects"]),
+        (("counts",), []),
+    ],
+)
+def test_kinds_of_predictions_in_drawing_order(keys, kinds):
+    assert prediction_kinds(dict.fromkeys(keys)) == kinds

@@ -13,7 +13,7 @@ from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.data.classes import describe
-from visionkit.types import IGNORE, Target
+from visionkit.types import IGNORE, PREDICTION_KINDS, Target, prediction_kinds
 
 MIN_SIDE = 640  # images with a shorter longer side are enlarged to this
 OPACITY = 0.4  # of masks and semantic maps
@@ -206,21 +206,19 @@ def draw(
     head.
     """
     canvas = Canvas(image)
-    if "reconstruction" in prediction:
-        canvas.append(prediction["reconstruction"])
-    if "semantic" in prediction:
-        canvas.semantic_map(prediction["semantic"], class_names)
-    if "attributes" in prediction:
-        _draw_attributes(canvas, prediction, class_names, threshold)
-    elif "boxes" in prediction:
-        _draw_objects(canvas, prediction, class_names, threshold)
-    elif "box" in prediction:
-        label = int(prediction["probs"].argmax())
-        canvas.boxes([prediction["box"].tolist()], [color_of(label)])
-        tag = f"{name_of(class_names, label)} {float(prediction['probs'][label]):.0%}"
-        canvas.tags([prediction["box"].tolist()], [tag], [color_of(label)])
-    elif "probs" in prediction:
-        _write_classes(canvas, prediction, class_names)
+    for kind in prediction_kinds(prediction):
+        if kind == "semantic":
+            canvas.semantic_map(prediction["semantic"], class_names)
+        elif kind == "attributes":
+            _draw_attributes(canvas, prediction, class_names, threshold)
+        elif kind == "objects":
+            _draw_objects(canvas, prediction, class_names, threshold)
+        elif kind == "box":
+            _draw_box(canvas, prediction, class_names)
+        elif kind == "classes":
+            _write_classes(canvas, prediction, class_names)
+        elif kind == "reconstruction":
+            canvas.append(prediction["reconstruction"])
     return canvas.finished()
 
 
@@ -335,10 +333,18 @@ def _certain(names: Names, answers: Tensor) -> list[str]:
     return [text.removesuffix(" 100%") for text in described if text.endswith(" 100%")]
 
 
+def _draw_box(canvas: Canvas, prediction: Mapping[str, Any], names: Names) -> None:
+    """Draw the only box of an image with its class."""
+    box, label = prediction["box"].tolist(), int(prediction["probs"].argmax())
+    canvas.boxes([box], [color_of(label)])
+    tag = f"{name_of(names, label)} {float(prediction['probs'][label]):.0%}"
+    canvas.tags([box], [tag], [color_of(label)])
+
+
 def _layer(prediction: Mapping[str, Any]) -> int:
-    """The drawing order: areas first; last the reconstruction, which widens the image."""
-    order = ("semantic", "labels", "box", "attributes", "probs", "reconstruction")
-    return next((i for i, key in enumerate(order) if key in prediction), len(order))
+    """The position in the drawing order: areas first, the widening reconstruction last."""
+    kinds = prediction_kinds(prediction)
+    return PREDICTION_KINDS.index(kinds[0]) if kinds else len(PREDICTION_KINDS)
 
 
 def _write_classes(canvas: Canvas, prediction: Mapping[str, Any], names: Names) -> None:
