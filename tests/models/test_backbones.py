@@ -31,11 +31,44 @@ ROUNDED_DOWN = ("convnext_tiny", "densenet121", "vgg11_bn")
 STRIDES = {"c2": 4, "c3": 8, "c4": 16, "c5": 32}
 
 
-# --- every family ---
+# --- every backbone of the package ---
+
+ARGUMENTS = {"Timm": {"name": "resnet18"}}  # that a class requires
 
 
-def test_all_backbones_and_families_are_found():
-    assert {"MLP", "LightResNet", "Timm", "TinyCNN", "Torchvision"} == set(components("backbones"))
+@pytest.mark.parametrize("type_name", components("backbones"))
+def test_a_backbone_keeps_the_contract(type_name):
+    if type_name == "Timm":
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    cls, arguments = components("backbones")[type_name], ARGUMENTS.get(type_name, {})
+    backbone = cls(**arguments).train()
+    side = getattr(backbone, "size", 64)  # the only one that an MLP takes
+    images = pixels(4, 3, side, side)
+    features = backbone(images)
+    assert list(features) == list(backbone.levels)
+    strides = [level.stride for level in backbone.levels.values()]
+    assert strides == sorted(strides)
+    for name, x in features.items():
+        assert x.shape[:2] == (4, backbone.levels[name].channels)
+        assert x.shape[2] == x.shape[3] == -(-side // backbone.levels[name].stride)
+    sum(x.square().mean() for x in features.values()).backward()
+    assert not [name for name, p in backbone.named_parameters() if p.grad is None]
+
+    backbone.eval()
+    again = cls(**arguments).eval()
+    again.load_state_dict(backbone.state_dict())
+    with torch.no_grad():
+        want, got = backbone(images), again(images)
+        assert all(torch.equal(want[name], got[name]) for name in want)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert all(x.isfinite().all() for x in backbone(images).values())
+
+
+# --- every family of torchvision ---
+
+
+def test_all_families_are_found():
     families = {name for name in ALL if any(name.startswith(f) for f in FAMILIES)}
     assert families == set(ALL) and {*NAMES} <= families
     assert {f for f in FAMILIES if any(name.startswith(f) for name in NAMES)} == set(FAMILIES)

@@ -140,14 +140,8 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `load_config` turns into an equal config."""
         values = asdict(self)
-        sources = values.pop("data")
-        result = {}
-        for key, value in values.items():
-            if key == "workers":
-                result["data"] = {"workers": value, **sources}
-            else:
-                result[key] = value
-        return _plain(result)
+        values["data"] = {"workers": values.pop("workers"), **values["data"]}
+        return _plain(values)
 
     def to_yaml(self) -> str:
         """The text of a config file that loads to an equal config."""
