@@ -1,10 +1,12 @@
 """The documentation agrees with the code: settings, links, anchors, paths."""
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+import visionkit
 from support.paths import CONFIGS, ROOT
 from visionkit.config.components import PACKAGES, components
 from visionkit.config.config import settings
@@ -72,6 +74,35 @@ def test_paths_in_the_table_of_what_to_touch_exist():
     assert len(re.findall(r"^\| [^-]", table, re.MULTILINE)) == 11  # ten rows below the titles
     for path in re.findall(r"`((?:visionkit|tests|docs)/[^`<]*)`", table):
         assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_paths_of_the_repository_exist(page):
+    for path in re.findall(
+        r"`((?:visionkit|tests|scripts|configs|docs)/[\w./-]+)`", page.read_text()
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def resolved(dotted):
+    """What a name such as `visionkit.engine.train.train` means."""
+    parts, value = dotted.split(".")[1:], visionkit
+    for i, part in enumerate(parts, start=2):
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            value = importlib.import_module(".".join(dotted.split(".")[:i]))
+    return value
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda p: p.stem)
+def test_python_names_of_the_pages_exist(page):
+    text = page.read_text()
+    if page.name == "CHANGELOG.md":  # the names of 0.2, in the second column of a table
+        newest = re.split(r"(?m)^## ", text)[1]
+        text = "\n".join(re.findall(r"^\| [^|]* \| ([^|]*) \|$", newest, re.MULTILINE))
+    for name in re.findall(r"\bvisionkit(?:\.[A-Za-z_]\w*)+", text):
+        assert resolved(name) is not None, name
 
 
 def test_configs_stay_short_and_have_a_header():
