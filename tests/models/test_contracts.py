@@ -17,7 +17,7 @@ from visionkit.models.backbones.light import LightResNet
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
-from visionkit.ops.boxes import to_original
+from visionkit.ops.boxes import rescale_boxes
 from visionkit.types import Head
 
 HEADS = components("heads")
@@ -53,7 +53,7 @@ class Truth(Head):
         found = []
         for target in batch.targets:
             boxes = target.get("boxes", torch.zeros(0, 4))
-            boxes = to_original(boxes, target["size"], target["orig_size"])
+            boxes = rescale_boxes(boxes, target["size"], target["orig_size"])
             labels = target.get("labels", torch.zeros(0, dtype=torch.int64))
             scores = torch.ones(len(boxes))
             found.append({"boxes": boxes, "scores": scores, "labels": labels})

@@ -16,7 +16,7 @@ from visionkit.ops.boxes import (
     decode,
     encode,
     pairwise_intersection,
-    to_original,
+    rescale_boxes,
 )
 
 
@@ -61,10 +61,10 @@ def test_clip_to_height_and_width():
     ]
 
 
-def test_to_original_scales_each_axis_by_itself():
+def test_rescaling_scales_each_axis_by_itself():
     boxes = torch.tensor([[10.0, 20, 30, 40]])
-    assert to_original(boxes, (100, 50), (200, 150)).tolist() == [[30, 40, 90, 80]]
-    assert to_original(boxes[:0], (100, 50), (200, 150)).shape == (0, 4)
+    assert rescale_boxes(boxes, (100, 50), (200, 150)).tolist() == [[30, 40, 90, 80]]
+    assert rescale_boxes(boxes[:0], (100, 50), (200, 150)).shape == (0, 4)
 
 
 def test_overlaps_by_hand():

@@ -12,7 +12,7 @@ from torch import Tensor
 from visionkit.data.classes import YES, Group, groups
 from visionkit.errors import ConfigError
 from visionkit.metrics.values import finite, nan_mean
-from visionkit.ops.boxes import box_iou, to_original
+from visionkit.ops.boxes import box_iou, rescale_boxes
 from visionkit.types import Batch, Target
 
 MIN_IOU = 0.5  # between an object and the detection that matches it
@@ -86,7 +86,7 @@ class AttributeAccuracy:
 
 def _original_objects(target: Target) -> tuple[Tensor, Tensor]:
     """Boxes (M, 4) in original pixels and attributes (M, A), without crowds, on the CPU."""
-    boxes = to_original(target["boxes"], target["size"], target["orig_size"]).cpu()
+    boxes = rescale_boxes(target["boxes"], target["size"], target["orig_size"]).cpu()
     attributes = target["attributes"].cpu()
     single = torch.ones(len(boxes), dtype=torch.bool)
     if "iscrowd" in target:

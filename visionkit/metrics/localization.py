@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from visionkit.metrics.values import finite
-from visionkit.ops.boxes import area, box_iou, to_original
+from visionkit.ops.boxes import area, box_iou, rescale_boxes
 from visionkit.types import Batch, Target
 
 
@@ -55,7 +55,7 @@ class LocalizationAccuracy:
         for i in found.nonzero()[:, 0].tolist():
             target = batch.targets[i]
             box = finite(predictions[i], "box", target.get("image_id"))
-            truth = to_original(boxes[i].cpu(), target["size"], target["orig_size"])
+            truth = rescale_boxes(boxes[i].cpu(), target["size"], target["orig_size"])
             correct = int(predictions[i]["probs"].argmax()) == int(labels[i])
             iou = box_iou(box[None].double(), truth[None].double()).item()
             scores = [correct, iou, correct and iou >= 0.5, correct and iou >= 0.75]

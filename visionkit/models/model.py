@@ -14,7 +14,7 @@ from visionkit.models.contracts import (
     checked_losses,
     checked_predictions,
 )
-from visionkit.ops.boxes import to_input
+from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.inference import autocast
 from visionkit.types import Batch, Dataset, Evaluator, Head, Loss, Prediction, Target
 
@@ -147,7 +147,7 @@ def _with_boxes(batch: Batch, predictions: list[Prediction]) -> Batch:
     targets: list[Target] = []
     for target, found in zip(batch.targets, predictions, strict=True):
         sizes = {key: target[key] for key in ("image_id", "size", "orig_size")}
-        boxes = to_input(found["boxes"], target["size"], target["orig_size"])
+        boxes = rescale_boxes(found["boxes"], target["orig_size"], target["size"])
         targets.append({**sizes, "boxes": boxes})  # type: ignore[typeddict-item]
     return Batch(batch.images, targets)
 

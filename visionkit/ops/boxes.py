@@ -58,15 +58,10 @@ def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
     return torch.stack(corners, dim=-1)
 
 
-def to_original(boxes: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) of an image at `size` in the pixels of the same image at `orig_size`."""
-    scale_y, scale_x = (orig / now for now, orig in zip(size, orig_size, strict=True))
+def rescale_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) of an image with `size` (h, w), in the pixels of that image at `new_size`."""
+    scale_y, scale_x = (new / old for old, new in zip(size, new_size, strict=True))
     return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
-
-
-def to_input(boxes: Tensor, size: tuple[int, int], orig_size: tuple[int, int]) -> Tensor:
-    """The inverse of `to_original`."""
-    return to_original(boxes, orig_size, size)
 
 
 def area(boxes: Tensor) -> Tensor:

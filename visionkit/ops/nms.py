@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 from torchvision.ops import nms as torchvision_nms
 
-from visionkit.ops.boxes import to_original
+from visionkit.ops.boxes import rescale_boxes
 from visionkit.types import Batch, Prediction
 
 Among = Literal["class", "all"]
@@ -52,7 +52,7 @@ def detections(found: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         boxes = found["boxes"][image, :count]
         predictions.append(
             {
-                "boxes": to_original(boxes, target["size"], target["orig_size"]),
+                "boxes": rescale_boxes(boxes, target["size"], target["orig_size"]),
                 "scores": found["scores"][image, :count],
                 "labels": found["labels"][image, :count],
             }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, Fraction, Natural, Positive
 from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
 from visionkit.models.heads.classification import pick_level
-from visionkit.ops.boxes import to_original
+from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.layers import group_norm, masked_mean, valid_cells
 from visionkit.ops.losses import giou_loss
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
@@ -133,7 +133,7 @@ class Localization(Head):
                 "probs": probs,
                 "label": probs.argmax(),
                 "score": probs.max(),
-                "box": to_original(box, target["size"], target["orig_size"]),
+                "box": rescale_boxes(box, target["size"], target["orig_size"]),
             }
             for probs, box, target in zip(
                 outputs["logits"].softmax(1), outputs["boxes"], batch.targets, strict=True
