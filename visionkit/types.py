@@ -1,6 +1,6 @@
 """The contracts between the parts of visionkit. Read this file first.
 
-A data set gives samples; a source turns them into a `Batch`; a backbone (and a neck) turns a batch
+A dataset gives samples; a source turns them into a `Batch`; a backbone (and a neck) turns a batch
 into named feature maps; a `Head` turns feature maps into losses or predictions; an `Evaluator`
 turns predictions into metrics. Nothing else needs to know how any of them works inside.
 
@@ -39,7 +39,7 @@ class Level(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Class names in label order, and the id that each has in the data set's own files."""
+    """Class names in label order, and the id that each has in the dataset's own files."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
@@ -208,7 +208,7 @@ class Head(nn.Module):
         return self.decode(self(features, *arguments), batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
-        """A fresh evaluator of this head's predictions on that data set."""
+        """A fresh evaluator of this head's predictions on that dataset."""
         raise NotImplementedError
 
 

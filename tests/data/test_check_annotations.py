@@ -9,7 +9,7 @@ from support.coco_files import SQUARE, save, small
 from visionkit.cli.main import main
 
 KEYS = {
-    "kind", "severity", "file", "list", "index", "id", "key", "value", "message", "remedy",
+    "kind", "severity", "file", "list", "index", "id", "key", "value", "message", "hint",
     "action",
 }  # fmt: skip
 
@@ -113,7 +113,7 @@ def test_ten_thousand_faults_are_told_in_twenty_lines_and_all_in_the_file(folder
     assert report["findings"][7] | {"message": ""} == {
         "kind": "unknown-category", "severity": "error", "file": str(folder / "a.json"),
         "list": "annotations", "index": 9, "id": 107, "key": "category_id", "value": "7",
-        "message": "", "remedy": "add the category or remove the annotation", "action": "error",
+        "message": "", "hint": "add the category or remove the annotation", "action": "error",
     }  # fmt: skip
     assert set(folder.rglob("*")) - before == {folder / "out/report.json"}
 

@@ -51,7 +51,7 @@ def test_each_policy_of_each_kind(tmp_path, kind, action):
         with pytest.raises(DataError) as caught:
             save(tmp_path, data, on_fault=chosen)
         (found,) = [f for f in caught.value.findings if f.kind == kind]
-        assert found.severity == found.action == "error" and found.remedy
+        assert found.severity == found.action == "error" and found.hint
         assert found.file == str(tmp_path / "a.json") and found.place.index == 1
         assert str(found) in str(caught.value) and str(found.place) in str(found)
         return
@@ -197,7 +197,7 @@ def test_all_faults_of_structure_are_kept_as_findings(tmp_path):
         "file": str(tmp_path / "a.json"),
         "key": "bbox",
         "value": "[1, 2, 3]",
-        "remedy": "must be four numbers [x, y, width, height]",
+        "hint": "must be four numbers [x, y, width, height]",
         "action": "error",
         "severity": "error",
         "list": "annotations",

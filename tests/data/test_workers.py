@@ -235,7 +235,7 @@ def test_too_many_open_files_in_a_worker():
 
 
 @pytest.mark.parametrize(
-    ("text", "remedy"),
+    ("text", "hint"),
     [
         ("unable to allocate shared memory(shm) for file </torch_1_2>: Success (0)", "--shm-size"),
         ("unable to resize file </torch_1_2> to the right size: No space left", "--shm-size"),
@@ -245,9 +245,9 @@ def test_too_many_open_files_in_a_worker():
         ("[Errno 12] Cannot allocate memory", "fewer data.workers"),
     ],
 )
-def test_remedies_of_shortages(text, remedy):
+def test_hints_for_shortages(text, hint):
     told = loading._resource_hint(
         RuntimeError(f"Caught RuntimeError in worker\nTraceback ...\n{text}")
     )
-    assert told.startswith(text) and remedy in told
+    assert told.startswith(text) and hint in told
     assert loading._resource_hint(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None

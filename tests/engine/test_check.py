@@ -177,7 +177,7 @@ def test_a_class_that_nobody_has_is_a_fault_of_class_lists(tmp_path, check):
     spec = config("localization", coco(train), coco(val), labeled_classes=["catt"])
     code, kinds, _ = check(spec)
     assert code == 3 and "catt" in kinds["classes"][0]["message"]
-    assert "by `classes`" in kinds["classes"][0]["remedy"]
+    assert "by `classes`" in kinds["classes"][0]["hint"]
 
 
 def test_images_without_one_object_are_named_to_who_localizes(tmp_path, check):

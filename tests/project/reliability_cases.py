@@ -375,7 +375,7 @@ CASES: dict[int, list[str]] = {
     126: [
         "engine/test_lost_steps.py::test_too_few_open_files",
         "engine/test_lost_steps.py::test_errors_with_a_known_remedy",
-        "data/test_workers.py::test_remedies_of_shortages",
+        "data/test_workers.py::test_hints_for_shortages",
     ],
     131: [
         "distributed/test_ranks_evaluation.py::test_figures_are_those_of_one_process",

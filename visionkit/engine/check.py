@@ -96,7 +96,7 @@ def check(
         reused = reused_classes(loaded, origin)
 
     missing = missing_paths(loaded, splits_read(loaded))
-    report.findings += [finding("config", text, remedy="") for text in missing]
+    report.findings += [finding("config", text, hint="") for text in missing]
     skip = [
         (name, split)
         for name in loaded.data

@@ -48,12 +48,12 @@ class Finding(NamedTuple):
     place: Place | None = None
     key: str | None = None
     value: str | None = None  # as text, shortened
-    remedy: str = ""
+    hint: str = ""
     action: Action = "error"
     severity: Severity = "error"
 
     def __str__(self) -> str:
-        parts = (self.place, self.message, self.remedy)
+        parts = (self.place, self.message, self.hint)
         return ": ".join(str(part) for part in parts if part)
 
     def record(self) -> dict[str, Any]:
@@ -64,11 +64,11 @@ class Finding(NamedTuple):
 
 
 def finding(kind: str, message: str, action: Action | None = None, **details: Any) -> Finding:
-    """A finding with the remedy, severity and action of its kind, unless given."""
+    """A finding with the hint, severity and action of its kind, unless given."""
     known = FINDING_KINDS[kind]
     action = action or known.default
     severity: Severity = "error" if action == "error" else known.severity
-    details = {"remedy": known.remedy, **details}
+    details = {"hint": known.hint, **details}
     return Finding(kind, message, action=action, severity=severity, **details)
 
 
@@ -103,7 +103,7 @@ class Problems:
         self,
         where: Place | str,
         what: str,
-        remedy: str = "",
+        hint: str = "",
         *,
         kind: str = "value",
         key: str | None = None,
@@ -112,7 +112,7 @@ class Problems:
         """Add an error; `where` is a record, or a text."""
         place = where if isinstance(where, Place) else None
         message = what if place or not where else f"{where}: {what}"
-        self.findings.append(Finding(kind, message, self.file, place, key, value, remedy))
+        self.findings.append(Finding(kind, message, self.file, place, key, value, hint))
 
     def extend(self, other: Problems) -> None:
         """Add the errors of another report about the same file."""
@@ -145,9 +145,9 @@ def findings_of(error: VisionkitError) -> list[Finding]:
     if found:
         return found
     if isinstance(error, ConfigError):
-        return [finding("config", text, remedy="") for text in re.split(r"\n(?! )", str(error))]
+        return [finding("config", text, hint="") for text in re.split(r"\n(?! )", str(error))]
     kind = "weights" if isinstance(error, CheckpointError) else "file"
-    return [finding(kind, str(error), remedy="")]
+    return [finding(kind, str(error), hint="")]
 
 
 def save_findings(findings: Sequence[Finding]) -> str:

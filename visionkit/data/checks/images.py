@@ -138,9 +138,9 @@ State = tuple[int, int]  # of a file: size in bytes, modification time in ns
 class ImageInfoCache:
     """The readable images below one folder, in a SQLite file of the cache folder.
 
-    An image is known by its path, size and modification time. Several processes may write. A file
-    that is damaged or not visionkit's is replaced, with a warning. If nothing can be written, one
-    warning says so, and images are inspected at each start.
+    An image is known by its path, size and modification time. Several ranks and runs may write. A
+    file that is damaged or not visionkit's is replaced, with a warning. If nothing can be written,
+    one warning says so, and images are inspected at each start.
     """
 
     def __init__(self, folder: str) -> None:

@@ -21,7 +21,7 @@ class FindingKind(NamedTuple):
 
     title: str  # follows a count: "3 boxes without area"
     severity: Severity  # unless the action is "error"
-    remedy: str
+    hint: str
     default: Action = "error"
     fix: str = ""
     drop: str = ""
@@ -36,7 +36,7 @@ class FindingKind(NamedTuple):
         return [*chosen, "error"] if chosen else []
 
 
-_STRUCTURE = {  # always an error: title, remedy
+_STRUCTURE = {  # always an error: title, hint
     "config": ("errors of the config", "correct the config"),
     "weights": ("unusable files of weights", "name another file"),
     "file": ("unreadable files", "replace the file"),
@@ -137,7 +137,7 @@ _QUALITY = {  # by policy: `on_fault` of the dataset
     ),
 }
 
-_DROPPED = {  # because the arguments of the dataset say so: title, remedy
+_DROPPED = {  # because the arguments of the dataset say so: title, hint
     "other-class": ("objects of other classes", "`other_classes: ignore` drops them"),
     "small-object": ("objects smaller than min_size", "lower min_size"),
     "unlabeled-class": ("objects of classes not labeled here", "`labeled_classes` drops them"),
@@ -145,7 +145,7 @@ _DROPPED = {  # because the arguments of the dataset say so: title, remedy
 }
 
 _ONE_SPLIT = "remove it from one split: metrics on images of the training set mean little"
-_REPORTED: dict[str, tuple[str, Severity, str]] = {  # only reported: title, severity, remedy
+_REPORTED: dict[str, tuple[str, Severity, str]] = {  # only reported: title, severity, hint
     "xyxy-boxes": (
         "datasets whose boxes look like corners",
         "warning",
@@ -221,7 +221,7 @@ _REPORTED: dict[str, tuple[str, Severity, str]] = {  # only reported: title, sev
 _SLOW = {"class-map", "empty-mask", "mask-box-mismatch", "unlabeled-map", "same-content"}
 
 FINDING_KINDS: dict[str, FindingKind] = {
-    **{name: FindingKind(title, "error", remedy) for name, (title, remedy) in _STRUCTURE.items()},
+    **{name: FindingKind(title, "error", hint) for name, (title, hint) in _STRUCTURE.items()},
     **_QUALITY,
     **{name: FindingKind(title, "note", to, "drop") for name, (title, to) in _DROPPED.items()},
     **{name: FindingKind(*described, default="keep") for name, described in _REPORTED.items()},

@@ -107,7 +107,7 @@ def cross_split_lines(findings: Iterable[Finding]) -> list[str]:
             by_kind.setdefault((found.kind, found.file), []).append(found)
     return [
         f"{file}: {found[0].message}{f', and {len(found) - 1} more' * (len(found) > 1)}: "
-        f"{found[0].remedy}"
+        f"{found[0].hint}"
         for (_, file), found in by_kind.items()
     ]
 

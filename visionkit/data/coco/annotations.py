@@ -207,7 +207,7 @@ def find_missing(
                 f"'{key}' is {short(names[row])}, but {what}",
                 "if the link is yours, set `links: any` on the dataset"
                 if kind == "path"
-                else FINDING_KINDS[kind].remedy,
+                else FINDING_KINDS[kind].hint,
                 kind=kind,
                 key=key,
                 value=short(names[row]),

@@ -272,7 +272,7 @@ def check_objects(
         problems.add(
             place("annotations", i, objects.record(i)),
             f"'category_id' {objects.category[i]} is not in 'categories'",
-            FINDING_KINDS["unknown-category"].remedy,
+            FINDING_KINDS["unknown-category"].hint,
             kind="unknown-category",
             key="category_id",
             value=str(objects.category[i]),
@@ -328,7 +328,7 @@ def check_masks(
             problems.add(
                 place("annotations", i, record),
                 f"'segmentation': {what}",
-                "" if kind == "coordinate-range" else FINDING_KINDS["bad-mask"].remedy,
+                "" if kind == "coordinate-range" else FINDING_KINDS["bad-mask"].hint,
                 kind=kind,
                 key="segmentation",
                 value=short(record.get("segmentation")),

@@ -116,7 +116,7 @@ class ImageFolder:
     def findings(self) -> Iterator[Finding]:
         """Skipped files, and unused or rare classes."""
         for name in self._others:
-            yield finding("other-file", f"{name} is not an image by its name", file=str(self.root))
+            yield finding("other-file", f"{name} has no image suffix", file=str(self.root))
         names, counts = self.classes["class_id"].names, self.class_counts()["class_id"]
         yield from class_findings(names, counts, "image", str(self.root))
 

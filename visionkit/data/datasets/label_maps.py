@@ -40,8 +40,8 @@ class LabelMaps:
         have the same in any order, and the numbers are changed to that order.
     ignore: the number of pixels without a label; null if every pixel has one.
     first: the number of the first class (ADE20K: `first: 1`, `ignore: 0`).
-    palette: red, green and blue, 0..255, of each class by its name; those of the name `ignore` are
-        of pixels without a label. `ignore` and `first` do not apply then.
+    palette: class names with their red, green and blue, 0..255; the name `ignore` is for pixels
+        without a label. `ignore` and `first` do not apply then.
     split: text file with a name without suffix in each line (VOC: ImageSets/Segmentation/*.txt);
         only these are used.
     exif: "apply" turns images upright; maps are used as they are stored.

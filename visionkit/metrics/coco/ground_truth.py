@@ -78,7 +78,7 @@ def read_truth(
     ]
     problems.findings += report(index, unknown_images(index), "error")
     if iou_type == "segm":
-        problems.findings += [found._replace(remedy="") for found in index.mask_faults.findings]
+        problems.findings += [found._replace(hint="") for found in index.mask_faults.findings]
     problems.raise_any()
     if odd := len(odd_crowds(index)):
         warn_once(f"{odd} of {len(without)} values of iscrowd are not numbers: read as 0 or 1")
