@@ -98,8 +98,10 @@ def test_describe_lists_every_component():
     for section in ("backbones", "necks", "heads", "datasets", "transforms"):
         text = describe(section)
         assert all(f"{name}\n    " in text + "\n    " for name in components(section))
-    assert "name: one of convnext_base, " in describe("backbones")
-    assert "wide_resnet50_2 (default 'resnet18')" in describe("backbones")
+    listing = describe("backbones")
+    assert "name: one of convnext_base, " in listing
+    assert 'wide_resnet50_2 (default "resnet18")' in listing
+    assert "out_indices: a list (each an integer >= 0) or null (default null)" in listing
     assert " levels:" not in describe("heads")
 
 

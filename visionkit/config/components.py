@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import re
 import sys
@@ -126,8 +127,8 @@ def describe(section: str) -> str:
         for argument, (annotation, default) in signature_arguments(
             cls, INJECTED.get(section, ())
         ).items():
-            shown = "required" if default is REQUIRED else f"default {default!r}"
-            lines.append(f"    {argument}: {expected(annotation)} ({shown})")
+            value = "required" if default is REQUIRED else f"default {json.dumps(default)}"
+            lines.append(f"    {argument}: {expected(annotation)} ({value})")
         entries.append("\n".join(line for line in lines if line))
     return "\n\n".join(entries)
 
