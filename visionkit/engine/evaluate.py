@@ -125,12 +125,12 @@ def evaluate_model(
 
 def metric_names(model: VisionModel, sources: Iterable[Source]) -> list[str]:
     """The names of the metrics that `evaluate_model` will compute, except losses."""
-    sources = [source for source in sources if source.val is not None]
+    validated = [(source, source.val) for source in sources if source.val is not None]
     return [
-        f"{source.name}/{head}/{name}" if len(sources) > 1 else f"{head}/{name}"
-        for source in sources
+        f"{source.name}/{head}/{name}" if len(validated) > 1 else f"{head}/{name}"
+        for source, dataset in validated
         for head in source.feeds
-        for name in _compute_empty(head, model.evaluator(head, source.val))
+        for name in _compute_empty(head, model.evaluator(head, dataset))
     ]
 
 
@@ -150,12 +150,13 @@ def _compute_empty(head: str, evaluator: Evaluator) -> dict[str, float]:
 def _evaluate_source(
     model: VisionModel, source: Source, *, dtype: torch.dtype, workers: int, losses: bool
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
-    device = next(model.parameters()).device
-    evaluators = {name: model.evaluator(name, source.val) for name in source.feeds}
+    device, dataset = next(model.parameters()).device, source.val
+    assert dataset is not None
+    evaluators = {name: model.evaluator(name, dataset) for name in source.feeds}
     records: dict[tuple[str, str], list[LossRecord]] = defaultdict(list)  # one for each batch
     seen: list[int] = []
     size = source.eval_batch_size or source.batch_size
-    total = -(-len(source.val) // (size * collectives.world_size()))
+    total = -(-len(dataset) // (size * collectives.world_size()))
     hidden = None if collectives.rank() == 0 else True  # None: hidden without a terminal
     with closing(source.val_batches(workers=workers)) as batches, torch.random.fork_rng():
         for batch in tqdm(batches, total=total, desc="validating", leave=False, disable=hidden):
@@ -169,17 +170,17 @@ def _evaluate_source(
                 for term, loss in values.items():
                     record = (float(loss.sum), float(loss.count), loss.min_count)
                     records[head, term].append(record)
-    _check_seen(collectives.all_gather_object(seen), source)
+    _check_seen(collectives.all_gather_object(seen), source.name, len(dataset))
     return _merge_ranks(evaluators, records)
 
 
-def _check_seen(by_rank: list[list[int]], source: Source) -> None:
+def _check_seen(by_rank: list[list[int]], source: str, images: int) -> None:
     """Every image once: one that is scored twice, or not at all, makes all metrics wrong."""
     times = Counter(number for seen in by_rank for number in seen)
-    wrong = {i: times[i] for i in {*times, *range(len(source.val))} if times[i] != 1}
-    if wrong or times.total() != len(source.val):
+    wrong = {i: times[i] for i in {*times, *range(images)} if times[i] != 1}
+    if wrong or times.total() != images:
         raise VisionkitError(
-            f"data.{source.name}.val: {len(source.val)} images, but the ranks scored "
+            f"data.{source}.val: {images} images, but the ranks scored "
             f"{times.total()}; times scored, by image number: {dict(sorted(wrong.items()))}"
         )
 

@@ -248,8 +248,9 @@ class ModelEMA:
     start is forgotten quickly. Buffers, such as batch statistics, are copied.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
+    def __init__(self, model: VisionModel, decay: float) -> None:
+        self.model = copy.deepcopy(model)
+        self.model.requires_grad_(False)
         self.decay = decay
         # Listed once: walking the modules costs as much as averaging.
         self._mean: list[Tensor] = [*self.model.parameters()]

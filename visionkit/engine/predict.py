@@ -236,10 +236,11 @@ def predict(
     predictor = model
     if not isinstance(predictor, Predictor):
         predictor = load(predictor, heads=heads, allow_plugins=allow_plugins)
+    items: list[Any] = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
     images: list[ImageInput] = []
-    for image in inputs if isinstance(inputs, (list, tuple)) else [inputs]:
-        named = isinstance(image, (str, Path))
-        images += [file for file, _ in find_images([image])] if named else [image]
+    for item in items:
+        named = isinstance(item, (str, Path))
+        images += [file for file, _ in find_images([item])] if named else [item]
     return [predictor.predict(image) for image in images]
 
 
@@ -261,8 +262,8 @@ def _as_tensor(image: ImageInput) -> Tensor:
     if isinstance(image, Image.Image):
         image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image.copy()).permute(2, 0, 1) if image.ndim == 3 else None
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape[0] != 3:
+        image = torch.from_numpy(image.copy()).movedim(-1, 0)
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape[:-2] != (3,):
         raise ConfigError(
             f"predict: got {type(image).__name__}, expected a file name, a PIL image, an RGB uint8 "
             "array (h, w, 3) or a uint8 tensor (3, h, w)"
@@ -271,7 +272,8 @@ def _as_tensor(image: ImageInput) -> Tensor:
 
 
 def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Tensor, Any]:
-    sample = Sample(image, image_id, orig_size=tuple(image.shape[1:]))
+    _, height, width = image.shape
+    sample = Sample(image, image_id, orig_size=(height, width))
     sample = sample.resize(fit(sample.size, size))
     return sample.image, sample.target()
 

@@ -159,7 +159,7 @@ class EmbeddingWriter:
         arrays = {head: np.stack(rows) for head, rows in self.rows.items()}
         arrays |= {f"{head}_names": np.array(names) for head, names in self.names.items()}
         if arrays:
-            np.savez(out / EMBEDDINGS, **arrays)
+            np.savez(out / EMBEDDINGS, **arrays)  # type: ignore[arg-type]  # all of them
 
 
 def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, Any]]:

@@ -80,7 +80,7 @@ def setup(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> 
     settings = config.train
     batches = max(source.steps_per_epoch for source in sources if source.train is not None)
     steps_per_epoch = -(-batches // settings.accumulate_grad_batches)
-    total_steps = settings.steps or settings.epochs * steps_per_epoch
+    total_steps = settings.steps or (settings.epochs or 0) * steps_per_epoch  # one is given
     learner = Learner(model, settings, total_steps, dtype)
     progress = Progress(config, run, total_steps, steps_per_epoch)
     sizes = {name: len(getattr(source, split)) for name, source, split in _splits(sources)}
@@ -155,12 +155,13 @@ def _continue_launch(config: Config, resume: bool, overwrite: bool) -> tuple[Con
 
 def _last_checkpoint(config: Config) -> tuple[Path, dict[str, Any]]:
     """The checkpoint to resume from, and its content; rank 0 picks it for all."""
-    if config.output is None:
+    run = config.output
+    if run is None:
         raise ConfigError("resume: name the run with `output`")
     found: dict[str, Any] = {}
 
     def pick() -> Path:
-        path, found["state"] = checkpoint.load_latest(config.output, resume=True)
+        path, found["state"] = checkpoint.load_latest(run, resume=True)
         return path
 
     path = collectives.on_main_rank(pick)

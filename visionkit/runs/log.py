@@ -117,5 +117,6 @@ def _parse(line: str) -> dict[str, Any] | None:
         record = json.loads(line) if line.endswith("\n") else None
     except ValueError:
         return None
-    is_whole = isinstance(record, dict) and record.get("kind") in ("train", "val")
-    return record if is_whole and isinstance(record.get("step"), int) else None
+    if not isinstance(record, dict) or record.get("kind") not in ("train", "val"):
+        return None
+    return record if isinstance(record.get("step"), int) else None
