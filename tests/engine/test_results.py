@@ -57,7 +57,7 @@ def test_records_of_all_heads(prediction):
     assert looks[1]["attributes"] == pytest.approx(
         {"color=red": 0.2, "color=blue": 0.8, "open": 0.1}
     )
-    assert set(by_head["embedding"]) == {"head", "image_id"}
+    assert set(by_head["vector"]) == {"head", "image_id"}
     assert set(by_head["again"]) == {"head", "image_id"}
     json.dumps(records)
 
@@ -87,8 +87,8 @@ def test_class_maps_are_index_images(prediction, tmp_path):
 
 def test_vectors_come_with_names(prediction, tmp_path):
     vectors = EmbeddingWriter()
-    assert vectors.add("a.jpg", prediction)["embedding"]["row"] == 0
-    assert vectors.add("b/c.jpg", prediction) == {"embedding": {"embeddings": EMBEDDINGS, "row": 1}}
+    assert vectors.add("a.jpg", prediction)["vector"]["row"] == 0
+    assert vectors.add("b/c.jpg", prediction) == {"vector": {"embeddings": EMBEDDINGS, "row": 1}}
     vectors.save(tmp_path)
     stored = np.load(tmp_path / EMBEDDINGS)
     assert stored["embedding"].shape == (2, 2)

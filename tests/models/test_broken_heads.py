@@ -74,16 +74,16 @@ ONE = torch.ones(())
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({}, "gave {}; expected a dict with a Loss(sum, count)"),
-        (None, "gave None; expected a dict"),
-        (torch.zeros(()), "gave float32 (); expected a dict"),
-        ({"total": Loss(ONE, ONE)}, "gave 'total'; expected names of terms, not 'total'"),
-        ({3: Loss(ONE, ONE)}, "gave 3; expected names of terms"),
-        ({"a": ONE}, "term 'a' gave float32 (); expected Loss(sum, count)"),
-        ({"a": Loss(torch.zeros(2), ONE)}, "term 'a': sum gave float32 (2,); expected a float"),
-        ({"a": Loss(ONE.long(), ONE)}, "term 'a': sum gave int64 (); expected a float tensor"),
-        ({"a": Loss(ONE, 1)}, "term 'a': count gave 1; expected a tensor of shape ()"),
-        ({"a": Loss(ONE, torch.ones(2))}, "term 'a': count gave float32 (2,); expected"),
+        ({}, ": got {}; expected a dict with a Loss(sum, count)"),
+        (None, ": got None; expected a dict"),
+        (torch.zeros(()), ": got float32 (); expected a dict"),
+        ({"total": Loss(ONE, ONE)}, ": got 'total'; expected names of terms, not 'total'"),
+        ({3: Loss(ONE, ONE)}, ": got 3; expected names of terms"),
+        ({"a": ONE}, "term 'a': got float32 (); expected Loss(sum, count)"),
+        ({"a": Loss(torch.zeros(2), ONE)}, "term 'a': sum: got float32 (2,); expected a float"),
+        ({"a": Loss(ONE.long(), ONE)}, "term 'a': sum: got int64 (); expected a float tensor"),
+        ({"a": Loss(ONE, 1)}, "term 'a': count: got 1; expected a tensor of shape ()"),
+        ({"a": Loss(ONE, torch.ones(2))}, "term 'a': count: got float32 (2,); expected"),
         ({"a": Loss(ONE, ONE.clone().requires_grad_())}, "without a gradient"),
     ],
 )
@@ -110,6 +110,7 @@ def test_losses(terms, message):
         ([{"boxes": BOXES, "scores": SCORES}], "expected 'labels' next to 'boxes'"),
         ([{"boxes": BOXES, "labels": LABELS}], "expected 'scores' next to 'boxes'"),
         ([{**GOOD, "labels": [0, 1]}], "{'labels': a list of 2 (int)}; expected a tensor of 1 "),
+        ([{"box": torch.zeros(4)}], "expected 'probs' next to 'box'"),
         ([{"probs": 0.5}], "{'probs': 0.5}; expected a tensor of 1 dimensions"),
         ([{"semantic": torch.zeros(1, 8, 8)}], "{'semantic': float32 (1, 8, 8)}; expected"),
     ],
@@ -117,7 +118,7 @@ def test_losses(terms, message):
 def test_predictions(found, told):
     with pytest.raises(ConfigError) as error:
         model(mine=Gives(found)).predictions({}, BATCH, ["mine"])
-    assert str(error.value).startswith("heads.mine: decode() gave ")
+    assert str(error.value).startswith("heads.mine: decode(): got ")
     assert told in str(error.value)
 
 
@@ -141,18 +142,18 @@ def test_a_head_on_boxes_of_one_that_gives_none():
 def test_an_evaluator_that_lacks_methods():
     evaluator = Scorer({})
     evaluator.merge = None
-    with pytest.raises(ConfigError, match=r"heads\.mine: its evaluator\(\) gave .* has no merge "):
+    with pytest.raises(ConfigError, match=r"heads\.mine: evaluator\(\): got .* has no merge "):
         model(mine=Gives(evaluator)).evaluator("mine", None)
-    with pytest.raises(ConfigError, match=r"gave None; .* no update, state, merge, compute "):
+    with pytest.raises(ConfigError, match=r": got None; .* no update, state, merge, compute "):
         model(mine=Gives()).evaluator("mine", None)
 
 
 @pytest.mark.parametrize("bad", ["0.5", None, [0.5], torch.zeros(1), 1j])
 def test_metrics_that_are_no_numbers(bad):
-    with pytest.raises(ConfigError, match=r"heads\.mine: compute\(\) of its evaluator gave \{'a'"):
+    with pytest.raises(ConfigError, match=r"heads\.mine: compute\(\) of its evaluator: got \{'a'"):
         contracts.checked_metrics("mine", {"a": bad})
     with pytest.raises(
-        ConfigError, match=r"gave \{'loss/a': 0.5\}; expected .*, not loss/\.\.\., "
+        ConfigError, match=r": got \{'loss/a': 0.5\}; expected .*, not loss/\.\.\., "
     ):
         contracts.checked_metrics("mine", {"loss/a": 0.5})
     with pytest.raises(ConfigError, match="expected a dict of names"):
@@ -174,7 +175,9 @@ class Feeding:
 
 
 def test_an_evaluator_that_cannot_bear_to_have_seen_nothing():
-    with pytest.raises(ConfigError, match=r"no image yet \(ZeroDivisionError: by zero\)"):
+    with pytest.raises(
+        ConfigError, match=r"before it has seen an image \(ZeroDivisionError: by zero\)"
+    ):
         metric_names(model(mine=Gives(Scorer(ZeroDivisionError("by zero")))), [Feeding])
 
 
@@ -220,5 +223,5 @@ def test_a_main_metric_that_is_never_computed_is_told_before_training(tmp_path, 
 
 
 def test_a_metric_that_is_missing_later():
-    with pytest.raises(ConfigError, match=r"gave no 'mine/score'; .* valid: mine/other"):
+    with pytest.raises(ConfigError, match=r"has no metric 'mine/score'.* valid: mine/other"):
         Best("mine/score", {}).score({"mine/other": 1.0})

@@ -27,7 +27,7 @@ from visionkit.models.model import VisionModel
 from visionkit.ops.inference import cast_weights, fold_norms
 from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
-from visionkit.types import Classes
+from visionkit.types import Classes, prediction_kinds
 
 BATCH = 4  # images a thread predicts at once; more is not faster on a CPU
 MAX_THREADS = 4  # each holds a batch of images and their feature maps
@@ -105,7 +105,7 @@ class Prediction:
             (head, key)
             for head, result in self.heads.items()
             for key in keys
-            if key in result and "attributes" not in result  # which repeats another head's boxes
+            if key in result and "attributes" not in prediction_kinds(result)  # of another head
         ]
         if len(found) != 1:
             heads = ", ".join(self.heads)

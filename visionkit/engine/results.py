@@ -21,7 +21,7 @@ from visionkit.metrics.coco.evaluator import coco_results
 from visionkit.models.heads.autoencoder import VAE, to_bytes
 from visionkit.ops.inference import autocast
 from visionkit.runs.files import json_list
-from visionkit.types import Classes
+from visionkit.types import Classes, prediction_kinds
 from visionkit.visualization.draw import color_of
 
 log = logging.getLogger("visionkit")
@@ -203,30 +203,28 @@ def _check_finite(head: str, result: dict[str, Any], image_id: int) -> None:
 def _records_of(
     result: dict[str, Any], image_id: int, classes: Classes
 ) -> Iterable[dict[str, Any]]:
-    if "attributes" in result:
+    kinds = prediction_kinds(result)
+    if "attributes" in kinds:
         return _attribute_records(result, image_id, classes)
-    if "boxes" in result:
+    if "objects" in kinds:
         return coco_results(result, image_id, classes)
     record: dict[str, Any] = {"image_id": image_id}
-    if "probs" in result:
+    if "classes" in kinds or "box" in kinds:
         scores, labels = result["probs"].sort(descending=True)
         record["category_id"] = classes.ids[int(labels[0])]
         record["score"] = float(scores[0])
         top = zip(labels[:TOP].tolist(), scores[:TOP].tolist(), strict=True)
         record["top"] = {classes.names[label]: score for label, score in top}
-    if "box" in result:
+    if "box" in kinds:
         x1, y1, x2, y2 = result["box"].double().tolist()
         record["bbox"] = [x1, y1, x2 - x1, y2 - y1]
-    if "semantic" in result:
+    if "semantic" in kinds:
         labels, counts = result["semantic"].unique(return_counts=True)
         pixels = zip(labels.tolist(), counts.tolist(), strict=True)
         record["pixels"] = {classes.names[label]: count for label, count in pixels}
     if "kl" in result:
         record |= {"kl": float(result["kl"]), "latent_mean": result["latent_mean"].tolist()}
-    if len(record) == 1 and not result.keys() & {
-        "embedding",
-        "reconstruction",
-    }:  # a custom head
+    if not kinds:  # a custom head
         record |= {k: v.tolist() if isinstance(v, Tensor) else v for k, v in result.items()}
     return [record]
 

@@ -1,7 +1,7 @@
-"""What a head and its evaluator give, held against `types.Head` and `types.Evaluator`.
+"""Check what a head and its evaluator return against `types.Head` and `types.Evaluator`.
 
-A head may be anybody's. What does not fit is told by the head's name when it is given, not by
-whatever would stumble over it later: all functions raise ConfigError.
+A head may be custom. All functions raise ConfigError, which names the head and the method, so that
+no later code fails on a wrong result.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from visionkit.errors import ConfigError
-from visionkit.types import Evaluator, Loss, Prediction
+from visionkit.types import Evaluator, Loss, Prediction, prediction_kinds
 
 EVALUATOR_METHODS = ("update", "state", "merge", "compute")
-# The dimensions of the results that visionkit draws, scores or writes itself.
+# The dimensions of the results that visionkit draws, scores or writes.
 ALONE = {"boxes": 2, "box": 1, "probs": 1, "semantic": 2, "embedding": 1, "reconstruction": 3}
 OF_EACH_BOX = {"scores": 1, "labels": 1, "attributes": 2}  # next to boxes, as many
 
@@ -55,18 +55,21 @@ def checked_predictions(head: str, found: Any, count: int) -> list[Prediction]:
     return found
 
 
-def _check_result(what: str, result: Prediction) -> None:
+def _check_result(what: str, result: dict[str, Any]) -> None:
     wanted = ALONE | (OF_EACH_BOX if "boxes" in result else {})
     for key, dimensions in wanted.items():
         value = result.get(key)
         if key in result and not (isinstance(value, Tensor) and value.ndim == dimensions):
             raise _broken(what, {key: value}, f"a tensor of {dimensions} dimensions")
+    kinds = prediction_kinds(result)
+    if "box" in kinds and "probs" not in result:
+        raise _broken(what, result, "'probs' next to 'box'")
     if "boxes" not in result:
         return
     boxes = result["boxes"]
     if boxes.shape[1] != 4:
         raise _broken(what, {"boxes": boxes}, "a tensor (N, 4) of x1, y1, x2, y2")
-    for key in ("scores",) if "attributes" in result else ("scores", "labels"):
+    for key in ("scores", "labels") if "objects" in kinds else ("scores",):
         if key not in result:
             raise _broken(what, result, f"'{key}' next to 'boxes'")
     for key in (*OF_EACH_BOX, "masks"):
@@ -87,12 +90,12 @@ def checked_evaluator(head: str, evaluator: Any) -> Evaluator:
     missing = [m for m in EVALUATOR_METHODS if not callable(getattr(evaluator, m, None))]
     if missing:
         what = f"an object with {', '.join(EVALUATOR_METHODS)}; it has no {', '.join(missing)}"
-        raise _broken(f"heads.{head}: its evaluator()", evaluator, what)
+        raise _broken(f"heads.{head}: evaluator()", evaluator, what)
     return evaluator
 
 
 def checked_metrics(head: str, metrics: Any) -> dict[str, float]:
-    """What an evaluator computed, as plain floats."""
+    """The metrics of an evaluator, as plain floats."""
     if not isinstance(metrics, Mapping) or not all(
         isinstance(name, str) and not name.startswith("loss/") and _is_number(value)
         for name, value in metrics.items()
@@ -111,11 +114,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _broken(what: str, found: Any, wanted: str) -> ConfigError:
-    return ConfigError(f"{what} gave {_shown(found)}; expected {wanted} (visionkit.types)")
+    return ConfigError(f"{what}: got {_shown(found)}; expected {wanted} (visionkit.types)")
 
 
 def _shown(value: Any) -> str:
-    """A short text; tensors by their kind and shape."""
+    """A short text; tensors by their dtype and shape."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, dict):
