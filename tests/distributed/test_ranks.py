@@ -41,7 +41,7 @@ def train_all(folder, names):
     states = []
     save = TrainingState.save_last
     TrainingState.save_last = lambda self, **how: (
-        states.append(self.model.state_dict()),
+        states.append(self.learner.model.state_dict()),
         save(self, **how),
     )
     try:

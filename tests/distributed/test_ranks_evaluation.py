@@ -84,7 +84,7 @@ def test_padding_of_the_last_batches_is_noticed(tmp_path):
     """Negative control: the usual way of dealing images out counts some of them twice."""
     for result in on_ranks(2, padded_figures, folder=tmp_path):
         assert result["error"] == "VisionkitError"
-        assert "3 images, but the processes scored 4" in result["text"]
+        assert "3 images, but the ranks scored 4" in result["text"]
         assert "{0: 2}" in result["text"]
 
 
@@ -97,5 +97,5 @@ def unmerged_figures():
 def test_an_evaluator_that_does_not_merge_is_noticed(tmp_path):
     for result in on_ranks(2, unmerged_figures, folder=tmp_path):
         assert result["error"] == "ConfigError"
-        assert "heads.classification: its evaluator gives {" in result["text"]
-        assert "does its merge() join the states of all?" in result["text"]
+        assert "heads.classification: its evaluator computes {" in result["text"]
+        assert "does its merge() join the states of all ranks?" in result["text"]

@@ -116,7 +116,8 @@ def infinite(rank):
         calls.append(self.training)
         terms = loss(self, features, batch)
         bad = rank == 1 and self.training and sum(calls) == 4  # the fourth step
-        return {name: value * math.inf if bad else value for name, value in terms.items()}
+        factor = math.inf if bad else 1
+        return {name: term._replace(sum=term.sum * factor) for name, term in terms.items()}
 
     return patch.object(Classification, "loss", broken)
 
@@ -128,7 +129,7 @@ FAULTS = {
     "saving": (saving, "CheckpointError", "disk full", "failed"),
     "dying": (dying, "VisionkitError", "rank 1 has gone", "failed"),
     "killed": (killed, "VisionkitError", "rank 1 has gone", "failed"),
-    "hanging": (hanging, "VisionkitError", "rank 1 hangs, or is too slow", "failed"),
+    "hanging": (hanging, "VisionkitError", "rank 1 hangs or is too slow", "failed"),
     "told_to_stop": (told_to_stop, "Preempted", "after step 3", "preempted"),
     "infinite": (infinite, "DivergedError", "rank 1", "diverged"),
 }
@@ -146,7 +147,7 @@ def test_all_processes_end_and_tell_the_cause(name, tmp_path):
         assert ("no boxes" if same else text) in result["text"]
         assert result["seconds"] < 2 + 3 + 6  # the timeout, the wait for last words, the work
         if name in ("loading", "loading later", "evaluating", "saving") and rank != at_fault:
-            assert result["text"].startswith(f"process {at_fault}: ")
+            assert result["text"].startswith(f"rank {at_fault}: ")
         shown = tmp_path / f"error{rank}.json"
         assert shown.exists() == (name != "told_to_stop")
         if shown.exists():  # what torchrun prints
@@ -169,8 +170,8 @@ def different(folder):
     spec = {**HEADS["classification"], "output": f"{folder}/run"}
     collectives.setup()
     if collectives.rank() == 1:
-        train = {**spec["data"]["train"], "num_images": 11}
-        spec = {**spec, "data": {**spec["data"], "train": train}}
+        fewer = {**spec["data"]["train"], "num_images": 11}
+        spec = {**spec, "data": {**spec["data"], "train": fewer}}
     train.train(spec)
 
 

@@ -70,7 +70,7 @@ def test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path)
     spec, result = torchrun(tmp_path, "die", "--max-restarts", "1")
     assert result.returncode == 0, result.stderr
     assert "rank 1 has gone" in result.stderr
-    assert "started again by torchrun: runs/run-001 goes on" in result.stderr
+    assert "restarted by torchrun: runs/run-001 continues" in result.stderr
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run-001"]
     on_ranks(2, uninterrupted, spec, str(tmp_path / "whole"), folder=tmp_path)
     first, second = trained(tmp_path / "runs/run-001"), trained(tmp_path / "whole")

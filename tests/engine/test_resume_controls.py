@@ -8,10 +8,10 @@ import pytest
 
 from support.runs import equal, outcome, spec, train, train_until
 from visionkit.data.loading.source import Source
+from visionkit.engine import optim
 from visionkit.engine import train as training
 from visionkit.engine.optim import ModelEMA, PCGrad
-from visionkit.runs import checkpoint
-from visionkit.runs import directory as rundir
+from visionkit.runs import checkpoint, log
 
 SETTINGS = {
     "steps": 7,  # epochs of 3 steps
@@ -117,8 +117,8 @@ def forgetful(function, place, stop_after=STOP_AFTER):
 
 FORGOTTEN = {
     "the place in the stream": (Source, "train_batches", "start"),
-    "the seed of a step": (training, "_seed_step", 1),
-    "the schedule": (training, "lr_factor", 0),
+    "the seed of a step": (training, "seed_step", 1),
+    "the schedule": (optim, "lr_factor", 0),
     "the growing decay of the average": (ModelEMA, "update", 1),
 }
 
@@ -141,7 +141,7 @@ def test_the_order_of_gradient_surgery_is_compared(tmp_path, monkeypatch):
 
 def test_lines_of_the_log_beyond_the_checkpoint_are_compared(tmp_path, monkeypatch):
     half = Half(tmp_path, "classification", 4, how="kill")
-    monkeypatch.setattr(rundir, "truncate_metrics", lambda *args: None)
+    monkeypatch.setattr(log, "truncate_metrics", lambda *args: None)
     with pytest.raises(AssertionError, match="lines"):
         equal(half.whole, half.resumed("not truncated"))
 

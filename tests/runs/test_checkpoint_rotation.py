@@ -146,7 +146,7 @@ def test_what_a_run_is_loaded_from(tmp_path, run, caplog):
     caplog.clear()
     (run / "checkpoints/last.pt").unlink()
     assert checkpoint.load_latest(run, resume=True)[0].name == "prev.pt"
-    assert "there is no last.pt: " in caplog.text and "prev.pt, of step 1, is used" in caplog.text
+    assert "last.pt missing: " in caplog.text and "prev.pt of step 1 instead" in caplog.text
 
 
 def test_a_run_goes_on_from_prev_to_the_same_end(tmp_path, caplog):

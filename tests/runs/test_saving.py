@@ -43,8 +43,8 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(tmp_path, monkeypatch, 
     assert len(warnings) == 4
     for text in warnings:
         assert "disk full" in text and ".pt: cannot be written" in text
-    assert "best.pt: " in warnings[0] and "the last checkpoint is of step 3; tr" in warnings[0]
-    assert "failure 2, the run ends at 3" in warnings[1] and "last.pt: " in warnings[2]
+    assert "best.pt: " in warnings[0] and "the last checkpoint is of step 3; will" in warnings[0]
+    assert "(attempt 2 of 3)" in warnings[1] and "last.pt: " in warnings[2]
     for name in ("last.pt", "best.pt"):
         assert same(state(run, name), state(whole, name))
     assert not list(run.rglob("*.tmp.*"))
@@ -159,6 +159,6 @@ def test_a_device_that_is_full_is_named():
 def test_a_state_that_cannot_be_saved_ends_the_run_at_once(tmp_path, monkeypatch):
     """Not a matter of the disk: trying again would not help."""
     monkeypatch.setattr(checkpoint, "PLAIN", (int,))
-    with pytest.raises(TypeError, match="which a checkpoint cannot hold"):
+    with pytest.raises(TypeError, match="which a checkpoint cannot have"):
         train(config(tmp_path))
     assert status(tmp_path)["state"] == "failed"

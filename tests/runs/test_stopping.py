@@ -28,7 +28,7 @@ SETTINGS = {"plots": True}
 @pytest.fixture(scope="module", autouse=True)
 def _small_images():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "IMAGES", 1)
+        patch.setattr(samples, "MAX_IMAGES", 1)
         yield
 
 

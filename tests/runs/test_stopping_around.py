@@ -34,7 +34,7 @@ def test_a_killed_run_that_is_stopped_before_it_goes_on_is_preempted(tmp_path, m
         assert found["reason"] == "SIGTERM" and found["checkpoint_step"] == 1
 
     stopped(setup, "pick_device")  # before the run directory is taken, and after
-    stopped(setup, "build_optimizer")
+    stopped(setup, "Learner")
     monkeypatch.setattr(rundir, "fcntl", None)  # the process of status.json is looked for
     files.write_text(run / "status.json", files.to_json({**running, "pid": os.getppid()}))
     rundir.stopped_before_training(run, "SIGTERM")
@@ -44,7 +44,7 @@ def test_a_killed_run_that_is_stopped_before_it_goes_on_is_preempted(tmp_path, m
 def test_a_signal_while_python_ends_does_not_change_the_exit_code():
     code = """
 import atexit, os, signal
-from visionkit import cli
+from visionkit.cli import main as cli
 cli.main = lambda: 75
 for number in (signal.SIGTERM, signal.SIGINT):
     atexit.register(os.kill, os.getpid(), number)
@@ -57,11 +57,11 @@ cli.command()
 def test_a_process_whose_torchrun_is_gone_is_asked_to_stop(tmp_path):
     code = """
 import os, signal, sys, time
-from visionkit import orphans
+from visionkit.distributed import launch
 if child := os.fork():
     time.sleep(1)
     os._exit(0)
-orphans.watch_parent()
+launch.watch_parent()
 signal.signal(signal.SIGTERM, lambda *_: os._exit(open(sys.argv[1], "w").write("asked")))
 time.sleep(20)
 """
