@@ -91,7 +91,7 @@ def test_vectors_come_with_names(prediction, tmp_path):
     assert vectors.add("b/c.jpg", prediction) == {"vector": {"embeddings": EMBEDDINGS, "row": 1}}
     vectors.save(tmp_path)
     stored = np.load(tmp_path / EMBEDDINGS)
-    assert stored["embedding"].shape == (2, 2)
+    assert stored["vector"].shape == (2, 2)
     assert stored["vector_names"].tolist() == ["a.jpg", "b/c.jpg"]
 
 

@@ -54,6 +54,8 @@ HEADS: dict[str, dict[str, dict[str, Any]]] = {
     "task_aligned": {"objects": {"type": "TaskAligned"}},
     "mask_rcnn": {"objects": {"type": "MaskRCNN", **RCNN}},
     "semantic": {"map": {"type": "SemanticFPN"}},
+    "fcn": {"map": {"type": "FCN", "dice": 0.5, "aux_weight": 0.5}},
+    "deeplab": {"map": {"type": "DeepLabV3", "channels": 16, "rates": [1, 2]}},
     "embedding": {"place": {"type": "Embedding", "loss": "contrastive"}},
     "autoencoder": {"image": {"type": "Autoencoder"}},
     "vae": {"image": {"type": "VAE", "latent": 2}},

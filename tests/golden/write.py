@@ -1,4 +1,5 @@
-"""Write tests/golden/losses.json again: `python tests/golden/write.py`.
+"""Write tests/golden/losses.json again: `python tests/golden/write.py` for all tasks, or
+`python tests/golden/write.py TASK ...` for some.
 
 To be done on purpose only, when a change is meant to change what is learned (a loss, an initial
 value, an augmentation, the order of the data), and committed with that change. Prints how far each
@@ -6,6 +7,7 @@ task moved.
 """
 
 import json
+import sys
 from pathlib import Path
 
 from recipes import HEADS, losses, machine
@@ -23,9 +25,14 @@ def as_text(contents: dict) -> str:
     return f'{{\n "machine": {found},\n "losses": {{\n' + ",\n".join(tasks) + "\n }\n}\n"
 
 
-def main() -> None:
-    before = json.loads(FILE.read_text())["losses"] if FILE.exists() else {}
-    after = {task: losses(task) for task in HEADS}
+def main(tasks: list[str]) -> None:
+    stored = json.loads(FILE.read_text())
+    if unknown := set(tasks) - HEADS.keys():
+        sys.exit(f"unknown tasks {sorted(unknown)}; choose from {[*HEADS]}")
+    if tasks and stored["machine"] != machine():
+        sys.exit(f"{FILE.name} is of another machine or other libraries: write all tasks")
+    before = stored["losses"]
+    after = {task: losses(task) for task in tasks or HEADS}
     for task, columns in after.items():
         old = before.get(task, {})
         moved = [
@@ -35,8 +42,9 @@ def main() -> None:
         ]
         same_terms = old.keys() == columns.keys()
         print(f"{task}: " + (f"moved by at most {max(moved):.3g}" if same_terms else "other terms"))
-    FILE.write_text(as_text({"machine": machine(), "losses": after}))
+    found = {task: after.get(task) or before[task] for task in HEADS if task in {**before, **after}}
+    FILE.write_text(as_text({"machine": machine(), "losses": found}))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
