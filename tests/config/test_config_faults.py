@@ -181,7 +181,7 @@ def test_a_head_and_data_that_do_not_belong_together_are_both_named(tmp_path, ca
     ("word", "code", "says"),
     [
         ("train.device=cuda:99", 2, "train.device: 'cuda:99' cannot be used here: "),
-        ("train.device=gpu", 2, "it is no auto, cpu, cuda or mps"),
+        ("train.device=gpu", 2, "expected auto, cpu, cuda or mps"),
         ("train.precision=fp16", 0, ""),  # slow on a CPU, but it computes
     ],
 )

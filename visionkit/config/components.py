@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from visionkit.config.renamed import renamed_type
-from visionkit.config.schema import REQUIRED, expected, signature_arguments
+from visionkit.config.schema import REQUIRED, Argument, expected, signature_arguments
 from visionkit.config.yaml import Key
 from visionkit.errors import ConfigError, VisionkitError, listed, unknown
 from visionkit.types import Head, Target
@@ -73,6 +73,11 @@ def resolve(section: str, type_name: Any) -> Any:
     return found
 
 
+def arguments_of(section: str, type_name: Any) -> dict[str, Argument]:
+    """The arguments that a config may set for `type: type_name`. ConfigError as by `resolve`."""
+    return signature_arguments(resolve(section, type_name), INJECTED.get(section, ()))
+
+
 def build(section: str, spec: dict[str, Any], *injected: Any, key: str = "") -> Any:
     """An instance of what `type:` names, with its arguments after the `injected` ones.
 
@@ -124,9 +129,7 @@ def describe(section: str) -> str:
     entries = []
     for name, cls in components(section).items():
         lines = [name, f"    {_first_sentence(cls)}".rstrip()]
-        for argument, (annotation, default) in signature_arguments(
-            cls, INJECTED.get(section, ())
-        ).items():
+        for argument, (annotation, default) in arguments_of(section, name).items():
             value = "required" if default is REQUIRED else f"default {json.dumps(default)}"
             lines.append(f"    {argument}: {expected(annotation)} ({value})")
         entries.append("\n".join(line for line in lines if line))

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from visionkit.config.components import INJECTED, refuse_plugins, resolve
+from visionkit.config.components import arguments_of, refuse_plugins
 from visionkit.config.config import Config
 from visionkit.config.init_from import with_origin
 from visionkit.config.overrides import apply_overrides
-from visionkit.config.schema import ConfigProblems, paths_in, signature_arguments
+from visionkit.config.schema import ConfigProblems, paths_in
 from visionkit.config.tasks import to_long_form
 from visionkit.config.validate import check
 from visionkit.config.yaml import read
@@ -33,9 +33,7 @@ def missing_paths(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
         if pretrained not in (None, "default") and config.init_from is None:
             found.append(("backbone.weights", pretrained))
     for key, section, spec in _components(config, splits):
-        for name, argument in signature_arguments(
-            resolve(section, spec["type"]), INJECTED.get(section, ())
-        ).items():
+        for name, argument in arguments_of(section, spec["type"]).items():
             found += [(f"{key}.{name}", p) for p in paths_in(spec.get(name), argument.annotation)]
     return [
         f"{key}: got {path!r}; not found (relative to {Path.cwd()})"

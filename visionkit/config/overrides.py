@@ -11,9 +11,9 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from visionkit.config.components import INJECTED, resolve
+from visionkit.config.components import arguments_of
 from visionkit.config.config import SOURCE_KEYS
-from visionkit.config.schema import REQUIRED, ConfigProblems, signature_arguments
+from visionkit.config.schema import REQUIRED, ConfigProblems
 from visionkit.config.tasks import TASKS
 from visionkit.config.yaml import Key, parse
 from visionkit.errors import ConfigError, shorten
@@ -141,15 +141,14 @@ def _default_types(kind: str, task: Any) -> tuple[str, ...]:
 
 def _accepts(kind: str, type_name: str | None, names: Iterable[str]) -> bool:
     try:
-        accepted = signature_arguments(resolve(kind, type_name), INJECTED.get(kind, ()))
+        return set(names) <= set(arguments_of(kind, type_name))
     except ConfigError:
         return False
-    return set(names) <= set(accepted)
 
 
 def _required(kind: str, type_name: str) -> set[str]:
-    accepted = signature_arguments(resolve(kind, type_name), INJECTED.get(kind, ()))
-    return {name for name, argument in accepted.items() if argument.default is REQUIRED}
+    accepted = arguments_of(kind, type_name).items()
+    return {name for name, argument in accepted if argument.default is REQUIRED}
 
 
 def _get(config: Any, key: Key) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from torch import nn
 
-from visionkit.config.components import INJECTED, components, resolve
+from visionkit.config.components import arguments_of, components
 from visionkit.config.config import SOURCE_KEYS, Config, SourceConfig, TrainConfig, problems_of
 from visionkit.config.renamed import renamed_key, renamed_type
 from visionkit.config.schema import (
@@ -87,8 +87,7 @@ def _check_component(section: str, spec: Any, key: Key, problems: ConfigProblems
         problems.add(key, unknown("", components(section), "missing 'type'"))
         return {}
     try:
-        cls = resolve(section, spec["type"])
-        accepted = signature_arguments(cls, INJECTED.get(section, ()))
+        accepted = arguments_of(section, spec["type"])
     except ConfigError as error:
         renamed = renamed_type(spec, components(section))
         problems.add((*key, "type"), renamed or str(error))
