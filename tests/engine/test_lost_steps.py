@@ -39,9 +39,10 @@ def failing(monkeypatch, where, name, error, call):
     monkeypatch.setattr(where, name, called)
 
 
+CALL = 8 * 3 + 5 + 6
 ERRORS = {  # in step 4, with two batches of four images to a step, and five to validate
-    "a broken image": (Coco, "sample", DataError("7.png: is broken"), 8 * 3 + 5 + 6, DataError),
-    "no memory for data": (Coco, "sample", MemoryError(), 8 * 3 + 5 + 6, ResourceError),
+    "a broken image": (Coco, "__getitem__", DataError("7.png: is broken"), CALL, DataError),
+    "no memory for data": (Coco, "__getitem__", MemoryError(), CALL, ResourceError),
     "no memory to compute": (
         *(Classification, "loss"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
@@ -63,9 +64,8 @@ def test_the_state_after_the_last_whole_step_is_saved(case, whole, tmp_path, mon
     found = status(run)
     assert (found["state"], found["step"], found["checkpoint_step"]) == ("failed", 3, 3)
     assert found["exit_code"] == kind.exit_code and type(caught.value).__name__ in found["reason"]
-    assert f"of step 3; when it is mended, continue with: visionkit train --resume {run}" in (
-        caplog.records[-1].getMessage()
-    )
+    command = f"continue with: visionkit train --resume {run}"
+    assert f"of step 3; when the problem is fixed, {command}" in caplog.records[-1].getMessage()
     if name == "loss":
         assert "batch_size 4, image_size 32" in str(caught.value)
         assert "smaller batch_size" in str(caught.value)

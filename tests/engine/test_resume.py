@@ -101,7 +101,7 @@ def test_every_head_is_among_the_cases():
 @pytest.mark.parametrize("stop_after", [4, 6])
 def test_the_count_for_early_stopping_goes_on(stop_after, tmp_path):
     """No validation is better than the first, at step 3: the run ends after that of step 9."""
-    settings = {"steps": 30, "lr": 1e-12, "early_stop": 2, "best": "classification/top5"}
+    settings = {"steps": 30, "lr": 1e-12, "early_stop": 2, "best_metric": "classification/top5"}
     whole = train(spec("classification", tmp_path / "whole", **settings))
     parts = spec("classification", tmp_path / "parts", **settings)
     train_until(parts, stop_after, "signal")

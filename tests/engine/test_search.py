@@ -22,7 +22,7 @@ LEVELS = {"c5": Level(8, 32)}
 
 
 class Colors(nn.Module):
-    """Stands in for a model: the vector of an image is its mean color."""
+    """Replaces a model: the embedding of an image is its mean color."""
 
     def __init__(self, **heads):
         super().__init__()
@@ -30,14 +30,11 @@ class Colors(nn.Module):
         self.draw_threshold = 0.5
         self.seen = []  # heads and sizes of each batch
 
-    def features(self, batch):
-        return {}
-
-    def predictions(self, features, batch, heads):
+    def infer(self, batch, heads, dtype):
         self.seen.append((heads, batch.sizes))
         pairs = zip(batch.images, batch.sizes, strict=True)
         vectors = [image[:, :h, :w].float().mean((1, 2)) for image, (h, w) in pairs]
-        return {head: [{"embedding": vector} for vector in vectors] for head in heads}
+        return {head: [{"embedding": vector} for vector in vectors] for head in heads}, {}
 
 
 def predictor_of(model):
@@ -171,15 +168,14 @@ def test_the_head_is_the_only_one_or_named(images):
     assert all(heads == ["look"] for heads, _ in mixed.seen)
     with pytest.raises(ConfigError, match="no embedding head, only boxes"):
         search(images, predictor=predictor_of(Colors(boxes=nn.Linear(1, 1))))
-    with pytest.raises(ConfigError, match="top: 0"):
+    with pytest.raises(ConfigError, match="top: got 0"):
         search(images, top=0)
 
 
 def test_a_vector_that_is_not_finite_names_the_image(images):
     predictor = by_color()
-    predictor.model.predictions = lambda features, batch, heads: {
-        "look": [{"embedding": torch.tensor([1.0, float("nan")])}] * len(batch)
-    }
+    unsound = [{"embedding": torch.tensor([1.0, float("nan")])}]
+    predictor.model.infer = lambda batch, heads, dtype: ({"look": unsound * len(batch)}, {})
     with pytest.raises(DivergedError, match=r"lime\.png: the predicted 'embedding'"):
         search(images, predictor=predictor)
 

@@ -5,7 +5,6 @@ The steps are those of training, with a clock around their parts. No file of a r
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import defaultdict
@@ -19,6 +18,7 @@ import torch
 
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
+from visionkit.data.loading.workers import cores
 from visionkit.engine.device import pick_device, pick_precision, reproducible
 from visionkit.engine.optim import Learner
 from visionkit.engine.setup import build_training
@@ -121,11 +121,6 @@ def advice(result: Mapping[str, Any], cores: int) -> list[str]:
     if result["precision"] == "float32" and pick_precision("auto", device) == torch.bfloat16:
         found.append("this hardware computes in bfloat16: try train.precision=auto")
     return found
-
-
-def cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train(config: Config, learner: Learner, sources: list[Source], steps: int) -> dict[str, float]:

@@ -178,10 +178,10 @@ def _changes_since(
     """What makes the rest of the run differ from what it would have been."""
     changes = _changes(saved["config"], config)
     texts = [f"{key}: {new} instead of {old}" for key, (old, new) in changes.items()]
-    before, now = saved.get("world_size"), collectives.world_size()
-    if before not in (None, now):
+    before, now = saved["world_size"], collectives.world_size()
+    if before != now:
         texts.append(f"{now} ranks instead of {before}")
-    for key, count in saved.get("images", images).items():
+    for key, count in saved["images"].items():
         if images.get(key, count) != count:
             texts.append(f"{images[key]} images in {key} instead of {count}")
     return texts
