@@ -152,7 +152,7 @@ def test_the_default_level_is_the_coarsest_useful():
     levels = {**LEVELS, "c5": Level(10, 32), "p6": Level(10, 64)}
     assert Autoencoder(levels, ()).level == VAE(levels, ()).level == "c5"
     assert Autoencoder(levels, (), level="c2").level == "c2"
-    with pytest.raises(ConfigError, match=r"no feature map 'c9'"):
+    with pytest.raises(ConfigError, match=r"feature map 'c9' not found"):
         Autoencoder(levels, (), level="c9")
 
 

@@ -223,5 +223,5 @@ def test_it_learns_to_tell_identities_apart(arguments):
 
 def test_another_level_can_be_pooled():
     assert Embedding(LEVELS, (), level="c4").project.in_features == 6
-    with pytest.raises(ConfigError, match="no feature map 'c9'"):
+    with pytest.raises(ConfigError, match="feature map 'c9' not found"):
         Embedding(LEVELS, (), level="c9")

@@ -125,7 +125,7 @@ def test_aspp_pools_over_the_image_alone():
 def test_impossible_knobs_are_an_error():
     with pytest.raises(ConfigError, match="there is no class 'cta'; did you mean 'cat'"):
         FCN(LEVELS, CLASSES, class_weights={"cta": 2.0})
-    with pytest.raises(ConfigError, match="no feature map 'c9'"):
+    with pytest.raises(ConfigError, match="feature map 'c9' not found"):
         DeepLabV3(LEVELS, CLASSES, level="c9")
     with pytest.raises(ConfigError, match="inputs: got"):
         SemanticFPN(LEVELS, CLASSES, inputs=["p9"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,12 @@ class VisionModel(nn.Module):
     def draw_threshold(self) -> dict[str, float]:
         """For each head, the score from which its objects, or those it describes, are drawn."""
         return {
-            n: self.heads[head.boxes_from or n].draw_threshold for n, head in self.heads.items()
+            name: self.head(self.head(name).boxes_from or name).draw_threshold
+            for name in self.heads
         }
+
+    def head(self, name: str) -> Head:
+        return cast(Head, self.heads[name])
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Named feature maps (B, C, h, w), from fine to coarse."""
@@ -77,25 +82,22 @@ class VisionModel(nn.Module):
         self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
     ) -> dict[str, dict[str, Loss]]:
         """Unweighted loss terms by head and by name."""
-        return {
-            name: checked_losses(name, self.heads[name].loss(features, batch)) for name in heads
-        }
+        return {name: checked_losses(name, self.head(name).loss(features, batch)) for name in heads}
 
     def predictions(
         self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
     ) -> dict[str, list[Prediction]]:
         """Each head's predictions, a list with one dict for each image.
 
-        A head that describes the boxes of another is asked about the boxes which that one finds;
-        they are in its own predictions too.
+        A head that describes the boxes of another one gets the boxes that that one predicts; they
+        are in its own predictions too.
         """
         heads = list(heads)
-        bases = [name for name in heads if self.heads[name].boxes_from is None]
-        bases += [on for name in heads if (on := self.heads[name].boxes_from) and on not in bases]
+        boxes_from = {name: self.head(name).boxes_from for name in heads}
+        bases = [on or name for name, on in boxes_from.items()]
         found = {name: self._predicted(name, features, batch) for name in dict.fromkeys(bases)}
-        for name in heads:
-            if name not in found:
-                on = self.heads[name].boxes_from
+        for name, on in boxes_from.items():
+            if on is not None:
                 objects = boxes_of(name, on, found[on])
                 described = self._predicted(name, features, _with_boxes(batch, objects))
                 found[name] = [
@@ -115,25 +117,26 @@ class VisionModel(nn.Module):
             return predictions, self.losses(features, batch, heads) if with_losses else {}
 
     def _predicted(self, head: str, features: dict[str, Tensor], batch: Batch) -> list[Prediction]:
-        found = self.heads[head].predict(features, batch)
+        found = self.head(head).predict(features, batch)
         return checked_predictions(head, found, len(batch))
 
     def evaluator(self, head: str, dataset: Dataset) -> Evaluator:
         """A fresh evaluator of that head's predictions on a data set."""
-        return checked_evaluator(head, self.heads[head].evaluator(dataset))
+        return checked_evaluator(head, self.head(head).evaluator(dataset))
 
     def weighted(self, values: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """What each head adds to the one number to minimize, from the values of its terms."""
-        parts = {}
+        parts: dict[str, Tensor] = {}
         for name, terms in values.items():
-            parts[name] = self.loss_weights[name] * sum(terms.values())
+            first, *others = terms.values()
+            parts[name] = self.loss_weights[name] * sum(others, start=first)
             if name in self.log_variances:
                 log_variance = self.log_variances[name]
                 parts[name] = parts[name] * torch.exp(-log_variance) + log_variance / 2
         return parts
 
     def effective_weights(self) -> dict[str, float]:
-        """The factor of each head's loss as it stands."""
+        """The current factor of each head's loss."""
         learned = {name: float(torch.exp(-s.detach())) for name, s in self.log_variances.items()}
         return {name: w * learned.get(name, 1.0) for name, w in self.loss_weights.items()}
 
@@ -143,7 +146,7 @@ def _finds_boxes(head: Head) -> bool:
 
 
 def _with_boxes(batch: Batch, predictions: list[Prediction]) -> Batch:
-    """The batch with predicted boxes in the place of all labels."""
+    """The batch with predicted boxes instead of all labels."""
     targets: list[Target] = []
     for target, found in zip(batch.targets, predictions, strict=True):
         sizes = {key: target[key] for key in ("image_id", "size", "orig_size")}

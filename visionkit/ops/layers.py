@@ -21,6 +21,12 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups if groups < channels else max(1, channels // 2), channels)
 
 
+def constant_bias(layer: nn.Conv2d | nn.Linear, value: float) -> None:
+    """Set all biases of a layer."""
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, value)
+
+
 # --- Random numbers keyed by the image, so that it draws the same in whatever process it is.
 
 

@@ -18,7 +18,7 @@ from visionkit.errors import ConfigError
 from visionkit.metrics.reconstruction import Reconstruction
 from visionkit.models.heads.classification import pick_level
 from visionkit.models.heads.localization import coarsest_useful
-from visionkit.ops.layers import adaptive_mean, group_norm, normal_noise, valid_cells
+from visionkit.ops.layers import adaptive_mean, constant_bias, group_norm, normal_noise, valid_cells
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 # --- From a small map of features back to pixels: an encoder seen in a mirror.
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         self.rgb = nn.Conv2d(in_channels, 3, 3, padding=1)
         # Nearly medium gray to begin with; exactly so would give no gradient to anything before.
         nn.init.normal_(self.rgb.weight, std=0.01)
-        nn.init.zeros_(self.rgb.bias)
+        constant_bias(self.rgb, 0.0)
 
     def forward(self, cells: Tensor) -> Tensor:
         for index, block in enumerate(self.blocks):

@@ -22,7 +22,7 @@ class Classification(Head):
     """One class per image (softmax), or with `multilabel` any number of them (sigmoids).
 
     `class_id` of a target is () int64, or with `multilabel` (K,) float with 1 for each class that
-    the image shows and 0 for the others. Padding takes no part in the pooling.
+    the image shows and 0 for the others. Padding is excluded from the pooling.
 
     level: the feature map to pool; by default the coarsest.
     dropout: probability with which a pooled feature is dropped in training.
@@ -35,6 +35,7 @@ class Classification(Head):
     required_targets = ("class_id",)
     class_key = "class_id"
     main_metric = "top1"
+    class_weights: Tensor
 
     def __init__(
         self,
@@ -119,11 +120,11 @@ class Classification(Head):
 
 
 def pick_level(levels: dict[str, Level], level: str | None, *, default: str) -> str:
-    """`level` if the model has it, `default` if none is named."""
+    """`level`, or `default` without one; ConfigError if the model has no such feature map."""
     if level is None:
         return default
     if level not in levels:
-        raise ConfigError(f"level: there is no feature map {level!r}; choose one of {[*levels]}")
+        raise ConfigError(f"level: feature map {level!r} not found; choose one of {[*levels]}")
     return level
 
 

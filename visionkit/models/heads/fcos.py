@@ -22,11 +22,11 @@ from visionkit.models.heads.one_stage import (
     Locations,
     OneStageHead,
     Prior,
-    init_classifier,
     locations_first,
+    prior_bias,
 )
 from visionkit.ops.boxes import area
-from visionkit.ops.layers import group_norm
+from visionkit.ops.layers import constant_bias, group_norm
 from visionkit.ops.losses import giou_loss, sigmoid_focal_loss
 from visionkit.types import Batch, Level, Loss, Target
 
@@ -137,17 +137,26 @@ class Truth(NamedTuple):
         boxes = torch.zeros(0, 1, 4, device=device)
         if not targets:
             return cls(boxes, boxes[..., 0].long(), boxes[..., 0].bool(), None)
-        labels = [target["labels"] for target in targets]
-        iscrowd = [t.get("iscrowd", torch.zeros_like(t["labels"]).bool()) for t in targets]
-        # One empty box more, so that there is something to index in a batch without objects.
-        columns = [[target["boxes"] for target in targets], labels, iscrowd]
-        padded = [pad_sequence(column, batch_first=True) for column in columns]
-        padded = [torch.cat([p, p.new_zeros(len(p), 1, *p.shape[2:])], 1) for p in padded]
+        no_crowds = [torch.zeros_like(t["labels"], dtype=torch.bool) for t in targets]
         labeled = [target["labeled"] for target in targets if "labeled" in target]
         if labeled:
             every = torch.ones_like(labeled[0])
             labeled = [target.get("labeled", every) for target in targets]
-        return cls(*padded, torch.stack(labeled) if labeled else None)
+        return cls(
+            _padded([target["boxes"] for target in targets]),
+            _padded([target["labels"] for target in targets]),
+            _padded([t.get("iscrowd", none) for t, none in zip(targets, no_crowds, strict=True)]),
+            torch.stack(labeled) if labeled else None,
+        )
+
+
+def _padded(rows: list[Tensor]) -> Tensor:
+    """Rows (N, ...) of each image as (B, N + 1, ...), padded with zeros.
+
+    The last is always padding, so that a batch without objects has one to index.
+    """
+    padded = pad_sequence(rows, batch_first=True)
+    return torch.cat([padded, padded.new_zeros(len(rows), 1, *padded.shape[2:])], 1)
 
 
 def side_ranges(levels: dict[str, Level], locations: Locations) -> Tensor:
@@ -221,7 +230,7 @@ class ClassBranch(nn.Module):
         super().__init__()
         self.conv = tower(channels, num_convs, norm)
         self.cls_logits = conv3x3(channels, num_classes)
-        init_classifier(self.cls_logits, prior)
+        constant_bias(self.cls_logits, prior_bias(prior))
 
     def forward(self, feature: Tensor) -> Tensor:
         return self.cls_logits(self.conv(feature))
@@ -252,5 +261,5 @@ def tower(channels: int, num_convs: int, norm: str) -> nn.Sequential:
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     nn.init.normal_(conv.weight, std=0.01)
-    nn.init.zeros_(conv.bias)
+    constant_bias(conv, 0.0)
     return conv

@@ -13,7 +13,7 @@ from visionkit.config.schema import Count, Fraction, Natural, Positive
 from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.boxes import rescale_boxes
-from visionkit.ops.layers import group_norm, masked_mean, valid_cells
+from visionkit.ops.layers import constant_bias, group_norm, masked_mean, valid_cells
 from visionkit.ops.losses import giou_loss
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
@@ -75,7 +75,7 @@ class Localization(Head):
         self.attention = nn.Conv2d(width, 1, 1, bias=False)  # softmax takes no notice of one
         self.distances = nn.Conv2d(width, 4, 1)
         nn.init.normal_(self.distances.weight, std=0.01)
-        nn.init.constant_(self.distances.bias, -1.0)  # boxes of about half the image to begin
+        constant_bias(self.distances, -1.0)  # boxes of about half the image to begin
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(2 * in_channels, len(self.classes))
 

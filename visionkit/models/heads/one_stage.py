@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from visionkit.config.schema import Count, Fraction, Positive, Range
 from visionkit.errors import ConfigError
@@ -172,7 +172,6 @@ def locations_first(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).flatten(1, 2).float()
 
 
-def init_classifier(layer: nn.Conv2d, prior: float) -> None:
-    """Set the bias so that each class begins with the probability `prior` (Lin et al. 2017)."""
-    assert layer.bias is not None
-    nn.init.constant_(layer.bias, -math.log((1 - prior) / prior))
+def prior_bias(prior: float) -> float:
+    """Bias under which each class begins with the probability `prior` (Lin et al. 2017)."""
+    return -math.log((1 - prior) / prior)

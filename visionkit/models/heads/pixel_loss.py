@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -77,9 +77,9 @@ def _centers(pixels: int, covered: float, cells: int, device: torch.device) -> T
 
 def class_maps(logits: Tensor, batch: Batch) -> list[Prediction]:
     """Each image's `semantic` (h, w) uint8 at its `orig_size`, of `logits` (B, K, hl, wl)."""
-    padded = tuple(batch.images.shape[-2:])
+    height, width = batch.images.shape[-2:]
     return [
-        {"semantic": class_map(image, target["size"], padded, target["orig_size"])}
+        {"semantic": class_map(image, target["size"], (height, width), target["orig_size"])}
         for image, target in zip(logits, batch.targets, strict=True)
     ]
 
@@ -110,6 +110,8 @@ class PixelLoss(nn.Module):
         that are not labeled share the mean of theirs.
     dice: weight of the term `dice`; 0 is none.
     """
+
+    weights: Tensor
 
     def __init__(
         self, classes: Sequence[str], *, class_weights: dict[str, float] | None, dice: float
@@ -142,14 +144,14 @@ class PixelLoss(nn.Module):
         return losses
 
     def _of_batch(self, logits: Tensor, batch: Batch) -> Sums:
-        padded = tuple(batch.images.shape[-2:])
+        height, width = batch.images.shape[-2:]
         of_images = [
             # Logits of one image at a time at full resolution; computed again for the gradient.
             checkpoint(
                 self._of_image,
                 image,
                 target,
-                padded,
+                (height, width),
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
@@ -159,29 +161,28 @@ class PixelLoss(nn.Module):
         if not of_images:
             nothing, of_class = logits.sum().float() * 0, torch.zeros_like(self.weights)
             return Sums(nothing, nothing.detach(), nothing + of_class, of_class, of_class)
-        return Sums(*map(sum, zip(*of_images, strict=True)))
+        total: Any = [sum(column) for column in zip(*of_images, strict=True)]
+        return Sums(*total)
 
     def _of_image(self, logits: Tensor, target: Target, padded: tuple[int, int]) -> Sums:
         logits = at_pixels(logits, target["size"], padded)
         truth = target["semantic"].long()
-        labeled, weights = target.get("semantic_labeled"), self.weights
-        partial = labeled is not None and not labeled.all()
-        if partial:
-            logits, truth, weights = _merge(logits, truth, weights, labeled)
+        weights, partial = self.weights, None
+        if "semantic_labeled" in target and not target["semantic_labeled"].all():
+            partial = target["semantic_labeled"]
+            logits, truth, weights = _merge(logits, truth, weights, partial)
         log_probs = F.log_softmax(logits, 0)
         by_value = weights.new_zeros(IGNORE + 1)
         by_value[: len(weights)] = weights
         cross_entropy = F.nll_loss(
             log_probs[None], truth[None], weights, ignore_index=IGNORE, reduction="sum"
         )
-        by_class = [torch.zeros_like(self.weights)] * 3
+        zeros = torch.zeros_like(self.weights)
+        by_class = [zeros, zeros, zeros]
         if self.dice:
-            sums = _dice_sums(log_probs, truth, len(logits) - partial)
-            by_class = (
-                [zeros.masked_scatter(labeled, s) for zeros, s in zip(by_class, sums, strict=True)]
-                if partial
-                else sums
-            )
+            by_class = _dice_sums(log_probs, truth, len(logits) - (partial is not None))
+        if self.dice and partial is not None:
+            by_class = [zeros.masked_scatter(partial, sums) for sums in by_class]
         return Sums(cross_entropy, by_value[truth].sum(), *by_class)
 
 
@@ -202,9 +203,9 @@ def _merge(
     )
 
 
-def _dice_sums(log_probs: Tensor, truth: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+def _dice_sums(log_probs: Tensor, truth: Tensor, classes: int) -> list[Tensor]:
     """Overlap, extent and pixels, each (classes,), of the first so many classes."""
     probs = log_probs[:classes].exp() * (truth != IGNORE)
     own = truth == torch.arange(classes, device=truth.device)[:, None, None]
     pixels = own.sum((1, 2)).float()
-    return (probs * own).sum((1, 2)), probs.sum((1, 2)) + pixels, pixels
+    return [(probs * own).sum((1, 2)), probs.sum((1, 2)) + pixels, pixels]

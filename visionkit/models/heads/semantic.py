@@ -1,4 +1,4 @@
-"""A class for every pixel: FCN, DeepLabV3, and a head for feature pyramids."""
+"""Semantic segmentation: FCN, DeepLabV3, and a head for feature pyramids."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Norm = Literal["batch", "group"]
 
 
 class ImageNorm(nn.BatchNorm2d):
-    """BatchNorm of one value for each image, (B, C, 1, 1): a batch of one has no statistics of
-    its own and is normalized by the running ones."""
+    """BatchNorm of one value for each image, (B, C, 1, 1). A batch of one image has no statistics:
+    the running ones normalize it."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or len(x) > 1:
@@ -72,7 +72,7 @@ class ASPP(nn.Module):
         )
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """`valid` (B, h, w): the cells of `x` that are no padding, of which the mean is taken."""
+        """`valid` (B, h, w) bool: the cells of `x` over which the mean is taken."""
         *local, pooled = self.convs
         mean = pooled(masked_mean(x, valid)[:, :, None, None].to(x.dtype))
         maps = [conv(x) for conv in local]
@@ -80,8 +80,8 @@ class ASPP(nn.Module):
 
 
 MAX_STRIDE = 16  # coarser maps are too coarse to tell pixels apart
-MIN_CHANNELS = 64  # a quarter of a narrow neck's would be too few to learn with
-PYRAMID_STRIDE = 32  # coarser levels of a pyramid only repeat what this one says
+MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
+PYRAMID_STRIDE = 32  # coarser levels of a pyramid add nothing to this one
 
 
 class SemanticHead(Head):
@@ -122,7 +122,7 @@ class SingleLevelHead(SemanticHead):
     aux_level: the feature map that it reads; by default the one before `level`.
     """
 
-    classifier: nn.Module
+    classifier: nn.Sequential
 
     def __init__(
         self,
@@ -224,11 +224,8 @@ class DeepLabV3(SingleLevelHead):
     ) -> dict[str, Tensor]:
         """`logits` (B, K, h, w) on the cells of the level."""
         feature = features[self.level]
-        aspp, *rest = self.classifier
-        logits = aspp(feature, valid_cells(sizes, feature, self.stride))
-        for layer in rest:
-            logits = layer(logits)
-        return {"logits": logits}
+        joined = self.classifier[0](feature, valid_cells(sizes, feature, self.stride))
+        return {"logits": self.classifier[1:](joined)}
 
 
 class SemanticFPN(SemanticHead):
@@ -242,7 +239,7 @@ class SemanticFPN(SemanticHead):
     channels: width of the head.
     dropout: probability with which a channel of the sum is dropped in training.
     class_weights: factor of a class in the cross-entropy, by its name; 1 where none is given.
-    dice: weight of a Dice loss beside the cross-entropy.
+    dice: weight of a Dice loss next to the cross-entropy.
     """
 
     def __init__(
@@ -302,7 +299,7 @@ def _pick_inputs(levels: dict[str, Level], inputs: list[str] | None) -> list[str
         return usual or list(levels)[:1]
     unknown = [name for name in inputs if name not in levels]
     if unknown or not inputs:
-        raise ConfigError(f"inputs: got {inputs}; name one or more of {[*levels]}")
+        raise ConfigError(f"inputs: got {inputs}; expected one or more of {[*levels]}")
     return inputs
 
 
@@ -316,11 +313,12 @@ def _branch(width: int, channels: int, factor: int) -> nn.ModuleList:
     )
 
 
-def _refined(x: Tensor, stages: nn.ModuleList, size: tuple[int, int]) -> Tensor:
+def _refined(x: Tensor, branch: nn.Module, size: Sequence[int]) -> Tensor:
     """A level (B, C, h, w) at `size` (h, w) of the finest: half of it before the last stage."""
+    stages = list(branch.children())
     for remaining, stage in zip(range(len(stages))[::-1], stages, strict=True):
         x = stage(x)
-        goal = [-(-side // 2**remaining) for side in size]
-        if list(x.shape[-2:]) != goal:
-            x = F.interpolate(x, goal, mode="bilinear", align_corners=False)
+        half = [-(-side // 2**remaining) for side in size]
+        if list(x.shape[-2:]) != half:
+            x = F.interpolate(x, half, mode="bilinear", align_corners=False)
     return x

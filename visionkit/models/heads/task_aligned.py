@@ -22,10 +22,11 @@ from visionkit.models.heads.one_stage import (
     Locations,
     OneStageHead,
     Prior,
-    init_classifier,
     locations_first,
+    prior_bias,
 )
 from visionkit.ops.boxes import box_iou
+from visionkit.ops.layers import constant_bias
 from visionkit.ops.losses import giou_loss, quality_focal_loss
 from visionkit.types import Batch, Level, Loss, Target
 
@@ -83,8 +84,8 @@ class TaskAligned(OneStageHead):
         self.alpha, self.beta, self.box_weight = alpha, beta, box_weight
         self.classification = Branch(self.channels, len(classes), num_convs, len(levels))
         self.regression = Branch(self.channels, 4, num_convs, len(levels))
-        init_classifier(self.classification.predict, prior)
-        nn.init.constant_(self.regression.predict.bias, math.log(3))  # boxes of 6 x 6 cells
+        constant_bias(self.classification.predict, prior_bias(prior))
+        constant_bias(self.regression.predict, math.log(3))  # boxes of 6 x 6 cells
 
     def outputs(self, features: dict[str, Tensor]) -> Output:
         maps = [features[name] for name in self.levels]
@@ -214,11 +215,10 @@ class Branch(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, num_convs: int, num_levels: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(num_convs)
-        )
-        for conv in self.convs:
+        convs = [nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(num_convs)]
+        for conv in convs:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(
             nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(num_convs))
             for _ in range(num_levels)
@@ -230,7 +230,7 @@ class Branch(nn.Module):
         """One (B, channels, h, w) map per level to (B, P, out_channels) in float32."""
         outputs = []
         for x, norms in zip(maps, self.norms, strict=True):
-            for conv, norm in zip(self.convs, norms, strict=True):
+            for conv, norm in zip(self.convs, norms.children(), strict=True):
                 x = F.relu(_normalized(norm, conv(x)), inplace=True)
             outputs.append(locations_first(self.predict(x)))
         return torch.cat(outputs, 1)
@@ -238,7 +238,7 @@ class Branch(nn.Module):
 
 def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
     """One cell of one image has no statistics: the running ones normalize it."""
-    if norm.training and x[:, 0].numel() == 1:
+    if isinstance(norm, nn.BatchNorm2d) and norm.training and x[:, 0].numel() == 1:
         mean, variance = norm.running_mean, norm.running_var
         return F.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)
     return norm(x)
