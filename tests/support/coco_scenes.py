@@ -157,6 +157,7 @@ def only(results, iou_type):
 
 def truth_records(truth):
     """The objects of a `GroundTruth` as COCO annotations without ids."""
+    masks = truth.masks.coco(truth.mask_rows)
     return [
         {
             "image_id": int(truth.image_ids[truth.image[i]]),
@@ -164,7 +165,7 @@ def truth_records(truth):
             "bbox": truth.boxes[i].tolist(),
             "area": float(truth.areas[i]),
             "iscrowd": int(truth.iscrowd[i]),
-            "segmentation": truth.masks.coco(truth.mask_rows[i]),
+            "segmentation": masks[i],
         }
         for i in range(len(truth))
     ]

@@ -210,7 +210,7 @@ def _plain_columns(found: list[Any]) -> Columns | None:
     """The columns of decoded annotations; None if a segmentation has a fault."""
     unset, count = fast_json.UNSET, len(found)
     masks = [None if a.segmentation is unset else a.segmentation for a in found]
-    if any(type(mask) is dict and not _is_rle(mask) for mask in masks):
+    if not all(map(_is_rle, (mask for mask in masks if type(mask) is dict))):
         return None
     try:
         segmentations = pack(masks, typed=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -42,20 +42,24 @@ class SegmentationTable:
         ends = self._ends(index)
         return Polygons(self.points[ends[0] : ends[-1]], ends[1:] - ends[0])
 
-    def coco(self, index: int) -> list[list[float]] | dict[str, Any] | None:
-        """The same as COCO writes it: polygons or a compressed RLE; None where there is none."""
-        if self.sizes[index, 0]:
-            bitmap = self[index]
+    def coco(self, rows: np.ndarray) -> list[Any]:
+        """Those of some objects as COCO writes them: polygons, a compressed RLE, or None."""
+        first, counts = self.first[rows], self.polygons[rows]
+        polygons = np.repeat(first - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
+        starts, ends = 2 * self.polygon_ends[polygons], 2 * self.polygon_ends[polygons + 1]
+        numbers = self.points.reshape(-1)
+        spans = zip(starts.tolist(), ends.tolist(), strict=True)
+        parts = iter([numbers[start:end].tolist() for start, end in spans])
+        found: list[Any] = [list(islice(parts, count)) or None for count in counts.tolist()]
+        for i in np.flatnonzero(self.sizes[rows, 0]).tolist():
+            bitmap = self[rows[i]]
             assert isinstance(bitmap, Bitmap)
-            return {"size": list(bitmap.size), "counts": bitmap.counts.decode()}
-        if not self.polygons[index]:
-            return None
-        spans = pairwise(self._ends(index).tolist())
-        return [self.points[start:end].ravel().tolist() for start, end in spans]
+            found[i] = {"size": list(bitmap.size), "counts": bitmap.counts.decode()}
+        return found
 
     def area(self, index: int, size: Sequence[int]) -> float:
         """The pixels that a segmentation covers in an image of `size` (h, w)."""
-        return mask_area(self.coco(index) or [], size)
+        return mask_area(self.coco(np.array([index]))[0], size)
 
     def is_empty(self) -> np.ndarray:
         """(N,) bool: the objects without polygons or pixels."""
@@ -82,7 +86,7 @@ def to_rle(mask: list[list[float]] | dict[str, Any], size: Sequence[int]) -> dic
     return mask if isinstance(mask, dict) else coco_mask.merge(coco_mask.frPyObjects(mask, *size))
 
 
-def mask_area(mask: list[list[float]] | dict[str, Any], size: Sequence[int]) -> float:
+def mask_area(mask: list[list[float]] | dict[str, Any] | None, size: Sequence[int]) -> float:
     """The pixels that a sound segmentation covers in an image of `size` (h, w)."""
     return float(coco_mask.area(to_rle(mask, size))) if mask else 0.0
 

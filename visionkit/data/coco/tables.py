@@ -113,7 +113,7 @@ class ObjectTable:
         if self.iscrowd[row] >= 0:
             record["iscrowd"] = int(self.iscrowd[row])
         if self.segmented[row]:
-            record["segmentation"] = self.masks.coco(row) or []
+            record["segmentation"] = self.masks.coco(np.array([row]))[0] or []
         return record | self.extra(row)
 
     def extra(self, row: int) -> Record:

@@ -66,12 +66,13 @@ class CocoEvaluator:
         log_engine(self.engine)
         truth = self.dataset.ground_truth()
         metrics = {}
-        for iou_type in self.types:
-            found = concatenate(self.results, iou_type)
-            checker = DetectionChecker(scored(truth, iou_type))
-            checker.add(labeled_only(truth, found, self.classes.ids))
-            scores = compute_metrics(checker.truth, checker.detections(), self.engine)
-            metrics |= {f"{iou_type}/{name}": value for name, value in scores.items()}
+        with paused_collector():
+            for iou_type in self.types:
+                found = concatenate(self.results, iou_type)
+                checker = DetectionChecker(scored(truth, iou_type))
+                checker.add(labeled_only(truth, found, self.classes.ids))
+                scores = compute_metrics(checker.truth, checker.detections(), self.engine)
+                metrics |= {f"{iou_type}/{name}": value for name, value in scores.items()}
         return metrics
 
     def result_file(self, iou_type: IouType) -> list[dict[str, Any]]:

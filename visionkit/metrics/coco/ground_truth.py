@@ -147,7 +147,7 @@ def sizes_of(image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 def _masks(truth: GroundTruth) -> list[Any]:
     if truth.masks is None or truth.mask_rows is None:
         return [None] * len(truth)
-    return [truth.masks.coco(row) for row in truth.mask_rows.tolist()]
+    return truth.masks.coco(truth.mask_rows)
 
 
 def _areas(truth: GroundTruth, masks: list[Any] | None) -> np.ndarray:
