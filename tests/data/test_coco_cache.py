@@ -230,6 +230,17 @@ def test_another_process_gets_the_files_and_not_a_copy(path):
     check(pickle.loads(packed), content(plain(20) + ODD))
 
 
+def test_a_pickled_dataset_holds_no_copy_of_the_segmentations(path, tmp_path):
+    records = [{**record, "image_id": 70} for record in plain(1000)]
+    data = content(records) | {"images": content(records)["images"][:1]}
+    (tmp_path / "a.png").touch()
+    path.write_text(json.dumps(data))
+    dataset = Coco(str(tmp_path), str(path))
+    points = dataset.ground_truth().masks.points.nbytes
+    assert points > 2 * len(pickle.dumps(dataset))
+    assert pickle.loads(pickle.dumps(dataset)).ground_truth().masks.points.nbytes == points
+
+
 def test_warnings_come_at_each_start(path, tmp_path, caplog):
     records = plain(3)
     records[1]["bbox"] = [1, 1, 0, 5]

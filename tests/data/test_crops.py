@@ -65,7 +65,7 @@ def test_each_object_is_a_image(tmp_path, caplog):
     assert [s.image_id for s in samples] == crops.image_ids == [0, 1, 3]
     assert crops.image_path(2) == tmp_path / "images" / "a.png"
     assert crops.dropped["objects smaller than min_size"] == 1
-    assert "1 objects smaller than min_size left out" in caplog.text
+    assert "1 objects smaller than min_size dropped" in caplog.text
     with pytest.raises(IndexError):
         crops[3]
 
@@ -104,7 +104,7 @@ def test_faults_of_the_identity(tmp_path):
     files = write(tmp_path, extra=extra)
     with pytest.raises(DataError, match="3 problems") as caught:
         Crops(*files, identity="track")
-    assert "annotations[0] (id 50): 'track' is 1.5: must be a whole number" in str(caught.value)
+    assert "annotations[0] (id 50): 'track' is 1.5: must be an integer" in str(caught.value)
     with pytest.raises(DataError, match="no object has 'name'"):
         Crops(*files, identity="name")
 

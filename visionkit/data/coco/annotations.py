@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def read_labeled(
     """
     labeled: list[frozenset[int] | None] = []
     for i, record in enumerate(records):
-        lists = {key: record.get(key) for key in (NEGATIVE, INCOMPLETE)}
+        lists: dict[str, Any] = {key: record.get(key) for key in (NEGATIVE, INCOMPLETE)}
         for key, ids in lists.items():
             fits = ids is None or (isinstance(ids, list) and all(id_ in known for id_ in ids))
             if not fits:
@@ -80,6 +81,10 @@ class Annotations:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the cached `masks`, which another process maps with the index."""
+        return {key: value for key, value in self.__dict__.items() if key != "masks"}
+
     @property
     def classes(self) -> dict[str, Classes]:
         """The class list of the objects."""
@@ -112,7 +117,8 @@ class Annotations:
             return objects.area
         areas = np.where(missing, objects.bbox[:, 2:].clip(0).prod(1), objects.area)
         if self.masks is not None:
-            for row in np.flatnonzero(missing & (objects.image >= 0) & ~self.masks.is_empty()):
+            missing &= (objects.image >= 0) & ~self.masks.is_empty()
+            for row in np.flatnonzero(missing).tolist():
                 areas[row] = self.masks.area(row, sizes[objects.image[row]].tolist())
         return areas
 
@@ -216,7 +222,7 @@ def find_missing(
 
 def _check_pixels(index: CocoIndex, problems: Problems) -> None:
     """Images must be small enough to be decoded."""
-    for i in np.flatnonzero(index.images.sizes.astype(float).prod(1) > MAX_PIXELS):
+    for i in np.flatnonzero(index.images.sizes.astype(float).prod(1) > MAX_PIXELS).tolist():
         height, width = index.images.sizes[i].tolist()
         problems.add(
             place("images", i, index.images.record(i)),

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from visionkit.data.checks.findings import Problems, check_classes
+from visionkit.data.checks.findings import Place, Problems, check_classes
 from visionkit.data.classes import SEPARATORS, AttributeKind, groups
 from visionkit.data.coco.columns import CORE, Record, place, short
 from visionkit.data.coco.tables import ObjectTable
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
 
-# --- Who or what the objects of a COCO file are, by a key of their annotations such as
-# "track_id".
+# --- Identities of the objects of a COCO file, by a key of their annotations such as "track_id".
 
 
 def read_identifiers(
@@ -24,8 +23,8 @@ def read_identifiers(
 ) -> np.ndarray:
     """A number for each value of that key in those rows of the file; -1 where there is none.
 
-    The same number means the same value. Raises DataError if a value is neither a whole number
-    nor a text, or no row has any.
+    Equal numbers mean equal values. Raises DataError if a value is neither an integer nor a
+    string, or no row has any.
     """
     record = objects.record if key in CORE else objects.extra
     values = [record(row).get(key) for row in rows]
@@ -33,7 +32,7 @@ def read_identifiers(
         if value is not None and type(value) not in (int, str):
             problems.add(
                 place("annotations", row, objects.record(row)),
-                f"{key!r} is {short(value)}: must be a whole number or a text, or left out",
+                f"{key!r} is {short(value)}: must be an integer or a string, or absent",
             )
     problems.raise_any()
     known = sorted({str(value) for value in values if value is not None})
@@ -44,11 +43,10 @@ def read_identifiers(
     return np.array(numbers, np.int64)
 
 
-# More are hardly properties: rather numbers of tracks or of people, which nobody can see.
-MOST_VALUES = 1000
+MOST_VALUES = 1000  # more are hardly visible properties, but ids of tracks or people
 
-_SPOKEN = {"one_of": "a text", "any_of": "a list", "yes_no": "true or false"}
-_REMEDY = "correct it, or name the attributes to read in the data set's `attributes`"
+_TYPES = {"one_of": "a string", "any_of": "a list", "yes_no": "true or false"}
+_HINT = "correct it, or list the attributes to read in `attributes` of the dataset"
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class AttributeTable:
     values: np.ndarray  # (annotations, classes) float32: 1 yes, 0 no, NaN not known
 
     def classes_from(self, names: Sequence[str], source: str) -> AttributeTable:
-        """The same with the classes `names`, those of the training data say, in their order.
+        """The same with the classes `names`, for example those of the training data, in order.
 
         A class that this file lacks is 0 where an object has another value of the attribute, NaN
         where nothing is known. Raises DataError, about `source`, that lists the classes of this
@@ -72,19 +70,19 @@ class AttributeTable:
         for attribute, group in groups(names).items():
             if attribute not in own:
                 continue
-            said = ~np.isnan(self.values[:, own[attribute].columns[0]])
+            known = ~np.isnan(self.values[:, own[attribute].columns[0]])
             for column in group.columns:
                 here = column_of.get(names[column])
-                values[said, column] = 0 if here is None else self.values[said, here]
+                values[known, column] = 0 if here is None else self.values[known, here]
         return AttributeTable(_numbered(names), values)
 
 
 @dataclass
 class _Answers:
-    """What the file says about one attribute: its kind, and for some rows the classes that hold."""
+    """The values of one attribute in a file: its kind, and for some rows the true classes."""
 
     kind: AttributeKind
-    first: str  # the place that fixed the kind
+    first: Place  # the annotation that fixed the kind
     rows: list[int] = field(default_factory=list)
     holding: list[list[str]] = field(default_factory=list)
     classes: set[str] = field(default_factory=set)
@@ -97,35 +95,37 @@ def read_attributes(
     wanted: Collection[str] | None = None,
     listed: Sequence[str] = (),
 ) -> AttributeTable | None:
-    """The `attributes` of the annotations; None where no annotation has any.
+    """The `attributes` of the annotations; None if no annotation has any.
 
-    A value is true or false, a text (one of several) or a list of texts (any of several); a whole
-    number is taken for a text. A name that is absent, or has the value null or "", is not known.
-    `wanted` are the names to read, by default all; the others may hold anything. `listed` fixes the
-    classes and their order; by default they are those that occur, sorted.
+    A value is true or false, a string (one of several) or a list of strings (any of several); an
+    integer is read as a string. A name that is absent, or has the value null or "", is unknown.
+    `wanted` are the names to read, by default all; the others may have any value. `listed` fixes
+    the classes and their order; by default they are those that occur, sorted.
     """
     if wanted is not None and not wanted:
         return None
     found: dict[str, _Answers] = {}
     for row, record in enumerate(records):
-        said = record.get("attributes")
-        if not said:
+        values = record.get("attributes")
+        if not values:
             continue
         here = place("annotations", row, record)
-        if not isinstance(said, dict):
-            problems.add(here, f"'attributes' is {short(said)}: must be an object {{name: value}}")
+        if not isinstance(values, dict):
+            problems.add(
+                here, f"'attributes' is {short(values)}: must be an object {{name: value}}"
+            )
             continue
-        for name, value in said.items():
+        for name, value in values.items():
             if (wanted is None or name in wanted) and value is not None and value != "":
                 _note(found, row, here, name, value, problems)
     for name in sorted(set(wanted or ()) - set(found)):
-        problems.add("annotations", f"none has the attribute {short(name)}, which is asked for")
+        problems.add("annotations", f"none has the attribute {short(name)} of `attributes`")
     for name, answers in found.items():
         if len(answers.classes) > MOST_VALUES:
             problems.add(
                 answers.first,
                 f"attribute {short(name)} has {len(answers.classes)} different values in the file, "
-                f"of at most {MOST_VALUES}: {_REMEDY}",
+                f"more than {MOST_VALUES}: {_HINT}",
             )
     if not any(answers.classes for answers in found.values()):
         return None
@@ -150,23 +150,23 @@ def _as_listed(
 
 
 def _note(
-    found: dict[str, _Answers], row: int, here: str, name: str, value: Any, problems: Problems
+    found: dict[str, _Answers], row: int, here: Place, name: str, value: Any, problems: Problems
 ) -> None:
-    """Add one annotation's answer to those of its attribute, or a problem."""
+    """Add the value of one annotation to those of its attribute, or a problem."""
     kind, texts = _read(value)
     if not name or "=" in name or ":" in name:
-        problems.add(here, f"attribute {short(name)}: a name must hold neither '=' nor ':'")
+        problems.add(here, f"attribute {short(name)}: a name must not contain '=' or ':'")
     elif kind is None:
         problems.add(
             here,
-            f"attribute {short(name)} is {short(value)}: must be true or false, a text, a whole "
-            f"number, or a list of texts: {_REMEDY}",
+            f"attribute {short(name)} is {short(value)}: must be true or false, a string, an "
+            f"integer, or a list of strings: {_HINT}",
         )
     elif (answers := found.setdefault(name, _Answers(kind, here))).kind != kind:
         problems.add(
             here,
             f"attribute {short(name)} is {short(value)}, but in {answers.first} it is "
-            f"{_SPOKEN[answers.kind]}: an attribute has one kind of value",
+            f"{_TYPES[answers.kind]}: an attribute has one kind of value",
         )
     else:
         classes = [f"{name}{SEPARATORS[kind]}{text}" for text in texts]
@@ -176,7 +176,7 @@ def _note(
 
 
 def _read(value: Any) -> tuple[AttributeKind | None, list[str]]:
-    """The kind of a JSON value and its texts; None as the kind if it is no attribute's value."""
+    """The kind of a JSON value and its strings; None for the kind if it is not valid."""
     if isinstance(value, bool):
         return "yes_no", [""]
     texts = [_text(item) for item in value] if isinstance(value, list) else [_text(value)]
@@ -186,7 +186,7 @@ def _read(value: Any) -> tuple[AttributeKind | None, list[str]]:
 
 
 def _text(value: Any) -> str:
-    """A text as it is, a whole number as a text; "" for anything else."""
+    """A string as it is, an integer as a string; "" for anything else."""
     if isinstance(value, str):
         return value
     is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -39,7 +39,7 @@ def integers(
 
     `first` is the place of the first record in its list, here and below.
     """
-    values = [record.get(key) for record in records]
+    values: list[Any] = [record.get(key) for record in records]
     found = _plain(values, int)
     if found is not None and low <= found.min() and found.max() <= LARGEST:
         return found, np.ones(len(records), bool)
@@ -66,7 +66,7 @@ def integers(
 
 def boxes(records: Sequence[Record], problems: Problems, first: int = 0) -> np.ndarray:
     """The column 'bbox' (N, 4) float64; zeros where it is bad."""
-    values = [record.get("bbox") for record in records]
+    values: list[Any] = [record.get("bbox") for record in records]
     if set(map(type, values)) == {list} and set(map(len, values)) == {4}:
         found = _plain(list(chain.from_iterable(values)), float)
         if found is not None:
@@ -149,7 +149,7 @@ def file_names(
     records: Sequence[Record], key: str, problems: Problems, *, required: bool, first: int = 0
 ) -> list[str]:
     """One column of relative paths; "" where it is absent or bad."""
-    values = [record.get(key) for record in records]
+    values: list[Any] = [record.get(key) for record in records]
     if set(map(type, values)) == {str} and all(map(_HARMLESS.fullmatch, values)):
         return values
     names = []
@@ -250,7 +250,7 @@ def json_type(value: Any) -> str:
     return kinds.get(type(value), "true or false" if isinstance(value, bool) else "a number")
 
 
-def list_error(key: str, members: dict[str, Any], other: NonObject | None) -> str:
+def list_error(key: str, members: Mapping[str, Any], other: NonObject | None) -> str:
     """What is wrong with a member that must be a list of objects; "" if nothing is."""
     if key not in members:
         return f"'{key}' is missing"

@@ -246,7 +246,7 @@ def check_images(images: ImageTable, num_classes: int, problems: Problems) -> No
     if (np.diff(np.sort(images.ids)) == 0).any():
         valid = images.ids != UNMAPPED
         report_repeats("images", images.record, "id", images.ids.tolist(), valid, problems)
-    for i in np.flatnonzero(images.sizes.astype(float).prod(1) >= LARGEST_IMAGE):
+    for i in np.flatnonzero(images.sizes.astype(float).prod(1) >= LARGEST_IMAGE).tolist():
         problems.add(
             place("images", i, images.record(i)),
             f"'height' and 'width' {images.sizes[i].tolist()} are too many pixels",
@@ -254,7 +254,7 @@ def check_images(images: ImageTable, num_classes: int, problems: Problems) -> No
             key="width",
             value=str(images.sizes[i, 1]),
         )
-    for i in np.flatnonzero(images.class_ids >= num_classes):
+    for i in np.flatnonzero(images.class_ids >= num_classes).tolist():
         problems.add(
             place("images", i, images.record(i)),
             f"'class_id' is {images.class_ids[i]}, but 'image_classes' has {num_classes} names",
@@ -268,7 +268,7 @@ def check_objects(
 ) -> None:
     """Each object must have a category, and be near its image."""
     known = np.isin(objects.category, category_ids)
-    for i in np.flatnonzero((objects.category != UNMAPPED) & ~known):
+    for i in np.flatnonzero((objects.category != UNMAPPED) & ~known).tolist():
         problems.add(
             place("annotations", i, objects.record(i)),
             f"'category_id' {objects.category[i]} is not in 'categories'",
@@ -280,7 +280,7 @@ def check_objects(
     sizes = images.sizes_of(objects.image)
     limits = np.where(sizes.min(1) > 0, 10 * sizes.max(1), FARTHEST)
     near = np.logical_and.reduce([np.abs(side) <= limits for side in objects.bbox.T])
-    for i in np.flatnonzero(~near):  # NaN is not near
+    for i in np.flatnonzero(~near).tolist():  # NaN is not near
         height, width = sizes[i]
         found = short(objects.bbox[i].tolist())
         problems.add(

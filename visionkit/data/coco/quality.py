@@ -10,6 +10,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from visionkit.data.checks.findings import Finding, Progress, finding
+from visionkit.data.checks.kinds import Action
 from visionkit.data.coco.columns import UNMAPPED, Record, place, short
 from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.segmentations import SegmentationTable
@@ -96,12 +97,12 @@ _NONE = np.zeros(0, np.int64)
 _MIXERS = np.random.default_rng(0).integers(1, 2**64, 6, np.uint64) | np.uint64(1)  # odd
 
 
-def report(index: CocoIndex, faulty: FaultyRows, action: str) -> Iterator[Finding]:
+def report(index: CocoIndex, faulty: FaultyRows, action: Action) -> Iterator[Finding]:
     """A finding for each record, with its id and value."""
     if faulty.kind == "bad-mask":
         rows, severity = set(faulty.rows.tolist()), finding("bad-mask", "", action).severity
         for fault in index.mask_faults.findings:
-            if fault.kind == "bad-mask" and fault.place.index in rows:
+            if fault.kind == "bad-mask" and fault.place and fault.place.index in rows:
                 yield fault._replace(action=action, severity=severity)
         return
     table = index.images if faulty.list == "images" else index.objects
@@ -135,7 +136,8 @@ def _because(index: CocoIndex, kind: str, row: int, record: Record) -> str:
 
 
 def _bad_masks(index: CocoIndex) -> np.ndarray:
-    rows = [f.place.index for f in index.mask_faults.findings if f.kind == "bad-mask"]
+    found = index.mask_faults.findings
+    rows = [f.place.index for f in found if f.kind == "bad-mask" and f.place]
     return np.unique(np.array(rows, np.int64))
 
 
@@ -198,8 +200,8 @@ def _repeats(
 def _repeated_names(names: list[str]) -> np.ndarray:
     if len(set(names)) == len(names):
         return _NONE
-    seen: set[str] = set()
-    return np.array([i for i, n in enumerate(names) if n in seen or seen.add(n)], np.int64)
+    first: dict[str, int] = {}
+    return np.array([i for i, n in enumerate(names) if first.setdefault(n, i) != i], np.int64)
 
 
 # --- Segmentations against boxes and areas.

@@ -33,7 +33,7 @@ from visionkit.data.coco.tables import Gathered, ImageTable, ObjectTable, packed
 try:
     from visionkit.data.coco import fast_json
 except ImportError:  # the extra `fast` is not installed
-    fast_json = None
+    fast_json = None  # type: ignore[assignment]
 
 Columns = dict[str, np.ndarray]
 
@@ -124,9 +124,9 @@ class AnnotationReader:
 
     def __call__(self, text: bytes) -> int | None:
         """Read the text of some annotations; see `reader.read_list`."""
-        plain = fast_json and fast_json.decode(text)
-        columns = plain and _plain_columns(plain)
-        if columns:
+        plain = fast_json.decode(text) if fast_json else None
+        columns = _plain_columns(plain) if plain else None
+        if plain and columns:
             self._columns.add(columns)
             self.count += len(plain)
             return None
@@ -241,7 +241,7 @@ def read_categories(
     report_repeats("categories", records.__getitem__, "id", ids.tolist(), valid, problems)
     names = [record.get("name") for record in records]
     named = [isinstance(name, str) and bool(name) for name in names]
-    for i in np.flatnonzero(~np.array(named, bool)):
+    for i in np.flatnonzero(~np.array(named, bool)).tolist():
         problems.add(
             place("categories", i, records[i]),
             f"'name' is {short(names[i])}",

@@ -50,7 +50,7 @@ def _joined(codes: Sequence[str | bytes]) -> bytes:
     """A byte for each character, ~ for those outside of ASCII; each code is followed by a zero,
     so that one that was cut short does not run into the next."""
     try:
-        text = "0".join(codes)
+        text = "0".join(codes)  # type: ignore[arg-type]  # tried first: mostly all are str
     except TypeError:  # some are bytes
         if set(map(type, codes)) - {str, bytes}:
             raise

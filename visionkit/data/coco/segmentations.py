@@ -176,13 +176,14 @@ def _check_codes(rles: Sequence[dict[str, Any]]) -> None:
 
 
 def _has_size(rle: dict[str, Any]) -> bool:
-    size = rle.get("size")
+    size: Any = rle.get("size")
     is_pair = isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
     return is_pair and all(0 < side < 2**31 for side in size)
 
 
 def _rle_fault(rle: dict[str, Any]) -> str:
-    size, counts = rle.get("size"), rle.get("counts")
+    size: Any = rle.get("size")
+    counts: Any = rle.get("counts")
     if not _has_size(rle):
         return f"RLE size is {short(size)}: must be that of the image, [height, width]"
     if isinstance(counts, str | bytes):

@@ -148,8 +148,8 @@ def _of_used(
 
 def _far_over(index: CocoIndex, used: np.ndarray, faulty: list[FaultyRows]) -> int:
     """How many boxes end more than a twentieth of their image beyond it."""
-    rows = [group.rows for group in faulty if group.kind == "overhanging-box"]
-    rows = rows[0][used[rows[0]]] if rows else np.zeros(0, np.int64)
+    over = [group.rows for group in faulty if group.kind == "overhanging-box"]
+    rows = over[0][used[over[0]]] if over else np.zeros(0, np.int64)
     boxes, sizes = index.objects.bbox[rows], index.images.sizes[index.objects.image[rows]]
     return int((boxes[:, :2] + boxes[:, 2:] > 1.05 * sizes[:, ::-1]).any(1).sum())
 

@@ -42,12 +42,12 @@ class Texts:
 
 def packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Two columns `name` and `name_sizes` that hold these strings, for `Gathered.texts`."""
-    data, sizes = "".join(texts), map(len, texts)
+    data, sizes = "".join(texts), [len(text) for text in texts]
     if not data.isascii():  # JSON can escape halves of characters
-        sizes = (len(text.encode("utf-8", "surrogatepass")) for text in texts)
+        sizes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
     return {
         name: np.frombuffer(data.encode("utf-8", "surrogatepass"), np.uint8),
-        f"{name}_sizes": np.fromiter(sizes, np.int64, len(texts)),
+        f"{name}_sizes": np.array(sizes, np.int64),
     }
 
 
@@ -152,7 +152,7 @@ def _extra_records(ids: np.ndarray, extras: Texts) -> list[Record]:
 class Gathered:
     """Columns that grow chunk by chunk, each in one block of memory."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._bytes: dict[str, bytearray] = {}
 
     def add(self, columns: dict[str, np.ndarray]) -> None:
@@ -163,7 +163,7 @@ class Gathered:
 
     def column(self, name: str, dtype: type, width: int | None = None) -> np.ndarray:
         """That column as (N,) or (N, width)."""
-        column = np.frombuffer(self._bytes.get(name, b""), dtype)
+        column: np.ndarray = np.frombuffer(self._bytes.get(name, b""), dtype)
         return column if width is None else column.reshape(-1, width)
 
     def offsets(self, name: str) -> np.ndarray:

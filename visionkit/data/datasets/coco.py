@@ -82,7 +82,7 @@ class Coco:
 
         self._read, self._index, self._labeled_ids = read, read.index, read.labeled
         self._rows, self._starts = read.objects.rows, read.objects.starts
-        self._labels, self._has_masks = read.objects.labels, read.has_masks
+        self._labels = read.objects.labels
         self._area = read.areas()
         self.image_ids: list[int] = read.index.images.ids.tolist()
         self.classes = {"labels": read.label_classes}
@@ -128,7 +128,7 @@ class Coco:
 
     def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
         images, keys = self._index.images, ["boxes", "labels", "iscrowd", "area"]
-        if self._has_masks:
+        if self._read.has_masks:
             keys.append("masks")
         if (images.class_ids >= 0).any():
             keys.append("class_id")
@@ -173,13 +173,13 @@ class Coco:
         sample.boxes = objects.boxes(rows, images).astype(np.float32)
         sample.labels = self._labels[span].astype(np.int64)
         sample.iscrowd, sample.area = objects.iscrowd[rows] == 1, self._area[rows].astype("f4")
-        if self._has_masks:
-            sample.segmentations = [self._read.masks[row] for row in rows]
+        if (masks := self._read.masks) is not None:
+            sample.segmentations = [masks[row] for row in rows]
         if self._attributes is not None:
             sample.attributes = self._attributes[span]
-        if self._labeled_ids is not None and self._labeled_ids[index] is not None:
-            ids = self.classes["labels"].ids
-            sample.labeled = np.isin(ids, list(self._labeled_ids[index]))
+        labeled = None if self._labeled_ids is None else self._labeled_ids[index]
+        if labeled is not None:
+            sample.labeled = np.isin(self.classes["labels"].ids, list(labeled))
         if images.class_ids[index] >= 0:
             sample.class_id = int(images.class_ids[index])
         if images.identities[index] >= 0:
@@ -212,13 +212,13 @@ class Coco:
     def _semantic(self, index: int) -> Tensor | None:
         images, span = self._index.images, self._span(index)
         size = tuple(images.sizes[index].tolist())
-        if self._paints:
+        if self._paints and (masks := self._read.masks) is not None:
             objects = self._read.objects
             dropped = slice(*objects.skipped_starts[index : index + 2].tolist())
             rows = np.concatenate([self._rows[span], objects.skipped[dropped]])
             boxes = self._index.objects.boxes(rows, images).astype(np.float32)
-            masks = [self._read.masks[row] for row in rows]
-            return paint_classes(masks, self._labels[span], boxes, size)
+            outlines = [masks[row] for row in rows]
+            return paint_classes(outlines, self._labels[span], boxes, size)
         path = self.map_path(index)
         if path is None:
             return None

@@ -1,4 +1,4 @@
-"""The annotated objects of a COCO file, each as an image of its own."""
+"""The annotated objects of a COCO file, each as a separate image."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ log = logging.getLogger("visionkit")
 
 
 class Crops:
-    """Each annotated object that is no crowd: its box, a little larger, cut out of the image.
+    """The annotated objects without crowd regions, each cut out of its image with a margin.
 
-    The class of such an image is its object's category. Its `image_id` is the object's place in
-    the list of annotations, counted from 0. Raises `DataError` for what is wrong with the file,
-    and if no object is left.
+    The class of a crop is its object's category. Its `image_id` is the object's place in the list
+    of annotations, counted from 0. Raises `DataError` for errors of the file, and if no object is
+    large enough.
 
     classes, other_classes, exif, links, on_fault: as in `Coco`.
-    margin: by how many of its widths and heights a box grows at each side; it ends at the border
-        of the image.
-    min_size: objects whose box is narrower or lower than this, in pixels, are left out and
-        counted in `dropped`.
-    identity: the key of an annotation, "track_id" for example, whose number or text tells who or
-        what the object is; the same means the same in all images. Objects without it have no
-        identity. By default the identity is the category.
+    margin: how far a box grows at each side, in its widths and heights; it ends at the border of
+        the image.
+    min_size: objects whose box has a side below this, in pixels, are dropped and counted in
+        `dropped`.
+    identity: the key of an annotation, for example "track_id", whose integer or string identifies
+        the object in all images. Objects without it have no identity. By default the identity is
+        the category.
     """
 
     keys = ("class_id", "identity")
@@ -68,8 +68,8 @@ class Crops:
         large = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(1)
         if not large.any():
             raise DataError(
-                f"annotation file {annotations}: none of {len(large)} objects has a box of "
-                f"{min_size} pixels and more each way; lower min_size"
+                f"annotation file {annotations}: none of {len(large)} objects has a box of at "
+                f"least {min_size} pixels in width and height; lower min_size"
             )
         self._images, self._labels = image_index[large], labels[large]
         self._boxes = _grown(boxes[large], margin)
@@ -81,7 +81,7 @@ class Crops:
         self._small = small = int((~large).sum())
         self.dropped = {**self._coco.dropped, FINDING_KINDS["small-object"].title: small}
         if small:
-            log.warning("%s: %d objects smaller than min_size left out", annotations, small)
+            log.warning("%s: %d objects smaller than min_size dropped", annotations, small)
 
     @property
     def fingerprint(self) -> str:

@@ -18,6 +18,7 @@ from visionkit.data.coco.rle import rle_totals
 from visionkit.errors import DataError
 from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, sizes_of
 
+LARGEST = sys.float_info.max
 KEY = {"bbox": "bbox", "segm": "segmentation"}
 
 
@@ -100,19 +101,19 @@ class DetectionChecker:
         numbers = np.arange(self.seen, self.seen + len(results))
         self.seen += len(results)
         if isinstance(results, Detections):
-            results, wrong = self._measured(results)
+            found, wrong = self._measured(results)
         else:
             try:
-                results, wrong = self._measured(_columns(results, self.iou_type))
+                found, wrong = self._measured(_columns(results, self.iou_type))
             except (KeyError, TypeError, ValueError, OverflowError):  # some are malformed; which?
-                numbers, results = self._one_by_one(numbers, results)
-                results, wrong = self._measured(results)
+                numbers, valid = self._one_by_one(numbers, results)
+                found, wrong = self._measured(valid)
         rows = np.flatnonzero(wrong)
         self.refused += len(rows)
         for i in rows[: self.LIMIT - len(self.messages)]:
-            record = results[np.array([i])].records()[0]
+            record = found[np.array([i])].records()[0]
             self._report(numbers[i], record, _fault(record, self.truth) or DAMAGED)
-        self.parts.append(results)
+        self.parts.append(found)
 
     def detections(self) -> Detections:
         """All of them; `DataError` lists those that cannot be scored."""
@@ -150,12 +151,14 @@ class DetectionChecker:
         wrong = (image < 0) | (rows_of(found.category_ids, self.truth.category_ids) < 0)
         wrong |= ~((found.scores >= 0) & (found.scores <= 1))
         if self.iou_type == "bbox":
+            assert found.boxes is not None
             wrong |= ~(np.abs(found.boxes) <= FARTHEST).all(1) | (found.boxes[:, 2:] < 0).any(1)
             with np.errstate(over="ignore"):  # of what is wrong
                 return replace(found, areas=found.boxes[:, 2] * found.boxes[:, 3]), wrong
-        sizes = _sizes(found.masks)
+        masks = found.masks or []
+        sizes = _sizes(masks)
         wrong |= (sizes != sizes_of(image, self.truth.sizes)).any(1)
-        covered, filled = rle_totals(list(map(itemgetter("counts"), found.masks)))
+        covered, filled = rle_totals([mask["counts"] for mask in masks])
         return replace(found, areas=filled.astype(float)), wrong | (covered != sizes.prod(1))
 
 
@@ -164,16 +167,17 @@ DAMAGED = "segmentation: the RLE counts are damaged, or do not add up to the ima
 
 def _columns(records: Sequence[dict[str, Any]], iou_type: IouType) -> Detections:
     """Records as columns, the fast way; raises if any number or box is malformed."""
-    columns = [
+    image_ids, category_ids, scores = (
         _column(kind, list(map(itemgetter(key), records)))
         for kind, key in (("q", "image_id"), ("q", "category_id"), ("d", "score"))
-    ]
+    )
     shapes = list(map(itemgetter(KEY[iou_type]), records))
     if iou_type == "segm":
-        return Detections(*columns, masks=shapes)
+        return Detections(image_ids, category_ids, scores, masks=shapes)
     if set(map(len, shapes)) - {4}:
         raise ValueError
-    return Detections(*columns, _column("d", list(chain.from_iterable(shapes))).reshape(-1, 4))
+    boxes = _column("d", list(chain.from_iterable(shapes))).reshape(-1, 4)
+    return Detections(image_ids, category_ids, scores, boxes)
 
 
 def _column(kind: str, values: list[Any]) -> np.ndarray:
@@ -234,9 +238,8 @@ def _mask_fault(mask: Any, expected: list[int]) -> str | None:
 
 
 def _is_number(value: Any) -> bool:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        return False
-    return abs(value) <= sys.float_info.max  # False for NaN
+    is_real = isinstance(value, Real) and not isinstance(value, bool)
+    return is_real and bool(-LARGEST <= value <= LARGEST)  # False for NaN
 
 
 def _is_size(found: Any, size: list[int]) -> bool:

@@ -14,7 +14,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -102,13 +102,13 @@ def _hotcoco(
     )
     boxes = np.zeros((len(found), 4)) if found.boxes is None else found.boxes
     table = np.column_stack([image + 1, boxes, found.scores, category + 1])
-    detections = objects.load_res(table, segmentation=found.masks)
+    detections = objects.load_res(table, segmentation=cast(Any, found.masks))
     if truth.iou_type == "segm" and len(found):
         detections.update_anns(ids=np.arange(1, len(found) + 1), area=found.areas)
     evaluation = hotcoco.COCOeval(objects, detections, truth.iou_type)
     evaluation.evaluate()
     evaluation.accumulate()
-    curves = evaluation.eval
+    curves: Any = evaluation.eval
     return np.asarray(curves["precision"]), np.asarray(curves["recall"])
 
 
@@ -117,10 +117,10 @@ def _pycocotools(
 ) -> Curves:
     from pycocotools.cocoeval import COCOeval
 
-    objects = _records(truth.image, truth.category, truth.areas, truth.boxes, truth.masks)
+    objects = _records(truth.image, truth.category, truth)
     for record, iscrowd in zip(objects, truth.iscrowd.tolist(), strict=True):
         record["iscrowd"] = int(iscrowd)
-    detections = _records(image, category, found.areas, found.boxes, found.masks)
+    detections = _records(image, category, found)
     for record, score in zip(detections, found.scores.tolist(), strict=True):
         record |= {"score": score, "iscrowd": 0}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -133,12 +133,15 @@ def _pycocotools(
 def _records(
     image: np.ndarray,
     category: np.ndarray,
-    areas: np.ndarray,
-    boxes: np.ndarray | None,
-    masks: list[Any] | None,
+    found: ScoredTruth | Detections,
 ) -> list[dict[str, Any]]:
     """Annotations numbered from 1: pycocotools treats one with id 0 as unmatched."""
-    key, shapes = ("segmentation", masks) if masks is not None else ("bbox", boxes.tolist())
+    boxes, areas = found.boxes, found.areas
+    assert areas is not None
+    key, shapes = "segmentation", found.masks
+    if shapes is None:
+        assert boxes is not None
+        key, shapes = "bbox", boxes.tolist()
     rows = zip((image + 1).tolist(), (category + 1).tolist(), areas.tolist(), shapes, strict=True)
     return [
         {"id": number, "image_id": i, "category_id": c, "area": area, key: shape}

@@ -65,7 +65,7 @@ class CocoEvaluator:
     def compute(self) -> dict[str, float]:
         log_engine(self.engine)
         truth = self.dataset.ground_truth()
-        metrics = {}
+        metrics: dict[str, float] = {}
         with paused_collector():
             for iou_type in self.types:
                 found = concatenate(self.results, iou_type)
@@ -88,7 +88,7 @@ def detections_of(prediction: dict[str, Any], image_id: int, classes: Classes) -
     """One image's detections with the dataset's ids: boxes xywh, masks RLE, original pixels.
 
     Raises DivergedError for boxes or scores that are not finite, which a model computed, and
-    DataError where a part is missing or masks are no run-length codes.
+    DataError where a part is missing or a mask is not a run-length code.
     """
     if missing := {"boxes", "scores", "labels"} - prediction.keys():
         raise DataError(f"image {image_id}: the predictions lack {', '.join(sorted(missing))}")
