@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -17,7 +18,7 @@ from visionkit.data.loading.source import Source, collate
 from visionkit.data.transforms import fit
 from visionkit.distributed import collectives
 from visionkit.models.model import VisionModel
-from visionkit.types import Batch, Classes
+from visionkit.types import Batch, Classes, Target
 from visionkit.visualization.draw import contact_sheet, draw_all, draw_target
 from visionkit.visualization.plots import write_plots
 
@@ -44,13 +45,14 @@ def save_train_samples(
     run: Path, batch: Batch, source: Source, model: VisionModel, classes: dict[str, Classes]
 ) -> None:
     """Write plots/train_<source>.jpg: images of a batch, after augmentation, with their labels."""
-    names = {model.heads[head].class_key: classes[head].names for head in source.feeds}
-    shown = {"size", *(key for head in source.feeds for key in model.heads[head].required_targets)}
+    heads = {name: model.head(name) for name in source.feeds}
+    names = {h.class_key: classes[name].names for name, h in heads.items() if h.class_key}
+    shown = {"size", *(key for head in heads.values() for key in head.required_targets)}
     images = []
     for image, target in list(zip(batch.images, batch.targets, strict=True))[:MAX_IMAGES]:
         h, w = target["size"]
         known = {key: value for key, value in target.items() if key in shown}
-        images.append(draw_target(image[:, :h, :w], known, names))
+        images.append(draw_target(image[:, :h, :w], cast(Target, known), names))
     contact_sheet(images, columns=3).save(run / "plots" / f"train_{source.name}.jpg")
 
 
