@@ -111,7 +111,7 @@ def test_a_run_that_is_stopped_before_its_first_step_blocks_nothing(tmp_path, mo
     """The directory is there already, but nothing in it that could be lost."""
     spec = config(tmp_path / "run", steps=1)
     with monkeypatch.context() as patch:
-        signalling(patch, setup, "build_optimizer", signal.SIGTERM)
+        signalling(patch, setup, "Learner", signal.SIGTERM)
         with pytest.raises(Preempted, match="before training began"):
             train(spec)
     with monkeypatch.context() as patch:
