@@ -20,7 +20,7 @@ SIZE, IMAGES = 96, 400
 HALF = {  # settings under which a head predicts from a score of 0.5 on, as overlays are drawn
     "one-stage": ["head.score_threshold=0.5"],
     "two-stage with masks": ["head.box_score_threshold=0.5"],
-    "class map": [],
+    "semantic map": [],
 }
 HEADS = {  # head, main metric
     "one-stage": ({"type": "FCOS", "num_convs": 2, "score_threshold": 0.05}, "bbox/AP"),
@@ -28,9 +28,9 @@ HEADS = {  # head, main metric
         {"type": "MaskRCNN", "box_batch_size": 64, "rpn_pre_nms_train": 500},
         "segm/AP",
     ),
-    "class map": ({"type": "SemanticFPN"}, "mIoU"),
+    "semantic map": ({"type": "SemanticFPN"}, "mIoU"),
 }
-STEPS = {"one-stage": 600, "two-stage with masks": 300, "class map": 300}
+STEPS = {"one-stage": 600, "two-stage with masks": 300, "semantic map": 300}
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,14 @@ def score(folder, output, kind, sources):
     head, metric = HEADS[kind]
 
     def coco(split, file):
-        painted = {"semantic": "paint"} if kind == "class map" else {}
+        painted = {"semantic": "paint"} if kind == "semantic map" else {}
         images, annotations = str(folder / split / "images"), str(folder / split / file)
         return {"type": "Coco", "images": images, "annotations": annotations, **painted}
 
     flip = [{"type": "HorizontalFlip"}]
     common = {"feeds": ["head"], "image_size": SIZE, "batch_size": 8, "transforms": flip}
     data = {
-        f"source{number}": {**common, "train": coco("train", file), "labeled": labeled}
+        f"source{number}": {**common, "train": coco("train", file), "labeled_classes": labeled}
         for number, (file, labeled) in enumerate(sources)
     }
     data["truth"] = {**common, "val": coco("val", "annotations.json")}

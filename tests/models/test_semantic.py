@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from visionkit.distributed.losses import loss_values
-from visionkit.models.heads.pixel_loss import PixelLoss, at_pixels, class_maps
+from visionkit.models.heads.pixel_loss import PixelLoss, at_pixels, semantic_maps
 from visionkit.models.heads.semantic import FCN, DeepLabV3, SemanticFPN
 from visionkit.types import Batch, Level
 
@@ -108,7 +108,7 @@ def test_padding_takes_no_part(head_class):
     target = {"semantic": truth(32, 64), "size": (32, 64)}
     losses = [logits(x, batch_of(dict(target), padded=(64, 64))) for x in (cells, other)]
     assert losses[0] == losses[1]
-    found = [class_maps(x, batch_of(dict(target), padded=(64, 64))) for x in (cells, other)]
+    found = [semantic_maps(x, batch_of(dict(target), padded=(64, 64))) for x in (cells, other)]
     assert torch.equal(found[0][0]["semantic"], found[1][0]["semantic"])
 
 

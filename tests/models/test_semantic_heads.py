@@ -1,4 +1,4 @@
-"""Class maps, and the heads that predict them."""
+"""Semantic maps, and the heads that predict them."""
 
 import pytest
 import torch
@@ -8,40 +8,40 @@ from test_semantic import CLASSES, HEADS, LEVELS, batch_of, features_of, truth
 from support.losses import losses_of, value
 from visionkit.errors import ConfigError
 from visionkit.models.heads import pixel_loss
-from visionkit.models.heads.pixel_loss import class_map
+from visionkit.models.heads.pixel_loss import semantic_map
 from visionkit.models.heads.semantic import ASPP, FCN, DeepLabV3, SemanticFPN
 from visionkit.types import Level
 
-# --- class maps ---
+# --- semantic maps ---
 
 
-def test_class_map_is_the_argmax_of_interpolated_logits():
+def test_semantic_map_is_the_argmax_of_interpolated_logits():
     logits = torch.randn(5, 8, 12)
     expected = F.interpolate(logits[None], (64, 96), mode="bilinear")[0].argmax(0)
-    found = class_map(logits, (64, 96), (64, 96), (64, 96))
+    found = semantic_map(logits, (64, 96), (64, 96), (64, 96))
     assert found.dtype == torch.uint8
     assert (found == expected).float().mean() > 0.999  # ties apart
     expected = F.interpolate(logits[None], (150, 41), mode="bilinear")[0].argmax(0)
-    found = class_map(logits, (64, 96), (64, 96), (150, 41))
+    found = semantic_map(logits, (64, 96), (64, 96), (150, 41))
     assert (found == expected).float().mean() > 0.999
 
 
-def test_class_map_of_a_padded_image_covers_the_image_alone():
+def test_semantic_map_of_a_padded_image_covers_the_image_alone():
     """An image of 20x24 px in a batch of 32x32: cells of 4 px, of which 5x6 are its own."""
     labels = torch.randint(4, (5, 6))
     logits = torch.full((4, 8, 8), -1.0)
     logits[:, :5, :6] = F.one_hot(labels, 4).permute(2, 0, 1).float()
-    found = class_map(logits, (20, 24), (32, 32), (5, 6))
+    found = semantic_map(logits, (20, 24), (32, 32), (5, 6))
     assert torch.equal(found.long(), labels)
-    found = class_map(logits, (20, 24), (32, 32), (50, 60))
+    found = semantic_map(logits, (20, 24), (32, 32), (50, 60))
     assert torch.equal(found[5::10, 5::10].long(), labels)
 
 
-def test_class_map_does_not_depend_on_the_chunks(monkeypatch):
+def test_semantic_map_does_not_depend_on_the_chunks(monkeypatch):
     logits = torch.randn(7, 8, 8)
-    whole = class_map(logits, (30, 29), (32, 32), (83, 61))
+    whole = semantic_map(logits, (30, 29), (32, 32), (83, 61))
     monkeypatch.setattr(pixel_loss, "CHUNK", 1000)
-    assert torch.equal(class_map(logits, (30, 29), (32, 32), (83, 61)), whole)
+    assert torch.equal(semantic_map(logits, (30, 29), (32, 32), (83, 61)), whole)
 
 
 # --- the heads ---
@@ -123,12 +123,12 @@ def test_aspp_pools_over_the_image_alone():
 
 
 def test_impossible_knobs_are_an_error():
-    with pytest.raises(ConfigError, match="there is no class 'cta'; did you mean 'cat'"):
+    with pytest.raises(ConfigError, match="unknown class 'cta'; did you mean 'cat'"):
         FCN(LEVELS, CLASSES, class_weights={"cta": 2.0})
     with pytest.raises(ConfigError, match="feature map 'c9' not found"):
         DeepLabV3(LEVELS, CLASSES, level="c9")
     with pytest.raises(ConfigError, match="inputs: got"):
         SemanticFPN(LEVELS, CLASSES, inputs=["p9"])
     for head_class in HEADS:
-        with pytest.raises(ConfigError, match="got 256; a class map has 8 bits"):
+        with pytest.raises(ConfigError, match="got 256; semantic maps have 8 bits"):
             head_class(LEVELS, [str(k) for k in range(256)])

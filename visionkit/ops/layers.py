@@ -1,4 +1,4 @@
-"""Pooling that leaves out the padding of a batch."""
+"""Small layers: norms, pooling of the valid part of images, random numbers keyed by the image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from visionkit.types import Target
 
-# --- Group normalization with a number of groups that fits any width.
-
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm of 32 groups, or of as many as divide both 32 and the channels (Wu and He 2018);
-    never of single channels, which a map of one cell leaves nothing to normalize over."""
+    """GroupNorm of 32 groups (Wu and He 2018), or of as many as divide both 32 and the channels.
+
+    Never of single channels: on a map of one cell these would become zero.
+    """
     groups = gcd(32, channels)
     return nn.GroupNorm(groups if groups < channels else max(1, channels // 2), channels)
 
@@ -27,19 +27,16 @@ def constant_bias(layer: nn.Conv2d | nn.Linear, value: float) -> None:
     nn.init.constant_(layer.bias, value)
 
 
-# --- Random numbers keyed by the image, so that it draws the same in whatever process it is.
-
-
 def noise_of(target: Target, device: torch.device) -> torch.Generator | None:
-    """A generator for one image; None, torch's own, if it has no `position`."""
+    """A generator keyed by the image's `position`, the same on any rank; None without one."""
     if "position" not in target:
         return None
     return torch.Generator(device).manual_seed(target["position"])
 
 
 def normal_noise(like: Tensor, targets: Sequence[Target]) -> Tensor:
-    """Standard normal numbers of the shape of `like` (B, ...), those of each image its own."""
-    cpu = torch.device("cpu")  # one copy, where a GPU would run a kernel for each image
+    """Standard normal numbers of the shape of `like` (B, ...), keyed by the images."""
+    cpu = torch.device("cpu")  # one copy; a GPU would run a kernel for each image
     rows = [torch.randn(like.shape[1:], generator=noise_of(target, cpu)) for target in targets]
     return torch.stack(rows).to(like)
 

@@ -1,4 +1,4 @@
-"""Losses that several heads use. Each value stands alone: the caller sums and normalizes.
+"""Losses that several heads use, without any reduction: the caller sums.
 
 All are computed in float32, whatever the precision of the network.
 """
@@ -15,10 +15,10 @@ from visionkit.ops.boxes import area
 def sigmoid_focal_loss(
     logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Cross-entropy with easy examples played down, of the shape of `logits` (Lin et al. 2017).
+    """Focal loss, of the shape of `logits` (Lin et al. 2017).
 
-    `targets` are 0 or 1. `alpha` weighs positives against negatives, `gamma` the hard against the
-    easy.
+    `targets` are 0 or 1. `alpha` weights positives against negatives, `gamma` hard examples against
+    easy ones.
     """
     logits, targets = logits.float(), targets.float()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")

@@ -1,4 +1,4 @@
-"""What objects are like, beside their class: color, state, parts; for the boxes of another head."""
+"""Attributes of objects (color, state, parts) for the boxes of another head."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Attributes(Head):
 
     Each region is pooled (RoIAlign, He et al. 2017) and read by two hidden layers. Classes are
     named as `visionkit.data.classes` explains: a softmax over the values of a one-of attribute,
-    a sigmoid for every other class. It learns from the labeled boxes that are no crowd regions;
-    what is not known of an object, NaN, takes no part.
+    a sigmoid for every other class. It learns from the labeled boxes that are not crowd regions;
+    attributes that are NaN, not known, are excluded.
 
     Loss terms: `one_of/<attribute>`, the cross-entropy of each one-of attribute per object where it
     is known, and `binary`, the binary cross-entropy per known answer of all others.
@@ -36,7 +36,7 @@ class Attributes(Head):
     hidden: width of the two hidden layers; by default 4 times the channels of the levels.
     jitter: in the loss each side of a box moves by up to this share of its width or height, as
         detections, unlike labeled boxes, are never exact.
-    max_regions: most objects of an image in the loss, drawn at random.
+    max_regions: most objects of an image in the loss, sampled at random.
     """
 
     required_targets = ("boxes", "attributes")
@@ -140,9 +140,9 @@ class Attributes(Head):
 
 
 def sample_objects(target: Target, count: int, noise: torch.Generator | None = None) -> Tensor:
-    """Indices (R,) of at most `count` objects, at random, of which anything is known.
+    """Indices (R,) of at most `count` objects with a known attribute, sampled at random.
 
-    Crowd regions are no objects.
+    Crowd regions are excluded.
     """
     useful = ~target["attributes"].isnan().all(1)
     if "iscrowd" in target:
@@ -156,14 +156,14 @@ def jittered(
 ) -> Tensor:
     """Boxes (N, 4) whose sides have moved by up to `share`, at most 0.5, of width or height.
 
-    They are clipped to the image's (h, w), and keep an extent: no side moves beyond the middle.
+    Clipped to the image's (h, w). They keep an extent: no side moves beyond the middle.
     """
     extent = boxes[:, 2:] - boxes[:, :2]
-    drawn = torch.rand(boxes.shape, dtype=boxes.dtype, device=boxes.device, generator=noise)
-    moves = (drawn * 2 - 1) * share
+    sampled = torch.rand(boxes.shape, dtype=boxes.dtype, device=boxes.device, generator=noise)
+    moves = (sampled * 2 - 1) * share
     return clip(boxes + moves * torch.cat([extent, extent], 1), size)
 
 
-def sum_where(values: Tensor, counts: Tensor) -> Loss:
-    """The values where `counts` is True."""
-    return Loss((values * counts).sum(), counts.sum())
+def sum_where(values: Tensor, known: Tensor) -> Loss:
+    """The sum of the values that are `known` (bool, of the same shape), and their number."""
+    return Loss((values * known).sum(), known.sum())

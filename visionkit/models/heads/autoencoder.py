@@ -1,7 +1,7 @@
 """Images from their own features: an autoencoder of any size, a variational one of a fixed size.
 
-The truth is the image itself, as floats in [0, 1], so no labels are needed. What lies beyond a
-image's own size in the batch takes no part.
+The ground truth is the image itself, as floats in [0, 1], so no labels are needed. Padding is
+excluded.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from visionkit.models.heads.localization import coarsest_useful
 from visionkit.ops.layers import adaptive_mean, constant_bias, group_norm, normal_noise, valid_cells
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
-# --- From a small map of features back to pixels: an encoder seen in a mirror.
+NARROWEST = 16  # channels at full size, where each costs most
+COARSEST = 32  # stride of the map that a VAE's decoder begins with
+FIRST_LOG_VAR = -2.0
+LOG_VAR_LIMIT = 10.0  # exp() of more loses all digits
 
-NARROWEST = 16  # channels at full size, where each costs most and 3 come out
+Error = Literal["mse", "l1", "bce"]
+Size = tuple[int, int]
 
 
 class Decoder(nn.Module):
     """(B, in_channels, h, w) to logits (B, 3, h * stride, w * stride).
 
     One block (3x3 convolution, group norm, ReLU) at the stride of the input, then one for each
-    doubling of the sides, then a 3x3 convolution to RGB. Nothing is handed over from the encoder:
-    all that the images keep went through the input.
+    doubling of the sides, then a 3x3 convolution to RGB. There are no connections from the encoder
+    but the input.
 
     Doubling repeats the cells and convolves them. A transposed convolution would cover pixels
     unevenly and leave a checkerboard (Odena et al. 2016).
@@ -46,7 +50,7 @@ class Decoder(nn.Module):
             self.blocks.append(_block(in_channels, width))
             in_channels = width
         self.rgb = nn.Conv2d(in_channels, 3, 3, padding=1)
-        # Nearly medium gray to begin with; exactly so would give no gradient to anything before.
+        # Nearly medium gray at the start. Exact gray would give the layers before no gradient.
         nn.init.normal_(self.rgb.weight, std=0.01)
         constant_bias(self.rgb, 0.0)
 
@@ -79,19 +83,11 @@ def _block(in_channels: int, channels: int) -> nn.Sequential:
     )
 
 
-Error = Literal["mse", "l1", "bce"]
-Size = tuple[int, int]
-
-COARSEST = 32  # stride of the map that a VAE's decoder begins with
-FIRST_LOG_VAR = -2.0
-LOG_VAR_LIMIT = 10.0  # exp of more than that would only lose digits
-
-
 class Autoencoder(Head):
     """An image squeezed into a few channels of a coarse map and decoded again, at any size.
 
-    The features become a code by a 1x1 convolution; the decoder widens it to the full size through
-    blocks that mirror the levels on the way. It gets nothing but the code.
+    A 1x1 convolution turns the features into a code; the decoder brings it to the full size through
+    blocks that mirror the levels. It gets the code alone.
     Loss term: `reconstruction`, the mean over all valid pixels and channels of the batch.
 
     level: the feature map to read, of a stride that is a power of two; by default the coarsest
@@ -122,8 +118,8 @@ class Autoencoder(Head):
         if stride & (stride - 1):
             listed = ", ".join(f"{name} ({found.stride})" for name, found in levels.items())
             raise ConfigError(
-                f"level: {self.level!r} has stride {stride}, which no number of doublings undoes; "
-                f"choose one whose stride is a power of two, if there is one, of {listed}"
+                f"level: {self.level!r} has stride {stride}, which is not a power of two; "
+                f"choose a level whose stride is, of {listed}"
             )
         self.error = loss
         self.bottleneck = nn.Conv2d(in_channels, code, 1)
@@ -155,12 +151,12 @@ class Autoencoder(Head):
 
 class VAE(Head):
     """A variational autoencoder (Kingma and Welling 2014): images as points of a latent space
-    that is a standard normal, so that a draw from it decodes to a new image.
+    that is a standard normal, so that a sample of it decodes to a new image.
 
     The features, pooled to a fixed grid, give the mean and the log variance of the latent z; a
-    draw of z (for a prediction: the mean) is decoded to `size` x `size` pixels, through blocks
-    that mirror the levels. The truth is the image resized to that square, and a reconstruction
-    is resized back.
+    sample of z (for a prediction: the mean) is decoded to `size` x `size` pixels, through blocks
+    that mirror the levels. The ground truth is the image resized to that square, and a
+    reconstruction is resized back.
 
     Loss terms, both per image and per value of it (3 * size² values), averaged over the batch:
     `reconstruction`, minus the log likelihood up to a constant: the squared error (a normal of
@@ -173,7 +169,7 @@ class VAE(Head):
     size: side of the decoded images in pixels. Give it the `image_size` of the source.
     latent: dimensions of z. With 2, `visionkit predict` draws the whole plane.
     beta: weight of the divergence (Higgins et al. 2017). With the squared error it is the bound of
-        a normal of variance beta/2. Lower keeps more of an image and makes poorer draws.
+        a normal of variance beta/2. Lower keeps more of an image and makes worse samples.
     channels: the widest that a block of the decoder may be.
     loss: the error of a value, and so the likelihood, as above.
     """
@@ -200,12 +196,12 @@ class VAE(Head):
         self.size, self.latent, self.beta, self.error = size, latent, beta, loss
         self.cells = -(-size // self.stride)  # on a side of the map that is read
         self.to_latent = nn.Linear(in_channels * self.cells**2, 2 * latent)
-        # Draws begin close to their mean: with the prior's own width, noise drowns the images.
+        # Samples begin close to their mean: with the prior's width, noise hides the images.
         nn.init.constant_(self.to_latent.bias[latent:], FIRST_LOG_VAR)
-        # Whatever level is read, the decoder begins with a map of some 4 to 7 cells a side: from
-        # a single cell it would be slow to learn where things are.
+        # For any level the decoder begins with a map of 4 to 7 cells a side: from a single cell it
+        # learns positions slowly.
         first = min(COARSEST, 1 << (max(1, size // 4).bit_length() - 1))
-        self.grid = -(-size // first)  # rounded up: what is too much is cut off
+        self.grid = -(-size // first)  # rounded up; the excess is cut off
         widths = mirrored_widths(levels, first, channels)
         self.from_latent = nn.Linear(latent, widths[0] * self.grid**2)
         self.decoder = Decoder(widths[0], widths)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.config.schema import Fraction, Positive
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, unknown
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.ops.layers import masked_mean, valid_cells
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
@@ -132,7 +131,5 @@ def weights_in_order(classes: Sequence[str], weights: dict[str, float]) -> list[
     """The weight of each class, 1 where none is given."""
     for name in weights:
         if name not in classes:
-            near = difflib.get_close_matches(name, classes, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"classes are {list(classes)}"
-            raise ConfigError(f"class_weights: there is no class {name!r}; {hint}")
+            raise ConfigError(unknown(name, classes, f"class_weights: unknown class {name!r}"))
     return [float(weights.get(name, 1.0)) for name in classes]

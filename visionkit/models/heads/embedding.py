@@ -1,4 +1,4 @@
-"""A vector for a whole image: near those of the same identity, far from all others."""
+"""Embeddings: vectors of images, near those of the same identity and far from all others."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from visionkit.metrics.retrieval import Retrieval
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
-
-# --- Losses that draw images of one identity together and push those of others away.
 
 Mining = Literal["all", "hard", "semihard"]
 
@@ -92,13 +90,13 @@ def _partners(identities: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sum_and_count(values: Tensor, graph: Tensor) -> Loss:
-    """Of no values a zero that depends on `graph`."""
+    """The loss of these values; without any a zero that depends on `graph`."""
     total = values.sum() if values.numel() else graph.sum() * 0
     return Loss(total, total.new_full((), values.numel()))
 
 
 class Embedding(Head):
-    """Mean pooling of one level over the image alone, a linear layer, and unit length.
+    """Mean pooling of one level over the valid image, a linear layer, and unit length.
 
     It learns from batches with several images of each of several identities, which a source
     makes with `images_per_identity`. Identities in validation may be others than in training.
@@ -110,7 +108,7 @@ class Embedding(Head):
     loss: "triplet" (see `mining` and `margin`) or "contrastive" (see `temperature`).
     mining: which triplets of a batch count; see `triplet_loss`.
     margin: by how much a negative's squared distance, 2 - 2 cos, should exceed a positive's.
-    temperature: cosines are divided by it before the softmax; lower looks at nearer negatives.
+    temperature: divides the cosines before the softmax; lower weights nearer negatives more.
     """
 
     required_targets = ("identity",)

@@ -19,7 +19,7 @@ from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Predic
 
 
 class Output(NamedTuple):
-    """What the head computes; boxes and centers are in units of the valid image, 0..1."""
+    """What the convolutions give; boxes and centers in units of the valid image, 0..1."""
 
     class_logits: Tensor  # (B, K)
     attention_logits: Tensor  # (B, cells), -inf at cells of the padding
@@ -32,12 +32,14 @@ class Localization(Head):
 
     Every cell proposes a box, by the distances from its own center to the four sides, and a weight;
     the box of the image is the mean of the proposals under the softmax of the weights. So the
-    box branch is convolutional, knows where it looks, and fits images of any size and shape.
-    The class is read from the features that the attention points at and from their plain mean.
+    box branch is convolutional, has positions, and fits images of any size and shape. The class is
+    predicted from the mean of the features under the same softmax and from their plain mean.
 
-    The truth is the largest object that is not a crowd region; an image without one is left out.
+    The ground truth is the largest object that is not a crowd region; images without one are
+    skipped.
     Loss terms: `classification` (cross-entropy), `box`, and `attention`: minus the logarithm of
-    the attention that falls into the true box, which lets a network without pretraining find it.
+    the attention inside the true box, without which a network without pretraining does not
+    find it.
 
     level: the feature map to read; by default the coarsest whose stride is at most 32.
     num_convs, channels: depth and width of the box branch.
@@ -72,7 +74,7 @@ class Localization(Head):
         self.label_smoothing = label_smoothing
         in_channels = levels[self.level].channels
         self.tower, width = conv_tower(in_channels, channels, num_convs)
-        self.attention = nn.Conv2d(width, 1, 1, bias=False)  # softmax takes no notice of one
+        self.attention = nn.Conv2d(width, 1, 1, bias=False)  # a bias does not change a softmax
         self.distances = nn.Conv2d(width, 4, 1)
         nn.init.normal_(self.distances.weight, std=0.01)
         constant_bias(self.distances, -1.0)  # boxes of about half the image to begin
@@ -146,7 +148,7 @@ class Localization(Head):
 
 def attention_losses(output: Output, truth: Tensor) -> Tensor:
     """Minus the logarithm of the attention within the true boxes (B, 4): (B,)."""
-    # A box too small to hold a cell's center claims the cell nearest to its own center.
+    # A box that holds no cell's center takes the cell nearest to its own center.
     offset = output.centers - (truth[:, None, :2] + truth[:, None, 2:]) / 2  # (B, cells, 2)
     distance = offset.square().sum(2).masked_fill(output.attention_logits.isinf(), torch.inf)
     nearest = distance == distance.amin(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Loss of a class for each pixel: cross-entropy, Dice, and what partial labels mean for them."""
+"""Losses of semantic segmentation, also with partial labels, and semantic maps from logits."""
 
 from __future__ import annotations
 
@@ -16,74 +16,7 @@ from visionkit.errors import ConfigError
 from visionkit.models.heads.classification import weights_in_order
 from visionkit.types import IGNORE, Batch, Loss, Prediction, Target
 
-# --- From logits on a coarse grid to class maps in the pixels of the original image.
-
 CHUNK = 2**23  # logits held at full resolution at a time: 32 MB
-
-
-def valid_cells(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    """The cells (K, ch, cw) of an image's `logits` (K, hl, wl) that see a part of it.
-
-    `size` is the image's valid (h, w), `padded` that of the whole batch, which the grid covers.
-    """
-    hl, wl = logits.shape[-2:]
-    return logits[:, : math.ceil(size[0] * hl / padded[0]), : math.ceil(size[1] * wl / padded[1])]
-
-
-def at_pixels(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    """`logits` (K, hl, wl) at the valid pixels of the image: (K, h, w) float32, bilinear.
-
-    Cells that see only padding take no part: at the edge the outermost valid cell counts alone.
-    """
-    cells = valid_cells(logits, size, padded)
-    covered = [
-        math.ceil(count * whole / grid)
-        for count, whole, grid in zip(cells.shape[-2:], padded, logits.shape[-2:], strict=True)
-    ]
-    full = F.interpolate(cells[None].float(), covered, mode="bilinear", align_corners=False)[0]
-    return full[:, : size[0], : size[1]]
-
-
-def class_map(
-    logits: Tensor, size: tuple[int, int], padded: tuple[int, int], orig_size: tuple[int, int]
-) -> Tensor:
-    """The most probable class of each original pixel, (h, w) uint8, of `logits` (K, hl, wl).
-
-    One bilinear step from the grid to `orig_size`, some rows at a time, so that the logits of a
-    large image are never all held at full resolution.
-    """
-    cells = valid_cells(logits, size, padded).float()
-    rows, columns = (
-        # In the units of grid_sample: -1 and 1 are the outer edges of the valid cells.
-        _centers(orig, whole * count / (side * grid), count, cells.device)
-        for orig, side, whole, grid, count in zip(
-            orig_size, size, padded, logits.shape[-2:], cells.shape[-2:], strict=True
-        )
-    )
-    found = []
-    for part in rows.split(max(1, CHUNK // (len(cells) * orig_size[1]))):
-        places = torch.stack(torch.meshgrid(part, columns, indexing="ij")[::-1], dim=-1)
-        full = F.grid_sample(cells[None], places[None], align_corners=False)[0]
-        found.append(full.argmax(0).to(torch.uint8))
-    return torch.cat(found)
-
-
-def _centers(pixels: int, covered: float, cells: int, device: torch.device) -> Tensor:
-    """Centers of `pixels` pixels within cells that reach `covered` times as far as the pixels."""
-    centers = (torch.arange(pixels, device=device) + 0.5) * (2 / (pixels * covered)) - 1
-    edge = 1 - 1 / cells  # the center of the outermost cell, beyond which its value stays
-    return centers.clamp(-edge, edge)
-
-
-def class_maps(logits: Tensor, batch: Batch) -> list[Prediction]:
-    """Each image's `semantic` (h, w) uint8 at its `orig_size`, of `logits` (B, K, hl, wl)."""
-    height, width = batch.images.shape[-2:]
-    return [
-        {"semantic": class_map(image, target["size"], (height, width), target["orig_size"])}
-        for image, target in zip(logits, batch.targets, strict=True)
-    ]
-
-
 MAX_CLASSES = IGNORE  # what fits into 8 bits next to it
 TINY = 1e-12  # least sum of class weights
 
@@ -101,10 +34,9 @@ class Sums(NamedTuple):
 class PixelLoss(nn.Module):
     """Cross-entropy of every labeled pixel at the full resolution of the batch, and Dice.
 
-    Pixels of 255, padding, and images without `semantic` are left out. Where
-    `semantic_labeled` says that a class is not labeled in an image, a pixel of that class says
-    no more than "one of those that are not labeled": their probabilities are summed before the
-    logarithm (marginal loss, Shi et al. 2021), and Dice leaves those classes out.
+    Pixels of IGNORE, padding, and images without `semantic` are excluded. A pixel of a class that
+    is not in `semantic_labeled` means "one of the unlabeled classes": their probabilities are
+    summed before the logarithm (marginal loss, Shi et al. 2021), and Dice excludes them.
 
     class_weights: factor of a class in the cross-entropy, by name; 1 where none is given. Classes
         that are not labeled share the mean of theirs.
@@ -119,8 +51,8 @@ class PixelLoss(nn.Module):
         super().__init__()
         if len(classes) > MAX_CLASSES:
             raise ConfigError(
-                f"classes: got {len(classes)}; a class map has 8 bits and 255 means ignore, so "
-                f"give at most {MAX_CLASSES}"
+                f"classes: got {len(classes)}; semantic maps have 8 bits and 255 means ignore, so "
+                f"expected at most {MAX_CLASSES}"
             )
         self.dice = dice
         weights = torch.tensor(weights_in_order(classes, class_weights or {}))
@@ -191,7 +123,7 @@ def _merge(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (K, h, w), truth (h, w) and weights (K,) with all classes that are not `labeled`
     (K,) as one more class after the others, whose probability is the sum of theirs. Where none is
-    labeled, nothing is known, not even what there is not: all pixels become IGNORE."""
+    labeled, all pixels become IGNORE."""
     others = logits[~labeled].logsumexp(0, keepdim=True)
     slots = torch.full((IGNORE + 1,), IGNORE, device=truth.device)
     other = torch.where(labeled.any(), labeled.sum(), IGNORE)
@@ -209,3 +141,66 @@ def _dice_sums(log_probs: Tensor, truth: Tensor, classes: int) -> list[Tensor]:
     own = truth == torch.arange(classes, device=truth.device)[:, None, None]
     pixels = own.sum((1, 2)).float()
     return [(probs * own).sum((1, 2)), probs.sum((1, 2)) + pixels, pixels]
+
+
+def valid_cells(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+    """The cells (K, ch, cw) of an image's `logits` (K, hl, wl) that see a part of it.
+
+    `size` is the image's valid (h, w), `padded` that of the whole batch, which the grid covers.
+    """
+    hl, wl = logits.shape[-2:]
+    return logits[:, : math.ceil(size[0] * hl / padded[0]), : math.ceil(size[1] * wl / padded[1])]
+
+
+def at_pixels(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+    """`logits` (K, hl, wl) at the valid pixels of the image: (K, h, w) float32, bilinear.
+
+    Cells that see only padding are excluded: at the edge the outermost valid cell counts alone.
+    """
+    cells = valid_cells(logits, size, padded)
+    covered = [
+        math.ceil(count * whole / grid)
+        for count, whole, grid in zip(cells.shape[-2:], padded, logits.shape[-2:], strict=True)
+    ]
+    full = F.interpolate(cells[None].float(), covered, mode="bilinear", align_corners=False)[0]
+    return full[:, : size[0], : size[1]]
+
+
+def semantic_map(
+    logits: Tensor, size: tuple[int, int], padded: tuple[int, int], orig_size: tuple[int, int]
+) -> Tensor:
+    """The most probable class of each original pixel, (h, w) uint8, of `logits` (K, hl, wl).
+
+    One bilinear step from the grid to `orig_size`, some rows at a time, so that the logits of a
+    large image are never all held at full resolution.
+    """
+    cells = valid_cells(logits, size, padded).float()
+    rows, columns = (
+        # In the units of grid_sample: -1 and 1 are the outer edges of the valid cells.
+        _centers(orig, whole * count / (side * grid), count, cells.device)
+        for orig, side, whole, grid, count in zip(
+            orig_size, size, padded, logits.shape[-2:], cells.shape[-2:], strict=True
+        )
+    )
+    found = []
+    for part in rows.split(max(1, CHUNK // (len(cells) * orig_size[1]))):
+        places = torch.stack(torch.meshgrid(part, columns, indexing="ij")[::-1], dim=-1)
+        full = F.grid_sample(cells[None], places[None], align_corners=False)[0]
+        found.append(full.argmax(0).to(torch.uint8))
+    return torch.cat(found)
+
+
+def _centers(pixels: int, covered: float, cells: int, device: torch.device) -> Tensor:
+    """Centers of `pixels` pixels within cells that reach `covered` times as far as the pixels."""
+    centers = (torch.arange(pixels, device=device) + 0.5) * (2 / (pixels * covered)) - 1
+    edge = 1 - 1 / cells  # the center of the outermost cell, beyond which its value stays
+    return centers.clamp(-edge, edge)
+
+
+def semantic_maps(logits: Tensor, batch: Batch) -> list[Prediction]:
+    """Each image's `semantic` (h, w) uint8 at its `orig_size`, of `logits` (B, K, hl, wl)."""
+    height, width = batch.images.shape[-2:]
+    return [
+        {"semantic": semantic_map(image, target["size"], (height, width), target["orig_size"])}
+        for image, target in zip(logits, batch.targets, strict=True)
+    ]

@@ -14,11 +14,13 @@ from visionkit.config.schema import Count, Fraction, NonNegative, Positive
 from visionkit.errors import ConfigError
 from visionkit.metrics.confusion import ConfusionMatrix
 from visionkit.models.heads.classification import pick_level
-from visionkit.models.heads.pixel_loss import PixelLoss, class_maps
+from visionkit.models.heads.pixel_loss import PixelLoss, semantic_maps
 from visionkit.ops.layers import group_norm, masked_mean, valid_cells
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
-# --- Convolutions that read a feature map at several scales at once.
+MAX_STRIDE = 16  # coarser maps are too coarse to tell pixels apart
+MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
+PYRAMID_STRIDE = 32  # coarser levels of a pyramid add nothing to this one
 
 Norm = Literal["batch", "group"]
 
@@ -79,11 +81,6 @@ class ASPP(nn.Module):
         return self.project(torch.cat([*maps, mean.expand_as(maps[0])], dim=1))
 
 
-MAX_STRIDE = 16  # coarser maps are too coarse to tell pixels apart
-MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
-PYRAMID_STRIDE = 32  # coarser levels of a pyramid add nothing to this one
-
-
 class SemanticHead(Head):
     """Base of the heads that give each pixel a class. Their `forward` returns `logits`
     (B, K, h, w) on the cells of a feature map, which cover the batch's images."""
@@ -104,7 +101,7 @@ class SemanticHead(Head):
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
-        return class_maps(outputs["logits"], batch)
+        return semantic_maps(outputs["logits"], batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return ConfusionMatrix(self.classes, dataset)
