@@ -1,5 +1,6 @@
 """torchvision's segmentation models against ours, built from configs: the weights load through
-`weights:`, and the logits and semantic maps are the same. And the dilated backbones that they need."""
+`weights:`, and the logits and semantic maps are the same; and the dilated backbones that they need.
+"""
 
 import logging
 
