@@ -1,5 +1,7 @@
 """`visionkit check` runs the first batch of each source through a step and its evaluators."""
 
+import math
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def test_a_sound_config_has_no_errors_and_leaves_no_trace(name, tmp_path, monkey
 def test_the_part_that_fails_is_named(cls, method, key, monkeypatch):
     monkeypatch.setattr(cls, method, failing)
     found = messages(HEADS["classification"])
-    assert set(found) == {f"{key}: fails on the first batch (RuntimeError: no such size)"}
+    assert found == [f"{key}: fails on the first batch (RuntimeError: no such size)"]
 
 
 def test_every_source_is_checked(monkeypatch):
@@ -58,6 +60,18 @@ def test_generated_images_replace_data_that_cannot_be_read(tmp_path, monkeypatch
     assert "data.train.root" in found
     monkeypatch.setattr(Classification, "loss", failing)
     assert ERROR in messages(spec)
+
+
+def test_a_loss_that_is_not_finite_is_an_error(monkeypatch):
+    loss = Classification.loss
+
+    def infinite(self, features, batch):
+        terms = loss(self, features, batch)
+        return {name: term._replace(sum=term.sum * math.inf) for name, term in terms.items()}
+
+    monkeypatch.setattr(Classification, "loss", infinite)
+    (found,) = messages(HEADS["classification"])
+    assert "classification/classification, total of the first batch not finite" in found
 
 
 def test_an_error_with_a_known_fix_keeps_it(monkeypatch):

@@ -67,7 +67,8 @@ class Report:
 
     def add(self, error: VisionkitError, where: str = "") -> None:
         others = getattr(error, "others", [])  # warnings and notes from the same check
-        self.findings += _located(where, [*findings_of(error), *others])
+        found = _located(where, [*findings_of(error), *others])
+        self.findings += [one for one in found if one not in self.findings]
 
 
 def check(
@@ -142,7 +143,8 @@ def _with_generated_data(config: Config) -> tuple[Config, list[Source]]:
         data[name] = replace(
             spec, train=spec.train and shapes, val=spec.val and shapes, labeled_classes=None
         )
-    config = replace(config, data=data, weights=None)
+    train = replace(config.train, best_metric=None, best_constraints={})  # may name classes
+    config = replace(config, data=data, weights=None, train=train)
     sources, errors = open_sources(config, splits_read(config))
     return config, [] if errors else sources
 
@@ -158,16 +160,21 @@ def _check_first_batches(
     learner = Learner(model, config.train, 1, dtype)
     wrap_calls(model, lambda key, call: _named(key, call, config))
     for source in sources:
-        where = f"data.{source.name}"
+        where = split_key(source.name, "train")
         if source.train is not None:
-            with report.catching(where), reported:
-                batch = _first(source.train_batches(seed=config.train.seed, start=0, workers=0))
-                _named(where, train_step, config)(learner, [(source.feeds, batch)], 0)
+            with report.catching(), reported:
+                stream = source.train_batches(seed=config.train.seed, start=0, workers=0)
+                batches = [(source.feeds, _first(stream, learner.device))]
+                result = _named(where, train_step, config)(learner, batches, 0)
+                wrong = [name for name, loss in result.losses.items() if not loss.isfinite()]
+                if wrong:
+                    raise ConfigError(f"{where}: {', '.join(wrong)} of the first batch not finite")
     model.eval()
     for source in sources:
         if source.val is not None and source.feeds:
-            with report.catching(f"data.{source.name}"), reported, torch.inference_mode():
-                batch = _first(source.val_batches(workers=0)).to(learner.device)
+            with report.catching(), reported, torch.inference_mode():
+                stream = source.val_batches(workers=0)
+                batch = _first(stream, learner.device).to(learner.device)
                 predictions, _ = model.infer(batch, source.feeds, dtype)
                 for head in source.feeds:
                     evaluator = model.evaluator(head, source.val)
@@ -175,12 +182,11 @@ def _check_first_batches(
                     update(predictions[head], batch)
 
 
-def _first(batches: Generator[Batch, None, None]) -> Batch:
-    with closing(batches):
-        batch = next(batches)
-    if torch.cuda.is_available():
-        return batch
-    return Batch(batch.images[:CPU_IMAGES], batch.targets[:CPU_IMAGES])
+def _first(stream: Generator[Batch, None, None], device: torch.device) -> Batch:
+    with closing(stream):
+        batch = next(stream)
+    count = CPU_IMAGES if device.type == "cpu" else len(batch)
+    return Batch(batch.images[:count], batch.targets[:count])
 
 
 def _named(key: str, call: Callable[..., Any], config: Config) -> Callable[..., Any]:
