@@ -75,6 +75,12 @@ def test_an_exported_model_takes_any_batch_and_finds_the_same(head_class):
 @torch.no_grad()
 def test_rows_without_detections_are_zero(head_class):
     model = pipeline(head_class)
+    shapes = {key: rows.shape for key, rows in model(*images_and_sizes(5)).items()}
+    model.head.roi_heads.score_threshold = 1.0
+    outputs = model(*images_and_sizes(5))
+    assert not outputs["count"].any()
+    assert {key: rows.shape for key, rows in outputs.items()} == shapes
+    model.head.roi_heads.score_threshold = 0.3
     outputs = model(*images_and_sizes(5))
     for image, count in enumerate(outputs.pop("count").tolist()):
         assert count < 40

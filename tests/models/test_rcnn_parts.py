@@ -146,14 +146,15 @@ def test_sampling_counts_and_randomness():
 
 def test_the_best_candidates_in_the_order_of_places():
     scores = torch.tensor([[0.3, -1, 0.9, 0.5, 0.2], [-1, -1, 0.4, -1, -1]])
-    best, index = best_scores(scores, 3)
+    best, index = best_scores(scores, 3, 1)
     assert index[0].tolist() == [0, 2, 3]
     assert best[0].tolist() == scores[0, [0, 2, 3]].tolist()
     assert best[1].amax() == scores[1, 2]  # the others are no candidates
     assert (best[1] >= 0).sum() == 1
-    best, index = best_scores(scores[1:], 3)
+    best, index = best_scores(scores[1:], 3, 1)
     assert index.tolist() == [[2]]  # no more than there are
-    assert best_scores(scores[:, 1:2], 3)[0].shape == (2, 0)
+    assert best_scores(scores[1:], 3, 2)[0].shape == (1, 2)
+    assert best_scores(scores[:, :2], 3, 3)[0].shape == (2, 2)
 
 
 # --- masks ---

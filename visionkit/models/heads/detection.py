@@ -149,7 +149,7 @@ class FasterRCNN(Head):
         return self.roi_heads.detect(features, proposals, count, inside)
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
-        """For each image `boxes` (N, 4) in original pixels, `scores` and `labels`, best first."""
+        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
         return detections(outputs, batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
@@ -218,14 +218,11 @@ class MaskRCNN(FasterRCNN):
         return found | {"masks": pad_rows(probs, rows, used) * used[:, :, None, None]}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
-        """For each image `boxes`, `scores`, `labels` and `masks`, best first.
-
-        In original pixels; masks are N dicts of COCO's compressed RLE.
-        """
+        """As `FasterRCNN.decode`, and N `masks`, dicts of COCO's compressed RLE."""
         predictions = super().decode(outputs, batch)
         for found, probs, target in zip(predictions, outputs["masks"], batch.targets, strict=True):
-            probs = probs[: len(found["boxes"])]
-            found["masks"] = encode_masks(probs, found["boxes"], target["orig_size"])
+            boxes = found["boxes"]
+            found["masks"] = encode_masks(probs[: len(boxes)], boxes, target["orig_size"])
         return predictions
 
     def evaluator(self, dataset: Dataset) -> Evaluator:

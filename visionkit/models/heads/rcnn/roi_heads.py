@@ -131,9 +131,8 @@ class RoIHeads(nn.Module):
         logits, offsets = (pad_rows(x, rows, used) for x in self(features, boxes, image))
         scores = logits.softmax(-1)[..., 1:]  # (B, M, K)
         passed = used[:, :, None] & (scores > self.score_threshold)
-        scores, index = best_scores(
-            scores.masked_fill(~passed, -1).flatten(1), CANDIDATES * used.shape[1]
-        )
+        scores = scores.masked_fill(~passed, -1).flatten(1)
+        scores, index = best_scores(scores, CANDIDATES * used.shape[1], self.max_detections)
         region, labels = index // self.num_classes, index % self.num_classes
         boxes = decode(
             _gather(offsets[:, :, 1:].flatten(1, 2), index),
@@ -173,15 +172,15 @@ def pad_rows(values: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
     return padded.unflatten(0, valid.shape)
 
 
-def best_scores(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest of the scores (B, N) and their indices, both in the order of indices.
+def best_scores(scores: Tensor, most: int, least: int) -> tuple[Tensor, Tensor]:
+    """The `most` highest of the scores (B, N) and their indices, both in the order of indices.
 
-    Fewer where no image has as many that are not negative, but in an exported model.
+    Only as many as one image has that are not negative, but no fewer than `least`; in an exported
+    model always `most`.
     """
-    count = min(count, scores.shape[1])
     if not torch.compiler.is_compiling():
-        count = min(count, int((scores >= 0).sum(1).amax()))
-    index = scores.topk(count, sorted=False).indices.sort().values
+        most = min(most, max(least, int((scores >= 0).sum(1).amax())))
+    index = scores.topk(min(most, scores.shape[1]), sorted=False).indices.sort().values
     return scores.gather(1, index), index
 
 
