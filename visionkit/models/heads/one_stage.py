@@ -7,7 +7,6 @@ distances to the four sides of an object, in cells.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
@@ -86,9 +85,9 @@ class OneStageHead(Head):
         self.score_threshold, self.pre_nms_top_n = score_threshold, pre_nms_top_n
         self.nms_iou, self.nms, self.max_detections = nms_iou, nms, max_detections
 
-    @abstractmethod
     def scores_and_distances(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """For each of P locations the scores (B, P, K) of the classes and distances (B, P, 4)."""
+        raise NotImplementedError
 
     def locations(self, features: dict[str, Tensor]) -> Locations:
         return locations_of(self.levels, features)
