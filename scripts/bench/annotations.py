@@ -9,10 +9,10 @@ Prints as JSON the medians of the seconds and of the peak resident memory of
 - `pycocotools`: `COCO(file)`,
 - `first`: `Coco(folder, file)` with an empty cache,
 - `later`: the same again,
+- `plain`: `first` without msgspec (the extra `fast`),
 - `worker`: the private memory of a loader worker that has read samples from the whole file,
 
-and the ratios. Imports are not timed. `{side}_base_mb` is the memory after the imports alone. Peaks
-are those of the main process; `helper_peak_mb` is that of its child processes.
+and the ratios. Imports are not timed. `{side}_base_mb` is the memory after the imports alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -108,15 +107,16 @@ def measure_visionkit(annotations: str, folder: str) -> dict[str, float]:
     from visionkit.data.datasets.coco import Coco
 
     base, start = peak_mb(), time.perf_counter()
-    Coco(folder, annotations)
+    Coco(folder, annotations, links="any")
     seconds = time.perf_counter() - start
-    helpers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    return {
-        "seconds": seconds,
-        "peak_mb": peak_mb(),
-        "base_mb": base,
-        "helper_peak_mb": helpers,
-    }
+    return {"seconds": seconds, "peak_mb": peak_mb(), "base_mb": base}
+
+
+def measure_plain(annotations: str, folder: str) -> dict[str, float]:
+    from visionkit.data.coco import records
+
+    records.fast_json = None
+    return measure_visionkit(annotations, folder)
 
 
 class Probe:
@@ -139,8 +139,9 @@ def measure_worker(annotations: str, folder: str) -> dict[str, float]:
 
     from visionkit.data.datasets.coco import Coco
 
-    samples = min(SAMPLES, 2 * len(Coco(folder, annotations)))
-    loader = DataLoader(Probe(Coco(folder, annotations), samples), batch_size=1, num_workers=2)
+    dataset = Coco(folder, annotations, links="any")
+    samples = min(SAMPLES, 2 * len(dataset))
+    loader = DataLoader(Probe(dataset, samples), batch_size=1, num_workers=2)
     return {"private_mb": max(float(batch) for batch in loader)}
 
 
@@ -168,19 +169,23 @@ def compare(annotations: Path, rounds: int, work: Path) -> dict[str, float]:
             "first": ("visionkit", cache),
             "later": ("visionkit", cache),
             "worker": ("worker", cache),
+            "plain": ("plain", work / f"plain{number}"),
         }
         for name, (side, place) in turns.items():
             for key, value in run(side, annotations, folder, place).items():
                 found.setdefault(f"{name}_{key}", []).append(value)
     medians = {key: round(statistics.median(values), 3) for key, values in found.items()}
     slow = medians["pycocotools_seconds"]
-    ratios = {f"{n}_ratio": round(slow / medians[f"{n}_seconds"], 2) for n in ("first", "later")}
+    ratios = {
+        f"{n}_ratio": round(slow / medians[f"{n}_seconds"], 2) for n in ("first", "later", "plain")
+    }
     return medians | ratios
 
 
 MEASURES = {
     "pycocotools": measure_pycocotools,
     "visionkit": measure_visionkit,
+    "plain": measure_plain,
     "worker": measure_worker,
 }
 

@@ -2,10 +2,11 @@
 
     python scripts/bench/coco_eval.py [--rounds 3] [--types bbox,segm] [--data DIR]
 
-Every figure comes from a fresh process. `process` is a whole one, start to exit: reading both
+Every number comes from a fresh process. `process` is a whole one, start to exit: reading both
 files, evaluation, summary; pycocotools does it by its own calls COCO, loadRes, evaluate,
-accumulate, summarize, visionkit by `visionkit eval --gt --pred`. The other three run in one
-process, after its imports, on what json.load gives, and end with the twelve figures:
+accumulate, summarize, visionkit by `visionkit eval --gt --pred` with an empty cache. The other
+three run in one process, after its imports, on the result of json.load, and end with the twelve
+metrics:
 
 - `call`: createIndex, loadRes, evaluate, accumulate, summarize; `evaluate_coco(truth, results)`,
   which reads and checks the truth, checks the results and computes the same;
@@ -13,9 +14,10 @@ process, after its imports, on what json.load gives, and end with the twelve fig
   evaluate, accumulate, summarize on a COCO object that an evaluation before this has used, which
   has put masks in the place of its polygons; `evaluate_coco(opened, results)`, where `opened` is
   `read_truth(truth).rasterized()`, which has done the same;
-- `matching`: the results are loaded, too. In it: evaluate, accumulate, summarize; `figures`.
+- `matching`: the results are loaded, too. In it: evaluate, accumulate, summarize;
+  `compute_metrics`.
 
-Prints medians, ratios, peak memory and the largest difference of any of the twelve figures as
+Prints medians, ratios, peak memory and the largest difference of any of the twelve metrics as
 JSON, and the same for CPU seconds, which other programs on the machine change less. The files are
 made by scripts/bench/coco_scale.py, in a temporary folder unless --data names one that has them.
 """
@@ -44,7 +46,7 @@ evaluation = COCOeval(truth, truth.loadRes(sys.argv[2]), sys.argv[3])
 evaluation.evaluate()
 evaluation.accumulate()
 evaluation.summarize()
-print(json.dumps({"figures": evaluation.stats.tolist()}))
+print(json.dumps({"metrics": evaluation.stats.tolist()}))
 """
 
 PYCOCOTOOLS_CALL = """
@@ -77,9 +79,9 @@ print(json.dumps({
 
 VISIONKIT_CALL = """
 import importlib, json, sys, time
-from visionkit.metrics.coco import evaluate_coco, figures
-from visionkit.metrics.coco_detections import Door
-from visionkit.metrics.coco_truth import read_truth
+from visionkit.metrics.coco.detections import DetectionChecker
+from visionkit.metrics.coco.evaluator import compute_metrics, evaluate_coco
+from visionkit.metrics.coco.ground_truth import read_truth
 truth, results = (json.load(open(path)) for path in sys.argv[1:3])
 iou_type, engine, what = sys.argv[3:]
 importlib.import_module(engine)
@@ -87,11 +89,14 @@ clock = lambda: (time.perf_counter(), time.process_time())
 if what == "later call":
     truth = read_truth(truth, iou_type).rasterized()
 if what == "matching":
-    door = Door(read_truth(truth, iou_type), iou_type)
-    door.admit(results)
-    truth, results = door.truth, door.detections()
+    checker = DetectionChecker(read_truth(truth, iou_type))
+    checker.add(results)
+    truth, results = checker.truth, checker.detections()
 start = clock()
-(figures if what == "matching" else evaluate_coco)(truth, results, iou_type, engine)
+if what == "matching":
+    compute_metrics(truth, results, engine)
+else:
+    evaluate_coco(truth, results, iou_type, engine)
 end = clock()
 print(json.dumps({f"{what} s": end[0] - start[0], f"{what} cpu s": end[1] - start[1]}))
 """
@@ -100,9 +105,15 @@ print(json.dumps({f"{what} s": end[0] - start[0], f"{what} cpu s": end[1] - star
 def run(command: list[str]) -> tuple[dict[str, Any], dict[str, float]]:
     """The JSON in the last line that a process prints, and what the process took."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    printed = process.stdout.read()
+    with tempfile.TemporaryDirectory() as cache:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "VISIONKIT_CACHE": cache},
+        )
+        assert process.stdout is not None
+        printed = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -133,7 +144,7 @@ def compare(folder: Path, iou_type: str, rounds: int, engine: str) -> dict[str, 
         note("pycocotools", taken)
         ours, taken = run(cli)
         note("visionkit", taken)
-        expected, found = theirs["figures"], list(ours.values())[:12]
+        expected, found = theirs["metrics"], list(ours.values())[:12]
         pairs = [(a, -1 if b is None else b) for a, b in zip(expected, found, strict=True)]
         worst = max(worst, *(abs(a - b) for a, b in pairs))
         note("pycocotools", run([*python, PYCOCOTOOLS_CALL, *files, iou_type])[0])
