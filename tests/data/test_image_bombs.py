@@ -92,5 +92,5 @@ def test_a_gzip_file_that_says_it_holds_far_more_is_a_bomb(tmp_path, monkeypatch
         Idx(idx(tmp_path, (100, 100, 100), zeros))
     noise = np.random.default_rng(0).bytes(1_000_000)
     assert len(Idx(idx(tmp_path, (100, 100, 100), noise))) == 100
-    with pytest.raises(DataError, match="should hold 100 bytes"):
+    with pytest.raises(DataError, match="expected 100 bytes"):
         Idx(idx(tmp_path, (1, 10, 10), zeros))
