@@ -1,4 +1,4 @@
-"""Two processes train to what one does, whatever the head."""
+"""Two ranks train to the weights of one, for every head."""
 
 import json
 from unittest.mock import patch
@@ -37,7 +37,7 @@ def no(*_, **__):
 
 
 def train_all(folder, names):
-    """Those cases, each into its own folder, and beside it what each process has in the end."""
+    """Those cases, each into its own folder, and next to it the final weights of each rank."""
     states = []
     save = TrainingState.save_last
     TrainingState.save_last = lambda self, **how: (
@@ -55,7 +55,7 @@ def train_all(folder, names):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Called with a name: the directories of its run in one process, and in two."""
+    """Called with a name: the directories of its run on one rank, and on two."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     others = [name for name in cases() if name not in QUICK]
 
@@ -90,7 +90,7 @@ def difference(first, second):
         if name != "batch_norm"
     ],
 )
-def test_two_processes_train_to_the_weights_of_one(name, runs):
+def test_two_ranks_train_to_the_weights_of_one(name, runs):
     one, two = runs(name)
     assert difference(weights(one), weights(two)) < WEIGHTS
     for kind in ("train", "val"):
@@ -103,8 +103,8 @@ def test_two_processes_train_to_the_weights_of_one(name, runs):
             )
 
 
-def test_statistics_of_batch_norms_are_those_of_all_processes(runs):
-    """Otherwise each rank would validate another model. They are not those of a single process,
+def test_statistics_of_batch_norms_are_those_of_all_ranks(runs):
+    """Otherwise each rank would validate another model. They are not those of a single rank,
     which is a negative control of the comparison above."""
     one, two = runs("batch_norm")
     first, second = (torch.load(two / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
@@ -149,19 +149,19 @@ def gradients(names, unlabeled):
     return found
 
 
-def test_a_process_without_a_labeled_image_takes_part(tmp_path):
+def test_a_rank_without_a_labeled_image_takes_part(tmp_path):
     names = [name for name in HEADS if name not in ("autoencoder", "vae")]  # which need none
     first, second = on_ranks(2, gradients, names, {}, folder=tmp_path)
     alone = gradients(names, {name: second[name][0] for name in names})
     for name in names:
-        propagate_failures, expected = first[name][1], alone[name][1]
-        assert len(propagate_failures) == len(expected) > 0, name
-        for a, b in zip(propagate_failures, expected, strict=True):
+        found, expected = first[name][1], alone[name][1]
+        assert len(found) == len(expected) > 0, name
+        for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-4, msg=name)
 
 
 def padded():
-    """Images of another size in each process."""
+    """Images of another size on each rank."""
     collectives.setup()
     size = (32, 64) if collectives.rank() else (96, 32)
     images = torch.ones(2, 3, *size, dtype=torch.uint8)
@@ -170,7 +170,7 @@ def padded():
     return [*batch.images.shape], int(filled), int(batch.images.sum())
 
 
-def test_batches_are_padded_to_the_largest_image_of_all_processes(tmp_path):
-    """As in one process, where what lies beyond an image's border counts in batch norms."""
+def test_batches_are_padded_to_the_largest_image_of_all_ranks(tmp_path):
+    """As on one rank, where what lies beyond an image's border counts in batch norms."""
     for rank, (shape, filled, all_) in enumerate(on_ranks(2, padded, folder=tmp_path)):
         assert shape == [2, 3, 96, 64] and filled == all_ == 6 * (32 * 64 if rank else 96 * 32)

@@ -25,7 +25,7 @@ def close(name, stored, found):
 
 
 def difference(stored, found, exact):
-    """The first difference, told; None if there is none."""
+    """The first difference as a text, or None."""
     if stored.keys() != found.keys():
         return f"other terms: {sorted(stored.keys() ^ found.keys())}"
     for step in range(STEPS):

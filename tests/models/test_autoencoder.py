@@ -1,4 +1,4 @@
-"""The autoencoders: what they see, what they lose, what they give back."""
+"""The autoencoders: input, losses and predictions."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Heads of one's own that break the contract: named, with what they gave, before it goes astray."""
+"""Custom heads that break the contract: the error names the head and what it returned."""
 
 import math
 
@@ -25,7 +25,7 @@ BATCH = Batch(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [{"size": (8, 8), "ori
 
 
 class Gives(Head):
-    """A head whose methods give what the test says."""
+    """A head whose methods return what the test sets."""
 
     required_targets = ()
     main_metric = "score"
@@ -94,7 +94,7 @@ def test_losses(terms, message):
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("found", "message"),
     [
         (None, "None; expected a list with a dict for each of the 1 images"),
         ({"boxes": BOXES}, "{'boxes': float32 (2, 4)}; expected a list"),
@@ -115,11 +115,11 @@ def test_losses(terms, message):
         ([{"semantic": torch.zeros(1, 8, 8)}], "{'semantic': float32 (1, 8, 8)}; expected"),
     ],
 )
-def test_predictions(found, told):
+def test_predictions(found, message):
     with pytest.raises(ConfigError) as error:
         model(mine=Gives(found)).predictions({}, BATCH, ["mine"])
     assert str(error.value).startswith("heads.mine: decode(): got ")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_sound_predictions_pass_as_they_are():

@@ -235,7 +235,7 @@ def test_few_images_are_overfitted(head_class, dataset):
 
 
 class Subset:
-    """Some images of a data set, as a data set."""
+    """Some images of a dataset, as a dataset."""
 
     def __init__(self, dataset, indices):
         self.dataset, self.indices = dataset, indices

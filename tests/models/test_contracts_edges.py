@@ -1,4 +1,4 @@
-"""What every head must bear: images and labels at their limits, in training and prediction."""
+"""Every head with images and labels at their limits, in training and prediction."""
 
 import inspect
 
@@ -72,7 +72,7 @@ CASES = {
     "no object in one of two": [image((48, 64), []), image((48, 64), [BOX], 1)],
     "nothing labeled": [image((48, 64), [], 0, 255), image((64, 48), [], 1, 255)],
     "one pixel": [image((1, 1), [[0, 0, 1, 1]])],
-    "tiny beside large": [
+    "tiny next to large": [
         image((1, 1), [[0, 0, 1, 1]]),
         image((1, 64), [[0, 0, 64, 1]]),
         image((48, 64), [BOX], 1),

@@ -20,7 +20,7 @@ def unit(count, size=5, seed=0):
 
 
 def looped(vectors, identities, mining):
-    """The triplet loss as its papers tell it, one triplet at a time."""
+    """The triplet loss as in its papers, one triplet at a time."""
     rows, ids = vectors.double().tolist(), identities.tolist()
     everyone = range(len(ids))
 
@@ -183,7 +183,7 @@ def test_the_loss_is_that_of_the_vectors_of_labeled_images(mining):
     assert float(found["triplet"].detach()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_knobs_reach_the_contrastive_loss():
+def test_arguments_reach_the_contrastive_loss():
     features, batch = features_and_batch([0, 0, 1, 1])
     embedding = head(loss="contrastive", temperature=0.5)
     vectors = vectors_of(embedding, features, batch)

@@ -50,8 +50,8 @@ def random_target(count, size, generator):
 
 @pytest.fixture(scope="module")
 def torchvision_case():
-    """torchvision's model with weights that give many detections, no two of one score, and its
-    features of two images of different size in one padded batch."""
+    """torchvision's model with weights under which there are many detections, no two with the
+    same score, and its features of two images of different size in one padded batch."""
     torch.manual_seed(3)
     model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=6).eval()
     branches = model.head
@@ -148,7 +148,7 @@ def test_images_without_objects_or_labels_give_losses_with_a_graph(labeled):
     losses = losses_of(head, features_for(LEVELS, 2), batch_of(empty, empty))
     sum(losses.values()).backward()
     assert losses["box_reg"] == 0 and losses["centerness"] == 0
-    assert (losses["classification"] > 0) == labeled  # background is taught, the unlabeled not
+    assert (losses["classification"] > 0) == labeled  # background is learned, the unlabeled not
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
@@ -214,7 +214,7 @@ def test_two_images_are_overfitted():
         assert prediction["scores"].tolist() == sorted(prediction["scores"].tolist(), reverse=True)
 
 
-def test_levels_of_unequal_channels_are_refused_with_the_remedy():
+def test_levels_of_unequal_channels_are_refused_with_a_hint():
     with pytest.raises(ConfigError, match=r"equal channels.*type: FPN"):
         FCOS({"c3": Level(64, 8), "c4": Level(128, 16)}, CLASSES)
 

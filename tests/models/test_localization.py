@@ -103,14 +103,14 @@ def test_images_without_an_object_are_left_out():
 def test_attention_stays_on_the_image():
     torch.manual_seed(0)
     head, features = Localization(LEVELS, CLASSES, channels=32), random_features(1)
-    output, _ = head.outputs(features, torch.tensor([[128, 40]]))
+    output = head.outputs(features, torch.tensor([[128, 40]]))
     attention = output.attention_logits.softmax(1).reshape(4, 4)
     assert (attention[:, :2] > 0).all() and (attention[:, 2:] == 0).all()
 
 
 def test_attention_loss_by_hand():
     centers = torch.tensor([[[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]])
-    output = Output(None, torch.zeros(1, 4), None, centers)
+    output = Output(None, torch.zeros(1, 4), None, centers, None)
 
     def loss(*box):
         return attention_losses(output, torch.tensor([box])).item()

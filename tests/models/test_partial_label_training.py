@@ -37,7 +37,7 @@ STEPS = {"one-stage": 600, "two-stage with masks": 300, "semantic map": 300}
 def folder(tmp_path_factory):
     """The same images six times: all objects annotated, and those of one class each.
 
-    Every file lists all classes, so that nothing but `labeled` tells what is missing.
+    Every file lists all classes, so that only `labeled_classes` says what is missing.
     """
     root = tmp_path_factory.mktemp("shapes")
     generate_shapes(root / "train", images=IMAGES, size=SIZE, seed=0)

@@ -173,7 +173,7 @@ def test_unlabeled_classes_share_the_mean_of_their_weights():
 
 
 def naive_dice(logits, targets):
-    """Loops over classes and pixels; classes that are not labeled in an image are left out."""
+    """Loops over classes and pixels; classes that are not labeled in an image are excluded."""
     probs, scores = logits.softmax(1), []
     for k in range(logits.shape[1]):
         overlap = extent = pixels = 0.0

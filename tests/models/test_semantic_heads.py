@@ -122,7 +122,7 @@ def test_aspp_pools_over_the_image_alone():
     torch.testing.assert_close(aspp(x, valid), expected)
 
 
-def test_impossible_knobs_are_an_error():
+def test_impossible_arguments_are_an_error():
     with pytest.raises(ConfigError, match="unknown class 'cta'; did you mean 'cat'"):
         FCN(LEVELS, CLASSES, class_weights={"cta": 2.0})
     with pytest.raises(ConfigError, match="feature map 'c9' not found"):

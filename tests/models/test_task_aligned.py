@@ -13,7 +13,7 @@ from visionkit.types import Batch, Level
 
 LEVELS = {"p3": Level(16, 8), "p4": Level(16, 16)}
 CLASSES = ["circle", "square", "star"]
-KNOBS = {"radius": 1.5, "top_k": 10, "alpha": 0.5, "beta": 1.0}
+ARGUMENTS = {"radius": 1.5, "top_k": 10, "alpha": 0.5, "beta": 1.0}
 
 
 def row_of_cells(count, size=8.0):
@@ -62,20 +62,20 @@ def worked():
 
 def test_the_best_aligned_cells_take_an_object_by_hand(worked):
     """Alignments sqrt(score) x IoU: 1/4, 1/2, 3/4; the last two cells are outside the object."""
-    matched, quality = align(*worked, **{**KNOBS, "top_k": 2})
+    matched, quality = align(*worked, **{**ARGUMENTS, "top_k": 2})
     assert matched.tolist() == [-1, 0, 0, -1, -1]
-    # The best cell is taught the highest IoU of the chosen, 1, the other its share of it.
+    # The target of the best cell is the highest IoU of the chosen, 1; of the other its share.
     torch.testing.assert_close(quality, torch.tensor([0, 2 / 3, 1, 0, 0]))
 
 
 def test_top_k_bounds_how_many(worked):
     for top_k, count in [(1, 1), (3, 3), (100, 3)]:
-        matched, quality = align(*worked, **{**KNOBS, "top_k": top_k})
+        matched, quality = align(*worked, **{**ARGUMENTS, "top_k": top_k})
         assert (matched >= 0).sum() == (quality > 0).sum() == count
 
 
 def test_the_radius_is_in_cells_around_the_center(worked):
-    matched, _ = align(*worked, **{**KNOBS, "radius": 0.5})
+    matched, _ = align(*worked, **{**ARGUMENTS, "radius": 0.5})
     assert matched.tolist() == [-1, 0, -1, -1, -1]
 
 
@@ -83,7 +83,7 @@ def test_a_cell_that_two_objects_want_takes_the_one_it_overlaps_more():
     objects = torch.tensor([[0.0, 0, 16, 16], [0, 0, 12, 16]])
     boxes = torch.tensor([[0.0, 0, 12, 16]])
     matched, quality = align(
-        torch.ones(1, 1), boxes, row_of_cells(1), objects, torch.tensor([0, 0]), **KNOBS
+        torch.ones(1, 1), boxes, row_of_cells(1), objects, torch.tensor([0, 0]), **ARGUMENTS
     )
     assert matched.tolist() == [1] and quality.tolist() == [1.0]
 
@@ -95,7 +95,7 @@ def test_no_objects():
         row_of_cells(4),
         torch.zeros(0, 4),
         torch.zeros(0, dtype=torch.int64),
-        **KNOBS,
+        **ARGUMENTS,
     )
     assert matched.tolist() == [-1] * 4 and not quality.any()
 
@@ -159,7 +159,7 @@ def test_losses_by_hand():
     boxes = torch.cat([points.centers - reach[:, :2], points.centers + reach[:, 2:]], 1)
     probs = output.class_logits[0].sigmoid()
     matched, quality = align(
-        probs, boxes, points, truth["boxes"], truth["labels"], **{**KNOBS, "beta": 6.0}
+        probs, boxes, points, truth["boxes"], truth["labels"], **{**ARGUMENTS, "beta": 6.0}
     )
     classification = box_reg = 0.0
     for p, n in enumerate(matched.tolist()):

@@ -411,7 +411,7 @@ CASES: dict[int, list[str]] = {
         "distributed/test_ranks_faults.py::test_processes_with_other_settings_are_told",
     ],
     140: [
-        "distributed/test_ranks.py::test_two_processes_train_to_the_weights_of_one",
+        "distributed/test_ranks.py::test_two_ranks_train_to_the_weights_of_one",
         "distributed/test_torchrun.py::test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one",
     ],
     141: [

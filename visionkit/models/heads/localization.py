@@ -25,6 +25,7 @@ class Output(NamedTuple):
     attention_logits: Tensor  # (B, cells), -inf at cells of the padding
     boxes: Tensor  # (B, 4)
     centers: Tensor  # (B, cells, 2), x and y of each cell
+    scale: Tensor  # (B, 4): the w, h, w, h of each valid image
 
 
 class Localization(Head):
@@ -85,11 +86,10 @@ class Localization(Head):
         self, features: dict[str, Tensor], sizes: Tensor | None = None
     ) -> dict[str, Tensor]:
         """`logits` (B, K) of the classes and `boxes` (B, 4) in input pixels."""
-        output, scale = self.outputs(features, sizes)
-        return {"logits": output.class_logits, "boxes": output.boxes.clamp(0, 1) * scale}
+        output = self.outputs(features, sizes)
+        return {"logits": output.class_logits, "boxes": output.boxes.clamp(0, 1) * output.scale}
 
-    def outputs(self, features: dict[str, Tensor], sizes: Tensor | None) -> tuple[Output, Tensor]:
-        """And the w, h, w, h (B, 4) of each valid image."""
+    def outputs(self, features: dict[str, Tensor], sizes: Tensor | None) -> Output:
         cells = features[self.level]
         valid = valid_cells(sizes, cells, self.stride)
         scale = image_scale(sizes, cells, self.stride)
@@ -107,12 +107,12 @@ class Localization(Head):
         attended = (attention[:, None] * cells.flatten(2)).sum(2)
         pooled = torch.cat([attended, masked_mean(cells, valid)], 1)
         class_logits = self.linear(self.dropout(pooled)).float()
-        return Output(class_logits, attention_logits, boxes, centers), scale
+        return Output(class_logits, attention_logits, boxes, centers, scale)
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
-        output, scale = self.outputs(features, batch.size_tensor)
+        output = self.outputs(features, batch.size_tensor)
         boxes, labels, found = (x.to(output.boxes.device) for x in largest_objects(batch.targets))
-        truth = boxes / scale
+        truth = boxes / output.scale
         losses = {
             "classification": F.cross_entropy(
                 output.class_logits, labels, label_smoothing=self.label_smoothing, reduction="none"
