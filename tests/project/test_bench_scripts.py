@@ -1,5 +1,7 @@
 """The scripts of scripts/bench report a wrong argument in one line, without a traceback."""
 
+import importlib
+import re
 import subprocess
 import sys
 
@@ -8,6 +10,17 @@ import pytest
 from support.paths import ROOT
 
 BENCH = ROOT / "scripts/bench"
+
+
+@pytest.mark.parametrize("script", sorted(BENCH.glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_script_imports_from_visionkit_exists(script):
+    """Also in the code that it runs in other processes."""
+    imports = re.findall(
+        r"^ *from (visionkit[\w.]*) import ([\w, ]+)$", script.read_text(), re.MULTILINE
+    )
+    for module, names in imports:
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name.split(" as ")[0]), (module, name)
 
 
 def reported(script, *words):
