@@ -338,7 +338,7 @@ CASES: dict[int, list[str]] = {
         "runs/test_checkpoint_rotation.py::test_a_newer_format_is_no_damage",
     ],
     116: [
-        "engine/test_resuming.py::test_an_old_checkpoint_still_loads_predicts_and_goes_on",
+        "engine/test_resuming.py::test_a_checkpoint_of_an_older_version_is_refused_with_the_new_names",
     ],
     117: [
         "engine/test_golden_losses.py::test_losses_are_the_stored_ones",
@@ -375,7 +375,7 @@ CASES: dict[int, list[str]] = {
     126: [
         "engine/test_lost_steps.py::test_too_few_open_files",
         "engine/test_lost_steps.py::test_errors_with_a_known_remedy",
-        "data/test_workers.py::test_hints_for_shortages",
+        "test_workers.py::test_remedies_of_shortages",
     ],
     131: [
         "distributed/test_ranks_evaluation.py::test_figures_are_those_of_one_process",
@@ -411,7 +411,7 @@ CASES: dict[int, list[str]] = {
         "distributed/test_ranks_faults.py::test_processes_with_other_settings_are_told",
     ],
     140: [
-        "distributed/test_ranks.py::test_two_ranks_train_to_the_weights_of_one",
+        "test_ranks.py::test_two_processes_train_to_the_weights_of_one",
         "distributed/test_torchrun.py::test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one",
     ],
     141: [
