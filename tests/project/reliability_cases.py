@@ -375,7 +375,7 @@ CASES: dict[int, list[str]] = {
     126: [
         "engine/test_lost_steps.py::test_too_few_open_files",
         "engine/test_lost_steps.py::test_errors_with_a_known_remedy",
-        "test_workers.py::test_remedies_of_shortages",
+        "data/test_workers.py::test_hints_for_shortages",
     ],
     131: [
         "distributed/test_ranks_evaluation.py::test_figures_are_those_of_one_process",
@@ -411,7 +411,7 @@ CASES: dict[int, list[str]] = {
         "distributed/test_ranks_faults.py::test_processes_with_other_settings_are_told",
     ],
     140: [
-        "test_ranks.py::test_two_processes_train_to_the_weights_of_one",
+        "distributed/test_ranks.py::test_two_ranks_train_to_the_weights_of_one",
         "distributed/test_torchrun.py::test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one",
     ],
     141: [
