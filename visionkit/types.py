@@ -10,7 +10,7 @@ Conventions, everywhere: boxes are xyxy floats in input pixels, unless a name sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 
@@ -250,5 +250,3 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
-
-    def __iter__(self) -> Iterator[Any]: ...

@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from visionkit.data.files import Fault, find_fault
 from visionkit.errors import DataError, printable
+
+Exif: TypeAlias = Literal["apply", "ignore"]  # whether an EXIF orientation turns the image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -46,7 +48,7 @@ def is_image_file(path: Path) -> bool:
 def read_image(
     path: str | Path,
     *,
-    exif: Literal["apply", "ignore"] = "apply",
+    exif: Exif = "apply",
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """The image as (3, h, w) uint8 RGB, channels last in memory.
@@ -86,7 +88,7 @@ def check_size(
     found: tuple[int, int],
     expected: tuple[int, int],
     said_by: Path,
-    exif: Literal["apply", "ignore"],
+    exif: Exif,
 ) -> None:
     """DataError if an image has another (h, w) than its annotations, the file `said_by`."""
     if found == expected:
@@ -153,7 +155,7 @@ def orientation(image: Image.Image) -> int:
     return found if found in _UPRIGHT else 1
 
 
-def upright(image: Image.Image, exif: Literal["apply", "ignore"]) -> Image.Image:
+def upright(image: Image.Image, exif: Exif) -> Image.Image:
     """The decoded image, with `exif="apply"` turned as its EXIF record says."""
     image.load()
     turn = None if exif == "ignore" else _UPRIGHT.get(orientation(image))

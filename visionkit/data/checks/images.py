@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import PIL
 from PIL import Image
@@ -27,6 +27,7 @@ from visionkit.data.checks.summary import iter_splits, split_key
 from visionkit.data.files import find_fault
 from visionkit.data.image_io import (
     MAX_PIXELS,
+    Exif,
     Refused,
     check_label_mode,
     open_image,
@@ -42,7 +43,6 @@ from visionkit.types import Dataset
 
 log = logging.getLogger("visionkit")
 
-Exif = Literal["apply", "ignore"]
 Size = tuple[int, int]  # (h, w)
 
 SUFFIXES_OF = {

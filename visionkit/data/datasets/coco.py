@@ -17,7 +17,7 @@ from visionkit.data.coco.attributes import AttributeTable, read_identifiers
 from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
 from visionkit.data.coco.selection import warn
 from visionkit.data.files import Links
-from visionkit.data.image_io import check_size, read_image
+from visionkit.data.image_io import Exif, check_size, read_image
 from visionkit.data.sample import Sample
 from visionkit.data.semantic_maps import check_maps, load_classes, paint_classes
 from visionkit.types import Classes
@@ -61,7 +61,7 @@ class Coco:
         masks: bool | None = None,
         semantic: Literal["files", "paint"] = "files",
         attributes: list[str] | None = None,
-        exif: Literal["apply", "ignore"] = "apply",
+        exif: Exif = "apply",
         links: Links = "inside",
         on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
     ):
@@ -157,9 +157,6 @@ class Coco:
 
     def __len__(self) -> int:
         return len(self._index.images.ids)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]

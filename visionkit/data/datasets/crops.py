@@ -14,6 +14,7 @@ from visionkit.data.checks.findings import Finding, FindingCounts
 from visionkit.data.checks.kinds import FINDING_KINDS
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.files import Links
+from visionkit.data.image_io import Exif
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError
 
@@ -49,7 +50,7 @@ class Crops:
         margin: NonNegative = 0.1,
         min_size: Count = 16,
         identity: str | None = None,
-        exif: Literal["apply", "ignore"] = "apply",
+        exif: Exif = "apply",
         links: Links = "inside",
         on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
     ):
@@ -109,9 +110,6 @@ class Crops:
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from visionkit.data.checks.findings import (
     finding,
 )
 from visionkit.data.files import is_visible, visible_files
-from visionkit.data.image_io import SUFFIXES, read_image
+from visionkit.data.image_io import SUFFIXES, Exif, read_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError, printable, unknown
 from visionkit.types import Classes
@@ -35,9 +34,9 @@ class Images:
     exif: "apply" turns images upright.
     """
 
-    keys = ()
+    keys: tuple[str, ...] = ()
 
-    def __init__(self, root: InputPath, *, exif: Literal["apply", "ignore"] = "apply"):
+    def __init__(self, root: InputPath, *, exif: Exif = "apply"):
         self.root, self.exif = Path(root), exif
         require_folder(self.root)
         self.classes: dict[str, Classes] = {}
@@ -53,16 +52,13 @@ class Images:
     def __len__(self) -> int:
         return len(self.file_names)
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         image = read_image(self.image_path(index), exif=self.exif)
         return Sample(image, image_id=index, orig_size=(image.shape[1], image.shape[2]))
 
 
-class ImageFolder:
+class ImageFolder(Images):
     """`root/<class>/**/*.jpg` and so on: the class of an image is the name of its folder.
 
     For embeddings the class is also the image's identity.
@@ -84,7 +80,7 @@ class ImageFolder:
         *,
         classes: list[str] | None = None,
         only: list[str] | None = None,
-        exif: Literal["apply", "ignore"] = "apply",
+        exif: Exif = "apply",
     ):
         self.root, self.exif = Path(root), exif
         found = _class_folders(self.root)
@@ -129,21 +125,10 @@ class ImageFolder:
         size = len(self.classes["class_id"].names)
         return {"class_id": np.bincount(self.identities, minlength=size)}
 
-    def image_path(self, index: int) -> Path:
-        return self.root / self.file_names[index]
-
-    def __len__(self) -> int:
-        return len(self.file_names)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
     def __getitem__(self, index: int) -> Sample:
-        index = range(len(self))[index]
-        image = read_image(self.image_path(index), exif=self.exif)
-        size = (image.shape[1], image.shape[2])
-        class_id = int(self.identities[index])
-        return Sample(image, index, orig_size=size, class_id=class_id, identity=class_id)
+        sample = super().__getitem__(index)
+        sample.class_id = sample.identity = int(self.identities[sample.image_id])
+        return sample
 
 
 def kept_classes(source: str, names: Sequence[str], only: Sequence[str]) -> list[int]:

@@ -117,9 +117,6 @@ class Idx:
     def __len__(self) -> int:
         return len(self.image_ids)
 
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
-
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         row = self.image_ids[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from visionkit.config.schema import InputPath, Range
 from visionkit.data.checks.findings import Finding, Problems, Progress, check_classes
 from visionkit.data.datasets.folder import require_folder
 from visionkit.data.files import diagnose, visible_files
-from visionkit.data.image_io import SUFFIXES, read_image, read_label_map
+from visionkit.data.image_io import SUFFIXES, Exif, read_image, read_label_map
 from visionkit.data.sample import Sample
 from visionkit.data.semantic_maps import check_maps
 from visionkit.errors import DataError, listed, plural, printable
@@ -60,7 +60,7 @@ class LabelMaps:
         first: Byte = 0,
         palette: dict[str, tuple[Byte, Byte, Byte]] | None = None,
         split: InputPath | None = None,
-        exif: Literal["apply", "ignore"] = "apply",
+        exif: Exif = "apply",
     ):
         self.images, self.labels, self.exif = Path(images), Path(labels), exif
         # The colors of the palette (C,) as one number each, or None.
@@ -126,9 +126,6 @@ class LabelMaps:
 
     def __len__(self) -> int:
         return len(self.file_names)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
