@@ -44,8 +44,8 @@ class FasterRCNN(Head):
     anchor_sizes: for each level a list of sizes in pixels; by default [8 * stride].
     anchor_ratios: height / width of the anchors; each size comes in each ratio.
     rpn_convs: hidden convolutions of the proposal network.
-    rpn_fg_iou, rpn_bg_iou: an anchor is positive from the one overlap with an object, negative
-        below the other, and ignored between them.
+    rpn_fg_iou, rpn_bg_iou: an anchor is positive if it overlaps an object by at least the first,
+        negative if it overlaps every object by less than the second, and else ignored.
     rpn_batch_size, rpn_positive_fraction: anchors per image in the loss; share of positives.
     rpn_pre_nms_*, rpn_post_nms_*: proposals kept per level before, and per image after
         non-maximum suppression at `rpn_nms_iou`: `train` in the loss, `test` in predictions.
@@ -56,7 +56,9 @@ class FasterRCNN(Head):
         the levels, which is torchvision's 1024 at its 256.
     box_fg_iou, box_bg_iou, box_batch_size, box_positive_fraction: as for the anchors, but for the
         regions of the second stage.
-    box_score_threshold, box_nms_iou, max_detections: which detections are predicted.
+    box_score_threshold, box_nms_iou, max_detections: least score of a detection, overlap at which
+        the weaker of two goes, and how many stay in an image. Only the best enter the suppression,
+        four times as many as proposals.
     nms: whether only the detections of one `class` suppress each other, or `all`, so that no
         object is found as two classes.
     """

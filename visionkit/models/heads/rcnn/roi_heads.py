@@ -135,7 +135,7 @@ class RoIHeads(nn.Module):
         scores, index = best_scores(scores, CANDIDATES * used.shape[1], self.max_detections)
         region, labels = index // self.num_classes, index % self.num_classes
         boxes = decode(
-            _gather(offsets[:, :, 1:].flatten(1, 2), index),
+            _gather(offsets.flatten(1, 2), index + region + 1),  # past each background
             _gather(proposals, region),
             OFFSET_WEIGHTS,
         )
