@@ -2,10 +2,12 @@
 
 import os
 import socket
+import threading
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from support.ranks import on_ranks
 from support.small_runs import HEADS
@@ -71,6 +73,30 @@ def test_a_process_that_never_comes_is_told(environment):
     environment(**WHOLE, MASTER_PORT=str(port), VISIONKIT_TIMEOUT="1")
     with pytest.raises(ConfigError, match="rank 0 of 2 cannot connect to the others"):
         collectives.setup()
+
+
+def test_ranks_connect_though_the_store_has_tokens_of_dead_ones(monkeypatch):
+    """Torchrun keeps one store for all attempts."""
+    store, found = dist.HashStore(), {}
+    store.set("visionkit/token/1", "the token of a rank that died")
+    rank = threading.local()
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, rank.value, 2)]))
+
+    def come(number):
+        rank.value = number
+        found[number] = collectives.connect()
+
+    for _ in range(2):  # the second attempt finds what the first left
+        first = threading.Thread(target=come, args=(0,))
+        first.start()
+        first.join(0.2)
+        assert first.is_alive()  # it is not content with the dead one
+        come(1)
+        first.join(5)
+        found[0].set("key", "value")
+        assert found[1].get("key") == b"value"
+        assert not store.check(["key"])
+        found.clear()
 
 
 def test_the_run_of_an_earlier_attempt_is_found(tmp_path, monkeypatch):

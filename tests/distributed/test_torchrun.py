@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -42,7 +43,7 @@ def torchrun(folder, fault, *options):
     settings = {**spec["train"], "steps": 5, "validate": 1}
     spec = {**spec, "backbone": {**spec["backbone"], "norm": "batch"}, "train": settings}
     (folder / "run.yaml").write_text(json.dumps(spec))  # which is YAML too
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", "torch.distributed.run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "FAULT": fault}
     environment["PYTHONPATH"] = str(ROOT)
     result = subprocess.run(
@@ -65,9 +66,13 @@ def uninterrupted(spec, output):
     train(spec, {"output": output})
 
 
-def test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path):
-    """Also where nobody named its directory."""
-    spec, result = torchrun(tmp_path, "die", "--max-restarts", "1")
+@pytest.mark.parametrize("rendezvous", ["--standalone", "--master-port"])
+def test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one(rendezvous, tmp_path):
+    """Also where nobody named its directory, and where torchrun's store keeps dead ranks."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = [] if rendezvous == "--standalone" else [str(free.getsockname()[1])]
+    spec, result = torchrun(tmp_path, "die", rendezvous, *port, "--max-restarts", "1")
     assert result.returncode == 0, result.stderr
     assert "rank 1 has gone" in result.stderr
     assert "restarted by torchrun: runs/run-001 continues" in result.stderr
@@ -86,7 +91,7 @@ def test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path)
 
 @pytest.mark.slow
 def test_torchrun_shows_the_cause_without_a_traceback_of_ours(tmp_path):
-    _, result = torchrun(tmp_path, "raise")
+    _, result = torchrun(tmp_path, "raise", "--standalone")
     assert result.returncode == 1
     cause = result.stderr.partition("Root Cause")[2]
     assert "rank      : 1" in cause and "exitcode  : 3" in cause

@@ -6,6 +6,8 @@ Every function also works in a single process, where it returns its argument. Ra
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -34,14 +36,54 @@ def setup() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(launch.local_rank())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    timeout = launch.timeout()
     try:
-        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+        store = connect()
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+            backend,
+            store=store,
+            rank=launch.rank(),
+            world_size=launch.world_size(),
+            timeout=launch.timeout(),
         )
     except RuntimeError as error:
         raise launch.connection_error(error) from error
+
+
+def connect() -> dist.Store:
+    """A store that only the ranks of this attempt share.
+
+    With --max-restarts torchrun keeps its store, where a rank would find the addresses of dead
+    ranks and wait for them, and the agents of several machines may count restarts differently. So
+    rank 0 invents a name for the attempt and sends it to the ranks that ask with a new token.
+    """
+    shared, rank, world_size = next(dist.rendezvous("env://", timeout=launch.timeout()))
+    if rank == 0:
+        return dist.PrefixStore(_name_attempt(shared, world_size), shared)
+    token = uuid.uuid4().hex
+    shared.set(f"visionkit/token/{rank}", token)
+    name = shared.get(f"visionkit/attempt/{token}").decode()
+    shared.set(f"{name}/joined/{rank}", "")
+    return dist.PrefixStore(name, shared)
+
+
+def _name_attempt(shared: dist.Store, world_size: int) -> str:
+    """Send a name to each rank, also where its token of an earlier attempt was found first."""
+    name = f"visionkit/{uuid.uuid4().hex}"
+    missing = set(range(1, world_size))
+    until = time.monotonic() + launch.timeout().total_seconds()
+    while missing:
+        for key in (f"visionkit/token/{rank}" for rank in missing):
+            if shared.check([key]):
+                shared.set(f"visionkit/attempt/{shared.get(key).decode()}", name)
+        missing = {rank for rank in missing if not shared.check([f"{name}/joined/{rank}"])}
+        if missing and time.monotonic() > until:
+            raise ConfigError(
+                f"rank {', '.join(map(str, sorted(missing)))} of {world_size} did not connect "
+                f"within {launch.timeout().total_seconds():.0f} seconds; start as many processes "
+                "as WORLD_SIZE says"
+            )
+        time.sleep(0.01)
+    return name
 
 
 def teardown() -> None:
