@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import gcd
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.types import Target
+
+Norm = Literal["batch", "group"]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -19,6 +22,15 @@ def group_norm(channels: int) -> nn.GroupNorm:
     """
     groups = gcd(32, channels)
     return nn.GroupNorm(groups if groups < channels else max(1, channels // 2), channels)
+
+
+def conv_norm_relu(
+    channels: int, out: int, norm: Norm = "group", *, kernel: int = 3, dilation: int = 1
+) -> list[nn.Module]:
+    """A convolution that keeps the size of its map, a norm and a ReLU."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(channels, out, kernel, padding=padding, dilation=dilation, bias=False)
+    return [conv, nn.BatchNorm2d(out) if norm == "batch" else group_norm(out), nn.ReLU()]
 
 
 def constant_bias(layer: nn.Conv2d | nn.Linear, value: float) -> None:

@@ -18,7 +18,13 @@ from visionkit.errors import ConfigError
 from visionkit.metrics.reconstruction import Reconstruction
 from visionkit.models.heads.classification import pick_level
 from visionkit.models.heads.localization import coarsest_useful
-from visionkit.ops.layers import adaptive_mean, constant_bias, group_norm, normal_noise, valid_cells
+from visionkit.ops.layers import (
+    adaptive_mean,
+    constant_bias,
+    conv_norm_relu,
+    normal_noise,
+    valid_cells,
+)
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 NARROWEST = 16  # channels at full size, where each costs most
@@ -47,7 +53,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList()
         for width in widths:
-            self.blocks.append(_block(in_channels, width))
+            self.blocks.append(nn.Sequential(*conv_norm_relu(in_channels, width)))
             in_channels = width
         self.rgb = nn.Conv2d(in_channels, 3, 3, padding=1)
         # Nearly medium gray at the start. Exact gray would give the layers before no gradient.
@@ -73,14 +79,6 @@ def mirrored_widths(levels: dict[str, Level], stride: int, widest: int) -> list[
         widths.append(min(by_stride.get(stride, halved), widest))
         stride //= 2
     return widths
-
-
-def _block(in_channels: int, channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-        group_norm(channels),
-        nn.ReLU(),
-    )
 
 
 class Autoencoder(Head):

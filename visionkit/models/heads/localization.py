@@ -13,7 +13,7 @@ from visionkit.config.schema import Count, Fraction, Natural, Positive
 from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.boxes import rescale_boxes
-from visionkit.ops.layers import constant_bias, group_norm, masked_mean, valid_cells
+from visionkit.ops.layers import constant_bias, conv_norm_relu, masked_mean, valid_cells
 from visionkit.ops.losses import giou_loss
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
@@ -183,10 +183,6 @@ def conv_tower(in_channels: int, channels: int, num_convs: int) -> tuple[nn.Modu
     """`num_convs` times 3x3 convolution, group norm, ReLU; and the channels that come out."""
     layers: list[nn.Module] = []
     for _ in range(num_convs):
-        layers += [
-            nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-            group_norm(channels),
-            nn.ReLU(),
-        ]
+        layers += conv_norm_relu(in_channels, channels)
         in_channels = channels
     return nn.Sequential(*layers), in_channels

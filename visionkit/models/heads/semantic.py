@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +15,12 @@ from visionkit.errors import ConfigError
 from visionkit.metrics.confusion import ConfusionMatrix
 from visionkit.models.heads.classification import pick_level
 from visionkit.models.heads.pixel_loss import PixelLoss, semantic_maps
-from visionkit.ops.layers import group_norm, masked_mean, valid_cells
+from visionkit.ops.layers import Norm, conv_norm_relu, group_norm, masked_mean, valid_cells
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 MAX_STRIDE = 16  # coarser maps are too coarse to tell pixels apart
 MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
 PYRAMID_STRIDE = 32  # coarser levels of a pyramid add nothing to this one
-
-Norm = Literal["batch", "group"]
 
 
 class ImageNorm(nn.BatchNorm2d):
@@ -35,15 +33,6 @@ class ImageNorm(nn.BatchNorm2d):
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
-
-
-def conv_norm_relu(
-    channels: int, out: int, norm: Norm, *, kernel: int = 3, dilation: int = 1
-) -> list[nn.Module]:
-    """A convolution that keeps the size of its map, a norm and a ReLU."""
-    padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(channels, out, kernel, padding=padding, dilation=dilation, bias=False)
-    return [conv, nn.BatchNorm2d(out) if norm == "batch" else group_norm(out), nn.ReLU()]
 
 
 class ASPP(nn.Module):
@@ -304,10 +293,7 @@ def _branch(width: int, channels: int, factor: int) -> nn.ModuleList:
     """One stage for each doubling up to `factor`, at least one."""
     stages = max(1, factor.bit_length() - 1)
     widths = [width, *[channels] * stages]
-    return nn.ModuleList(
-        nn.Sequential(nn.Conv2d(a, b, 3, padding=1, bias=False), group_norm(b), nn.ReLU())
-        for a, b in pairwise(widths)
-    )
+    return nn.ModuleList(nn.Sequential(*conv_norm_relu(a, b)) for a, b in pairwise(widths))
 
 
 def _refined(x: Tensor, branch: nn.Module, size: Sequence[int]) -> Tensor:
