@@ -88,7 +88,7 @@ def test_a_gzip_file_that_says_it_holds_far_more_is_a_bomb(tmp_path, monkeypatch
     zeros = bytes(1_000_000)
     assert len(Idx(idx(tmp_path, (100, 100, 100), zeros))) == 100  # too small to do harm
     monkeypatch.setattr(module, "_SMALL", 999_999)
-    with pytest.raises(DataError, match=r"i.gz of \d+ bytes says that it holds 1000000: too many"):
+    with pytest.raises(DataError, match=r"i.gz of \d+ bytes claims to hold 1000000: too many"):
         Idx(idx(tmp_path, (100, 100, 100), zeros))
     noise = np.random.default_rng(0).bytes(1_000_000)
     assert len(Idx(idx(tmp_path, (100, 100, 100), noise))) == 100

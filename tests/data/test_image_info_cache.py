@@ -241,6 +241,10 @@ cache.close()
     assert both.find("/a/a-1.png", (1, 2)) is None
 
 
+def test_without_images_nothing_is_written(root):
+    assert inspect_images([]) == [] and not root.exists()
+
+
 def test_an_image_has_one_row(root):
     for change in range(100):
         ImageInfoCache("/a").add([("/a/1.png", (1, change), ImageInfo())])

@@ -230,8 +230,10 @@ def inspect_images(paths: Sequence[Path], name: str = "images") -> list[ImageInf
 
     A file with the same path, size and modification time is not inspected again.
     """
+    if not paths:
+        return []
     full = [os.path.abspath(path) for path in paths]
-    cache = ImageInfoCache(os.path.commonpath([*map(os.path.dirname, full)] or [os.sep]))
+    cache = ImageInfoCache(os.path.commonpath([*map(os.path.dirname, full)]))
     found: dict[str, ImageInfo] = {}
     unknown: list[str] = []
     for path in dict.fromkeys(full):
