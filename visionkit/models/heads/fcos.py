@@ -40,9 +40,9 @@ class Output(NamedTuple):
 
 
 class FCOS(OneStageHead):
-    """Objects of any number, each with class, score and box.
+    """One-stage detection without anchors (Tian et al. 2019).
 
-    All levels need the same number of channels, as an FPN gives them. The score of a detection
+    All levels need the same number of channels, as those of an FPN have. The score of a detection
     is sqrt(class probability x centerness).
 
     num_convs: convolutions before the predictors, in each of the two branches.

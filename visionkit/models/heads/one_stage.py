@@ -45,9 +45,9 @@ class Locations(NamedTuple):
 
 
 class OneStageHead(Head):
-    """Base of the heads for objects of any number, each with class, score and box.
+    """Base of the heads that detect objects, each with class, score and box, in one stage.
 
-    All levels need the same number of channels, as an FPN gives them.
+    All levels need the same number of channels, as those of an FPN have.
 
     center_radius: locations within so many cells of an object's center may detect it.
     score_threshold, pre_nms_top_n: detections must score higher, and be among the best of their

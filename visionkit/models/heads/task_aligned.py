@@ -50,9 +50,10 @@ class Assigned(NamedTuple):
 
 
 class TaskAligned(OneStageHead):
-    """Objects of any number, each with class, score and box.
+    """One-stage detection with task-aligned assignment; scores are trained to be IoUs (Feng et al.
+    2021).
 
-    All levels need the same number of channels, as an FPN gives them.
+    All levels need the same number of channels, as those of an FPN have.
 
     num_convs: convolutions before the predictors, in each of the two branches, shared by all
         levels; each level has its own batch norms (Lyu et al. 2022, arXiv 2212.07784).
