@@ -256,7 +256,7 @@ def test_outlines_farther_than_ten_times_the_image_are_found(tmp_path, value):
 @pytest.mark.parametrize(("width", "is_far"), [(123, True), (124, False), (1000, False)])
 def test_a_coordinate_of_four_digits_is_far_in_a_small_image_alone(tmp_path, width, is_far):
     data = content(plain(2))
-    data["images"] = [{**IMAGES[0], "width": width, "height": 500}]
+    data["images"] = [{**IMAGES[0], "width": width, "height": 100}]
     data["annotations"][1]["segmentation"] = [[1, 2, 1234.5, 4, 5, 6]]
     (tmp_path / "a.json").write_text(json.dumps(data))
     assert read_index(tmp_path / "a.json").mask_faults.count == is_far

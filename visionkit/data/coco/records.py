@@ -41,15 +41,15 @@ _IMAGE = {"id", "file_name", "height", "width"}
 _IMAGE_COLUMNS = (*_IMAGE, "class_id", "identity", "semantic")
 
 
-class ImageReader:
-    """Reads image records in chunks; faults of single records are added to `problems`."""
+class RecordReader:
+    """Reads records in chunks; faults of single records are added to `problems`."""
 
     def __init__(self, problems: Problems):
         self.problems = problems
-        self._columns = Gathered()
         self.count = 0
-        self.keys: set[str] = set()  # those in `extras` of some image
+        self.keys: set[str] = set()  # those in `extras` of some record
         self.non_object: NonObject | None = None  # the first element that is not an object
+        self._columns = Gathered()
 
     def __call__(self, text: bytes) -> int | None:
         """Read the text of some records; see `reader.read_list`."""
@@ -63,6 +63,13 @@ class ImageReader:
         if self.non_object is None and records:
             self._columns.add(self._read(records))
             self.count += len(records)
+
+    def _read(self, records: Sequence[Record]) -> Columns:
+        raise NotImplementedError
+
+
+class ImageReader(RecordReader):
+    """Reads image records."""
 
     def table(self) -> ImageTable:
         """All records."""
@@ -107,44 +114,30 @@ class ImageReader:
         }
 
 
-class AnnotationReader:
-    """Reads annotations in chunks, by msgspec where it is installed and they are plain.
+class AnnotationReader(RecordReader):
+    """Reads annotations, by msgspec where it is installed and they are plain.
 
-    Faults of single records are added to `problems`, those of segmentations to `mask_faults`.
     What depends on other records is checked later, by `index`.
     """
 
     def __init__(self, problems: Problems):
-        self.problems = problems
+        super().__init__(problems)
         self.mask_faults: list[tuple[int, str]] = []  # places in the list, and what is wrong
-        self._columns = Gathered()
-        self.count = 0
-        self.keys: set[str] = set()  # those in `extras` of some annotation
-        self.non_object: NonObject | None = None  # the first element that is not an object
 
     def __call__(self, text: bytes) -> int | None:
         """Read the text of some annotations; see `reader.read_list`."""
         plain = fast_json.decode(text) if fast_json else None
         columns = _plain_columns(plain) if plain else None
-        if plain and columns:
-            self._columns.add(columns)
-            self.count += len(plain)
-            return None
-        records, end = elements(text)
-        self.add(records)
-        return end
-
-    def add(self, records: Sequence[Any]) -> None:
-        """Read some annotations."""
-        self.non_object = self.non_object or first_non_object(records, self.count)
-        if self.non_object is None and records:
-            self._columns.add(self._read(records))
-            self.count += len(records)
+        if not plain or not columns:
+            return super().__call__(text)
+        self._columns.add(columns)
+        self.count += len(plain)
+        return None
 
     @property
     def extents(self) -> tuple[np.ndarray, np.ndarray]:
         """`reach` and `outline` of all annotations; see `segmentations.pack`."""
-        return self._columns.column("reach", float), self._columns.column("outline", float)
+        return self._columns.column("reach", float), self._columns.column("outline", np.float32)
 
     def table(self, image_ids: np.ndarray) -> ObjectTable:
         """All annotations; `image_ids` are those of the image table."""

@@ -118,10 +118,10 @@ def pack(segmentations: Sequence[Any], *, typed: bool = False) -> dict[str, np.n
         sizes[i], bitmaps[i] = rle["size"], _compressed(rle)
     return {
         "points": points,
-        "polygon_lengths": lengths // 2,
+        "polygon_lengths": (lengths // 2).astype(np.int32),
         "polygons": counts,
         "counts": np.frombuffer(b"".join(bitmaps), np.uint8),
-        "count_lengths": np.fromiter(map(len, bitmaps), np.int64, len(bitmaps)),
+        "count_lengths": np.fromiter(map(len, bitmaps), np.int32, len(bitmaps)),
         "sizes": sizes,
         **_extents(points, lengths // 2, counts),
     }
@@ -146,7 +146,7 @@ def find_fault(segmentation: Any) -> str:
 
 def _extents(points: np.ndarray, lengths: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
     """How far the polygons of each object reach, see `pack`; those of polygons first."""
-    reach, outline = np.zeros(len(counts)), np.zeros(len(counts))
+    reach, outline = np.zeros(len(counts)), np.zeros(len(counts), np.float32)
     if len(points):
         starts = lengths.cumsum() - lengths
         low, high = (

@@ -47,7 +47,7 @@ def packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
         sizes = [len(text.encode("utf-8", "surrogatepass")) for text in texts]
     return {
         name: np.frombuffer(data.encode("utf-8", "surrogatepass"), np.uint8),
-        f"{name}_sizes": np.array(sizes, np.int64),
+        f"{name}_sizes": np.array(sizes, np.int32),
     }
 
 
@@ -167,8 +167,12 @@ class Gathered:
         return column if width is None else column.reshape(-1, width)
 
     def offsets(self, name: str) -> np.ndarray:
-        """(N+1,) the sums of the sizes before each row of that column, and of all."""
-        return np.concatenate([[0], np.cumsum(self.column(name, np.int64))])
+        """(N+1,) the sums of the int32 sizes before each row of that column, and of all; frees
+        it."""
+        ends = np.zeros(len(self.column(name, np.int32)) + 1, np.int64)
+        np.cumsum(self.column(name, np.int32), out=ends[1:])
+        self._bytes.pop(name, None)
+        return ends
 
     def texts(self, name: str) -> Texts:
         """The strings that `packed` put into the chunks."""
