@@ -171,7 +171,7 @@ def test_files_of_the_same_bytes_are_found(tmp_path):
     paths = [tmp_path / f"{i}.jpg" for i in range(5)]
     for path, seed in zip(paths, (0, 1, 0, 2, 1), strict=True):
         path.write_bytes(image("JPEG", seed=seed))
-    paths[3].write_bytes(b"broken")
+    paths[3].write_bytes(b"corrupt")
     assert duplicate_files(inspect_images([*paths, paths[3]])) == [[0, 2], [1, 4]]
 
 
@@ -198,7 +198,7 @@ def shapes(tmp_path):
 def test_images_and_semantic_maps_of_coco_data(shapes):
     data = Coco(shapes / "images", shapes / "annotations.json")
     assert dataset_faults(data) == []
-    data.image_path(1).write_bytes(b"broken")
+    data.image_path(1).write_bytes(b"corrupt")
     Image.new("RGB", (48, 48)).save(data.image_path(3))
     Image.new("L", (47, 48)).save(data.image_path(4))
     Image.new("RGB", (48, 48)).save(data.map_path(2))
@@ -219,7 +219,7 @@ def test_an_unreadable_image_of_several_crops_is_reported_once(shapes):
     data = Crops(str(shapes / "images"), str(shapes / "annotations.json"), min_size=4)
     path = data.image_path(0)
     assert Counter(data.image_path(i) for i in range(len(data)))[path] > 1
-    path.write_bytes(b"broken")
+    path.write_bytes(b"corrupt")
     assert [(f.index, f.kind) for f in dataset_faults(data)] == [(0, "damaged")]
 
 

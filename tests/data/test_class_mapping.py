@@ -57,7 +57,7 @@ def test_labeled_leaves_out_the_objects_of_other_classes(shapes):
     ]
 
 
-def test_class_maps_are_renumbered(shapes):
+def test_semantic_maps_are_renumbered(shapes):
     names = ("star", "background", "circle", "ring", "square", "triangle")
     own = shapes.classes["semantic"].names
     seen = ClassMappedDataset(shapes, {"semantic": names}, None)
@@ -244,7 +244,7 @@ class TestFederated:
         assert math.isnan(score([other, dog, cat], [3, 1, 0])["bbox/AP/owl"])
         assert score([other, dog, cat], [0, 1, 0])["bbox/AP/cat"] < 0.6
 
-    def test_bad_lists_are_told_with_their_place(self, dataset):
+    def test_bad_lists_are_reported_with_their_place(self, dataset):
         path = dataset.annotations
         data = json.loads(path.read_text())
         data["images"][0]["neg_category_ids"] = [17]

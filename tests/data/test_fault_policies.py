@@ -113,7 +113,7 @@ def test_duplicates_are_those_of_one_image_class_and_box(tmp_path):
     assert opened.num_objects == 4
 
 
-def test_a_rounding_beyond_the_border_is_no_fault(tmp_path):
+def test_rounding_beyond_the_border_is_not_a_finding(tmp_path):
     data = content("")
     data["annotations"][1] |= {"bbox": [14.5, 2, 6.4, 8.3], "area": 50}
     opened = save(tmp_path, data)
@@ -219,7 +219,7 @@ def test_the_page_has_the_table_of_kinds():
     assert "\n".join(rows) in PAGE.read_text(), "\n" + "\n".join(rows)
 
 
-def test_what_is_left_out_is_ignored_in_painted_maps_and_not_remarked_on(tmp_path):
+def test_dropped_objects_are_ignored_in_painted_maps_and_by_other_checks(tmp_path):
     """An object whose box is elsewhere, and whose area is wrong, too."""
     data = content("outside-box")
     odd = data["annotations"][1]

@@ -90,7 +90,7 @@ def test_a_folder_with_a_longer_name_is_not_inside(tmp_path):
         Coco(str(data.images), str(data.annotations))
 
 
-def test_class_maps_behind_links_are_refused_too(tmp_path):
+def test_semantic_maps_behind_links_are_refused_too(tmp_path):
     content = small()
     content["images"][0]["semantic"] = "maps/a.png"
     content["semantic_classes"] = ["x"]

@@ -175,7 +175,7 @@ def test_every_image_below_the_folder(tmp_path):
         data[4]
 
 
-def test_images_are_turned_upright_unless_told_not_to(tmp_path):
+def test_images_are_turned_upright_unless_exif_is_ignored(tmp_path):
     image = Image.new("RGB", (6, 4))
     exif = image.getexif()
     exif[0x0112] = 6  # a quarter turn
@@ -189,7 +189,7 @@ def test_faults(tmp_path):
         Images(str(tmp_path / "none"))
     with pytest.raises(DataError, match="has no images"):
         Images(str(tmp_path))
-    (tmp_path / "a.png").write_bytes(b"broken")
+    (tmp_path / "a.png").write_bytes(b"corrupt")
     data = Images(str(tmp_path))
     with pytest.raises(DataError, match=r"a\.png"):
         data[0]

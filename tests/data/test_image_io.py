@@ -122,7 +122,7 @@ def test_color_profiles_change_nothing(tmp_path, profile):
         assert pixel(tmp_path / f"a.{suffix}") == [9, 90, 200]
 
 
-def test_a_broken_exif_record_says_nothing(tmp_path):
+def test_a_corrupt_exif_record_is_ignored(tmp_path):
     for record in (b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b""):
         Image.new("L", (5, 4), 7).save(tmp_path / "a.jpg", exif=record)
         assert read_image(tmp_path / "a.jpg").shape == (3, 4, 5)
@@ -182,7 +182,7 @@ def test_size_is_checked_before_decoding(tmp_path):
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "XML"),
     ],
 )
-def test_files_that_are_no_images(tmp_path, content, message):
+def test_files_that_are_not_images(tmp_path, content, message):
     path = tmp_path / "a.jpg"
     if content is not None:
         path.write_bytes(content)
@@ -191,7 +191,7 @@ def test_files_that_are_no_images(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-def test_what_is_no_file_is_no_image(tmp_path):
+def test_what_is_not_a_regular_file_is_not_an_image(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")  # to open it would wait for ever
     for path, message in (
         (tmp_path, "is a folder"),
@@ -206,7 +206,7 @@ def test_what_is_no_file_is_no_image(tmp_path):
 
 def test_no_name_can_forge_a_line_of_the_log(tmp_path):
     for name in ("a\nerror: all is lost.jpg", "\x1b[2J.jpg", "\x9b\u202egpj.exe", "b\udcff.jpg"):
-        (tmp_path / name).write_bytes(b"broken")
+        (tmp_path / name).write_bytes(b"corrupt")
         with pytest.raises(DataError) as caught:
             read_image(tmp_path / name)
         assert str(caught.value).isprintable()

@@ -1,4 +1,4 @@
-"""Images with class maps: numbers, palettes and colors, pairing, and what is refused."""
+"""Images with semantic maps: numbers, palettes and colors, pairing, and what is refused."""
 
 import numpy as np
 import pytest

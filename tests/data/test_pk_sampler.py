@@ -95,7 +95,7 @@ def test_few_identities_fill_a_batch_with_more_images():
     assert max(total.values()) < 1.2 * min(total.values())
 
 
-def test_single_images_are_left_out_where_others_can_teach():
+def test_single_images_are_not_used_where_other_identities_suffice():
     identities = np.array([0, 0, 1, 1, 2, 3, -1, -1])
     seen = {i for batch in batches(identities, 4, 2, 20) for i in images(batch)}
     assert seen == {0, 1, 2, 3}

@@ -1,4 +1,4 @@
-"""Generated shapes: a real COCO data set, the same for the same seed, consistent in all labels."""
+"""Generated shapes: a real COCO dataset, the same for the same seed, consistent in all labels."""
 
 import json
 
@@ -104,7 +104,7 @@ def test_the_same_seed_gives_the_same_bytes(folder, tmp_path):
     assert contents(tmp_path / "other")["000001.jpg"] != contents(folder)["000001.jpg"]
 
 
-def test_only_data_sets_of_its_kind_are_replaced(tmp_path):
+def test_only_generated_datasets_are_replaced(tmp_path):
     out = tmp_path / "out"
     generate_shapes(out, images=2, size=48, seed=0)
     generate_shapes(out, images=3, size=48, seed=0)
@@ -135,7 +135,7 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_data_set_class_draws_once_into_the_cache(tmp_path, monkeypatch):
+def test_the_dataset_class_draws_once_into_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VISIONKIT_CACHE", str(tmp_path))
     first = Shapes(num_images=4, size=64, seed=1)
     times = [path.stat().st_mtime_ns for path in tmp_path.rglob("*")]

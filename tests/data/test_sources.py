@@ -94,7 +94,7 @@ def test_grouped_batches_are_of_few_shapes_in_no_order_of_shape():
     assert len(set(first[::8])) == 3
 
 
-def test_a_grouped_batch_repeats_a_image_only_where_two_passes_meet():
+def test_a_grouped_batch_repeats_an_image_only_where_two_passes_meet():
     for batch in take(grouped(8, 4), 40):  # several passes in each pool
         assert len({index for index, _ in batch}) == 4
 

@@ -28,8 +28,8 @@ class Data:
     keys = ("class_id",)
     classes: ClassVar = {"class_id": Classes(("a", "b"), (0, 1))}
 
-    def __init__(self, count, broken, identities=None):
-        self.count, self.broken = count, set(broken)
+    def __init__(self, count, corrupt, identities=None):
+        self.count, self.corrupt = count, set(corrupt)
         self.image_ids = [100 + i for i in range(count)]
         self.identities = identities
 
@@ -37,14 +37,14 @@ class Data:
         return self.count
 
     def __getitem__(self, index):
-        if index in self.broken:
+        if index in self.corrupt:
             raise DataError(f"image {index}.jpg is empty")
         image = torch.full((3, 32, 32), index, dtype=torch.uint8)
         return Sample(image, self.image_ids[index], (32, 32), class_id=index % 2)
 
 
-def source(broken, count=60, skip=True, **options):
-    data = Data(count, broken, options.pop("identities", None))
+def source(corrupt, count=60, skip=True, **options):
+    data = Data(count, corrupt, options.pop("identities", None))
     flips = [HorizontalFlip(p=0.5)]
     return Source("main", ["x"], data, data, 6, 32, flips, skip_unreadable=skip, **options)
 
@@ -66,21 +66,21 @@ def flat(batches):
 
 
 def test_the_replacement_depends_on_neither_workers_nor_start(caplog):
-    broken = {3, 17, 40}
+    corrupt = {3, 17, 40}
     whole = shown(source(()).train_batches(seed=1, start=0, workers=0), 20)
-    found = shown(source(broken).train_batches(seed=1, start=0, workers=0), 20)
+    found = shown(source(corrupt).train_batches(seed=1, start=0, workers=0), 20)
     for plain, mended in zip(whole, found, strict=True):
         for before, after in zip(plain, mended, strict=True):
-            assert (after not in broken) and (after == before or before in broken)
+            assert (after not in corrupt) and (after == before or before in corrupt)
     changed = {p for p, m in zip(flat(whole), flat(found), strict=True) if p != m}
-    assert changed == broken
-    assert shown(source(broken).train_batches(seed=1, start=0, workers=2), 20) == found
-    assert shown(source(broken).train_batches(seed=1, start=7, workers=0), 13) == found[7:]
-    other = shown(source(broken).train_batches(seed=2, start=0, workers=0), 20)
+    assert changed == corrupt
+    assert shown(source(corrupt).train_batches(seed=1, start=0, workers=2), 20) == found
+    assert shown(source(corrupt).train_batches(seed=1, start=7, workers=0), 13) == found[7:]
+    other = shown(source(corrupt).train_batches(seed=2, start=0, workers=0), 20)
     assert other != found
 
 
-def test_each_turn_has_its_own_substitute():
+def test_each_turn_has_its_own_replacement():
     found = shown(source({5}, count=30).train_batches(seed=0, start=0, workers=0), 50)
     plain = shown(source((), count=30).train_batches(seed=0, start=0, workers=0), 50)
     turns = [m for p, m in zip(flat(plain), flat(found), strict=True) if p == 5]
@@ -101,9 +101,9 @@ def test_each_is_named_once_and_all_are_counted(caplog, workers):
     assert messages[-1].endswith("6 times") and len(data.unreadable.times) == 2
 
 
-@pytest.mark.parametrize(("count", "broken", "ends"), [(60, 10, False), (60, 11, True)])
-def test_too_many_end_training(count, broken, ends):
-    batches = source(range(broken), count).train_batches(seed=0, start=0, workers=0)
+@pytest.mark.parametrize(("count", "corrupt", "ends"), [(60, 10, False), (60, 11, True)])
+def test_too_many_end_training(count, corrupt, ends):
+    batches = source(range(corrupt), count).train_batches(seed=0, start=0, workers=0)
     if not ends:
         shown(batches, 30)
         return
@@ -111,7 +111,7 @@ def test_too_many_end_training(count, broken, ends):
         shown(batches, 30)
 
 
-def test_one_in_a_hundred_may_be_broken():
+def test_one_in_a_hundred_may_be_unreadable():
     assert [source((), n).unreadable.limit for n in (5, 1000, 1100, 250_000)] == [10, 10, 11, 2500]
 
 
@@ -120,14 +120,14 @@ def test_nothing_that_can_be_read():
         shown(source(range(4), 4).train_batches(seed=0, start=0, workers=0), 1)
 
 
-def test_a_substitute_shows_the_same_identity_where_batches_are_made_of_them():
+def test_a_replacement_has_the_same_identity_where_batches_are_made_of_them():
     identities = np.repeat(np.arange(6), 5)
     options = {"count": 30, "identities": identities, "images_per_identity": 3}
-    broken = {0, 7, 25}
+    corrupt = {0, 7, 25}
     for seed in range(3):
-        data = source(broken, **options)
+        data = source(corrupt, **options)
         for batch in shown(data.train_batches(seed=seed, start=0, workers=0), 9):
-            assert not broken & set(batch)
+            assert not corrupt & set(batch)
             groups = identities[batch].reshape(2, 3)
             assert (groups == groups[:, :1]).all()
 
@@ -172,7 +172,7 @@ def images(folder, split):
     return sorted((folder / split / "images").iterdir())
 
 
-def test_all_broken_images_are_listed_before_training(shapes, capsys):
+def test_all_unreadable_images_are_listed_before_training(shapes, capsys):
     images(shapes, "train")[2].write_bytes(b"")
     images(shapes, "train")[5].write_bytes(image("PNG", (30, 32)))
     images(shapes, "val")[0].write_bytes(images(shapes, "val")[0].read_bytes()[:99])

@@ -125,7 +125,7 @@ def test_a_worker_that_waits_is_not_taken_to_hang(monkeypatch):
             next(batches)
 
 
-# --- what data sets and transforms of others may do ---
+# --- what custom datasets and transforms may do ---
 
 
 class Odd(DataError):

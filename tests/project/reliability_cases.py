@@ -180,11 +180,11 @@ CASES: dict[int, list[str]] = {
     52: [
         "data/test_check_images.py::test_each_fault_is_found_with_its_place",
         "data/test_check_images.py::test_a_jpeg_without_its_end_mark_is_judged_alike",
-        "data/test_image_io.py::test_files_that_are_no_images",
-        "data/test_image_io.py::test_what_is_no_file_is_no_image",
+        "data/test_image_io.py::test_files_that_are_not_images",
+        "data/test_image_io.py::test_what_is_not_a_regular_file_is_not_an_image",
         "data/test_image_io.py::test_damaged_files_give_data_errors_only",
         "data/test_image_io.py::test_the_content_decides_not_the_suffix",
-        "data/test_unreadable_images.py::test_all_broken_images_are_listed_before_training",
+        "data/test_unreadable_images.py::test_all_unreadable_images_are_listed_before_training",
     ],
     54: [
         "data/test_image_io.py::test_each_mode_has_exact_values",
@@ -476,7 +476,7 @@ CASES: dict[int, list[str]] = {
     162: [
         "data/test_file_names.py::test_names_that_leave_the_folder_are_refused",
         "data/test_file_names.py::test_links_that_lead_out_are_refused_unless_they_are_allowed",
-        "data/test_file_names.py::test_class_maps_behind_links_are_refused_too",
+        "data/test_file_names.py::test_semantic_maps_behind_links_are_refused_too",
         "data/test_file_names.py::test_no_name_in_annotations_can_forge_a_line",
         "data/test_coco_faults.py::test_each_fault_has_a_place_and_a_reason",
     ],
