@@ -44,7 +44,6 @@ WORDS = {
     r"\bfigures\b": "metrics, numbers",
     r"\bdoors?\b": "validation",
     r"\bstrangers?\b": "unknown",
-    r"\bknown by name\b|\bby its name\b": "by name",
     r"\bwhat it gives\b": "returns",
     r"\bthat is there already\b|\bis there already\b": "already exists",
     r"\bobituary\b|\blast words\b": "plain words",
