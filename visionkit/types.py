@@ -137,14 +137,14 @@ class Batch:
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
         targets = [{key: move(value) for key, value in t.items()} for t in self.targets]
-        return Batch(move(self.images), targets)  # type: ignore[arg-type]
+        return Batch(move(self.images), targets)  # type: ignore[arg-type]  # of Target
 
     def pin_memory(self) -> Batch:
         def pin(value: Any) -> Any:
             return value.pin_memory() if isinstance(value, Tensor) else value
 
         targets = [{key: pin(value) for key, value in t.items()} for t in self.targets]
-        return Batch(pin(self.images), targets)  # type: ignore[arg-type]
+        return Batch(pin(self.images), targets)  # type: ignore[arg-type]  # of Target
 
 
 class Backbone(Protocol):

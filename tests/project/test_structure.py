@@ -1,6 +1,7 @@
 """The package's house rules: short files and functions, few entries at the top."""
 
 import ast
+import re
 
 import pytest
 
@@ -31,6 +32,15 @@ def test_no_file_is_too_long():
 def test_no_function_is_too_long():
     found = {str(path.relative_to(ROOT)): long_functions(path) for path in FILES}
     assert not {path: functions for path, functions in found.items() if functions}
+
+
+def test_what_mypy_is_not_to_report_has_a_reason():
+    """After the comment, or in one on the line above."""
+    for path in PACKAGE.rglob("*.py"):
+        lines = path.read_text().splitlines()
+        for before, line in zip(["", *lines], lines, strict=False):
+            if "type: ignore" in line and not re.match(r" *# ", before):
+                assert re.search(r"# type: ignore\[[\w,-]+\]  # \w", line), (path, line)
 
 
 def test_the_top_of_the_package_has_few_entries():

@@ -53,7 +53,7 @@ class ClassMappedDataset:
         self._tables: dict[str, np.ndarray] = {}  # the new label of each label of the dataset
         self._labeled: dict[str, np.ndarray] = {}  # (K,) bool, by class_key
         if not hasattr(dataset, "semantic_truth"):  # a method only if the dataset has it
-            self.semantic_truth = None  # type: ignore[method-assign,assignment]
+            self.semantic_truth = None  # type: ignore[method-assign,assignment]  # none
         ignore_others = getattr(dataset, "other_classes", "error") == "ignore"
         _check_labeled(labeled, dataset.classes)
         for key, own in dataset.classes.items():

@@ -151,7 +151,7 @@ def _with_boxes(batch: Batch, predictions: list[Prediction]) -> Batch:
     for target, found in zip(batch.targets, predictions, strict=True):
         sizes = {key: target[key] for key in ("image_id", "size", "orig_size")}
         boxes = rescale_boxes(found["boxes"], target["orig_size"], target["size"])
-        targets.append({**sizes, "boxes": boxes})  # type: ignore[typeddict-item]
+        targets.append({**sizes, "boxes": boxes})  # type: ignore[typeddict-item]  # of Target
     return Batch(batch.images, targets)
 
 

@@ -29,7 +29,7 @@ from visionkit.runs import files
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # on Windows
 
 log = logging.getLogger("visionkit")
 CONTENT = (

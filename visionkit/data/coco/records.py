@@ -33,7 +33,7 @@ from visionkit.data.coco.tables import Gathered, ImageTable, ObjectTable, packed
 try:
     from visionkit.data.coco import fast_json
 except ImportError:  # the extra `fast` is not installed
-    fast_json = None  # type: ignore[assignment]
+    fast_json = None  # type: ignore[assignment]  # optional
 
 Columns = dict[str, np.ndarray]
 
