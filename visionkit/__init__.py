@@ -18,7 +18,15 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.engine.evaluate import evaluate
     from visionkit.engine.predict import Prediction, Predictor, load, predict
     from visionkit.engine.train import train
-    from visionkit.errors import VisionkitError
+    from visionkit.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DivergedError,
+        Preempted,
+        ResourceError,
+        VisionkitError,
+    )
     from visionkit.types import Backbone, Batch, Dataset, Evaluator, Head, Level, Loss, Target
 
 _HOME = {
@@ -32,6 +40,12 @@ _HOME = {
     "load": "engine.predict",
     "predict": "engine.predict",
     "train": "engine.train",
+    "CheckpointError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "DivergedError": "errors",
+    "Preempted": "errors",
+    "ResourceError": "errors",
     "VisionkitError": "errors",
     "Backbone": "types",
     "Batch": "types",
@@ -45,14 +59,20 @@ _HOME = {
 __all__ = [
     "Backbone",
     "Batch",
+    "CheckpointError",
     "Config",
+    "ConfigError",
+    "DataError",
     "Dataset",
+    "DivergedError",
     "Evaluator",
     "Head",
     "Level",
     "Loss",
     "Prediction",
     "Predictor",
+    "Preempted",
+    "ResourceError",
     "Sample",
     "Target",
     "VisionkitError",
