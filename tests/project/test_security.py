@@ -199,7 +199,7 @@ def test_exported_programs_are_not_weights(tmp_path):
             archive.writestr(f"script/{name}", b"3\n")
     (tmp_path / "model.onnx").write_bytes(b"\x08\x07\x12\x07pytorch")
     for name in ("script.pt", "model.onnx"):
-        with pytest.raises(CheckpointError, match=rf"{name}.*give the state_dict"):
+        with pytest.raises(CheckpointError, match=rf"{name}.*use a file with the state_dict"):
             read(str(tmp_path / name))
 
 
