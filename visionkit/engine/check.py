@@ -53,10 +53,6 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     used: dict[str, Any] = field(default_factory=lambda: data_summary((), ()))
 
-    @property
-    def has_errors(self) -> bool:
-        return any(found.severity == "error" for found in self.findings)
-
     @contextmanager
     def catching(self, where: str = "") -> Iterator[None]:
         """A VisionkitError becomes findings, and the check continues after the block."""
@@ -156,7 +152,8 @@ def _check_first_batches(
     prediction and evaluators. An error names the part of the config that raised it."""
     dtype = pick_precision(config.train.precision, next(model.parameters()).device)
     # An unreadable image of the first batch was reported already.
-    reported = suppress(DataError) if report.has_errors else nullcontext()
+    any_error = any(found.severity == "error" for found in report.findings)
+    reported = suppress(DataError) if any_error else nullcontext()
     learner = Learner(model, config.train, 1, dtype)
     wrap_calls(model, lambda key, call: _named(key, call, config))
     for source in sources:

@@ -40,7 +40,7 @@ from visionkit.errors import CheckpointError, ConfigError, unknown
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
 from visionkit.runs import checkpoint, directory, files
-from visionkit.types import Classes
+from visionkit.types import Classes, Dataset
 
 log = logging.getLogger("visionkit")
 INIT_HEADS = "init_heads"  # in `train.freeze`: all heads that `init_from` reuses
@@ -83,7 +83,7 @@ def setup(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> 
     total_steps = settings.steps or (settings.epochs or 0) * steps_per_epoch  # one is given
     learner = Learner(model, settings, total_steps, dtype)
     progress = Progress(config, run, total_steps, steps_per_epoch)
-    sizes = {name: len(getattr(source, split)) for name, source, split in _splits(sources)}
+    sizes = {name: len(dataset) for name, dataset in _datasets(sources)}
     state = TrainingState(config, run, classes, learner, progress, sizes)
     if saved is not None:
         state.restore(saved)
@@ -267,18 +267,17 @@ def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> No
 def _fingerprint(config: Config, sources: list[Source]) -> dict[str, Any]:
     """What all ranks of a training must have in common."""
     facts: dict[str, Any] = {"torch": torch.__version__}
-    for name, source, split in _splits(sources):
-        dataset = getattr(source, split)
+    for name, dataset in _datasets(sources):
         facts[name] = f"with {len(dataset)} images"
         facts[f"classes of {name}"] = str({key: c.names for key, c in dataset.classes.items()})
     settings = {key: v for key, v in config.to_dict().items() if key not in ("output", "name")}
     return facts | flattened(settings)
 
 
-def _splits(sources: list[Source]) -> Iterator[tuple[str, Source, str]]:
+def _datasets(sources: list[Source]) -> Iterator[tuple[str, Dataset]]:
     for source in sources:
-        for split, _ in iter_splits(source):
-            yield f"data.{source.name}.{split}", source, split
+        for split, dataset in iter_splits(source):
+            yield f"data.{source.name}.{split}", dataset
 
 
 def log_data_summary(

@@ -176,8 +176,9 @@ def _changes_since(
     saved: dict[str, Any], config: dict[str, Any], images: dict[str, int]
 ) -> list[str]:
     """What makes the rest of the run differ from what it would have been."""
-    changes = _changes(saved["config"], config)
-    texts = [f"{key}: {new} instead of {old}" for key, (old, new) in changes.items()]
+    old, new = flattened(saved["config"]), flattened(config)
+    keys = [key for key in {**old, **new} if key != "output"]
+    texts = [f"{k}: {new.get(k)} instead of {old.get(k)}" for k in keys if new.get(k) != old.get(k)]
     before, now = saved["world_size"], collectives.world_size()
     if before != now:
         texts.append(f"{now} ranks instead of {before}")
@@ -188,22 +189,11 @@ def _changes_since(
 
 
 def flattened(settings: Any, key: str = "") -> dict[str, Any]:
-    """The values of nested dicts by their dotted keys."""
+    """The values of nested dicts by their dotted keys; tuples as lists."""
     if not isinstance(settings, dict):
-        return {key: settings}
+        return {key: list(settings) if isinstance(settings, tuple) else settings}
     parts = (flattened(v, f"{key}.{name}" if key else name) for name, v in settings.items())
     return {name: value for part in parts for name, value in part.items()}
-
-
-def _changes(old: Any, new: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found: dict[str, tuple[Any, Any]] = {}
-        for name in {**old, **new}:
-            found |= _changes(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        return found
-    same = old == new or (isinstance(old, (list, tuple)) and list(old) == list(new or ()))
-    return {} if same or key == "output" else {key: (old, new)}
 
 
 class NanGuard:
