@@ -54,8 +54,6 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("visionkit/config", r'mobilenet pictures regnet|"Pictures": "Images"'): "old types",
     ("visionkit/models", r"trunk_output"): "torchvision's module",
 }
-# Places that still use words of the list. A place that is clean must be removed from here.
-PENDING = {"visionkit/models"}
 
 PLACES = {
     **{
@@ -91,13 +89,7 @@ def offenses(text, place=""):
     return found
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        pytest.param(place, marks=pytest.mark.xfail(strict=True)) if place in PENDING else place
-        for place in PLACES
-    ],
-)
+@pytest.mark.parametrize("place", PLACES)
 def test_words_of_the_field(place):
     found = [
         f"{path.relative_to(ROOT)}:{offense}"

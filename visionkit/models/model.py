@@ -121,7 +121,7 @@ class VisionModel(nn.Module):
         return checked_predictions(head, found, len(batch))
 
     def evaluator(self, head: str, dataset: Dataset) -> Evaluator:
-        """A fresh evaluator of that head's predictions on a data set."""
+        """A new evaluator of the head's predictions on a dataset."""
         return checked_evaluator(head, self.head(head).evaluator(dataset))
 
     def weighted(self, values: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

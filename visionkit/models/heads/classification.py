@@ -119,7 +119,7 @@ class Classification(Head):
 
 
 def pick_level(levels: dict[str, Level], level: str | None, *, default: str) -> str:
-    """`level`, or `default` without one; ConfigError if the model has no such feature map."""
+    """`level`, or `default` if it is None; ConfigError if the model does not have it."""
     if level is None:
         return default
     if level not in levels:

@@ -18,7 +18,7 @@ from visionkit.models.heads.pixel_loss import PixelLoss, semantic_maps
 from visionkit.ops.layers import Norm, conv_norm_relu, group_norm, masked_mean, valid_cells
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
-MAX_STRIDE = 16  # coarser maps are too coarse to tell pixels apart
+MAX_STRIDE = 16  # coarser maps do not separate pixels
 MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
 PYRAMID_STRIDE = 32  # coarser levels of a pyramid add nothing to this one
 

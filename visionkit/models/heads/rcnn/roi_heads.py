@@ -199,8 +199,8 @@ class SampledRegions(NamedTuple):
     possible: Tensor | None  # (R, K + 1) bool: what each may show; None: its class alone
 
     def positive(self, known: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Boxes and matched objects for each image, and labels for all: the regions of objects
-        whose mask is known, as `known` (M_i,) bool of each image tells."""
+        """Boxes and matched objects of each image, and the labels of all: the regions of objects
+        whose mask is known; `known` is (M_i,) bool for each image."""
         keep = []
         for matched, image_known in zip(self.matched, known, strict=True):
             keep.append(matched >= 0)
