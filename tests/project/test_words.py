@@ -67,7 +67,9 @@ PLACES = {
         if p.is_dir() and p.name != "images"
     },
     "configs": sorted((ROOT / "configs").glob("*.yaml")),
-    "scripts": sorted(p for p in (ROOT / "scripts").rglob("*") if p.is_file()),
+    "scripts": sorted(
+        p for p in (ROOT / "scripts").rglob("*") if p.is_file() and p.suffix != ".pyc"
+    ),
     "README.md": [ROOT / "README.md"],
     "CONTRIBUTING.md": [ROOT / "CONTRIBUTING.md"],
     "pyproject.toml": [ROOT / "pyproject.toml"],
