@@ -8,11 +8,14 @@ from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import collate
 from visionkit.distributed.losses import loss_values
 from visionkit.models.backbones.torchvision import Torchvision
-from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
+from visionkit.models.heads.anchors import AnchorGenerator, Anchors
+from visionkit.models.heads.matching import GroundTruth, Matcher, Sampler
 from visionkit.models.heads.rcnn.roi_heads import marginal_targets
+from visionkit.models.heads.rcnn.rpn import RPN, RPNOutput, TopN
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
 from visionkit.ops.losses import marginal_cross_entropy
+from visionkit.types import Level
 
 # The layer with the class logits of each head that finds objects.
 CLASS_LAYERS = {
@@ -114,12 +117,22 @@ def test_a_region_is_background_unless_an_unlabeled_class_is_more_probable():
     assert torch.equal(marginal_targets(logits, possible), expected)
 
 
-def test_background_that_looks_like_an_object_is_not_sampled_where_it_is_ignored():
-    sampler = MatcherSampler(0.5, 0.5, best_for_each=False, batch_size=8, positive_fraction=0.5)
+def test_an_anchor_that_looks_like_an_object_is_not_background_where_classes_are_unlabeled():
+    rpn = RPN(
+        AnchorGenerator({"c": Level(8, 8)}, None, [1.0]),
+        Matcher(0.5, 0.5, best_for_each=False),
+        Sampler(batch_size=8, positive_fraction=0.5),
+        convs=1,
+        train=TopN(1, 1),
+        test=TopN(1, 1),
+        nms_iou=0.7,
+        score_threshold=0.0,
+    )
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]])
+    outputs = RPNOutput(
+        torch.tensor([[1.0, 1, -1]]), torch.zeros(1, 3, 4), Anchors(boxes, [3], (64, 64))
+    )
     objects = GroundTruth(boxes[:1], torch.zeros(1).long(), boxes[:0], None)
-    ignored = torch.tensor([True, True, False])
-    _, positive, negative = sampler(boxes, objects, ignored)
-    assert positive.tolist() == [0] and negative.tolist() == [2]
-    _, _, negative = sampler(boxes, objects)
-    assert sorted(negative.tolist()) == [1, 2]
+    assert rpn.loss(outputs, [objects])["objectness"].count == 3
+    partly = objects._replace(labeled=torch.tensor([True, False]))
+    assert rpn.loss(outputs, [partly])["objectness"].count == 2

@@ -10,11 +10,13 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.ops import box_iou
 
 from visionkit.errors import ConfigError
-from visionkit.models.heads.rcnn.matching import (
+from visionkit.models.heads.anchors import AnchorGenerator
+from visionkit.models.heads.matching import (
     BACKGROUND,
     IGNORED,
     GroundTruth,
-    MatcherSampler,
+    Matcher,
+    Sampler,
     ground_truth_of,
 )
 from visionkit.models.heads.rcnn.roi_heads import (
@@ -24,7 +26,6 @@ from visionkit.models.heads.rcnn.roi_heads import (
     mask_targets,
     paste,
 )
-from visionkit.models.heads.rcnn.rpn import AnchorGenerator
 from visionkit.types import Level
 
 LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}
@@ -40,8 +41,9 @@ def objects(boxes, crowds=()):
 
 def test_anchors_by_hand():
     anchors = AnchorGenerator(LEVELS, None, [0.25, 1.0])
-    cells = [torch.zeros(1, 8, 2, 3), torch.zeros(1, 8, 1, 2)]
-    result = anchors(cells)  # of an image of 16 x 24
+    features = {"fine": torch.zeros(1, 8, 2, 3), "coarse": torch.zeros(1, 8, 1, 2)}
+    result, per_level, image_size = anchors(features)
+    assert per_level == [2 * 6, 2 * 2] and image_size == (16, 24)
     assert result.shape == (2 * (6 + 2), 4)
     assert result[0].tolist() == [-64, -16, 64, 16]  # size 8 * 8, height / width = 1/4
     assert result[1].tolist() == [-32, -32, 32, 32]
@@ -64,35 +66,35 @@ def test_anchor_sizes_must_fit_the_levels(sizes):
 # --- matching and sampling ---
 
 
-def match_naively(sampler, boxes, objects):
+def match_naively(matcher, boxes, objects):
     iou = box_iou(boxes, objects.boxes)
     matched = []
     for row in iou:
         best = row.max().item()
-        known = best >= sampler.fg_iou
-        if sampler.best_for_each:
+        known = best >= matcher.fg_iou
+        if matcher.best_for_each:
             known |= any(0 < row[m] == iou[:, m].max() for m in range(len(row)))
-        otherwise = IGNORED if best >= sampler.bg_iou else BACKGROUND
+        otherwise = IGNORED if best >= matcher.bg_iou else BACKGROUND
         matched.append(int(row.argmax()) if known else otherwise)
     return matched
 
 
 @pytest.mark.parametrize("best_for_each", [True, False])
 def test_matching_equals_a_naive_loop(best_for_each):
-    sampler = MatcherSampler(0.6, 0.3, best_for_each, 10, 0.5)
+    matcher = Matcher(0.6, 0.3, best_for_each)
     corner = torch.rand(300, 2) * 50
     boxes = torch.cat([corner, corner + torch.rand(300, 2) * 30 + 1], 1)
     truth = GroundTruth(boxes[:7] + 2, torch.zeros(7), boxes[:0], None)
-    matched = sampler.match(boxes, truth)
-    assert matched.tolist() == match_naively(sampler, boxes, truth)
+    matched = matcher(boxes, truth)
+    assert matched.tolist() == match_naively(matcher, boxes, truth)
     assert {BACKGROUND, IGNORED} < set(matched.tolist())
 
 
 def test_an_object_that_no_box_touches_matches_nothing():
     boxes = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]])
-    sampler = MatcherSampler(0.7, 0.3, True, 10, 0.5)
+    matcher = Matcher(0.7, 0.3, best_for_each=True)
     far = objects([[100.0, 100, 110, 110]])
-    assert sampler.match(boxes, far).tolist() == [BACKGROUND, BACKGROUND]
+    assert matcher(boxes, far).tolist() == [BACKGROUND, BACKGROUND]
 
 
 def test_background_in_a_crowd_is_ignored_but_objects_there_are_not():
@@ -100,7 +102,7 @@ def test_background_in_a_crowd_is_ignored_but_objects_there_are_not():
         [[0.0, 0, 10, 10], [14, 0, 24, 10], [16, 0, 26, 10], [0, 12, 4, 16], [50, 50, 60, 60]]
     )
     truth = objects([[0.0, 0, 10, 10]], crowds=[[0.0, 0, 20, 20]])
-    matched = MatcherSampler(0.5, 0.5, False, 10, 0.5).match(boxes, truth)
+    matched = Matcher(0.5, 0.5, best_for_each=False)(boxes, truth)
     assert matched.tolist() == [0, IGNORED, BACKGROUND, IGNORED, BACKGROUND]
 
 
@@ -123,11 +125,11 @@ def test_crowds_are_not_objects():
 def test_sampling_counts_and_randomness():
     boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(100, 1)
     boxes[30:] += 200
-    truth = objects([[0.0, 0, 10, 10]])
+    matched = Matcher(0.5, 0.5, best_for_each=False)(boxes, objects([[0.0, 0, 10, 10]]))
 
     def draw(batch_size, fraction):
         torch.manual_seed(3)
-        _, positive, negative = MatcherSampler(0.5, 0.5, False, batch_size, fraction)(boxes, truth)
+        positive, negative = Sampler(batch_size, fraction)(matched, None)
         assert (positive < 30).all()
         assert (negative >= 30).all()
         assert len({*positive.tolist(), *negative.tolist()}) == len(positive) + len(negative)

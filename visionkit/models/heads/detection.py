@@ -9,9 +9,11 @@ from torch import Tensor
 
 from visionkit.config.schema import Count, Fraction, Positive
 from visionkit.metrics.coco.evaluator import CocoEvaluator
-from visionkit.models.heads.rcnn.matching import (
+from visionkit.models.heads.anchors import AnchorGenerator
+from visionkit.models.heads.matching import (
     GroundTruth,
-    MatcherSampler,
+    Matcher,
+    Sampler,
     ground_truth_of,
     labeled,
     zero_losses,
@@ -29,7 +31,7 @@ from visionkit.models.heads.rcnn.roi_heads import (
     used_rows,
     valid_rows,
 )
-from visionkit.models.heads.rcnn.rpn import RPN, AnchorGenerator, TopN
+from visionkit.models.heads.rcnn.rpn import RPN, TopN
 from visionkit.ops.nms import Among, detections
 from visionkit.ops.roi_align import flatten_boxes
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
@@ -102,7 +104,8 @@ class FasterRCNN(Head):
         super().__init__()
         self.rpn = RPN(
             AnchorGenerator(levels, anchor_sizes, anchor_ratios),
-            MatcherSampler(rpn_fg_iou, rpn_bg_iou, True, rpn_batch_size, rpn_positive_fraction),
+            Matcher(rpn_fg_iou, rpn_bg_iou, best_for_each=True),
+            Sampler(rpn_batch_size, rpn_positive_fraction),
             convs=rpn_convs,
             train=TopN(rpn_pre_nms_train, rpn_post_nms_train),
             test=TopN(rpn_pre_nms_test, rpn_post_nms_test),
@@ -112,7 +115,8 @@ class FasterRCNN(Head):
         self.roi_heads = RoIHeads(
             len(classes),
             RoIPooler(levels, roi_levels, box_pool_size, sampling_ratio),
-            MatcherSampler(box_fg_iou, box_bg_iou, False, box_batch_size, box_positive_fraction),
+            Matcher(box_fg_iou, box_bg_iou, best_for_each=False),
+            Sampler(box_batch_size, box_positive_fraction),
             hidden=box_hidden,
             score_threshold=box_score_threshold,
             nms_iou=box_nms_iou,
@@ -146,7 +150,7 @@ class FasterRCNN(Head):
         (B,), the detections of each image. The rows behind them are zero.
         """
         outputs = self.rpn(features)
-        inside = outputs.image_size if sizes is None else sizes
+        inside = outputs.anchors.image_size if sizes is None else sizes
         proposals, count = self.rpn.propose(outputs, inside, self.rpn.test_top)
         return self.roi_heads.detect(features, proposals, count, inside)
 

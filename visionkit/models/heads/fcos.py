@@ -17,14 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from visionkit.config.schema import Fraction, Natural, NonNegative
-from visionkit.models.heads.one_stage import (
-    Locations,
-    OneStageHead,
-    Prior,
-    locations_first,
-    prior_bias,
-)
+from visionkit.config.schema import Fraction, Natural, NonNegative, Positive
+from visionkit.models.heads.dense import DenseHead, Prior, cells_first, prior_bias
+from visionkit.models.heads.locations import Locations, locations_of
 from visionkit.ops.boxes import area
 from visionkit.ops.layers import constant_bias, group_norm
 from visionkit.ops.losses import giou_loss, sigmoid_focal_loss
@@ -39,7 +34,7 @@ class Output(NamedTuple):
     centerness_logits: Tensor  # (B, P)
 
 
-class FCOS(OneStageHead):
+class FCOS(DenseHead):
     """One-stage detection without anchors (Tian et al. 2019).
 
     All levels need the same number of channels, as those of an FPN have. The score of a detection
@@ -47,9 +42,10 @@ class FCOS(OneStageHead):
 
     num_convs: convolutions before the predictors, in each of the two branches.
     norm: `group` normalization after each of them (the paper's), or `none`.
+    center_radius: locations within so many cells of an object's center may detect it.
     focal_alpha, focal_gamma, prior: of the focal loss, and the class probability at the start
         (Lin et al. 2017).
-    kwargs: the other arguments of `OneStageHead`.
+    kwargs: the other arguments of `DenseHead`.
     """
 
     def __init__(
@@ -59,6 +55,7 @@ class FCOS(OneStageHead):
         *,
         num_convs: Natural = 4,
         norm: Literal["group", "none"] = "group",
+        center_radius: Positive = 1.5,
         focal_alpha: Fraction = 0.25,
         focal_gamma: NonNegative = 2.0,
         prior: Prior = 0.01,
@@ -66,16 +63,18 @@ class FCOS(OneStageHead):
         **kwargs: Any,
     ) -> None:
         super().__init__(levels, score_threshold=score_threshold, **kwargs)
+        self.center_radius = center_radius
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.head = Branches(self.channels, len(classes), num_convs, norm, prior)
 
     def outputs(self, features: dict[str, Tensor]) -> Output:
         return self.head([features[name] for name in self.levels])
 
-    def scores_and_distances(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def dense_predictions(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Locations]:
         output = self.outputs(features)
         centerness = output.centerness_logits.sigmoid()[..., None]
-        return (output.class_logits.sigmoid() * centerness).sqrt(), output.distances
+        scores = (output.class_logits.sigmoid() * centerness).sqrt()
+        return scores, output.distances, locations_of(self.levels, features)
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         """Sums over the locations; the count is of those that lie in an object.
@@ -91,7 +90,7 @@ class FCOS(OneStageHead):
         if len(labeled) < len(batch):
             output = Output(*(tensor[labeled] for tensor in output))
         truth = Truth.of([batch.targets[i] for i in labeled], output.distances.device)
-        return self._losses(output, self.locations(features), truth)
+        return self._losses(output, locations_of(self.levels, features), truth)
 
     def _losses(self, output: Output, locations: Locations, truth: Truth) -> dict[str, Loss]:
         ranges = side_ranges(self.levels, locations)
@@ -216,10 +215,10 @@ class Branches(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Output:
         class_logits, distances, centerness_logits = [], [], []
         for level in levels:
-            class_logits.append(locations_first(self.classification_head(level)))
+            class_logits.append(cells_first(self.classification_head(level)))
             boxes, centerness = self.regression_head(level)
-            distances.append(locations_first(boxes))
-            centerness_logits.append(locations_first(centerness)[..., 0])
+            distances.append(cells_first(boxes))
+            centerness_logits.append(cells_first(centerness)[..., 0])
         return Output(
             torch.cat(class_logits, 1), torch.cat(distances, 1), torch.cat(centerness_logits, 1)
         )

@@ -17,14 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.config.schema import Count, Fraction, Natural, NonNegative
-from visionkit.models.heads.one_stage import (
-    Locations,
-    OneStageHead,
-    Prior,
-    locations_first,
-    prior_bias,
-)
+from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive
+from visionkit.models.heads.dense import DenseHead, Prior, cells_first, prior_bias
+from visionkit.models.heads.locations import Locations, locations_of
 from visionkit.ops.boxes import box_iou
 from visionkit.ops.layers import constant_bias
 from visionkit.ops.losses import giou_loss, quality_focal_loss
@@ -49,7 +44,7 @@ class Assigned(NamedTuple):
     loss_mask: Tensor  # (P, K) bool: False where it is not known whether 0 is right
 
 
-class TaskAligned(OneStageHead):
+class TaskAligned(DenseHead):
     """One-stage detection with task-aligned assignment; scores are trained to be IoUs (Feng et al.
     2021).
 
@@ -57,11 +52,12 @@ class TaskAligned(OneStageHead):
 
     num_convs: convolutions before the predictors, in each of the two branches, shared by all
         levels; each level has its own batch norms (Lyu et al. 2022, arXiv 2212.07784).
+    center_radius: locations within so many cells of an object's center may detect it.
     top_k: how many locations of all levels detect an object, at most.
     alpha, beta: exponents of score and IoU in the alignment that chooses them.
     box_weight: of the box loss against the classification loss.
     prior: the class probability at the start (Lin et al. 2017).
-    kwargs: the other arguments of `OneStageHead`.
+    kwargs: the other arguments of `DenseHead`.
     """
 
     draw_threshold = 0.4  # scores are trained to be IoUs
@@ -72,6 +68,7 @@ class TaskAligned(OneStageHead):
         classes: Sequence[str],
         *,
         num_convs: Natural = 2,
+        center_radius: Positive = 1.5,
         top_k: Count = 10,
         alpha: NonNegative = 0.5,
         beta: NonNegative = 6.0,
@@ -81,7 +78,7 @@ class TaskAligned(OneStageHead):
         **kwargs: Any,
     ) -> None:
         super().__init__(levels, score_threshold=score_threshold, **kwargs)
-        self.top_k = top_k
+        self.center_radius, self.top_k = center_radius, top_k
         self.alpha, self.beta, self.box_weight = alpha, beta, box_weight
         self.classification = Branch(self.channels, len(classes), num_convs, len(levels))
         self.regression = Branch(self.channels, 4, num_convs, len(levels))
@@ -93,9 +90,10 @@ class TaskAligned(OneStageHead):
         class_logits, log_distances = self.classification(maps), self.regression(maps)
         return Output(class_logits, log_distances.clamp(max=MAX_LOG_DISTANCE).exp())
 
-    def scores_and_distances(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def dense_predictions(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Locations]:
         output = self.outputs(features)
-        return output.class_logits.sigmoid(), output.distances
+        scores = output.class_logits.sigmoid()
+        return scores, output.distances, locations_of(self.levels, features)
 
     def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
         """Sums over the locations; the count is the sum of their target scores.
@@ -105,7 +103,7 @@ class TaskAligned(OneStageHead):
         anything about a class that is not labeled in its image, but from an object of that class.
         """
         output = self.outputs(features)
-        locations = self.locations(features)
+        locations = locations_of(self.levels, features)
         class_loss = output.class_logits[:0].sum()
         box_loss = output.distances[:0].sum()
         total = class_loss.detach()
@@ -233,7 +231,7 @@ class Branch(nn.Module):
         for x, norms in zip(maps, self.norms, strict=True):
             for conv, norm in zip(self.convs, norms.children(), strict=True):
                 x = F.relu(_normalized(norm, conv(x)), inplace=True)
-            outputs.append(locations_first(self.predict(x)))
+            outputs.append(cells_first(self.predict(x)))
         return torch.cat(outputs, 1)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from visionkit.errors import ConfigError
-from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
+from visionkit.models.heads.matching import GroundTruth, Matcher, Sampler
 from visionkit.ops.boxes import clip, decode, encode
 from visionkit.ops.losses import marginal_cross_entropy
 from visionkit.ops.nms import Among, suppress
@@ -49,7 +49,8 @@ class RoIHeads(nn.Module):
         self,
         num_classes: int,
         pool: RoIPooler,
-        sampler: MatcherSampler,
+        matcher: Matcher,
+        sampler: Sampler,
         *,
         hidden: int | None,
         score_threshold: float,
@@ -60,7 +61,7 @@ class RoIHeads(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.pool = pool
-        self.sampler = sampler
+        self.matcher, self.sampler = matcher, sampler
         hidden = hidden or 4 * pool.channels
         self.box_head = BoxHead(pool.channels, pool.size, hidden)
         self.box_predictor = BoxPredictor(hidden, num_classes)
@@ -83,7 +84,8 @@ class RoIHeads(nn.Module):
         boxes, matches, classes, targets = [], [], [], []
         for found, used, truth in zip(proposals, count.tolist(), truths, strict=True):
             found = torch.cat([found[:used], truth.boxes])
-            matched, positive, negative = self.sampler(found, truth)
+            matched = self.matcher(found, truth)
+            positive, negative = self.sampler(matched, truth.noise)
             sampled = torch.cat([positive, negative])
             boxes.append(found[sampled])
             matches.append(matched[sampled])

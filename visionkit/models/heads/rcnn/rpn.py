@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.errors import ConfigError
-from visionkit.models.heads.rcnn.matching import GroundTruth, MatcherSampler
+from visionkit.models.heads.anchors import AnchorGenerator, Anchors
+from visionkit.models.heads.matching import BACKGROUND, IGNORED, GroundTruth, Matcher, Sampler
 from visionkit.ops.boxes import clip, decode, encode
 from visionkit.ops.nms import suppress
-from visionkit.types import Level, Loss
+from visionkit.types import Loss
 
 MIN_EXTENT = 1e-3  # pixels; proposals that are thinner than that are dropped
 
@@ -23,9 +23,7 @@ class RPNOutput(NamedTuple):
 
     logits: Tensor  # (B, N)
     offsets: Tensor  # (B, N, 4)
-    anchors: Tensor  # (N, 4)
-    per_level: list[int]  # how many of the N belong to each level
-    image_size: tuple[int, int]  # (h, w) of the batch with its padding
+    anchors: Anchors
 
 
 class TopN(NamedTuple):
@@ -46,7 +44,8 @@ class RPN(nn.Module):
     def __init__(
         self,
         anchors: AnchorGenerator,
-        sampler: MatcherSampler,
+        matcher: Matcher,
+        sampler: Sampler,
         *,
         convs: int,
         train: TopN,
@@ -58,21 +57,15 @@ class RPN(nn.Module):
         self.levels = list(anchors.levels)
         self.anchors = anchors
         self.head = RPNHead(anchors.levels[self.levels[0]].channels, anchors.per_cell, convs)
-        self.sampler = sampler
+        self.matcher, self.sampler = matcher, sampler
         self.train_top, self.test_top = train, test
         self.nms_iou = nms_iou
         self.score_threshold = score_threshold
 
     def forward(self, features: dict[str, Tensor]) -> RPNOutput:
-        pyramid = [features[name] for name in self.levels]
-        logits, offsets = zip(*(self.head(level) for level in pyramid), strict=True)
-        return RPNOutput(
-            torch.cat(logits, 1),
-            torch.cat(offsets, 1),
-            self.anchors(pyramid),
-            [level.shape[1] for level in logits],
-            self.anchors.image_size(pyramid),
-        )
+        maps = (self.head(features[name]) for name in self.levels)
+        logits, offsets = zip(*maps, strict=True)
+        return RPNOutput(torch.cat(logits, 1), torch.cat(offsets, 1), self.anchors(features))
 
     @torch.no_grad()
     def propose(
@@ -94,11 +87,13 @@ class RPN(nn.Module):
         Where some classes are not labeled, an anchor that is taken for an object and matches
         none may be one of theirs; it is not taught that it shows background.
         """
-        anchors = outputs.anchors
+        anchors = outputs.anchors.corners
         logits, is_object, offsets, targets = [], [], [], []
         for index, truth in enumerate(truths):
-            ignored = outputs.logits[index] > 0 if truth.partially_labeled else None
-            matched, positive, negative = self.sampler(anchors, truth, ignored)
+            matched = self.matcher(anchors, truth)
+            if truth.partially_labeled:
+                matched[(matched == BACKGROUND) & (outputs.logits[index] > 0)] = IGNORED
+            positive, negative = self.sampler(matched, truth.noise)
             logits.append(outputs.logits[index, torch.cat([positive, negative])])
             is_object.append(torch.ones(len(positive), device=anchors.device))
             is_object.append(torch.zeros(len(negative), device=anchors.device))
@@ -140,79 +135,12 @@ class RPNHead(nn.Module):
         return logits, offsets.unflatten(1, (-1, 4))
 
 
-class AnchorGenerator(nn.Module):
-    """The same few boxes around the corner of every cell of every level.
-
-    sizes: for each level, the square roots of the anchors' areas, in input pixels; by default one
-        size, eight times the stride. Every level has equally many, since they share one predictor.
-    ratios: height divided by width. Each size comes in each ratio.
-    """
-
-    shapes: Tensor
-
-    def __init__(
-        self,
-        levels: dict[str, Level],
-        sizes: Sequence[Sequence[float]] | None,
-        ratios: Sequence[float],
-    ) -> None:
-        super().__init__()
-        if sizes is None:
-            sizes = [[8 * level.stride] for level in levels.values()]
-        lengths = [len(level_sizes) for level_sizes in sizes]
-        if len(lengths) != len(levels) or len(set(lengths)) != 1:
-            raise ConfigError(
-                f"anchor_sizes: got lists of {lengths} sizes; expected equally many for each of "
-                f"the {len(levels)} levels {[*levels]}"
-            )
-        self.per_cell = lengths[0] * len(ratios)
-        if not self.per_cell:
-            raise ConfigError("anchor_sizes, anchor_ratios: give at least one of each")
-        self.levels = levels
-        shapes = torch.stack([_shapes(level_sizes, ratios) for level_sizes in sizes])
-        self.register_buffer("shapes", shapes, persistent=False)  # (levels, A, 4)
-
-    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
-        """All anchors (N, 4), level by level, row by row."""
-        image_size = self.image_size(pyramid)
-        return torch.cat(
-            [
-                _at_every_cell(shapes, feature.shape[-2:], image_size)
-                for shapes, feature in zip(self.shapes, pyramid, strict=True)
-            ]
-        )
-
-    def image_size(self, pyramid: Sequence[Tensor]) -> tuple[int, int]:
-        """The (h, w) of the batch with its padding, a multiple of the finest level's stride."""
-        stride = next(iter(self.levels.values())).stride
-        h, w = pyramid[0].shape[-2:]
-        return h * stride, w * stride
-
-
-def _shapes(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
-    """Anchors (A, 4) around the origin, in whole pixels, ratio by ratio."""
-    root = torch.tensor(ratios, dtype=torch.float32).sqrt()[:, None]
-    scale = torch.tensor(sizes, dtype=torch.float32)
-    w, h = (scale * (1 / root)).flatten(), (scale * root).flatten()
-    return (torch.stack([-w, -h, w, h], dim=1) / 2).round()
-
-
-def _at_every_cell(shapes: Tensor, grid: Sequence[int], image_size: tuple[int, int]) -> Tensor:
-    # Not the level's stride: it differs where a level is padded, and torchvision does so too.
-    stride_y, stride_x = (pixels // cells for pixels, cells in zip(image_size, grid, strict=True))
-    y = torch.arange(grid[0], device=shapes.device) * stride_y
-    x = torch.arange(grid[1], device=shapes.device) * stride_x
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    corners = torch.stack([x, y, x, y], dim=-1)  # (h, w, 4)
-    return (corners[:, :, None] + shapes).view(-1, 4)
-
-
 def _best_of_each_level(outputs: RPNOutput, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (B, n, 4), logits (B, n) and level indices (n,) of the highest logits per level."""
     parts = zip(
-        outputs.logits.float().split(outputs.per_level, 1),
-        outputs.offsets.float().split(outputs.per_level, 1),
-        outputs.anchors.split(outputs.per_level),
+        outputs.logits.float().split(outputs.anchors.per_level, 1),
+        outputs.offsets.float().split(outputs.anchors.per_level, 1),
+        outputs.anchors.corners.split(outputs.anchors.per_level),
         strict=True,
     )
     boxes, logits, levels = [], [], []

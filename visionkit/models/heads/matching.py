@@ -1,4 +1,4 @@
-"""Matches boxes to objects, and samples the boxes to learn from."""
+"""Matches boxes to objects, and samples the boxes to learn from. For any head with boxes."""
 
 from __future__ import annotations
 
@@ -45,45 +45,25 @@ def ground_truth_of(target: Target) -> GroundTruth:
 
 
 @dataclass(frozen=True)
-class MatcherSampler:
-    """Matches boxes to objects and samples a few of them for the loss (Ren et al. 2015).
+class Matcher:
+    """Matches boxes to objects by their overlap (Ren et al. 2015).
 
     fg_iou: a box that overlaps an object by at least this is positive.
     bg_iou: a box that overlaps every object by less is background. The boxes between are ignored,
         as is background that lies by more than half in a crowd region.
     best_for_each: whether the boxes that overlap an object most are positive however small the
         overlap is (for the object that they overlap most, if that is another).
-    batch_size, positive_fraction: boxes to sample per image; largest share of positives.
     """
 
     fg_iou: float
     bg_iou: float
     best_for_each: bool
-    batch_size: int
-    positive_fraction: float
 
     def __post_init__(self) -> None:
         if self.bg_iou > self.fg_iou:
             raise ConfigError(f"bg_iou ({self.bg_iou}) must not exceed fg_iou ({self.fg_iou})")
 
-    def __call__(
-        self, boxes: Tensor, truth: GroundTruth, ignored: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The matches of all boxes (N, 4), and the indices of the sampled positives and negatives.
-
-        Background that `ignored` (N,) bool marks is not sampled.
-        """
-        matched = self.match(boxes, truth)
-        if ignored is not None:
-            matched[ignored & (matched == BACKGROUND)] = IGNORED
-        positive = torch.where(matched >= 0)[0]
-        negative = torch.where(matched == BACKGROUND)[0]
-        most = int(self.batch_size * self.positive_fraction)
-        positive = _sample(positive, most, truth.noise)
-        negative = _sample(negative, self.batch_size - len(positive), truth.noise)
-        return matched, positive, negative
-
-    def match(self, boxes: Tensor, truth: GroundTruth) -> Tensor:
+    def __call__(self, boxes: Tensor, truth: GroundTruth) -> Tensor:
         """For each box (N, 4) the index of its object, BACKGROUND or IGNORED: (N,) int64."""
         matched = torch.full((len(boxes),), BACKGROUND, device=boxes.device)
         if len(truth.boxes):
@@ -99,6 +79,24 @@ class MatcherSampler:
             in_crowd = box_ioa(boxes, truth.crowds).amax(1) > 0.5
             matched[in_crowd & (matched == BACKGROUND)] = IGNORED
         return matched
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws the boxes of an image that are in the loss (Ren et al. 2015).
+
+    batch_size, positive_fraction: boxes to draw; largest share of positives.
+    """
+
+    batch_size: int
+    positive_fraction: float
+
+    def __call__(self, matched: Tensor, noise: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Indices of the drawn positives and negatives, from a `Matcher`'s matches (N,)."""
+        positive = torch.where(matched >= 0)[0]
+        negative = torch.where(matched == BACKGROUND)[0]
+        positive = _sample(positive, int(self.batch_size * self.positive_fraction), noise)
+        return positive, _sample(negative, self.batch_size - len(positive), noise)
 
 
 def _sample(indices: Tensor, count: int, noise: torch.Generator | None) -> Tensor:

@@ -1,55 +1,38 @@
-"""What heads have in common that detect objects at every location of every level at once.
+"""What heads have in common that detect objects at every place of every level at once.
 
-A location is a cell of a feature map. For each, such a head predicts a score per class and the
-distances to the four sides of an object, in cells.
+A place is an anchor (`anchors.py`) or a location (`locations.py`). For each, such a head predicts a
+score per class and four numbers, which lead from the place to a box.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 
-from visionkit.config.schema import Count, Fraction, Positive, Range
+from visionkit.config.schema import Count, Fraction, Range
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
+from visionkit.models.heads.anchors import Anchors
+from visionkit.models.heads.locations import Locations
 from visionkit.ops.boxes import clip
 from visionkit.ops.nms import Among, detections, suppress
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Prediction
 
+Places: TypeAlias = Anchors | Locations
 Prior = Annotated[float, Range(low=0, high=0.5, open=True)]
 
 
-class Locations(NamedTuple):
-    """The P locations of all levels, one level after the other, in input pixels."""
-
-    centers: Tensor  # (P, 2): x, y
-    strides: Tensor  # (P,): side of a cell
-    per_level: list[int]
-    image_size: tuple[int, int]  # (h, w) of the batch with its padding
-
-    def boxes(self, distances: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
-        """Boxes (..., 4) at `distances` (..., 4), in cells, from the locations `index` (...)."""
-        centers = self.centers[index]
-        pixels = distances * self.strides[index][..., None]
-        return torch.cat([centers - pixels[..., :2], centers + pixels[..., 2:]], -1)
-
-    def contained(self, boxes: Tensor) -> Tensor:
-        """Whether each location lies within each of the boxes (..., N, 4): (..., N, P) bool."""
-        x, y = self.centers.T
-        x1, y1, x2, y2 = boxes[..., None].unbind(-2)
-        return torch.minimum(torch.minimum(x - x1, x2 - x), torch.minimum(y - y1, y2 - y)) > 0
-
-
-class OneStageHead(Head):
+class DenseHead(Head):
     """Base of the heads that detect objects, each with class, score and box, in one stage.
+
+    A subclass adds its layers, `dense_predictions` and `loss`.
 
     All levels need the same number of channels, as those of an FPN have.
 
-    center_radius: locations within so many cells of an object's center may detect it.
     score_threshold, pre_nms_top_n: detections must score higher, and be among the best of their
         level, to enter the non-maximum suppression.
     nms_iou, max_detections: overlap at which the weaker of two detections goes, and how many stay
@@ -67,7 +50,6 @@ class OneStageHead(Head):
         levels: dict[str, Level],
         *,
         score_threshold: Fraction,
-        center_radius: Positive = 1.5,
         pre_nms_top_n: Count = 1000,
         nms_iou: Fraction = 0.6,
         nms: Among = "class",
@@ -81,29 +63,24 @@ class OneStageHead(Head):
                 "add `neck: {type: FPN}`"
             )
         self.levels, self.channels = levels, next(iter(channels.values()))
-        self.center_radius = center_radius
         self.score_threshold, self.pre_nms_top_n = score_threshold, pre_nms_top_n
         self.nms_iou, self.nms, self.max_detections = nms_iou, nms, max_detections
 
-    def scores_and_distances(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """For each of P locations the scores (B, P, K) of the classes and distances (B, P, 4)."""
+    def dense_predictions(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Places]:
+        """For P places the scores (B, P, K) of the classes, and the offsets or distances (B, P, 4)
+        from which `Places.boxes` computes the boxes."""
         raise NotImplementedError
-
-    def locations(self, features: dict[str, Tensor]) -> Locations:
-        return locations_of(self.levels, features)
 
     def forward(
         self, features: dict[str, Tensor], sizes: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The best of each level, M in all: `boxes` (B, M, 4) in input pixels, `scores` and
         `labels` (B, M). M depends on the size of the batch's images and `pre_nms_top_n` alone."""
-        scores, distances = self.scores_and_distances(features)
-        locations = self.locations(features)
-        index, labels, best = best_of_each_level(scores, locations.per_level, self.pre_nms_top_n)
-        distances = distances.gather(1, index[..., None].expand(-1, -1, 4))
-        boxes = clip(
-            locations.boxes(distances, index), locations.image_size if sizes is None else sizes
-        )
+        scores, offsets, places = self.dense_predictions(features)
+        index, labels, best = best_of_each_level(scores, places.per_level, self.pre_nms_top_n)
+        offsets = offsets.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes = places.boxes(offsets, index)
+        boxes = clip(boxes, places.image_size if sizes is None else sizes)
         return {"boxes": boxes, "scores": best, "labels": labels}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
@@ -123,39 +100,16 @@ class OneStageHead(Head):
         return CocoEvaluator(dataset, types=("bbox",))
 
 
-def locations_of(levels: dict[str, Level], features: dict[str, Tensor]) -> Locations:
-    finest, *_ = levels
-    h, w = features[finest].shape[-2:]
-    image_size = h * levels[finest].stride, w * levels[finest].stride
-    grids = [grid(features[name], level.stride, image_size) for name, level in levels.items()]
-    strides = [
-        centers.new_full((len(centers),), level.stride)
-        for centers, level in zip(grids, levels.values(), strict=True)
-    ]
-    return Locations(torch.cat(grids), torch.cat(strides), [*map(len, grids)], image_size)
-
-
-def grid(feature: Tensor, stride: int, image_size: tuple[int, int]) -> Tensor:
-    """Centers (h * w, 2), x and y in input pixels, of the cells of `feature` (B, C, h, w)."""
-    h, w = feature.shape[-2:]
-    # Levels coarser than 32 rarely divide the padded image. Like torchvision, whose weights
-    # were trained so, their locations are spread evenly over it.
-    step_y, step_x = (stride, stride) if stride <= 32 else (image_size[0] // h, image_size[1] // w)
-    y = torch.arange(h, device=feature.device, dtype=torch.float32) * step_y
-    x = torch.arange(w, device=feature.device, dtype=torch.float32) * step_x
-    return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], 2).reshape(-1, 2)
-
-
 def best_of_each_level(
     scores: Tensor, per_level: Sequence[int], top_n: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Location, class and score, each (B, M), of the `top_n` best of each level of `scores`
+    """Place, class and score, each (B, M), of the `top_n` best of each level of `scores`
     (B, P, K), or of all where there are fewer."""
     num_classes = scores.shape[-1]
     index, labels, best = [], [], []
     first = 0
     for level in scores.split(list(per_level), 1):
-        # The best pairs of location and class are at the best locations: far fewer to sort.
+        # The best pairs of place and class are at the best places: far fewer to sort.
         places = level.amax(2).topk(min(top_n, level.shape[1]), 1).indices
         pairs = level.gather(1, places[..., None].expand(-1, -1, num_classes)).flatten(1)
         top, pair = pairs.topk(min(top_n, pairs.shape[1]), 1)
@@ -166,7 +120,7 @@ def best_of_each_level(
     return torch.cat(index, 1), torch.cat(labels, 1), torch.cat(best, 1)
 
 
-def locations_first(maps: Tensor) -> Tensor:
+def cells_first(maps: Tensor) -> Tensor:
     """(B, C, h, w) to (B, h * w, C) in float32."""
     return maps.permute(0, 2, 3, 1).flatten(1, 2).float()
 

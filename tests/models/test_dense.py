@@ -1,10 +1,11 @@
-"""What one-stage heads have in common: locations, the best of each level, suppression."""
+"""What dense heads have in common: locations, the best of each level, suppression."""
 
 import pytest
 import torch
 
 from visionkit.models.heads import FCOS, TaskAligned
-from visionkit.models.heads.one_stage import best_of_each_level, locations_of
+from visionkit.models.heads.dense import best_of_each_level
+from visionkit.models.heads.locations import locations_of
 from visionkit.types import Batch, Level
 
 LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}
@@ -31,7 +32,7 @@ def head_that_finds_four(head_class, **arguments):
     centers, strides = locations.centers[places], locations.strides[places, None]
     distances[0, places, :2] = (centers - BOXES[:, :2]) / strides
     distances[0, places, 2:] = (BOXES[:, 2:] - centers) / strides
-    head.scores_and_distances = lambda features: (scores, distances)
+    head.dense_predictions = lambda features: (scores, distances, locations)
     return head
 
 
