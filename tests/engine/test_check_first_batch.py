@@ -22,7 +22,9 @@ def messages(spec, **overrides):
     return [f.message for f in visionkit.check(spec, overrides).findings if f.severity == "error"]
 
 
-@pytest.mark.parametrize("name", ["classification", "faster", "mask", "pyramid", "triplet", "vae"])
+@pytest.mark.parametrize(
+    "name", ["classification", "faster_rcnn", "mask_rcnn", "semantic", "embedding", "vae"]
+)
 def test_a_sound_config_has_no_errors_and_leaves_no_trace(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = torch.get_rng_state()

@@ -45,7 +45,7 @@ def test_losses_are_the_stored_ones(task):
 
 
 def test_every_recipe_is_stored_and_trains():
-    assert STORED["losses"].keys() == HEADS.keys()
+    assert STORED["losses"].keys() == HEADS.keys(), "run python tests/golden/write.py TASK"
     for columns in STORED["losses"].values():
         assert all(math.isfinite(x) for column in columns.values() for x in column)
         assert min(columns["grad_norm"]) > 0

@@ -14,7 +14,7 @@ def validation_losses(model, source):
     return {name: value for name, value in metrics.items() if "/loss/" in name}
 
 
-@pytest.mark.parametrize("name", ["classification", "localization", "fcos", "pyramid", "vae"])
+@pytest.mark.parametrize("name", ["classification", "localization", "fcos", "semantic", "vae"])
 def test_it_does_not_depend_on_how_images_are_put_into_batches(name):
     """Images hold different numbers of objects: a mean of the batches' means would depend on it."""
     model, (source,), _ = build_training(load_config(HEADS[name]), device=torch.device("cpu"))
@@ -29,7 +29,7 @@ def test_it_does_not_depend_on_how_images_are_put_into_batches(name):
 
 def test_it_is_the_loss_of_the_dataset_as_one_batch():
     """By hand: the cross-entropy of all pixels of five images."""
-    model, (source,), _ = build_training(load_config(HEADS["pyramid"]), device=torch.device("cpu"))
+    model, (source,), _ = build_training(load_config(HEADS["semantic"]), device=torch.device("cpu"))
     source.eval_batch_size = 5
     (batch,) = source.val_batches(workers=0)
     with torch.inference_mode():

@@ -23,6 +23,7 @@ import PIL
 import torch
 import torchvision
 
+from support import heads
 from visionkit.engine.train import train
 
 Columns = dict[str, list[float]]
@@ -39,26 +40,21 @@ BACKBONE = {
     "pool": "avg",
 }
 NECK = {"type": "FPN", "channels": 16}
-RCNN = {
-    "box_hidden": 32,
-    "box_batch_size": 16,
-    "rpn_batch_size": 32,
-    "rpn_pre_nms_train": 100,
-    "rpn_post_nms_train": 50,
+SLOTS = {  # names of the heads
+    "classification": "scene",
+    "localization": "object",
+    "detection": "objects",
+    "instance_segmentation": "objects",
+    "semantic_segmentation": "map",
+    "embedding": "place",
+    "autoencoder": "image",
 }
 HEADS: dict[str, dict[str, dict[str, Any]]] = {
-    "classification": {"scene": {"type": "Classification"}},
-    "localization": {"object": {"type": "Localization"}},
-    "faster_rcnn": {"objects": {"type": "FasterRCNN", **RCNN}},
-    "fcos": {"objects": {"type": "FCOS"}},
-    "task_aligned": {"objects": {"type": "TaskAligned"}},
-    "mask_rcnn": {"objects": {"type": "MaskRCNN", **RCNN}},
-    "semantic": {"map": {"type": "SemanticFPN"}},
-    "fcn": {"map": {"type": "FCN", "dice": 0.5, "aux_weight": 0.5}},
-    "deeplab": {"map": {"type": "DeepLabV3", "channels": 16, "rates": [1, 2]}},
-    "embedding": {"place": {"type": "Embedding", "loss": "contrastive"}},
-    "autoencoder": {"image": {"type": "Autoencoder"}},
-    "vae": {"image": {"type": "VAE", "latent": 2}},
+    **{
+        case.name: {SLOTS[case.task]: {"type": head, **case.golden}}
+        for head, case in heads.HEADS.items()
+        if case.task
+    },
     "joint": {
         "objects": {"type": "FCOS"},
         "color": {"type": "Attributes", "boxes_from": "objects"},
@@ -70,20 +66,20 @@ HEADS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def config(task: str, output: Path) -> dict[str, Any]:
-    heads = HEADS[task]
+    used = HEADS[task]
     source = {
-        "feeds": [*heads],
+        "feeds": [*used],
         "train": {"type": "Shapes", "num_images": 48, "size": 64, "seed": 0},
         "image_size": 64,
         "batch_size": 4,
         "transforms": [{"type": "HorizontalFlip"}],
     }
-    if "place" in heads:
+    if "place" in used:
         source["images_per_identity"] = 2
     return {
         "backbone": BACKBONE,
         "neck": NECK,
-        "heads": heads,
+        "heads": used,
         "data": {"workers": 0, "main": source},
         "train": {
             "steps": STEPS,

@@ -10,7 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from recipes import HEADS, losses, machine
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from golden.recipes import HEADS, losses, machine
 
 FILE = Path(__file__).with_name("losses.json")
 

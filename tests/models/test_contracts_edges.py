@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_contracts import HEADS, Truth
 
-from golden.recipes import BACKBONE, NECK, RCNN
+from golden.recipes import BACKBONE, NECK
+from support.heads import GOLDEN_RCNN
 from visionkit.data.loading.source import collate
 from visionkit.distributed.losses import loss_values
 from visionkit.models.backbones.plain import TinyCNN
@@ -34,7 +35,7 @@ def small_model(cls, num_classes):
     if "boxes_from" in known:
         heads = {"head": cls(neck.levels, classes, boxes_from="truth"), "truth": Truth()}
     else:
-        small = {key: value for key, value in RCNN.items() if key in known}
+        small = {key: value for key, value in GOLDEN_RCNN.items() if key in known}
         heads = {"head": cls(neck.levels, classes, **small)}
     return VisionModel(backbone, neck, heads, {"head": 1.0})
 

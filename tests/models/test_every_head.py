@@ -1,45 +1,47 @@
-"""Every head of the package is in the lists by which heads are tested.
+"""Every head of the package has an entry in the registry by which heads are tested.
 
-The contract tests and the export test find the heads by themselves.
+The contract tests and the export tests find the heads by themselves.
 """
 
-import pytest
-from test_partial_labels import CLASS_LAYERS
-from test_semantic import HEADS as SEMANTIC_HEADS
+import json
 
-from golden.recipes import HEADS as GOLDEN
+import pytest
+
+from golden import recipes
 from support import small_runs
-from visionkit.config import load_config
+from support.heads import HEADS
+from support.paths import ROOT
 from visionkit.models import heads
 
-
-def types(configs):
-    """The types of all heads of some configs."""
-    return {head["type"] for config in configs for head in config.values()}
+FILE = "tests/support/heads.py"
+LOSSES = "tests/golden/losses.json"
 
 
-@pytest.fixture(params=heads.__all__)
-def head_class(request):
-    return getattr(heads, request.param)
+def test_the_registry_has_the_heads_of_the_package():
+    missing, old = set(heads.__all__) - HEADS.keys(), HEADS.keys() - set(heads.__all__)
+    assert not missing, f"add {sorted(missing)} to HEADS of {FILE}"
+    assert not old, f"remove {sorted(old)} from HEADS of {FILE}"
 
 
-def test_it_has_golden_losses(head_class):
-    assert head_class.__name__ in types(GOLDEN.values()), "add a recipe to tests/golden/recipes.py"
+def types(models):
+    """The types of all heads of some models."""
+    return {head["type"] for model in models for head in model.values()}
 
 
-@pytest.fixture(scope="module")
-def small_types():
-    configs = [*small_runs.HEADS.values(), small_runs.joint()]
-    return types(load_config(config).heads for config in configs)
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_has_a_golden_recipe_and_a_small_run(name):
+    case = HEADS[name]
+    small = [{"head": config["head"]} for config in small_runs.HEADS.values()]
+    small.append(small_runs.joint()["heads"])
+    where = f"{FILE}: give {name} a `task`, or add it to"
+    assert name in types(recipes.HEADS.values()), f"{where} `joint` of tests/golden/recipes.py"
+    assert name in types(small), f"{where} `joint` of tests/support/small_runs.py"
+    stored = json.loads((ROOT / LOSSES).read_text())["losses"]
+    assert case.task is None or case.name in stored, f"run tests/golden/write.py {case.name}"
 
 
-def test_it_has_a_small_run(head_class, small_types):
-    assert head_class.__name__ in small_types, "add a run to tests/support/small_runs.py"
-
-
-def test_its_losses_are_tested_with_partial_labels(head_class):
-    name = head_class.__name__
-    if head_class.class_key == "labels" and not head_class.single_object:
-        assert name in CLASS_LAYERS, "add its class layer to tests/models/test_partial_labels.py"
-    if head_class.class_key == "semantic":
-        assert head_class in SEMANTIC_HEADS, "add it to HEADS of tests/models/test_semantic.py"
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_that_finds_objects_is_tested_with_partial_labels(name):
+    head = getattr(heads, name)
+    if head.class_key == "labels" and not head.single_object:
+        assert HEADS[name].class_layer, f"{FILE}: give {name} its `class_layer`"

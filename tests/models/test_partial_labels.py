@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from support.heads import HEADS
 from visionkit.config.components import components
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import collate
 from visionkit.distributed.losses import loss_values
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.heads.anchors import AnchorGenerator, Anchors
+from visionkit.models.heads.detection import FasterRCNN
 from visionkit.models.heads.matching import GroundTruth, Matcher, Sampler
 from visionkit.models.heads.rcnn.roi_heads import marginal_targets
 from visionkit.models.heads.rcnn.rpn import RPN, RPNOutput, TopN
@@ -17,13 +19,7 @@ from visionkit.models.necks.fpn import FPN
 from visionkit.ops.losses import marginal_cross_entropy
 from visionkit.types import Level
 
-# The layer with the class logits of each head that finds objects.
-CLASS_LAYERS = {
-    "FCOS": "cls_logits",
-    "TaskAligned": "classification.predict",
-    "FasterRCNN": "cls_score",
-    "MaskRCNN": "cls_score",
-}
+CLASS_LAYERS = {head: case.class_layer for head, case in HEADS.items() if case.class_layer}
 
 
 def test_the_marginal_loss_by_hand():
@@ -84,12 +80,12 @@ def test_all_classes_labeled_is_the_usual_loss(name, dataset):
 
 @pytest.mark.parametrize("name", CLASS_LAYERS)
 def test_class_logits_of_unlabeled_classes_are_not_lowered(name, dataset):
-    """With nothing but class 0 labeled and no object of it, the bias of each other class gets no
+    """With nothing but class 0 labeled and no object of it, the biases of each other class get no
     push downwards where the network expects these classes; without the mark it does."""
-    pushes = {}
+    pushes, num_classes = {}, len(dataset.classes["labels"].names)
+    two_stage = issubclass(components("heads")[name], FasterRCNN)  # its first class is background
     for marked in (True, False):
         model = model_of(name, dataset)
-        two_stage = CLASS_LAYERS[name] == "cls_score"  # whose first class is the background
         if two_stage:
             model.heads["head"].roi_heads.box_predictor.cls_score.bias.data[0] = -5
         batch = batch_of(dataset, [0])
@@ -101,11 +97,11 @@ def test_class_logits_of_unlabeled_classes_are_not_lowered(name, dataset):
         sum(losses_of(model, batch).values()).backward()
         layer = f"{CLASS_LAYERS[name]}.bias"
         (bias,) = [p for n, p in model.named_parameters() if n.endswith(layer)]
-        pushes[marked] = bias.grad[1:] if two_stage else bias.grad
+        pushes[marked] = (bias.grad[1:] if two_stage else bias.grad).view(-1, num_classes)
     assert (pushes[False] > 0).all()  # a positive gradient lowers the logit
-    assert pushes[True][0] > 0 and (pushes[True][1:] <= 0).all()
+    assert (pushes[True][:, 0] > 0).all() and (pushes[True][:, 1:] <= 0).all()
     if not two_stage:
-        assert (pushes[True][1:] == 0).all()
+        assert (pushes[True][:, 1:] == 0).all()
 
 
 def test_a_region_is_background_unless_an_unlabeled_class_is_more_probable():

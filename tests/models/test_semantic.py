@@ -6,14 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from visionkit.config.components import components
 from visionkit.distributed.losses import loss_values
 from visionkit.models.heads.pixel_loss import PixelLoss, at_pixels, semantic_maps
-from visionkit.models.heads.semantic import FCN, DeepLabV3, SemanticFPN
 from visionkit.types import Batch, Level
 
 LEVELS = {"p2": Level(8, 4), "p3": Level(8, 8), "p4": Level(8, 16), "p5": Level(8, 32)}
 CLASSES = ["background", "cat", "dog"]
-HEADS = [FCN, DeepLabV3, SemanticFPN]
+HEADS = [head for head in components("heads").values() if head.class_key == "semantic"]
 
 
 def batch_of(*targets, padded=(32, 32)):

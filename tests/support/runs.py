@@ -17,6 +17,7 @@ from unittest.mock import patch
 import torch
 
 import visionkit.engine.train as training
+from support import heads
 from visionkit import errors
 from visionkit.distributed import collectives
 from visionkit.engine.progress import Progress
@@ -24,31 +25,14 @@ from visionkit.runs import checkpoint
 
 SIZE = 32
 STEPS = 5  # an epoch of three steps, and two of the next
-RCNN = {
-    "anchor_sizes": [[8], [16]],
-    "rpn_batch_size": 16,  # fewer than there are, so that they are drawn at random
-    "rpn_post_nms_train": 12,
-    "rpn_post_nms_test": 8,
-    "box_batch_size": 8,
-    "box_hidden": 8,
-    "box_pool_size": 2,
-}
 HEADS: dict[str, dict[str, Any]] = {
-    "classification": {"type": "Classification", "dropout": 0.3},
-    "localization": {"type": "Localization", "channels": 4, "num_convs": 1},
-    "faster_rcnn": {"type": "FasterRCNN", **RCNN},
-    "fcos": {"type": "FCOS", "num_convs": 1},
-    "aligned": {"type": "TaskAligned", "num_convs": 1},
-    "mask_rcnn": {"type": "MaskRCNN", **RCNN, "mask_channels": 4, "mask_convs": 1},
-    "semantic": {"type": "SemanticFPN", "channels": 8, "dropout": 0.3},
-    "embedding": {"type": "Embedding", "size": 4, "dropout": 0.3},
-    "autoencoder": {"type": "Autoencoder", "code": 2, "channels": 4},
-    "vae": {"type": "VAE", "size": SIZE, "latent": 2, "channels": 4},
-    "attributes": {"type": "Attributes", "boxes_from": "fcos", "pool_size": 2, "hidden": 8},
+    case.name: {"type": head, **case.resumed}
+    for head, case in heads.HEADS.items()
+    if case.resumed is not None
 }
 
 WEIGHTINGS = ("fixed", "uncertainty", "pcgrad")
-MODELS = [(name, "fixed") for name in HEADS if name != "attributes"]  # that one needs another
+MODELS = [(case.name, "fixed") for case in heads.HEADS.values() if case.task and case.name in HEADS]
 MODELS += [("joint", weighting) for weighting in WEIGHTINGS]
 FEEDS = {name: {"main": [name]} for name in HEADS} | {
     "pair": {"main": ["classification", "vae"]},

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from support import heads
 from support.paths import CONFIGS
 from visionkit.config import load_config
 
 SHAPES = {"type": "Shapes", "num_images": 12, "size": 32}
 TINY = {"type": "TinyCNN", "channels": [8, 16], "norm": "group"}
 PYRAMID = {"type": "FPN", "channels": 8}
-REGIONS = {"box_hidden": 32}
-PIXELS = {"dropout": 0.0, "norm": "group"}
 
 
 def config(
-    task: str, head: str | None = None, *, pyramid: bool = False, data: Any = None, **arguments: Any
+    task: str, head: str, *, pyramid: bool = False, data: Any = None, **arguments: Any
 ) -> dict[str, Any]:
     """The short form for that task, without `output`; `arguments` are the head's."""
     spec: dict[str, Any] = {
         "task": task,
         "backbone": dict(TINY),
+        "head": {"type": head, **arguments},
         "data": {
             "train": {**SHAPES, "seed": 0},
             "val": {**SHAPES, "num_images": 5, "seed": 1},
@@ -32,29 +32,23 @@ def config(
         "train": {"steps": 3, "log_every": 1, "precision": "fp32", "plots": False, "lr": 0.02}
         | {"warmup_steps": 0, "validate": 3},
     }
-    if head is not None:
-        spec["head"] = {"type": head, **arguments}
     return spec | ({"neck": dict(PYRAMID)} if pyramid else {})
 
 
 PAIRS = {"images_per_identity": 2, "batch_size": 8}
 HEADS = {
-    "classification": config("classification"),
-    "localization": config("localization"),
-    "fcos": config("detection", "FCOS", pyramid=True),
-    "aligned": config("detection", "TaskAligned", pyramid=True, num_convs=0),
-    "faster": config("detection", "FasterRCNN", pyramid=True, **REGIONS),
-    "mask": config("instance_segmentation", "MaskRCNN", pyramid=True, mask_convs=1, **REGIONS),
-    "fcn": config("semantic_segmentation", "FCN", dice=0.5, aux_weight=0.5, **PIXELS),
-    "deeplab": config("semantic_segmentation", "DeepLabV3", channels=8, **PIXELS),
-    "pyramid": config("semantic_segmentation", "SemanticFPN", pyramid=True),
-    "triplet": config("embedding", "Embedding", data=PAIRS),
-    "contrastive": config("embedding", "Embedding", data=PAIRS, loss="contrastive"),
-    "autoencoder": config("autoencoder", "Autoencoder", channels=8),
-    "vae": config("autoencoder", "VAE", latent=2, channels=8),
-}
+    case.name: config(
+        case.task,
+        head,
+        pyramid=case.pyramid,
+        data=PAIRS if case.task == "embedding" else None,
+        **case.small,
+    )
+    for head, case in heads.HEADS.items()
+    if case.task
+} | {"contrastive": config("embedding", "Embedding", data=PAIRS, loss="contrastive")}
 # One head of each task.
-TASKS = ("classification", "localization", "fcos", "mask", "pyramid", "triplet", "vae")
+TASKS = ("classification", "localization", "fcos", "mask_rcnn", "semantic", "embedding", "vae")
 
 
 def joint(**train: Any) -> dict[str, Any]:
