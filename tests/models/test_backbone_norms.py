@@ -97,7 +97,7 @@ def test_norms_of_all_ranks_keep_their_names_and_need_no_averaging():
         ("convnext_tiny", 1, "2"),
     ],
 )
-def test_freeze_at_counts_leading_stages(name, freeze_at, trains_from):
+def test_freeze_at_counts_leading_strides(name, freeze_at, trains_from):
     parameters = dict(Torchvision(name=name, freeze_at=freeze_at).named_parameters())
     names = [n.split(".")[1] for n in parameters]
     trained = [n.split(".")[1] for n, p in parameters.items() if p.requires_grad]
@@ -105,7 +105,7 @@ def test_freeze_at_counts_leading_stages(name, freeze_at, trains_from):
     assert trained == names[names.index(trains_from) :]
 
 
-def test_frozen_stages_keep_their_statistics_in_training():
+def test_frozen_layers_keep_their_statistics_in_training():
     backbone = Torchvision(freeze_at=2)
     for _ in range(2):  # right after construction, and after train()
         before = {key: value.clone() for key, value in backbone.state_dict().items()}
@@ -116,7 +116,7 @@ def test_frozen_stages_keep_their_statistics_in_training():
         backbone.eval().train()
 
 
-def test_freezing_more_stages_than_there_are_is_an_error():
+def test_freezing_more_strides_than_there_are_is_an_error():
     assert not [p for p in Torchvision(freeze_at=5).parameters() if p.requires_grad]
-    with pytest.raises(ConfigError, match="5 stages"):
+    with pytest.raises(ConfigError, match="5 strides"):
         Torchvision(freeze_at=6)

@@ -59,7 +59,7 @@ class Torchvision(nn.Module):
         `layer1`). torchvision's detectors take [13, 16] of mobilenet_v3_large, with `norm_eps:
         1e-5`; its DeepLabV3 takes [4, 16], dilated.
     stem: `small`, for a ResNet on images of about 28 pixels: one 3x3 convolution of stride 1
-        without pooling. The levels are then c0..c3, and stage 1 of `freeze_at` includes `layer1`.
+        without pooling. The levels are then c0..c3, and `freeze_at: 1` includes `layer1`.
     dilated: the last stages (two in a ResNet from 50 layers on, one in a MobileNetV3) keep the
         stride of the one before and dilate their convolutions (Chen et al. 2017, 1706.05587).
     weights: null (random), `default` (torchvision's download), or the file of a torchvision
@@ -68,8 +68,8 @@ class Torchvision(nn.Module):
     norm: `batch`; `frozen`, a BatchNorm that never changes; `group`, 32 groups or fewer; `auto`,
         which is `frozen` with weights and `batch` without.
     norm_eps: replaces the epsilon of each norm; 0 for torchvision's R-CNNs on a ResNet.
-    freeze_at: leading stages that do not train, neither parameters nor statistics. A stage is all
-        layers of one stride: in a ResNet, 1 is the stem, 2 adds `layer1`.
+    freeze_at: number of leading strides whose layers do not train, neither parameters nor
+        statistics; strides are those without dilation. In a ResNet, 1 is the stem, 2 adds `layer1`.
     mean, std: of the pixels, in 0..1.
     """
 
@@ -144,7 +144,7 @@ class Torchvision(nn.Module):
         return features
 
     def train(self, mode: bool = True) -> Torchvision:
-        """Frozen stages stay in evaluation mode."""
+        """Frozen layers stay in evaluation mode."""
         super().train(mode)
         for step in self._frozen:
             self.body.get_submodule(step).eval()
@@ -220,9 +220,9 @@ def _chosen(out_indices: Sequence[int], count: int) -> dict[int, str]:
 
 
 def _leading(steps: Sequence[str], strides: Sequence[int], freeze_at: int) -> list[str]:
-    """The layers of the first `freeze_at` stages."""
-    stages = list(dict.fromkeys(strides[: len(steps)]))
-    if freeze_at > len(stages):
-        raise ConfigError(f"freeze_at: got {freeze_at}; this backbone has {len(stages)} stages")
-    frozen = stages[:freeze_at]
+    """The layers of the first `freeze_at` strides."""
+    distinct = list(dict.fromkeys(strides[: len(steps)]))
+    if freeze_at > len(distinct):
+        raise ConfigError(f"freeze_at: got {freeze_at}; this backbone has {len(distinct)} strides")
+    frozen = distinct[:freeze_at]
     return [step for step, stride in zip(steps, strides, strict=False) if stride in frozen]
