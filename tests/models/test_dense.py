@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from visionkit.models.heads import FCOS, TaskAligned
-from visionkit.models.heads.dense import best_of_each_level
+from visionkit.models.heads.anchors import AnchorGenerator
+from visionkit.models.heads.dense import DenseHead, best_of_each_level
 from visionkit.models.heads.locations import locations_of
 from visionkit.types import Batch, Level
 
@@ -51,6 +52,22 @@ def test_nms_says_which_of_four_detections_stay(head_class):
     assert found_by(head_that_finds_four(head_class)) == stay["class"]  # the default
     above = head_that_finds_four(head_class, score_threshold=0.7)
     assert found_by(above) == [(A, 0), (B, 1)]  # scores must be higher than the threshold
+
+
+class AnchorHead(DenseHead):
+    """Detects two of its anchors, of 16 x 16 and 32 x 32 pixels."""
+
+    def dense_predictions(self, features):
+        places = AnchorGenerator(self.levels, [[16], [32]], [1.0])(features)
+        scores = torch.zeros(1, 80, 2)
+        scores[0, [9, 70], [1, 0]] = torch.tensor([0.9, 0.8])
+        return scores, torch.zeros(1, 80, 4), places
+
+
+def test_a_head_may_detect_at_anchors():
+    found = found_by(AnchorHead(LEVELS, score_threshold=0.5))
+    # The cells (x, y) are (1, 1) of the fine level and (2, 1) of the coarse one.
+    assert found == [([0, 0, 16, 16], 1), ([16, 0, 48, 32], 0)]
 
 
 def test_candidates_are_clipped_to_the_valid_image_or_else_to_the_batch():

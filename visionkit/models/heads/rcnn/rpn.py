@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visionkit.models.heads.anchors import AnchorGenerator, Anchors
 from visionkit.models.heads.matching import BACKGROUND, IGNORED, GroundTruth, Matcher, Sampler
-from visionkit.ops.boxes import clip, decode, encode
+from visionkit.ops.boxes import clip, encode
 from visionkit.ops.nms import suppress
 from visionkit.types import Loss
 
@@ -137,17 +137,14 @@ class RPNHead(nn.Module):
 
 def _best_of_each_level(outputs: RPNOutput, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (B, n, 4), logits (B, n) and level indices (n,) of the highest logits per level."""
-    parts = zip(
-        outputs.logits.float().split(outputs.anchors.per_level, 1),
-        outputs.offsets.float().split(outputs.anchors.per_level, 1),
-        outputs.anchors.corners.split(outputs.anchors.per_level),
-        strict=True,
-    )
-    boxes, logits, levels = [], [], []
-    for index, (level_logits, offsets, anchors) in enumerate(parts):
-        best, where = level_logits.topk(min(count, len(anchors)), dim=1)
-        offsets = offsets.gather(1, where[:, :, None].expand(-1, -1, 4))
-        boxes.append(decode(offsets, anchors[where]))
+    per_level, first = outputs.anchors.per_level, 0
+    index, logits, levels = [], [], []
+    for number, level in enumerate(outputs.logits.float().split(per_level, 1)):
+        best, where = level.topk(min(count, level.shape[1]), 1)
+        index.append(first + where)
         logits.append(best)
-        levels.append(torch.full_like(where[0], index))
-    return torch.cat(boxes, 1), torch.cat(logits, 1), torch.cat(levels)
+        levels.append(torch.full_like(where[0], number))
+        first += level.shape[1]
+    chosen = torch.cat(index, 1)
+    offsets = outputs.offsets.float().gather(1, chosen[:, :, None].expand(-1, -1, 4))
+    return outputs.anchors.boxes(offsets, chosen), torch.cat(logits, 1), torch.cat(levels)
