@@ -69,6 +69,15 @@ def test_an_object_without_a_mask_is_ignored_when_masks_are_scored(engine):
     assert evaluate_coco(truth, [found], "segm", engine)["AP"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize("box", [None, [1, 2, 3], [math.nan, 1, math.inf, 2], [0, 0, 1e12, 5]])
+def test_the_box_of_an_object_with_a_mask_does_not_matter_when_masks_are_scored(engine, box):
+    truth = single_object(segmentation=SQUARE, bbox=box)
+    found = {**PERFECT, "segmentation": SQUARE}
+    assert evaluate_coco(truth, [found], "segm", engine)["AP"] == pytest.approx(1)
+    with pytest.raises(DataError, match="'bbox' is"):
+        evaluate_coco(truth, [PERFECT], "bbox", engine)
+
+
 def test_a_negative_area_is_that_of_the_box_and_counted(engine, caplog):
     warn_once.cache_clear()
     found = evaluate_coco(single_object(area=-5), [PERFECT], "bbox", engine)

@@ -112,7 +112,7 @@ def scored(truth: GroundTruth, iou_type: IouType) -> ScoredTruth:
     iscrowd, boxes = truth.iscrowd, truth.boxes
     if masks is not None:
         empty = np.array([mask is None for mask in masks], bool)
-        iscrowd, boxes = iscrowd | empty, boxes * empty[:, None]
+        iscrowd, boxes = iscrowd | empty, np.where(empty[:, None], boxes, 0.0)
         if count := int(empty.sum()):
             warn_once(
                 f"{count} of {len(masks)} annotated objects have no segmentation: when masks are "
