@@ -4,8 +4,13 @@ import pytest
 import torch
 
 from visionkit.errors import DivergedError
-from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy, average_precision
-from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
+from visionkit.metrics.accuracy import (
+    Accuracy,
+    LocalizationAccuracy,
+    MultiLabelAccuracy,
+    average_precision,
+    largest_objects,
+)
 from visionkit.types import Batch
 
 

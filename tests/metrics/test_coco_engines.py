@@ -12,7 +12,7 @@ from support.coco_scenes import only, rectangle, wild
 from support.run_lengths import run_lengths
 from visionkit.data.coco.ground_truth import ground_truth
 from visionkit.data.coco.index import index_of
-from visionkit.data.coco.rle import rle_totals
+from visionkit.data.coco.segmentations import rle_totals
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco import engines
 from visionkit.metrics.coco.detections import DetectionChecker
@@ -143,7 +143,7 @@ def test_a_damaged_code_does_not_touch_its_neighbours(monkeypatch):
     cut = good[:-1]  # its last number goes on: into the next code, if that were not prevented
     codes = [good, cut, good, "", good, "~" + good, good, "o" * 12 + "0", good, "\x00", good]
     for chunk in (1, 2, 3, 1024):
-        monkeypatch.setattr("visionkit.data.coco.rle.CHUNK", chunk)
+        monkeypatch.setattr("visionkit.data.coco.segmentations.CHUNK", chunk)
         covered, filled = rle_totals(codes)
         assert (covered[::2] == H * W).all() and (filled[::2] == 1200).all()
         assert (covered[1::2] < H * W).all()

@@ -16,7 +16,7 @@ from visionkit.data.image_io import read_image
 from visionkit.engine.predict import Prediction, Predictor, find_images, predict_each
 from visionkit.engine.results import prepare_out
 from visionkit.errors import ConfigError, DataError
-from visionkit.metrics.values import finite
+from visionkit.metrics.accuracy import finite
 from visionkit.models.heads.embedding import Embedding
 from visionkit.runs.files import to_json, write_text
 from visionkit.visualization.draw import contact_sheet

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from visionkit.data.classes import YES, Group, groups
 from visionkit.errors import ConfigError
-from visionkit.metrics.values import finite, nan_mean
+from visionkit.metrics.accuracy import finite, nan_mean
 from visionkit.ops.boxes import box_iou, rescale_boxes
 from visionkit.types import Batch, Target
 

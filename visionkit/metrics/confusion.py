@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit.errors import DataError
-from visionkit.metrics.values import nan_mean
+from visionkit.metrics.accuracy import nan_mean
 from visionkit.types import IGNORE, Batch, Dataset, Target
 
 

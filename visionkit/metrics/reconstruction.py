@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from visionkit.metrics.values import finite
+from visionkit.metrics.accuracy import finite
 from visionkit.types import Batch
 
 PEAK = 255

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionkit.metrics.values import finite
+from visionkit.metrics.accuracy import finite
 from visionkit.types import Batch
 
 MAX_SIMILARITIES = 2**22  # computed at once; about 200 MB with all intermediate results

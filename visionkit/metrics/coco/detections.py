@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from visionkit.data.coco.columns import FARTHEST, rows_of, short
-from visionkit.data.coco.rle import rle_totals
+from visionkit.data.coco.segmentations import rle_totals
 from visionkit.errors import DataError
 from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, sizes_of
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Fraction, Natural, Positive
-from visionkit.metrics.localization import LocalizationAccuracy, largest_objects
+from visionkit.metrics.accuracy import LocalizationAccuracy, largest_objects
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.layers import constant_bias, conv_norm_relu, masked_mean, valid_cells
