@@ -122,10 +122,28 @@ def infinite(rank):
     return patch.object(Classification, "loss", broken)
 
 
+def without_a_term(rank):
+    """A head with two terms, one of which it drops on rank 1."""
+    loss = Classification.loss
+
+    def broken(self, features, batch):
+        terms = loss(self, features, batch)
+        return terms if rank == 1 else {**terms, "extra": terms["classification"]}
+
+    return patch.object(Classification, "loss", broken)
+
+
 FAULTS = {
     "loading": (loading, "DataError", "images/7.png: cannot be read", "failed"),
     "loading later": (loading_later, "DataError", "images/7.png: cannot be read", "failed"),
     "evaluating": (evaluating, "VisionkitError", "ZeroDivisionError: no boxes", "failed"),
+    "without a term": (
+        without_a_term,
+        "ConfigError",
+        "rank 1 has heads.classification: loss() with the terms ['classification'], "
+        "rank 0 has ['classification', 'extra']; a head must return all its terms",
+        "failed",
+    ),
     "saving": (saving, "CheckpointError", "disk full", "failed"),
     "dying": (dying, "VisionkitError", "rank 1 has gone", "failed"),
     "killed": (killed, "VisionkitError", "rank 1 has gone", "failed"),

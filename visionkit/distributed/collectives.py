@@ -200,14 +200,16 @@ def on_main_rank(work: Callable[[], T]) -> T:
     return result
 
 
-def assert_same_on_all_ranks(facts: Mapping[str, Any]) -> None:
-    """Raise ConfigError in all ranks, with the difference, unless all have the same facts, such as
-    the number of images of a dataset."""
+def assert_same_on_all_ranks(
+    facts: Mapping[str, Any], advice: str = "give all the same config, code and data"
+) -> None:
+    """Raise ConfigError in all ranks, with the difference and the advice, unless all have the same
+    facts, such as the number of images of a dataset."""
     first, *others = all_gather_object(dict(facts))
     for other, theirs in enumerate(others, start=1):
         for name in {**first, **theirs}:
             if first.get(name) != theirs.get(name):
                 raise ConfigError(
                     f"the ranks do not train the same: rank {other} has {name} {theirs.get(name)}, "
-                    f"rank 0 has {first.get(name)}; give all the same config, code and data"
+                    f"rank 0 has {first.get(name)}; {advice}"
                 )

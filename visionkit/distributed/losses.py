@@ -36,7 +36,7 @@ def across_ranks() -> Iterator[None]:
 def loss_values(losses: Mapping[str, Mapping[str, Loss]]) -> dict[str, dict[str, Tensor]]:
     """The value of each term by head and by name: sum / (count of all ranks / number of ranks).
 
-    One exchange for all terms. All ranks must call it with the same terms.
+    One exchange for all terms. All ranks must call it with the same terms: see `check_terms`.
     """
     counts = [loss.count.float() for terms in losses.values() for loss in terms.values()]
     total = iter(collectives.all_reduce_sum(torch.stack(counts)).unbind())
@@ -48,6 +48,17 @@ def loss_values(losses: Mapping[str, Mapping[str, Loss]]) -> dict[str, dict[str,
         }
         for head, terms in losses.items()
     }
+
+
+def check_terms(losses: Mapping[str, Mapping[str, Loss]]) -> None:
+    """Raise ConfigError in all ranks unless each head has the same terms in the same order on all.
+
+    For the first step alone: it costs an exchange of objects.
+    """
+    collectives.assert_same_on_all_ranks(
+        {f"heads.{head}: loss() with the terms": [*terms] for head, terms in losses.items()},
+        "a head must return all its terms for every batch, a count of 0 where nothing is labeled",
+    )
 
 
 def all_gather_with_grad(rows: Tensor) -> Tensor:

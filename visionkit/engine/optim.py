@@ -37,6 +37,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         self.gradients = gradient_combiner(settings.weighting, model)
         self.ema = ModelEMA(model, settings.ema) if settings.ema else None
+        self.terms_checked = False  # whether the losses of a first step are alike on all ranks
 
     @property
     def averaged(self) -> VisionModel:

@@ -15,7 +15,7 @@ import torch
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
-from visionkit.distributed.losses import across_ranks, loss_values, pad_to_global_max
+from visionkit.distributed.losses import across_ranks, check_terms, loss_values, pad_to_global_max
 from visionkit.engine.evaluate import evaluate_model
 from visionkit.engine.failures import (
     agree_on_signal,
@@ -163,15 +163,19 @@ def train_step(
         batch = pad_to_global_max(batch).to(learner.device)
         with autocast(learner.device, learner.dtype), across_ranks():
             features = model.features(batch)
-            losses = loss_values(model.losses(features, batch, heads))
+            terms = model.losses(features, batch, heads)
+            if not learner.terms_checked:
+                check_terms(terms)
+            losses = loss_values(terms)
             parts = model.weighted(losses)
         learner.gradients.backward({h: learner.scaler.scale(p / share) for h, p in parts.items()})
-        terms = {f"{h}/{name}": v for h, values in losses.items() for name, v in values.items()}
-        terms["total"] = reduce(torch.add, parts.values())
-        for name, value in terms.items():
+        found = {f"{h}/{name}": v for h, values in losses.items() for name, v in values.items()}
+        found["total"] = reduce(torch.add, parts.values())
+        for name, value in found.items():
             value = value.detach() / share
             logged[name] = logged[name] + value if name in logged else value
-        del features, losses, parts, terms, value  # or they live until the next are computed
+        del features, terms, losses, parts, found, value  # or they live until the next are computed
+    learner.terms_checked = True
     own = logged
     if collectives.world_size() > 1:
         own = {name: value.clone() for name, value in logged.items()}
