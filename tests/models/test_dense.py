@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from visionkit.models.heads import FCOS, TaskAligned
-from visionkit.models.heads.anchors import AnchorGenerator
 from visionkit.models.heads.dense import DenseHead, best_of_each_level
-from visionkit.models.heads.locations import locations_of
+from visionkit.models.heads.places import AnchorGenerator, locations_of
 from visionkit.types import Batch, Level
 
 LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}

@@ -10,7 +10,6 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.ops import box_iou
 
 from visionkit.errors import ConfigError
-from visionkit.models.heads.anchors import AnchorGenerator
 from visionkit.models.heads.matching import (
     BACKGROUND,
     IGNORED,
@@ -19,6 +18,7 @@ from visionkit.models.heads.matching import (
     Sampler,
     ground_truth_of,
 )
+from visionkit.models.heads.places import AnchorGenerator
 from visionkit.models.heads.rcnn.roi_heads import (
     best_scores,
     encode_masks,

@@ -19,7 +19,7 @@ from visionkit.data.loading import cache
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.models.backbones.plain import TinyCNN
 from visionkit.models.backbones.weights import read
-from visionkit.models.pretrained import load_model_weights
+from visionkit.models.build import load_model_weights
 from visionkit.runs import checkpoint
 
 SOURCES = sorted(p for folder in ("visionkit", "scripts") for p in (ROOT / folder).rglob("*.py"))

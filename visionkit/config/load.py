@@ -1,4 +1,5 @@
-"""`load_config`: read, override, rewrite to the long form, check."""
+"""`load_config`: read, override, rewrite to the long form, reuse the run of `init_from`, check.
+`missing_paths`: the files that a checked config names and that do not exist."""
 
 from __future__ import annotations
 
@@ -9,15 +10,115 @@ from typing import Any
 
 from visionkit.config.components import arguments_of, refuse_plugins
 from visionkit.config.config import Config
-from visionkit.config.init_from import with_origin
 from visionkit.config.overrides import apply_overrides
 from visionkit.config.schema import ConfigProblems, paths_in
 from visionkit.config.tasks import to_long_form
 from visionkit.config.validate import check
 from visionkit.config.yaml import read
-from visionkit.errors import ConfigError
+from visionkit.errors import CheckpointError, ConfigError, VisionkitError
+from visionkit.runs import checkpoint
 
 DEEPEST = 50  # levels of a dict
+
+
+def load_config(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    origin: str | Path | None = None,
+    allow_plugins: bool = False,
+) -> Config:
+    """The checked config of a YAML file, or of a dict of the same form.
+
+    `overrides` are strings such as `train.epochs=2`, or a dict such as {"train.epochs": 2}. Raises
+    one ConfigError with a line for each problem. Whether datasets and weights exist on the disk is
+    not checked: see `missing_paths`.
+
+    `origin` is the file of a config that the user did not name, such as a checkpoint. Such a config
+    may name custom classes only with `allow_plugins`; so may the run that `init_from` names. See
+    `components.refuse_plugins`.
+    """
+    if isinstance(source, Mapping):
+        config, name, problems = _copy(source), "run", ConfigProblems(str(origin or "config"), {})
+    elif isinstance(source, (str, os.PathLike)):
+        config, lines = read(os.fspath(source))
+        name, problems = Path(source).stem, ConfigProblems(os.fspath(source), lines)
+    else:
+        raise ConfigError(f"expected a config file or a dict, got a {type(source).__name__}")
+    if origin is not None:
+        refuse_plugins(config, origin, allowed=allow_plugins)
+    given = [overrides] if isinstance(overrides, str) else _copy(overrides)
+    apply_overrides(config, given, problems)
+    long = _with_origin(to_long_form(config, problems), problems, allow_plugins=allow_plugins)
+    return check(long, name, problems)
+
+
+def _with_origin(
+    long: dict[str, Any], problems: ConfigProblems, *, allow_plugins: bool
+) -> dict[str, Any]:
+    """The long form with backbone, neck and heads of the run that `init_from` names, where it has
+    none of that name.
+
+    The datasets that validated the heads are reused, those that trained them are not. `init_from`
+    becomes a mapping of the `run` and the reused `heads`; a config in which it is a mapping is
+    complete. The run is not trusted: see `components.refuse_plugins`.
+    """
+    run = long.get("init_from")
+    if not isinstance(run, str):
+        return long
+    try:
+        path, state = checkpoint.load_latest(run)
+        old = state["config"]
+        if not _is_long(old):
+            raise CheckpointError(f"{path}: its config was not saved by visionkit")
+        refuse_plugins(old, path, allowed=allow_plugins)
+    except VisionkitError as error:
+        problems.add(("init_from",), str(error))
+        problems.raise_found()  # other problems may only follow from it
+    grown = dict(long)
+    for part in ("backbone", "neck"):
+        given = long.get(part)
+        if given is not None and not _agrees(given, old[part]):
+            problems.add((part,), f"differs from that of {run}, which is {old[part]}; remove it")
+        grown[part] = old[part]
+    heads = grown.get("heads")
+    if not isinstance(heads, dict):
+        return grown
+    taken = [name for name in old["heads"] if name not in heads]
+    grown["heads"] = {**{name: old["heads"][name] for name in taken}, **heads}
+    if isinstance(long.get("data"), dict):
+        grown["data"] = {**long["data"], **_validation_of(taken, old["data"], long["data"])}
+    grown["init_from"] = {"run": run, "heads": taken}
+    return grown
+
+
+def _is_long(config: dict[str, Any]) -> bool:
+    """Whether a checkpoint's config has the long form in which visionkit saves it."""
+    heads, data = config.get("heads"), config.get("data")
+    if not isinstance(heads, dict) or not isinstance(data, dict):
+        return False
+    sources = [source for name, source in data.items() if name != "workers"]
+    fed = all(isinstance(s, dict) and isinstance(s.get("feeds"), list) for s in sources)
+    return fed and {"backbone", "neck"} <= config.keys()
+
+
+def _agrees(given: Any, old: Any) -> bool:
+    """Whether all given values are those of before."""
+    if not isinstance(given, dict) or not isinstance(old, dict):
+        return given == old
+    return all(old.get(key) == value for key, value in given.items())
+
+
+def _validation_of(
+    heads: list[str], old: dict[str, Any], given: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    found = {}
+    for name, source in old.items():
+        feeds = [head for head in source["feeds"] if head in heads] if name != "workers" else []
+        if feeds:
+            free = name if name not in given else f"{name}_before"
+            found[free] = {**source, "feeds": feeds, "train": None, "images_per_identity": None}
+    return found
 
 
 def missing_paths(config: Config, splits: tuple[str, ...] = ("train", "val")) -> list[str]:
@@ -56,38 +157,6 @@ def _components(
         for split in splits:
             if getattr(source, split) is not None:
                 yield f"{prefix}.{split}", "datasets", getattr(source, split)
-
-
-def load_config(
-    source: str | os.PathLike[str] | Mapping[str, Any],
-    overrides: Mapping[str, Any] | Iterable[str] = (),
-    *,
-    origin: str | Path | None = None,
-    allow_plugins: bool = False,
-) -> Config:
-    """The checked config of a YAML file, or of a dict of the same form.
-
-    `overrides` are strings such as `train.epochs=2`, or a dict such as {"train.epochs": 2}. Raises
-    one ConfigError with a line for each problem. Whether datasets and weights exist on the disk is
-    not checked: see `missing_paths`.
-
-    `origin` is the file of a config that the user did not name, such as a checkpoint. Such a config
-    may name custom classes only with `allow_plugins`; so may the run that `init_from` names. See
-    `components.refuse_plugins`.
-    """
-    if isinstance(source, Mapping):
-        config, name, problems = _copy(source), "run", ConfigProblems(str(origin or "config"), {})
-    elif isinstance(source, (str, os.PathLike)):
-        config, lines = read(os.fspath(source))
-        name, problems = Path(source).stem, ConfigProblems(os.fspath(source), lines)
-    else:
-        raise ConfigError(f"expected a config file or a dict, got a {type(source).__name__}")
-    if origin is not None:
-        refuse_plugins(config, origin, allowed=allow_plugins)
-    given = [overrides] if isinstance(overrides, str) else _copy(overrides)
-    apply_overrides(config, given, problems)
-    long = with_origin(to_long_form(config, problems), problems, allow_plugins=allow_plugins)
-    return check(long, name, problems)
 
 
 def _copy(value: Any, depth: int = 0) -> Any:

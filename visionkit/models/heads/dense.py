@@ -1,7 +1,7 @@
 """What heads have in common that detect objects at every place of every level at once.
 
-A place is an anchor (`anchors.py`) or a location (`locations.py`). For each, such a head predicts a
-score per class and four numbers, which lead from the place to a box.
+A place is an anchor or a location, see `places`. For each, such a head predicts a score per class
+and four numbers, which lead from the place to a box.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 from visionkit.config.schema import Count, Fraction, Range
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
-from visionkit.models.heads.anchors import Anchors
-from visionkit.models.heads.locations import Locations
+from visionkit.models.heads.places import Anchors, Locations
 from visionkit.ops.boxes import clip
 from visionkit.ops.nms import Among, detections, suppress
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Prediction

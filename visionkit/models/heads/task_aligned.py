@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive
 from visionkit.models.heads.dense import DenseHead, Prior, cells_first, prior_bias
-from visionkit.models.heads.locations import Locations, locations_of
+from visionkit.models.heads.places import Locations, locations_of
 from visionkit.ops.boxes import box_iou
 from visionkit.ops.layers import constant_bias
 from visionkit.ops.losses import giou_loss, quality_focal_loss
