@@ -10,7 +10,7 @@ Conventions, everywhere: boxes are xyxy floats in input pixels, unless a name sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 
@@ -43,6 +43,12 @@ class Classes(NamedTuple):
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+
+    @classmethod
+    def numbered(cls, names: Iterable[str]) -> Classes:
+        """Classes whose ids count from 0."""
+        names = tuple(names)
+        return cls(names, tuple(range(len(names))))
 
 
 class Loss(NamedTuple):

@@ -263,8 +263,8 @@ def test_maps_are_painted_from_masks(shapes):
 
 
 def test_painting_puts_the_smaller_on_top_and_ignores_what_has_no_outline():
+    from visionkit.data.datasets.coco import paint_classes
     from visionkit.data.masks import Polygons
-    from visionkit.data.semantic_maps import paint_classes
 
     def square(x, y, side):
         corners = [(x, y), (x + side, y), (x + side, y + side), (x, y + side)]

@@ -12,7 +12,6 @@ from visionkit.errors import unknown
 
 Severity = Literal["error", "warning", "note"]
 Action = Literal["error", "drop", "fix", "keep"]
-Policies = Mapping[str, Action]
 
 
 class FindingKind(NamedTuple):

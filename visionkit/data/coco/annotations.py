@@ -13,7 +13,7 @@ import numpy as np
 from visionkit.data.checks.findings import Finding, FindingCounts, Problems, Progress, check_classes
 from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.attributes import AttributeTable, read_attributes
-from visionkit.data.coco.columns import Record, place, short
+from visionkit.data.coco.columns import place, short
 from visionkit.data.coco.ground_truth import INCOMPLETE, NEGATIVE, is_federated
 from visionkit.data.coco.index import CocoIndex, open_index
 from visionkit.data.coco.quality import check_outlines
@@ -24,46 +24,6 @@ from visionkit.data.image_io import MAX_PIXELS
 from visionkit.data.loading.cache import content_key
 from visionkit.errors import DataError, printable
 from visionkit.types import Classes
-
-# --- The classes that each image is labeled for, in a file that lists them as LVIS does (Gupta
-# 2019).
-
-
-def read_labeled(
-    records: list[Record], present: list[set[int]], known: tuple[int, ...], problems: Problems
-) -> list[frozenset[int] | None]:
-    """For each image the ids of the classes whose objects are all labeled; None: all classes.
-
-    `present` are the ids that have an object in the image. An image record with the list
-    `neg_category_ids` is checked for those classes and the present ones only; of the classes in
-    `not_exhaustive_category_ids` some objects may lack a label.
-    """
-    labeled: list[frozenset[int] | None] = []
-    for i, record in enumerate(records):
-        lists: dict[str, Any] = {key: record.get(key) for key in (NEGATIVE, INCOMPLETE)}
-        for key, ids in lists.items():
-            fits = ids is None or (isinstance(ids, list) and all(id_ in known for id_ in ids))
-            if not fits:
-                problems.add(
-                    place("images", i, record),
-                    f"'{key}' is {short(ids)}: must be a list of category ids",
-                )
-                lists[key] = None
-        incomplete = frozenset(lists[INCOMPLETE] or ())
-        if lists[NEGATIVE] is not None:
-            labeled.append(frozenset(lists[NEGATIVE]) | present[i] - incomplete)
-        else:
-            labeled.append(frozenset(known) - incomplete if incomplete else None)
-    return labeled
-
-
-def present_in(image: np.ndarray, category: np.ndarray, count: int) -> list[set[int]]:
-    """The category ids of each of `count` images, from parallel arrays of all objects."""
-    found: list[set[int]] = [set() for _ in range(count)]
-    for row, id_ in zip(image.tolist(), category.tolist(), strict=True):
-        if row >= 0:
-            found[row].add(id_)
-    return found
 
 
 @dataclass(frozen=True)
@@ -252,11 +212,36 @@ def _read_attributes(
 
 
 def _read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:
-    """The ids of the classes labeled in each image, where the file lists them."""
+    """For each image the ids of the classes whose objects are all labeled, or None for all classes.
+    None if the file does not list them as LVIS does (Gupta et al. 2019).
+
+    An image record with the list `neg_category_ids` is checked for those classes and the annotated
+    ones only; of the classes in `not_exhaustive_category_ids` some objects may lack a label.
+    """
     if not is_federated(index.image_keys):
         return None
-    present = present_in(index.objects.image, index.objects.category, len(index.images.ids))
-    return read_labeled(index.images.extra_records(), present, index.classes.ids, problems)
+    objects, known = index.objects, index.classes.ids
+    present: list[set[int]] = [set() for _ in index.images.ids]
+    for row, id_ in zip(objects.image.tolist(), objects.category.tolist(), strict=True):
+        if row >= 0:
+            present[row].add(id_)
+    labeled: list[frozenset[int] | None] = []
+    for i, record in enumerate(index.images.extra_records()):
+        lists: dict[str, Any] = {key: record.get(key) for key in (NEGATIVE, INCOMPLETE)}
+        for key, ids in lists.items():
+            fits = ids is None or (isinstance(ids, list) and all(id_ in known for id_ in ids))
+            if not fits:
+                problems.add(
+                    place("images", i, record),
+                    f"'{key}' is {short(ids)}: must be a list of category ids",
+                )
+                lists[key] = None
+        incomplete = frozenset(lists[INCOMPLETE] or ())
+        if lists[NEGATIVE] is not None:
+            labeled.append(frozenset(lists[NEGATIVE]) | present[i] - incomplete)
+        else:
+            labeled.append(frozenset(known) - incomplete if incomplete else None)
+    return labeled
 
 
 def _pick(found: Classes, wanted: Sequence[str] | None, others: str, problems: Problems) -> Classes:

@@ -1,4 +1,5 @@
-"""Attributes of the objects of a COCO file: `"attributes": {"color": "red", "covered": false}`."""
+"""Attributes of the objects of a COCO file, `"attributes": {"color": "red", "covered": false}`, and
+their identities."""
 
 from __future__ import annotations
 
@@ -14,34 +15,6 @@ from visionkit.data.coco.columns import CORE, Record, place, short
 from visionkit.data.coco.tables import ObjectTable
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
-
-# --- Identities of the objects of a COCO file, by a key of their annotations such as "track_id".
-
-
-def read_identifiers(
-    objects: ObjectTable, key: str, rows: Sequence[int], problems: Problems
-) -> np.ndarray:
-    """A number for each value of that key in those rows of the file; -1 where there is none.
-
-    Equal numbers mean equal values. Raises DataError if a value is neither an integer nor a
-    string, or no row has any.
-    """
-    record = objects.record if key in CORE else objects.extra
-    values = [record(row).get(key) for row in rows]
-    for row, value in zip(rows, values, strict=True):
-        if value is not None and type(value) not in (int, str):
-            problems.add(
-                place("annotations", row, objects.record(row)),
-                f"{key!r} is {short(value)}: must be an integer or a string, or absent",
-            )
-    problems.raise_any()
-    known = sorted({str(value) for value in values if value is not None})
-    if not known:
-        raise DataError(f"{problems.source}: no object has {key!r} (`identity`)")
-    number_of = {value: number for number, value in enumerate(known)}
-    numbers = [-1 if value is None else number_of[str(value)] for value in values]
-    return np.array(numbers, np.int64)
-
 
 MOST_VALUES = 1000  # more are hardly visible properties, but ids of tracks or people
 
@@ -74,7 +47,7 @@ class AttributeTable:
             for column in group.columns:
                 here = column_of.get(names[column])
                 values[known, column] = 0 if here is None else self.values[known, here]
-        return AttributeTable(_numbered(names), values)
+        return AttributeTable(Classes.numbered(names), values)
 
 
 @dataclass
@@ -131,6 +104,31 @@ def read_attributes(
         return None
     table = _table(found, len(records))
     return table if not listed else _as_listed(table, listed, wanted, problems)
+
+
+def read_identifiers(
+    objects: ObjectTable, key: str, rows: Sequence[int], problems: Problems
+) -> np.ndarray:
+    """A number for each value of that key in those rows of the file; -1 where there is none.
+
+    Equal numbers mean equal values. Raises DataError if a value is neither an integer nor a
+    string, or no row has any.
+    """
+    record = objects.record if key in CORE else objects.extra
+    values = [record(row).get(key) for row in rows]
+    for row, value in zip(rows, values, strict=True):
+        if value is not None and type(value) not in (int, str):
+            problems.add(
+                place("annotations", row, objects.record(row)),
+                f"{key!r} is {short(value)}: must be an integer or a string, or absent",
+            )
+    problems.raise_any()
+    known = sorted({str(value) for value in values if value is not None})
+    if not known:
+        raise DataError(f"{problems.source}: no object has {key!r} (`identity`)")
+    number_of = {value: number for number, value in enumerate(known)}
+    numbers = [-1 if value is None else number_of[str(value)] for value in values]
+    return np.array(numbers, np.int64)
 
 
 def _as_listed(
@@ -201,8 +199,4 @@ def _table(found: dict[str, _Answers], num_rows: int) -> AttributeTable:
         values[np.ix_(answers.rows, [column_of[name] for name in answers.classes])] = 0
         rows_of = np.repeat(answers.rows, [len(holding) for holding in answers.holding])
         values[rows_of, [column_of[name] for holding in answers.holding for name in holding]] = 1
-    return AttributeTable(_numbered(names), values)
-
-
-def _numbered(names: Sequence[str]) -> Classes:
-    return Classes(tuple(names), tuple(range(len(names))))
+    return AttributeTable(Classes.numbered(names), values)

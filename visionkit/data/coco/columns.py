@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from visionkit.data.checks.findings import Place, Problems
+from visionkit.errors import shorten
 
 Record = dict[str, Any]
 NonObject = tuple[int, str]  # place in a list of an element that is not an object, and its value
@@ -262,7 +263,6 @@ def list_error(key: str, members: Mapping[str, Any], other: NonObject | None) ->
 
 
 def short(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    """A value of a file for a message: strings have quotes."""
+    is_plain = isinstance(value, float) and not math.isfinite(value)  # numpy's repr has its type
+    return shorten(str(value) if is_plain else repr(value))

@@ -51,8 +51,25 @@ def packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
     }
 
 
+class Records:
+    """What the tables of records have in common."""
+
+    ids: np.ndarray
+    extras: Texts
+
+    def extra(self, row: int) -> Record:
+        """The part of a record that no other column holds."""
+        return json.loads(self.extras[row] or b"{}")
+
+    def extra_records(self) -> list[Record]:
+        """The id and `extra` of all records."""
+        found = json.loads("[" + ",".join(text or "{}" for text in self.extras.texts()) + "]")
+        numbered = zip(self.ids.tolist(), found, strict=True)
+        return [{"id": id_} | extra if id_ != UNMAPPED else extra for id_, extra in numbered]
+
+
 @dataclass(frozen=True)
-class ImageTable:
+class ImageTable(Records):
     """The image records. -1 and "" stand for "not labeled"."""
 
     ids: np.ndarray  # (I,) int64
@@ -79,17 +96,9 @@ class ImageTable:
                 record[key] = int(values[row])
         return record | self.extra(row)
 
-    def extra(self, row: int) -> Record:
-        """The part of a record that no other column holds."""
-        return json.loads(self.extras[row] or b"{}")
-
-    def extra_records(self) -> list[Record]:
-        """The id and `extra` of all records."""
-        return _extra_records(self.ids, self.extras)
-
 
 @dataclass(frozen=True)
-class ObjectTable:
+class ObjectTable(Records):
     """The annotations in the order of the file."""
 
     ids: np.ndarray  # (A,) int64, UNMAPPED where there is none or it is in `extras`
@@ -116,14 +125,6 @@ class ObjectTable:
             record["segmentation"] = self.masks.coco(np.array([row]))[0] or []
         return record | self.extra(row)
 
-    def extra(self, row: int) -> Record:
-        """The part of a record that no other column holds."""
-        return json.loads(self.extras[row] or b"{}")
-
-    def extra_records(self) -> list[Record]:
-        """The id and `extra` of all records."""
-        return _extra_records(self.ids, self.extras)
-
     def rows_by_image(self) -> np.ndarray:
         """(A,) all rows, sorted by image and then in the order of the file; faster than a stable
         argsort."""
@@ -141,12 +142,6 @@ class ObjectTable:
             low.clip(0, limit, out=low)
             high.clip(0, limit, out=high)
         return boxes
-
-
-def _extra_records(ids: np.ndarray, extras: Texts) -> list[Record]:
-    found = json.loads("[" + ",".join(text or "{}" for text in extras.texts()) + "]")
-    numbered = zip(ids.tolist(), found, strict=True)
-    return [{"id": id_} | extra if id_ != UNMAPPED else extra for id_, extra in numbered]
 
 
 class Gathered:

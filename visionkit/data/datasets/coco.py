@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from visionkit.config.schema import InputPath
@@ -16,11 +17,13 @@ from visionkit.data.coco.annotations import find_missing, read_annotations
 from visionkit.data.coco.attributes import AttributeTable, read_identifiers
 from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
 from visionkit.data.coco.selection import warn
+from visionkit.data.datasets.label_maps import check_maps
 from visionkit.data.files import Links
-from visionkit.data.image_io import Exif, check_size, read_image
+from visionkit.data.image_io import Exif, check_size, read_image, read_label_map
+from visionkit.data.masks import Segmentation, paint
 from visionkit.data.sample import Sample
-from visionkit.data.semantic_maps import check_maps, load_classes, paint_classes
-from visionkit.types import Classes
+from visionkit.errors import DataError, printable
+from visionkit.types import IGNORE, Classes
 
 
 class Coco:
@@ -132,14 +135,14 @@ class Coco:
             keys.append("masks")
         if (images.class_ids >= 0).any():
             keys.append("class_id")
-            self.classes["class_id"] = _numbered(names["image_classes"])
+            self.classes["class_id"] = Classes.numbered(names["image_classes"])
         if described is not None:
             keys.append("attributes")
             self.classes["attributes"] = described.classes
         if self._paints or len(images.semantic.data):
             keys.append("semantic")
             painted = ["background", *self.classes["labels"].names]
-            self.classes["semantic"] = _numbered(
+            self.classes["semantic"] = Classes.numbered(
                 painted if self._paints else names["semantic_classes"]
             )
         if (images.identities >= 0).any():
@@ -233,5 +236,44 @@ class Coco:
         return ground_truth(self._index, classes, masks, self._area)
 
 
-def _numbered(names: list[str]) -> Classes:
-    return Classes(tuple(names), tuple(range(len(names))))
+def load_classes(path: Path, size: tuple[int, int], num_classes: int) -> Tensor:
+    """The map (h, w) uint8 in that file; DataError if it has another size or unknown classes."""
+    labels = read_label_map(path)
+    if tuple(labels.shape) != size:
+        raise DataError(
+            f"semantic map {printable(path)} is {tuple(labels.shape)} (h, w), not {size}"
+        )
+    highest = int(labels.where(labels != IGNORE, 0).max())
+    if highest >= num_classes:
+        raise DataError(
+            f"semantic map {printable(path)} has the value {highest}, but 'semantic_classes' has "
+            f"{num_classes} names (255 = ignore)"
+        )
+    return labels
+
+
+def paint_classes(
+    segmentations: Sequence[Segmentation],
+    labels: np.ndarray,
+    boxes: np.ndarray,
+    size: tuple[int, int],
+) -> Tensor:
+    """(h, w) uint8: label + 1 where an object is, 0 elsewhere; smaller objects on top.
+
+    `segmentations` and `boxes` (N, 4), xyxy in pixels, are those of the objects with `labels` (L,),
+    followed by those of N - L dropped objects, which become 255 (ignore). Boxes of objects without
+    a known outline become 255 too, where no other object covers them.
+    """
+    classes = np.zeros(size, np.uint8)
+    masks = paint(segmentations, size)
+    known = np.array([s.known for s in segmentations], bool)
+    classes[masks[len(labels) :].any(0)] = IGNORE
+    masks = masks[: len(labels)]
+    for box in boxes[~known]:
+        x1, y1 = np.floor(box[:2]).astype(int)
+        x2, y2 = np.ceil(box[2:]).astype(int)
+        classes[y1:y2, x1:x2] = IGNORE
+    areas = masks.sum((1, 2))
+    for i in np.argsort(-areas, kind="stable"):
+        classes[masks[i]] = labels[i] + 1
+    return torch.from_numpy(classes)

@@ -90,7 +90,7 @@ class ImageFolder(Images):
         if only is not None:
             kept_classes(f"folder {root}", names, only)
             names = tuple(only)
-        self.classes = {"class_id": Classes(names, tuple(range(len(names))))}
+        self.classes = {"class_id": Classes.numbered(names)}
 
         self.file_names: list[str] = []
         class_ids: list[int] = []

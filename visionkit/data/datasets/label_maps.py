@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from visionkit.config.schema import InputPath, Range
-from visionkit.data.checks.findings import Finding, Problems, Progress, check_classes
+from visionkit.data.checks.findings import Finding, Problems, Progress, check_classes, finding
 from visionkit.data.datasets.folder import require_folder
 from visionkit.data.files import diagnose, visible_files
 from visionkit.data.image_io import SUFFIXES, Exif, read_image, read_label_map
 from visionkit.data.sample import Sample
-from visionkit.data.semantic_maps import check_maps
 from visionkit.errors import DataError, listed, plural, printable
 from visionkit.types import IGNORE, Classes
 
@@ -67,7 +66,7 @@ class LabelMaps:
         self._colors = None if palette is None else _checked_palette(palette)
         names = self._names(classes, palette)
         order = list(classes or names)
-        self.classes = {"semantic": Classes(tuple(order), tuple(range(len(order))))}
+        self.classes = {"semantic": Classes.numbered(order)}
         # The class, or IGNORE, of each number, or of each color by its place in the palette.
         self._class_of = np.full(256, -1, np.int16)
         if palette is not None:
@@ -175,6 +174,21 @@ class LabelMaps:
                 f"`{UNLABELED}` if they are of no class"
             )
         return np.argsort(self._colors)[nearest]
+
+
+def check_maps(
+    ids: Iterable[int], read: Callable[[int], Tensor | None], progress: Progress
+) -> Iterator[Finding]:
+    """Findings about the semantic maps that `read` returns by image id: invalid or unlabeled."""
+    for id_ in progress(ids, "semantic maps"):
+        try:
+            labels = read(id_)
+        except DataError as error:
+            yield finding("class-map", str(error), value=str(id_), hint="")
+            continue
+        if labels is not None and (labels == IGNORE).all():
+            text = f"the semantic map of image {id_} has no labeled pixel"
+            yield finding("unlabeled-map", text, value=str(id_))
 
 
 def _checked_palette(palette: dict[str, tuple[int, int, int]]) -> np.ndarray:

@@ -82,19 +82,13 @@ def evict(folder: Path, limit: int, keep: Path | None = None) -> None:
                 if used < time.time() - ABANDONED:
                     remove(entry)
             else:
-                sizes.append((used, entry, _size(entry)))
+                files = (path for path in (entry, *entry.rglob("*")) if path.is_file())
+                sizes.append((used, entry, sum(path.stat().st_size for path in files)))
     total = sum(size for _, _, size in sizes)
     for _, entry, size in sorted(sizes):
         if total > limit and entry != keep:
             remove(entry)
             total -= size
-
-
-def _size(entry: Path) -> int:
-    return sum(path.stat().st_size for path in (entry, *entry.rglob("*")) if path.is_file())
-
-
-# --- Arrays in an entry, mapped into memory and so shared by processes.
 
 
 def content_key(path: Path) -> str:

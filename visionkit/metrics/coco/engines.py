@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import os
-from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -21,9 +19,7 @@ import numpy as np
 from visionkit.data.coco.columns import rows_of
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.detections import Detections
-from visionkit.metrics.coco.ground_truth import ScoredTruth
-
-log = logging.getLogger("visionkit")
+from visionkit.metrics.coco.ground_truth import ScoredTruth, warn_once
 
 ENGINES = ("hotcoco", "pycocotools")
 SETTING = "VISIONKIT_COCO_ENGINE"
@@ -56,14 +52,9 @@ def _fault_of_hotcoco() -> str | None:
         import_module("hotcoco")
     except Exception as error:  # what a package that does not fit the machine raises
         fault = f"cannot be imported ({type(error).__name__}: {error})"
-        _warn_of(fault)
+        warn_once(f"hotcoco {fault}; pycocotools computes the same metrics")
         return fault
     return None
-
-
-@cache
-def _warn_of(fault: str) -> None:
-    log.warning("hotcoco %s; pycocotools computes the same metrics", fault)
 
 
 def engine_version(name: str) -> str:

@@ -40,7 +40,8 @@ def evaluate_files(
 
     def add(records: list[Any]) -> None:
         _check_images(records, names, results)
-        if iou_type == "segm" and not checker.seen and _has_boxes(records):
+        first = records[0] if records and not checker.seen else None
+        if iou_type == "segm" and isinstance(first, dict) and first.get("bbox"):
             log.info(
                 "%s has boxes too: they are not used, and APs, APm, APl, ARs, ARm, ARl use the "
                 "area of the masks; COCO.loadRes would use that of the boxes",
@@ -68,10 +69,6 @@ def read_results(path: str | Path, add: Callable[[list[Any]], None], chunk: int 
                 '{"image_id", "category_id", "bbox" or "segmentation", "score"}'
             )
         expect_end(data, read_list(data, start, take, chunk))
-
-
-def _has_boxes(records: list[Any]) -> bool:
-    return any(isinstance(record, dict) and record.get("bbox") for record in records[:1])
 
 
 def _check_images(records: list[Any], names: dict[int, str], path: str | Path) -> None:
