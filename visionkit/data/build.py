@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from visionkit.config import Config, SourceConfig, missing_paths
 from visionkit.config.components import build, head_class
 from visionkit.data.checks.findings import finding, merge_errors
 from visionkit.data.checks.summary import split_key
-from visionkit.data.classes import class_lists, class_mapped, classes_of_heads
+from visionkit.data.classes import class_lists, class_mapped
 from visionkit.data.loading.source import Source
 from visionkit.errors import ConfigError, DataError, VisionkitError
 from visionkit.types import Classes, Dataset
@@ -98,8 +99,22 @@ def class_keys(config: Config) -> dict[str, str | None]:
 
 
 def head_classes(config: Config, sources: list[Source]) -> dict[str, Classes]:
-    """The class list of each head, from the datasets that feed it."""
-    return classes_of_heads(class_keys(config), sources)
+    """The names and ids of the classes of each head that is fed.
+
+    Ids are those of the data; if the datasets of a head do not agree on them, 1, 2, ...
+    """
+    keys, found = class_keys(config), defaultdict(list)
+    for source in sources:
+        dataset = source.train if source.train is not None else source.val
+        if dataset is not None:
+            for head in source.feeds:
+                found[head].append(dataset.classes.get(keys[head] or "", Classes((), ())))
+    return {
+        head: first
+        if all(other == first for other in others)
+        else Classes(first.names, tuple(range(1, len(first.names) + 1)))
+        for head, (first, *others) in found.items()
+    }
 
 
 def _open(section: dict[str, Any]) -> Dataset:

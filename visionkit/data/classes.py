@@ -1,4 +1,4 @@
-"""Class lists: which classes each head predicts, and datasets matched to them by name."""
+"""Class lists: which classes each head predicts, datasets matched to them by name, attributes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from visionkit.data.checks.findings import check_classes
 from visionkit.data.coco.ground_truth import GroundTruth
-from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError, DataError, listed, unknown
 from visionkit.types import IGNORE, Classes, Dataset
@@ -23,7 +22,11 @@ log = logging.getLogger("visionkit")
 
 Names = tuple[str, ...]
 
-# --- A dataset with the classes of a run.
+AttributeKind = Literal["one_of", "any_of", "yes_no"]
+# In the class names of attributes: `color=red`, `covers:star`, `open`.
+SEPARATORS: dict[AttributeKind, str] = {"one_of": "=", "any_of": ":", "yes_no": ""}
+YES = 0.5  # the probability from which the answer is yes
+_NAME = re.compile(r"([^=:]+)(?:([=:])(.+))?", re.DOTALL)
 
 UNMAPPED = -1
 LABELED_KEYS = {"labels": "labeled", "semantic": "semantic_labeled"}  # by class_key: key of a mask
@@ -203,9 +206,6 @@ def _check_labeled(labeled: list[str] | None, classes: Mapping[str, Classes]) ->
             raise DataError(unknown(name, known, f"labeled_classes: unknown class {name!r}"))
 
 
-# --- The class lists of heads, where several datasets each label some of the classes.
-
-
 def class_lists(
     class_keys: Mapping[str, str | None],
     sources: Mapping[str, Any],
@@ -252,38 +252,6 @@ def _union(key: str, members: Iterable[str], opened: Mapping[tuple[str, str], Da
         if dataset is not None and key in dataset.classes:
             names |= dict.fromkeys(dataset.classes[key].names)
     return tuple(names)
-
-
-def classes_of_heads(
-    class_keys: Mapping[str, str | None], sources: Sequence[Source]
-) -> dict[str, Classes]:
-    """The names and ids of the classes of each head that is fed.
-
-    Ids are those of the data; if the datasets of a head do not agree on them, 1, 2, ...
-    """
-    found: dict[str, list[Classes]] = {}
-    for source in sources:
-        dataset = source.train if source.train is not None else source.val
-        if dataset is None:
-            continue
-        for head in source.feeds:
-            classes = dataset.classes.get(class_keys[head] or "", Classes((), ()))
-            found.setdefault(head, []).append(classes)
-    return {
-        head: first
-        if all(other == first for other in others)
-        else Classes(first.names, tuple(range(1, len(first.names) + 1)))
-        for head, (first, *others) in found.items()
-    }
-
-
-# --- The class names of attributes: `color=red`, `covers:star`, `open`.
-
-AttributeKind = Literal["one_of", "any_of", "yes_no"]
-SEPARATORS: dict[AttributeKind, str] = {"one_of": "=", "any_of": ":", "yes_no": ""}
-YES = 0.5  # the probability from which the answer is yes
-
-_NAME = re.compile(r"([^=:]+)(?:([=:])(.+))?", re.DOTALL)
 
 
 class Group(NamedTuple):

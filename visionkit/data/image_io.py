@@ -36,7 +36,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-
 T = TypeVar("T")
 
 
@@ -45,20 +44,15 @@ def is_image_file(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def read_image(
-    path: str | Path,
-    *,
-    exif: Exif = "apply",
-    max_pixels: int = MAX_PIXELS,
-) -> Tensor:
+def read_image(path: str | Path, *, exif: Exif = "apply") -> Tensor:
     """The image as (3, h, w) uint8 RGB, channels last in memory.
 
     Alpha is dropped, the first frame of an animation is used, and 16-bit gray is divided by 257.
     With `exif="apply"` the image is turned upright (Pillow always does so with TIFF files). Raises
-    DataError if the file cannot be read, has more than `max_pixels` pixels (checked before
+    DataError if the file cannot be read, has more than `MAX_PIXELS` pixels (checked before
     decoding), or has values without a fixed meaning as 8 bits.
     """
-    rgb = _read(path, max_pixels, lambda image: to_rgb(upright(image, exif)))
+    rgb = _read(path, lambda image: to_rgb(upright(image, exif)))
     pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
     return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
 
@@ -70,7 +64,7 @@ def check_label_mode(mode: str) -> None:
         raise Refused(Fault("values", clause))
 
 
-def read_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_label_map(path: str | Path) -> Tensor:
     """The class numbers of a semantic map, an 8-bit gray or palette image: (h, w) uint8."""
 
     def indices(image: Image.Image) -> Image.Image:
@@ -78,7 +72,7 @@ def read_label_map(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
         image.load()
         return image
 
-    labels = _read(path, max_pixels, indices)
+    labels = _read(path, indices)
     values = torch.frombuffer(bytearray(labels.tobytes()), dtype=torch.uint8)
     return values.view(labels.height, labels.width)
 
@@ -113,15 +107,15 @@ class Refused(Exception):
         self.fault = fault
 
 
-def open_image(path: str | Path, use: Callable[[Image.Image], T], max_pixels: int) -> T:
+def open_image(path: str | Path, use: Callable[[Image.Image], T]) -> T:
     """What `use` returns for the image in a file, which is opened but not decoded yet. `Refused` if
-    it has more than `max_pixels` pixels, or if anything fails."""
+    it has more than `MAX_PIXELS` pixels, or if anything fails."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe could block
             raise Refused(find_fault(path))
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > max_pixels:
-                size = f"{image.width}x{image.height} pixels, more than the limit of {max_pixels}"
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}"
                 raise Refused(Fault("too-large", f"has {size}: make it smaller"))
             return use(image)
     except Refused:
@@ -137,11 +131,9 @@ def open_image(path: str | Path, use: Callable[[Image.Image], T], max_pixels: in
         raise Refused(Fault(kind, f"{clause} [{printable(str(error))}]")) from error
 
 
-def _read(
-    path: str | Path, max_pixels: int, convert: Callable[[Image.Image], Image.Image]
-) -> Image.Image:
+def _read(path: str | Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
-        return open_image(path, convert, max_pixels)
+        return open_image(path, convert)
     except Refused as refused:
         raise DataError(f"image {printable(path)} {refused.fault.clause}") from refused.__cause__
 

@@ -114,10 +114,6 @@ class Problems:
         message = what if place or not where else f"{where}: {what}"
         self.findings.append(Finding(kind, message, self.file, place, key, value, hint))
 
-    def extend(self, other: Problems) -> None:
-        """Add the errors of another report about the same file."""
-        self.findings += other.findings
-
     def raise_any(self) -> None:
         """DataError if there are errors. It shows the first `SHOWN` and has all."""
         if not self.findings:

@@ -26,7 +26,6 @@ from visionkit.data.checks.kinds import Action, Severity
 from visionkit.data.checks.summary import iter_splits, split_key
 from visionkit.data.files import find_fault
 from visionkit.data.image_io import (
-    MAX_PIXELS,
     Exif,
     Refused,
     check_label_mode,
@@ -44,6 +43,13 @@ from visionkit.types import Dataset
 log = logging.getLogger("visionkit")
 
 Size = tuple[int, int]  # (h, w)
+State = tuple[int, int]  # of a file: size in bytes, modification time in ns
+_Problem = tuple[str, str, Severity]  # kind, text that follows the file's name
+
+FORMAT = 2  # raise it with each change of what is stored, or of what an inspection finds
+CACHE_LIMIT = 2**30  # bytes of all files; the least recently used are removed first
+MAX_THREADS = 16  # decoding releases Python's lock
+_BLOCK = 32  # images of a thread's task, which are remembered together
 
 SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg"),
@@ -60,8 +66,6 @@ LOST = {  # what `read_image` drops
     "bits": "has 16 bits a channel: they are scaled to 8",
     "frames": "holds several images: only the first is used",
 }
-
-# --- One image file.
 
 
 class ImageInfo(NamedTuple):
@@ -83,7 +87,7 @@ class ImageInfo(NamedTuple):
         return (self.width, self.height) if turned else (self.height, self.width)
 
 
-def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageInfo:
+def inspect_image(path: Path) -> ImageInfo:
     """Decode the image, and verify the checksums of a PNG, which decoding ignores."""
 
     def inspect(image: Image.Image) -> ImageInfo:
@@ -113,7 +117,7 @@ def inspect_image(path: Path, max_pixels: int = MAX_PIXELS) -> ImageInfo:
         )
 
     try:
-        return open_image(path, inspect, max_pixels)
+        return open_image(path, inspect)
     except Refused as refused:
         return ImageInfo(*refused.fault)
 
@@ -123,16 +127,6 @@ def _is_transparent(image: Image.Image) -> bool:
         extrema: Any = image.getextrema()  # of each channel
         return extrema[-1][0] < 255
     return "transparency" in image.info
-
-
-# --- Many image files, in threads; the readable ones are remembered.
-
-FORMAT = 2  # raise it with each change of what is stored, or of what an inspection finds
-CACHE_LIMIT = 2**30  # bytes of all files; the least recently used are removed first
-MAX_THREADS = 16  # decoding releases Python's lock
-_BLOCK = 32  # images of a thread's task, which are remembered together
-
-State = tuple[int, int]  # of a file: size in bytes, modification time in ns
 
 
 class ImageInfoCache:
@@ -279,11 +273,6 @@ def duplicate_files(infos: Iterable[ImageInfo]) -> list[list[int]]:
     return [same for same in places.values() if len(same) > 1]
 
 
-# --- The images and semantic maps of a dataset.
-
-_Problem = tuple[str, str, Severity]  # kind, text that follows the file's name
-
-
 def image_findings(
     dataset: Dataset, section: str, *, first: int = 0, step: int = 1
 ) -> list[Finding]:
@@ -307,7 +296,10 @@ def image_findings(
         index: int, name: str, path: Path, info: ImageInfo, problems: Iterable[_Problem]
     ) -> None:
         place = Place("images", index, None if ids is None else ids[index])
-        for kind, text, severity in (*problems, *_suffix_problems(path, info)):
+        if info.format and path.suffix.lower() not in SUFFIXES_OF.get(info.format, ()):
+            text = f"is a {info.format} file, unlike its suffix"
+            problems = (*problems, ("suffix", text, "note"))
+        for kind, text, severity in problems:
             action: Action = "error" if severity == "error" else "keep"
             message = f"{name} {printable(path)} {text}"
             found.append(
@@ -331,11 +323,6 @@ def image_findings(
 def _image_index(finding: Finding) -> int:
     assert finding.place is not None
     return finding.place.index
-
-
-def _suffix_problems(path: Path, info: ImageInfo) -> Iterator[_Problem]:
-    if info.format and path.suffix.lower() not in SUFFIXES_OF.get(info.format, ()):
-        yield "suffix", f"is a {info.format} file, unlike its suffix", "note"
 
 
 def _image_problems(info: ImageInfo, annotated: Size | None, exif: Exif) -> Iterator[_Problem]:
@@ -379,9 +366,6 @@ def _map_problems(info: ImageInfo, size: Size | None, any_mode: bool) -> Iterato
     if size is not None and info.size("ignore") != size:
         text = f"is {info.width}x{info.height}, but its image {size[1]}x{size[0]}"
         yield "size", f"{text}: make them one size", "error"
-
-
-# --- The images of a run.
 
 
 def check_images(config: Config, sources: list[Source]) -> dict[str, list[Finding]]:

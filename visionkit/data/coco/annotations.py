@@ -125,10 +125,15 @@ def read_annotations(
     for key, count in (("images", len(index.images.ids)), ("categories", len(index.categories))):
         if not count:
             raise DataError(f"annotation file {path}: '{key}' is empty; there is nothing to learn")
-    problems.extend(index.faults)
+    problems.findings += index.faults.findings
     _check_pixels(index, problems)
     has_masks = _choose_masks(index, masks, problems)
-    described = _read_attributes(index, attributes, problems)
+    described = read_attributes(
+        index.objects.extra_records() if "attributes" in index.object_keys else [],
+        problems,
+        wanted=attributes,
+        listed=index.names["attribute_classes"],
+    )
     labeled = _read_labeled(index, problems)
     picked = index.classes  # which others may be refused, if the file is sound so far
     if not problems.count:
@@ -201,14 +206,6 @@ def _choose_masks(index: CocoIndex, wanted: bool | None, problems: Problems) -> 
     if chosen:  # malformed ones have a policy
         problems.findings += [f for f in index.mask_faults.findings if f.kind == "coordinate-range"]
     return chosen
-
-
-def _read_attributes(
-    index: CocoIndex, wanted: Collection[str] | None, problems: Problems
-) -> AttributeTable | None:
-    records = index.objects.extra_records() if "attributes" in index.object_keys else []
-    listed = index.names["attribute_classes"]
-    return read_attributes(records, problems, wanted=wanted, listed=listed)
 
 
 def _read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:

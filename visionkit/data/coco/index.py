@@ -238,9 +238,6 @@ def _names(members: Mapping[str, Any], key: str, faults: Problems) -> list[str]:
     return []
 
 
-# --- Checks that need more than one record, over all records at once.
-
-
 def check_images(images: ImageTable, num_classes: int, problems: Problems) -> None:
     """Ids must be unique, and images of a countable size; `num_classes` bounds 'class_id'."""
     if (np.diff(np.sort(images.ids)) == 0).any():

@@ -19,6 +19,15 @@ from visionkit.data.masks import Bitmap, Segmentation
 TOLERANCE = 1.0  # pixels by which a box may reach out of its image: rounding
 BLOCK = 1 << 13  # objects checked together
 MUCH = 1.1  # an area that is larger than its box by this factor is wrong
+# Segmentations against boxes and areas:
+LEAST_IOU = 0.5  # of the bounds of a mask with its box
+CLOSE = 2.0  # pixels by which sides may differ all the same: of small objects it is much
+SHARE = 0.1  # by which an area may be off
+FEW_PIXELS = 5  # by which it may, too
+
+EMPTY, OUTSIDE, OVERHANGING, WRONG_AREA, TINY = 1, 2, 4, 8, 16
+_NONE = np.zeros(0, np.int64)
+_MIXERS = np.random.default_rng(0).integers(1, 2**64, 6, np.uint64) | np.uint64(1)  # odd
 
 
 class FaultyRows(NamedTuple):
@@ -67,9 +76,6 @@ def unknown_images(index: CocoIndex) -> FaultyRows:
     return FaultyRows("unknown-image", np.flatnonzero(unknown), "image_id")
 
 
-EMPTY, OUTSIDE, OVERHANGING, WRONG_AREA, TINY = 1, 2, 4, 8, 16
-
-
 def _box_faults(index: CocoIndex, start: int) -> np.ndarray:
     """(n,) uint8, those five faults of `BLOCK` objects: few, so that the CPU cache suffices.
 
@@ -91,10 +97,6 @@ def _box_faults(index: CocoIndex, start: int) -> np.ndarray:
     faults = EMPTY * empty | OUTSIDE * outside | OVERHANGING * over
     faults |= WRONG_AREA * wrong | TINY * tiny
     return np.where(known, faults, 0).astype(np.uint8)
-
-
-_NONE = np.zeros(0, np.int64)
-_MIXERS = np.random.default_rng(0).integers(1, 2**64, 6, np.uint64) | np.uint64(1)  # odd
 
 
 def report(index: CocoIndex, faulty: FaultyRows, action: Action) -> Iterator[Finding]:
@@ -202,14 +204,6 @@ def _repeated_names(names: list[str]) -> np.ndarray:
         return _NONE
     first: dict[str, int] = {}
     return np.array([i for i, n in enumerate(names) if first.setdefault(n, i) != i], np.int64)
-
-
-# --- Segmentations against boxes and areas.
-
-LEAST_IOU = 0.5  # of the bounds of a mask with its box
-CLOSE = 2.0  # pixels by which sides may differ all the same: of small objects it is much
-SHARE = 0.1  # by which an area may be off
-FEW_PIXELS = 5  # by which it may, too
 
 
 class Outline(NamedTuple):

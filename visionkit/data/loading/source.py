@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset as TorchDataset
 
 from visionkit.data.loading.samplers import (
     InfiniteBatchSampler,
@@ -172,7 +171,7 @@ class UnreadableImages:
 
 
 @dataclass
-class TransformedDataset(TorchDataset):
+class TransformedDataset:
     """A dataset with transforms applied. An item is a function of the index and the position in
     the stream of images, which keys all randomness.
 
@@ -185,9 +184,6 @@ class TransformedDataset(TorchDataset):
     image_size: ImageSize
     seed: int
     replacements: ReplacementSampler | None = None
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     def __getitem__(self, ticket: Ticket) -> tuple[torch.Tensor, Target]:
         index, position = ticket
