@@ -200,7 +200,7 @@ def test_targets_show_objects_crowds_masks_and_the_class_of_the_image():
 
 @pytest.mark.parametrize("class_id", [torch.tensor(1), torch.tensor([0.0, 1.0, 0.0])])
 def test_targets_of_classification_show_the_class(class_id):
-    image = draw_target(WHITE, {"class_id": class_id}, NAMES)
+    image = draw_target(WHITE, {"class_id": class_id}, {"class_id": NAMES})
     assert [has_color(image, color_of(i)).any() for i in range(3)] == [False, True, False]
 
 

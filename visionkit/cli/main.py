@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 UNEXPECTED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes without a class in visionkit.errors
 Run = Callable[[argparse.Namespace], int | None]
 AddArguments = Callable[[argparse.ArgumentParser], None]
-SHOWN = 20  # findings in the message of a DataError, see `visionkit.data.checks.findings.Problems`
 
 
 def command() -> NoReturn:
@@ -80,7 +79,8 @@ def report(error: Exception, *, debug: bool = False) -> int:
     if isinstance(error, (VisionkitError, OSError)):
         label = "" if isinstance(error, Preempted) else "error: "
         print(f"{label}{text}", file=sys.stderr)
-        _save_findings(getattr(error, "findings", ()))
+        if findings := getattr(error, "findings", ()):
+            _save_findings(findings)
         return error.exit_code if isinstance(error, VisionkitError) else UNEXPECTED
     if isinstance(error, ModuleNotFoundError):
         print(f"error: {text}; install it for {sys.executable}", file=sys.stderr)
@@ -95,9 +95,9 @@ def report(error: Exception, *, debug: bool = False) -> int:
 
 def _save_findings(findings: Sequence[Finding]) -> None:
     """Write all findings to a file if the error message cannot hold them."""
-    if len(findings) > SHOWN:
-        from visionkit.data.checks.findings import save_findings
+    from visionkit.data.checks.findings import SHOWN, save_findings
 
+    if len(findings) > SHOWN:
         print(save_findings(findings), file=sys.stderr)
 
 

@@ -14,8 +14,6 @@ from visionkit.config.renamed import renamed_key
 from visionkit.config.yaml import Key
 from visionkit.errors import ConfigError, shorten, unknown
 
-# --- What a value may be: ranges in the annotation of a component's argument.
-
 
 @dataclass(frozen=True)
 class Range:
@@ -60,11 +58,8 @@ Fraction = Annotated[float, Range(low=0, high=1)]
 InputPath = Annotated[str, "path"]  # a file or folder that must exist before a run starts
 
 
-# --- All problems of a config in one report, each with the place where the value was written.
-
-
 class ConfigProblems:
-    """Collects problems by key. A place is the line of the file, or the override."""
+    """Collects problems by key, for one error. A place is the line of the file, or the override."""
 
     def __init__(self, source: str, lines: Mapping[Key, int]) -> None:
         self.source = source

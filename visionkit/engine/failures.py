@@ -61,10 +61,6 @@ def _preempted(progress: Progress, stop: StopRequest) -> Preempted:
     )
 
 
-# --- Errors of torch and of the system that have a known fix. `data.loading.workers` explains those
-# of loader workers.
-
-
 @contextmanager
 def explain_errors(config: Config) -> Iterator[None]:
     """Raise a known error with what to do about it, anything else unchanged."""
@@ -85,7 +81,8 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def explained(error: Exception, config: Config) -> VisionkitError | None:
-    """The same error with what to do about it, None if it is unknown."""
+    """The same error with what to do about it, None if it is unknown. Those of loader workers are
+    explained in `data.loading.workers`."""
     text = str(error)
     first_line = text.strip().partition("\n")[0][:200] or type(error).__name__
     if is_out_of_memory(error):
@@ -113,9 +110,6 @@ def explained(error: Exception, config: Config) -> VisionkitError | None:
             f"backbone with norm: frozen or group. {first_line}"
         )
     return None
-
-
-# --- All ranks end together, with the error of the one that failed.
 
 
 @contextmanager

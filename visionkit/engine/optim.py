@@ -86,9 +86,6 @@ class StepResult:
     metrics: dict[str, float]  # on how the gradients of the heads were combined
 
 
-# --- How the gradients of several heads become one: their sum, or with their conflicts removed.
-
-
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The norm () of all gradients together; infinite also where their squares overflow."""
     gradients = [p.grad for p in parameters if p.grad is not None]

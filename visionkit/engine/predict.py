@@ -183,7 +183,10 @@ class Predictor:
             predictions, _ = self.model.infer(batch, heads, self.dtype)
             for head in heads:
                 for result, prediction in zip(results, predictions[head], strict=True):
-                    result[head] = {key: _to_cpu(value) for key, value in prediction.items()}
+                    result[head] = {
+                        key: value.cpu() if isinstance(value, Tensor) else value
+                        for key, value in prediction.items()
+                    }
         return [
             Prediction(result, self.classes, tensor, self.model.draw_threshold)
             for result, tensor in zip(results, tensors, strict=True)
@@ -276,13 +279,6 @@ def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Te
     sample = Sample(image, image_id, orig_size=(height, width))
     sample = sample.resize(fit(sample.size, size))
     return sample.image, sample.target()
-
-
-def _to_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
-
-
-# --- Many files ---
 
 
 def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:

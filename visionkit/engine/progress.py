@@ -108,8 +108,6 @@ class Progress:
     def epoch(self) -> float:
         return round(self.step / self.steps_per_epoch, 3)
 
-    # --- what happens ---
-
     def begin(self) -> None:
         self._since = time.perf_counter()
         self._write_status("running")
@@ -229,8 +227,6 @@ class Progress:
             **details,
         )
 
-    # --- what is due ---
-
     @property
     def validation_due(self) -> bool:
         every = self.settings.validate
@@ -254,8 +250,6 @@ class Progress:
             f"ended by train.early_stop at step {self.step}: {', '.join(self.best.names)} did not "
             f"improve for {self.stale} validations"
         )
-
-    # --- the checkpoint ---
 
     def state(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,5 @@
-"""Write predictions: a JSON list of records, overlays, semantic maps, embeddings, latent images."""
+"""Write the predictions for many images: a JSON list of records, overlays, semantic maps and
+embeddings; and images of the latent space of a VAE."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from visionkit.models.heads.autoencoder import VAE, to_bytes
 from visionkit.ops.inference import autocast
 from visionkit.runs.files import json_list
 from visionkit.types import Classes, prediction_kinds
-from visionkit.visualization.draw import color_of
+from visionkit.visualization.draw import as_image, color_of
 
 log = logging.getLogger("visionkit")
 TOP = 5  # classes in a record
@@ -51,7 +52,8 @@ def predict_files(
     skipped. Only the embeddings are kept in memory. `batch_size` as for `predict_each`.
     """
     out = Path(out)
-    files = {file: name for file, name in find_images(inputs) if not _is_inside(file, out)}
+    found = find_images(inputs)
+    files = {file: name for file, name in found if out.resolve() not in file.resolve().parents}
     prepare_out(out, inputs, marker=PREDICTIONS)
     overlays = _overlays(files, out)
 
@@ -63,9 +65,9 @@ def predict_files(
     unreadable, embeddings = 0, EmbeddingWriter()
     with (
         json_list(out / PREDICTIONS) as add,
-        closing(predict_each(predictor, [*files], drawn, batch_size)) as found,
+        closing(predict_each(predictor, [*files], drawn, batch_size)) as results,
     ):
-        for image_id, (file, result) in enumerate(found, start=1):
+        for image_id, (file, result) in enumerate(results, start=1):
             if isinstance(result, DataError):
                 log.error("skipped: %s", result)
                 unreadable += 1
@@ -80,6 +82,33 @@ def predict_files(
     if unreadable == len(files):
         raise DataError(f"predict: none of the {len(files)} images could be read")
     return unreadable
+
+
+def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
+    """Create the folder. One with other content than earlier results, which have the file `marker`,
+    is refused, so that nothing ever replaces a user's image."""
+    if any(out.resolve() in (Path(p).resolve(), Path(p).resolve().parent) for p in inputs):
+        raise ConfigError(f"--out: {out} contains the input images; choose another folder")
+    try:
+        if out.exists() and any(out.iterdir()) and not (out / marker).exists():
+            raise ConfigError(f"--out: {out} contains other files; choose a new folder")
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out: {out} cannot be created: {error.strerror}") from error
+
+
+def _overlays(files: Iterable[Path], out: Path) -> dict[Path, Path]:
+    """A unique path for the overlay of each image."""
+    overlays: dict[Path, Path] = {}
+    taken: set[str] = set()
+    for file in files:
+        name, number = f"{file.stem}.jpg", 1
+        while name in taken:
+            number += 1
+            name = f"{file.stem}_{number}.jpg"
+        taken.add(name)
+        overlays[file] = out / name
+    return overlays
 
 
 class EmbeddingWriter:
@@ -129,7 +158,9 @@ def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
     """
     records = []
     for head, result in prediction.heads.items():
-        _check_finite(head, result, image_id)
+        for name, value in result.items():
+            if isinstance(value, Tensor) and not value.isfinite().all():
+                raise DivergedError(f"{head}: '{name}' of image {image_id} is not finite")
         classes = prediction.classes[head]
         names = dict(zip(classes.ids, classes.names, strict=True))
         for record in _records_of(result, image_id, classes):
@@ -137,12 +168,6 @@ def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
                 record["category_name"] = names[record["category_id"]]
             records.append({"head": head, **record})
     return records
-
-
-def _check_finite(head: str, result: dict[str, Any], image_id: int) -> None:
-    for name, value in result.items():
-        if isinstance(value, Tensor) and not value.isfinite().all():
-            raise DivergedError(f"{head}: '{name}' of image {image_id} is not finite")
 
 
 def _records_of(
@@ -187,37 +212,6 @@ def _attribute_records(
         bbox = [x1, y1, x2 - x1, y2 - y1]
         records.append({"image_id": image_id, "bbox": bbox, "score": score, "attributes": by_name})
     return records
-
-
-def _is_inside(file: Path, folder: Path) -> bool:
-    return folder.resolve() in file.resolve().parents
-
-
-def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
-    """Create the folder. One with other content than earlier results, which have the file `marker`,
-    is refused, so that nothing ever replaces a user's image."""
-    if any(out.resolve() in (Path(p).resolve(), Path(p).resolve().parent) for p in inputs):
-        raise ConfigError(f"--out: {out} contains the input images; choose another folder")
-    try:
-        if out.exists() and any(out.iterdir()) and not (out / marker).exists():
-            raise ConfigError(f"--out: {out} contains other files; choose a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: {out} cannot be created: {error.strerror}") from error
-
-
-def _overlays(files: Iterable[Path], out: Path) -> dict[Path, Path]:
-    """A unique path for the overlay of each image."""
-    overlays: dict[Path, Path] = {}
-    taken: set[str] = set()
-    for file in files:
-        name, number = f"{file.stem}.jpg", 1
-        while name in taken:
-            number += 1
-            name = f"{file.stem}_{number}.jpg"
-        taken.add(name)
-        overlays[file] = out / name
-    return overlays
 
 
 @torch.inference_mode()
@@ -272,4 +266,4 @@ def _tiled(head: VAE, points: Tensor, columns: int) -> Image.Image:
     with autocast(device, head.from_latent.weight.dtype):
         decoded = [head.decode_latent(chunk.to(device)).cpu() for chunk in points.split(CHUNK)]
     grid = to_bytes(make_grid(torch.cat(decoded), nrow=columns, padding=1, pad_value=1.0))
-    return Image.fromarray(grid.permute(1, 2, 0).contiguous().numpy())
+    return as_image(grid)

@@ -19,7 +19,7 @@ from visionkit.errors import ConfigError, DataError
 from visionkit.metrics.accuracy import finite
 from visionkit.models.heads.embedding import Embedding
 from visionkit.runs.files import to_json, write_text
-from visionkit.visualization.draw import contact_sheet
+from visionkit.visualization.draw import as_image, contact_sheet
 
 log = logging.getLogger("visionkit")
 
@@ -153,7 +153,7 @@ def _sheet(found: dict[Path, list[Match]], names: dict[Path, str]) -> Image.Imag
 def _cell(file: Path, caption: str, *, framed: bool = False) -> Image.Image:
     """An image of the sheet with its caption below."""
     cell = Image.new("RGB", (CELL, CELL + LINE), "white")
-    image = Image.fromarray(read_image(file).permute(1, 2, 0).contiguous().numpy())
+    image = as_image(read_image(file))
     side = CELL - 2 * FRAME
     image = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
     cell.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))

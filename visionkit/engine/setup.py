@@ -139,9 +139,6 @@ def build_initial_model(
     return model, classes
 
 
-# --- Resuming ---
-
-
 def _continue_launch(config: Config, resume: bool, overwrite: bool) -> tuple[Config, bool, bool]:
     """With torchrun's --max-restarts: continue the run that the previous attempt started."""
     earlier = collectives.on_main_rank(lambda: directory.find_restarted(config.output, config.name))
@@ -166,9 +163,6 @@ def _last_checkpoint(config: Config) -> tuple[Path, dict[str, Any]]:
 
     path = collectives.on_main_rank(pick)
     return path, found.get("state") or checkpoint.load_run(path)
-
-
-# --- `init_from`: the weights and classes of a trained model ---
 
 
 def load_init_from(config: Config) -> dict[str, Any] | None:
@@ -215,9 +209,6 @@ def _frozen_patterns(config: Config) -> list[str]:
         for pattern in config.train.freeze
         for regex in (old if pattern == INIT_HEADS else [pattern])
     ]
-
-
-# --- Checks, and the summary of the data ---
 
 
 def splits_read(config: Config) -> tuple[str, ...]:

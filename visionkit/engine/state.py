@@ -64,8 +64,6 @@ class TrainingState:
     def __post_init__(self) -> None:
         self.buffers = Buffers(self.learner.model)
 
-    # --- saving ---
-
     def save_best(self, *, final: bool = False) -> None:
         """checkpoints/best.pt: weights to predict with.
 
@@ -144,8 +142,6 @@ class TrainingState:
             except (CheckpointError, MemoryError) as failure:  # the first error matters more
                 log.warning("%s", failure)
             raise
-
-    # --- resuming ---
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Restore what `save_last` saved. Raises CheckpointError if it does not fit."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, shorten
 from visionkit.types import Evaluator, Loss, Prediction, prediction_kinds
 
 EVALUATOR_METHODS = ("update", "state", "merge", "compute")
@@ -126,5 +126,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in value))
         return f"a {type(value).__name__} of {len(value)} ({kinds or 'empty'})"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}..."
+    return shorten(repr(value), 83)

@@ -25,10 +25,8 @@ log = logging.getLogger("visionkit")
 TO_RESUME = ("last.pt", "prev.pt")
 TO_PREDICT = ("best.pt", "last.pt", "prev.pt")
 FORMAT = 1
-SAFE_TORCH = (
-    2,
-    10,
-)  # older versions of `weights_only` are unsafe (CVE-2025-32434, GHSA-63cw-57p8-fm3p)
+# Older versions of `weights_only` are unsafe (CVE-2025-32434, GHSA-63cw-57p8-fm3p).
+SAFE_TORCH = (2, 10)
 PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 
 
@@ -54,9 +52,7 @@ def save(state: dict[str, Any], path: Path, *, previous: Path | None = None) -> 
 def load(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint that `save` wrote. Tensors arrive on the CPU."""
     state = load_tensors(path)
-    if not isinstance(state, dict) or "format" not in state:
-        raise DamagedError(f"{path}: is not a visionkit checkpoint")
-    if type(state["format"]) is not int:
+    if not isinstance(state, dict) or type(state.get("format")) is not int:
         raise DamagedError(f"{path}: is not a visionkit checkpoint")
     if state["format"] > FORMAT:
         raise CheckpointError(
@@ -76,7 +72,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
     for head, lists in state["classes"].items():
         if not _is_class_list(lists):
             raise CheckpointError(f"{path}: its class list of {head!r} is not names and their ids")
-    if not all(isinstance(value, torch.Tensor) for value in state["model"].values()):
+    if not all(isinstance(value, Tensor) for value in state["model"].values()):
         raise CheckpointError(f"{path}: its weights are not all tensors")
     return state
 
@@ -107,14 +103,11 @@ def load_tensors(path: str | Path) -> Any:
     except CheckpointError:
         raise
     except Exception as error:  # torch.load raises anything on a file that it did not write
+        why = files.reason(error) if isinstance(error, OSError) else type(error).__name__
         raise DamagedError(
             f"{path}: cannot be read: it is truncated, not a weights file, or has more than "
-            f"tensors and plain values ({_short(error)})"
+            f"tensors and plain values ({why})"
         ) from error
-
-
-def _short(error: Exception) -> str:
-    return files.reason(error) if isinstance(error, OSError) else type(error).__name__
 
 
 def _require_state(path: Path) -> None:
@@ -180,9 +173,6 @@ def _check_plain(value: Any, where: str) -> None:
             f"{where}: is a {type(value).__module__}.{type(value).__qualname__}, which a "
             f"checkpoint cannot have; use numbers, strings, lists, dicts and tensors"
         )
-
-
-# --- The checkpoints of a run: last.pt, prev.pt and best.pt ---
 
 
 def folder(run: Path) -> Path:

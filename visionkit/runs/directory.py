@@ -32,15 +32,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # on Windows
 
 log = logging.getLogger("visionkit")
-CONTENT = (
-    "config.yaml",
-    "data.json",
-    "metrics.jsonl",
-    "status.json",
-    "checkpoints",
-    "plots",
-    "eval",
-)  # of a run directory; no other file is ever deleted
+# Of a run directory; no other file is ever deleted.
+FILES = ("config.yaml", "data.json", "metrics.jsonl", "status.json")
+CONTENT = (*FILES, "checkpoints", "plots", "eval")
 _locks: dict[Path, int] = {}  # descriptors of the locks that this process holds
 
 

@@ -98,10 +98,9 @@ class StopRequest:
         self._reader.close()
         self._writer.close()
 
-    # --- The second signal. Python runs a handler only between two of its own instructions, which
-    # may be seconds apart during a backward; the wakeup descriptor gets the number immediately. ---
-
     def _start_watching(self) -> None:
+        """For the second signal. Python runs a handler only between two of its own instructions,
+        which may be seconds apart in a backward; the wakeup descriptor gets the number at once."""
         global _watching
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)

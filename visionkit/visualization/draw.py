@@ -31,12 +31,17 @@ def color_of(label: int) -> Color:
     return red, green, blue
 
 
+def as_image(image: Tensor) -> Image.Image:
+    """(3, h, w) uint8 RGB as a Pillow image."""
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
 class Canvas:
     """An image to draw on. Coordinates are those of the image before it was enlarged."""
 
     def __init__(self, image: Tensor | Image.Image) -> None:
         if isinstance(image, Tensor):
-            image = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+            image = as_image(image)
         self.image = image.convert("RGB")
         # The scale of an earlier `draw`, and the height of the text that it wrote.
         self.scale, self.text_height = image.info.get("drawn", (None, 0))
@@ -94,7 +99,8 @@ class Canvas:
         """Translucent class colors for (h, w) labels, with a legend. Pixels that are ignored or of
         a class called background stay as they are."""
         index = np.asarray(labels.cpu()).astype(np.uint8)
-        index = np.where(np.isin(index, _backgrounds(names)), np.uint8(IGNORE), index)
+        background = [i for i, name in enumerate(names) if name.lower() == "background"]
+        index = np.where(np.isin(index, background), np.uint8(IGNORE), index)
         palette = np.array([color_of(label) for label in range(256)], np.uint8)
         size, nearest = self.image.size, Image.Resampling.NEAREST
         colors = Image.fromarray(palette[index]).resize(size, nearest)
@@ -105,7 +111,7 @@ class Canvas:
 
     def append(self, image: Tensor) -> None:
         """Add another image, (3, h, w) uint8, at the right, scaled to the same height."""
-        other = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+        other = as_image(image)
         width = max(1, round(other.width * self.image.height / other.height))
         other = other.resize((width, self.image.height), Image.Resampling.BICUBIC)
         both = Image.new("RGB", (self.image.width + width, self.image.height))
@@ -172,10 +178,6 @@ class Canvas:
         self.pen.text(at, text, fill="black" if bright else "white", font=self.font)
 
 
-def _backgrounds(names: Names) -> list[int]:
-    return [label for label, name in enumerate(names) if name.lower() == "background"]
-
-
 def name_of(names: Names, label: int) -> str:
     """The name of a class, on one line."""
     name = names[label] if label < len(names) else f"class {label}"
@@ -223,15 +225,12 @@ def draw(
 
 
 def draw_target(
-    image: Tensor | Image.Image, target: Target, class_names: Names | Mapping[str, Names]
+    image: Tensor | Image.Image, target: Target, class_names: Mapping[str, Names]
 ) -> Image.Image:
     """Draw the labels of a training image, (3, h, w) without padding, on a copy of it.
 
-    `class_names` are the names of the target's objects or, without objects, of the image's class;
-    or a dict with a list for each target key: `labels`, `class_id`, `semantic`.
+    `class_names` has a list for each target key: `labels`, `class_id`, `semantic`, `attributes`.
     """
-    if not isinstance(class_names, Mapping):
-        class_names = {"labels" if "boxes" in target else "class_id": class_names}
     canvas = Canvas(image)
     if "semantic" in target:
         canvas.semantic_map(_labeled_map(target), class_names.get("semantic", ()))

@@ -124,7 +124,8 @@ class SingleLevelHead(SemanticHead):
     ) -> None:
         super().__init__(classes, class_weights, dice)
         self.level = pick_level(levels, level, default=_default_level(levels))
-        self.aux_level = pick_level(levels, aux_level, default=_level_before(levels, self.level))
+        before = [*levels][max(0, [*levels].index(self.level) - 1)]
+        self.aux_level = pick_level(levels, aux_level, default=before)
         self.aux_weight = aux_weight
         self.norm: Norm = norm
 
@@ -272,11 +273,6 @@ def _default_level(levels: dict[str, Level]) -> str:
     """The last level of stride 16 or less; the finest if there is none."""
     fine = [name for name, level in levels.items() if level.stride <= MAX_STRIDE]
     return fine[-1] if fine else next(iter(levels))
-
-
-def _level_before(levels: dict[str, Level], level: str) -> str:
-    names = list(levels)
-    return names[max(0, names.index(level) - 1)]
 
 
 def _pick_inputs(levels: dict[str, Level], inputs: list[str] | None) -> list[str]:
