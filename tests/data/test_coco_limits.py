@@ -11,7 +11,7 @@ from support.coco_scenes import rectangle
 
 CODE = """
 import json, resource, sys
-import numpy, pycocotools.cocoeval, visionkit.metrics.coco.files as files
+import numpy, pycocotools.cocoeval, visionkit.metrics.coco.evaluator as files
 from visionkit.errors import DataError
 
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

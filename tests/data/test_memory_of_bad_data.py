@@ -15,7 +15,7 @@ SECONDS = 1.0
 # Imports are done before the limit is set: torch alone maps more than that.
 PROGRAM = """
 import json, resource, sys, time
-import visionkit.cli.reports, visionkit.engine.check, visionkit.metrics.coco.files
+import visionkit.cli.reports, visionkit.engine.check, visionkit.metrics.coco.evaluator
 from visionkit.cli.main import main
 folder, limit = sys.argv[1], int(sys.argv[2])
 mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

@@ -12,8 +12,7 @@ from support.coco_scenes import only, raw_pycocotools, scene
 from support.paths import ROOT
 from visionkit.cli.main import main
 from visionkit.errors import DataError
-from visionkit.metrics.coco.evaluator import STATS, evaluate_coco
-from visionkit.metrics.coco.files import evaluate_files, read_results
+from visionkit.metrics.coco.evaluator import STATS, evaluate_coco, evaluate_files, read_results
 from visionkit.metrics.coco.ground_truth import warn_once
 
 GOLDEN = ROOT / "tests/golden"

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from support.coco_scenes import dirty, only, raw_pycocotools, scene, tidy
 from visionkit.errors import DataError
-from visionkit.metrics.coco.evaluator import STATS, evaluate_coco
-from visionkit.metrics.coco.files import evaluate_files
+from visionkit.metrics.coco.evaluator import STATS, evaluate_coco, evaluate_files
 
 SHARED = [HealthCheck.function_scoped_fixture]
 

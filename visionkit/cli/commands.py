@@ -96,7 +96,7 @@ def _eval_files(args: argparse.Namespace) -> None:
     if args.run_directory or args.overrides or args.heads:
         raise ConfigError("eval: RUN, key=value and --heads do not apply to --gt and --pred")
     from visionkit.metrics.coco.engines import engine_version, pick_engine
-    from visionkit.metrics.coco.files import evaluate_files
+    from visionkit.metrics.coco.evaluator import evaluate_files
 
     engine = pick_engine(args.engine)
     metrics = evaluate_files(args.gt, args.pred, args.type or "bbox", engine)

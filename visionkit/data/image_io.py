@@ -78,13 +78,9 @@ def read_label_map(path: str | Path) -> Tensor:
 
 
 def check_size(
-    path: Path,
-    found: tuple[int, int],
-    expected: tuple[int, int],
-    said_by: Path,
-    exif: Exif,
+    path: Path, found: tuple[int, int], expected: tuple[int, int], source: Path, exif: Exif
 ) -> None:
-    """DataError if an image has another (h, w) than its annotations, the file `said_by`."""
+    """DataError if an image has another (h, w) than its annotations, the file `source`."""
     if found == expected:
         return
     other = "ignore" if exif == "apply" else "apply"
@@ -94,7 +90,7 @@ def check_size(
         else "the annotations are of another image, or one of the two was resized alone"
     )
     raise DataError(
-        f"image {printable(path)} is {found[1]}x{found[0]}, but {printable(said_by)} says "
+        f"image {printable(path)} is {found[1]}x{found[0]}, but {printable(source)} says "
         f"{expected[1]}x{expected[0]} ({hint})"
     )
 

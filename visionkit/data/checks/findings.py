@@ -12,14 +12,7 @@ import numpy as np
 
 from visionkit.data.checks.kinds import FINDING_KINDS, Action, Severity
 from visionkit.data.loading.cache import cache_folder, evict
-from visionkit.errors import (
-    CheckpointError,
-    ConfigError,
-    DataError,
-    VisionkitError,
-    listed,
-    plural,
-)
+from visionkit.errors import CheckpointError, ConfigError, DataError, VisionkitError, listed, plural
 from visionkit.runs.files import to_json, write_text
 
 SHOWN = 20  # findings in the message of an error

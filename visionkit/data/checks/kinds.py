@@ -198,11 +198,7 @@ _REPORTED: dict[str, tuple[str, Severity, str]] = {  # only reported: title, sev
         "warning",
         "lower batch_size or raise images_per_identity: a batch repeats identities",
     ),
-    "no-object": (
-        "images without the object to localize",
-        "warning",
-        "the loss ignores the image",
-    ),
+    "no-object": ("images without the object to localize", "warning", "the loss ignores the image"),
     "many-objects": ("images with several objects to localize", "note", "the largest is used"),
     "same-data": ("validation sets that are the training set", "warning", "validate on other data"),
     "train-val-overlap": ("images in training and validation data", "warning", _ONE_SPLIT),

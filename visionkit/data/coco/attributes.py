@@ -132,10 +132,7 @@ def read_identifiers(
 
 
 def _as_listed(
-    table: AttributeTable,
-    listed: Sequence[str],
-    wanted: Collection[str] | None,
-    problems: Problems,
+    table: AttributeTable, listed: Sequence[str], wanted: Collection[str] | None, problems: Problems
 ) -> AttributeTable:
     """The table with the listed classes of the wanted attributes."""
     try:

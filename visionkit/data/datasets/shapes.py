@@ -275,8 +275,11 @@ def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int 
             f"images={images}, size={size}, seed={seed}"
         )
     out = Path(out)
-    _refuse_other_content(out)
     replaces = out.exists()
+    if replaces and not _is_shapes(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(
+            f"{out} already exists and is not a generated shapes dataset: choose another folder"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
@@ -291,14 +294,6 @@ def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int 
                     raise
     except OSError as error:
         raise DataError(f"shapes cannot be written to {out}: {error}") from error
-
-
-def _refuse_other_content(out: Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())) or _is_shapes(out):
-        return
-    raise DataError(
-        f"{out} already exists and is not a generated shapes dataset: choose another folder"
-    )
 
 
 def _is_shapes(out: Path) -> bool:

@@ -16,11 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionkit.data.loading.samplers import (
-    InfiniteBatchSampler,
-    PKBatchSampler,
-    ReplacementSampler,
-)
+from visionkit.data.loading.samplers import InfiniteBatchSampler, PKBatchSampler, ReplacementSampler
 from visionkit.data.loading.workers import Ticket, image_name, load_batches
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import ImageSize, fit

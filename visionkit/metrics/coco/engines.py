@@ -122,9 +122,7 @@ def _pycocotools(
 
 
 def _records(
-    image: np.ndarray,
-    category: np.ndarray,
-    found: ScoredTruth | Detections,
+    image: np.ndarray, category: np.ndarray, found: ScoredTruth | Detections
 ) -> list[dict[str, Any]]:
     """Annotations numbered from 1: pycocotools treats one with id 0 as unmatched."""
     boxes, areas = found.boxes, found.areas

@@ -7,26 +7,32 @@ its match, records with the same id are merged, no detections at all raise. `gro
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from visionkit.data.coco.columns import json_type
 from visionkit.data.coco.ground_truth import GroundTruth
-from visionkit.data.coco.reader import paused_collector
+from visionkit.data.coco.index import open_index
+from visionkit.data.coco.reader import (
+    CHUNK,
+    elements,
+    expect_end,
+    json_file,
+    paused_collector,
+    read_list,
+    skip,
+)
 from visionkit.errors import DataError, DivergedError, listed
 from visionkit.metrics.coco.detections import DetectionChecker, Detections, concatenate
 from visionkit.metrics.coco.engines import engine_version, match, pick_engine
-from visionkit.metrics.coco.ground_truth import (
-    IouType,
-    ScoredTruth,
-    read_truth,
-    scored,
-    warn_once,
-)
+from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, read_truth, scored, warn_once
 
 if TYPE_CHECKING:
     from visionkit.types import Batch, Classes
@@ -145,6 +151,39 @@ def evaluate_coco(
         return compute_metrics(opened, checker.detections(), engine)
 
 
+def evaluate_files(
+    truth: str | Path, results: str | Path, iou_type: IouType, engine: str | None = None
+) -> dict[str, float]:
+    """The twelve COCO metrics and `AP/<class>` of a result file.
+
+    `truth` is a COCO annotation file, `results` a file in COCO's result format. Raises DataError,
+    listing everything that is wrong with one of the files.
+    """
+    engine = pick_engine(engine)
+    log_engine(engine)
+    index = open_index(truth)
+    objects = read_truth(index, iou_type)
+    if objects.iscrowd.all():
+        what = "object with a segmentation" if iou_type == "segm" else "object"
+        log.warning("annotation file %s has no %s to score: metrics are undefined", truth, what)
+    names = dict(zip(index.images.ids.tolist(), index.images.names.texts(), strict=True))
+    checker = DetectionChecker(objects, source=f"{results}: ")
+
+    def add(records: list[Any]) -> None:
+        _check_images(records, names, results)
+        first = records[0] if records and not checker.seen else None
+        if iou_type == "segm" and isinstance(first, dict) and first.get("bbox"):
+            log.info(
+                "%s has boxes too: they are not used, and APs, APm, APl, ARs, ARm, ARl use the "
+                "area of the masks; COCO.loadRes would use that of the boxes",
+                results,
+            )
+        checker.add(records)
+
+    read_results(results, add)
+    return compute_metrics(objects, checker.detections(), engine)
+
+
 def compute_metrics(truth: ScoredTruth, found: Detections, engine: str) -> dict[str, float]:
     """The metrics of checked detections."""
     precision, recall = match(truth, found, engine)
@@ -177,6 +216,39 @@ def labeled_only(truth: GroundTruth, results: Detections, own_ids: Sequence[int]
         is_labeled = [category in labeled.get(image, (category,)) for image, category in pairs]
         kept &= np.array(is_labeled, bool)
     return results[kept]
+
+
+def read_results(path: str | Path, add: Callable[[list[Any]], None], chunk: int = CHUNK) -> None:
+    """Pass the records of a JSON list to `add`, about `chunk` bytes at once."""
+
+    def take(text: bytes) -> int | None:
+        records, end = elements(text)
+        add(records)
+        return end
+
+    with json_file(path, "result file") as data:
+        start = skip(data)
+        if data[start : start + 1] != b"[":
+            raise DataError(
+                f"result file {path} is {json_type(json.loads(data[:]))}, not a list of records "
+                '{"image_id", "category_id", "bbox" or "segmentation", "score"}'
+            )
+        expect_end(data, read_list(data, start, take, chunk))
+
+
+def _check_images(records: list[Any], names: dict[int, str], path: str | Path) -> None:
+    """Records that name their image must not be scored as those of another one."""
+    for record in records:
+        if not isinstance(record, dict) or "file_name" not in record:
+            continue
+        image_id, name = record.get("image_id"), str(record["file_name"])
+        known = names.get(image_id) if isinstance(image_id, int) else None
+        if known and PurePath(name).name != PurePath(known).name:
+            raise DataError(
+                f"{path}: image_id {image_id} is the image {name!r} there, and {known!r} in the "
+                "annotations. `visionkit predict` counts images from 1; `visionkit eval RUN` "
+                "writes files to score, with the ids of its data, to RUN/eval"
+            )
 
 
 def _warn_undefined(metrics: dict[str, float], iou_type: IouType) -> None:
