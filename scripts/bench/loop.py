@@ -29,9 +29,9 @@ from visionkit.config import Config, load_config
 from visionkit.data.build import build_sources, head_classes
 from visionkit.data.loading.source import Source
 from visionkit.distributed.losses import loss_values
-from visionkit.engine.device import pick_device, pick_precision
 from visionkit.engine.optim import build_optimizer
 from visionkit.models.build import build_model
+from visionkit.ops.inference import pick_device, pick_precision
 from visionkit.types import Batch
 
 

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from support.losses import losses_of
+from visionkit.models.heads.classification import coarsest_useful
 from visionkit.models.heads.localization import (
     Localization,
     Output,
     attention_losses,
     cell_centers,
-    coarsest_useful,
     image_scale,
 )
 from visionkit.ops.boxes import box_iou

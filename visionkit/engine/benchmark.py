@@ -19,12 +19,11 @@ import torch
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
 from visionkit.data.loading.workers import cores
-from visionkit.engine.device import pick_device, pick_precision, reproducible
 from visionkit.engine.optim import Learner
 from visionkit.engine.setup import build_training
-from visionkit.engine.train import train_step
+from visionkit.engine.train import open_streams, train_step
 from visionkit.models.model import wrap_calls
-from visionkit.types import Batch
+from visionkit.ops.inference import pick_device, pick_precision, reproducible
 
 WARM_UP = 3  # steps, or evaluated batches, before the clock counts
 
@@ -130,7 +129,7 @@ def _train(config: Config, learner: Learner, sources: list[Source], steps: int) 
     backward = watch.timed("backward", learner.gradients.backward)
     learner.gradients.backward = backward  # type: ignore[method-assign]  # thrown away soon
     with ExitStack() as stack:
-        streams = _open(config, sources, stack)
+        streams = open_streams(config, sources, stack)
         for step in range(WARM_UP + steps):
             if step == WARM_UP:
                 watch.seconds.clear()
@@ -154,7 +153,7 @@ def _train(config: Config, learner: Learner, sources: list[Source], steps: int) 
 def _load(config: Config, sources: list[Source], steps: int) -> float:
     """Images per second of the loaders alone, after what their workers had ready."""
     with ExitStack() as stack:
-        batches = _open(config, sources, stack)
+        batches = open_streams(config, sources, stack)
 
         def draw(count: int) -> int:
             return sum(len(next(b)) for _ in range(count) for b in batches.values())
@@ -163,15 +162,6 @@ def _load(config: Config, sources: list[Source], steps: int) -> float:
         count = max(steps, 8 * config.workers)  # so that what is ready at the start hardly counts
         start = time.perf_counter()
         return draw(count) / (time.perf_counter() - start)
-
-
-def _open(config: Config, sources: list[Source], stack: ExitStack) -> dict[str, Iterator[Batch]]:
-    """The endless batches of each source; the stack ends their workers."""
-    streams: dict[str, Iterator[Batch]] = {}
-    for source in sources:
-        stream = source.train_batches(seed=config.train.seed, start=0, workers=config.workers)
-        streams[source.name] = stack.enter_context(closing(stream))
-    return streams
 
 
 @torch.inference_mode()

@@ -26,7 +26,6 @@ from visionkit.data.checks.summary import data_summary, dataset_summary, iter_sp
 from visionkit.data.coco.annotations import read_annotations
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.source import Source
-from visionkit.engine.device import pick_device, pick_precision, reproducible
 from visionkit.engine.failures import explained
 from visionkit.engine.optim import Learner
 from visionkit.engine.setup import (
@@ -39,6 +38,7 @@ from visionkit.engine.setup import (
 from visionkit.engine.train import train_step
 from visionkit.errors import ConfigError, DataError, VisionkitError
 from visionkit.models.model import VisionModel, wrap_calls
+from visionkit.ops.inference import pick_device, pick_precision, reproducible
 from visionkit.types import Batch
 
 Item = TypeVar("Item")

@@ -20,11 +20,10 @@ from visionkit.data.image_io import is_image_file, read_image
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
-from visionkit.engine.device import pick_device, pick_precision
 from visionkit.errors import CheckpointError, ConfigError, DataError
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
-from visionkit.ops.inference import cast_weights, fold_norms
+from visionkit.ops.inference import cast_weights, fold_norms, pick_device, pick_precision
 from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
 from visionkit.types import Classes, prediction_kinds

@@ -29,7 +29,6 @@ from visionkit.data.checks.summary import (
 )
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
-from visionkit.engine.device import pick_device, pick_precision
 from visionkit.engine.evaluate import metric_names
 from visionkit.engine.failures import explain_errors
 from visionkit.engine.optim import Learner, check_patterns, freeze
@@ -39,6 +38,7 @@ from visionkit.engine.state import TrainingState, flattened
 from visionkit.errors import CheckpointError, ConfigError, unknown
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
+from visionkit.ops.inference import pick_device, pick_precision
 from visionkit.runs import checkpoint, directory, files
 from visionkit.types import Classes, Dataset
 

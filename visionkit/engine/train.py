@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,12 +104,7 @@ def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -
     accumulate = settings.accumulate_grad_batches
     guard = NanGuard(state)
     with contextlib.ExitStack() as stack:
-        streams = {}
-        for source in trained:
-            stream = source.train_batches(
-                seed=settings.seed, start=progress.step * accumulate, workers=state.config.workers
-            )
-            streams[source.name] = stack.enter_context(contextlib.closing(stream))
+        streams = open_streams(state.config, trained, stack, start=progress.step * accumulate)
         _validate_if_due(state, sources, stop)  # where a stopped run did not reach it
         while progress.step < progress.total_steps and not progress.early_end:
             step = progress.step
@@ -145,6 +140,17 @@ def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -
                     f"{progress.resume_command}"
                 )
             _validate_if_due(state, sources, stop)
+
+
+def open_streams(
+    config: Config, sources: Iterable[Source], stack: contextlib.ExitStack, start: int = 0
+) -> dict[str, Iterator[Batch]]:
+    """The endless batches of each source from number `start` on; `stack` ends their workers."""
+    streams: dict[str, Iterator[Batch]] = {}
+    for source in sources:
+        stream = source.train_batches(seed=config.train.seed, start=start, workers=config.workers)
+        streams[source.name] = stack.enter_context(contextlib.closing(stream))
+    return streams
 
 
 def train_step(

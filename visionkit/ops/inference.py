@@ -1,16 +1,18 @@
-"""Faster inference: norms folded into the convolutions before them, weights rounded once.
-
-For use, not for training: the model cannot be trained or saved afterwards.
-"""
+"""The device and the precision that a model computes with; and faster inference: norms folded into
+the convolutions before them, weights rounded once, after which it cannot be trained or saved."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from visionkit.errors import ConfigError
 from visionkit.types import Batch
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -18,9 +20,48 @@ NORMS = (nn.BatchNorm2d, FrozenBatchNorm2d)
 SIDE = 64  # pixels of the image that shows which norm follows which convolution
 
 
+def pick_device(name: str) -> torch.device:
+    """`auto` is the GPU of this rank if there is one, else Apple's, else the CPU."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        known = re.fullmatch(r"(cpu|cuda|mps)(:\d+)?", name)
+        reason = str(error).strip().splitlines()[0] if known else "expected auto, cpu, cuda or mps"
+        raise ConfigError(f"train.device: {name!r} cannot be used here: {reason}") from error
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware computes in it, else float32."""
+    if name == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """The context in which a model computes in that precision; float32 changes nothing."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+@contextmanager
+def reproducible(deterministic: bool) -> Iterator[None]:
+    """Within, `train.deterministic` holds; torch's mode and generators are unchanged afterwards."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @torch.no_grad()

@@ -24,6 +24,18 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups if groups < channels else max(1, channels // 2), channels)
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm, but a single value for each channel, as of one image, has no statistics: the
+    running ones normalize it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x[:, 0].numel() > 1:
+            return super().forward(x)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+        )
+
+
 def conv_norm_relu(
     channels: int, out: int, norm: Norm = "group", *, kernel: int = 3, dilation: int = 1
 ) -> list[nn.Module]:

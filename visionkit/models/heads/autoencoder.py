@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, NonNegative
 from visionkit.errors import ConfigError
 from visionkit.metrics.reconstruction import Reconstruction
-from visionkit.models.heads.classification import pick_level
-from visionkit.models.heads.localization import coarsest_useful
+from visionkit.models.heads.classification import coarsest_useful, pick_level
 from visionkit.ops.layers import (
     adaptive_mean,
     constant_bias,

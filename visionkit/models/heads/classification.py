@@ -127,6 +127,13 @@ def pick_level(levels: dict[str, Level], level: str | None, *, default: str) -> 
     return level
 
 
+def coarsest_useful(levels: dict[str, Level], max_stride: int = 32) -> str:
+    """The coarsest level with cells of at most `max_stride` pixels; the finest, where all are
+    larger."""
+    fine_enough = [name for name, level in levels.items() if level.stride <= max_stride]
+    return fine_enough[-1] if fine_enough else next(iter(levels))
+
+
 def weights_in_order(classes: Sequence[str], weights: dict[str, float]) -> list[float]:
     """The weight of each class, 1 where none is given."""
     for name in weights:

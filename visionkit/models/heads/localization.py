@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Fraction, Natural, Positive
 from visionkit.metrics.accuracy import LocalizationAccuracy, largest_objects
-from visionkit.models.heads.classification import pick_level
+from visionkit.models.heads.classification import coarsest_useful, pick_level
 from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.layers import constant_bias, conv_norm_relu, masked_mean, valid_cells
 from visionkit.ops.losses import giou_loss
@@ -171,12 +171,6 @@ def image_scale(sizes: Tensor | None, cells: Tensor, stride: int) -> Tensor:
         h, w = cells.shape[-2:]
         sizes = torch.tensor([[h * stride, w * stride]]).expand(cells.shape[0], 2)
     return sizes.to(cells.device, torch.float32).flip(1).repeat(1, 2)
-
-
-def coarsest_useful(levels: dict[str, Level]) -> str:
-    """The coarsest level with cells of at most 32 pixels; the finest, where all are larger."""
-    fine_enough = [name for name, level in levels.items() if level.stride <= 32]
-    return fine_enough[-1] if fine_enough else next(iter(levels))
 
 
 def conv_tower(in_channels: int, channels: int, num_convs: int) -> tuple[nn.Module, int]:

@@ -13,26 +13,21 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, Fraction, NonNegative, Positive
 from visionkit.errors import ConfigError
 from visionkit.metrics.confusion import ConfusionMatrix
-from visionkit.models.heads.classification import pick_level
+from visionkit.models.heads.classification import coarsest_useful, pick_level
 from visionkit.models.heads.pixel_loss import PixelLoss, semantic_maps
-from visionkit.ops.layers import Norm, conv_norm_relu, group_norm, masked_mean, valid_cells
+from visionkit.ops.layers import (
+    BatchNorm,
+    Norm,
+    conv_norm_relu,
+    group_norm,
+    masked_mean,
+    valid_cells,
+)
 from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
 
 MAX_STRIDE = 16  # coarser maps do not separate pixels
 MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
 PYRAMID_STRIDE = 32  # coarser levels of a pyramid add nothing to this one
-
-
-class ImageNorm(nn.BatchNorm2d):
-    """BatchNorm of one value for each image, (B, C, 1, 1). A batch of one image has no statistics:
-    the running ones normalize it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or len(x) > 1:
-            return super().forward(x)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
 
 
 class ASPP(nn.Module):
@@ -49,7 +44,7 @@ class ASPP(nn.Module):
         pooled = [
             nn.Identity(),  # the pooling, done in `forward`; it keeps the names of what follows
             nn.Conv2d(channels, out, 1, bias=False),
-            ImageNorm(out) if norm == "batch" else group_norm(out),
+            BatchNorm(out) if norm == "batch" else group_norm(out),
             nn.ReLU(),
         ]
         branches = [
@@ -123,7 +118,7 @@ class SingleLevelHead(SemanticHead):
         aux_level: str | None = None,
     ) -> None:
         super().__init__(classes, class_weights, dice)
-        self.level = pick_level(levels, level, default=_default_level(levels))
+        self.level = pick_level(levels, level, default=coarsest_useful(levels, MAX_STRIDE))
         before = [*levels][max(0, [*levels].index(self.level) - 1)]
         self.aux_level = pick_level(levels, aux_level, default=before)
         self.aux_weight = aux_weight
@@ -267,12 +262,6 @@ def _fcn(width: int, channels: int, classes: int, dropout: float, norm: Norm) ->
         nn.Dropout(dropout),
         nn.Conv2d(channels, classes, 1),
     )
-
-
-def _default_level(levels: dict[str, Level]) -> str:
-    """The last level of stride 16 or less; the finest if there is none."""
-    fine = [name for name, level in levels.items() if level.stride <= MAX_STRIDE]
-    return fine[-1] if fine else next(iter(levels))
 
 
 def _pick_inputs(levels: dict[str, Level], inputs: list[str] | None) -> list[str]:

@@ -21,7 +21,7 @@ from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Posit
 from visionkit.models.heads.dense import DenseHead, Prior, cells_first, prior_bias
 from visionkit.models.heads.places import Locations, locations_of
 from visionkit.ops.boxes import box_iou
-from visionkit.ops.layers import constant_bias
+from visionkit.ops.layers import BatchNorm, constant_bias
 from visionkit.ops.losses import giou_loss, quality_focal_loss
 from visionkit.types import Batch, Level, Loss, Target
 
@@ -219,8 +219,7 @@ class Branch(nn.Module):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self.convs = nn.ModuleList(convs)
         self.norms = nn.ModuleList(
-            nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(num_convs))
-            for _ in range(num_levels)
+            nn.ModuleList(BatchNorm(channels) for _ in range(num_convs)) for _ in range(num_levels)
         )
         self.predict = nn.Conv2d(channels, out_channels, 3, padding=1)
         nn.init.normal_(self.predict.weight, std=0.01)
@@ -230,14 +229,6 @@ class Branch(nn.Module):
         outputs = []
         for x, norms in zip(maps, self.norms, strict=True):
             for conv, norm in zip(self.convs, norms.children(), strict=True):
-                x = F.relu(_normalized(norm, conv(x)), inplace=True)
+                x = F.relu(norm(conv(x)), inplace=True)
             outputs.append(cells_first(self.predict(x)))
         return torch.cat(outputs, 1)
-
-
-def _normalized(norm: nn.Module, x: Tensor) -> Tensor:
-    """One cell of one image has no statistics: the running ones normalize it."""
-    if isinstance(norm, nn.BatchNorm2d) and norm.training and x[:, 0].numel() == 1:
-        mean, variance = norm.running_mean, norm.running_var
-        return F.batch_norm(x, mean, variance, norm.weight, norm.bias, eps=norm.eps)
-    return norm(x)
