@@ -10,9 +10,8 @@ from typing import Any
 from visionkit.config import Config, SourceConfig, missing_paths
 from visionkit.config.components import build, head_class
 from visionkit.data.checks.findings import finding, merge_errors
-from visionkit.data.checks.summary import split_key
 from visionkit.data.classes import class_lists, class_mapped
-from visionkit.data.loading.source import Source
+from visionkit.data.loading.source import Source, split_key
 from visionkit.errors import ConfigError, DataError, VisionkitError
 from visionkit.types import Classes, Dataset
 

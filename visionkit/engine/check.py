@@ -21,11 +21,10 @@ from visionkit.data.build import open_sources
 from visionkit.data.checks.findings import Finding, Problems, finding, findings_of
 from visionkit.data.checks.images import image_findings, mark_replaced
 from visionkit.data.checks.kinds import policies
-from visionkit.data.checks.splits import cross_split_findings
-from visionkit.data.checks.summary import data_summary, dataset_summary, iter_splits, split_key
+from visionkit.data.checks.summary import cross_split_findings, data_summary, dataset_summary
 from visionkit.data.coco.annotations import read_annotations
 from visionkit.data.datasets.coco import Coco
-from visionkit.data.loading.source import Source
+from visionkit.data.loading.source import Source, iter_splits, split_key
 from visionkit.engine.failures import explained
 from visionkit.engine.optim import Learner
 from visionkit.engine.setup import (

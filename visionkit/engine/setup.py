@@ -20,14 +20,13 @@ from visionkit.config import Config
 from visionkit.data.build import build_sources, head_classes
 from visionkit.data.checks.findings import Finding
 from visionkit.data.checks.images import check_images
-from visionkit.data.checks.splits import cross_split_findings
 from visionkit.data.checks.summary import (
+    cross_split_findings,
     cross_split_lines,
     data_summary,
-    iter_splits,
     summary_lines,
 )
-from visionkit.data.loading.source import Source
+from visionkit.data.loading.source import Source, iter_splits
 from visionkit.distributed import collectives
 from visionkit.engine.evaluate import metric_names
 from visionkit.engine.failures import explain_errors

@@ -23,11 +23,10 @@ from tqdm import tqdm
 from visionkit.config import Config
 from visionkit.data.checks.findings import Finding, Place, Problems
 from visionkit.data.checks.kinds import Action, Severity
-from visionkit.data.checks.summary import iter_splits, split_key
 from visionkit.data.files import find_fault
 from visionkit.data.image_io import Exif, Refused, check_label_mode, open_image, orientation, to_rgb
 from visionkit.data.loading.cache import cache_folder, evict, remove, touch
-from visionkit.data.loading.source import Source, max_unreadable
+from visionkit.data.loading.source import Source, iter_splits, max_unreadable, split_key
 from visionkit.data.loading.workers import cores
 from visionkit.distributed import collectives
 from visionkit.errors import printable

@@ -1,15 +1,22 @@
-"""Which data a run uses: data.json in the run directory, and one line for each dataset."""
+"""Which data a run uses, for data.json and in words; datasets checked against each other."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from visionkit.data.checks.findings import DONE, Finding, count_findings
+import numpy as np
+
+from visionkit.config import Config
+from visionkit.config.components import head_class
+from visionkit.data.checks.findings import DONE, Finding, count_findings, finding
+from visionkit.data.checks.images import duplicate_files, inspect_images
 from visionkit.data.checks.kinds import FINDING_KINDS, title
-from visionkit.data.loading.source import Source
+from visionkit.data.loading.source import Source, iter_splits, split_key
 from visionkit.errors import plural
 from visionkit.types import Dataset
 
@@ -66,13 +73,6 @@ def fingerprint(dataset: Dataset) -> str | None:
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def iter_splits(source: Source) -> Iterator[tuple[str, Dataset]]:
-    """The datasets of a source, each after the name of its split."""
-    for split in ("train", "val"):
-        if getattr(source, split) is not None:
-            yield split, getattr(source, split)
-
-
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """One line for each dataset: `data.train: 8 images, 30 objects; dropped: ...`."""
     return [
@@ -98,6 +98,147 @@ def _summary_line(key: str, dataset: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def cross_split_findings(
+    config: Config, sources: list[Source], *, contents: bool = False
+) -> list[Finding]:
+    """Findings about training and validation data together, and about data for their heads.
+
+    Images are compared by path; with `contents` also by their bytes, for which each is inspected.
+    """
+    found: list[Finding] = []
+    pairs = [
+        (trained, validated)
+        for trained in sources
+        for validated in sources
+        if trained.train is not None
+        and validated.val is not None
+        and {*trained.feeds} & {*validated.feeds}
+    ]
+    for trained, validated in pairs:
+        where = f"{split_key(trained.name, 'train')} and {split_key(validated.name, 'val')}"
+        found += _overlap(where, trained.train, validated.val, contents)
+    for source in sources:
+        found += _untrained_classes(source, [one for one, other in pairs if other is source])
+        found += _for_heads(config, source)
+    return found
+
+
+def _overlap(where: str, train: Any, val: Any, contents: bool) -> Iterator[Finding]:
+    """Images that are in both datasets."""
+    ours, theirs = _images(train), _images(val)
+    same_folder = ours is not None and theirs is not None and ours[0] == theirs[0]
+    same_type = type(_unmapped(train)) is type(_unmapped(val))
+    content = fingerprint(train)
+    if same_type and content == fingerprint(val) and content and (same_folder or ours is None):
+        yield finding("same-data", "validation data are the training data", file=where)
+        return
+    if ours is None or theirs is None:
+        return
+    shared: set[str] = set()
+    if os.path.commonpath([ours[0], theirs[0]]) in (ours[0], theirs[0]):  # one is in the other
+        shared = {*_paths(*ours)} & {*_paths(*theirs)}
+    for path in sorted(shared):
+        yield finding("train-val-overlap", f"{path} is in both", file=where, value=path)
+    if contents:
+        first, second = (sorted({*_paths(*images)} - shared) for images in (ours, theirs))
+        for one, other in _same_content(first, second):
+            text = f"{one} and {other} are the same image"
+            yield finding("same-content", text, file=where, value=other)
+
+
+def _unmapped(dataset: Any) -> Any:
+    return getattr(dataset, "dataset", dataset)
+
+
+def _images(dataset: Any) -> tuple[str, list[str]] | None:
+    """The folder of the images, links resolved, and their names in it."""
+    root = getattr(dataset, "images", None) or getattr(dataset, "root", None)
+    names = getattr(dataset, "file_names", None)
+    return None if root is None or names is None else (os.path.realpath(root), names)
+
+
+def _paths(root: str, names: list[str]) -> list[str]:
+    return [os.path.normpath(f"{root}/{name}") for name in names]
+
+
+def _same_content(first: list[str], second: list[str]) -> list[tuple[str, str]]:
+    """Pairs of images, one of each list, whose files hold the same bytes."""
+    paths = [*map(Path, first), *map(Path, second)]
+    found = []
+    for places in duplicate_files(inspect_images(paths, "images of training and validation data")):
+        ours = [first[i] for i in places if i < len(first)]
+        theirs = [second[i - len(first)] for i in places if i >= len(first)]
+        found += [(ours[0], path) for path in theirs if ours]
+    return sorted(found)
+
+
+def _untrained_classes(source: Source, trained: list[Source]) -> Iterator[Finding]:
+    """Classes that occur in the validation data of a source, but in no training data of its
+    heads. `trained` are the sources with such data."""
+    if not trained:
+        return
+    ours, theirs = [_class_counts(one.train) for one in trained], _class_counts(source.val)
+    keys = [*(split_key(one.name, "train") for one in trained), split_key(source.name, "val")]
+    for key in sorted(theirs):
+        counts = [one[key] for one in ours if key in one]
+        for name, count in theirs[key].items() if counts else ():
+            if count and not any(one.get(name) for one in counts):
+                text = f"class {name!r} is only in the validation data ({plural(count, 'time')})"
+                yield finding("untrained-class", text, file=" and ".join(keys), key=key, value=name)
+
+
+def _class_counts(dataset: Any) -> dict[str, dict[str, int]]:
+    """How often each labeled class occurs, by class_key."""
+    inner = _unmapped(dataset)
+    if not hasattr(inner, "class_counts"):
+        return {}
+    unlabeled = getattr(dataset, "unlabeled", {})
+    return {
+        key: {
+            name: count
+            for name, count in zip(inner.classes[key].names, counts.tolist(), strict=True)
+            if name not in unlabeled.get(key, ())
+        }
+        for key, counts in inner.class_counts().items()
+    }
+
+
+def _for_heads(config: Config, source: Source) -> Iterator[Finding]:
+    """What the heads of a source cannot use, or use in a way that may surprise."""
+    if source.train is not None and source.images_per_identity is not None:
+        places = source.batch_size // source.images_per_identity
+        yield from _identities(split_key(source.name, "train"), source.train, places)
+    if any(head_class(config, head).single_object for head in source.feeds):
+        for split, dataset in iter_splits(source):
+            if hasattr(dataset, "objects"):
+                yield from _single_objects(split_key(source.name, split), dataset)
+
+
+def _single_objects(where: str, dataset: Any) -> Iterator[Finding]:
+    """Images with another number of objects than one."""
+    counts = np.bincount(dataset.objects()[0], minlength=len(dataset))
+    for kind, rows in (("no-object", counts == 0), ("many-objects", counts > 1)):
+        for row in np.flatnonzero(rows).tolist():
+            name = dataset.file_names[row]
+            text = f"{name} has {plural(counts[row], 'object')}"
+            yield finding(kind, text, file=where, value=name)
+
+
+def _identities(where: str, dataset: Any, places: int) -> Iterator[Finding]:
+    """Identities that batches with places for so many cannot use well."""
+    numbers = dataset.identities
+    found, counts = np.unique(numbers[numbers >= 0], return_counts=True)
+    for number in found[counts == 1].tolist():
+        row = int(np.flatnonzero(numbers == number)[0])
+        name = dataset.image_path(row) if hasattr(dataset, "image_path") else row
+        text = f"identity {number} has a single image, {name}"
+        yield finding("singleton-identity", text, file=where, value=str(number))
+    usable = int((counts > 1).sum())
+    if 2 <= usable < places:
+        text = f"{usable} identities of at least two images for {places} places in a batch"
+        yield finding("few-identities", text, file=where, key="batch_size", value=str(places))
+
+
 def cross_split_lines(findings: Iterable[Finding]) -> list[str]:
     """One line for each kind of warning about training and validation data together, with the
     first finding."""
@@ -110,10 +251,3 @@ def cross_split_lines(findings: Iterable[Finding]) -> list[str]:
         f"{found[0].hint}"
         for (_, file), found in by_kind.items()
     ]
-
-
-def split_key(source: str, split: str) -> str:
-    """The key of a dataset in the config; `annotations` for an annotation file alone."""
-    if split == "annotations":
-        return split
-    return f"data.{split}" if source == "main" else f"data.{source}.{split}"

@@ -7,7 +7,7 @@ uninterrupted one, for any number of loader workers and ranks.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from traceback import format_exception
@@ -119,6 +119,20 @@ class Source:
         if sizes is None or self.group_by_aspect_ratio is False:
             return None
         return sizes[:, 0] / sizes[:, 1]
+
+
+def iter_splits(source: Source) -> Iterator[tuple[str, Dataset]]:
+    """The datasets of a source, each after the name of its split."""
+    for split in ("train", "val"):
+        if getattr(source, split) is not None:
+            yield split, getattr(source, split)
+
+
+def split_key(source: str, split: str) -> str:
+    """The key of a dataset in the config; `annotations` for an annotation file alone."""
+    if split == "annotations":
+        return split
+    return f"data.{split}" if source == "main" else f"data.{source}.{split}"
 
 
 def max_unreadable(count: int) -> int:
