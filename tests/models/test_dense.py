@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from visionkit.models.heads import FCOS, TaskAligned
-from visionkit.models.heads.dense import DenseHead, best_of_each_level
-from visionkit.models.heads.places import AnchorGenerator, locations_of
+from visionkit.models.heads.dense import (
+    AnchorGenerator,
+    DenseHead,
+    best_of_each_level,
+    locations_of,
+)
 from visionkit.types import Batch, Level
 
 LEVELS = {"fine": Level(8, 8), "coarse": Level(8, 16)}

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from visionkit.models.heads.dense import Locations, locations_of
 from visionkit.models.heads.fcos import Truth, match, side_ranges, true_centerness
-from visionkit.models.heads.places import Locations, locations_of
 from visionkit.types import Level
 
 LEVELS = {"p3": Level(32, 8), "p4": Level(32, 16), "p5": Level(32, 32)}

@@ -9,9 +9,9 @@ from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import collate
 from visionkit.distributed.losses import loss_values
 from visionkit.models.backbones.torchvision import Torchvision
+from visionkit.models.heads.dense import AnchorGenerator, Anchors
 from visionkit.models.heads.detection import FasterRCNN
 from visionkit.models.heads.matching import GroundTruth, Matcher, Sampler
-from visionkit.models.heads.places import AnchorGenerator, Anchors
 from visionkit.models.heads.rcnn.roi_heads import marginal_targets
 from visionkit.models.heads.rcnn.rpn import RPN, RPNOutput, TopN
 from visionkit.models.model import VisionModel

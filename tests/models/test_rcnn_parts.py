@@ -10,6 +10,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.ops import box_iou
 
 from visionkit.errors import ConfigError
+from visionkit.models.heads.dense import AnchorGenerator
 from visionkit.models.heads.matching import (
     BACKGROUND,
     IGNORED,
@@ -18,7 +19,6 @@ from visionkit.models.heads.matching import (
     Sampler,
     ground_truth_of,
 )
-from visionkit.models.heads.places import AnchorGenerator
 from visionkit.models.heads.rcnn.roi_heads import (
     best_scores,
     encode_masks,

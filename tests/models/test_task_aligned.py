@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.losses import losses_of
-from visionkit.models.heads.places import Locations, locations_of
+from visionkit.models.heads.dense import Locations, locations_of
 from visionkit.models.heads.task_aligned import TaskAligned, align
 from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch, Level

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from visionkit.config.schema import Count, Fraction, Positive
 from visionkit.metrics.coco.evaluator import CocoEvaluator
+from visionkit.models.heads.dense import AnchorGenerator
 from visionkit.models.heads.matching import (
     GroundTruth,
     Matcher,
@@ -17,7 +18,6 @@ from visionkit.models.heads.matching import (
     labeled,
     zero_losses,
 )
-from visionkit.models.heads.places import AnchorGenerator
 from visionkit.models.heads.rcnn.roi_heads import (
     MaskHead,
     MaskPredictor,

@@ -18,8 +18,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from visionkit.config.schema import Fraction, Natural, NonNegative, Positive
-from visionkit.models.heads.dense import DenseHead, Prior, cells_first, prior_bias
-from visionkit.models.heads.places import Locations, locations_of
+from visionkit.models.heads.dense import (
+    DenseHead,
+    Locations,
+    Prior,
+    cells_first,
+    locations_of,
+    prior_bias,
+)
 from visionkit.ops.boxes import area
 from visionkit.ops.layers import constant_bias, group_norm
 from visionkit.ops.losses import giou_loss, sigmoid_focal_loss

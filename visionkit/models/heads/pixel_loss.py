@@ -143,7 +143,7 @@ def _dice_sums(log_probs: Tensor, truth: Tensor, classes: int) -> list[Tensor]:
     return [(probs * own).sum((1, 2)), probs.sum((1, 2)) + pixels, pixels]
 
 
-def valid_cells(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+def cells_of_image(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
     """The cells (K, ch, cw) of an image's `logits` (K, hl, wl) that see a part of it.
 
     `size` is the image's valid (h, w), `padded` that of the whole batch, which the grid covers.
@@ -157,7 +157,7 @@ def at_pixels(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) ->
 
     Cells that see only padding are excluded: at the edge the outermost valid cell counts alone.
     """
-    cells = valid_cells(logits, size, padded)
+    cells = cells_of_image(logits, size, padded)
     covered = [
         math.ceil(count * whole / grid)
         for count, whole, grid in zip(cells.shape[-2:], padded, logits.shape[-2:], strict=True)
@@ -174,7 +174,7 @@ def semantic_map(
     One bilinear step from the grid to `orig_size`, some rows at a time, so that the logits of a
     large image are never all held at full resolution.
     """
-    cells = valid_cells(logits, size, padded).float()
+    cells = cells_of_image(logits, size, padded).float()
     rows, columns = (
         # In the units of grid_sample: -1 and 1 are the outer edges of the valid cells.
         _centers(orig, whole * count / (side * grid), count, cells.device)

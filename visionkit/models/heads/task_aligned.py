@@ -18,8 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Fraction, Natural, NonNegative, Positive
-from visionkit.models.heads.dense import DenseHead, Prior, cells_first, prior_bias
-from visionkit.models.heads.places import Locations, locations_of
+from visionkit.models.heads.dense import (
+    DenseHead,
+    Locations,
+    Prior,
+    cells_first,
+    locations_of,
+    prior_bias,
+)
 from visionkit.ops.boxes import box_iou
 from visionkit.ops.layers import BatchNorm, constant_bias
 from visionkit.ops.losses import giou_loss, quality_focal_loss

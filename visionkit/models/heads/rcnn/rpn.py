@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from visionkit.models.heads.dense import AnchorGenerator, Anchors
 from visionkit.models.heads.matching import BACKGROUND, IGNORED, GroundTruth, Matcher, Sampler
-from visionkit.models.heads.places import AnchorGenerator, Anchors
 from visionkit.ops.boxes import clip, encode
 from visionkit.ops.nms import suppress
 from visionkit.types import Loss
