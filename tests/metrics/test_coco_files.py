@@ -278,3 +278,14 @@ def test_no_torch_is_imported_for_it(files):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert 0 < json.loads(result.stdout)["AP"] < 1
+
+
+@pytest.mark.parametrize("engine", ["hotcoco", "pycocotools"])
+def test_boxes_are_scored_whatever_the_image_size_says(files, engine):
+    pytest.importorskip(engine)
+    paths = files / "gt.json", files / "bbox.json"
+    expected = evaluate_files(*paths, "bbox", engine)
+    truth = json.loads(paths[0].read_text())
+    truth["images"][0]["width"] = 10**12
+    paths[0].write_text(json.dumps(truth))
+    assert repr(evaluate_files(*paths, "bbox", engine)) == repr(expected)

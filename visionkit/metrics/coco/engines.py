@@ -140,9 +140,8 @@ def _records(
 
 def _numbered(truth: ScoredTruth) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Image and category records with rows + 1 as ids, which keeps their order."""
-    images = [
-        {"id": i, "height": h, "width": w} for i, (h, w) in enumerate(truth.sizes.tolist(), start=1)
-    ]
+    sizes = truth.sizes if truth.iou_type == "segm" else np.zeros_like(truth.sizes)  # not used
+    images = [{"id": i, "height": h, "width": w} for i, (h, w) in enumerate(sizes.tolist(), 1)]
     return images, [{"id": i, "name": name} for i, name in enumerate(truth.names, start=1)]
 
 
