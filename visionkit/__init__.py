@@ -11,6 +11,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from visionkit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    Preempted,
+    ResourceError,
+    VisionkitError,
+)
+
 if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is used
     from visionkit.config import Config, load_config
     from visionkit.data.sample import Sample
@@ -18,43 +28,15 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.engine.evaluate import evaluate
     from visionkit.engine.predict import Prediction, Predictor, load, predict
     from visionkit.engine.train import train
-    from visionkit.errors import (
-        CheckpointError,
-        ConfigError,
-        DataError,
-        DivergedError,
-        Preempted,
-        ResourceError,
-        VisionkitError,
-    )
     from visionkit.types import Backbone, Batch, Dataset, Evaluator, Head, Level, Loss, Target
 
 _HOME = {
-    "Config": "config",
-    "load_config": "config",
+    **dict.fromkeys(("Config", "load_config"), "config"),
+    **dict.fromkeys(("Prediction", "Predictor", "load", "predict"), "engine.predict"),
     "Sample": "data.sample",
     "check": "engine.check",
     "evaluate": "engine.evaluate",
-    "Prediction": "engine.predict",
-    "Predictor": "engine.predict",
-    "load": "engine.predict",
-    "predict": "engine.predict",
     "train": "engine.train",
-    "CheckpointError": "errors",
-    "ConfigError": "errors",
-    "DataError": "errors",
-    "DivergedError": "errors",
-    "Preempted": "errors",
-    "ResourceError": "errors",
-    "VisionkitError": "errors",
-    "Backbone": "types",
-    "Batch": "types",
-    "Dataset": "types",
-    "Evaluator": "types",
-    "Head": "types",
-    "Level": "types",
-    "Loss": "types",
-    "Target": "types",
 }
 __all__ = [
     "Backbone",
@@ -87,8 +69,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `visionkit --help` does not wait for torch."""
-    if name in _HOME:
-        value = getattr(import_module(f"visionkit.{_HOME[name]}"), name)
+    if name in __all__:
+        value = getattr(import_module(f"visionkit.{_HOME.get(name, 'types')}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'visionkit' has no attribute {name!r}")

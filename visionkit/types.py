@@ -10,7 +10,7 @@ Conventions, everywhere: boxes are xyxy floats in input pixels, unless a name sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 
@@ -139,18 +139,17 @@ class Batch:
         if self.images.device == device:
             return self  # asking each label of a batch takes longer than a small model's backward
 
-        def move(value: Any) -> Any:
-            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-
-        targets = [{key: move(value) for key, value in t.items()} for t in self.targets]
-        return Batch(move(self.images), targets)  # type: ignore[arg-type]  # of Target
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        def pin(value: Any) -> Any:
-            return value.pin_memory() if isinstance(value, Tensor) else value
+        return self._mapped(Tensor.pin_memory)
 
-        targets = [{key: pin(value) for key, value in t.items()} for t in self.targets]
-        return Batch(pin(self.images), targets)  # type: ignore[arg-type]  # of Target
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        targets = [
+            {key: change(value) if isinstance(value, Tensor) else value for key, value in t.items()}
+            for t in self.targets
+        ]
+        return Batch(change(self.images), targets)  # type: ignore[arg-type]  # of Target
 
 
 class Backbone(Protocol):

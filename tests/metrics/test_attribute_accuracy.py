@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from visionkit.errors import ConfigError, DivergedError
-from visionkit.metrics.attributes import AttributeAccuracy, match
+from visionkit.metrics.accuracy import AttributeAccuracy, match
 from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch
 

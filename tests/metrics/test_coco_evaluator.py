@@ -11,8 +11,8 @@ from support.coco_scenes import PERFECT, SQUARE, only, rectangle, scene, single_
 from visionkit.data.coco.ground_truth import ground_truth
 from visionkit.data.coco.index import index_of
 from visionkit.errors import DataError, DivergedError
-from visionkit.metrics.coco.evaluator import CocoEvaluator, coco_results, evaluate_coco
-from visionkit.metrics.coco.ground_truth import read_truth, warn_once
+from visionkit.metrics.coco.evaluator import CocoEvaluator, detections_of, evaluate_coco
+from visionkit.metrics.coco.ground_truth import log_once, read_truth
 from visionkit.types import Batch, Classes
 
 
@@ -79,14 +79,14 @@ def test_the_box_of_an_object_with_a_mask_does_not_matter_when_masks_are_scored(
 
 
 def test_a_negative_area_is_that_of_the_box_and_counted(engine, caplog):
-    warn_once.cache_clear()
+    log_once.cache_clear()
     found = evaluate_coco(single_object(area=-5), [PERFECT], "bbox", engine)
     assert found["APm"] == pytest.approx(1)
     assert "1 of 1 areas are negative: those of the boxes are used" in caplog.text
 
 
 def test_objects_without_a_mask_are_counted(caplog):
-    warn_once.cache_clear()
+    log_once.cache_clear()
     evaluate_coco(single_object(), [], "segm")
     assert "1 of 1 annotated objects have no segmentation" in caplog.text
 
@@ -100,12 +100,12 @@ def test_what_a_model_computed_must_be_finite(key):
     }
     prediction[key].view(-1)[-1] = math.nan
     with pytest.raises(DivergedError, match=f"image 1: the predicted {key} are not finite"):
-        coco_results(prediction, 1, Boxes.classes["labels"])
+        detections_of(prediction, 1, Boxes.classes["labels"])
 
 
 def test_masks_without_boxes_from_a_head_are_refused():
     with pytest.raises(DataError, match="image 1: the predictions lack boxes, labels"):
-        coco_results({"scores": torch.ones(1), "masks": []}, 1, Boxes.classes["labels"])
+        detections_of({"scores": torch.ones(1), "masks": []}, 1, Boxes.classes["labels"])
 
 
 def test_masks_of_pixels_from_a_head_are_refused():
@@ -115,7 +115,7 @@ def test_masks_of_pixels_from_a_head_are_refused():
         "labels": torch.zeros(2).long(),
     }
     with pytest.raises(DataError, match="image 1: predicted 'masks' must be a list of run-length"):
-        coco_results({**prediction, "masks": torch.rand(2, 8, 8)}, 1, Boxes.classes["labels"])
+        detections_of({**prediction, "masks": torch.rand(2, 8, 8)}, 1, Boxes.classes["labels"])
 
 
 def test_whole_numbers_written_otherwise_are_the_same_ids(engine):
@@ -175,7 +175,7 @@ def test_the_evaluator_writes_the_files_own_ids_and_merges_processes(engine, mon
         "scores": torch.tensor([0.5]),
         "labels": torch.tensor([1]),
     }
-    record = coco_results(prediction, 1, Boxes.classes["labels"])[0]
+    record = detections_of(prediction, 1, Boxes.classes["labels"]).records()[0]
     assert record == {"image_id": 1, "category_id": 5, "bbox": [10, 10, 40, 30], "score": 0.5}
     batch = Batch(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), [{"image_id": 1}])
     first, second = CocoEvaluator(Boxes()), CocoEvaluator(Boxes())

@@ -13,7 +13,7 @@ from support.paths import ROOT
 from visionkit.cli.main import main
 from visionkit.errors import DataError
 from visionkit.metrics.coco.evaluator import STATS, evaluate_coco, evaluate_files, read_results
-from visionkit.metrics.coco.ground_truth import warn_once
+from visionkit.metrics.coco.ground_truth import log_once
 
 GOLDEN = ROOT / "tests/golden"
 
@@ -50,7 +50,7 @@ def test_stored_files_have_the_figures_that_pycocotools_gave_them(engine, iou_ty
 
 
 def test_why_a_figure_is_not_defined_is_told_once(caplog):
-    warn_once.cache_clear()
+    log_once.cache_clear()
     files = GOLDEN / "coco_truth.json", GOLDEN / "coco_bbox.json"
     for _ in range(2):
         evaluate_files(*files, "bbox")

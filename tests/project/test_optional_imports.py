@@ -37,7 +37,7 @@ def fault(request, monkeypatch):
     monkeypatch.setattr(engines, "import_module", found)
     monkeypatch.setattr(engines, "find_spec", lambda name: object())
     monkeypatch.delenv(engines.SETTING, raising=False)
-    engines.warn_once.cache_clear()
+    engines.log_once.cache_clear()
     return request.param
 
 

@@ -13,7 +13,7 @@ from visionkit.engine.train import train
 from visionkit.errors import CheckpointError
 from visionkit.runs import checkpoint, files
 from visionkit.runs.log import append_metrics
-from visionkit.visualization import samples
+from visionkit.visualization import plots
 
 
 def failing_saves(monkeypatch, fails):
@@ -123,8 +123,8 @@ def test_files_beside_the_checkpoints_end_nothing(tmp_path, monkeypatch, caplog)
     whole = train(config(tmp_path / "whole")).directory
     monkeypatch.setattr(files, "append_lines", sometimes)
     monkeypatch.setattr(files, "write_text", never)
-    monkeypatch.setattr(samples, "contact_sheet", broken)
-    monkeypatch.setattr(samples, "write_plots", broken)
+    monkeypatch.setattr(plots, "contact_sheet", broken)
+    monkeypatch.setattr(plots, "write_plots", broken)
     run = train(config(tmp_path / "run", plots=True)).directory
     assert lines(run) == lines(whole)  # what was missed is written later
     assert same(state(run)["model"], state(whole)["model"])

@@ -20,7 +20,7 @@ from visionkit.errors import Preempted
 from visionkit.models.model import VisionModel
 from visionkit.runs import checkpoint, files
 from visionkit.runs.signals import STOPPING
-from visionkit.visualization import samples
+from visionkit.visualization import plots
 
 SETTINGS = {"plots": True}
 
@@ -28,7 +28,7 @@ SETTINGS = {"plots": True}
 @pytest.fixture(scope="module", autouse=True)
 def _small_images():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(samples, "MAX_IMAGES", 1)
+        patch.setattr(plots, "MAX_IMAGES", 1)
         yield
 
 
@@ -61,7 +61,7 @@ MOMENTS = {  # what is entered, and after which step the run stops; None: before
     "validation": (training, "evaluate_model", 3),
     "save": (torch, "save", 3),
     "last save": (torch, "save", 4),
-    "plots": (samples, "write_plots", 4),
+    "plots": (plots, "write_plots", 4),
 }
 LASTING = ("building", "reading", "validation", "plots")  # what is not waited for
 CALL = {"step": 2, "save": 2, "last save": 5}

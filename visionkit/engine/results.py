@@ -18,7 +18,7 @@ from torchvision.utils import make_grid
 
 from visionkit.engine.predict import BATCH, Prediction, Predictor, find_images, predict_each
 from visionkit.errors import ConfigError, DataError, DivergedError
-from visionkit.metrics.coco.evaluator import coco_results
+from visionkit.metrics.coco.evaluator import detections_of
 from visionkit.models.heads.autoencoder import VAE, to_bytes
 from visionkit.ops.inference import autocast
 from visionkit.runs.files import json_list
@@ -177,7 +177,7 @@ def _records_of(
     if "attributes" in kinds:
         return _attribute_records(result, image_id, classes)
     if "objects" in kinds:
-        return coco_results(result, image_id, classes)
+        return detections_of(result, image_id, classes).records()
     record: dict[str, Any] = {"image_id": image_id}
     if "classes" in kinds or "box" in kinds:
         scores, labels = result["probs"].sort(descending=True)

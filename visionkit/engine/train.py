@@ -31,7 +31,7 @@ from visionkit.ops.inference import autocast
 from visionkit.runs import directory, files
 from visionkit.runs.signals import Stopped, StopRequest
 from visionkit.types import Batch
-from visionkit.visualization.samples import save_train_samples, save_val_samples, write_curves
+from visionkit.visualization.plots import save_train_samples, save_val_samples, write_curves
 
 log = logging.getLogger("visionkit")
 

@@ -1,17 +1,33 @@
-"""Metrics of classification and localization, and what all metrics share: `finite`, `nan_mean`."""
+"""Metrics of classification, localization and attributes, and what all metrics share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from visionkit.errors import DivergedError
+from visionkit.data.classes import YES, Group, groups
+from visionkit.errors import ConfigError, DivergedError
 from visionkit.ops.boxes import area, box_iou, rescale_boxes
 from visionkit.types import Batch, Target
+
+MIN_IOU = 0.5  # between an object and the detection that matches it
+
+
+class Records:
+    """Base of the evaluators that keep one record for each image."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def state(self) -> list[Any]:
+        return self.records
+
+    def merge(self, states: Sequence[list[Any]]) -> None:
+        self.records = [record for records in states for record in records]
 
 
 class Accuracy:
@@ -52,7 +68,7 @@ class Accuracy:
         return metrics
 
 
-class MultiLabelAccuracy:
+class MultiLabelAccuracy(Records):
     """Mean average precision and F1 of multi-label classification.
 
     `AP/<class>` is the area under the precision-recall curve without interpolation; images of equal
@@ -62,28 +78,20 @@ class MultiLabelAccuracy:
     """
 
     def __init__(self, classes: Sequence[str], *, threshold: float = 0.5):
+        super().__init__()  # each record: probabilities (K,) float32, ground truth (K,) bool
         self.classes = list(classes)
         self.threshold = threshold
-        self.probs: list[Tensor] = []  # (K,) float32 for each image
-        self.truth: list[Tensor] = []  # (K,) bool
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
             if "class_id" in target:
-                self.probs.append(finite(prediction, "probs", target.get("image_id")))
-                self.truth.append(target["class_id"].cpu() > 0.5)
-
-    def state(self) -> tuple[list[Tensor], list[Tensor]]:
-        return self.probs, self.truth
-
-    def merge(self, states: Sequence[tuple[list[Tensor], list[Tensor]]]) -> None:
-        self.probs = [row for probs, _ in states for row in probs]
-        self.truth = [row for _, truth in states for row in truth]
+                probs = finite(prediction, "probs", target.get("image_id"))
+                self.records.append((probs, target["class_id"].cpu() > 0.5))
 
     def compute(self) -> dict[str, float]:
-        shape = (len(self.probs), len(self.classes))
-        probs = torch.stack(self.probs) if self.probs else torch.zeros(shape)
-        truth = torch.stack(self.truth) if self.truth else torch.zeros(shape, dtype=torch.bool)
+        none = torch.zeros(0, len(self.classes))  # if there is no image
+        probs = torch.vstack([none, *(row for row, _ in self.records)])
+        truth = torch.vstack([none.bool(), *(row for _, row in self.records)])
         chosen = probs >= self.threshold
         some = truth.any(1)
         hits = truth[some].gather(1, probs[some].argmax(1, keepdim=True)).double()
@@ -114,7 +122,7 @@ def average_precision(scores: Tensor, truth: Tensor) -> float:
     return (hits / taken * gained).sum().item() / positives
 
 
-class LocalizationAccuracy:
+class LocalizationAccuracy(Records):
     """`top1` (of the class), `mean_iou` (of the box), `loc50` and `loc75`, all in [0, 1].
 
     `loc50` is the share of images with the correct class and a box with IoU >= 0.5, the criterion
@@ -122,10 +130,7 @@ class LocalizationAccuracy:
     largest object of the image, in original pixels; images without objects are skipped.
     """
 
-    names = ("top1", "mean_iou", "loc50", "loc75")
-
-    def __init__(self) -> None:
-        self.scores: list[tuple[float, ...]] = []  # of each image, in the order of the names
+    names = ("top1", "mean_iou", "loc50", "loc75")  # a record has a number for each
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         boxes, labels, found = largest_objects(batch.targets)
@@ -136,20 +141,117 @@ class LocalizationAccuracy:
             correct = int(predictions[i]["probs"].argmax()) == int(labels[i])
             iou = box_iou(box[None].double(), truth[None].double()).item()
             scores = [correct, iou, correct and iou >= 0.5, correct and iou >= 0.75]
-            self.scores.append(tuple(map(float, scores)))
-
-    def state(self) -> list[tuple[float, ...]]:
-        return self.scores
-
-    def merge(self, states: Sequence[list[tuple[float, ...]]]) -> None:
-        self.scores = [scores for state in states for scores in state]
+            self.records.append(tuple(map(float, scores)))
 
     def compute(self) -> dict[str, float]:
-        if not self.scores:
+        if not self.records:
             return dict.fromkeys(self.names, math.nan)
         # Exact sums do not depend on the order of the images.
-        totals = map(math.fsum, zip(*self.scores, strict=True))
-        return {n: s / len(self.scores) for n, s in zip(self.names, totals, strict=True)}
+        totals = map(math.fsum, zip(*self.records, strict=True))
+        return {n: s / len(self.records) for n, s in zip(self.names, totals, strict=True)}
+
+
+class Counts(NamedTuple):
+    """What ranks exchange; G attributes."""
+
+    correct: Tensor  # (G,) int64: correct predictions for objects that were found
+    known: Tensor  # (G,) int64: known values of these objects
+    found: int
+    num_objects: int  # with at least one known attribute
+
+
+class AttributeAccuracy:
+    """`accuracy`, `accuracy/<attribute>` and `found`, in [0, 1].
+
+    `found` is the share of objects with known attributes that a detection of any class overlaps
+    with IoU >= 0.5 in original pixels. `accuracy/<attribute>` is the share of correct predictions
+    for these objects: for a one-of attribute the most probable value must be correct; any other
+    class is predicted if its probability is at least 0.5. `accuracy` is the mean over the
+    attributes. It does not include missed objects, so read it together with `found`.
+
+    Crowd regions do not count as objects. Images without labeled boxes or attributes are skipped.
+    Predictions have `boxes` (N, 4) in original pixels, `scores` (N,) and `attributes` (N, A).
+    """
+
+    def __init__(self, classes: Sequence[str]):
+        self.groups = groups(classes)
+        zeros = torch.zeros(len(self.groups), dtype=torch.int64)
+        self.counts = Counts(zeros, zeros, 0, 0)
+
+    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
+        for prediction, target in zip(predictions, batch.targets, strict=True):
+            if "boxes" not in prediction or "scores" not in prediction:
+                raise ConfigError(
+                    "attributes are scored for detected boxes, but the predictions have only "
+                    f"{sorted(prediction)}: set boxes_from to a head that detects boxes"
+                )
+            if "boxes" in target and "attributes" in target:
+                self._count(prediction, target)
+
+    def _count(self, prediction: dict[str, Any], target: Target) -> None:
+        probs = finite(prediction, "attributes", target.get("image_id"))
+        boxes, truth = _original_objects(target)
+        matched = match(prediction["boxes"].cpu(), prediction["scores"].cpu(), boxes)
+        is_known = ~truth.isnan().all(1)
+        found = is_known & (matched >= 0)
+        per_group = [
+            _correct_and_known(group, probs[matched[found]], truth[found])
+            for group in self.groups.values()
+        ]
+        correct, known = torch.tensor(per_group, dtype=torch.int64).view(-1, 2).unbind(1)
+        self.merge([self.counts, Counts(correct, known, int(found.sum()), int(is_known.sum()))])
+
+    def state(self) -> Counts:
+        return self.counts
+
+    def merge(self, states: Sequence[Counts]) -> None:
+        self.counts = Counts(*(sum(column) for column in zip(*states, strict=True)))
+
+    def compute(self) -> dict[str, float]:
+        correct, known, found, num_objects = self.counts
+        per_attribute = (correct.double() / known).tolist()  # 0 / 0 is NaN: no known value
+        return {
+            "accuracy": nan_mean(per_attribute),
+            "found": found / num_objects if num_objects else math.nan,
+            **{f"accuracy/{n}": x for n, x in zip(self.groups, per_attribute, strict=True)},
+        }
+
+
+def _original_objects(target: Target) -> tuple[Tensor, Tensor]:
+    """Boxes (M, 4) in original pixels and attributes (M, A), without crowds, on the CPU."""
+    boxes = rescale_boxes(target["boxes"], target["size"], target["orig_size"]).cpu()
+    attributes = target["attributes"].cpu()
+    single = torch.ones(len(boxes), dtype=torch.bool)
+    if "iscrowd" in target:
+        single = ~target["iscrowd"].cpu()
+    return boxes[single], attributes[single]
+
+
+def match(boxes: Tensor, scores: Tensor, objects: Tensor) -> Tensor:
+    """For each object (M, 4) the index of its detection, or -1: (M,) int64.
+
+    By descending score, each detection (N, 4) takes the unmatched object with the highest IoU, if
+    that is at least `MIN_IOU`.
+    """
+    matched = torch.full((len(objects),), -1)
+    iou_NM = box_iou(boxes.float(), objects.float())
+    for detection in scores.argsort(descending=True, stable=True).tolist():
+        free = iou_NM[detection].masked_fill(matched >= 0, -1)
+        if len(free) and free.max() >= MIN_IOU:
+            matched[free.argmax()] = detection
+    return matched
+
+
+def _correct_and_known(group: Group, probs: Tensor, truth: Tensor) -> tuple[int, int]:
+    """The number of correct predictions and of known values of one attribute, from (R, A)."""
+    probs, truth = probs[:, group.columns], truth[:, group.columns]
+    if group.kind == "one_of":
+        known = (truth == 1).any(1)
+        correct = probs.argmax(1) == truth.nan_to_num().argmax(1)
+    else:
+        known = ~truth.isnan()
+        correct = (probs >= YES) == (truth == 1)
+    return int((correct & known).sum()), int(known.sum())
 
 
 def largest_objects(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:

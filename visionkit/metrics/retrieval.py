@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionkit.metrics.accuracy import finite
+from visionkit.metrics.accuracy import Records, finite
 from visionkit.types import Batch
 
 MAX_SIMILARITIES = 2**22  # computed at once; about 200 MB with all intermediate results
 
 
-class Retrieval:
+class Retrieval(Records):
     """Image retrieval: each image is a query; the gallery is all other images, ranked by cosine.
 
     `recall@1` and `recall@5` are the shares of queries with an image of their identity among the
@@ -29,20 +28,11 @@ class Retrieval:
     the order of the images.
     """
 
-    def __init__(self) -> None:
-        self.records: list[tuple[int, int, Tensor]] = []  # image_id, identity, embedding
-
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
             if "identity" in target:
                 embedding = finite(prediction, "embedding", target["image_id"])
                 self.records.append((target["image_id"], int(target["identity"]), embedding))
-
-    def state(self) -> list[tuple[int, int, Tensor]]:
-        return self.records
-
-    def merge(self, states: Sequence[list[tuple[int, int, Tensor]]]) -> None:
-        self.records = [record for records in states for record in records]
 
     def compute(self) -> dict[str, float]:
         names = ("recall@1", "recall@5", "mAP@R")

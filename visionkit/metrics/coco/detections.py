@@ -230,8 +230,10 @@ def _hint(id_: Any) -> str:
 def _mask_fault(mask: Any, expected: list[int]) -> str | None:
     if not isinstance(mask, dict) or not {"size", "counts"} <= mask.keys():
         return "segmentation is not a run-length code {size: [h, w], counts: string}"
-    if not _is_size(mask["size"], expected):
-        return f"segmentation: mask of size {short(mask['size'])} on an image of {expected} (h, w)"
+    size = mask["size"]
+    is_plain = isinstance(size, list | tuple) and not any(isinstance(n, bool) for n in size)
+    if not is_plain or not all(isinstance(n, Integral) for n in size) or list(size) != expected:
+        return f"segmentation: mask of size {short(size)} on an image of {expected} (h, w)"
     if not isinstance(mask["counts"], str | bytes):
         return "segmentation: the counts of a detected mask must be a compressed string"
     return None
@@ -240,12 +242,3 @@ def _mask_fault(mask: Any, expected: list[int]) -> str | None:
 def _is_number(value: Any) -> bool:
     is_real = isinstance(value, Real) and not isinstance(value, bool)
     return is_real and bool(-LARGEST <= value <= LARGEST)  # False for NaN
-
-
-def _is_size(found: Any, size: list[int]) -> bool:
-    """Whether the size of a run-length code is [h, w], as integers."""
-    if not isinstance(found, list | tuple) or any(
-        isinstance(n, bool) or not isinstance(n, Integral) for n in found
-    ):
-        return False
-    return list(found) == size

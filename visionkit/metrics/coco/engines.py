@@ -19,7 +19,7 @@ import numpy as np
 from visionkit.data.coco.columns import rows_of
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.detections import Detections
-from visionkit.metrics.coco.ground_truth import ScoredTruth, warn_once
+from visionkit.metrics.coco.ground_truth import ScoredTruth, log_once
 
 ENGINES = ("hotcoco", "pycocotools")
 SETTING = "VISIONKIT_COCO_ENGINE"
@@ -52,7 +52,7 @@ def _fault_of_hotcoco() -> str | None:
         import_module("hotcoco")
     except Exception as error:  # what a package that does not fit the machine raises
         fault = f"cannot be imported ({type(error).__name__}: {error})"
-        warn_once(f"hotcoco {fault}; pycocotools computes the same metrics")
+        log_once(f"hotcoco {fault}; pycocotools computes the same metrics")
         return fault
     return None
 

@@ -11,7 +11,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from visionkit.data.coco.reader import (
 from visionkit.errors import DataError, DivergedError, listed
 from visionkit.metrics.coco.detections import DetectionChecker, Detections, concatenate
 from visionkit.metrics.coco.engines import engine_version, match, pick_engine
-from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, read_truth, scored, warn_once
+from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, log_once, read_truth, scored
 
 if TYPE_CHECKING:
     from visionkit.types import Batch, Classes
@@ -69,7 +68,7 @@ class CocoEvaluator:
         self.results = sorted(results, key=lambda result: int(result.image_ids[0]))
 
     def compute(self) -> dict[str, float]:
-        log_engine(self.engine)
+        log_once(f"COCO metrics are computed by {engine_version(self.engine)}", logging.INFO)
         truth = self.dataset.ground_truth()
         metrics: dict[str, float] = {}
         with paused_collector():
@@ -120,13 +119,6 @@ def detections_of(prediction: dict[str, Any], image_id: int, classes: Classes) -
     )
 
 
-def coco_results(
-    prediction: dict[str, Any], image_id: int, classes: Classes
-) -> list[dict[str, Any]]:
-    """One image's detections as COCO result records: box xywh and mask RLE in original pixels."""
-    return detections_of(prediction, image_id, classes).records()
-
-
 def evaluate_coco(
     truth: Mapping[str, Any] | ScoredTruth,
     results: Sequence[dict[str, Any]] | Detections,
@@ -160,7 +152,7 @@ def evaluate_files(
     listing everything that is wrong with one of the files.
     """
     engine = pick_engine(engine)
-    log_engine(engine)
+    log_once(f"COCO metrics are computed by {engine_version(engine)}", logging.INFO)
     index = open_index(truth)
     objects = read_truth(index, iou_type)
     if objects.iscrowd.all():
@@ -255,9 +247,9 @@ def _warn_undefined(metrics: dict[str, float], iou_type: IouType) -> None:
     """Say why a metric is NaN: pycocotools would only print -1."""
     missing = [name for name, value in metrics.items() if math.isnan(value)]
     if "AP" in missing:
-        warn_once(f"COCO's {iou_type} metrics are undefined: there is no object to score")
+        log_once(f"COCO's {iou_type} metrics are undefined: there is no object to score")
     elif missing:
-        warn_once(
+        log_once(
             f"COCO's {iou_type} metrics {listed(missing, 20)} are undefined: there is no object "
             "of the class, or of the size (small, medium, large)"
         )
@@ -267,9 +259,3 @@ def _mean(values: np.ndarray) -> float:
     """The mean of what is defined; NaN for nothing."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else math.nan
-
-
-@cache
-def log_engine(engine: str) -> None:
-    """Log the engine, once per process."""
-    log.info("COCO metrics are computed by %s", engine_version(engine))

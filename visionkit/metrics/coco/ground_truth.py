@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from visionkit.data.checks.findings import Finding, Problems
+from visionkit.data.coco.columns import rows_of
 from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
 from visionkit.data.coco.index import CocoIndex, index_of
 from visionkit.data.coco.quality import odd_crowds, report, unknown_images
@@ -81,10 +82,10 @@ def read_truth(
         problems.findings += [found._replace(hint="") for found in index.mask_faults.findings]
     problems.raise_any()
     if odd := len(odd_crowds(index)):
-        warn_once(f"{odd} of {len(without)} values of iscrowd are not numbers: read as 0 or 1")
+        log_once(f"{odd} of {len(without)} values of iscrowd are not numbers: read as 0 or 1")
     if negative := np.count_nonzero(index.objects.area < 0):
         used = "masks" if iou_type == "segm" else "boxes"
-        warn_once(f"{negative} of {len(without)} areas are negative: those of the {used} are used")
+        log_once(f"{negative} of {len(without)} areas are negative: those of the {used} are used")
     classes = read_categories(index.categories, Problems(""))
     columns = ground_truth(index, classes, index.objects.masks, index.objects.area)
     return scored(replace(columns, negatives={}, incomplete={}), iou_type)
@@ -114,7 +115,7 @@ def scored(truth: GroundTruth, iou_type: IouType) -> ScoredTruth:
         empty = np.array([mask is None for mask in masks], bool)
         iscrowd, boxes = iscrowd | empty, np.where(empty[:, None], boxes, 0.0)
         if count := int(empty.sum()):
-            warn_once(
+            log_once(
                 f"{count} of {len(masks)} annotated objects have no segmentation: when masks are "
                 "scored their boxes are ignore regions"
             )
@@ -163,16 +164,12 @@ def _areas(truth: GroundTruth, masks: list[Any] | None) -> np.ndarray:
 
 def _regions(truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of images and of categories, and boxes (R, 4), where labels are incomplete."""
-    image_rows = {id_: row for row, id_ in enumerate(truth.image_ids.tolist())}
-    category_rows = {id_: row for row, id_ in enumerate(truth.category_ids.tolist())}
-    pairs = [
-        (image_rows[image], category_rows[id_])
-        for image, ids in truth.incomplete.items()
-        for id_ in ids
-        if image in image_rows and id_ in category_rows
-    ]
-    image, category = np.array(pairs, np.int64).reshape(-1, 2).T
-    boxes = np.zeros((len(pairs), 4))
+    pairs = [(image, id_) for image, ids in truth.incomplete.items() for id_ in ids]
+    images, categories = np.array(pairs, np.int64).reshape(-1, 2).T
+    image, category = rows_of(images, truth.image_ids), rows_of(categories, truth.category_ids)
+    known = (image >= 0) & (category >= 0)
+    image, category = image[known], category[known]
+    boxes = np.zeros((len(image), 4))
     boxes[:, 2:] = truth.sizes[image, ::-1]
     return image, category, boxes
 
@@ -183,6 +180,6 @@ def _outline(box: np.ndarray) -> list[list[float]]:
 
 
 @cache
-def warn_once(message: str) -> None:
-    """Log a warning once per process: each validation prepares the same ground truth."""
-    log.warning("%s", message)
+def log_once(message: str, level: int = logging.WARNING) -> None:
+    """Log once per process: each validation prepares the same ground truth."""
+    log.log(level, "%s", message)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Range
 from visionkit.data.classes import groups
-from visionkit.metrics.attributes import AttributeAccuracy
+from visionkit.metrics.accuracy import AttributeAccuracy
 from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler, pad_rows, used_rows
 from visionkit.ops.boxes import clip
 from visionkit.ops.layers import noise_of
