@@ -54,7 +54,7 @@ def fault(tmp_path, content, **options):
         ("annotations", {"segmentation": [[1, 1, "5", 5, 3, 3]]}, ["'5' where a number must be"]),
         ("annotations", {"segmentation": {"size": [20, 10], "counts": [200]}}, ["[10, 20] (h, w)"]),
         ("annotations", {"segmentation": {"size": [10, 20], "counts": [9]}}, ["add up to 9"]),
-        ("images", {"file_name": ...}, ["'file_name' is None"]),
+        ("images", {"file_name": ...}, ["'file_name' is missing"]),
         ("images", {"file_name": 5}, ["'file_name' is 5"]),
         ("images", {"file_name": "/etc/passwd"}, ["relative"]),
         ("images", {"file_name": "C:/a.png"}, ["relative"]),

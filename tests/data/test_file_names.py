@@ -9,7 +9,7 @@ import pytest
 from support.coco_files import save, small
 from support.damaged import image
 from visionkit.data.checks.findings import Problems
-from visionkit.data.coco.columns import file_names
+from visionkit.data.coco.records import RecordReader
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.crops import Crops
 from visionkit.data.datasets.folder import ImageFolder, Images
@@ -28,14 +28,15 @@ def test_names_that_leave_the_folder_are_refused(key):
     problems = Problems("x")
     given = LEAVING if key == "file_name" else [name for name in LEAVING if name is not None]
     records = [{key: "good/a b.png"}, *({key: name} for name in given), {key: "~a.jpg"}]
-    found = file_names(records, key, problems, required=key == "file_name")
+    found = RecordReader("images", problems).file_names(records, key, required=key == "file_name")
     assert found == ["good/a b.png", *[""] * len(given), "~a.jpg"]
     assert problems.count == len(given)
 
 
 def test_long_and_odd_names_take_no_time():
     names = ["a." * 200_000 + "!", "a" * 10**6 + "\n", "-/" * 100_000 + "*", "a b" * 100_000 + "\t"]
-    found = file_names([{"file_name": n} for n in names], "file_name", Problems("x"), required=True)
+    records = [{"file_name": name} for name in names]
+    found = RecordReader("images", Problems("x")).file_names(records, "file_name", required=True)
     assert found == names  # an expression that explodes would take years
 
 

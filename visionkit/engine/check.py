@@ -22,7 +22,7 @@ from visionkit.data.checks.findings import Finding, Problems, finding, findings_
 from visionkit.data.checks.images import image_findings, mark_replaced
 from visionkit.data.checks.kinds import policies
 from visionkit.data.checks.summary import cross_split_findings, data_summary, dataset_summary
-from visionkit.data.coco.annotations import read_annotations
+from visionkit.data.coco.annotations import Annotations
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.source import Source, iter_splits, split_key
 from visionkit.engine.failures import explained
@@ -210,7 +210,7 @@ def check_annotations(path: str | Path, images: str | Path | None = None) -> Rep
             data: Any = Coco(str(images), str(path))
         else:
             problems = Problems(f"annotation file {path}", path)
-            data = read_annotations(path, problems, actions=policies(None))
+            data = Annotations(path, problems, actions=policies(None))
             problems.raise_any()
         found_in_images = image_findings(data, str(path))
         report.findings += [*_located(str(path), _dataset_findings(data)), *found_in_images]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from visionkit.data.checks.kinds import FINDING_KINDS, Action, Severity
 from visionkit.data.loading.cache import cache_folder, evict
-from visionkit.errors import CheckpointError, ConfigError, DataError, VisionkitError, listed, plural
+from visionkit.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    VisionkitError,
+    listed,
+    plural,
+    shorten,
+)
 from visionkit.runs.files import to_json, write_text
 
 SHOWN = 20  # findings in the message of an error
@@ -30,6 +39,18 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         known = "" if self.id is None else f" (id {self.id})"
         return f"{self.list}[{self.index}]{known}"
+
+
+def place(kind: str, index: int, record: Mapping[str, Any]) -> Place:
+    """The place of a record in the list `kind`."""
+    id_ = record.get("id")
+    return Place(kind, int(index), id_ if type(id_) is int or "id" not in record else short(id_))
+
+
+def short(value: Any) -> str:
+    """A value of a file for a message: strings have quotes."""
+    is_plain = isinstance(value, float) and not math.isfinite(value)  # numpy's repr has its type
+    return shorten(str(value) if is_plain else repr(value))
 
 
 class Finding(NamedTuple):
@@ -106,6 +127,20 @@ class Problems:
         place = where if isinstance(where, Place) else None
         message = what if place or not where else f"{where}: {what}"
         self.findings.append(Finding(kind, message, self.file, place, key, value, hint))
+
+    def add_value(
+        self,
+        list_: str,
+        index: int,
+        record: Mapping[str, Any],
+        key: str,
+        what: str,
+        hint: str = "",
+        kind: str = "value",
+    ) -> None:
+        """Add an error that the value of a key of a record of `list_` shows."""
+        here, value = place(list_, index, record), short(record.get(key))
+        self.add(here, what, hint, kind=kind, key=key, value=value)
 
     def raise_any(self) -> None:
         """DataError if there are errors. It shows the first `SHOWN` and has all."""

@@ -3,57 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
-from visionkit.data.checks.findings import Finding, FindingCounts, Problems, Progress, check_classes
+from visionkit.data.checks.findings import (
+    Finding,
+    FindingCounts,
+    Problems,
+    Progress,
+    check_classes,
+    finding,
+    place,
+    short,
+)
 from visionkit.data.checks.kinds import FINDING_KINDS, Action
-from visionkit.data.coco.attributes import AttributeTable, read_attributes
-from visionkit.data.coco.columns import place, short
+from visionkit.data.coco.attributes import read_attributes
 from visionkit.data.coco.ground_truth import INCOMPLETE, NEGATIVE, is_federated
 from visionkit.data.coco.index import CocoIndex, open_index
-from visionkit.data.coco.quality import check_outlines
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.selection import SelectedObjects, choose_objects
 from visionkit.data.files import Links, unusable
 from visionkit.data.image_io import MAX_PIXELS
 from visionkit.data.loading.cache import content_key
+from visionkit.data.masks import Bitmap, Segmentation
 from visionkit.errors import DataError, printable
 from visionkit.types import Classes
 
+# Segmentations against boxes and areas:
+LEAST_IOU = 0.5  # of the bounds of a mask with its box
+CLOSE = 2.0  # pixels by which sides may differ all the same: of small objects it is much
+SHARE = 0.1  # by which an area may be off
+FEW_PIXELS = 5  # by which it may, too
 
-@dataclass(frozen=True)
+
 class Annotations:
-    """The wanted content of an annotation file."""
+    """The wanted content of an annotation file, checked.
 
-    index: CocoIndex
-    names: list[str]  # of the images
-    label_classes: Classes  # the wanted ones
-    objects: SelectedObjects
-    has_masks: bool
-    attributes: AttributeTable | None
-    labeled: list[frozenset[int] | None] | None  # ids labeled in each image, as in LVIS
+    The arguments are those of `Coco`, `actions` by kind of finding. Errors are added to
+    `problems`; then the result is only good for finding more of them.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        problems: Problems,
+        *,
+        classes: Sequence[str] | None = None,
+        other_classes: str = "error",
+        masks: bool | None = None,
+        attributes: Collection[str] | None = None,
+        actions: Mapping[str, Action],
+    ):
+        index = self.index = open_index(path)
+        lists = {"images": len(index.images.ids), "categories": len(index.categories)}
+        for key in [key for key, count in lists.items() if not count]:
+            raise DataError(f"annotation file {path}: '{key}' is empty; there is nothing to learn")
+        problems.findings += index.faults.findings
+        _check_pixels(index, problems)
+        self.has_masks = _choose_masks(index, masks, problems)
+        self.attributes = read_attributes(
+            index.objects.extra_records() if "attributes" in index.object_keys else [],
+            problems,
+            wanted=attributes,
+            listed=index.names["attribute_classes"],
+        )
+        self.labeled_ids = _read_labeled(index, problems)
+        picked = index.classes  # which others may be refused, if the file is sound so far
+        if not problems.count:
+            picked = _pick(picked, classes, other_classes, problems)
+        self.classes: dict[str, Classes] = {"labels": picked}
+        self.file_names: list[str] = index.images.names.texts()
+        self.selected: SelectedObjects = choose_objects(
+            index, self.file_names, picked, actions, problems, masks=self.has_masks
+        )
+        self.num_objects = self.selected.num_objects  # without crowd regions
+        if problems.count:
+            problems.others += _others(problems.findings, self.findings())
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.file_names)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the cached `masks`, which another process maps with the index."""
         return {key: value for key, value in self.__dict__.items() if key != "masks"}
-
-    @property
-    def classes(self) -> dict[str, Classes]:
-        """The class list of the objects."""
-        return {"labels": self.label_classes}
-
-    @property
-    def num_objects(self) -> int:
-        """The number of used objects without crowd regions."""
-        return self.objects.num_objects
 
     @property
     def fingerprint(self) -> str:
@@ -66,7 +102,7 @@ class Annotations:
         """The segmentations without malformed ones; None if they are not wanted."""
         if not self.has_masks:
             return None
-        malformed, table = self.objects.bad_masks(), self.index.objects.masks
+        malformed, table = self.selected.bad_masks(), self.index.objects.masks
         return table.without(malformed) if len(malformed) else table
 
     def areas(self) -> np.ndarray:
@@ -84,66 +120,48 @@ class Annotations:
 
     def findings(self) -> Iterator[Finding]:
         """The warnings and notes."""
-        return self.objects.findings(self.index)
+        return self.selected.findings(self.index)
 
     def examine(self, progress: Progress) -> Iterator[Finding]:
         """Findings that take longer."""
         if self.masks is not None:
-            wrong = [f.rows for f in self.objects.faulty if f.kind == "wrong-area"]
-            rows, reported = np.sort(self.objects.rows), set(wrong[0].tolist() if wrong else ())
+            wrong = [f.rows for f in self.selected.faulty if f.kind == "wrong-area"]
+            rows, reported = np.sort(self.selected.rows), set(wrong[0].tolist() if wrong else ())
             yield from check_outlines(self.index, self.masks, rows, reported, progress)
 
     def counts(self) -> FindingCounts:
         """How many records were dropped, fixed, or kept despite a fault."""
-        return self.objects.counts()
+        return self.selected.counts()
 
     def class_counts(self) -> dict[str, np.ndarray]:
         """How many objects and images there are of each class, by class_key."""
-        counts = {"labels": self.objects.label_counts}
+        counts = {"labels": self.selected.label_counts}
         numbers = self.index.images.class_ids
         if (numbers >= 0).any():
             size = len(self.index.names["image_classes"])
             counts["class_id"] = np.bincount(numbers[numbers >= 0], minlength=size)
         return counts
 
-
-def read_annotations(
-    path: str | Path,
-    problems: Problems,
-    *,
-    classes: Sequence[str] | None = None,
-    other_classes: str = "error",
-    masks: bool | None = None,
-    attributes: Collection[str] | None = None,
-    actions: Mapping[str, Action],
-) -> Annotations:
-    """Read an annotation file; the arguments are those of `Coco`, `actions` by kind of finding.
-
-    Errors are added to `problems`; then the result is only good for finding more of them.
-    """
-    index = open_index(path)
-    for key, count in (("images", len(index.images.ids)), ("categories", len(index.categories))):
-        if not count:
-            raise DataError(f"annotation file {path}: '{key}' is empty; there is nothing to learn")
-    problems.findings += index.faults.findings
-    _check_pixels(index, problems)
-    has_masks = _choose_masks(index, masks, problems)
-    described = read_attributes(
-        index.objects.extra_records() if "attributes" in index.object_keys else [],
-        problems,
-        wanted=attributes,
-        listed=index.names["attribute_classes"],
-    )
-    labeled = _read_labeled(index, problems)
-    picked = index.classes  # which others may be refused, if the file is sound so far
-    if not problems.count:
-        picked = _pick(picked, classes, other_classes, problems)
-    names = index.images.names.texts()
-    objects = choose_objects(index, names, picked, actions, problems, masks=has_masks)
-    read = Annotations(index, names, picked, objects, has_masks, described, labeled)
-    if problems.count:
-        problems.others += _others(problems.findings, read.findings())
-    return read
+    def find_missing(self, images: Path, problems: Problems, links: Links = "inside") -> None:
+        """Add the images that are not in that directory, and semantic maps that are not found."""
+        index = self.index
+        for root, key, names in (
+            (images, "file_name", self.file_names),
+            (index.path.parent, "semantic", index.images.semantic.texts()),
+        ):
+            if key == "semantic" and not any(names):
+                continue
+            if not root.is_dir():
+                what = f"image directory {printable(root)} does not exist or is not a directory"
+                problems.add("", what, kind="missing-file", value=str(root))
+                continue
+            for row, kind, what in unusable(root, names, links):
+                hint = FINDING_KINDS[kind].hint
+                if kind == "path":
+                    hint = "if the link is yours, set `links: any` on the dataset"
+                what = f"'{key}' is {short(names[row])}, but {what}"
+                record = index.images.record(row)
+                problems.add_value("images", row, record, key, what, hint, kind)
 
 
 def _others(errors: list[Finding], findings: Iterator[Finding]) -> list[Finding]:
@@ -157,44 +175,12 @@ def _others(errors: list[Finding], findings: Iterator[Finding]) -> list[Finding]
     ]
 
 
-def find_missing(
-    read: Annotations, images: Path, problems: Problems, links: Links = "inside"
-) -> None:
-    """Add the images that are not in that directory, and semantic maps that are not found."""
-    index = read.index
-    for root, key, names in (
-        (images, "file_name", read.names),
-        (index.path.parent, "semantic", index.images.semantic.texts()),
-    ):
-        if key == "semantic" and not len(index.images.semantic.data):
-            continue
-        if not root.is_dir():
-            what = f"image directory {printable(root)} does not exist or is not a directory"
-            problems.add("", what, kind="missing-file", value=str(root))
-            continue
-        for row, kind, what in unusable(root, names, links):
-            problems.add(
-                place("images", row, index.images.record(row)),
-                f"'{key}' is {short(names[row])}, but {what}",
-                "if the link is yours, set `links: any` on the dataset"
-                if kind == "path"
-                else FINDING_KINDS[kind].hint,
-                kind=kind,
-                key=key,
-                value=short(names[row]),
-            )
-
-
 def _check_pixels(index: CocoIndex, problems: Problems) -> None:
     """Images must be small enough to be decoded."""
     for i in np.flatnonzero(index.images.sizes.astype(float).prod(1) > MAX_PIXELS).tolist():
-        height, width = index.images.sizes[i].tolist()
-        problems.add(
-            place("images", i, index.images.record(i)),
-            f"{width}x{height} is more than the limit of {MAX_PIXELS} pixels",
-            key="width",
-            value=str(width),
-        )
+        record, (height, width) = index.images.record(i), index.images.sizes[i].tolist()
+        what = f"{width}x{height} is more than the limit of {MAX_PIXELS} pixels"
+        problems.add_value("images", i, record, "width", what)
 
 
 def _choose_masks(index: CocoIndex, wanted: bool | None, problems: Problems) -> bool:
@@ -252,3 +238,76 @@ def _pick(found: Classes, wanted: Sequence[str] | None, others: str, problems: P
         return found
     id_of = dict(zip(found.names, found.ids, strict=True))
     return Classes(tuple(wanted), tuple(id_of[name] for name in wanted))
+
+
+class Outline(NamedTuple):
+    """The bounds and the area of a segmentation."""
+
+    bounds: np.ndarray  # (4,) xyxy
+    area: float  # of polygons by their corners: too small if one crosses itself, too large if
+    # two overlap
+
+
+def check_outlines(
+    index: CocoIndex,
+    masks: SegmentationTable,
+    rows: np.ndarray,
+    reported: set[int],
+    progress: Progress,
+) -> Iterator[Finding]:
+    """Findings about segmentations that cover nothing, are not where their box is, or have another
+    area than the file says. Reads each one of the `rows`, so only `visionkit check` calls it. The
+    wrong areas of the rows `reported` are known already."""
+    known = rows[~masks.is_empty()[rows]]
+    for row in progress(known.tolist(), f"masks of {index.path.name}"):
+        outline = _measure(masks[row])
+        size = tuple(index.images.sizes[index.objects.image[row]].tolist())
+        area = outline.area
+        given = float(index.objects.area[row])
+        is_off = given > 0 and row not in reported and _is_off(given, area)
+        if area < 1 or is_off:  # by its corners: count the pixels
+            area = masks.area(row, size)
+        if area == 0:
+            yield _finding(index, row, "empty-mask", "segmentation", "the mask covers no pixel")
+        elif is_off and _is_off(given, area):
+            what = f"'area' is {given:g}, but the mask has {area:g} pixels"
+            yield _finding(index, row, "wrong-area", "area", what)
+        x, y, w, h = index.objects.bbox[row].tolist()
+        box = np.array([x, y, x + w, y + h])
+        if w > 0 and h > 0 and _is_elsewhere(outline.bounds, box):
+            shown = short([round(side, 2) for side in outline.bounds.tolist()])
+            what = f"'bbox' is {short([x, y, w, h])}, but the mask extends over {shown} (xyxy)"
+            yield _finding(index, row, "mask-box-mismatch", "bbox", what)
+
+
+def _measure(segmentation: Segmentation) -> Outline:
+    if isinstance(segmentation, Bitmap):
+        rle = {"size": list(segmentation.size), "counts": segmentation.counts}
+        x, y, w, h = coco_mask.toBbox(rle).tolist()
+        return Outline(np.array([x, y, x + w, y + h]), float(coco_mask.area(rle)))
+    points = segmentation.points
+    area = 0.0
+    for part in np.split(points, segmentation.ends[:-1]):
+        (x, y), (u, v) = part.T, np.roll(part, -1, 0).T
+        area += abs(float((x * v - u * y).sum())) / 2
+    return Outline(np.concatenate([points.min(0), points.max(0)]), area)
+
+
+def _is_off(given: float, found: float) -> bool:
+    """Whether an area differs by much; NaN (absent) does not."""
+    return abs(given - found) > max(SHARE * max(given, found), FEW_PIXELS)
+
+
+def _is_elsewhere(bounds: np.ndarray, box: np.ndarray) -> bool:
+    if np.abs(bounds - box).max() <= CLOSE:
+        return False
+    low, high = np.maximum(bounds[:2], box[:2]), np.minimum(bounds[2:], box[2:])
+    shared = float((high - low).clip(0).prod())
+    both = float((bounds[2:] - bounds[:2]).prod() + (box[2:] - box[:2]).prod())
+    return shared < LEAST_IOU * (both - shared)
+
+
+def _finding(index: CocoIndex, row: int, kind: str, key: str, what: str) -> Finding:
+    record = index.objects.record(row)
+    where, value = place("annotations", row, record), short(record.get(key))
+    return finding(kind, what, file=str(index.path), place=where, key=key, value=value)

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from visionkit.data.checks.findings import Place, Problems, check_classes
+from visionkit.data.checks.findings import Place, Problems, check_classes, place, short
 from visionkit.data.classes import SEPARATORS, AttributeKind, groups
-from visionkit.data.coco.columns import CORE, Record, place, short
-from visionkit.data.coco.tables import ObjectTable
+from visionkit.data.coco.tables import CORE, ObjectTable, Record
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from msgspec import UNSET, Meta, MsgspecError, Struct, UnsetType
 from msgspec.json import Decoder
 
-from visionkit.data.coco.columns import LARGEST, LARGEST_AREA
+from visionkit.data.coco.tables import LARGEST, LARGEST_AREA
 
 Id = Annotated[int, Meta(ge=-LARGEST, le=LARGEST)]
 Area = Annotated[float, Meta(gt=-LARGEST_AREA, lt=LARGEST_AREA)]

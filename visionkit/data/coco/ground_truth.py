@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from visionkit.data.coco.columns import rows_of
 from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.segmentations import SegmentationTable
+from visionkit.data.coco.tables import rows_of
 
 NEGATIVE, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # as in LVIS
 

@@ -11,22 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionkit.data.checks.findings import Problems
+from visionkit.data.checks.findings import Problems, short
 from visionkit.data.checks.kinds import FINDING_KINDS
-from visionkit.data.coco.columns import (
-    FARTHEST,
-    UNMAPPED,
-    first_non_object,
-    json_type,
-    list_error,
-    place,
+from visionkit.data.coco.reader import CHUNK, json_file, json_type, read_members, skip
+from visionkit.data.coco.records import (
+    AnnotationReader,
+    ImageReader,
+    RecordReader,
+    read_categories,
     report_repeats,
-    short,
 )
-from visionkit.data.coco.reader import CHUNK, json_file, read_members, skip
-from visionkit.data.coco.records import AnnotationReader, ImageReader, read_categories
 from visionkit.data.coco.segmentations import LONGEST
-from visionkit.data.coco.tables import ImageTable, ObjectTable, flat, nested
+from visionkit.data.coco.tables import FARTHEST, UNMAPPED, ImageTable, ObjectTable, flat, nested
 from visionkit.data.loading import cache
 from visionkit.errors import DataError
 
@@ -219,14 +215,18 @@ def _check_structure(
     source: str, members: Mapping[str, Any], images: ImageReader, objects: AnnotationReader
 ) -> None:
     """DataError unless the three lists are there and have only objects."""
-    categories = members.get("categories")
-    others = {
-        "images": images.non_object,
-        "annotations": objects.non_object,
-        "categories": first_non_object(categories) if isinstance(categories, list) else None,
-    }
-    for key, other in others.items():
-        if fault := list_error(key, members, other):
+    categories = RecordReader("categories", Problems(""))
+    if isinstance(members.get("categories"), list):
+        categories.check_types(members["categories"])
+    for reader in (images, objects, categories):
+        key, fault = reader.name, ""
+        if key not in members:
+            fault = f"'{key}' is missing"
+        elif not isinstance(members[key], list):
+            fault = f"'{key}' is {short(members[key])}, not a list of objects"
+        elif reader.non_object:
+            fault = f"{reader.non_object}, not an object: remove it"
+        if fault:
             raise DataError(f"{source}: {fault}; is it a COCO file for detection or segmentation?")
 
 
@@ -244,52 +244,34 @@ def check_images(images: ImageTable, num_classes: int, problems: Problems) -> No
         valid = images.ids != UNMAPPED
         report_repeats("images", images.record, "id", images.ids.tolist(), valid, problems)
     for i in np.flatnonzero(images.sizes.astype(float).prod(1) >= LARGEST_IMAGE).tolist():
-        problems.add(
-            place("images", i, images.record(i)),
-            f"'height' and 'width' {images.sizes[i].tolist()} are too many pixels",
-            "must be less than 2^31",
-            key="width",
-            value=str(images.sizes[i, 1]),
-        )
+        record, found = images.record(i), images.sizes[i].tolist()
+        what, hint = f"'height' and 'width' {found} are too many pixels", "must be less than 2^31"
+        problems.add_value("images", i, record, "width", what, hint)
     for i in np.flatnonzero(images.class_ids >= num_classes).tolist():
-        problems.add(
-            place("images", i, images.record(i)),
-            f"'class_id' is {images.class_ids[i]}, but 'image_classes' has {num_classes} names",
-            key="class_id",
-            value=str(images.class_ids[i]),
-        )
+        record, known = images.record(i), f"but 'image_classes' has {num_classes} names"
+        what = f"'class_id' is {images.class_ids[i]}, {known}"
+        problems.add_value("images", i, record, "class_id", what)
 
 
 def check_objects(
     objects: ObjectTable, images: ImageTable, category_ids: tuple[int, ...], problems: Problems
 ) -> None:
     """Each object must have a category, and be near its image."""
-    known = np.isin(objects.category, category_ids)
+    known, kind = np.isin(objects.category, category_ids), "unknown-category"
     for i in np.flatnonzero((objects.category != UNMAPPED) & ~known).tolist():
-        problems.add(
-            place("annotations", i, objects.record(i)),
-            f"'category_id' {objects.category[i]} is not in 'categories'",
-            FINDING_KINDS["unknown-category"].hint,
-            kind="unknown-category",
-            key="category_id",
-            value=str(objects.category[i]),
-        )
+        record = objects.record(i)
+        what = f"'category_id' {objects.category[i]} is not in 'categories'"
+        hint = FINDING_KINDS[kind].hint
+        problems.add_value("annotations", i, record, "category_id", what, hint, kind)
     sizes = images.sizes_of(objects.image)
     limits = np.where(sizes.min(1) > 0, 10 * sizes.max(1), FARTHEST)
     near = np.logical_and.reduce([np.abs(side) <= limits for side in objects.bbox.T])
     for i in np.flatnonzero(~near).tolist():  # NaN is not near
-        height, width = sizes[i]
-        found = short(objects.bbox[i].tolist())
-        problems.add(
-            place("annotations", i, objects.record(i)),
-            f"'bbox' is {found}",
-            f"must be finite and within 10x the image size ({width}x{height})"
-            if min(sizes[i]) > 0
-            else f"must be finite and within {FARTHEST:g}",
-            kind="coordinate-range",
-            key="bbox",
-            value=found,
-        )
+        record, (height, width) = objects.record(i), sizes[i].tolist()
+        is_known = min(height, width) > 0
+        where = f"10x the image size ({width}x{height})" if is_known else f"{FARTHEST:g}"
+        what, hint = f"'bbox' is {short(record['bbox'])}", f"must be finite and within {where}"
+        problems.add_value("annotations", i, record, "bbox", what, hint, "coordinate-range")
 
 
 def check_masks(
@@ -304,14 +286,9 @@ def check_masks(
     bitmaps = np.flatnonzero(masks.sizes[:, 0])
     other = bitmaps[(masks.sizes[bitmaps] != sizes[bitmaps]).any(1)]
     faults = [(i, "bad-mask", what) for i, what in read.mask_faults]
-    faults += [
-        (
-            i,
-            "bad-mask",
-            f"RLE size is {masks.sizes[i].tolist()}, but the image's is {sizes[i].tolist()} (h, w)",
-        )
-        for i in other.tolist()
-    ]
+    for i in other.tolist():
+        expected = f"but the image's is {sizes[i].tolist()} (h, w)"
+        faults.append((i, "bad-mask", f"RLE size is {masks.sizes[i].tolist()}, {expected}"))
     far = ~(reach <= 10 * sizes.max(1)) & (masks.polygons > 0)  # also NaN
     what = "a coordinate is not finite or not within 10x the image size"
     faults += [(i, "coordinate-range", what) for i in np.flatnonzero(far).tolist()]
@@ -322,11 +299,6 @@ def check_masks(
     for i, kind, what in sorted(faults):
         if min(sizes[i]) > 0:
             record = objects.record(i)
-            problems.add(
-                place("annotations", i, record),
-                f"'segmentation': {what}",
-                "" if kind == "coordinate-range" else FINDING_KINDS["bad-mask"].hint,
-                kind=kind,
-                key="segmentation",
-                value=short(record.get("segmentation")),
-            )
+            what = f"'segmentation': {what}"
+            hint = FINDING_KINDS[kind].hint if kind == "bad-mask" else ""
+            problems.add_value("annotations", i, record, "segmentation", what, hint, kind)

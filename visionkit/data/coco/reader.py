@@ -125,6 +125,12 @@ def elements(text: bytes) -> tuple[list[Any], int | None]:
     return values, None if end == len(decoded) else len(decoded[1 : end - 1].encode("utf-8"))
 
 
+def json_type(value: Any) -> str:
+    """The JSON type of a value, for a message."""
+    kinds = {dict: "an object", list: "a list", str: "a string", type(None): "null"}
+    return kinds.get(type(value), "true or false" if isinstance(value, bool) else "a number")
+
+
 def skip(data: Data, at: int = 0) -> int:
     """The place of the next byte that is not space."""
     space = _SPACE.match(data, at)

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 
-from visionkit.data.checks.findings import Problems
-from visionkit.data.coco.columns import (
-    CORE,
-    LARGEST,
-    UNMAPPED,
-    NonObject,
-    Record,
-    areas,
-    boxes,
-    crowds,
-    file_names,
-    first_non_object,
-    integers,
-    place,
-    report_repeats,
-    rows_of,
-    short,
-)
+from visionkit.data.checks.findings import Problems, short
 from visionkit.data.coco.reader import elements
 from visionkit.data.coco.segmentations import SegmentationTable, find_fault, pack
-from visionkit.data.coco.tables import Gathered, ImageTable, ObjectTable, packed
+from visionkit.data.coco.tables import (
+    CORE,
+    LARGEST,
+    LARGEST_AREA,
+    UNMAPPED,
+    Gathered,
+    ImageTable,
+    ObjectTable,
+    Record,
+    packed,
+    rows_of,
+)
 
 try:
     from visionkit.data.coco import fast_json
@@ -39,16 +37,18 @@ Columns = dict[str, np.ndarray]
 
 _IMAGE = {"id", "file_name", "height", "width"}
 _IMAGE_COLUMNS = (*_IMAGE, "class_id", "identity", "semantic")
+_HARMLESS = re.compile(r"(?:[\w-]+[./ ])*[\w-]+")  # most names; `_file_name` takes them as they are
 
 
 class RecordReader:
-    """Reads records in chunks; faults of single records are added to `problems`."""
+    """Reads the records of the list `name` in chunks; faults of single records are added to
+    `problems`."""
 
-    def __init__(self, problems: Problems):
-        self.problems = problems
+    def __init__(self, name: str, problems: Problems):
+        self.name, self.problems = name, problems
         self.count = 0
         self.keys: set[str] = set()  # those in `extras` of some record
-        self.non_object: NonObject | None = None  # the first element that is not an object
+        self.non_object = ""  # the first element that is not an object, with its place
         self._columns = Gathered()
 
     def __call__(self, text: bytes) -> int | None:
@@ -59,17 +59,80 @@ class RecordReader:
 
     def add(self, records: Sequence[Any]) -> None:
         """Read some records."""
-        self.non_object = self.non_object or first_non_object(records, self.count)
-        if self.non_object is None and records:
+        self.check_types(records)
+        if not self.non_object and records:
             self._columns.add(self._read(records))
             self.count += len(records)
+
+    def check_types(self, records: Sequence[Any]) -> None:
+        """Note the first record that is not an object."""
+        others = (i for i, record in enumerate(records) if type(record) is not dict)
+        if not self.non_object and (other := next(others, None)) is not None:
+            self.non_object = f"{self.name}[{self.count + other}] is {short(records[other])}"
 
     def _read(self, records: Sequence[Record]) -> Columns:
         raise NotImplementedError
 
+    def integers(
+        self,
+        records: Sequence[Record],
+        key: str,
+        *,
+        required: bool = True,
+        low: int = -LARGEST,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One column as int64, and where it is valid; -1 where it is absent or bad."""
+
+        def read(value: Any) -> int | None:
+            if value is None and not required:
+                return None
+            is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+            is_integer |= isinstance(value, float) and value.is_integer()
+            if is_integer and low <= value <= LARGEST:
+                return int(value)
+            bound = f" of at least {low}" if low > -LARGEST else ""
+            hint = " (without quotes)" if isinstance(value, str) else ""
+            raise ValueError(f"must be an integer{bound}{hint}")
+
+        found = _plain([record.get(key) for record in records], int)
+        if found is not None and low <= found.min() and found.max() <= LARGEST:
+            return found, np.ones(len(records), bool)
+        values = self._each(records, key, read, None)
+        numbers = np.array([-1 if value is None else value for value in values], np.int64)
+        return numbers, np.array([value is not None for value in values], bool)
+
+    def file_names(self, records: Sequence[Record], key: str, *, required: bool) -> list[str]:
+        """One column of relative paths; "" where it is absent or bad."""
+        values: list[Any] = [record.get(key) for record in records]
+        if set(map(type, values)) == {str} and all(map(_HARMLESS.fullmatch, values)):
+            return values
+        return self._each(records, key, lambda name: _file_name(name, required=required), "")
+
+    def names(self, records: Sequence[Record]) -> list[str]:
+        """The column 'name'; "" where it is bad."""
+        return self._each(records, "name", _name, "")
+
+    def _each(
+        self, records: Sequence[Record], key: str, read: Callable[[Any], Any], bad: Any
+    ) -> list[Any]:
+        """`read` of each value; a ValueError, with hint and kind, is a problem and gives `bad`."""
+        found = []
+        for i, record in enumerate(records):
+            try:
+                found.append(read(record.get(key)))
+            except ValueError as error:
+                shown = f"is {short(record[key])}" if key in record else "is missing"
+                what = f"'{key}' {shown}"
+                self.problems.add_value(self.name, self.count + i, record, key, what, *error.args)
+                found.append(bad)
+        return found
+
 
 class ImageReader(RecordReader):
     """Reads image records."""
+
+    def __init__(self, problems: Problems):
+        super().__init__("images", problems)
 
     def table(self) -> ImageTable:
         """All records."""
@@ -85,11 +148,9 @@ class ImageReader(RecordReader):
         )
 
     def _read(self, records: Sequence[Record]) -> Columns:
-        problems, first = self.problems, self.count
-        ids, valid = integers("images", records, "id", problems, first=first)
-        heights, _ = integers("images", records, "height", problems, low=1, first=first)
-        widths, _ = integers("images", records, "width", problems, low=1, first=first)
-        optional: Any = {"required": False, "low": 0, "first": first}
+        ids, valid = self.integers(records, "id")
+        heights, _ = self.integers(records, "height", low=1)
+        widths, _ = self.integers(records, "width", low=1)
         extras = [
             {
                 key: value
@@ -101,13 +162,13 @@ class ImageReader(RecordReader):
             for record in records
         ]
         self.keys.update(key for extra in extras for key in extra)
-        names = file_names(records, "file_name", problems, required=True, first=first)
-        semantic = file_names(records, "semantic", problems, required=False, first=first)
+        names = self.file_names(records, "file_name", required=True)
+        semantic = self.file_names(records, "semantic", required=False)
         return {
             "ids": np.where(valid, ids, UNMAPPED),
             "sizes": np.stack([heights, widths], 1),
-            "class_ids": integers("images", records, "class_id", problems, **optional)[0],
-            "identities": integers("images", records, "identity", problems, **optional)[0],
+            "class_ids": self.integers(records, "class_id", required=False, low=0)[0],
+            "identities": self.integers(records, "identity", required=False, low=0)[0],
             **packed("names", names),
             **packed("semantic", semantic),
             **packed("extras", list(map(_json, extras))),
@@ -121,7 +182,7 @@ class AnnotationReader(RecordReader):
     """
 
     def __init__(self, problems: Problems):
-        super().__init__(problems)
+        super().__init__("annotations", problems)
         self.mask_faults: list[tuple[int, str]] = []  # places in the list, and what is wrong
 
     def __call__(self, text: bytes) -> int | None:
@@ -166,20 +227,19 @@ class AnnotationReader(RecordReader):
         )
 
     def _read(self, records: Sequence[Record]) -> Columns:
-        problems, first = self.problems, self.count
         segmentations, faults = self._segmentations([r.get("segmentation") for r in records])
         extras = list(map(_extras, records, faults))
         self.keys.update(key for extra in extras for key in extra)
-        image_ids, has_image = integers("annotations", records, "image_id", problems, first=first)
-        category, known = integers("annotations", records, "category_id", problems, first=first)
+        image_ids, has_image = self.integers(records, "image_id")
+        category, known = self.integers(records, "category_id")
         ids = [record.get("id") for record in records]
         return {
             "id": np.array([id_ if _is_id(id_) else UNMAPPED for id_ in ids], np.int64),
             "image_id": np.where(has_image, image_ids, UNMAPPED),
             "category": np.where(known, category, UNMAPPED),
-            "bbox": boxes(records, problems, first),
-            "area": areas(records, problems, first),
-            "iscrowd": crowds(records, problems, first),
+            "bbox": self._boxes(records),
+            "area": self._areas(records),
+            "iscrowd": self._crowds(records),
             "segmented": np.array([
                 "segmentation" in r and "segmentation" not in e
                 for r, e in zip(records, extras, strict=True)
@@ -187,6 +247,30 @@ class AnnotationReader(RecordReader):
             **segmentations,
             **packed("extras", list(map(_json, extras))),
         }  # fmt: skip
+
+    def _boxes(self, records: Sequence[Record]) -> np.ndarray:
+        """The column 'bbox' (N, 4) float64; zeros where it is bad."""
+        values: list[Any] = [record.get("bbox") for record in records]
+        if set(map(type, values)) == {list} and set(map(len, values)) == {4}:
+            found = _plain(list(chain.from_iterable(values)), float)
+            if found is not None:
+                return found.reshape(-1, 4)
+        boxes = self._each(records, "bbox", _box, (0, 0, 0, 0))
+        return np.array(boxes, np.float64)
+
+    def _areas(self, records: Sequence[Record]) -> np.ndarray:
+        """The column 'area' float64; NaN where it is absent or bad."""
+        found = _plain([record.get("area") for record in records], float)
+        if found is None or not (np.abs(found) < LARGEST_AREA).all():
+            found = np.array(self._each(records, "area", _area, np.nan), np.float64)
+        return found
+
+    def _crowds(self, records: Sequence[Record]) -> np.ndarray:
+        """The column 'iscrowd' int8; -1 where it is absent or bad."""
+        found = _plain([record.get("iscrowd") for record in records], int)
+        if found is None or not ((found == 0) | (found == 1)).all():
+            found = np.array(self._each(records, "iscrowd", _crowd, -1), np.int8)
+        return found.astype(np.int8)
 
     def _segmentations(self, found: list[Any]) -> tuple[Columns, list[str]]:
         """Their columns and faults; one with a fault counts as absent."""
@@ -230,21 +314,13 @@ def read_categories(
     records: Sequence[Record], problems: Problems
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Names and ids in the order of the ids."""
-    ids, valid = integers("categories", records, "id", problems)
+    reader = RecordReader("categories", problems)
+    ids, valid = reader.integers(records, "id")
     report_repeats("categories", records.__getitem__, "id", ids.tolist(), valid, problems)
-    names = [record.get("name") for record in records]
-    named = [isinstance(name, str) and bool(name) for name in names]
-    for i in np.flatnonzero(~np.array(named, bool)).tolist():
-        problems.add(
-            place("categories", i, records[i]),
-            f"'name' is {short(names[i])}",
-            "must be a string",
-            key="name",
-            value=short(names[i]),
-        )
-    report_repeats("categories", records.__getitem__, "name", names, named, problems)
+    names = reader.names(records)
+    report_repeats("categories", records.__getitem__, "name", names, map(bool, names), problems)
     order = np.argsort(ids, kind="stable")
-    return tuple(str(names[i]) for i in order), tuple(ids[order].tolist())
+    return tuple(names[i] for i in order), tuple(ids[order].tolist())
 
 
 def _extras(record: Record, mask_fault: str) -> Record:
@@ -271,3 +347,79 @@ def _json(extras: Record) -> str:
 
 def _is_id(value: Any) -> bool:
     return type(value) is int and abs(value) <= LARGEST
+
+
+def report_repeats(
+    kind: str,
+    record: Callable[[int], Record],
+    key: str,
+    values: list[Any],
+    valid: Iterable[bool],
+    problems: Problems,
+) -> None:
+    """Values of a key must be unique."""
+    first: dict[Any, int] = {}
+    for i, (value, counts) in enumerate(zip(values, valid, strict=True)):
+        if counts and first.setdefault(value, i) != i:
+            what = f"'{key}' {value!r} is also that of {kind}[{first[value]}]"
+            problems.add_value(kind, i, record(i), key, what, "must be unique", "repeated")
+
+
+def _plain(values: list[Any], kind: type) -> np.ndarray | None:
+    """The values as an array if all are plain numbers of that kind; integers are floats too."""
+    kinds = {int} if kind is int else {int, float}
+    if not values or not kinds.issuperset(map(type, values)):
+        return None
+    try:
+        return np.array(values, np.int64 if kind is int else np.float64)
+    except OverflowError:
+        return None
+
+
+def _box(value: Any) -> array[float]:
+    try:
+        if isinstance(value, list | tuple) and len(value) == 4 and bool not in map(type, value):
+            return array("d", value)
+    except (TypeError, OverflowError):
+        pass
+    raise ValueError("must be four numbers [x, y, width, height]")
+
+
+def _area(value: Any) -> float:
+    if value is None:
+        return np.nan
+    if type(value) not in (int, float) or not abs(value) < LARGEST_AREA:
+        raise ValueError("must be a number of at least 0, or absent")
+    return value
+
+
+def _crowd(value: Any) -> int:
+    """ "0", "1", true and false count."""
+    if value is None:
+        return -1
+    if value not in (0, 1, "0", "1"):
+        raise ValueError("must be 0 or 1, or absent")
+    return int(value)
+
+
+def _name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("must be a string")
+    return value
+
+
+def _file_name(name: Any, *, required: bool) -> str:
+    """A name that cannot leave its folder; "" for an optional one that is absent."""
+    if name is None and not required:
+        return ""
+    if not isinstance(name, str) or not name:
+        raise ValueError("must be a file name")
+    for fault, found in (
+        ("must not contain a zero byte", "\0" in name),
+        ("must use / between folders", "\\" in name),
+        ("must be relative to the image folder", re.match(r"/|~[^/]*/|[A-Za-z]:|\w+://", name)),
+        ("must not leave the image folder", ".." in name.split("/")),
+    ):
+        if found:
+            raise ValueError(fault, "path")
+    return name

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from visionkit.data.coco.columns import short
+from visionkit.data.checks.findings import short
 from visionkit.data.masks import Bitmap, Polygons, Segmentation
 
 LARGEST = int(sys.float_info.max)

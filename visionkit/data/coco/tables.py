@@ -10,8 +10,31 @@ from typing import Any
 
 import numpy as np
 
-from visionkit.data.coco.columns import UNMAPPED, Record
 from visionkit.data.coco.segmentations import SegmentationTable
+
+Record = dict[str, Any]
+
+# The keys of an annotation that columns hold.
+CORE = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+UNMAPPED = -(2**63)  # in a column of ids
+LARGEST = 2**62
+LARGEST_AREA = 1e15
+FARTHEST = 1e9  # of a box, in pixels: products in scoring stay finite (inf / inf is a match)
+
+
+def rows_of(ids: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """The row of each id `among` others, the first one if they repeat; -1 where there is none."""
+    if not len(among):
+        return np.full(len(ids), -1)
+    low, high = int(among.min()), int(among.max())
+    if high - low < 8 * len(ids):  # as in most files: a table of all possible ids
+        row_of = np.full(high - low + 1, -1)
+        row_of[among[::-1] - low] = np.arange(len(among))[::-1]
+        return np.where((ids >= low) & (ids <= high), row_of[np.clip(ids, low, high) - low], -1)
+    order = np.argsort(among, kind="stable")
+    place = np.searchsorted(among[order], ids).clip(max=len(among) - 1)
+    rows = order[place]
+    return np.where((among[rows] == ids) & (ids != UNMAPPED), rows, -1)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from visionkit.config.schema import InputPath
-from visionkit.data.checks.findings import Finding, FindingCounts, Problems, Progress
+from visionkit.data.checks.findings import Finding, Problems, Progress
 from visionkit.data.checks.kinds import policies
-from visionkit.data.coco.annotations import find_missing, read_annotations
-from visionkit.data.coco.attributes import AttributeTable, read_identifiers
+from visionkit.data.coco.annotations import Annotations
+from visionkit.data.coco.attributes import read_identifiers
 from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
 from visionkit.data.coco.selection import warn
 from visionkit.data.datasets.label_maps import check_maps
@@ -26,7 +26,7 @@ from visionkit.errors import DataError, printable
 from visionkit.types import IGNORE, Classes
 
 
-class Coco:
+class Coco(Annotations):
     """The images of a directory with the labels of a COCO JSON file.
 
     The whole file is checked at construction; `DataError` lists all errors. Boxes without area or
@@ -71,7 +71,7 @@ class Coco:
         self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
         self.other_classes, actions = other_classes, policies(on_fault)
         problems = Problems(f"annotation file {annotations}", annotations)
-        read = read_annotations(
+        super().__init__(
             annotations,
             problems,
             classes=classes,
@@ -80,65 +80,39 @@ class Coco:
             attributes=attributes,
             actions=actions,
         )
-        find_missing(read, self.images, problems, links)
+        self.find_missing(self.images, problems, links)
         problems.raise_any()
 
-        self._read, self._index, self._labeled_ids = read, read.index, read.labeled
-        self._rows, self._starts = read.objects.rows, read.objects.starts
-        self._labels = read.objects.labels
-        self._area = read.areas()
-        self.image_ids: list[int] = read.index.images.ids.tolist()
-        self.classes = {"labels": read.label_classes}
-        self.dropped, self.num_objects = read.objects.dropped, read.num_objects
-        warn(str(annotations), read.objects)
-        described = read.attributes
-        self._attributes = None if described is None else described.values[self._rows]
+        self.image_ids: list[int] = self.index.images.ids.tolist()
+        self.dropped = self.selected.dropped
+        warn(str(annotations), self.selected)
+        self._area = self.areas()
         self._paints = semantic == "paint"
-        self._describe(read.index.names, described)
+        self._describe()
 
     @property
     def sizes(self) -> np.ndarray:
         """(N, 2) h, w of all images."""
-        return self._index.images.sizes
-
-    @property
-    def file_names(self) -> list[str]:
-        """Of all images, relative to their directory."""
-        return self._index.images.names.texts()
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the annotation file."""
-        return self._read.fingerprint
-
-    def findings(self) -> Iterator[Finding]:
-        """The warnings and notes."""
-        return self._read.findings()
+        return self.index.images.sizes
 
     def examine(self, progress: Progress) -> Iterator[Finding]:
         """Findings that take longer: about segmentations and semantic maps."""
-        yield from self._read.examine(progress)
+        yield from super().examine(progress)
         if not self._paints and "semantic" in self.keys:
             yield from check_maps(self.image_ids, self.semantic_truth, progress)
 
-    def counts(self) -> FindingCounts:
-        """How many records were dropped, fixed, or kept despite a fault."""
-        return self._read.counts()
-
-    def class_counts(self) -> dict[str, np.ndarray]:
-        """How many objects and images there are of each class, by class_key."""
-        return self._read.class_counts()
-
-    def _describe(self, names: dict[str, list[str]], described: AttributeTable | None) -> None:
-        images, keys = self._index.images, ["boxes", "labels", "iscrowd", "area"]
-        if self._read.has_masks:
+    def _describe(self) -> None:
+        """Set `keys`, and the class list of each."""
+        images, keys = self.index.images, ["boxes", "labels", "iscrowd", "area"]
+        names = self.index.names
+        if self.has_masks:
             keys.append("masks")
         if (images.class_ids >= 0).any():
             keys.append("class_id")
             self.classes["class_id"] = Classes.numbered(names["image_classes"])
-        if described is not None:
+        if self.attributes is not None:
             keys.append("attributes")
-            self.classes["attributes"] = described.classes
+            self.classes["attributes"] = self.attributes.classes
         if self._paints or len(images.semantic.data):
             keys.append("semantic")
             painted = ["background", *self.classes["labels"].names]
@@ -151,33 +125,30 @@ class Coco:
         self.keys: tuple[str, ...] = tuple(keys)
 
     def image_path(self, index: int) -> Path:
-        return self.images / self._index.images.names.text(index)
+        return self.images / self.index.images.names.text(index)
 
     def map_path(self, index: int) -> Path | None:
         """The semantic map file of that image; None where it has none."""
-        name = "" if self._paints else self._index.images.semantic.text(index)
+        name = "" if self._paints else self.index.images.semantic.text(index)
         return self.annotations.parent / name if name else None
-
-    def __len__(self) -> int:
-        return len(self._index.images.ids)
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        path, images = self.image_path(index), self._index.images
+        path, images = self.image_path(index), self.index.images
         size = tuple(images.sizes[index].tolist())
         sample = Sample(read_image(path, exif=self.exif), self.image_ids[index], size)
         check_size(path, sample.size, size, self.annotations, self.exif)
 
         span = self._span(index)
-        rows, objects = self._rows[span], self._index.objects
+        rows, objects = self.selected.rows[span], self.index.objects
         sample.boxes = objects.boxes(rows, images).astype(np.float32)
-        sample.labels = self._labels[span].astype(np.int64)
+        sample.labels = self.selected.labels[span].astype(np.int64)
         sample.iscrowd, sample.area = objects.iscrowd[rows] == 1, self._area[rows].astype("f4")
-        if (masks := self._read.masks) is not None:
+        if (masks := self.masks) is not None:
             sample.segmentations = [masks[row] for row in rows]
-        if self._attributes is not None:
-            sample.attributes = self._attributes[span]
-        labeled = None if self._labeled_ids is None else self._labeled_ids[index]
+        if self.attributes is not None:
+            sample.attributes = self.attributes.values[rows]
+        labeled = None if self.labeled_ids is None else self.labeled_ids[index]
         if labeled is not None:
             sample.labeled = np.isin(self.classes["labels"].ids, list(labeled))
         if images.class_ids[index] >= 0:
@@ -190,16 +161,16 @@ class Coco:
     def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """All objects without crowd regions: the index of their image, boxes (A, 4) xyxy, labels,
         and their rows in the list of annotations."""
-        single = self._index.objects.iscrowd[self._rows] != 1
-        image = np.repeat(np.arange(len(self)), np.diff(self._starts))[single]
-        rows = self._rows[single].astype(np.int64)
-        boxes = self._index.objects.boxes(rows, self._index.images)
-        return image, boxes.astype(np.float32), self._labels[single].astype(np.int64), rows
+        single = self.index.objects.iscrowd[self.selected.rows] != 1
+        image = np.repeat(np.arange(len(self)), np.diff(self.selected.starts))[single]
+        rows = self.selected.rows[single].astype(np.int64)
+        boxes = self.index.objects.boxes(rows, self.index.images)
+        return image, boxes.astype(np.float32), self.selected.labels[single].astype(np.int64), rows
 
     def identifiers(self, key: str, rows: np.ndarray) -> np.ndarray:
         """(N,) a number for each value of that key in those rows; see `read_identifiers`."""
         problems = Problems(f"annotation file {self.annotations}", self.annotations)
-        return read_identifiers(self._index.objects, key, rows.tolist(), problems)
+        return read_identifiers(self.index.objects, key, rows.tolist(), problems)
 
     def semantic_truth(self, image_id: int) -> Tensor | None:
         """The semantic map (h, w) uint8 of that image as annotated; None where it has none."""
@@ -207,18 +178,18 @@ class Coco:
 
     def _span(self, index: int) -> slice:
         """The objects of an image among all used ones."""
-        return slice(*self._starts[index : index + 2].tolist())
+        return slice(*self.selected.starts[index : index + 2].tolist())
 
     def _semantic(self, index: int) -> Tensor | None:
-        images, span = self._index.images, self._span(index)
+        images, span = self.index.images, self._span(index)
         size = tuple(images.sizes[index].tolist())
-        if self._paints and (masks := self._read.masks) is not None:
-            objects = self._read.objects
+        if self._paints and (masks := self.masks) is not None:
+            objects = self.selected
             dropped = slice(*objects.skipped_starts[index : index + 2].tolist())
-            rows = np.concatenate([self._rows[span], objects.skipped[dropped]])
-            boxes = self._index.objects.boxes(rows, images).astype(np.float32)
+            rows = np.concatenate([self.selected.rows[span], objects.skipped[dropped]])
+            boxes = self.index.objects.boxes(rows, images).astype(np.float32)
             outlines = [masks[row] for row in rows]
-            return paint_classes(outlines, self._labels[span], boxes, size)
+            return paint_classes(outlines, self.selected.labels[span], boxes, size)
         path = self.map_path(index)
         if path is None:
             return None
@@ -230,10 +201,10 @@ class Coco:
         All annotations of `classes["labels"]`, also those that training drops, without malformed
         segmentations; missing and negative areas are computed.
         """
-        masks, classes = self._index.objects.masks, self.classes["labels"]
-        if len(malformed := self._read.objects.bad_masks()):
+        masks, classes = self.index.objects.masks, self.classes["labels"]
+        if len(malformed := self.selected.bad_masks()):
             masks = masks.without(malformed)
-        return ground_truth(self._index, classes, masks, self._area)
+        return ground_truth(self.index, classes, masks, self._area)
 
 
 def load_classes(path: Path, size: tuple[int, int], num_classes: int) -> Tensor:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from visionkit.data.coco.columns import FARTHEST, rows_of, short
+from visionkit.data.checks.findings import short
 from visionkit.data.coco.segmentations import rle_totals
+from visionkit.data.coco.tables import FARTHEST, rows_of
 from visionkit.errors import DataError
 from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, sizes_of
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from visionkit.data.coco.columns import rows_of
+from visionkit.data.coco.tables import rows_of
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.detections import Detections
 from visionkit.metrics.coco.ground_truth import ScoredTruth, log_once

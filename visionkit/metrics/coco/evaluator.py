@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionkit.data.coco.columns import json_type
 from visionkit.data.coco.ground_truth import GroundTruth
 from visionkit.data.coco.index import open_index
 from visionkit.data.coco.reader import (
@@ -24,6 +23,7 @@ from visionkit.data.coco.reader import (
     elements,
     expect_end,
     json_file,
+    json_type,
     paused_collector,
     read_list,
     skip,

@@ -14,9 +14,9 @@ from visionkit.data.checks.findings import Finding, Problems
 from visionkit.data.coco.columns import rows_of
 from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
 from visionkit.data.coco.index import CocoIndex, index_of
-from visionkit.data.coco.quality import odd_crowds, report, unknown_images
 from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import mask_area, to_rle
+from visionkit.data.coco.selection import odd_crowds, report, unknown_images
 
 IouType = Literal["bbox", "segm"]
 
