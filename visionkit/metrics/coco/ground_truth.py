@@ -11,12 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from visionkit.data.checks.findings import Finding, Problems
-from visionkit.data.coco.columns import rows_of
 from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
 from visionkit.data.coco.index import CocoIndex, index_of
 from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import mask_area, to_rle
 from visionkit.data.coco.selection import odd_crowds, report, unknown_images
+from visionkit.data.coco.tables import rows_of
 
 IouType = Literal["bbox", "segm"]
 
