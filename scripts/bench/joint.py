@@ -26,7 +26,7 @@ import visionkit
 from visionkit.config import Config, load_config
 from visionkit.config.components import resolve
 from visionkit.data.build import build_sources, head_classes
-from visionkit.distributed.losses import loss_values
+from visionkit.distributed.collectives import loss_values
 from visionkit.engine.optim import build_optimizer
 from visionkit.models.build import build_model
 from visionkit.ops.inference import pick_device, pick_precision

@@ -28,7 +28,7 @@ import visionkit
 from visionkit.config import Config, load_config
 from visionkit.data.build import build_sources, head_classes
 from visionkit.data.loading.source import Source
-from visionkit.distributed.losses import loss_values
+from visionkit.distributed.collectives import loss_values
 from visionkit.engine.optim import build_optimizer
 from visionkit.models.build import build_model
 from visionkit.ops.inference import pick_device, pick_precision

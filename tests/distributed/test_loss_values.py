@@ -5,7 +5,7 @@ import torch
 
 from support.ranks import on_ranks
 from visionkit.distributed import collectives
-from visionkit.distributed.losses import across_ranks, all_gather_with_grad, loss_values
+from visionkit.distributed.collectives import across_ranks, all_gather_with_grad, loss_values
 from visionkit.types import Loss
 
 

@@ -10,7 +10,7 @@ from support.ranks import on_ranks
 from support.small_runs import HEADS, TASKS, joint
 from visionkit.config import load_config
 from visionkit.distributed import collectives
-from visionkit.distributed.losses import across_ranks, loss_values, pad_to_global_max
+from visionkit.distributed.collectives import across_ranks, loss_values, pad_to_global_max
 from visionkit.engine import train
 from visionkit.engine.setup import build_training
 from visionkit.engine.state import TrainingState

@@ -11,7 +11,7 @@ from test_training import equal
 
 from golden.recipes import HEADS, config
 from visionkit.config import load_config
-from visionkit.distributed.losses import loss_values
+from visionkit.distributed.collectives import loss_values
 from visionkit.engine.evaluate import evaluate_model
 from visionkit.engine.optim import build_optimizer
 from visionkit.engine.setup import build_training

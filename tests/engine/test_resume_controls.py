@@ -11,7 +11,7 @@ from visionkit.data.loading.source import Source
 from visionkit.engine import optim
 from visionkit.engine import train as training
 from visionkit.engine.optim import ModelEMA, PCGrad
-from visionkit.runs import checkpoint, log
+from visionkit.runs import checkpoint, directory
 
 SETTINGS = {
     "steps": 7,  # epochs of 3 steps
@@ -141,7 +141,7 @@ def test_the_order_of_gradient_surgery_is_compared(tmp_path, monkeypatch):
 
 def test_lines_of_the_log_beyond_the_checkpoint_are_compared(tmp_path, monkeypatch):
     half = Half(tmp_path, "classification", 4, how="kill")
-    monkeypatch.setattr(log, "truncate_metrics", lambda *args: None)
+    monkeypatch.setattr(directory, "truncate_metrics", lambda *args: None)
     with pytest.raises(AssertionError, match="lines"):
         equal(half.whole, half.resumed("not truncated"))
 

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from visionkit.config.components import components
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import Source, collate
-from visionkit.distributed.losses import loss_values
+from visionkit.distributed.collectives import loss_values
 from visionkit.models.backbones.light import LightResNet
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.model import VisionModel

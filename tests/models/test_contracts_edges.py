@@ -9,7 +9,7 @@ from test_contracts import HEADS, Truth
 from golden.recipes import BACKBONE, NECK
 from support.heads import GOLDEN_RCNN
 from visionkit.data.loading.source import collate
-from visionkit.distributed.losses import loss_values
+from visionkit.distributed.collectives import loss_values
 from visionkit.models.backbones.plain import TinyCNN
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN

@@ -7,7 +7,7 @@ from support.heads import HEADS
 from visionkit.config.components import components
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import collate
-from visionkit.distributed.losses import loss_values
+from visionkit.distributed.collectives import loss_values
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.heads.dense import AnchorGenerator, Anchors
 from visionkit.models.heads.detection import FasterRCNN

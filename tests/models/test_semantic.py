@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from visionkit.config.components import components
-from visionkit.distributed.losses import loss_values
+from visionkit.distributed.collectives import loss_values
 from visionkit.models.heads.pixel_loss import PixelLoss, at_pixels, semantic_maps
 from visionkit.types import Batch, Level
 

@@ -15,7 +15,7 @@ import pytest
 from visionkit.errors import ConfigError
 from visionkit.runs import directory as rundir
 from visionkit.runs import files
-from visionkit.runs.log import append_metrics, truncate_metrics
+from visionkit.runs.directory import append_metrics, truncate_metrics
 
 
 def choose(output, resume=False, overwrite=False, name="x"):

@@ -9,7 +9,7 @@ import pytest
 from support.tiny_runs import config, lines, same, start, state, status
 from visionkit.runs import checkpoint, files
 from visionkit.runs import directory as rundir
-from visionkit.runs.log import truncate_metrics
+from visionkit.runs.directory import truncate_metrics
 
 
 def killed_and_resumed(folder, rounds, steps, seed):

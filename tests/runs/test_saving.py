@@ -12,7 +12,7 @@ from support.tiny_runs import config, lines, same, start, state, status
 from visionkit.engine.train import train
 from visionkit.errors import CheckpointError
 from visionkit.runs import checkpoint, files
-from visionkit.runs.log import append_metrics
+from visionkit.runs.directory import append_metrics
 from visionkit.visualization import plots
 
 

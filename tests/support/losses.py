@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from visionkit.distributed.losses import loss_values
+from visionkit.distributed.collectives import loss_values
 from visionkit.types import Batch, Head, Loss
 
 

@@ -1,8 +1,12 @@
-"""Where a run is: steps and epochs, averaged losses, the best validation, what is due next."""
+"""Where a run is: steps and epochs, averaged losses, the best validation, what is due next.
+
+And what it reports of them: metrics.jsonl, status.json and the progress bar."""
 
 from __future__ import annotations
 
+import logging
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from visionkit.config import Config
 from visionkit.config.components import head_class
 from visionkit.distributed import collectives
 from visionkit.errors import ConfigError, unknown
-from visionkit.runs.log import STATUS_SECONDS, RunLog
+from visionkit.runs import directory
+from visionkit.runs.files import WriteErrors
 
+log = logging.getLogger("visionkit")
+STATUS_SECONDS = 1.0  # maximum age of status.json while steps are logged
 LOWER_IS_BETTER = ("mse", "kl")  # and all losses
 
 
@@ -79,11 +87,15 @@ def default_best(config: Config) -> str | None:
 
 
 class Progress:
-    """Counts steps and validations, averages and logs what they report, decides what is due."""
+    """Counts steps and validations, averages and logs what they report, decides what is due.
+
+    Rank 0 alone writes. A disk that refuses metrics.jsonl or status.json is tolerated with a
+    warning; the records are written later.
+    """
 
     def __init__(self, config: Config, run: Path, total_steps: int, steps_per_epoch: int) -> None:
         self.settings = config.train
-        self.run, self.log = run, RunLog(run, total_steps)
+        self.run, self.errors = run, WriteErrors()
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.step = 0
         self.metrics: dict[str, float] = {}  # of the best validation
@@ -103,21 +115,34 @@ class Progress:
         self._sums: dict[str, Tensor] = {}
         self._images = self._steps = 0
         self._since = time.perf_counter()
+        self._is_main = collectives.rank() == 0
+        self._unwritten: list[dict[str, Any]] = []  # records of metrics.jsonl
+        self._status_at = -math.inf  # when status.json was written
+        self._bar: tqdm = tqdm(disable=True)
 
     @property
     def epoch(self) -> float:
         return round(self.step / self.steps_per_epoch, 3)
 
     def begin(self) -> None:
+        """Begin to log; the records after the current step, or after the last validation, are
+        computed again."""
         self._since = time.perf_counter()
         self._write_status("running")
-        self.log.begin(self.step, self.validated_at, self._logged_every)
+        if self._is_main:
+            with self.errors.tolerated(self.run / "metrics.jsonl"):
+                directory.truncate_metrics(
+                    self.run, self.step, self.validated_at, self._logged_every
+                )
+        hidden = not self._is_main or not sys.stderr.isatty()
+        self._bar = tqdm(total=self.total_steps, initial=self.step, disable=hidden, unit="step")
 
     def skip(self, reason: str) -> None:
         """The current step makes no update, and its losses are not counted."""
         self.skipped += 1
         self.skipped_in_a_row += 1
-        self.log.warning(f"{reason}. The step is skipped ({self.skipped} so far)")
+        if self._is_main:
+            log.warning("%s. The step is skipped (%d so far)", reason, self.skipped)
 
     def update_scaler(self, scaler: torch.amp.GradScaler) -> None:
         """Let fp16's scaler adapt to the step, and count the steps that it skipped."""
@@ -138,7 +163,7 @@ class Progress:
             self.skipped_in_a_row = 0
             for name, value in losses.items():
                 self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self.log.advance()
+        self._bar.update()
         if self.step % self.settings.log_every == 0 or self.step == self.total_steps:
             self._log_window(lr, metrics)
 
@@ -159,7 +184,20 @@ class Progress:
         self._write_status("running", at_most_every=STATUS_SECONDS)
         terms = ", ".join(f"{n.split('/')[-1]} {v:.3f}" for n, v in means.items() if "/" in n)
         loss = f"loss {means['total']:.3f}" if means else "all steps skipped"
-        self.log.train_record(record, loss, f"({terms})  lr {lr:.2g}  {rate:.1f} images/s")
+        self._append(record)
+        if not self._bar.disable:
+            self._bar.set_postfix_str(loss)
+        elif self._is_main:
+            where = f"step {self.step}/{self.total_steps}  epoch {self.epoch:.1f}"
+            log.info("%s  %s (%s)  lr %.2g  %.1f images/s", where, loss, terms, lr, rate)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        """Add a record to metrics.jsonl, after those that the disk has refused so far."""
+        if self._is_main:
+            self._unwritten.append(record)
+            with self.errors.tolerated(self.run / "metrics.jsonl"):
+                directory.append_metrics(self.run, self._unwritten)
+                self._unwritten = []
 
     def validated(self, metrics: Mapping[str, float]) -> bool:
         """Record a validation; True if it is the best so far. NaN never is."""
@@ -172,9 +210,10 @@ class Progress:
             self.best_score = score
         if improved or not self.metrics:
             self.metrics = metrics
-        self.log.append({"kind": "val", "step": self.step, "epoch": self.epoch, **metrics})
-        note = " (the best so far)" if improved else ""
-        self.log.info(f"step {self.step}: {self.best.describe(metrics)}{note}")
+        self._append({"kind": "val", "step": self.step, "epoch": self.epoch, **metrics})
+        if self._is_main:
+            note = " (the best so far)" if improved else ""
+            log.info("step %d: %s%s", self.step, self.best.describe(metrics), note)
         self._restart_window()
         return improved
 
@@ -190,7 +229,8 @@ class Progress:
     def finish(self, state: str, *, exit_code: int, reason: str | None = None) -> None:
         """The run ends, successfully or not."""
         self._write_status(state, exit_code=exit_code, reason=reason)
-        self.log.close()
+        self._bar.close()
+        self.errors.report()
 
     def force_exit_status(self, signal_name: str, exit_code: int) -> str:
         """A second signal ends the process immediately; returns what to print."""
@@ -216,16 +256,21 @@ class Progress:
         self._since = time.perf_counter()
 
     def _write_status(self, state: str, *, at_most_every: float = 0.0, **details: Any) -> None:
-        self.log.write_status(
-            state,
-            at_most_every=at_most_every,
-            step=self.step,
-            total_steps=self.total_steps,
-            epoch=self.epoch,
-            checkpoint_step=self.saved_step,
-            **self._skips(),
-            **details,
-        )
+        """Write status.json, unless it was written less than `at_most_every` seconds ago."""
+        if not self._is_main or time.perf_counter() - self._status_at < at_most_every:
+            return
+        self._status_at = time.perf_counter()
+        with self.errors.tolerated(self.run / "status.json"):
+            directory.write_status(
+                self.run,
+                state,
+                step=self.step,
+                total_steps=self.total_steps,
+                epoch=self.epoch,
+                checkpoint_step=self.saved_step,
+                **self._skips(),
+                **details,
+            )
 
     @property
     def validation_due(self) -> bool:

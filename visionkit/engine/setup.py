@@ -92,7 +92,7 @@ def setup(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> 
         progress.best_score = None
     collectives.broadcast_state(model)
 
-    with progress.log.errors.tolerated(run / "data.json"):
+    with progress.errors.tolerated(run / "data.json"):
         collectives.on_main_rank(lambda: log_data_summary(config, run, sources, images))
     return TrainingSetup(state, sources)
 

@@ -15,7 +15,12 @@ import torch
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
-from visionkit.distributed.losses import across_ranks, check_terms, loss_values, pad_to_global_max
+from visionkit.distributed.collectives import (
+    across_ranks,
+    check_terms,
+    loss_values,
+    pad_to_global_max,
+)
 from visionkit.engine.evaluate import evaluate_model
 from visionkit.engine.failures import (
     agree_on_signal,
@@ -93,7 +98,7 @@ def _begin(state: TrainingState) -> None:
             progress.step,
         )
     elif collectives.rank() == 0:
-        with progress.log.errors.tolerated(run / "config.yaml"):
+        with progress.errors.tolerated(run / "config.yaml"):
             files.write_text(run / "config.yaml", state.config.to_yaml())
 
 

@@ -1,4 +1,4 @@
-"""The directory of a run: choose or create it, lock it, read and write its status.
+"""The directory of a run: choose or create it, lock it, read and write its status and metrics.
 
 config.yaml          the resolved config; `visionkit train config.yaml` repeats the run
 metrics.jsonl        one JSON object for each logged step and each validation
@@ -111,6 +111,40 @@ def read_status(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
+
+
+def append_metrics(run: Path, records: list[dict[str, Any]]) -> None:
+    """Add all records to metrics.jsonl, or none if that fails."""
+    files.append_lines(run / "metrics.jsonl", "".join(files.to_json(r) + "\n" for r in records))
+
+
+def truncate_metrics(run: Path, step: int, validated_at: int, log_every: int) -> None:
+    """Remove from metrics.jsonl the training records after `step` and the validations after
+    `validated_at`, and lines that a crash damaged."""
+    last = {"train": step, "val": validated_at}
+    path, kept = run / "metrics.jsonl", []
+    if path.exists():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        records = [_parse_record(line) for line in lines]
+        damaged = records[:-1].count(None)  # the last line may be cut off
+        if damaged:
+            log.warning("%s: %d damaged lines are dropped", path, damaged)
+        kept = [r for r in records if r is not None and r["step"] <= last[r["kind"]]]
+        files.write_text(path, "".join(files.to_json(record) + "\n" for record in kept))
+    reached = max((record["step"] for record in kept if record["kind"] == "train"), default=0)
+    if step - reached > log_every:
+        log.warning("%s: the records of steps %d to %d are lost", path, reached + 1, step)
+
+
+def _parse_record(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None if a crash or a disk has damaged it."""
+    try:
+        record = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or record.get("kind") not in ("train", "val"):
+        return None
+    return record if isinstance(record.get("step"), int) else None
 
 
 def stopped_before_training(run: str | Path | None, signal_name: str | None) -> Preempted:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Fraction, Positive
-from visionkit.distributed.losses import all_gather_with_grad
+from visionkit.distributed.collectives import all_gather_with_grad
 from visionkit.metrics.retrieval import Retrieval
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells

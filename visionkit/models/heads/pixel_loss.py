@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from visionkit.distributed.losses import all_gather_with_grad
+from visionkit.distributed.collectives import all_gather_with_grad
 from visionkit.errors import ConfigError
 from visionkit.models.heads.classification import weights_in_order
 from visionkit.types import IGNORE, Batch, Loss, Prediction, Target
