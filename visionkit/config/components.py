@@ -57,13 +57,16 @@ def resolve(section: str, type_name: Any) -> Any:
         what = f"got {type_name!r}; expected the name of a component or an import path"
         raise ConfigError(unknown(type_name, ours, what))
     module_name, _, class_name = type_name.rpartition(".")
-    _make_current_directory_importable()
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # at the end, so that a file there hides no installed package
+    importlib.invalidate_caches()
     module = _import(module_name)
     found = vars(module).get(class_name) if module else None
     if not isinstance(found, type):
-        valid = [*ours, *(f"{module_name}.{name}" for name in _own_classes(module))]
-        what = f"unknown type {type_name!r}"
-        if module is None:
+        valid, what = [*ours], f"unknown type {type_name!r}"
+        if module:
+            valid += [f"{module_name}.{name}" for name in _own_classes(module)]
+        else:
             what += " (a custom class must be importable from this folder or PYTHONPATH)"
         raise ConfigError(unknown(type_name, valid, what))
     if section == "heads":
@@ -128,7 +131,9 @@ def describe(section: str) -> str:
     """The text of `visionkit list`: type, first sentence of the docstring, arguments."""
     entries = []
     for name, cls in components(section).items():
-        lines = [name, f"    {_first_sentence(cls)}".rstrip()]
+        paragraph = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
+        first_sentence = re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
+        lines = [name, f"    {first_sentence}".rstrip()]
         for argument, (annotation, default) in arguments_of(section, name).items():
             value = "required" if default is REQUIRED else f"default {json.dumps(default)}"
             lines.append(f"    {argument}: {expected(annotation)} ({value})")
@@ -180,10 +185,8 @@ def _names_a_class(key: Key) -> bool:
     return False
 
 
-def _own_classes(module: ModuleType | None) -> list[str]:
+def _own_classes(module: ModuleType) -> list[str]:
     """The public classes that a module defines or names in `__all__`."""
-    if module is None:
-        return []
     exported = getattr(module, "__all__", ())
     return [
         name
@@ -191,11 +194,6 @@ def _own_classes(module: ModuleType | None) -> list[str]:
         if isinstance(value, type)
         and (name in exported or (value.__module__ == module.__name__ and name[0] != "_"))
     ]
-
-
-def _first_sentence(cls: type) -> str:
-    paragraph = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
 
 def _import(name: str) -> ModuleType | None:
@@ -207,10 +205,3 @@ def _import(name: str) -> ModuleType | None:
         if missing and (name == missing or name.startswith(f"{missing}.")):
             return None
         raise ConfigError(f"cannot import {name}: {type(error).__name__}: {error}") from error
-
-
-def _make_current_directory_importable() -> None:
-    """It goes to the end of the path, so that a file there hides no installed package."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
-    importlib.invalidate_caches()

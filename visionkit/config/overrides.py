@@ -21,10 +21,7 @@ from visionkit.errors import ConfigError, shorten
 log = logging.getLogger("visionkit")
 
 OWN_DATA = ("Coco", "ImageFolder", "Idx", "LabelMaps")  # tried after the task's own
-INSTEAD: dict[Key, Key] = {
-    ("train", "steps"): ("train", "epochs"),
-    ("train", "epochs"): ("train", "steps"),
-}
+INSTEAD: dict[Key, str] = {("train", "steps"): "epochs", ("train", "epochs"): "steps"}
 
 
 class Override(NamedTuple):
@@ -46,9 +43,10 @@ def apply_overrides(
             _set(config, section, fresh)
             problems.overridden(section, next(iter(inside.values())).text)
     for override in overrides:
-        other = INSTEAD.get(override.key)
-        if other and other not in keys and override.value is not None:
-            _remove(config, other)
+        other, train = INSTEAD.get(override.key), config.get("train")
+        replaces = other and ("train", other) not in keys and override.value is not None
+        if replaces and isinstance(train, dict):
+            train.pop(other, None)
         try:
             _set(config, override.key, override.value)
         except ValueError as error:
@@ -166,9 +164,3 @@ def _set(config: dict[str, Any], key: Key, value: Any) -> None:
         if not isinstance(config, dict):
             raise ValueError(f"{'.'.join(key[:depth])} is not a mapping; override it as a whole")
     config[key[-1]] = value
-
-
-def _remove(config: dict[str, Any], key: Key) -> None:
-    section = _get(config, key[:-1])
-    if isinstance(section, dict):
-        section.pop(key[-1], None)

@@ -89,7 +89,10 @@ class ConfigProblems:
         self._renamed[key] = written
 
     def add(self, key: Key, message: str) -> None:
-        key = self._as_written(key)
+        for long, written in self._renamed.items():
+            if key[: len(long)] == long:
+                key = written + key[len(long) :]
+                break
         place = next(key[:n] for n in range(len(key), -1, -1) if key[:n] in self._places)
         order, text = self._places[place]
         entry = ": ".join(part for part in (text, ".".join(key), message) if part)
@@ -102,12 +105,6 @@ class ConfigProblems:
 
     def __bool__(self) -> bool:
         return bool(self._found)
-
-    def _as_written(self, key: Key) -> Key:
-        for long, written in self._renamed.items():
-            if key[: len(long)] == long:
-                return written + key[len(long) :]
-        return key
 
 
 REQUIRED = inspect.Parameter.empty

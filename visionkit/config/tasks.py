@@ -73,7 +73,10 @@ def to_long_form(config: dict[str, Any], problems: ConfigProblems) -> dict[str, 
     if "init_from" not in config:
         long["backbone"] = _with_type(config.get("backbone"), task.backbone)
         if "neck" in config or task.neck:
-            long["neck"] = _neck(config, task)
+            given = config.get("neck", {})  # `neck: null` means no neck
+            if isinstance(given, dict) and task.neck:
+                given = _with_type(given, task.neck)
+            long["neck"] = given
     long["heads"] = {name: _with_type(config.get("head"), task.head)}
     long["data"] = _long_data(config.get("data"), name, task)
     return long
@@ -89,12 +92,6 @@ def default_transforms(head_types: Iterable[str]) -> list[dict[str, Any]]:
     suited = [by_type.get(head_type, ()) for head_type in head_types]
     shared = [t for t in suited[0] if all(t in others for others in suited)] if suited else []
     return copy.deepcopy(shared)
-
-
-def _neck(config: dict[str, Any], task: Task) -> Any:
-    """`neck: null` means no neck; without `neck` it is the task's."""
-    given = config.get("neck", {})
-    return _with_type(given, task.neck) if isinstance(given, dict) and task.neck else given
 
 
 def _long_data(given: Any, name: str, task: Task) -> Any:

@@ -109,11 +109,9 @@ def _check_heads(given: dict[str, Any], problems: ConfigProblems) -> dict[str, d
     for name, spec in given.items():
         key = ("heads", name)
         _check_name(key, problems, taken=hasattr(nn.ModuleDict(), name))
-        weight = 1.0
-        if isinstance(spec, dict) and "weight" in spec:
-            spec = dict(spec)
-            weight = spec.pop("weight")
-            weight = _check_value(weight, NonNegative, (*key, "weight"), problems)
+        spec = dict(spec) if isinstance(spec, dict) else spec
+        weight = spec.pop("weight", 1.0) if isinstance(spec, dict) else 1.0
+        weight = _check_value(weight, NonNegative, (*key, "weight"), problems)
         checked = _check_component("heads", spec, key, problems)
         heads[name] = {"type": checked.pop("type", ""), "weight": weight, **checked}
     return heads

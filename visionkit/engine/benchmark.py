@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,8 @@ WARM_UP = 3  # steps, or evaluated batches, before the clock counts
 
 
 class Stopwatch:
-    """Adds up the seconds of named parts; waits for a GPU before it reads the clock."""
+    """Adds up the seconds of named parts; waits for a GPU before it reads the clock. Calling it
+    gives a context manager and decorator for a part."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -47,13 +48,6 @@ class Stopwatch:
         start = self.now()
         yield
         self.seconds[part] += self.now() - start
-
-    def timed(self, part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def measured(*args: Any, **kwargs: Any) -> Any:
-            with self(part):
-                return call(*args, **kwargs)
-
-        return measured
 
 
 def benchmark(
@@ -125,8 +119,8 @@ def advice(result: Mapping[str, Any], cores: int) -> list[str]:
 def _train(config: Config, learner: Learner, sources: list[Source], steps: int) -> dict[str, float]:
     """Seconds of a training step and of its parts, the mean over `steps`."""
     watch = Stopwatch(learner.device)
-    wrap_calls(learner.model, lambda key, call: watch.timed(key.replace("heads.", "head/"), call))
-    backward = watch.timed("backward", learner.gradients.backward)
+    wrap_calls(learner.model, lambda key, call: watch(key.replace("heads.", "head/"))(call))
+    backward = watch("backward")(learner.gradients.backward)
     learner.gradients.backward = backward  # type: ignore[method-assign]  # thrown away soon
     with ExitStack() as stack:
         streams = open_streams(config, sources, stack)

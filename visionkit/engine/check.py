@@ -7,7 +7,7 @@ slower checks of the data; all findings are in one report.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,14 +154,15 @@ def _check_first_batches(
     any_error = any(found.severity == "error" for found in report.findings)
     reported = suppress(DataError) if any_error else nullcontext()
     learner = Learner(model, config.train, 1, dtype)
-    wrap_calls(model, lambda key, call: _named(key, call, config))
+    wrap_calls(model, lambda key, call: _named(key, config)(call))
     for source in sources:
         where = split_key(source.name, "train")
         if source.train is not None:
             with report.catching(), reported:
                 stream = source.train_batches(seed=config.train.seed, start=0, workers=0)
                 batches = [(source.feeds, _first(stream, learner.device))]
-                result = _named(where, train_step, config)(learner, batches, 0)
+                with _named(where, config):
+                    result = train_step(learner, batches, 0)
                 wrong = [name for name, loss in result.losses.items() if not loss.isfinite()]
                 if wrong:
                     raise ConfigError(f"{where}: {', '.join(wrong)} of the first batch not finite")
@@ -174,8 +175,8 @@ def _check_first_batches(
                 predictions, _ = model.infer(batch, source.feeds, dtype)
                 for head in source.feeds:
                     evaluator = model.evaluator(head, source.val)
-                    update = _named(f"heads.{head}: its evaluator", evaluator.update, config)
-                    update(predictions[head], batch)
+                    with _named(f"heads.{head}: its evaluator", config):
+                        evaluator.update(predictions[head], batch)
 
 
 def _first(stream: Generator[Batch, None, None], device: torch.device) -> Batch:
@@ -185,21 +186,18 @@ def _first(stream: Generator[Batch, None, None], device: torch.device) -> Batch:
     return Batch(batch.images[:count], batch.targets[:count])
 
 
-def _named(key: str, call: Callable[..., Any], config: Config) -> Callable[..., Any]:
-    """`call`, whose errors without an explanation become a ConfigError that begins with `key`."""
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except VisionkitError:
-            raise
-        except Exception as error:
-            text = str(error).strip().partition("\n")[0]
-            raise explained(error, config) or ConfigError(
-                f"{key}: fails on the first batch ({type(error).__name__}: {text})"
-            ) from error
-
-    return checked
+@contextmanager
+def _named(key: str, config: Config) -> Iterator[None]:
+    """Errors without an explanation become a ConfigError that begins with `key`."""
+    try:
+        yield
+    except VisionkitError:
+        raise
+    except Exception as error:
+        text = str(error).strip().partition("\n")[0]
+        raise explained(error, config) or ConfigError(
+            f"{key}: fails on the first batch ({type(error).__name__}: {text})"
+        ) from error
 
 
 def check_annotations(path: str | Path, images: str | Path | None = None) -> Report:
@@ -224,9 +222,8 @@ def progress(items: Iterable[Item], what: str) -> Iterable[Item]:
     return tqdm(items, desc=what, leave=False, disable=None, file=sys.stderr)
 
 
-def _located(where: str, findings: Iterable[Finding]) -> Iterator[Finding]:
-    for found in findings:
-        yield found if found.file else found._replace(file=where)
+def _located(where: str, findings: Iterable[Finding]) -> list[Finding]:
+    return [found if found.file else found._replace(file=where) for found in findings]
 
 
 def _dataset_findings(dataset: Any) -> Iterator[Finding]:

@@ -94,7 +94,6 @@ def evaluate_model(
     *,
     dtype: torch.dtype,
     workers: int,
-    losses: bool = True,
 ) -> tuple[dict[str, float], dict[str, Evaluator]]:
     """Metrics of every head on every validation source, and the evaluators that computed them.
 
@@ -113,7 +112,7 @@ def evaluate_model(
             if not source.feeds:
                 continue
             prefix = f"{source.name}/" if len(sources) > 1 else ""
-            found = _evaluate_source(model, source, dtype=dtype, workers=workers, losses=losses)
+            found = _evaluate_source(model, source, dtype=dtype, workers=workers)
             for head, (evaluator, values) in found.items():
                 evaluators[prefix + head] = evaluator
                 metrics |= {f"{prefix}{head}/{name}": value for name, value in values.items()}
@@ -148,7 +147,7 @@ def _compute_empty(head: str, evaluator: Evaluator) -> dict[str, float]:
 
 @torch.inference_mode()
 def _evaluate_source(
-    model: VisionModel, source: Source, *, dtype: torch.dtype, workers: int, losses: bool
+    model: VisionModel, source: Source, *, dtype: torch.dtype, workers: int
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
     device, dataset = next(model.parameters()).device, source.val
     assert dataset is not None
@@ -163,7 +162,7 @@ def _evaluate_source(
             seen += [target["position"] for target in batch.targets]
             torch.manual_seed(seen[-1])  # so that a head's random numbers depend on the batch alone
             batch = batch.to(device)
-            predictions, terms = model.infer(batch, source.feeds, dtype, with_losses=losses)
+            predictions, terms = model.infer(batch, source.feeds, dtype, with_losses=True)
             for name, evaluator in evaluators.items():
                 evaluator.update(predictions[name], batch)
             for head, values in terms.items():

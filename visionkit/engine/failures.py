@@ -38,7 +38,11 @@ def record_status(progress: Progress, stop: StopRequest) -> Iterator[None]:
     try:
         yield
     except (Stopped, Preempted) as error:
-        preempted = error if isinstance(error, Preempted) else _preempted(progress, stop)
+        preempted = error if isinstance(error, Preempted) else None
+        preempted = preempted or Preempted(
+            f"stopped by {stop.received} at step {progress.step}; {progress.checkpoint_status()}; "
+            f"{progress.resume_command}"
+        )
         progress.finish(
             "preempted", exit_code=Preempted.exit_code, reason=stop.received or str(preempted)
         )
@@ -51,14 +55,6 @@ def record_status(progress: Progress, stop: StopRequest) -> Iterator[None]:
             status, command = progress.checkpoint_status(), progress.resume_command
             log.warning("%s; when the problem is fixed, %s", status, command)
         raise
-
-
-def _preempted(progress: Progress, stop: StopRequest) -> Preempted:
-    next_step = "start it again" if progress.saved_step is None else progress.resume_command
-    return Preempted(
-        f"stopped by {stop.received} at step {progress.step}; {progress.checkpoint_status()}; "
-        f"{next_step}"
-    )
 
 
 @contextmanager

@@ -51,20 +51,17 @@ class Prediction:
     @property
     def boxes(self) -> Tensor:
         """(N, 4) float32 xyxy; (1, 4) for localization."""
-        head, key = self._only("boxes", "box")
-        return self.heads[head][key].reshape(-1, 4)
+        return self._only("boxes", "box")[1].reshape(-1, 4)
 
     @property
     def scores(self) -> Tensor:
         """(N,) from 0 to 1, descending."""
-        head, key = self._only("scores", "score")
-        return self.heads[head][key].reshape(-1)
+        return self._only("scores", "score")[1].reshape(-1)
 
     @property
     def labels(self) -> Tensor:
         """(N,) int64, indices into the class list."""
-        head, key = self._only("labels", "label")
-        return self.heads[head][key].reshape(-1)
+        return self._only("labels", "label")[1].reshape(-1)
 
     @property
     def names(self) -> list[str]:
@@ -75,33 +72,28 @@ class Prediction:
     @property
     def probs(self) -> Tensor:
         """(K,) class probabilities of the whole image."""
-        head, key = self._only("probs")
-        return self.heads[head][key]
+        return self._only("probs")[1]
 
     @property
     def semantic(self) -> Tensor:
         """(h, w) uint8 semantic map."""
-        head, key = self._only("semantic")
-        return self.heads[head][key]
+        return self._only("semantic")[1]
 
     @property
     def embedding(self) -> Tensor:
         """(D,) float32 embedding of length 1."""
-        head, key = self._only("embedding")
-        return self.heads[head][key]
+        return self._only("embedding")[1]
 
     @property
     def masks(self) -> np.ndarray:
         """(N, h, w) bool; `heads[...]["masks"]` holds them run-length encoded."""
-        head, key = self._only("masks")
-        rles = self.heads[head][key]
-        shape = self.image.shape[1:]
-        full = [decode(rle).astype(bool) for rle in rles]
-        return np.stack(full) if full else np.zeros((0, *shape), bool)
+        full = [decode(rle).astype(bool) for rle in self._only("masks")[1]]
+        return np.stack(full) if full else np.zeros((0, *self.image.shape[1:]), bool)
 
-    def _only(self, *keys: str) -> tuple[str, str]:
+    def _only(self, *keys: str) -> tuple[str, Any]:
+        """The head that has one of those results, and the result."""
         found = [
-            (head, key)
+            (head, result[key])
             for head, result in self.heads.items()
             for key in keys
             if key in result and "attributes" not in prediction_kinds(result)  # of another head
@@ -136,9 +128,12 @@ class Predictor:
     ) -> None:
         self.model, self.config, self.classes = model, config, classes
         self.device, self.dtype = device, dtype
-        sizes = {h: s.image_size for s in config.data.values() for h in s.feeds}
-        self.heads = _chosen(heads, [*config.heads])
-        self._image_size = {head: sizes[head] for head in self.heads}
+        unknown = [head for head in heads or () if head not in config.heads]
+        if unknown:
+            known = ", ".join(config.heads)
+            raise ConfigError(f"heads: the model has no head {unknown[0]!r}; it has {known}")
+        self.heads = [head for head in config.heads if heads is None or head in heads]
+        self._image_size = {h: s.image_size for s in config.data.values() for h in s.feeds}
 
     @classmethod
     def of(
@@ -175,8 +170,8 @@ class Predictor:
         """Predictions for several images at once; the heads of one size share the backbone."""
         tensors = [_as_tensor(image) for image in images]
         results: list[dict[str, dict[str, Any]]] = [{} for _ in tensors]
-        for size in dict.fromkeys(self._image_size.values()):
-            heads = [head for head, s in self._image_size.items() if s == size]
+        for size in dict.fromkeys(self._image_size[head] for head in self.heads):
+            heads = [head for head in self.heads if self._image_size[head] == size]
             batch = collate([_item(tensor, i, size) for i, tensor in enumerate(tensors)])
             batch = batch.to(self.device)
             predictions, _ = self.model.infer(batch, heads, self.dtype)
@@ -244,13 +239,6 @@ def predict(
         named = isinstance(item, (str, Path))
         images += [file for file, _ in find_images([item])] if named else [item]
     return [predictor.predict(image) for image in images]
-
-
-def _chosen(heads: Sequence[str] | None, known: list[str]) -> list[str]:
-    missing = [head for head in heads or () if head not in known]
-    if missing:
-        raise ConfigError(f"heads: the model has no head {missing[0]!r}; it has {', '.join(known)}")
-    return [head for head in known if heads is None or head in heads]
 
 
 def class_lists_of(state: dict[str, Any]) -> dict[str, Classes]:

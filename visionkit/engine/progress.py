@@ -244,6 +244,8 @@ class Progress:
 
     @property
     def resume_command(self) -> str:
+        if self.saved_step is None:
+            return "start it again"
         return f"continue with: visionkit train --resume {self.run}"
 
     def _skips(self) -> dict[str, int]:

@@ -186,8 +186,7 @@ def _records_of(
         top = zip(labels[:TOP].tolist(), scores[:TOP].tolist(), strict=True)
         record["top"] = {classes.names[label]: score for label, score in top}
     if "box" in kinds:
-        x1, y1, x2, y2 = result["box"].double().tolist()
-        record["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+        record["bbox"] = _xywh(result["box"])
     if "semantic" in kinds:
         labels, counts = result["semantic"].unique(return_counts=True)
         pixels = zip(labels.tolist(), counts.tolist(), strict=True)
@@ -203,15 +202,21 @@ def _attribute_records(
     result: dict[str, Any], image_id: int, classes: Classes
 ) -> list[dict[str, Any]]:
     """The boxes of the head that found them, each with the probability of every attribute."""
-    records = []
-    for box, score, probs in zip(
-        result["boxes"].double(), result["scores"].tolist(), result["attributes"], strict=True
-    ):
-        x1, y1, x2, y2 = box.tolist()
-        by_name = dict(zip(classes.names, probs.tolist(), strict=True))
-        bbox = [x1, y1, x2 - x1, y2 - y1]
-        records.append({"image_id": image_id, "bbox": bbox, "score": score, "attributes": by_name})
-    return records
+    objects = zip(result["boxes"], result["scores"].tolist(), result["attributes"], strict=True)
+    return [
+        {
+            "image_id": image_id,
+            "bbox": _xywh(box),
+            "score": score,
+            "attributes": dict(zip(classes.names, probs.tolist(), strict=True)),
+        }
+        for box, score, probs in objects
+    ]
+
+
+def _xywh(box: Tensor) -> list[float]:
+    x1, y1, x2, y2 = box.double().tolist()
+    return [x1, y1, x2 - x1, y2 - y1]
 
 
 @torch.inference_mode()

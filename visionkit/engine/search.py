@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -51,15 +52,8 @@ def search_files(
     it is unknown; DataError if no query or no image of the gallery can be read.
     """
     out, head = Path(out), _embedding_head(predictor, head)
-    # Without the other heads, which would only cost time.
-    predictor = Predictor(
-        predictor.model,
-        predictor.config,
-        predictor.classes,
-        device=predictor.device,
-        dtype=predictor.dtype,
-        heads=[head],
-    )
+    predictor = copy(predictor)
+    predictor.heads = [head]  # the others would only cost time
     if top < 1:
         raise ConfigError(f"top: got {top}; expected at least 1 image for each query")
     asked, offered = _images(queries, out), _images(gallery, out)

@@ -65,8 +65,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
     """`load`, and raise CheckpointError unless the file is of a run: with a config, class lists and
     weights. The config itself is not checked: see `load_config`."""
     state = load(path)
-    kinds = {"config": dict, "classes": dict, "model": dict}
-    wrong = [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]
+    wrong = [k for k in ("config", "classes", "model") if not isinstance(state.get(k), dict)]
     if wrong:
         raise CheckpointError(f"{path}: is not a checkpoint of a run: {wrong} missing")
     for head, lists in state["classes"].items():
@@ -78,16 +77,11 @@ def load_run(path: str | Path) -> dict[str, Any]:
 
 
 def _is_class_list(lists: Any) -> bool:
-    if not isinstance(lists, dict):
-        return False
-    names, ids = lists.get("names"), lists.get("ids")
-    return (
-        isinstance(names, list)
-        and isinstance(ids, list)
-        and len(names) == len(ids)
-        and all(isinstance(name, str) for name in names)
-        and all(type(number) is int for number in ids)
-    )
+    match lists:
+        case {"names": list(names), "ids": list(ids)} if len(names) == len(ids):
+            kinds = {(type(name), type(number)) for name, number in zip(names, ids, strict=True)}
+            return kinds <= {(str, int)}
+    return False
 
 
 def load_tensors(path: str | Path) -> Any:

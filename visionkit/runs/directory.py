@@ -227,11 +227,8 @@ def _saved_nothing(run: Path) -> bool:
 
 def _next_free(parent: Path, name: str) -> Path:
     """Create a directory with the next free number, also while other processes do the same."""
-    taken = [0]
-    for entry in parent.glob(f"{name}-*"):
-        match = re.fullmatch(re.escape(name) + r"-(\d+)", entry.name)
-        taken += [int(match[1])] if match else []
-    number = max(taken)
+    ours = [re.fullmatch(re.escape(name) + r"-(\d+)", e.name) for e in parent.glob(f"{name}-*")]
+    number = max((int(match[1]) for match in ours if match), default=0)
     while True:
         number += 1
         run = parent / f"{name}-{number:03d}"
