@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,19 @@ class Records:
         self.records = [record for records in states for record in records]
 
 
-class Accuracy:
+class Counts:
+    """Base of the evaluators that add up integers."""
+
+    counts: Tensor  # int64
+
+    def state(self) -> list[list[int]]:
+        return self.counts.tolist()
+
+    def merge(self, states: Sequence[list[list[int]]]) -> None:
+        self.counts = torch.tensor(states).sum(0)
+
+
+class Accuracy(Counts):
     """Top-1, top-5 (with more than five classes) and per-class accuracy, in [0, 1].
 
     `mean_class_accuracy` is the mean over the classes that occur in the data; the accuracy of other
@@ -50,12 +62,6 @@ class Accuracy:
             truth = int(target["class_id"])
             ranked = finite(prediction, "probs", target.get("image_id")).topk(top).indices
             self.counts[:, truth] += torch.tensor([1, ranked[0] == truth, truth in ranked])
-
-    def state(self) -> list[list[int]]:
-        return self.counts.tolist()
-
-    def merge(self, states: Sequence[list[list[int]]]) -> None:
-        self.counts = torch.tensor(states).sum(0)
 
     def compute(self) -> dict[str, float]:
         images, first, five = self.counts.double()
@@ -151,16 +157,7 @@ class LocalizationAccuracy(Records):
         return {n: s / len(self.records) for n, s in zip(self.names, totals, strict=True)}
 
 
-class Counts(NamedTuple):
-    """What ranks exchange; G attributes."""
-
-    correct: Tensor  # (G,) int64: correct predictions for objects that were found
-    known: Tensor  # (G,) int64: known values of these objects
-    found: int
-    num_objects: int  # with at least one known attribute
-
-
-class AttributeAccuracy:
+class AttributeAccuracy(Counts):
     """`accuracy`, `accuracy/<attribute>` and `found`, in [0, 1].
 
     `found` is the share of objects with known attributes that a detection of any class overlaps
@@ -175,8 +172,9 @@ class AttributeAccuracy:
 
     def __init__(self, classes: Sequence[str]):
         self.groups = groups(classes)
-        zeros = torch.zeros(len(self.groups), dtype=torch.int64)
-        self.counts = Counts(zeros, zeros, 0, 0)
+        # A row for each attribute: its correct predictions for objects that were found, and its
+        # known values there. The last: objects found, and those with at least one known attribute.
+        self.counts = torch.zeros(len(self.groups) + 1, 2, dtype=torch.int64)
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
@@ -198,21 +196,14 @@ class AttributeAccuracy:
             _correct_and_known(group, probs[matched[found]], truth[found])
             for group in self.groups.values()
         ]
-        correct, known = torch.tensor(per_group, dtype=torch.int64).view(-1, 2).unbind(1)
-        self.merge([self.counts, Counts(correct, known, int(found.sum()), int(is_known.sum()))])
-
-    def state(self) -> Counts:
-        return self.counts
-
-    def merge(self, states: Sequence[Counts]) -> None:
-        self.counts = Counts(*(sum(column) for column in zip(*states, strict=True)))
+        self.counts += torch.tensor([*per_group, (int(found.sum()), int(is_known.sum()))])
 
     def compute(self) -> dict[str, float]:
-        correct, known, found, num_objects = self.counts
-        per_attribute = (correct.double() / known).tolist()  # 0 / 0 is NaN: no known value
+        correct, known = self.counts.double().unbind(1)
+        *per_attribute, found = (correct / known).tolist()  # 0 / 0 is NaN: no known value
         return {
             "accuracy": nan_mean(per_attribute),
-            "found": found / num_objects if num_objects else math.nan,
+            "found": found,
             **{f"accuracy/{n}": x for n, x in zip(self.groups, per_attribute, strict=True)},
         }
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit.errors import DataError
-from visionkit.metrics.accuracy import nan_mean
+from visionkit.metrics.accuracy import Counts, nan_mean
 from visionkit.types import IGNORE, Batch, Dataset, Target
 
 
-class ConfusionMatrix:
+class ConfusionMatrix(Counts):
     """Intersection over union and accuracies, in [0, 1], over all pixels of a dataset.
 
     The ground truth is that of the dataset's `semantic_truth(image_id)`, (h, w) uint8, if it has
@@ -81,12 +81,6 @@ class ConfusionMatrix:
             )
         # Nearest pixel: class numbers cannot be interpolated.
         return F.interpolate(found[None, None], tuple(truth.shape), mode="nearest-exact")[0, 0]
-
-    def state(self) -> list[list[int]]:
-        return self.counts.tolist()
-
-    def merge(self, states: Sequence[list[list[int]]]) -> None:
-        self.counts = torch.tensor(states).sum(0)
 
     def compute(self) -> dict[str, float]:
         counts = self.counts.double()

@@ -216,7 +216,10 @@ def draw(
         elif kind == "objects":
             _draw_objects(canvas, prediction, class_names, threshold)
         elif kind == "box":
-            _draw_box(canvas, prediction, class_names)
+            best = prediction["probs"].argmax()[None]
+            one = {"boxes": prediction["box"][None], "labels": best}
+            one["scores"] = prediction["probs"][best]
+            _draw_objects(canvas, one, class_names, threshold=0.0)
         elif kind == "classes":
             _write_classes(canvas, prediction, class_names)
         elif kind == "reconstruction":
@@ -330,14 +333,6 @@ def _certain(names: Names, answers: Tensor) -> list[str]:
     """The names of the attributes that a row of zeros and ones has."""
     described = describe(names, answers)
     return [text.removesuffix(" 100%") for text in described if text.endswith(" 100%")]
-
-
-def _draw_box(canvas: Canvas, prediction: Mapping[str, Any], names: Names) -> None:
-    """Draw the only box of an image with its class."""
-    box, label = prediction["box"].tolist(), int(prediction["probs"].argmax())
-    canvas.boxes([box], [color_of(label)])
-    tag = f"{name_of(names, label)} {float(prediction['probs'][label]):.0%}"
-    canvas.tags([box], [tag], [color_of(label)])
 
 
 def _layer(prediction: Mapping[str, Any]) -> int:
