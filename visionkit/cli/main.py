@@ -8,18 +8,15 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from visionkit.cli import commands
 from visionkit.cli.commands import OVERRIDE, SECTIONS
 from visionkit.distributed import launch
 from visionkit.errors import Preempted, VisionkitError, printable, unknown
 from visionkit.runs import signals
-
-if TYPE_CHECKING:
-    from visionkit.data.checks.findings import Finding
 
 UNEXPECTED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes without a class in visionkit.errors
 Run = Callable[[argparse.Namespace], int | None]
@@ -80,7 +77,10 @@ def report(error: Exception, *, debug: bool = False) -> int:
         label = "" if isinstance(error, Preempted) else "error: "
         print(f"{label}{text}", file=sys.stderr)
         if findings := getattr(error, "findings", ()):
-            _save_findings(findings)
+            from visionkit.data.checks.findings import SHOWN, save_findings
+
+            if len(findings) > SHOWN:  # the message cannot hold them
+                print(save_findings(findings), file=sys.stderr)
         return error.exit_code if isinstance(error, VisionkitError) else UNEXPECTED
     if isinstance(error, ModuleNotFoundError):
         print(f"error: {text}; install it for {sys.executable}", file=sys.stderr)
@@ -91,14 +91,6 @@ def report(error: Exception, *, debug: bool = False) -> int:
         file=sys.stderr,
     )
     return UNEXPECTED
-
-
-def _save_findings(findings: Sequence[Finding]) -> None:
-    """Write all findings to a file if the error message cannot hold them."""
-    from visionkit.data.checks.findings import SHOWN, save_findings
-
-    if len(findings) > SHOWN:
-        print(save_findings(findings), file=sys.stderr)
 
 
 def _location(error: Exception) -> str:
@@ -144,12 +136,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, run, add_arguments, text in COMMANDS:
+        aliases = ["val"] if name == "eval" else []
         sub = subparsers.add_parser(
-            name,
-            help=text,
-            description=text,
-            parents=[debug],
-            aliases=["val"] if name == "eval" else [],
+            name, help=text, description=text, parents=[debug], aliases=aliases
         )
         sub.set_defaults(run=run)
         add_arguments(sub)

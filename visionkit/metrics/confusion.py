@@ -45,7 +45,10 @@ class ConfusionMatrix(Counts):
             if "semantic" not in target or (labeled is not None and not labeled.any()):
                 continue
             index = self._index(labeled)
-            truth = self._truth(target)
+            if self.truth_of is None:
+                truth = target["semantic"].cpu()
+            else:
+                truth = torch.as_tensor(self.truth_of(target["image_id"]))
             found = prediction["semantic"].cpu()
             if found.shape != truth.shape:
                 found = self._resized(found, truth, target)
@@ -67,11 +70,6 @@ class ConfusionMatrix(Counts):
             known[~labeled.cpu()] = len(self.classes)
         index[: len(known)] = known
         return index
-
-    def _truth(self, target: Target) -> Tensor:
-        if self.truth_of is None:
-            return target["semantic"].cpu()
-        return torch.as_tensor(self.truth_of(target["image_id"]))
 
     def _resized(self, found: Tensor, truth: Tensor, target: Target) -> Tensor:
         if self.truth_of is not None:

@@ -72,13 +72,11 @@ class Canvas:
         order = sorted(range(len(boxes)), key=lambda i: -_area(boxes[i]))
         for i in order if len(masks) else ():
             self.mask(masks[i], colors[i])
-        self.boxes([boxes[i] for i in order], [colors[i] for i in order])
+        for i in order:
+            x1, y1, x2, y2 = self._pixels(boxes[i])
+            corners = [x1, y1, max(x1, x2), max(y1, y2)]
+            self.pen.rectangle(corners, outline=colors[i], width=self.line)
         self.tags(boxes, tags, colors)
-
-    def boxes(self, boxes: Sequence[Sequence[float]], colors: Sequence[Color]) -> None:
-        for box, color in zip(boxes, colors, strict=True):
-            x1, y1, x2, y2 = self._pixels(box)
-            self.pen.rectangle([x1, y1, max(x1, x2), max(y1, y2)], outline=color, width=self.line)
 
     def mask(self, mask: np.ndarray, color: Color) -> None:
         """A translucent area with an outline."""

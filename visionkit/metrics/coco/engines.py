@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -69,15 +70,15 @@ def match(truth: ScoredTruth, found: Detections, engine: str) -> Curves:
     categories by id, area ranges (all, small, medium, large), detection limits (1, 10, 100).
     -1 where there are no objects.
     """
-    image = rows_of(found.image_ids, truth.image_ids)
-    category = rows_of(found.category_ids, truth.category_ids)
-    run = _hotcoco if engine == "hotcoco" else _pycocotools
-    return run(truth, found, image, category)
+    numbered = replace(
+        found,
+        image_ids=rows_of(found.image_ids, truth.image_ids) + 1,
+        category_ids=rows_of(found.category_ids, truth.category_ids) + 1,
+    )
+    return (_hotcoco if engine == "hotcoco" else _pycocotools)(truth, numbered)
 
 
-def _hotcoco(
-    truth: ScoredTruth, found: Detections, image: np.ndarray, category: np.ndarray
-) -> Curves:
+def _hotcoco(truth: ScoredTruth, found: Detections) -> Curves:
     import hotcoco
 
     images, categories = _numbered(truth)
@@ -92,7 +93,7 @@ def _hotcoco(
         segmentation=truth.masks,
     )
     boxes = np.zeros((len(found), 4)) if found.boxes is None else found.boxes
-    table = np.column_stack([image + 1, boxes, found.scores, category + 1])
+    table = np.column_stack([found.image_ids, boxes, found.scores, found.category_ids])
     detections = objects.load_res(table, segmentation=cast(Any, found.masks))
     if truth.iou_type == "segm" and len(found):
         detections.update_anns(ids=np.arange(1, len(found) + 1), area=found.areas)
@@ -103,15 +104,13 @@ def _hotcoco(
     return np.asarray(curves["precision"]), np.asarray(curves["recall"])
 
 
-def _pycocotools(
-    truth: ScoredTruth, found: Detections, image: np.ndarray, category: np.ndarray
-) -> Curves:
+def _pycocotools(truth: ScoredTruth, found: Detections) -> Curves:
     from pycocotools.cocoeval import COCOeval
 
-    objects = _records(truth.image, truth.category, truth)
+    objects = _records(truth.image + 1, truth.category + 1, truth)
     for record, iscrowd in zip(objects, truth.iscrowd.tolist(), strict=True):
         record["iscrowd"] = int(iscrowd)
-    detections = _records(image, category, found)
+    detections = _records(found.image_ids, found.category_ids, found)
     for record, score in zip(detections, found.scores.tolist(), strict=True):
         record |= {"score": score, "iscrowd": 0}
     with contextlib.redirect_stdout(io.StringIO()):
@@ -131,7 +130,7 @@ def _records(
     if shapes is None:
         assert boxes is not None
         key, shapes = "bbox", boxes.tolist()
-    rows = zip((image + 1).tolist(), (category + 1).tolist(), areas.tolist(), shapes, strict=True)
+    rows = zip(image.tolist(), category.tolist(), areas.tolist(), shapes, strict=True)
     return [
         {"id": number, "image_id": i, "category_id": c, "area": area, key: shape}
         for number, (i, c, area, shape) in enumerate(rows, start=1)
