@@ -20,8 +20,7 @@ from support.damaged import (
     turned,
 )
 from visionkit.data.checks.images import duplicate_files, inspect_images
-from visionkit.data.datasets.coco import Coco
-from visionkit.data.datasets.crops import Crops
+from visionkit.data.datasets.coco import Coco, Crops
 from visionkit.data.datasets.folder import Images
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.data.datasets.shapes import generate_shapes

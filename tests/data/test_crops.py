@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionkit.data.datasets.crops import Crops
+from visionkit.data.datasets.coco import Crops
 from visionkit.errors import DataError
 from visionkit.types import Classes
 

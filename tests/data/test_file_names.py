@@ -10,8 +10,7 @@ from support.coco_files import save, small
 from support.damaged import image
 from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.records import RecordReader
-from visionkit.data.datasets.coco import Coco
-from visionkit.data.datasets.crops import Crops
+from visionkit.data.datasets.coco import Coco, Crops
 from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.errors import DataError, printable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -16,7 +16,6 @@ from visionkit.data.checks.findings import (
     Problems,
     Progress,
     check_classes,
-    finding,
     place,
     short,
 )
@@ -25,7 +24,7 @@ from visionkit.data.coco.attributes import read_attributes
 from visionkit.data.coco.ground_truth import INCOMPLETE, NEGATIVE, is_federated
 from visionkit.data.coco.index import CocoIndex, open_index
 from visionkit.data.coco.segmentations import SegmentationTable
-from visionkit.data.coco.selection import SelectedObjects, choose_objects
+from visionkit.data.coco.selection import SelectedObjects, choose_objects, describe
 from visionkit.data.files import Links, unusable
 from visionkit.data.image_io import MAX_PIXELS
 from visionkit.data.loading.cache import content_key
@@ -64,7 +63,15 @@ class Annotations:
             raise DataError(f"annotation file {path}: '{key}' is empty; there is nothing to learn")
         problems.findings += index.faults.findings
         _check_pixels(index, problems)
-        self.has_masks = _choose_masks(index, masks, problems)
+        self.has_masks = masks is not False and index.has_masks
+        if masks and not index.has_masks:
+            what = (
+                "none has a 'segmentation', but `masks: true` or `semantic: paint` requires masks"
+            )
+            problems.add("annotations", what)
+        if self.has_masks:  # malformed ones have a policy
+            found = index.mask_faults.findings
+            problems.findings += [fault for fault in found if fault.kind == "coordinate-range"]
         self.attributes = read_attributes(
             index.objects.extra_records() if "attributes" in index.object_keys else [],
             problems,
@@ -80,7 +87,7 @@ class Annotations:
         self.selected: SelectedObjects = choose_objects(
             index, self.file_names, picked, actions, problems, masks=self.has_masks
         )
-        self.num_objects = self.selected.num_objects  # without crowd regions
+        self.num_objects = int(self.selected.label_counts.sum())  # without crowd regions
         if problems.count:
             problems.others += _others(problems.findings, self.findings())
 
@@ -102,7 +109,7 @@ class Annotations:
         """The segmentations without malformed ones; None if they are not wanted."""
         if not self.has_masks:
             return None
-        malformed, table = self.selected.bad_masks(), self.index.objects.masks
+        malformed, table = self.selected.rows_with("bad-mask"), self.index.objects.masks
         return table.without(malformed) if len(malformed) else table
 
     def areas(self) -> np.ndarray:
@@ -125,9 +132,8 @@ class Annotations:
     def examine(self, progress: Progress) -> Iterator[Finding]:
         """Findings that take longer."""
         if self.masks is not None:
-            wrong = [f.rows for f in self.selected.faulty if f.kind == "wrong-area"]
-            rows, reported = np.sort(self.selected.rows), set(wrong[0].tolist() if wrong else ())
-            yield from check_outlines(self.index, self.masks, rows, reported, progress)
+            rows, wrong = np.sort(self.selected.rows), self.selected.rows_with("wrong-area")
+            yield from check_outlines(self.index, self.masks, rows, set(wrong.tolist()), progress)
 
     def counts(self) -> FindingCounts:
         """How many records were dropped, fixed, or kept despite a fault."""
@@ -183,17 +189,6 @@ def _check_pixels(index: CocoIndex, problems: Problems) -> None:
         problems.add_value("images", i, record, "width", what)
 
 
-def _choose_masks(index: CocoIndex, wanted: bool | None, problems: Problems) -> bool:
-    """Whether there are segmentations and they are wanted; reports bad ones."""
-    if wanted and not index.has_masks:
-        what = "none has a 'segmentation', but `masks: true` or `semantic: paint` requires masks"
-        problems.add("annotations", what)
-    chosen = wanted is not False and index.has_masks
-    if chosen:  # malformed ones have a policy
-        problems.findings += [f for f in index.mask_faults.findings if f.kind == "coordinate-range"]
-    return chosen
-
-
 def _read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:
     """For each image the ids of the classes whose objects are all labeled, or None for all classes.
     None if the file does not list them as LVIS does (Gupta et al. 2019).
@@ -240,14 +235,6 @@ def _pick(found: Classes, wanted: Sequence[str] | None, others: str, problems: P
     return Classes(tuple(wanted), tuple(id_of[name] for name in wanted))
 
 
-class Outline(NamedTuple):
-    """The bounds and the area of a segmentation."""
-
-    bounds: np.ndarray  # (4,) xyxy
-    area: float  # of polygons by their corners: too small if one crosses itself, too large if
-    # two overlap
-
-
 def check_outlines(
     index: CocoIndex,
     masks: SegmentationTable,
@@ -260,37 +247,37 @@ def check_outlines(
     wrong areas of the rows `reported` are known already."""
     known = rows[~masks.is_empty()[rows]]
     for row in progress(known.tolist(), f"masks of {index.path.name}"):
-        outline = _measure(masks[row])
+        bounds, area = _measure(masks[row])
         size = tuple(index.images.sizes[index.objects.image[row]].tolist())
-        area = outline.area
         given = float(index.objects.area[row])
         is_off = given > 0 and row not in reported and _is_off(given, area)
         if area < 1 or is_off:  # by its corners: count the pixels
             area = masks.area(row, size)
         if area == 0:
-            yield _finding(index, row, "empty-mask", "segmentation", "the mask covers no pixel")
+            yield describe(index, "empty-mask", row, "segmentation", "the mask covers no pixel")
         elif is_off and _is_off(given, area):
             what = f"'area' is {given:g}, but the mask has {area:g} pixels"
-            yield _finding(index, row, "wrong-area", "area", what)
+            yield describe(index, "wrong-area", row, "area", what)
         x, y, w, h = index.objects.bbox[row].tolist()
         box = np.array([x, y, x + w, y + h])
-        if w > 0 and h > 0 and _is_elsewhere(outline.bounds, box):
-            shown = short([round(side, 2) for side in outline.bounds.tolist()])
+        if w > 0 and h > 0 and _is_elsewhere(bounds, box):
+            shown = short([round(side, 2) for side in bounds.tolist()])
             what = f"'bbox' is {short([x, y, w, h])}, but the mask extends over {shown} (xyxy)"
-            yield _finding(index, row, "mask-box-mismatch", "bbox", what)
+            yield describe(index, "mask-box-mismatch", row, "bbox", what)
 
 
-def _measure(segmentation: Segmentation) -> Outline:
+def _measure(segmentation: Segmentation) -> tuple[np.ndarray, float]:
+    """Its bounds (4,) xyxy and its area. That of polygons goes by their corners: it is too small if
+    one crosses itself, too large if two overlap."""
     if isinstance(segmentation, Bitmap):
         rle = {"size": list(segmentation.size), "counts": segmentation.counts}
         x, y, w, h = coco_mask.toBbox(rle).tolist()
-        return Outline(np.array([x, y, x + w, y + h]), float(coco_mask.area(rle)))
-    points = segmentation.points
-    area = 0.0
+        return np.array([x, y, x + w, y + h]), float(coco_mask.area(rle))
+    points, area = segmentation.points, 0.0
     for part in np.split(points, segmentation.ends[:-1]):
         (x, y), (u, v) = part.T, np.roll(part, -1, 0).T
         area += abs(float((x * v - u * y).sum())) / 2
-    return Outline(np.concatenate([points.min(0), points.max(0)]), area)
+    return np.concatenate([points.min(0), points.max(0)]), area
 
 
 def _is_off(given: float, found: float) -> bool:
@@ -305,9 +292,3 @@ def _is_elsewhere(bounds: np.ndarray, box: np.ndarray) -> bool:
     shared = float((high - low).clip(0).prod())
     both = float((bounds[2:] - bounds[:2]).prod() + (box[2:] - box[:2]).prod())
     return shared < LEAST_IOU * (both - shared)
-
-
-def _finding(index: CocoIndex, row: int, kind: str, key: str, what: str) -> Finding:
-    record = index.objects.record(row)
-    where, value = place("annotations", row, record), short(record.get(key))
-    return finding(kind, what, file=str(index.path), place=where, key=key, value=value)

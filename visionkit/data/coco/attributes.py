@@ -149,24 +149,22 @@ def _note(
     """Add the value of one annotation to those of its attribute, or a problem."""
     kind, texts = _read(value)
     if not name or "=" in name or ":" in name:
-        problems.add(here, f"attribute {short(name)}: a name must not contain '=' or ':'")
+        fault = ": a name must not contain '=' or ':'"
     elif kind is None:
-        problems.add(
-            here,
-            f"attribute {short(name)} is {short(value)}: must be true or false, a string, an "
-            f"integer, or a list of strings: {_HINT}",
+        fault = (
+            f" is {short(value)}: must be true or false, a string, an integer, or a list of "
+            f"strings: {_HINT}"
         )
     elif (answers := found.setdefault(name, _Answers(kind, here))).kind != kind:
-        problems.add(
-            here,
-            f"attribute {short(name)} is {short(value)}, but in {answers.first} it is "
-            f"{_TYPES[answers.kind]}: an attribute has one kind of value",
-        )
+        expected = f"but in {answers.first} it is {_TYPES[answers.kind]}"
+        fault = f" is {short(value)}, {expected}: an attribute has one kind of value"
     else:
         classes = [f"{name}{SEPARATORS[kind]}{text}" for text in texts]
         answers.rows.append(row)
         answers.holding.append([] if value is False else classes)
         answers.classes.update(classes)
+        return
+    problems.add(here, f"attribute {short(name)}{fault}")
 
 
 def _read(value: Any) -> tuple[AttributeKind | None, list[str]]:

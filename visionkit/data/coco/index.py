@@ -34,6 +34,7 @@ log = logging.getLogger("visionkit")
 FORMAT = 6  # to be raised with each change of what is stored, or of what is checked
 SMALLEST = 4 << 20  # bytes of an annotation file that is worth an entry in the cache
 LARGEST_IMAGE = 2**31  # pixels; pycocotools counts them in 32 bits
+META = ("categories", "names", "image_keys", "object_keys", "has_masks")  # kept next to arrays
 NAME_LISTS = ("image_classes", "semantic_classes", "attribute_classes")
 
 
@@ -66,12 +67,6 @@ class CocoIndex:
             return _reopen, (self.path, self.folder)
         return CocoIndex, tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
-    def save(self, folder: Path) -> None:
-        """Write all but the faults."""
-        arrays = flat(self.images, "images") | flat(self.objects, "objects")
-        meta = ("categories", "names", "image_keys", "object_keys", "has_masks")
-        cache.save(folder, arrays, {key: getattr(self, key) for key in meta})
-
 
 def open_index(path: str | Path) -> CocoIndex:
     """The index of an annotation file, read now or found in the cache by the file's content.
@@ -97,7 +92,8 @@ def open_index(path: str | Path) -> CocoIndex:
         return index
     try:
         with cache.staging(entry) as folder:
-            index.save(folder)
+            arrays = flat(index.images, "images") | flat(index.objects, "objects")
+            cache.save(folder, arrays, {key: getattr(index, key) for key in META})
             cache.commit(folder, entry)
     except OSError as error:
         log.warning(
@@ -184,7 +180,11 @@ def _index(
     _check_structure(source, members, images, objects)
     faults, mask_faults = images.problems, Problems(source, path)
     _, category_ids = read_categories(members["categories"], faults)
-    names = {key: _names(members, key, faults) for key in NAME_LISTS}
+    names = {key: members.get(key, []) for key in NAME_LISTS}
+    for key, found in names.items():
+        if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+            faults.add(key, "must be a list of names")
+            names[key] = []
     image_table = images.table()
     table = objects.table(image_table.ids)
     check_images(image_table, len(names["image_classes"]), faults)
@@ -228,14 +228,6 @@ def _check_structure(
             fault = f"{reader.non_object}, not an object: remove it"
         if fault:
             raise DataError(f"{source}: {fault}; is it a COCO file for detection or segmentation?")
-
-
-def _names(members: Mapping[str, Any], key: str, faults: Problems) -> list[str]:
-    names = members.get(key, [])
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        return names
-    faults.add(key, "must be a list of names")
-    return []
 
 
 def check_images(images: ImageTable, num_classes: int, problems: Problems) -> None:

@@ -97,7 +97,7 @@ class RecordReader:
         found = _plain([record.get(key) for record in records], int)
         if found is not None and low <= found.min() and found.max() <= LARGEST:
             return found, np.ones(len(records), bool)
-        values = self._each(records, key, read, None)
+        values = self.each(records, key, read, None)
         numbers = np.array([-1 if value is None else value for value in values], np.int64)
         return numbers, np.array([value is not None for value in values], bool)
 
@@ -106,13 +106,9 @@ class RecordReader:
         values: list[Any] = [record.get(key) for record in records]
         if set(map(type, values)) == {str} and all(map(_HARMLESS.fullmatch, values)):
             return values
-        return self._each(records, key, lambda name: _file_name(name, required=required), "")
+        return self.each(records, key, lambda name: _file_name(name, required=required), "")
 
-    def names(self, records: Sequence[Record]) -> list[str]:
-        """The column 'name'; "" where it is bad."""
-        return self._each(records, "name", _name, "")
-
-    def _each(
+    def each(
         self, records: Sequence[Record], key: str, read: Callable[[Any], Any], bad: Any
     ) -> list[Any]:
         """`read` of each value; a ValueError, with hint and kind, is a problem and gives `bad`."""
@@ -255,21 +251,21 @@ class AnnotationReader(RecordReader):
             found = _plain(list(chain.from_iterable(values)), float)
             if found is not None:
                 return found.reshape(-1, 4)
-        boxes = self._each(records, "bbox", _box, (0, 0, 0, 0))
+        boxes = self.each(records, "bbox", _box, (0, 0, 0, 0))
         return np.array(boxes, np.float64)
 
     def _areas(self, records: Sequence[Record]) -> np.ndarray:
         """The column 'area' float64; NaN where it is absent or bad."""
         found = _plain([record.get("area") for record in records], float)
         if found is None or not (np.abs(found) < LARGEST_AREA).all():
-            found = np.array(self._each(records, "area", _area, np.nan), np.float64)
+            found = np.array(self.each(records, "area", _area, np.nan), np.float64)
         return found
 
     def _crowds(self, records: Sequence[Record]) -> np.ndarray:
         """The column 'iscrowd' int8; -1 where it is absent or bad."""
         found = _plain([record.get("iscrowd") for record in records], int)
         if found is None or not ((found == 0) | (found == 1)).all():
-            found = np.array(self._each(records, "iscrowd", _crowd, -1), np.int8)
+            found = np.array(self.each(records, "iscrowd", _crowd, -1), np.int8)
         return found.astype(np.int8)
 
     def _segmentations(self, found: list[Any]) -> tuple[Columns, list[str]]:
@@ -317,7 +313,7 @@ def read_categories(
     reader = RecordReader("categories", problems)
     ids, valid = reader.integers(records, "id")
     report_repeats("categories", records.__getitem__, "id", ids.tolist(), valid, problems)
-    names = reader.names(records)
+    names = reader.each(records, "name", _name, "")
     report_repeats("categories", records.__getitem__, "name", names, map(bool, names), problems)
     order = np.argsort(ids, kind="stable")
     return tuple(names[i] for i in order), tuple(ids[order].tolist())

@@ -33,6 +33,8 @@ log = logging.getLogger("visionkit")
 
 ALWAYS = ("empty-box", "outside-box", "other-class")  # in `dropped` even if there are none
 LOOKS_WRONG = 0.05  # of all boxes far beyond their image: probably corners
+LOUD = ("xyxy-boxes", "all-crowd")  # remarks that are logged at each opening
+FAR = 1.05  # times the size of the image
 TOLERANCE = 1.0  # pixels by which a box may reach out of its image: rounding
 BLOCK = 1 << 13  # objects checked together
 MUCH = 1.1  # an area that is larger than its box by this factor is wrong
@@ -53,6 +55,10 @@ class FaultyRows(NamedTuple):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def among(self, kept: np.ndarray) -> FaultyRows:
+        """The same without the rows where `kept` is false."""
+        return FaultyRows(self.kind, self.rows[kept[self.rows]], self.key, self.list)
+
 
 @dataclass(frozen=True)
 class SelectedObjects:
@@ -68,11 +74,6 @@ class SelectedObjects:
     actions: Mapping[str, Action]  # by kind
     others: int  # objects of classes that are not wanted
     remarks: list[Finding]  # about the file as a whole
-
-    @property
-    def num_objects(self) -> int:
-        """Without crowd regions."""
-        return int(self.label_counts.sum())
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -92,10 +93,9 @@ class SelectedObjects:
             counts["kept"][remark.kind] = counts["kept"].get(remark.kind, 0) + 1
         return counts
 
-    def bad_masks(self) -> np.ndarray:
-        """The rows of malformed segmentations."""
-        rows = [f.rows for f in self.faulty if f.kind == "bad-mask"]
-        return rows[0] if rows else np.zeros(0, np.int64)
+    def rows_with(self, kind: str) -> np.ndarray:
+        """The rows of that kind of fault."""
+        return next((group.rows for group in self.faulty if group.kind == kind), _NONE)
 
     def findings(self, index: CocoIndex) -> Iterator[Finding]:
         """One for each faulty record, then the remarks."""
@@ -121,20 +121,23 @@ def choose_objects(
     actions = {name: kind.default for name, kind in FINDING_KINDS.items()} | dict(actions)
     labels = rows_of(objects.category, np.array(classes.ids))
     wanted = labels >= 0
+    used = wanted & (objects.image >= 0)
     faulty = []
-    for kind, rows, key, where in find_faulty(index, names, masks=masks):
-        rows = rows if where == "images" or kind == "unknown-image" else rows[wanted[rows]]
-        if len(rows):
-            faulty.append(FaultyRows(kind, rows, key, where))
-    for group in faulty:
+    for group in find_faulty(index, names, masks=masks):
+        if group.list == "annotations" and group.kind != "unknown-image":
+            group = group.among(wanted)
+        faulty.append(group)
         if actions[group.kind] == "error":
             problems.findings += report(index, group, "error")
-
-    used = wanted & (objects.image >= 0)
-    for group in faulty:
-        if actions[group.kind] == "drop":
+        elif actions[group.kind] == "drop":
             used[group.rows] = False
-    faulty = _of_used(faulty, actions, used)
+    faulty = [  # no remarks on objects that are dropped for another reason
+        group.among(used)
+        if actions[group.kind] == "keep" and group.list == "annotations"
+        else group
+        for group in faulty
+    ]
+    faulty = [group for group in faulty if len(group)]
     by_image, images = objects.rows_by_image(), np.arange(len(index.images.ids) + 1)
     skipped = by_image[(wanted & (objects.image >= 0) & ~used)[by_image]]
     order = by_image[used[by_image]]
@@ -143,6 +146,7 @@ def choose_objects(
     if len(bare) and len(order):
         faulty.append(FaultyRows("no-annotations", bare, "id", "images"))
     single = objects.iscrowd[order] != 1
+    over = next((group.rows for group in faulty if group.kind == "overhanging-box"), _NONE)
     return SelectedObjects(
         rows=order.astype(np.int32),
         starts=starts,
@@ -153,58 +157,26 @@ def choose_objects(
         faulty=faulty,
         actions=actions,
         others=int((~wanted).sum()),
-        remarks=_remarks(index, order, single, labels, classes, _far_over(index, used, faulty)),
+        remarks=_remarks(index, order, labels, classes, over[used[over]]),
     )
 
 
-def _of_used(
-    faulty: list[FaultyRows], actions: Mapping[str, Action], used: np.ndarray
-) -> list[FaultyRows]:
-    """Without remarks on objects that are dropped for another reason."""
-    found = []
-    for group in faulty:
-        if actions[group.kind] == "keep" and group.list == "annotations":
-            group = FaultyRows(group.kind, group.rows[used[group.rows]], group.key)
-        found += [group] if len(group) else []
-    return found
-
-
-def _far_over(index: CocoIndex, used: np.ndarray, faulty: list[FaultyRows]) -> int:
-    """How many boxes end more than a twentieth of their image beyond it."""
-    over = [group.rows for group in faulty if group.kind == "overhanging-box"]
-    rows = over[0][used[over[0]]] if over else np.zeros(0, np.int64)
-    boxes, sizes = index.objects.bbox[rows], index.images.sizes[index.objects.image[rows]]
-    return int((boxes[:, :2] + boxes[:, 2:] > 1.05 * sizes[:, ::-1]).any(1).sum())
-
-
 def _remarks(
-    index: CocoIndex,
-    order: np.ndarray,
-    single: np.ndarray,
-    labels: np.ndarray,
-    classes: Classes,
-    overhang: int,
+    index: CocoIndex, order: np.ndarray, labels: np.ndarray, classes: Classes, over: np.ndarray
 ) -> list[Finding]:
-    """Findings about all objects together."""
+    """Findings about all objects together; `over` are the rows of used overhanging boxes."""
     found, file = [], str(index.path)
-    if overhang > LOOKS_WRONG * len(order):
-        found.append(
-            finding(
-                "xyxy-boxes",
-                f"{overhang} boxes reach far beyond their image; are they [x, y, width, height]?",
-                file=file,
-                key="bbox",
-            )
-        )
-    if len(order) and not single.any():
+    boxes, sizes = index.objects.bbox[over], index.images.sizes[index.objects.image[over]]
+    far = int((boxes[:, :2] + boxes[:, 2:] > FAR * sizes[:, ::-1]).any(1).sum())
+    if far > LOOKS_WRONG * len(order):
+        text = f"{far} boxes reach far beyond their image; are they [x, y, width, height]?"
+        found.append(finding("xyxy-boxes", text, file=file, key="bbox"))
+    if len(order) and (index.objects.iscrowd[order] == 1).all():
         found.append(finding("all-crowd", f"all {len(order)} objects are crowd regions", file=file))
     if len(order):
         counts = np.bincount(labels[order], minlength=len(classes.names))
         found += class_findings(classes.names, counts, "object", file)
     return found
-
-
-LOUD = ("xyxy-boxes", "all-crowd")  # remarks that are logged at each opening
 
 
 def warn(file: str, objects: SelectedObjects) -> None:
@@ -290,17 +262,26 @@ def report(index: CocoIndex, faulty: FaultyRows, action: Action) -> Iterator[Fin
     table = index.images if faulty.list == "images" else index.objects
     for row in faulty.rows.tolist():
         record = table.record(row)
-        value = short(record.get(faulty.key))
-        what = f"'{faulty.key}' is {value}" if faulty.key in record else f"no '{faulty.key}'"
-        yield finding(
-            faulty.kind,
-            f"{what}{_because(index, faulty.kind, row, record)}",
-            action,
-            file=str(index.path),
-            place=place(faulty.list, row, record),
-            key=faulty.key,
-            value=value,
-        )
+        shown = short(record.get(faulty.key))
+        what = f"'{faulty.key}' is {shown}" if faulty.key in record else f"no '{faulty.key}'"
+        what += _because(index, faulty.kind, row, record)
+        yield describe(index, faulty.kind, row, faulty.key, what, action, list_=faulty.list)
+
+
+def describe(
+    index: CocoIndex,
+    kind: str,
+    row: int,
+    key: str,
+    what: str,
+    action: Action | None = None,
+    *,
+    list_: str = "annotations",
+) -> Finding:
+    """A finding about a key of the record in that row."""
+    record = (index.images if list_ == "images" else index.objects).record(row)
+    where, value = place(list_, row, record), short(record.get(key))
+    return finding(kind, what, action, file=str(index.path), place=where, key=key, value=value)
 
 
 def _because(index: CocoIndex, kind: str, row: int, record: Record) -> str:

@@ -1,7 +1,6 @@
 """Datasets: what `type:` can name under `data.train` and `data.val`."""
 
-from visionkit.data.datasets.coco import Coco
-from visionkit.data.datasets.crops import Crops
+from visionkit.data.datasets.coco import Coco, Crops
 from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.idx import Idx
 from visionkit.data.datasets.label_maps import LabelMaps
