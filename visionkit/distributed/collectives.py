@@ -138,14 +138,6 @@ def all_reduce_max(numbers: Sequence[int]) -> list[int]:
     return votes.tolist()
 
 
-def any_rank(*flags: bool, device: torch.device) -> list[bool]:
-    """For each of the flags, whether it is set in any rank."""
-    if world_size() == 1:
-        return list(flags)
-    votes = all_reduce_sum(torch.tensor(flags, dtype=torch.int32, device=device))
-    return [bool(vote) for vote in votes.tolist()]
-
-
 def sync_gradients(parameters: Iterable[nn.Parameter], others: Sequence[Tensor] = ()) -> None:
     """Replace each gradient, and each of the `others`, by its mean over all ranks, in one flat
     all-reduce.

@@ -1,4 +1,4 @@
-"""The state of a run while it trains: how it is saved and restored, and the guard against NaN."""
+"""The state of a run while it trains: how it is saved and restored, and the check for NaN."""
 
 from __future__ import annotations
 
@@ -18,31 +18,12 @@ from visionkit.engine.failures import is_out_of_memory
 from visionkit.engine.optim import Learner, StepResult
 from visionkit.engine.progress import Progress
 from visionkit.errors import CheckpointError, DataError, DivergedError, LostRank, ResourceError
-from visionkit.models.model import VisionModel
 from visionkit.runs import checkpoint
 from visionkit.types import Batch, Classes
 
 log = logging.getLogger("visionkit")
 MAX_WRITE_ERRORS = 3  # in a row; then the run ends
 MAX_SKIPPED_IN_A_ROW = 10  # steps; with more the run has diverged
-
-
-class Buffers:
-    """The buffers of a model as they were before a step: batch norms count what passes through
-    them before it is known whether the step will be made."""
-
-    def __init__(self, model: VisionModel) -> None:
-        self._now = [*model.buffers()]
-        self._before = [torch.empty_like(buffer) for buffer in self._now]
-
-    def remember(self) -> None:
-        if self._now:
-            torch._foreach_copy_(self._before, self._now)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        if self._now:
-            torch._foreach_copy_(self._now, self._before)
 
 
 @dataclass
@@ -62,7 +43,8 @@ class TrainingState:
     _best: dict[str, Any] | None = field(default=None, init=False)  # could not be written yet
 
     def __post_init__(self) -> None:
-        self.buffers = Buffers(self.learner.model)
+        self._buffers = [*self.learner.model.buffers()]
+        self._before = [torch.empty_like(buffer) for buffer in self._buffers]
 
     def save_best(self, *, final: bool = False) -> None:
         """checkpoints/best.pt: weights to predict with.
@@ -128,20 +110,28 @@ class TrainingState:
     def save_on_failure(self) -> Iterator[None]:
         """Around what changes no weights: if an unreadable image, a lack of memory or a lost rank
         ends the run inside, the state after the last whole step is saved."""
-        self.buffers.remember()
+        if self._buffers:
+            torch._foreach_copy_(self._before, self._buffers)
         try:
             yield
         except Exception as error:
             known = isinstance(error, DataError | ResourceError | LostRank)
             if not known and not is_out_of_memory(error):
                 raise
-            self.buffers.restore()
+            self.restore_buffers()
             try:
                 if self.progress.step > 0 and self.progress.unsaved:
                     self.save_last(final=True)
             except (CheckpointError, MemoryError) as failure:  # the first error matters more
                 log.warning("%s", failure)
             raise
+
+    @torch.no_grad()
+    def restore_buffers(self) -> None:
+        """The buffers of the model as before the step: batch norms count what passes through them
+        before it is known whether the step will be made."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._before)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Restore what `save_last` saved. Raises CheckpointError if it does not fit."""
@@ -192,41 +182,36 @@ def flattened(settings: Any, key: str = "") -> dict[str, Any]:
     return {name: value for part in parts for name, value in part.items()}
 
 
-class NanGuard:
-    """Checks before each update that losses and gradients are finite: `train.on_nonfinite`.
+def check_finite(state: TrainingState, result: StepResult, batches: list[Batch]) -> bool:
+    """Check before an update that losses and gradients are finite: `train.on_nonfinite`.
 
-    All ranks decide alike, because they have the mean losses and gradients of all. fp16's
-    GradScaler skips steps with infinite gradients by design; those are left to it.
+    False if the step is to be skipped, with the batch statistics as before it. Raises DivergedError
+    where `on_nonfinite` is not `skip`, or after too many in a row. All ranks decide alike, because
+    they have the mean losses and gradients of all. fp16's GradScaler skips steps with infinite
+    gradients by design; those are left to it.
     """
-
-    def __init__(self, state: TrainingState) -> None:
-        self.learner, self.progress, self.buffers = state.learner, state.progress, state.buffers
-
-    def check(self, result: StepResult, batches: list[Batch]) -> bool:
-        """False if the step is to be skipped, with the batch statistics as before it. Raises
-        DivergedError where `on_nonfinite` is not `skip`, or after too many in a row."""
-        *values, gradient = torch.stack([*result.losses.values(), result.norm]).tolist()
-        terms = dict(zip(result.losses, values, strict=True))  # one wait for a GPU
-        wrong = [name for name, value in terms.items() if not math.isfinite(value)]
-        if not wrong and (math.isfinite(gradient) or self.learner.scaler.is_enabled()):
-            return True
-        what = f"loss {', '.join(wrong)}" if wrong else "gradient"
-        progress = self.progress
-        message = (
-            f"step {progress.step + 1} (epoch {progress.epoch}, learning rate "
-            f"{result.lr:.3g}): the {what} is not finite ({terms}; gradient norm {gradient:g}); "
-            f"{_image_ids(result, batches)}"
+    progress = state.progress
+    *values, gradient = torch.stack([*result.losses.values(), result.norm]).tolist()
+    terms = dict(zip(result.losses, values, strict=True))  # one wait for a GPU
+    wrong = [name for name, value in terms.items() if not math.isfinite(value)]
+    if not wrong and (math.isfinite(gradient) or state.learner.scaler.is_enabled()):
+        return True
+    what = f"loss {', '.join(wrong)}" if wrong else "gradient"
+    message = (
+        f"step {progress.step + 1} (epoch {progress.epoch}, learning rate "
+        f"{result.lr:.3g}): the {what} is not finite ({terms}; gradient norm {gradient:g}); "
+        f"{_image_ids(result, batches)}"
+    )
+    if state.learner.settings.on_nonfinite != "skip":
+        raise DivergedError(
+            f"{message}. The weights are as after the step before. Try a smaller train.lr, or "
+            "train.precision=fp32, or skip such steps with train.on_nonfinite=skip"
         )
-        if self.learner.settings.on_nonfinite != "skip":
-            raise DivergedError(
-                f"{message}. The weights are as after the step before. Try a smaller train.lr, or "
-                "train.precision=fp32, or skip such steps with train.on_nonfinite=skip"
-            )
-        self.buffers.restore()
-        progress.skip(message)
-        if (skipped := progress.skipped_in_a_row) > MAX_SKIPPED_IN_A_ROW:
-            raise DivergedError(f"{message}. {skipped} steps in a row were skipped")
-        return False
+    state.restore_buffers()
+    progress.skip(message)
+    if (skipped := progress.skipped_in_a_row) > MAX_SKIPPED_IN_A_ROW:
+        raise DivergedError(f"{message}. {skipped} steps in a row were skipped")
+    return False
 
 
 def _image_ids(result: StepResult, batches: list[Batch]) -> str:

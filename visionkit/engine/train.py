@@ -30,7 +30,7 @@ from visionkit.engine.failures import (
 )
 from visionkit.engine.optim import Learner, StepResult, total_norm
 from visionkit.engine.setup import setup
-from visionkit.engine.state import NanGuard, TrainingState
+from visionkit.engine.state import TrainingState, check_finite
 from visionkit.errors import Preempted
 from visionkit.ops.inference import autocast
 from visionkit.runs import directory, files
@@ -107,7 +107,6 @@ def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -
     learner, progress, settings = state.learner, state.progress, state.config.train
     trained = [source for source in sources if source.train is not None]
     accumulate = settings.accumulate_grad_batches
-    guard = NanGuard(state)
     with contextlib.ExitStack() as stack:
         streams = open_streams(state.config, trained, stack, start=progress.step * accumulate)
         _validate_if_due(state, sources, stop)  # where a stopped run did not reach it
@@ -125,7 +124,7 @@ def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -
 
             batches = [batch for _, batch in taken]
             losses = {}
-            if guard.check(result, batches):
+            if check_finite(state, result, batches):
                 learner.update(result.norm, step)
                 losses = result.losses | {"grad_norm": result.norm}
             progress.update_scaler(learner.scaler)
@@ -133,10 +132,9 @@ def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -
             progress.advance(sum(map(len, batches)), losses, result.lr, metrics)
 
             with state.save_on_failure():
-                interrupted, due = collectives.any_rank(
-                    bool(stop.received), progress.save_due, device=learner.device
-                )
-            if due or interrupted:
+                due = [int(bool(stop.received)), int(progress.save_due)]
+                interrupted, save = map(bool, collectives.all_reduce_max(due))  # on any rank
+            if save or interrupted:
                 state.save_last(final=interrupted)
             if interrupted:
                 stop.received = agree_on_signal(stop.received)
