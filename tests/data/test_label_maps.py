@@ -48,7 +48,7 @@ def test_maps_of_numbers(folder):
     image(folder / "images" / ".hidden.png")
     (folder / "labels" / "notes.txt").write_text("no map")
     data = opened(folder, classes=CLASSES)
-    assert data.keys == ("semantic",) and data.class_key == "semantic"
+    assert data.keys == ("semantic",)
     assert data.classes == {"semantic": Classes(tuple(CLASSES), (0, 1, 2))}
     assert data.file_names == ["b.jpg", "deep/a.png"] and data.image_ids == [0, 1]
     assert data.image_path(1) == folder / "images" / "deep" / "a.png"

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from visionkit.data.loading.samplers import InfiniteBatchSampler
-from visionkit.data.loading.source import Source
+from visionkit.data.loading.source import InfiniteBatchSampler, Source
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import HorizontalFlip
 from visionkit.errors import ConfigError, DataError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from visionkit.config import Config, SourceConfig, missing_paths
 from visionkit.config.components import build, head_class
@@ -52,15 +51,16 @@ def open_sources(
         for split in splits
         if getattr(config.data[name], split)
     ]
-    for name, split in wanted:
-        if (name, split) in skip:
-            continue
+    for name, split in [pair for pair in wanted if pair not in skip]:
         spec, where = config.data[name], split_key(name, split)
         try:
-            opened[name, split] = dataset = _open(getattr(spec, split))
+            dataset = build("datasets", getattr(spec, split))
+            if len(dataset) == 0:
+                raise DataError(f"{getattr(spec, split)['type']}: no images")
         except (ConfigError, DataError) as error:
             errors.append(_located(where, error, _generated_hint(spec, split)))
             continue
+        opened[name, split] = dataset
         errors += _check_keys(where, dataset, spec.feeds, config)
         errors += _check_objects(where, dataset, split)
     lists = class_lists(class_keys(config), config.data, opened, classes or {})
@@ -116,13 +116,6 @@ def head_classes(config: Config, sources: list[Source]) -> dict[str, Classes]:
     }
 
 
-def _open(section: dict[str, Any]) -> Dataset:
-    dataset = build("datasets", section)
-    if len(dataset) == 0:
-        raise DataError(f"{section['type']}: no images")
-    return dataset
-
-
 def _located(where: str, error: VisionkitError, hint: str, kind: str = "file") -> VisionkitError:
     """The same error with the key of the dataset in front."""
     message = f"{where}: {error}{hint}"
@@ -135,9 +128,8 @@ def _located(where: str, error: VisionkitError, hint: str, kind: str = "file") -
 def _generated_hint(spec: SourceConfig, split: str) -> str:
     """A hint for those who replaced the training data of a shipped config, but not the
     validation data."""
-    if split != "val" or spec.train is None or spec.val is None:
-        return ""
-    if spec.val["type"] != "Shapes" or spec.train["type"] == "Shapes":
+    types = [None if one is None else one["type"] for one in (spec.train, spec.val)]
+    if split != "val" or types[0] in (None, "Shapes") or types[1] != "Shapes":
         return ""
     return "\n  data.val is still generated shapes: give your own, or data.val=null for none"
 
@@ -154,16 +146,14 @@ def _check_objects(where: str, dataset: Dataset, split: str) -> list[DataError]:
 
 def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[DataError]:
     """An error for each target key that a fed head needs and the dataset lacks."""
-    errors = []
+    errors, given = [], ", ".join(dataset.keys) or "only images"
     for head in feeds:
         cls = head_class(config, head)
-        for key in cls.required_targets:
-            if key not in dataset.keys:
-                given = ", ".join(dataset.keys) or "only images"
-                text = (
-                    f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it gives "
-                    f"{given}. Feed {head!r} from another source"
-                )
-                found = finding("config", text, file=where, key=key)
-                errors.append(DataError(f"{where}: {text}", [found]))
+        for key in [key for key in cls.required_targets if key not in dataset.keys]:
+            text = (
+                f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it gives "
+                f"{given}. Feed {head!r} from another source"
+            )
+            found = finding("config", text, file=where, key=key)
+            errors.append(DataError(f"{where}: {text}", [found]))
     return errors

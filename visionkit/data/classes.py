@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -153,22 +154,14 @@ def class_mapped(
 ) -> Dataset:
     """The dataset with those class lists; the same dataset, if it has them already. DataError if a
     class does not match. `where` is its key in the config."""
-    same = all(
-        dataset.classes[key].names == names
-        for key, names in classes.items()
-        if key in dataset.classes
-    )
-    if same and labeled is None:
+    own = dataset.classes
+    if labeled is None and all(own[key].names == classes[key] for key in own.keys() & classes):
         return dataset
     mapped = ClassMappedDataset(dataset, classes, labeled)
     for key, names in mapped.unlabeled.items():
         if key in classes:
-            log.info(
-                "%s: not labeled here: %s (%s); losses and metrics ignore them",
-                where,
-                listed(names),
-                key,
-            )
+            text = "%s: not labeled here: %s (%s); losses and metrics ignore them"
+            log.info(text, where, listed(names), key)
     return mapped
 
 
@@ -183,12 +176,8 @@ def _match(own: Names, names: Names, key: str, *, ignore_others: bool) -> np.nda
 
 def _ids(own: Classes, table: np.ndarray, count: int) -> tuple[int, ...]:
     """The dataset's id of each class; for classes that it lacks, unused numbers."""
-    fresh = max(own.ids, default=0) + 1
-    ids = [fresh + i for i in range(count)]
-    for id_, label in zip(own.ids, table.tolist(), strict=True):
-        if label != UNMAPPED:
-            ids[label] = id_
-    return tuple(ids)
+    fresh, own_ids = max(own.ids, default=0) + 1, dict(zip(table.tolist(), own.ids, strict=True))
+    return tuple(own_ids.get(label, fresh + label) for label in range(count))
 
 
 def _labeled_mask(names: Names, table: np.ndarray, labeled: list[str] | None) -> np.ndarray:
@@ -246,12 +235,9 @@ def _linked(
 
 
 def _union(key: str, members: Iterable[str], opened: Mapping[tuple[str, str], Dataset]) -> Names:
-    names: dict[str, None] = {}
-    for member in members:
-        dataset = opened.get((member, "train"), opened.get((member, "val")))
-        if dataset is not None and key in dataset.classes:
-            names |= dict.fromkeys(dataset.classes[key].names)
-    return tuple(names)
+    datasets = [opened.get((name, "train"), opened.get((name, "val"))) for name in members]
+    known = [one.classes[key].names for one in datasets if one is not None and key in one.classes]
+    return tuple(dict.fromkeys(chain.from_iterable(known)))
 
 
 class Group(NamedTuple):

@@ -24,6 +24,16 @@ class Fault(NamedTuple):
     clause: str
 
 
+_BEGINNINGS = {  # of files that are something else than expected
+    b"version https://git-lfs": Fault(
+        "pointer", "is a Git LFS pointer, not the data itself: run `git lfs pull`"
+    ),
+    b"<": Fault("page", "looks like a web page or XML: download the file itself"),
+    b"\x1f\x8b": Fault("archive", "is gzip-compressed: unpack it first"),
+    b"PK\x03\x04": Fault("archive", "is a zip archive: unpack it first"),
+}
+
+
 def diagnose(path: str | Path) -> str:
     """Why a file cannot be read: a clause that follows its name, such as `is empty: download it
     again`."""
@@ -46,14 +56,9 @@ def find_fault(path: str | Path) -> Fault:
         return Fault("unreadable", f"cannot be opened ({error.strerror}): check its permissions")
     if not start:
         return Fault("empty", "is empty: download or write it again")
-    if start.startswith(b"version https://git-lfs"):
-        return Fault("pointer", "is a Git LFS pointer, not the data itself: run `git lfs pull`")
-    if start.lstrip()[:1] == b"<":
-        return Fault("page", "looks like a web page or XML: download the file itself")
-    if start.startswith(b"\x1f\x8b"):
-        return Fault("archive", "is gzip-compressed: unpack it first")
-    if start.startswith(b"PK\x03\x04"):
-        return Fault("archive", "is a zip archive: unpack it first")
+    for beginning, fault in _BEGINNINGS.items():
+        if start.lstrip().startswith(beginning):
+            return fault
     return Fault("damaged", "is damaged, cut short or of another format: check or replace it")
 
 

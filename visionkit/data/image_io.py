@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias, TypeVar
 
@@ -21,8 +22,16 @@ from visionkit.errors import DataError, printable
 
 Exif: TypeAlias = Literal["apply", "ignore"]  # whether an EXIF orientation turns the image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = {  # that are read, with their suffixes
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm"),
+}
+SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))
 MAX_PIXELS = 178_956_970  # Pillow itself refuses more, as a decompression bomb
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -57,18 +66,19 @@ def read_image(path: str | Path, *, exif: Exif = "apply") -> Tensor:
     return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
 
 
-def check_label_mode(mode: str) -> None:
-    """`Refused` unless images of that mode can be semantic maps."""
-    if mode not in ("L", "P"):
-        clause = f"has mode {mode}: a semantic map must be 8-bit gray or palette"
-        raise Refused(Fault("values", clause))
+def label_mode_fault(mode: str) -> Fault | None:
+    """Why an image of that mode cannot be a semantic map; None if it can."""
+    if mode in ("L", "P"):
+        return None
+    return Fault("values", f"has mode {mode}: a semantic map must be 8-bit gray or palette")
 
 
 def read_label_map(path: str | Path) -> Tensor:
     """The class numbers of a semantic map, an 8-bit gray or palette image: (h, w) uint8."""
 
     def indices(image: Image.Image) -> Image.Image:
-        check_label_mode(image.mode)
+        if fault := label_mode_fault(image.mode):
+            raise Refused(fault)
         image.load()
         return image
 
@@ -109,7 +119,7 @@ def open_image(path: str | Path, use: Callable[[Image.Image], T]) -> T:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe could block
             raise Refused(find_fault(path))
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=tuple(FORMATS)) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}"
                 raise Refused(Fault("too-large", f"has {size}: make it smaller"))

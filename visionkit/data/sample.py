@@ -118,8 +118,7 @@ class Sample:
         return target
 
     def _add_objects(self, target: Target) -> None:
-        assert self.boxes is not None and self.labels is not None
-        assert self.iscrowd is not None and self.area is not None  # objects have all four
+        assert self.boxes is not None
         rows = np.flatnonzero(_has_extent(self.boxes))
         boxes = self.boxes[rows]
         if self.segmentations is not None:
@@ -132,11 +131,9 @@ class Sample:
                 rows, boxes, masks = rows[seen], boxes[seen], masks[seen]
             target["masks"] = torch.from_numpy(masks)
         target["boxes"] = torch.from_numpy(boxes)
-        target["labels"] = torch.from_numpy(self.labels[rows])
-        target["iscrowd"] = torch.from_numpy(self.iscrowd[rows])
-        target["area"] = torch.from_numpy(self.area[rows])
-        if self.attributes is not None:
-            target["attributes"] = torch.from_numpy(self.attributes[rows])
+        for key in ("labels", "iscrowd", "area", "attributes"):
+            if (column := getattr(self, key)) is not None:
+                target[key] = torch.from_numpy(column[rows])
         if self.labeled is not None:
             target["labeled"] = torch.from_numpy(self.labeled)
 

@@ -58,8 +58,6 @@ def window(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
 class HorizontalFlip:
     """Flips left to right with probability `p`."""
 
-    resizes: ClassVar[bool] = False
-
     def __init__(self, *, p: Fraction = 0.5):
         self.p = p
 
@@ -69,8 +67,6 @@ class HorizontalFlip:
 
 class VerticalFlip:
     """Flips top to bottom with probability `p`."""
-
-    resizes: ClassVar[bool] = False
 
     def __init__(self, *, p: Fraction = 0.5):
         self.p = p
@@ -144,8 +140,6 @@ class RandomCrop:
     of a random object if there is one.
     """
 
-    resizes: ClassVar[bool] = False
-
     def __init__(self, *, low: Fraction = 0.5, p: Fraction = 0.5):
         self.low, self.p = low, p
 
@@ -163,8 +157,6 @@ class ColorJitter:
     All four are one linear map of the RGB values, rounded and clipped once. Hue rotates the plane
     of equal luma, which is much cheaper than a conversion to HSV.
     """
-
-    resizes: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -190,8 +182,6 @@ class ColorJitter:
 
 class Grayscale:
     """Makes the image gray with probability `p`."""
-
-    resizes: ClassVar[bool] = False
 
     def __init__(self, *, p: Fraction = 0.1):
         self.p = p

@@ -94,11 +94,11 @@ DONE = {"drop": "dropped", "fix": "fixed", "keep": "kept"}  # by action
 
 def count_findings(findings: Iterable[Finding] = ()) -> FindingCounts:
     """The number of findings of each kind, by what was done; errors do not count."""
-    counts: FindingCounts = {done: Counter() for done in DONE.values()}
-    for found in findings:
-        if found.action in DONE:
-            counts[DONE[found.action]][found.kind] += 1
-    return {done: dict(kinds) for done, kinds in counts.items()}
+    counts = Counter((found.action, found.kind) for found in findings)
+    return {
+        done: {kind: n for (action, kind), n in counts.items() if DONE.get(action) == done}
+        for done in DONE.values()
+    }
 
 
 class Problems:

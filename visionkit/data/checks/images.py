@@ -21,10 +21,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from visionkit.config import Config
+from visionkit.data import image_io
 from visionkit.data.checks.findings import Finding, Place, Problems
 from visionkit.data.checks.kinds import Action, Severity
 from visionkit.data.files import find_fault
-from visionkit.data.image_io import Exif, Refused, check_label_mode, open_image, orientation, to_rgb
+from visionkit.data.image_io import Exif, Refused
 from visionkit.data.loading.cache import cache_folder, evict, remove, touch
 from visionkit.data.loading.source import Source, iter_splits, max_unreadable, split_key
 from visionkit.data.loading.workers import cores
@@ -43,16 +44,6 @@ CACHE_LIMIT = 2**30  # bytes of all files; the least recently used are removed f
 MAX_THREADS = 16  # decoding releases Python's lock
 _BLOCK = 32  # images of a thread's task, which are remembered together
 
-SUFFIXES_OF = {
-    "JPEG": (".jpg", ".jpeg"),
-    "MPO": (".jpg", ".jpeg"),  # a JPEG with more images behind the first
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm"),
-}
 LOST = {  # what `read_image` drops
     "alpha": "has transparent pixels: alpha is dropped",
     "bits": "has 16 bits a channel: they are scaled to 8",
@@ -93,7 +84,7 @@ def inspect_image(path: Path) -> ImageInfo:
         if getattr(image, "is_animated", False) and image.format in ("GIF", "WEBP", "PNG", "TIFF"):
             loses.append("frames")
         image.load()
-        to_rgb(image)
+        image_io.to_rgb(image)
         if _is_transparent(image):
             loses.append("alpha")
         with open(path, "rb") as file:
@@ -101,7 +92,7 @@ def inspect_image(path: Path) -> ImageInfo:
         return ImageInfo(
             height=image.height,
             width=image.width,
-            orientation=orientation(image),
+            orientation=image_io.orientation(image),
             mode=image.mode,
             format=image.format or "",
             loses=" ".join(loses),
@@ -109,7 +100,7 @@ def inspect_image(path: Path) -> ImageInfo:
         )
 
     try:
-        return open_image(path, inspect)
+        return image_io.open_image(path, inspect)
     except Refused as refused:
         return ImageInfo(*refused.fault)
 
@@ -197,11 +188,8 @@ class ImageInfoCache:
             evict(self._file.parent, CACHE_LIMIT, keep=self._file)
 
     def _give_up(self, error: Exception) -> None:
-        log.warning(
-            "the results of image inspection cannot be cached, so each start inspects all images "
-            "[%s]; VISIONKIT_CACHE names another folder",
-            error,
-        )
+        text = "the results of image inspection cannot be cached, so each start inspects all images"
+        log.warning("%s [%s]; VISIONKIT_CACHE names another folder", text, error)
         if self._database is not None:
             self._database.close()
         self._database = None
@@ -220,14 +208,9 @@ def inspect_images(paths: Sequence[Path], name: str = "images") -> list[ImageInf
         return []
     full = [os.path.abspath(path) for path in paths]
     cache = ImageInfoCache(os.path.commonpath([*map(os.path.dirname, full)]))
-    found: dict[str, ImageInfo] = {}
-    unknown: list[str] = []
-    for path in dict.fromkeys(full):
-        known = cache.find(path, _state(path))
-        if known is None:
-            unknown.append(path)
-        else:
-            found[path] = known
+    remembered = {path: cache.find(path, _state(path)) for path in full}
+    found = {path: info for path, info in remembered.items() if info is not None}
+    unknown = [path for path in remembered if path not in found]
     blocks = [unknown[start : start + _BLOCK] for start in range(0, len(unknown), _BLOCK)]
     with (
         ThreadPoolExecutor(min(MAX_THREADS, cores() + 1), "inspect") as pool,
@@ -249,11 +232,10 @@ def _inspect_unchanged(path: str) -> tuple[str, State | None, ImageInfo]:
 
 
 def _state(path: str) -> State | None:
-    try:
+    with suppress(OSError, ValueError):
         status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_size, status.st_mtime_ns
+        return status.st_size, status.st_mtime_ns
+    return None
 
 
 def duplicate_files(infos: Iterable[ImageInfo]) -> list[list[int]]:
@@ -288,7 +270,10 @@ def image_findings(
         index: int, name: str, path: Path, info: ImageInfo, problems: Iterable[_Problem]
     ) -> None:
         place = Place("images", index, None if ids is None else ids[index])
-        if info.format and path.suffix.lower() not in SUFFIXES_OF.get(info.format, ()):
+        format_ = "JPEG" if info.format == "MPO" else info.format  # MPO: more images behind it
+        if info.kind:
+            problems = [(info.kind, info.clause, "error")]
+        elif path.suffix.lower() not in image_io.FORMATS[format_]:
             text = f"is a {info.format} file, unlike its suffix"
             problems = (*problems, ("suffix", text, "note"))
         for kind, text, severity in problems:
@@ -299,9 +284,8 @@ def image_findings(
             )
 
     maps: list[tuple[int, Path, Size | None]] = []
-    for (path, index), info in zip(
-        index_of.items(), inspect_images([*index_of], section), strict=True
-    ):
+    infos = inspect_images([*index_of], section)
+    for (path, index), info in zip(index_of.items(), infos, strict=True):
         annotated = None if sizes is None else (int(sizes[index][0]), int(sizes[index][1]))
         add(index, "image", path, info, _image_problems(info, annotated, exif))
         if hasattr(dataset, "map_path") and (map_path := dataset.map_path(index)) is not None:
@@ -313,14 +297,10 @@ def image_findings(
 
 
 def _image_index(finding: Finding) -> int:
-    assert finding.place is not None
-    return finding.place.index
+    return finding.place.index  # type: ignore[union-attr]  # all here have a place
 
 
 def _image_problems(info: ImageInfo, annotated: Size | None, exif: Exif) -> Iterator[_Problem]:
-    if info.kind:
-        yield info.kind, info.clause, "error"
-        return
     for what in info.loses.split():
         yield what, LOST[what], "warning"
     if info.orientation != 1:
@@ -343,18 +323,12 @@ def _image_problems(info: ImageInfo, annotated: Size | None, exif: Exif) -> Iter
 
 def _map_problems(info: ImageInfo, size: Size | None, any_mode: bool) -> Iterator[_Problem]:
     """`size` is that of the image; `any_mode`: the map's colors count, else its numbers."""
-    if info.kind:
-        yield info.kind, info.clause, "error"
-        return
     if any_mode:
         for what in info.loses.split():
             yield what, LOST[what], "warning"
-    else:
-        try:
-            check_label_mode(info.mode)
-        except Refused as refused:
-            yield refused.fault.kind, refused.fault.clause, "error"
-            return
+    elif fault := image_io.label_mode_fault(info.mode):
+        yield *fault, "error"
+        return
     if size is not None and info.size("ignore") != size:
         text = f"is {info.width}x{info.height}, but its image {size[1]}x{size[0]}"
         yield "size", f"{text}: make them one size", "error"
@@ -367,17 +341,13 @@ def check_images(config: Config, sources: list[Source]) -> dict[str, list[Findin
     names and counts the others. Returns all findings by section, such as `data.train`.
     """
     problems, by_section = Problems("images"), {}
-    for source in sources:
+    for source in [one for one in sources if config.data[one.name].check_images]:
         for split, dataset in iter_splits(source):
-            if not config.data[source.name].check_images:
-                continue
             section = split_key(source.name, split)
-            mine = image_findings(
-                dataset, section, first=collectives.rank(), step=collectives.world_size()
-            )
+            rank, world_size = collectives.rank(), collectives.world_size()
+            mine = image_findings(dataset, section, first=rank, step=world_size)
             everywhere = chain.from_iterable(collectives.all_gather_object(mine))
-            found = sorted(everywhere, key=_image_index)
-            found = mark_replaced(source, split, found)
+            found = mark_replaced(source, split, sorted(everywhere, key=_image_index))
             problems.findings += [finding for finding in found if finding.severity == "error"]
             by_section[section] = found
             if collectives.rank() == 0:

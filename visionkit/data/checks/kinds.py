@@ -144,82 +144,68 @@ _DROPPED = {  # because the arguments of the dataset say so: title, hint
 }
 
 _ONE_SPLIT = "remove it from one split: metrics on images of the training set mean little"
-_REPORTED: dict[str, tuple[str, Severity, str]] = {  # only reported: title, severity, hint
+_REPORTED = {  # never an error: title, hint
     "xyxy-boxes": (
         "datasets whose boxes look like corners",
-        "warning",
         "boxes are [x, y, width, height], not [x1, y1, x2, y2]",
     ),
     "tiny-box": (
         "boxes with a side below one pixel",
-        "note",
         "correct it; an object below one pixel of the network's input is not used in training",
     ),
     "wrong-area": (
         "areas more than a tenth off their mask, or larger than their box",
-        "warning",
         "write the mask's area; evaluation uses the file's, as pycocotools does",
     ),
-    "empty-mask": ("masks without an area", "warning", "re-annotate it; it counts as unknown"),
+    "empty-mask": ("masks without an area", "re-annotate it; it counts as unknown"),
     "mask-box-mismatch": (
         "masks elsewhere than their box (IoU of bounds below 0.5)",
-        "warning",
         "correct the box or the mask",
     ),
     "all-crowd": (
         "datasets of nothing but crowd regions",
-        "warning",
         "annotate single objects: crowd regions are neither used in training nor scored",
     ),
-    "unused-class": (
-        "classes without any object or image",
-        "warning",
-        "add some, or remove the class",
-    ),
-    "rare-class": ("classes of fewer than 10 objects or images", "note", "add some"),
-    "no-annotations": ("images without objects", "note", "right if the image is background"),
+    "unused-class": ("classes without any object or image", "add some, or remove the class"),
+    "rare-class": ("classes of fewer than 10 objects or images", "add some"),
+    "no-annotations": ("images without objects", "right if the image is background"),
     "unlabeled-map": (
         "semantic maps without any labeled pixel",
-        "warning",
         "label some pixels, or remove the map",
     ),
     "class-name-case": (
         "groups of class names that differ in case alone",
-        "warning",
         "merge them if they mean the same",
     ),
     "singleton-identity": (
         "identities with a single image",
-        "warning",
         "add a second image: without a partner it is not used in training",
     ),
     "few-identities": (
         "batches with more places than identities",
-        "warning",
         "lower batch_size or raise images_per_identity: a batch repeats identities",
     ),
-    "no-object": ("images without the object to localize", "warning", "the loss ignores the image"),
-    "many-objects": ("images with several objects to localize", "note", "the largest is used"),
-    "same-data": ("validation sets that are the training set", "warning", "validate on other data"),
-    "train-val-overlap": ("images in training and validation data", "warning", _ONE_SPLIT),
-    "same-content": (
-        "images in training and validation data under two names",
-        "warning",
-        _ONE_SPLIT,
-    ),
+    "no-object": ("images without the object to localize", "the loss ignores the image"),
+    "many-objects": ("images with several objects to localize", "the largest is used"),
+    "same-data": ("validation sets that are the training set", "validate on other data"),
+    "train-val-overlap": ("images in training and validation data", _ONE_SPLIT),
+    "same-content": ("images in training and validation data under two names", _ONE_SPLIT),
     "untrained-class": (
         "classes that validation data have and training data do not",
-        "warning",
         "add training data of the class",
     ),
 }
+_NOTES = {"tiny-box", "rare-class", "no-annotations", "many-objects"}  # the others are warnings
 _SLOW = {"class-map", "empty-mask", "mask-box-mismatch", "unlabeled-map", "same-content"}
 
 FINDING_KINDS: dict[str, FindingKind] = {
     **{name: FindingKind(title, "error", hint) for name, (title, hint) in _STRUCTURE.items()},
     **_QUALITY,
     **{name: FindingKind(title, "note", to, "drop") for name, (title, to) in _DROPPED.items()},
-    **{name: FindingKind(*described, default="keep") for name, described in _REPORTED.items()},
+    **{
+        name: FindingKind(title, "note" if name in _NOTES else "warning", to, "keep")
+        for name, (title, to) in _REPORTED.items()
+    },
 }
 FINDING_KINDS |= {name: FINDING_KINDS[name]._replace(slow=True) for name in _SLOW}
 

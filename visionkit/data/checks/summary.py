@@ -44,7 +44,10 @@ def data_summary(
 def dataset_summary(dataset: Any, images: Iterable[Finding] = ()) -> dict[str, Any]:
     """How many images and objects are used; what was dropped, fixed, and kept although something
     is wrong with it, by kind; a hash of the content; the class lists with the data's own ids."""
-    counts = dataset.counts() if hasattr(dataset, "counts") else count_findings()
+    if hasattr(dataset, "counts"):
+        counts = dataset.counts()
+    else:
+        counts = count_findings(dataset.findings() if hasattr(dataset, "findings") else ())
     of_images = count_findings(images)
     counts = {done: kinds | of_images[done] for done, kinds in counts.items()}
     objects: Any = getattr(dataset, "num_objects", None)
@@ -67,8 +70,7 @@ def fingerprint(dataset: Dataset) -> str | None:
     """A hash of the annotations or labels; for folders, of the file names."""
     if hasattr(dataset, "fingerprint"):
         return dataset.fingerprint
-    names = getattr(dataset, "file_names", None)
-    if names is None:
+    if (names := getattr(dataset, "file_names", None)) is None:
         return None
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -163,12 +165,11 @@ def _paths(root: str, names: list[str]) -> list[str]:
 
 def _same_content(first: list[str], second: list[str]) -> list[tuple[str, str]]:
     """Pairs of images, one of each list, whose files hold the same bytes."""
-    paths = [*map(Path, first), *map(Path, second)]
-    found = []
-    for places in duplicate_files(inspect_images(paths, "images of training and validation data")):
-        ours = [first[i] for i in places if i < len(first)]
-        theirs = [second[i - len(first)] for i in places if i >= len(first)]
-        found += [(ours[0], path) for path in theirs if ours]
+    paths, found = [*first, *second], []
+    infos = inspect_images([*map(Path, paths)], "images of training and validation data")
+    for places in duplicate_files(infos):
+        ours = [paths[i] for i in places if i < len(first)]
+        found += [(ours[0], paths[i]) for i in places if ours and i >= len(first)]
     return sorted(found)
 
 

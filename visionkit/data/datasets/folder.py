@@ -11,11 +11,9 @@ import numpy as np
 from visionkit.config.schema import InputPath
 from visionkit.data.checks.findings import (
     Finding,
-    FindingCounts,
     Problems,
     check_classes,
     class_findings,
-    count_findings,
     finding,
 )
 from visionkit.data.files import is_visible, visible_files
@@ -116,10 +114,6 @@ class ImageFolder(Images):
         names, counts = self.classes["class_id"].names, self.class_counts()["class_id"]
         yield from class_findings(names, counts, "image", str(self.root))
 
-    def counts(self) -> FindingCounts:
-        """The number of findings of each kind."""
-        return count_findings(self.findings())
-
     def class_counts(self) -> dict[str, np.ndarray]:
         """The number of images of each class."""
         size = len(self.classes["class_id"].names)
@@ -151,17 +145,16 @@ def require_folder(path: Path) -> None:
 def _class_folders(root: Path) -> list[str]:
     require_folder(root)
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    names = [name for name in names if is_visible(name)]
-    if not names:
+    if not (names := [*filter(is_visible, names)]):
         raise DataError(f"folder {root} has no class folders: put images into {root}/<class>/")
     return names
 
 
 def images_below(root: Path, class_name: str) -> tuple[list[str], list[str]]:
     """The visible images and other files of a class: paths relative to `root`, sorted."""
-    images: list[str] = []
-    others: list[str] = []
-    for folder, name in visible_files(root / class_name):
-        kind = images if name.lower().endswith(SUFFIXES) else others
-        kind.append(f"{os.path.relpath(folder, root)}/{name}".replace(os.sep, "/"))
-    return sorted(images), sorted(others)
+    names = sorted(
+        f"{os.path.relpath(folder, root)}/{name}".replace(os.sep, "/")
+        for folder, name in visible_files(root / class_name)
+    )
+    images = [name for name in names if name.lower().endswith(SUFFIXES)]
+    return images, [name for name in names if not name.lower().endswith(SUFFIXES)]

@@ -47,7 +47,6 @@ class LabelMaps:
     """
 
     keys = ("semantic",)
-    class_key = "semantic"
 
     def __init__(
         self,
@@ -62,8 +61,8 @@ class LabelMaps:
         exif: Exif = "apply",
     ):
         self.images, self.labels, self.exif = Path(images), Path(labels), exif
-        # The colors of the palette (C,) as one number each, or None.
-        self._colors = None if palette is None else _checked_palette(palette)
+        self.colored_maps = palette is not None  # whether colors count, so any mode is right
+        self._colors = _checked_palette(palette or {})  # (C,) as one number each
         names = self._names(classes, palette)
         order = list(classes or names)
         self.classes = {"semantic": Classes.numbered(order)}
@@ -118,11 +117,6 @@ class LabelMaps:
     def map_path(self, index: int) -> Path:
         return self.labels / self._maps[index]
 
-    @property
-    def colored_maps(self) -> bool:
-        """Whether the colors of maps count, so that they may have any mode."""
-        return self._colors is not None
-
     def __len__(self) -> int:
         return len(self.file_names)
 
@@ -145,7 +139,7 @@ class LabelMaps:
     def semantic_truth(self, image_id: int) -> Tensor:
         """The semantic map of an image as stored: (h, w) uint8, 255 = ignore."""
         path = self.map_path(image_id)
-        numbers = read_label_map(path).numpy() if self._colors is None else self._places(path)
+        numbers = self._places(path) if self.colored_maps else read_label_map(path).numpy()
         classes = self._class_of[numbers]
         if (classes < 0).any():
             values = np.unique(numbers[classes < 0]).tolist()
@@ -158,22 +152,20 @@ class LabelMaps:
 
     def _places(self, path: Path) -> np.ndarray:
         """(h, w): the place of each pixel's color in the palette."""
-        assert self._colors is not None
         codes = _codes(read_image(path, exif="ignore").numpy().astype(np.int64))
-        sorted_colors = np.sort(self._colors)
-        nearest = np.searchsorted(sorted_colors, codes).clip(max=len(sorted_colors) - 1)
-        unknown = sorted_colors[nearest] != codes
+        order = np.argsort(self._colors)
+        place = np.searchsorted(self._colors, codes, sorter=order).clip(max=len(order) - 1)
+        places = order[place]
+        unknown = self._colors[places] != codes
         if unknown.any():
-            colors = [
-                f"[{c >> 16}, {c >> 8 & 255}, {c & 255}]"
-                for c in np.unique(codes[unknown]).tolist()
-            ]
+            found = np.unique(codes[unknown]).tolist()
+            colors = [str([c >> 16, c >> 8 & 255, c & 255]) for c in found]
             raise DataError(
                 f"semantic map {printable(path)} has {plural(int(unknown.sum()), 'pixel')} with "
                 f"colors that are not in the palette: {listed(colors, 5)}; add them, as "
                 f"`{UNLABELED}` if they are of no class"
             )
-        return np.argsort(self._colors)[nearest]
+        return places
 
 
 def check_maps(
@@ -211,19 +203,16 @@ def _pairs(images: Path, labels: Path, split: str | None) -> tuple[list[str], li
     image_names = _files(images, SUFFIXES, problems)
     maps = _files(labels, (".png",), problems)
     wanted = image_names.keys() | maps.keys() if split is None else set(_lines(Path(split)))
-    for stem in sorted(wanted):
-        if stem not in image_names:
-            what = f"its image is not in {images}"
-            problems.add(printable(maps.get(stem, stem)), what, kind="missing-file", value=stem)
-        if stem not in maps:
-            what = f"its map {printable(stem)}.png is not in {labels}"
-            problems.add(
-                printable(image_names.get(stem, stem)), what, kind="missing-file", value=stem
-            )
+    for stem in (chosen := sorted(wanted)):
+        lacks_image = f"its image is not in {images}"
+        lacks_map = f"its map {printable(stem)}.png is not in {labels}"
+        for here, there, what in ((image_names, maps, lacks_image), (maps, image_names, lacks_map)):
+            if stem not in here:
+                where = printable(there.get(stem, stem))
+                problems.add(where, what, kind="missing-file", value=stem)
     problems.raise_any()
-    if not wanted:
+    if not chosen:
         raise DataError(f"{source}: found none")
-    chosen = sorted(wanted)
     return [image_names[stem] for stem in chosen], [maps[stem] for stem in chosen]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 import json
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from visionkit.config.schema import Count, Natural, Range
 from visionkit.data.datasets.coco import Coco
-from visionkit.data.loading.cache import cache_folder
+from visionkit.data.loading.cache import cache_folder, staging
 from visionkit.errors import DataError
 
 SHAPES = ("circle", "ring", "square", "star", "triangle")
@@ -60,16 +59,13 @@ class Shape:
 def random_scene(rng: np.random.Generator, texture: int) -> Scene:
     """A random scene with a texture, an index into `TEXTURES`."""
     hue = rng.random()
+    tones = [(0, rng.uniform(0.55, 0.9)), (rng.uniform(-0.2, 0.2), rng.uniform(0.25, 0.5))]
     pair = [
         colorsys.hsv_to_rgb((hue + turn) % 1, rng.uniform(0.15, 0.6), value)
-        for turn, value in (
-            (0, rng.uniform(0.55, 0.9)),
-            (rng.uniform(-0.2, 0.2), rng.uniform(0.25, 0.5)),
-        )
+        for turn, value in tones
     ]
-    return Scene(
-        texture, rng.uniform(0.07, 0.16), rng.uniform(0, math.pi), np.array(pair, np.float32)
-    )
+    period, angle = rng.uniform(0.07, 0.16), rng.uniform(0, math.pi)
+    return Scene(texture, period, angle, np.array(pair, np.float32))
 
 
 def draw(
@@ -92,9 +88,8 @@ def draw(
 
 def _background(rng: np.random.Generator, scene: Scene, size: int) -> np.ndarray:
     """(size, size, 3) float32 in 0..1: a random part of the scene's texture, unevenly lit."""
-    pattern = _pattern(rng, scene, size)[..., None]
-    dark, light = scene.colors[1], scene.colors[0]
-    image = dark + (light - dark) * pattern
+    light, dark = scene.colors
+    image = dark + (light - dark) * _pattern(rng, scene, size)[..., None]
     y, x = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
     slope = rng.uniform(-0.25, 0.25, 2).astype(np.float32)
     return (image * (1 + slope[0] * y + slope[1] * x)[..., None]).astype(np.float32)
@@ -121,9 +116,8 @@ def _pattern(rng: np.random.Generator, scene: Scene, size: int) -> np.ndarray:
         wave = 2 * np.sin(u) + 2 * np.sin(v)
     else:
         coarse = rng.normal(0, 1, (max(2, round(1.6 * size / period)),) * 2).astype(np.float32)
-        wave = 3 * np.asarray(
-            Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
-        )
+        smooth = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
+        wave = 3 * np.asarray(smooth)
     return 1 / (1 + np.exp(-wave))
 
 
@@ -135,10 +129,9 @@ def _free_shape(
         shape = _random_shape(rng, size, color)
         if shape.mask.sum() < _MIN_PIXELS:
             continue
-        left = [(other.visible & ~shape.mask).sum() for other in shapes]
         if all(
-            pixels >= max(_MIN_PIXELS, _MIN_VISIBLE * other.mask.sum())
-            for pixels, other in zip(left, shapes, strict=True)
+            (other.visible & ~shape.mask).sum() >= max(_MIN_PIXELS, _MIN_VISIBLE * other.mask.sum())
+            for other in shapes
         ):
             return shape
     return None
@@ -281,12 +274,11 @@ def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int 
             f"{out} already exists and is not a generated shapes dataset: choose another folder"
         )
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-            new = Path(scratch) / "new"
+        with staging(out) as scratch:
+            new = scratch / "new"
             _write(new, images, size, seed)
             if replaces:
-                out.rename(Path(scratch) / "old")
+                out.rename(scratch / "old")
             try:
                 new.rename(out)
             except OSError:
@@ -320,7 +312,11 @@ def _write(folder: Path, images: int, size: int, seed: int) -> None:
         image, shapes = draw(rng, scenes[identity], size, _MAX_OBJECTS)
         name = f"{index + 1:06d}"
         image.save(folder / "images" / f"{name}.jpg", quality=92, subsampling=0)
-        _semantic(shapes, size).save(folder / "semantic" / f"{name}.png", compress_level=1)
+        classes = np.zeros((size, size), np.uint8)
+        for shape in shapes:
+            classes[shape.visible] = shape.label + 1
+        semantic = Image.fromarray(classes)
+        semantic.save(folder / "semantic" / f"{name}.png", compress_level=1)
         records.append(
             {
                 "id": index + 1,
@@ -356,6 +352,7 @@ def _annotation(
 ) -> dict[str, Any]:
     """The annotation of one of the `shapes` of an image: a polygon if one outline describes it,
     otherwise run lengths."""
+    others = [s for s in shapes if s is not shape and (s.mask & shape.mask).any()]
     rle = coco_mask.encode(np.asfortranarray(shape.visible, np.uint8))
     if shape.is_plain:
         segmentation: Any = [shape.outlines[0].ravel().tolist()]
@@ -369,21 +366,9 @@ def _annotation(
         "area": int(shape.visible.sum()),
         "iscrowd": 0,
         "segmentation": segmentation,
-        "attributes": _attributes(shape, shapes),
+        "attributes": {
+            "color": color_name(shape.color),
+            "covered": bool((shape.mask != shape.visible).any()),
+            "overlaps": sorted({SHAPES[other.label] for other in others}),
+        },
     }
-
-
-def _attributes(shape: Shape, shapes: list[Shape]) -> dict[str, Any]:
-    others = [s for s in shapes if s is not shape and (s.mask & shape.mask).any()]
-    return {
-        "color": color_name(shape.color),
-        "covered": bool((shape.mask != shape.visible).any()),
-        "overlaps": sorted({SHAPES[other.label] for other in others}),
-    }
-
-
-def _semantic(shapes: list[Shape], size: int) -> Image.Image:
-    classes = np.zeros((size, size), np.uint8)
-    for shape in shapes:
-        classes[shape.visible] = shape.label + 1
-    return Image.fromarray(classes)

@@ -1,22 +1,26 @@
 """From datasets to batches.
 
 Training batches are a function of (seed, step) alone, so a resumed run sees the batches of an
-uninterrupted one, for any number of loader workers and ranks.
+uninterrupted one, for any number of loader workers and ranks. A sampler yields a batch as a list
+of (index, position): an image's index in the dataset, and its position in the endless stream of
+training images, which keys its augmentation.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import count
 from traceback import format_exception
 from typing import Any
 
 import numpy as np
 import torch
 
-from visionkit.data.loading.samplers import InfiniteBatchSampler, PKBatchSampler, ReplacementSampler
 from visionkit.data.loading.workers import Ticket, image_name, load_batches
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import ImageSize, fit
@@ -26,6 +30,8 @@ from visionkit.types import Batch, Dataset, Target
 
 log = logging.getLogger("visionkit")
 
+POOL = 8  # batches among which images are grouped by aspect ratio
+MAX_TRIES = 100  # images drawn to replace one before its error is raised
 DIVISOR = 32  # batches are padded to a multiple of the coarsest stride of the usual backbones
 
 
@@ -62,23 +68,17 @@ class Source:
 
     def train_batches(self, *, seed: int, start: int, workers: int) -> Generator[Batch, None, None]:
         """This rank's endless shuffled batches, from batch number `start` on."""
-        dataset, replacements = self._dataset("train"), None
-        identities: Any = None  # (N,)
-        if self.images_per_identity is not None:
-            identities = dataset.identities  # type: ignore[attr-defined]  # of datasets with identity
-        if self.skip_unreadable:
-            replacements = ReplacementSampler(seed, len(dataset), identities)
+        dataset: Any = self._dataset("train")
+        transformed = TransformedDataset(
+            dataset, self.transforms, self.image_size, seed, self.skip_unreadable
+        )
         sampler: InfiniteBatchSampler | PKBatchSampler
-        if self.images_per_identity is None:
+        if (per_identity := self.images_per_identity) is None:
             ratios = self._aspect_ratios()
             sampler = InfiniteBatchSampler(len(dataset), self.batch_size, seed, start, ratios)
         else:
-            sampler = PKBatchSampler(
-                identities, self.batch_size, self.images_per_identity, seed, start
-            )
-        transformed = TransformedDataset(
-            dataset, self.transforms, self.image_size, seed, replacements
-        )
+            identities = transformed.identities = dataset.identities
+            sampler = PKBatchSampler(identities, self.batch_size, per_identity, seed, start)
         name = f"data.{self.name}.train"
         batches = load_batches(transformed, sampler, collate, workers=workers, name=name)
         return self._counted(batches) if self.skip_unreadable else batches
@@ -135,18 +135,17 @@ def split_key(source: str, split: str) -> str:
     return f"data.{split}" if source == "main" else f"data.{source}.{split}"
 
 
-def max_unreadable(count: int) -> int:
-    """How many of `count` training images may be unreadable: 1 %, at least 10."""
-    return max(10, count // 100)
+def max_unreadable(total: int) -> int:
+    """How many of `total` training images may be unreadable: 1 %, at least 10."""
+    return max(10, total // 100)
 
 
 class UnreadableImages:
     """The unreadable images of a source that were replaced in this process, by their error."""
 
-    def __init__(self, source: str, count: int) -> None:
-        self.source, self.total = source, count
-        self.limit = max_unreadable(count)
-        self.times: dict[str, int] = {}  # how often each was replaced
+    def __init__(self, source: str, total: int) -> None:
+        self.source, self.total, self.limit = source, total, max_unreadable(total)
+        self.times = Counter[str]()  # how often each was replaced
 
     def __len__(self) -> int:
         return len(self.times)
@@ -155,12 +154,10 @@ class UnreadableImages:
         """Count the replacements in a batch, remove their marks, and warn of each image once.
         DataError if too many images are unreadable."""
         for target in batch.targets:
-            error = target.pop("replaces", None)
-            if error is None:
-                continue
-            self.times[error] = self.times.get(error, 0) + 1
-            if self.times[error] == 1:
-                log.warning("data.%s: replaced by another image: %s", self.source, error)
+            if (error := target.pop("replaces", None)) is not None:
+                if error not in self.times:
+                    log.warning("data.%s: replaced by another image: %s", self.source, error)
+                self.times[error] += 1
         if len(self) > self.limit:
             raise DataError(
                 f"data.{self.source}: {len(self)} of {self.total} training images are unreadable, "
@@ -185,15 +182,19 @@ class TransformedDataset:
     """A dataset with transforms applied. An item is a function of the index and the position in
     the stream of images, which keys all randomness.
 
-    replacements: finds an image to replace one that cannot be read; the target's `replaces` is
-        then the error. None: such an image is a DataError.
+    skip_unreadable: whether another image, a function of (seed, position), replaces one that
+        cannot be read; the target's `replaces` is then the error. Else such an image is a
+        DataError.
+    identities: (N,) where batches are made of identities: the replacement then has the same
+        identity, unless no other image of it can be read.
     """
 
     dataset: Dataset
     transforms: Sequence[Any]
     image_size: ImageSize
     seed: int
-    replacements: ReplacementSampler | None = None
+    skip_unreadable: bool = False
+    identities: np.ndarray | None = None
 
     def __getitem__(self, ticket: Ticket) -> tuple[torch.Tensor, Target]:
         index, position = ticket
@@ -201,7 +202,7 @@ class TransformedDataset:
         try:
             sample, replaces = self._read(index, position)
             rng = np.random.default_rng((self.seed, position, 1))
-            if not any(transform.resizes for transform in self.transforms):
+            if not any(getattr(transform, "resizes", False) for transform in self.transforms):
                 sample = sample.resize(fit(sample.size, self.image_size))
             for transform in self.transforms:
                 doing = type(transform).__name__
@@ -234,10 +235,12 @@ class TransformedDataset:
             ids = getattr(self.dataset, "image_ids", None)
             record = "" if ids is None else f" (record {index}, image id {ids[index]})"
             named = DataError(f"{error}{record}")
-            if self.replacements is None:
-                raise named from error
-            read = self.dataset.__getitem__
-            return self.replacements.find(index, position, read, named), str(named)
+            if self.skip_unreadable:
+                rng = np.random.default_rng((self.seed, position, 4))
+                for other in replacements(index, len(self.dataset), rng, self.identities):
+                    with suppress(DataError):  # reported when it comes up itself
+                        return self.dataset[other], str(named)
+            raise named from error
 
 
 def collate(items: Sequence[tuple[torch.Tensor, Target]]) -> Batch:
@@ -249,3 +252,169 @@ def collate(items: Sequence[tuple[torch.Tensor, Target]]) -> Batch:
     for slot, (image, _) in zip(images, items, strict=True):
         slot[:, : image.shape[1], : image.shape[2]] = image
     return Batch(images, [target for _, target in items])
+
+
+class InfiniteBatchSampler:
+    """Endless batches: shuffled passes over a dataset, one after another.
+
+    A batch at the end of a pass is filled from the next one, so every batch is full, even if the
+    dataset is smaller than a batch. Each rank takes its share of the positions of a batch.
+
+    ratios: (N,) height / width of each image. With them the images of every `POOL` batches are
+        grouped by ratio, and these batches come in random order: less padding. An image keeps
+        its position.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        ratios: np.ndarray | None = None,
+    ) -> None:
+        self.length, self.batch_size, self.seed, self.start = length, batch_size, seed, start
+        self.ratios = ratios
+        self.rank, self.world_size = collectives.rank(), collectives.world_size()
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._pool = lru_cache(maxsize=1)(self._group)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number in count(self.start):
+            positions = self._positions(number)[self.rank :: self.world_size]
+            yield [(self._index(p), p) for p in positions]
+
+    def _positions(self, number: int) -> Sequence[int]:
+        """The stream positions of the images of a batch."""
+        if self.ratios is None:
+            return range(number * self.batch_size, (number + 1) * self.batch_size)
+        pool, place = divmod(number, POOL)
+        return self._pool(pool)[place].tolist()
+
+    def _index(self, position: int) -> int:
+        return int(self._order(position // self.length)[position % self.length])
+
+    def _group(self, pool: int) -> np.ndarray:
+        """(POOL, batch_size): the positions of each batch of a pool. Passes are not mixed, or a
+        batch could hold an image twice."""
+        size = POOL * self.batch_size
+        positions = np.arange(pool * size, (pool + 1) * size)
+        assert self.ratios is not None
+        ratios = self.ratios[[self._index(p) for p in positions.tolist()]]
+        batches = positions[np.lexsort((ratios, positions // self.length))]
+        rng = np.random.default_rng((self.seed, pool, 3))
+        return rng.permutation(batches.reshape(POOL, self.batch_size))
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+
+
+class PKBatchSampler:
+    """Endless batches of P identities with K = `images_per_identity` images of each,
+    P = batch_size / K, for learning embeddings.
+
+    Identities come in shuffled passes. The last batch of a pass is filled with identities from
+    its start, so those of a batch differ; if there are fewer than P identities, each batch has all
+    of them, some several times. The images of an identity come in shuffled passes too, K at a
+    time. An identity with fewer images repeats them, with other augmentation.
+
+    Images of unknown (negative) identity are not used. Neither are identities with a single image,
+    which would only be its own partner, unless fewer than two other identities remain.
+
+    identities: (N,) int64, one for each image.
+
+    Each rank takes whole identities, at least two. Raises ConfigError for batch sizes that do not
+    allow this, DataError for fewer than two identities.
+    """
+
+    def __init__(
+        self,
+        identities: np.ndarray,
+        batch_size: int,
+        images_per_identity: int,
+        seed: int,
+        start: int = 0,
+    ) -> None:
+        self.rank, self.world_size = collectives.rank(), collectives.world_size()
+        self.slots = batch_size // images_per_identity
+        unit = images_per_identity * self.world_size
+        if batch_size % unit or batch_size < 2 * unit:
+            raise ConfigError(
+                f"batch_size: {batch_size} images cannot be {images_per_identity} of each of "
+                f"several identities on each of {plural(self.world_size, 'rank')}; use a multiple "
+                f"of {unit}, at least {2 * unit}, or another images_per_identity"
+            )
+        self.batch_size, self.images_per_identity = batch_size, images_per_identity
+        self.seed, self.start = seed, start
+        self.images = _by_identity(identities)
+        # After so many batches every identity has come, each at least so many times.
+        self._batches_per_pass = -(-len(self.images) // self.slots)
+        self._turns_per_pass = self._batches_per_pass * self.slots // len(self.images)
+        self._identities = lru_cache(maxsize=2)(self._shuffle_identities)
+        self._order = lru_cache(maxsize=2 * len(self.images))(self._shuffle_images)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number in count(self.start):
+            batch: list[tuple[int, int]] = []
+            for slot in range(self.rank, self.slots, self.world_size):
+                first = number * self.batch_size + slot * self.images_per_identity
+                chosen = self._chosen(number, slot).tolist()
+                batch += zip(chosen, count(first), strict=False)
+            yield batch
+
+    def _chosen(self, number: int, slot: int) -> np.ndarray:
+        """(K,): the images in one slot of a batch."""
+        pass_, place = divmod(number, self._batches_per_pass)
+        place = place * self.slots + slot
+        identity = int(self._identities(pass_)[place])
+        turn = place // len(self.images)
+        if turn < self._turns_per_pass:
+            return self._take(identity, pass_ * self._turns_per_pass + turn, walk=0)
+        # It fills up a batch. A separate walk keeps the count of turns above a plain product.
+        return self._take(identity, pass_, walk=1)
+
+    def _take(self, identity: int, turn: int, walk: int) -> np.ndarray:
+        """(K,): the images of an identity at its `turn`-th turn of a walk."""
+        turns = max(1, len(self.images[identity]) // self.images_per_identity)
+        order = self._order(identity, turn // turns, walk)
+        first = turn % turns * self.images_per_identity
+        return np.resize(order[first : first + self.images_per_identity], self.images_per_identity)
+
+    def _shuffle_identities(self, pass_: int) -> np.ndarray:
+        order = np.random.default_rng((self.seed, pass_, 2)).permutation(len(self.images))
+        return np.resize(order, self._batches_per_pass * self.slots)
+
+    def _shuffle_images(self, identity: int, epoch: int, walk: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, identity, epoch, walk))
+        return rng.permutation(self.images[identity])
+
+
+def _by_identity(identities: np.ndarray) -> list[np.ndarray]:
+    """The indices of the images of each identity that is used."""
+    order = np.argsort(identities, kind="stable")
+    order = order[identities[order] >= 0]
+    starts = np.flatnonzero(np.diff(identities[order])) + 1
+    groups = np.split(order, starts) if len(order) else []
+    paired = [group for group in groups if len(group) > 1]
+    chosen = paired if len(paired) > 1 else groups
+    if len(chosen) < 2:
+        known = plural(len(chosen), "known identity", "known identities")
+        raise DataError(
+            f"{plural(len(identities), 'image')} of {known}: an embedding needs at least two "
+            "identities, better with several images of each"
+        )
+    return chosen
+
+
+def replacements(
+    index: int, length: int, rng: np.random.Generator, identities: np.ndarray | None = None
+) -> Iterator[int]:
+    """Random images to replace the one at `index` of `length`, at most `MAX_TRIES`.
+
+    With `identities` (N,), as many images of the same identity come before them.
+    """
+    others = np.delete(np.arange(length), index)
+    if identities is not None:
+        same = others[identities[others] == identities[index]]
+        yield from rng.permutation(same)[:MAX_TRIES].tolist()
+    yield from rng.permutation(others)[:MAX_TRIES].tolist()

@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from traceback import walk_tb
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -49,16 +49,8 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-class ItemDataset(Protocol):
-    """What `load_batches` reads: items by ticket, and the `dataset` that they come from."""
-
-    dataset: Dataset
-
-    def __getitem__(self, ticket: Ticket) -> Item: ...
-
-
 def load_batches(
-    items: ItemDataset,
+    items: Any,
     tickets: Iterable[list[Ticket]],
     collate: Callable[[list[Item]], Batch],
     *,
@@ -66,6 +58,7 @@ def load_batches(
     name: str,
 ) -> Generator[Batch, None, None]:
     """The batches of those tickets, in order. No worker is left when the generator has ended.
+    `items[ticket]` is an image with its target; `items.dataset` is the dataset that they come from.
 
     Raises DataError, which names the image where that is known, if a worker dies, hangs or fails;
     ResourceError if the system lacks something. `name` of the dataset is for errors.
@@ -75,7 +68,6 @@ def load_batches(
         _Batches(items, collate, status),
         sampler=tickets,
         batch_size=None,  # the dataset makes batches itself
-        collate_fn=_unchanged,
         num_workers=workers,
         worker_init_fn=status.register,
         pin_memory=torch.cuda.is_available(),
@@ -175,20 +167,12 @@ class WorkerStatus:
         self.row[1] = ~self.row[1]
         end_in(0)
 
-    def image_of(self, process: BaseProcess) -> int:
-        """The image that this worker loads, or `~index` after it."""
-        return next((at for pid, at in self.table.tolist() if pid == process.pid), _NOTHING_YET)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
-
 
 class _Batches(TorchDataset):
     """The batch of a list of tickets, or the error of the first item that fails, as a value: torch
     would wrap an exception. In a worker the batch is packed."""
 
-    def __init__(self, items: ItemDataset, collate: Any, status: WorkerStatus) -> None:
+    def __init__(self, items: Any, collate: Any, status: WorkerStatus) -> None:
         self.items, self.collate, self.status = items, collate, status
 
     def __getitem__(self, tickets: list[Ticket]) -> Batch | PackedBatch | VisionkitError:
@@ -309,34 +293,30 @@ def _describe_dead_worker(
     dead = next((p for p in processes if p.exitcode is not None), None)
     if dead is None:
         return None
-    at = status.image_of(dead)
+    at = dict(status.table.tolist()).get(dead.pid, _NOTHING_YET)
     if at == _NOTHING_YET:
         place = "before its first image"
     else:
-        place = f"{'at' if at >= 0 else 'after'} {image_name(dataset, at if at >= 0 else ~at)}"
+        place = f"{'at' if at >= 0 else 'after'} {image_name(dataset, max(at, ~at))}"
     return f"a loader worker {place}: {_cause(dead.exitcode or 0)}"
 
 
 def _cause(exit_code: int) -> str:
-    names = {number.value: number.name for number in signal.Signals}
-    name = names.get(-exit_code, f"signal {-exit_code}")
     if exit_code >= 0:
         return f"exited with code {exit_code}"
-    if name == "SIGALRM":
-        return (
-            f"made no progress for {HANG_SECONDS} s: storage that does not answer, or code that "
-            "hangs; data.workers=0 shows where"
-        )
-    if name == "SIGKILL":
-        return f"was killed (SIGKILL), probably because the system ran out of memory: {_FEWER}"
-    if name == "SIGBUS":
-        return f"bus error (SIGBUS): {_SHM_FULL}"
-    if name in ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL"):
-        return (
-            f"ended by {name}, which native code raises on data that it cannot handle: try that "
-            "image alone, replace or remove it"
-        )
-    return f"ended by {name}"
+    names = {number.value: number.name for number in signal.Signals}
+    name = names.get(-exit_code, f"signal {-exit_code}")
+    native = (
+        f"ended by {name}, which native code raises on data that it cannot handle: try that image "
+        "alone, replace or remove it"
+    )
+    causes = dict.fromkeys(("SIGSEGV", "SIGABRT", "SIGFPE", "SIGILL"), native) | {
+        "SIGALRM": f"made no progress for {HANG_SECONDS} s: storage that does not answer, or code "
+        "that hangs; data.workers=0 shows where",
+        "SIGKILL": f"was killed (SIGKILL), probably because the system ran out of memory: {_FEWER}",
+        "SIGBUS": f"bus error (SIGBUS): {_SHM_FULL}",
+    }
+    return causes.get(name, f"ended by {name}")
 
 
 def _resource_hint(error: BaseException) -> str | None:
@@ -364,7 +344,6 @@ def _abandon_iterator(error: Exception) -> None:
 
 def _kill(processes: Collection[BaseProcess]) -> None:
     for process in processes:
-        if process.is_alive():
-            process.kill()
+        process.kill()
     for process in processes:
         process.join()
