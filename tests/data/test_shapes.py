@@ -129,7 +129,7 @@ def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("visionkit.data.datasets.shapes._semantic", fail)
+    monkeypatch.setattr("visionkit.data.datasets.shapes._annotation", fail)
     with pytest.raises(DataError, match="No space left"):
         generate_shapes(tmp_path / "out", images=2, size=48)
     assert not list(tmp_path.iterdir())
