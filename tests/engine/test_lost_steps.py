@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.tiny_runs import config, lines, same, start, state, status
+from support.runs import config, lines, read_status, same, start, state
 from visionkit.config import load_config
 from visionkit.data.datasets.coco import Coco
 from visionkit.engine.failures import explain_errors
@@ -61,7 +61,7 @@ def test_the_state_after_the_last_whole_step_is_saved(case, whole, tmp_path, mon
         with pytest.raises(kind) as caught:
             train(spec)
     assert state(run)["step"] == 3, "step 2 was validated, and saved before"
-    found = status(run)
+    found = read_status(run)
     assert (found["state"], found["step"], found["checkpoint_step"]) == ("failed", 3, 3)
     assert found["exit_code"] == kind.exit_code and type(caught.value).__name__ in found["reason"]
     command = f"continue with: visionkit train --resume {run}"
@@ -79,7 +79,7 @@ def test_an_error_in_the_first_step_leaves_nothing_that_blocks(tmp_path, monkeyp
         failing(patch, VisionModel, "features", DataError("7.png: is broken"), 1)
         with pytest.raises(DataError):
             train(config(tmp_path))
-    assert status(tmp_path)["state"] == "failed"
+    assert read_status(tmp_path)["state"] == "failed"
     train(config(tmp_path, steps=1))
 
 
@@ -89,7 +89,7 @@ def test_a_head_that_raises(tmp_path, monkeypatch):
     with pytest.raises(KeyError, match="speling") as caught:
         train(config(tmp_path, save_every=0))
     assert caught.traceback[-1].path == Path(__file__)
-    found = status(tmp_path)
+    found = read_status(tmp_path)
     assert (found["state"], found["exit_code"], found["step"]) == ("failed", 1, 2)
     assert found["reason"] == "KeyError: 'speling'" and state(tmp_path)["step"] == 2
 
@@ -131,7 +131,7 @@ def test_too_few_open_files(tmp_path):
     told = (tmp_path / "log").read_text()
     assert child.exitcode == 1 and "ulimit -n" in told and "data.workers" in told, told
     assert "Traceback" not in told
-    assert status(tmp_path / "run")["state"] == "failed"
+    assert read_status(tmp_path / "run")["state"] == "failed"
 
 
 def test_data_sets_and_batches_of_one_image(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import visionkit
 from support.paths import ROOT
-from support.tiny_runs import config, lines, same, start, state, status
+from support.runs import config, lines, read_status, same, start, state
 from visionkit.distributed import collectives
 from visionkit.engine import train as training
 from visionkit.engine.train import train
@@ -77,7 +77,7 @@ def test_what_may_change_is_told_and_counts_from_now_on(change, begun, caplog):
     changed(spec, *path, to=value)
     train(spec, resume=True)
     assert f"resumed with {text}" in told(caplog)
-    assert state(begun)["step"] == 4 and status(begun)["state"] == "finished"
+    assert state(begun)["step"] == 4 and read_status(begun)["state"] == "finished"
     assert [line["step"] for line in lines(begun)] == [1, 2, 3, 4]
 
 
@@ -108,7 +108,7 @@ def test_classes_and_models_that_do_not_fit_are_refused(begun):
         train(config(begun, validate=False), resume=True)
     checkpoint.save(saved, last)
     assert same(checkpoint.load(last), saved)
-    assert status(begun)["state"] == "finished"
+    assert read_status(begun)["state"] == "finished"
 
 
 @pytest.mark.parametrize("steps", [2, 1], ids=["as many", "fewer"])
@@ -121,7 +121,7 @@ def test_a_run_that_is_done_says_so_and_is_left_as_it_is(steps, begun, tmp_path)
     text = (tmp_path / "log").read_text()
     assert child.exitcode == 0 and "is finished at step 2; raise train.steps" in text, text
     assert {p.name: p.read_bytes() for p in (begun / "checkpoints").iterdir()} == before
-    assert status(begun)["state"] == "finished"
+    assert read_status(begun)["state"] == "finished"
 
 
 def test_a_checkpoint_of_an_older_version_is_refused_with_the_new_names():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import visionkit
-from support.tiny_runs import config, lines, same, state, status
+from support.runs import config, lines, read_status, same, state
 from visionkit.engine.train import train
 from visionkit.errors import CheckpointError
 from visionkit.runs import checkpoint
@@ -166,7 +166,7 @@ def test_a_run_goes_on_from_prev_to_the_same_end(tmp_path, caplog):
     assert same(state(run), state(whole)) and same(state(run, "best.pt"), state(whole, "best.pt"))
     assert lines(run) == lines(whole)
     assert "last.pt.damaged" in names(run) and "best.pt.damaged" in names(run)
-    assert status(run)["state"] == "finished"
+    assert read_status(run)["state"] == "finished"
     (run / "checkpoints/best.pt").write_bytes(b"")
     visionkit.load(run)
     assert "best.pt: cannot be read" in caplog.records[-2].getMessage()

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from support.tiny_runs import config, lines, same, start, state, status
+from support.runs import config, lines, read_status, same, start, state
 from visionkit.runs import checkpoint, files
 from visionkit.runs import directory as rundir
 from visionkit.runs.directory import truncate_metrics
@@ -61,7 +61,7 @@ def check(tmp_path, rounds, steps, seed):
     for name in ("last.pt", "best.pt"):
         equal = same(state(run, name), state(whole, name))
         assert equal, name
-    assert lines(run) == lines(whole) and status(run)["state"] == "finished"
+    assert lines(run) == lines(whole) and read_status(run)["state"] == "finished"
     assert max(lost) <= 1
     print(f"{kills} kills, steps lost by each: {lost}; the end equal bit for bit")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.tiny_runs import config, lines, same, start, state, status
+from support.runs import config, lines, read_status, same, start, state
 from visionkit.engine.train import train
 from visionkit.errors import CheckpointError
 from visionkit.runs import checkpoint, files
@@ -73,7 +73,7 @@ def test_three_failures_in_a_row_end_the_run(tmp_path, monkeypatch, capfd):
         train(config(tmp_path, steps=9, save_every=0, validate=False))
     assert numbers["last.pt"] == 5
     assert state(tmp_path)["step"] == 2 and not list(tmp_path.rglob("*.tmp.*"))
-    found = status(tmp_path)
+    found = read_status(tmp_path)
     assert (found["state"], found["exit_code"], found["step"]) == ("failed", 4, 5)
     assert found["checkpoint_step"] == 2 and "disk full" in found["reason"]
 
@@ -99,7 +99,7 @@ def test_a_file_system_that_takes_no_checkpoint(tmp_path):
     assert told.count("will retry at the next checkpoint") == 2
     assert "last.pt: cannot be written: File too large" in told and "Traceback" not in told
     assert not list((tmp_path / "run/checkpoints").iterdir())
-    assert status(tmp_path / "run")["state"] == "failed"
+    assert read_status(tmp_path / "run")["state"] == "failed"
 
 
 def test_files_beside_the_checkpoints_end_nothing(tmp_path, monkeypatch, caplog):
@@ -161,4 +161,4 @@ def test_a_state_that_cannot_be_saved_ends_the_run_at_once(tmp_path, monkeypatch
     monkeypatch.setattr(checkpoint, "PLAIN", (int,))
     with pytest.raises(TypeError, match="which a checkpoint cannot have"):
         train(config(tmp_path))
-    assert status(tmp_path)["state"] == "failed"
+    assert read_status(tmp_path)["state"] == "failed"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.tiny_runs import config, lines, same, start, state, status
+from support.runs import config, lines, read_status, same, start, state
 from visionkit.cli.main import main
 from visionkit.data.loading.source import Source
 from visionkit.engine import setup
@@ -86,14 +86,14 @@ def test_a_signal_at_any_moment(moment, whole, tmp_path, monkeypatch):
     if step is None:
         assert not run.exists() and "start it again" in str(caught.value)
     else:
-        found = status(run)
+        found = read_status(run)
         assert (found["state"], found["exit_code"], found["step"]) == ("preempted", 75, step)
         assert found["reason"] == number.name and found["checkpoint_step"] == step
         assert f"visionkit train --resume {run}" in str(caught.value)
     train(spec, resume=step is not None)
     for file in ("last.pt", "best.pt"):
         assert same(state(run, file), state(whole, file))
-    assert lines(run) == lines(whole) and status(run)["state"] == "finished"
+    assert lines(run) == lines(whole) and read_status(run)["state"] == "finished"
     assert not list(run.rglob("*.tmp.*"))
 
 
@@ -118,7 +118,7 @@ def test_a_run_that_is_stopped_before_its_first_step_blocks_nothing(tmp_path, mo
         patch.setattr(Source, "train_batches", broken)
         with pytest.raises(ZeroDivisionError):
             train(spec)
-    assert status(tmp_path / "run")["state"] == "failed"
+    assert read_status(tmp_path / "run")["state"] == "failed"
     train(spec)
 
 
@@ -208,7 +208,7 @@ def test_a_second_signal_leaves_at_once(tmp_path, monkeypatch):
     told = (tmp_path / "log").read_text()
     assert child.exitcode == 143 and took < 5, (took, told)
     assert "second signal (SIGTERM): exiting immediately; the last checkpoint is of step 2" in told
-    found = status(tmp_path / "run")
+    found = read_status(tmp_path / "run")
     assert (found["state"], found["exit_code"], found["step"]) == ("preempted", 143, 2)
     assert state(tmp_path / "run")["step"] == 2
     workers = marker.read_text().split()
@@ -251,6 +251,6 @@ def test_training_in_a_thread_leaves_signals_alone(tmp_path):
     thread = threading.Thread(target=train, args=(spec,))
     thread.start()
     thread.join()
-    assert status(tmp_path / "run")["state"] == "finished"
+    assert read_status(tmp_path / "run")["state"] == "finished"
     assert checkpoint.load(tmp_path / "run/checkpoints/last.pt")["step"] == 1
     assert signal.getsignal(signal.SIGTERM) is before

@@ -7,7 +7,7 @@ import sys
 
 from test_stopping import signalling
 
-from support.tiny_runs import config, status
+from support.runs import config, read_status
 from visionkit.cli.main import main
 from visionkit.engine import setup
 from visionkit.engine.train import train
@@ -19,7 +19,7 @@ def test_a_killed_run_that_is_stopped_before_it_goes_on_is_preempted(tmp_path, m
     """It still says `running`, as nobody could tell that it is not."""
     run = tmp_path / "run"
     train(config(run, steps=1, validate=False))
-    running = {**status(run), "state": "running", "exit_code": None, "pid": 2**22 + 1}
+    running = {**read_status(run), "state": "running", "exit_code": None, "pid": 2**22 + 1}
 
     def stopped(owner, name):
         files.write_text(run / "status.json", files.to_json(running))
@@ -29,7 +29,7 @@ def test_a_killed_run_that_is_stopped_before_it_goes_on_is_preempted(tmp_path, m
         assert f"training began; continue with: visionkit train --resume {run}" in (
             capsys.readouterr().err
         )
-        found = status(run)
+        found = read_status(run)
         assert (found["state"], found["exit_code"], found["step"]) == ("preempted", 75, 1)
         assert found["reason"] == "SIGTERM" and found["checkpoint_step"] == 1
 
@@ -38,7 +38,7 @@ def test_a_killed_run_that_is_stopped_before_it_goes_on_is_preempted(tmp_path, m
     monkeypatch.setattr(rundir, "fcntl", None)  # the process of status.json is looked for
     files.write_text(run / "status.json", files.to_json({**running, "pid": os.getppid()}))
     rundir.stopped_before_training(run, "SIGTERM")
-    assert status(run)["state"] == "running"
+    assert read_status(run)["state"] == "running"
 
 
 def test_a_signal_while_python_ends_does_not_change_the_exit_code():

@@ -6,10 +6,14 @@ Models have a few thousand parameters and images 32 pixels: a step takes some mi
 from __future__ import annotations
 
 import json
+import logging
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,9 +23,11 @@ import torch
 import visionkit.engine.train as training
 from support import heads
 from visionkit import errors
+from visionkit.cli import main
 from visionkit.distributed import collectives
 from visionkit.engine.progress import Progress
 from visionkit.runs import checkpoint
+from visionkit.runs.directory import read_status
 
 SIZE = 32
 STEPS = 5  # an epoch of three steps, and two of the next
@@ -69,6 +75,25 @@ def _source(name: str, feeds: list[str]) -> dict[str, Any]:
         "transforms": [{"type": "HorizontalFlip"}],
         "train": {**images, "num_images": 20, "seed": len(name)},
         "val": {**images, "num_images": 5, "seed": 1},
+    }
+
+
+def config(output: Path, *, workers: int = 0, **settings: Any) -> dict[str, Any]:
+    """Four steps of a tiny classifier, validated after the third and the last."""
+    shapes = {"type": "Shapes", "size": SIZE}
+    small = {"steps": 4, "log_every": 1, "precision": "fp32", "plots": False, "ema": 0.9}
+    return {
+        "task": "classification",
+        "backbone": {"type": "TinyCNN", "channels": [4, 8], "norm": "batch"},
+        "data": {
+            "train": {**shapes, "num_images": 12, "seed": 0},
+            "val": {**shapes, "num_images": 5, "seed": 1},
+            "image_size": SIZE,
+            "batch_size": 4,
+            "workers": workers,
+        },
+        "train": {**small, "optimizer": "adamw", "lr": 0.01, **settings},
+        "output": str(output),
     }
 
 
@@ -151,24 +176,55 @@ def train_until(config: dict[str, Any], step: int, how: str) -> Path:
     return run
 
 
+def start(
+    arguments: Sequence[Any], log: Path, prepare: Callable[[], Any] = lambda: None
+) -> BaseProcess:
+    """`visionkit ARGUMENTS` in a forked process, after `prepare()`; what it says goes to `log`.
+
+    Forked, because importing torch again takes seconds.
+    """
+    process = multiprocessing.get_context("fork").Process(
+        target=_main, args=(list(map(str, arguments)), log, prepare)
+    )
+    process.start()
+    return process
+
+
+def _main(arguments: list[str], log: Path, prepare: Callable[[], Any]) -> None:
+    torch.set_num_threads(1)  # the threads of the parent are not there
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    with open(descriptor, "w", buffering=1) as sys.stdout:
+        sys.stderr = sys.stdout
+        logging.getLogger().handlers = [logging.StreamHandler(sys.stderr)]
+        prepare()
+        code = main.main(arguments)
+    sys.exit(code)
+
+
 # --- what a run leaves ---
 
 
-def read_lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+def lines(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in records]
 
 
-def read_status(run: Path) -> dict[str, Any]:
-    return json.loads((run / "status.json").read_text())
+def state(run: Path, name: str = "last.pt") -> dict[str, Any]:
+    """All of a checkpoint but for the folder it was made in."""
+    found = checkpoint.load(run / "checkpoints" / name)
+    for key in ("output", "name"):
+        found["config"].pop(key)
+    found.pop("name")
+    return found
 
 
 def outcome(run: Path) -> dict[str, Any]:
     """All that a run leaves, but for time, its process and its place."""
     left: dict[str, Any] = {
-        "lines": [
-            {key: value for key, value in line.items() if key != "images_per_second"}
-            for line in read_lines(run)
-        ],
+        "lines": lines(run),
         "status": {key: read_status(run)[key] for key in ("state", "step", "total_steps", "epoch")},
     }
     for name in ("last", "best"):
@@ -179,16 +235,24 @@ def outcome(run: Path) -> dict[str, Any]:
 
 def equal(a: Any, b: Any, path: str = "") -> None:
     """AssertionError, saying where, unless both are the same bit by bit."""
-    assert type(a) is type(b), path
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
+    if isinstance(a, dict):  # or an OrderedDict
+        assert isinstance(b, dict) and a.keys() == b.keys(), path
         for key in a:
             equal(a[key], b[key], f"{path}/{key}")
     elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
+        assert type(a) is type(b) and len(a) == len(b), path
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
             equal(x, y, f"{path}/{i}")
     elif torch.is_tensor(a):
-        assert torch.equal(a, b), path
+        assert a.dtype == b.dtype and torch.equal(a, b), path
     else:
-        assert a == b or (a != a and b != b), path
+        assert type(a) is type(b) and (a == b or (a != a and b != b)), path
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states are the same bit by bit."""
+    try:
+        equal(a, b)
+    except AssertionError:
+        return False
+    return True
