@@ -190,7 +190,7 @@ def our_predictor(args: argparse.Namespace, precision: str) -> Predictor:
     """As `visionkit.load` builds it, without a run."""
     config = our_config(args, precision)
     classes = {next(iter(config.heads)): dataset(args).classes["labels"]}
-    return Predictor.of(build_model(config, classes), config, classes)
+    return Predictor(build_model(config, classes), config, classes)
 
 
 def rival_predictor(args: argparse.Namespace) -> Callable[[list[Path]], list[dict]]:

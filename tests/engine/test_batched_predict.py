@@ -32,7 +32,7 @@ def predictor():
     with torch.no_grad():
         for parameter in model.heads.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return Predictor.of(model, config, classes)
+    return Predictor(model, config, classes)
 
 
 @pytest.fixture

@@ -39,8 +39,9 @@ class Colors(nn.Module):
 
 def predictor_of(model):
     source = SimpleNamespace(image_size=32, feeds=list(model.heads))
-    config = SimpleNamespace(data={"main": source}, heads=dict.fromkeys(model.heads))
-    return Predictor(model, config, {}, device=torch.device("cpu"), dtype=torch.float32)
+    train = SimpleNamespace(device="cpu", precision="fp32", channels_last=False)
+    config = SimpleNamespace(data={"main": source}, heads=dict.fromkeys(model.heads), train=train)
+    return Predictor(model, config, {}, fold=False)
 
 
 def by_color(*names):

@@ -109,7 +109,7 @@ def test_a_predictor_folds_norms():
     classes = {"detection": Classes(("cell",), (1,))}
     model = build_model(config, classes)
     assert norms_in(model.backbone) > 0
-    predictor = Predictor.of(model, config, classes)
+    predictor = Predictor(model, config, classes)
     assert norms_in(predictor.model.backbone) == 0
     assert norms_in(predictor.model.heads) > 0  # each serves one of several levels
     assert predictor.model.draw_threshold == {"detection": 0.4}
@@ -148,7 +148,5 @@ def test_cast_weights_leave_predictions_equal(name):
 def test_a_predictor_casts_a_bf16_model_and_no_other():
     for precision, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         model, config, classes = configured("detection_small", precision)
-        layers = [
-            m for m in Predictor.of(model, config, classes).model.modules() if type(m) in LAYERS
-        ]
+        layers = [m for m in Predictor(model, config, classes).model.modules() if type(m) in LAYERS]
         assert layers and {layer.weight.dtype for layer in layers} == {dtype}

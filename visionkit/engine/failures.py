@@ -16,14 +16,7 @@ from visionkit import errors
 from visionkit.config import Config
 from visionkit.distributed import collectives, launch
 from visionkit.engine.progress import Progress
-from visionkit.errors import (
-    ConfigError,
-    DivergedError,
-    LostRank,
-    Preempted,
-    ResourceError,
-    VisionkitError,
-)
+from visionkit.errors import LostRank, Preempted, VisionkitError
 from visionkit.runs.signals import Stopped, StopRequest, signals_blocked
 
 log = logging.getLogger("visionkit")
@@ -48,7 +41,7 @@ def record_status(progress: Progress, stop: StopRequest) -> Iterator[None]:
         )
         raise preempted from None
     except BaseException as error:
-        state = "diverged" if isinstance(error, DivergedError) else "failed"
+        state = "diverged" if isinstance(error, errors.DivergedError) else "failed"
         code = getattr(error, "exit_code", 1)
         progress.finish(state, exit_code=code, reason=launch.describe(error))
         if progress.saved_step and state == "failed":
@@ -87,7 +80,7 @@ def explained(error: Exception, config: Config) -> VisionkitError | None:
             for name, spec in config.data.items()
             if spec.train is not None
         )
-        return ResourceError(
+        return errors.ResourceError(
             f"out of memory with {sizes}. Use a smaller batch_size (and "
             "train.accumulate_grad_batches to keep the images per step), a smaller image_size or "
             f"train.precision=bf16. {first_line}"
@@ -95,12 +88,12 @@ def explained(error: Exception, config: Config) -> VisionkitError | None:
     if (isinstance(error, OSError) and error.errno == errno.EMFILE) or (
         "Too many open files" in text
     ):
-        return ResourceError(
+        return errors.ResourceError(
             f"too many open files; raise the limit with `ulimit -n 4096`, or use fewer "
             f"data.workers ({config.workers} now). {first_line}"
         )
     if "Expected more than 1 value per channel when training" in text:
-        return ConfigError(
+        return errors.ConfigError(
             "batch_size: batch normalization got a single value for a channel, which has no "
             "variance; use a larger batch_size (at least 2 for each rank) or image_size, or a "
             f"backbone with norm: frozen or group. {first_line}"

@@ -114,7 +114,11 @@ class Prediction:
 
 
 class Predictor:
-    """A trained model with everything needed to use it on images; see `load`."""
+    """A trained model with everything needed to use it on images; see `load`.
+
+    It is prepared for the device and the precision of its config: weights are rounded and, with
+    `fold`, batch norms become part of convolutions. It cannot be trained any more.
+    """
 
     def __init__(
         self,
@@ -122,41 +126,25 @@ class Predictor:
         config: Config,
         classes: dict[str, Classes],
         *,
-        device: torch.device,
-        dtype: torch.dtype,
         heads: Sequence[str] | None = None,
+        fold: bool = True,
     ) -> None:
-        self.model, self.config, self.classes = model, config, classes
-        self.device, self.dtype = device, dtype
         unknown = [head for head in heads or () if head not in config.heads]
         if unknown:
             known = ", ".join(config.heads)
             raise ConfigError(f"heads: the model has no head {unknown[0]!r}; it has {known}")
         self.heads = [head for head in config.heads if heads is None or head in heads]
         self._image_size = {h: s.image_size for s in config.data.values() for h in s.feeds}
-
-    @classmethod
-    def of(
-        cls,
-        model: VisionModel,
-        config: Config,
-        classes: dict[str, Classes],
-        *,
-        heads: Sequence[str] | None = None,
-        fold: bool = True,
-    ) -> Predictor:
-        """Prepare a trained model for use on the device and in the precision of its config: weights
-        are rounded and, with `fold`, batch norms become part of convolutions. It cannot be trained
-        any more."""
-        device = pick_device(config.train.device)
-        dtype = pick_precision(config.train.precision, device)
-        model = model.to(device).eval()
+        self.config, self.classes = config, classes
+        self.device = pick_device(config.train.device)
+        self.dtype = pick_precision(config.train.precision, self.device)
+        model = model.to(self.device).eval()
         if fold:
             fold_norms(model)
         if config.train.channels_last:
             model = model.to(memory_format=torch.channels_last)
-        cast_weights(model, dtype)
-        return cls(model, config, classes, device=device, dtype=dtype, heads=heads)
+        cast_weights(model, self.dtype)
+        self.model = model
 
     def predict(self, image: ImageInput) -> Prediction:
         """Predictions for a file, a PIL image, an RGB uint8 array (h, w, 3) or tensor (3, h, w).
@@ -213,7 +201,7 @@ def load(
         raise CheckpointError(f"{path}: has no class list of head {unlisted[0]!r}")
     model = build_model(config, classes, pretrained=False)
     load_weights(model, state["model"], path)
-    return Predictor.of(model, config, classes, heads=heads, fold=fold)
+    return Predictor(model, config, classes, heads=heads, fold=fold)
 
 
 def predict(
