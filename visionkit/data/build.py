@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from visionkit.config import Config, SourceConfig, missing_paths
 from visionkit.config.components import build, head_class
@@ -70,11 +70,7 @@ def open_sources(
             opened[name, split] = class_mapped(where, dataset, lists[name], spec.labeled_classes)
         except DataError as error:
             errors.append(_located(where, error, _generated_hint(spec, split), "classes"))
-    return _sources(config, opened), errors
-
-
-def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[Source]:
-    return [
+    sources = [
         Source(
             name=name,
             feeds=spec.feeds,
@@ -90,6 +86,7 @@ def _sources(config: Config, opened: Mapping[tuple[str, str], Dataset]) -> list[
         )
         for name, spec in config.data.items()
     ]
+    return sources, errors
 
 
 def class_keys(config: Config) -> dict[str, str | None]:

@@ -63,7 +63,13 @@ class ClassMappedDataset:
         for key, own in dataset.classes.items():
             names = tuple(classes.get(key, own.names))
             table = _match(own.names, names, key, ignore_others=ignore_others)
-            self.classes[key] = Classes(names, _ids(own, table, len(names)))
+            # A class that the dataset lacks has an unused id.
+            fresh, ids = (
+                max(own.ids, default=0) + 1,
+                dict(zip(table.tolist(), own.ids, strict=True)),
+            )
+            ids_by_label = [ids.get(label, fresh + label) for label in range(len(names))]
+            self.classes[key] = Classes(names, tuple(ids_by_label))
             self._tables[key] = table
             if key in LABELED_KEYS:
                 mask = self._labeled[key] = _labeled_mask(names, table, labeled)
@@ -172,12 +178,6 @@ def _match(own: Names, names: Names, key: str, *, ignore_others: bool) -> np.nda
     check_classes(f"{key} classes", own, names, missing_ok=True, unknown_ok=ignore_others)
     place = {name: index for index, name in enumerate(names)}
     return np.array([place.get(name, UNMAPPED) for name in own], np.int64)
-
-
-def _ids(own: Classes, table: np.ndarray, count: int) -> tuple[int, ...]:
-    """The dataset's id of each class; for classes that it lacks, unused numbers."""
-    fresh, own_ids = max(own.ids, default=0) + 1, dict(zip(table.tolist(), own.ids, strict=True))
-    return tuple(own_ids.get(label, fresh + label) for label in range(count))
 
 
 def _labeled_mask(names: Names, table: np.ndarray, labeled: list[str] | None) -> np.ndarray:

@@ -57,14 +57,11 @@ class Idx:
         self.classes: dict[str, Classes] = {}
         self.identities = np.full(len(self._images), -1)  # (N,) int64
         self.image_ids = list(range(len(self._images)))  # the place of each image in the file
-        if labels is not None:
-            self._read_labels(images, labels, classes, only)
-        elif classes is not None or only is not None:
-            raise DataError(f"{images}: classes and only need labels; give that file too")
+        if labels is None:
+            if classes is not None or only is not None:
+                raise DataError(f"{images}: classes and only need labels; give that file too")
+            return
 
-    def _read_labels(
-        self, images: str, labels: str, classes: list[str] | None, only: list[str] | None
-    ) -> None:
         found = _read(labels, dims=1)
         if not len(self._images) or len(self._images) != len(found):
             raise DataError(

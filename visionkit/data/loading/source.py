@@ -59,7 +59,8 @@ class Source:
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
-        self.unreadable = UnreadableImages(self.name, 0 if self.train is None else len(self.train))
+        # The unreadable images that were replaced in this process, by their error: how often.
+        self.unreadable = Counter[str]()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,13 +101,36 @@ class Source:
         return dataset
 
     def _counted(self, batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+        """The batches without their marks of replaced images. These are counted, each is warned of
+        once, and the numbers are logged at the end. DataError if too many are unreadable."""
+        total = len(self._dataset("train"))
         with closing(batches):
             try:
                 for batch in batches:
-                    self.unreadable.count(batch)
+                    self._count_replaced(batch, total)
                     yield batch
             finally:
-                self.unreadable.report()
+                if self.unreadable:
+                    log.warning(
+                        "data.%s: %d of %d training images were unreadable; they were replaced %s",
+                        self.name,
+                        len(self.unreadable),
+                        total,
+                        plural(self.unreadable.total(), "time"),
+                    )
+
+    def _count_replaced(self, batch: Batch, total: int) -> None:
+        for target in batch.targets:
+            if (error := target.pop("replaces", None)) is not None:
+                if error not in self.unreadable:
+                    log.warning("data.%s: replaced by another image: %s", self.name, error)
+                self.unreadable[error] += 1
+        if len(self.unreadable) > (limit := max_unreadable(total)):
+            raise DataError(
+                f"data.{self.name}: {len(self.unreadable)} of {total} training images are "
+                f"unreadable, more than {limit}, the limit of `on_unreadable_image: skip`; the "
+                f"last: {[*self.unreadable][-1]}"
+            )
 
     def _aspect_ratios(self) -> np.ndarray | None:
         """(N,) height / width of the training images; None if batches are not grouped by it."""
@@ -138,43 +162,6 @@ def split_key(source: str, split: str) -> str:
 def max_unreadable(total: int) -> int:
     """How many of `total` training images may be unreadable: 1 %, at least 10."""
     return max(10, total // 100)
-
-
-class UnreadableImages:
-    """The unreadable images of a source that were replaced in this process, by their error."""
-
-    def __init__(self, source: str, total: int) -> None:
-        self.source, self.total, self.limit = source, total, max_unreadable(total)
-        self.times = Counter[str]()  # how often each was replaced
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def count(self, batch: Batch) -> None:
-        """Count the replacements in a batch, remove their marks, and warn of each image once.
-        DataError if too many images are unreadable."""
-        for target in batch.targets:
-            if (error := target.pop("replaces", None)) is not None:
-                if error not in self.times:
-                    log.warning("data.%s: replaced by another image: %s", self.source, error)
-                self.times[error] += 1
-        if len(self) > self.limit:
-            raise DataError(
-                f"data.{self.source}: {len(self)} of {self.total} training images are unreadable, "
-                f"more than {self.limit}, the limit of `on_unreadable_image: skip`; the last: "
-                f"{[*self.times][-1]}"
-            )
-
-    def report(self) -> None:
-        """Log the numbers at the end."""
-        if self.times:
-            log.warning(
-                "data.%s: %d of %d training images were unreadable; they were replaced %s",
-                self.source,
-                len(self),
-                self.total,
-                plural(sum(self.times.values()), "time"),
-            )
 
 
 @dataclass
