@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from support.paths import ROOT
+from support.settings import settings
 from visionkit.config import TrainConfig
-from visionkit.config.config import settings
 from visionkit.config.schema import (
     ConfigProblems,
     Count,

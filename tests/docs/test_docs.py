@@ -8,8 +8,8 @@ import pytest
 
 import visionkit
 from support.paths import CONFIGS, ROOT
+from support.settings import settings
 from visionkit.config.components import PACKAGES, components
-from visionkit.config.config import settings
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
@@ -15,8 +14,6 @@ from visionkit.config.schema import (
     NonNegative,
     Positive,
     Range,
-    expected,
-    signature_arguments,
 )
 from visionkit.config.yaml import dump
 
@@ -26,7 +23,7 @@ Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. The comments are the help texts that `settings` returns."""
+    """How to train. The comments are the help texts of the config reference."""
 
     epochs: Count | None = 12  # passes over the largest source; null when `steps` is given
     steps: Count | None = None  # optimizer steps, instead of `epochs`
@@ -86,17 +83,6 @@ def problems_of(config: TrainConfig) -> dict[str, str]:
         except re.error as error:
             found[name] = f"got {pattern!r}, which is not a regular expression: {error}"
     return found
-
-
-def settings() -> list[tuple[str, str, object, str]]:
-    """Name, allowed values, default and help of each setting, for the config reference."""
-    source = inspect.getsource(TrainConfig)
-    help_texts = dict(re.findall(r"^    (\w+): .*?  # (.+)$", source, re.MULTILINE))
-    defaults = asdict(TrainConfig())
-    return [
-        (name, expected(argument.annotation), defaults[name], help_texts[name])
-        for name, argument in signature_arguments(TrainConfig).items()
-    ]
 
 
 Side = Annotated[int, Range(8, 8192)]  # of an image, in pixels

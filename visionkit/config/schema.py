@@ -103,9 +103,6 @@ class ConfigProblems:
         if self._found:
             raise ConfigError("\n".join(sorted(self._found, key=lambda e: (self._found[e], e))))
 
-    def __bool__(self) -> bool:
-        return bool(self._found)
-
 
 REQUIRED = inspect.Parameter.empty
 LISTS, MAPPINGS = (list, tuple, Sequence, Iterable, Collection), (dict, Mapping)
