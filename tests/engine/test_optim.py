@@ -1,5 +1,6 @@
 """Schedules against values worked out by hand; parameter groups and the moving average."""
 
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from visionkit.config import TrainConfig
 from visionkit.engine.optim import (
+    Learner,
     ModelEMA,
     build_optimizer,
     check_patterns,
@@ -56,6 +58,40 @@ def test_groups_scale_by_name_and_do_not_decay_biases():
     assert found[id(net[1].weight)] == pytest.approx((0.1, 0.0))
     assert found[id(net[2].bias)] == pytest.approx((0.2, 0.0))
     assert len(found) == 6
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_settings_of_the_groups_change_on_resume_and_each_parameter_keeps_its_state(optimizer):
+    def learner(**settings):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({"backbone": nn.Linear(3, 3), "head": nn.Linear(3, 2)})
+        model.log_variances = nn.ParameterDict()
+        config = TrainConfig(optimizer=optimizer, momentum=0.9, **settings)
+        return Learner(model, config, 10, torch.float32)
+
+    def step(learner):
+        learner.set_lr(5)
+        x = learner.model["backbone"](torch.arange(6.0).view(2, 3))
+        learner.model["head"](x).square().sum().backward()
+        learner.optimizer.step()
+        learner.optimizer.zero_grad()
+
+    first = learner()
+    step(first)
+    changed = {"lr_scale": {"backbone": 0.0}, "weight_decay": 0.0}
+    resumed = learner(**changed)  # other groups, in another order
+    resumed.model.load_state_dict(first.model.state_dict())
+    resumed.restore(copy.deepcopy(first.state()))
+    for name, parameter in resumed.model.named_parameters():
+        before = first.optimizer.state[first.model.get_parameter(name)]
+        assert before and before.keys() == resumed.optimizer.state[parameter].keys()
+        for key, value in resumed.optimizer.state[parameter].items():
+            assert torch.equal(value, before[key])
+    weights = {name: p.detach().clone() for name, p in resumed.model.named_parameters()}
+    step(resumed)
+    moved = {n for n, p in resumed.model.named_parameters() if not torch.equal(p, weights[n])}
+    assert moved == {"head.weight", "head.bias"}
+    assert {group["weight_decay"] for group in resumed.optimizer.param_groups} == {0.0}
 
 
 def test_a_first_step_that_the_scaler_of_fp16_skips_leaves_no_trace():

@@ -70,7 +70,7 @@ class Learner:
         """Restore everything except the weights of the model itself."""
         if self.ema:
             self.ema.model.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(_regrouped(saved["optimizer"], self.optimizer.state_dict()))
         self.scaler.load_state_dict(saved["scaler"])
 
 
@@ -197,12 +197,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
     Each group keeps its factor of the learning rate as `scale`; see `set_lr`.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = math.prod(f for p, f in config.lr_scale.items() if re.search(p, name))
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((float(scale), decay), []).append(parameter)
+            groups.setdefault((float(scale), decay), []).append((name, parameter))
     params: list[dict[str, Any]] = [
         {"params": members, "scale": scale, "weight_decay": decay}
         for (scale, decay), members in groups.items()
@@ -213,9 +213,29 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     if config.momentum:
         # The fused kernel allocates it uninitialized and fills it at the first step, unless fp16's
         # scaler skips that one, as it usually does: then the second step would read garbage.
-        for parameter in (p for group in params for p in group["params"]):
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _regrouped(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The saved state of each parameter, by name, in the own groups with their own settings.
+
+    So a resumed run may change the groups and their settings, such as `lr_scale`.
+    """
+    old = {
+        name: saved["state"][index]
+        for group in saved["param_groups"]
+        for name, index in zip(group["param_names"], group["params"], strict=True)
+        if index in saved["state"]
+    }
+    found = {
+        index: old[name]
+        for group in own["param_groups"]
+        for name, index in zip(group["param_names"], group["params"], strict=True)
+        if name in old
+    }
+    return {"state": own["state"] | found, "param_groups": own["param_groups"]}
 
 
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:
