@@ -157,8 +157,8 @@ class Backbone(Protocol):
 
     `forward(images (B,3,H,W) uint8, sizes)` normalizes the pixels itself, so that batches travel
     as bytes and a checkpoint is self-contained. Beyond each image's valid size the normalized
-    input is zero. The order of `levels` is from fine to coarse. A stage is the layers from one
-    level to the next; layers before the first stage are the stem.
+    input is zero. The order of `levels` is from fine to coarse. The layers inside are not part of
+    this contract.
     """
 
     levels: dict[str, Level]

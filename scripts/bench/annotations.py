@@ -10,7 +10,8 @@ Prints as JSON the medians of the seconds and of the peak resident memory of
 - `first`: `Coco(folder, file)` with an empty cache,
 - `later`: the same again,
 - `plain`: `first` without msgspec (the extra `fast`),
-- `worker`: the private memory of a loader worker that has read samples from the whole file,
+- `worker`: the memory of a loader worker that has read samples from the whole file, as far as it
+  shares it with no other process: its own (`private_mb`), and pages of files (`page_cache_mb`),
 
 and the ratios. Imports are not timed. `{side}_base_mb` is the memory after the imports alone.
 """
@@ -87,10 +88,11 @@ def peak_mb() -> float:
     return int(status["VmHWM"].split()[0]) / 1024
 
 
-def private_mb() -> float:
-    """Memory that this process shares with no other."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+def private_mb() -> tuple[float, float]:
+    """Memory that this process shares with no other: its own, and pages of files."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    sizes = {key: int(rest.split()[0]) / 1024 for key, rest in (line.split(":") for line in lines)}
+    return sizes["Private_Dirty"], sizes["Private_Clean"]
 
 
 def measure_pycocotools(annotations: str, folder: str) -> dict[str, float]:
@@ -130,7 +132,7 @@ class Probe:
 
     def __getitem__(self, index):
         self.dataset[index * len(self.dataset) // self.samples].target()
-        return private_mb() if index == self.samples - 1 else 0.0
+        return private_mb() if index == self.samples - 1 else (0.0, 0.0)
 
 
 def measure_worker(annotations: str, folder: str) -> dict[str, float]:
@@ -142,7 +144,8 @@ def measure_worker(annotations: str, folder: str) -> dict[str, float]:
     dataset = Coco(folder, annotations, links="any")
     samples = min(SAMPLES, 2 * len(dataset))
     loader = DataLoader(Probe(dataset, samples), batch_size=1, num_workers=2)
-    return {"private_mb": max(float(batch) for batch in loader)}
+    own, pages = max(tuple(float(value) for value in batch) for batch in loader)
+    return {"private_mb": own, "page_cache_mb": pages}
 
 
 def run(side: str, annotations: Path, folder: Path, cache: Path) -> dict[str, float]:
