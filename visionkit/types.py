@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+Features = dict[str, Tensor]  # named feature maps (B, C, h, w), from fine to coarse
+Size = tuple[int, int]  # (h, w)
 IGNORE = 255  # in semantic maps: pixels without a label
 # What a prediction can consist of, in the order in which it is drawn.
 PREDICTION_KINDS = (
@@ -68,8 +70,8 @@ class Target(TypedDict, total=False):
     """The labels of one image of a batch. An absent key means: not labeled."""
 
     image_id: int
-    size: tuple[int, int]  # (h, w) of the image in the batch; beyond is padding
-    orig_size: tuple[int, int]  # (h, w) of the image as stored and annotated
+    size: Size  # (h, w) of the image in the batch; beyond is padding
+    orig_size: Size  # (h, w) of the image as stored and annotated
     position: int  # its place in the stream of images, the key of all randomness
     class_id: Tensor  # () int64: class of the whole image
     boxes: Tensor  # (N, 4) float32
@@ -126,7 +128,7 @@ class Batch:
         return len(self.targets)
 
     @property
-    def sizes(self) -> list[tuple[int, int]]:
+    def sizes(self) -> list[Size]:
         """The valid (h, w) of each image."""
         return [target["size"] for target in self.targets]
 
@@ -164,7 +166,7 @@ class Backbone(Protocol):
     levels: dict[str, Level]
 
     def __call__(
-        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
+        self, images: Tensor, sizes: Sequence[Size] | None = None
     ) -> dict[str, Tensor]: ...
 
 
@@ -184,13 +186,11 @@ class Head(nn.Module):
     draw_threshold: ClassVar[float] = 0.5  # score from which its objects are drawn by default
     main_metric: ClassVar[str]  # the metric that selects the best checkpoint by default
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         """Loss terms by name: the same names for any batch, also without a labeled image."""
         raise NotImplementedError
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """Outputs by name, from which `decode` makes predictions.
 
         `sizes` (B, 2) int64 are the valid (h, w) of the images; None: nothing is padding. All
@@ -204,7 +204,7 @@ class Head(nn.Module):
         """One prediction for each image, boxes and masks in the *original* image's pixels."""
         raise NotImplementedError
 
-    def predict(self, features: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def predict(self, features: Features, batch: Batch) -> list[Prediction]:
         """`decode` of `forward`. The boxes to describe are the `boxes` of the targets."""
         arguments = [batch.size_tensor]
         if self.boxes_from is not None:

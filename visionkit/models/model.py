@@ -17,7 +17,7 @@ from visionkit.models.contracts import (
 )
 from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.inference import autocast
-from visionkit.types import Batch, Dataset, Evaluator, Head, Loss, Prediction, Target
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Loss, Prediction, Target
 
 
 class VisionModel(nn.Module):
@@ -79,13 +79,13 @@ class VisionModel(nn.Module):
         return features if self.neck is None else self.neck(features)
 
     def losses(
-        self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
+        self, features: Features, batch: Batch, heads: Iterable[str]
     ) -> dict[str, dict[str, Loss]]:
         """Unweighted loss terms by head and by name."""
         return {name: checked_losses(name, self.head(name).loss(features, batch)) for name in heads}
 
     def predictions(
-        self, features: dict[str, Tensor], batch: Batch, heads: Iterable[str]
+        self, features: Features, batch: Batch, heads: Iterable[str]
     ) -> dict[str, list[Prediction]]:
         """Each head's predictions, a list with one dict for each image.
 
@@ -116,7 +116,7 @@ class VisionModel(nn.Module):
             predictions = self.predictions(features, batch, heads)
             return predictions, self.losses(features, batch, heads) if with_losses else {}
 
-    def _predicted(self, head: str, features: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def _predicted(self, head: str, features: Features, batch: Batch) -> list[Prediction]:
         found = self.head(head).predict(features, batch)
         return checked_predictions(head, found, len(batch))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count
 from visionkit.errors import ConfigError
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD, Normalize, Rgb
-from visionkit.types import Level
+from visionkit.types import Level, Size
 
 
 class LightResNet(nn.Module):
@@ -60,9 +60,7 @@ class LightResNet(nn.Module):
             self.levels[f"c{number + 2}"] = Level(width, stride=2 ** (number + 2))
             before = width
 
-    def forward(
-        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 RGB to one (B, channels, H / stride, W / stride) map per level."""
         x = self.stem(self.normalize(images, sizes, like=self.stages))
         features = {}

@@ -11,6 +11,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from visionkit.errors import ConfigError
 from visionkit.ops.layers import group_norm
+from visionkit.types import Size
 
 Rgb = tuple[float, float, float]
 IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
@@ -34,9 +35,7 @@ class Normalize(nn.Module):
         self.register_buffer("scale", (1 / (255 * std_3)).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean_3 / std_3).view(3, 1, 1), persistent=False)
 
-    def forward(
-        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None, like: nn.Module
-    ) -> Tensor:
+    def forward(self, images: Tensor, sizes: Sequence[Size] | None, like: nn.Module) -> Tensor:
         """(B, 3, H, W) uint8 to float, laid out in memory as the weights of `like` are.
 
         Pixels beyond each image's (h, w) in `sizes` become exactly 0.

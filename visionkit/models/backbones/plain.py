@@ -11,7 +11,7 @@ from visionkit.config.schema import Count, Fraction
 from visionkit.errors import ConfigError, DataError
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD, Normalize, Rgb
 from visionkit.ops.layers import group_norm
-from visionkit.types import Level
+from visionkit.types import Level, Size
 
 Activation = Literal["relu", "leaky_relu", "gelu", "silu", "tanh", "sigmoid", "none"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -80,9 +80,7 @@ class TinyCNN(nn.Module):
             self.levels[f"c{number}"] = Level(width, stride=2**number)
             before = width
 
-    def forward(
-        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 RGB to one (B, channels, H / stride, W / stride) map per level."""
         x = self.normalize(images, sizes, like=self.stages)
         features = {}
@@ -132,9 +130,7 @@ class MLP(nn.Module):
             width = units
         self.levels = {"flat": Level(channels=width, stride=size)}
 
-    def forward(
-        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 RGB to (B, units, 1, 1); padding is cut off."""
         for h, w in sizes or [(images.shape[-2], images.shape[-1])]:
             if (h, w) != (self.size, self.size):

@@ -13,7 +13,7 @@ from visionkit.config.schema import Natural
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.models.backbones.norm import Normalize, Rgb, resolve_norm
 from visionkit.models.backbones.weights import fit, read
-from visionkit.types import Level
+from visionkit.types import Level, Size
 
 
 class Timm(nn.Module):
@@ -59,9 +59,7 @@ class Timm(nn.Module):
             self._indices = {f"c{stride.bit_length() - 1}": at for stride, at in last.items()}
         self.levels = {level: levels[index] for level, index in self._indices.items()}
 
-    def forward(
-        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 RGB to one (B, channels, ~H / stride, ~W / stride) map per level."""
         maps = self.body(self.normalize(images, sizes, like=self.body))
         return {level: maps[index] for level, index in self._indices.items()}

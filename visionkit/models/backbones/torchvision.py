@@ -25,7 +25,7 @@ from visionkit.models.backbones.norm import (
     resolve_norm,
 )
 from visionkit.models.backbones.weights import download, fit, read
-from visionkit.types import Level
+from visionkit.types import Level, Size
 
 RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 FAMILIES: dict[str, tuple[str, ...] | None] = {  # layers in the order they run; None: `features`
@@ -131,9 +131,7 @@ class Torchvision(nn.Module):
             layers[step].requires_grad_(False)
         self.train()
 
-    def forward(
-        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 RGB to one (B, channels, ~H / stride, ~W / stride) map per level."""
         x = self.normalize(images, sizes, like=self.body)
         features = {}

@@ -16,7 +16,18 @@ from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler, pad_rows, 
 from visionkit.ops.boxes import clip
 from visionkit.ops.layers import noise_of
 from visionkit.ops.roi_align import flatten_boxes
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction, Target
+from visionkit.types import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Features,
+    Head,
+    Level,
+    Loss,
+    Prediction,
+    Size,
+    Target,
+)
 
 
 class Attributes(Head):
@@ -71,7 +82,7 @@ class Attributes(Head):
 
     def forward(
         self,
-        features: dict[str, Tensor],
+        features: Features,
         sizes: Tensor | None = None,
         boxes: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -91,11 +102,11 @@ class Attributes(Head):
             probs[:, columns] = logits[:, columns].softmax(1)
         return {"probs": pad_rows(probs, rows, used) * used[..., None]}
 
-    def logits(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+    def logits(self, features: Features, boxes: Tensor, image: Tensor) -> Tensor:
         """Logits (R, A) in float32 of the boxes (R, 4) of the images (R,)."""
         return self.linear(self.region_head(self.pool(features, boxes, image))).float()
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         device = features[self.pool.names[0]].device
         boxes, truth = [], [torch.empty(0, len(self.classes), device=device)]
         for target in batch.targets:
@@ -152,7 +163,7 @@ def sample_objects(target: Target, count: int, noise: torch.Generator | None = N
 
 
 def jittered(
-    boxes: Tensor, share: float, size: tuple[int, int], noise: torch.Generator | None = None
+    boxes: Tensor, share: float, size: Size, noise: torch.Generator | None = None
 ) -> Tensor:
     """Boxes (N, 4) whose sides have moved by up to `share`, at most 0.5, of width or height.
 

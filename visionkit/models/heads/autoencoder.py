@@ -24,7 +24,7 @@ from visionkit.ops.layers import (
     normal_noise,
     valid_cells,
 )
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction, Size
 
 NARROWEST = 16  # channels at full size, where each costs most
 COARSEST = 32  # stride of the map that a VAE's decoder begins with
@@ -32,7 +32,6 @@ FIRST_LOG_VAR = -2.0
 LOG_VAR_LIMIT = 10.0  # exp() of more loses all digits
 
 Error = Literal["mse", "l1", "bce"]
-Size = tuple[int, int]
 
 
 class Decoder(nn.Module):
@@ -122,13 +121,11 @@ class Autoencoder(Head):
         self.bottleneck = nn.Conv2d(in_channels, code, 1)
         self.decoder = Decoder(code, mirrored_widths(levels, stride, channels))
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """`logits` (B, 3, h, w) of the pixels, h and w as of the map times its stride."""
         return {"logits": self.decoder(self.bottleneck(features[self.level]))}
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         logits = fitted(self(features)["logits"], batch)
         errors = pixel_errors(logits, batch.images.float() / 255, self.error)
         valid = valid_cells(batch.size_tensor, logits, stride=1)[:, None]  # (B, 1, H, W)
@@ -203,9 +200,7 @@ class VAE(Head):
         self.from_latent = nn.Linear(latent, widths[0] * self.grid**2)
         self.decoder = Decoder(widths[0], widths)
 
-    def encode(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode(self, features: Features, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log variance of each image's z, both (B, latent) float32."""
         pooled = adaptive_mean(features[self.level], sizes, self.stride, self.cells)
         mean, log_var = self.to_latent(pooled.flatten(1)).float().chunk(2, dim=1)
@@ -219,7 +214,7 @@ class VAE(Head):
         cells = self.from_latent(z).relu().unflatten(1, (-1, self.grid, self.grid))
         return self.decoder(cells)[..., : self.size, : self.size]
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         mean, log_var = self.encode(features, batch.size_tensor)
         z = mean + (log_var / 2).exp() * normal_noise(mean, batch.targets)
         errors = pixel_errors(self._logits(z), self._truth(batch), self.error)
@@ -235,9 +230,7 @@ class VAE(Head):
             lambda rows, size: resized(batch.images[rows, :, : size[0], : size[1]] / 255, square),
         )
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """`images` (B, 3, size, size) in [0, 1], decoded from `latent_mean` (B, latent), and the
         divergence `kl` (B,) from the standard normal in nats, without beta."""
         mean, log_var = self.encode(features, sizes)

@@ -12,7 +12,7 @@ from visionkit.config.schema import Fraction, Positive
 from visionkit.errors import ConfigError, unknown
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
 
 TINY = 1e-12  # least sum of class weights
 
@@ -60,15 +60,13 @@ class Classification(Head):
         weights = weights_in_order(self.classes, class_weights or {})
         self.register_buffer("class_weights", torch.tensor(weights), persistent=False)
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """`logits` (B, K) in float32."""
         feature = features[self.level]
         pooled = masked_mean(feature, valid_cells(sizes, feature, self.stride))
         return {"logits": self.linear(self.dropout(pooled)).float()}
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         logits = self(features, batch.size_tensor)["logits"]
         labeled = [i for i, target in enumerate(batch.targets) if "class_id" in target]
         if not labeled:

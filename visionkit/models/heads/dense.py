@@ -19,7 +19,7 @@ from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.ops.boxes import clip, decode
 from visionkit.ops.nms import Among, detections, suppress
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Prediction, Size
 
 Prior = Annotated[float, Range(low=0, high=0.5, open=True)]
 
@@ -29,7 +29,7 @@ class Anchors(NamedTuple):
 
     corners: Tensor  # (P, 4) in input pixels
     per_level: list[int]
-    image_size: tuple[int, int]  # (h, w) of the batch with its padding
+    image_size: Size  # (h, w) of the batch with its padding
 
     def boxes(self, offsets: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         """Boxes (..., 4) at `offsets` (..., 4) from the anchors `index` (...)."""
@@ -68,7 +68,7 @@ class AnchorGenerator(nn.Module):
         shapes = torch.stack([_shapes(level_sizes, ratios) for level_sizes in sizes])
         self.register_buffer("shapes", shapes, persistent=False)  # (levels, A, 4)
 
-    def forward(self, features: dict[str, Tensor]) -> Anchors:
+    def forward(self, features: Features) -> Anchors:
         image_size = padded_size(self.levels, features)
         corners = [
             _at_every_cell(shapes, features[name].shape[-2:], image_size)
@@ -85,7 +85,7 @@ def _shapes(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
     return (torch.stack([-w, -h, w, h], dim=1) / 2).round()
 
 
-def _at_every_cell(shapes: Tensor, grid: Sequence[int], image_size: tuple[int, int]) -> Tensor:
+def _at_every_cell(shapes: Tensor, grid: Sequence[int], image_size: Size) -> Tensor:
     # Not the level's stride: it differs where a level is padded, and torchvision does so too.
     stride_y, stride_x = (pixels // cells for pixels, cells in zip(image_size, grid, strict=True))
     y = torch.arange(grid[0], device=shapes.device) * stride_y
@@ -101,7 +101,7 @@ class Locations(NamedTuple):
     centers: Tensor  # (P, 2): x, y
     strides: Tensor  # (P,): side of a cell
     per_level: list[int]
-    image_size: tuple[int, int]  # (h, w) of the batch with its padding
+    image_size: Size  # (h, w) of the batch with its padding
 
     def boxes(self, distances: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         """Boxes (..., 4) at `distances` (..., 4), in cells, from the locations `index` (...)."""
@@ -116,7 +116,7 @@ class Locations(NamedTuple):
         return torch.minimum(torch.minimum(x - x1, x2 - x), torch.minimum(y - y1, y2 - y)) > 0
 
 
-def locations_of(levels: dict[str, Level], features: dict[str, Tensor]) -> Locations:
+def locations_of(levels: dict[str, Level], features: Features) -> Locations:
     """The locations at which heads without anchors detect in `features` of these levels."""
     image_size = padded_size(levels, features)
     grids = [grid(features[name], level.stride, image_size) for name, level in levels.items()]
@@ -127,7 +127,7 @@ def locations_of(levels: dict[str, Level], features: dict[str, Tensor]) -> Locat
     return Locations(torch.cat(grids), torch.cat(strides), [*map(len, grids)], image_size)
 
 
-def grid(feature: Tensor, stride: int, image_size: tuple[int, int]) -> Tensor:
+def grid(feature: Tensor, stride: int, image_size: Size) -> Tensor:
     """Centers (h * w, 2), x and y in input pixels, of the cells of `feature` (B, C, h, w)."""
     h, w = feature.shape[-2:]
     # Levels coarser than 32 rarely divide the padded image. Like torchvision, whose weights
@@ -138,7 +138,7 @@ def grid(feature: Tensor, stride: int, image_size: tuple[int, int]) -> Tensor:
     return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], 2).reshape(-1, 2)
 
 
-def padded_size(levels: dict[str, Level], features: dict[str, Tensor]) -> tuple[int, int]:
+def padded_size(levels: dict[str, Level], features: Features) -> Size:
     """The (h, w) of the batch with its padding, a multiple of the finest level's stride."""
     finest, *_ = levels
     h, w = features[finest].shape[-2:]
@@ -188,14 +188,12 @@ class DenseHead(Head):
         self.score_threshold, self.pre_nms_top_n = score_threshold, pre_nms_top_n
         self.nms_iou, self.nms, self.max_detections = nms_iou, nms, max_detections
 
-    def dense_predictions(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Places]:
+    def dense_predictions(self, features: Features) -> tuple[Tensor, Tensor, Places]:
         """For P places the scores (B, P, K) of the classes, and the offsets or distances (B, P, 4)
         from which `Places.boxes` computes the boxes."""
         raise NotImplementedError
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """The best of each level, M in all: `boxes` (B, M, 4) in input pixels, `scores` and
         `labels` (B, M). M depends on the size of the batch's images and `pre_nms_top_n` alone."""
         scores, offsets, places = self.dense_predictions(features)

@@ -34,7 +34,7 @@ from visionkit.models.heads.rcnn.roi_heads import (
 from visionkit.models.heads.rcnn.rpn import RPN, TopN
 from visionkit.ops.nms import Among, detections
 from visionkit.ops.roi_align import flatten_boxes
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
 
 
 class FasterRCNN(Head):
@@ -124,7 +124,7 @@ class FasterRCNN(Head):
             max_detections=max_detections,
         )
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         """Draws anchors and regions at random. The same in training and in evaluation mode."""
         features, batch = labeled(features, batch, self.required_targets)
         if not len(batch):
@@ -137,13 +137,11 @@ class FasterRCNN(Head):
         return losses | self._second_stage_losses(features, regions, truths)
 
     def _second_stage_losses(
-        self, features: dict[str, Tensor], regions: SampledRegions, truths: Sequence[GroundTruth]
+        self, features: Features, regions: SampledRegions, truths: Sequence[GroundTruth]
     ) -> dict[str, Loss]:
         return self.roi_heads.loss(features, regions)
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """The best M = `max_detections` of each image, or fewer if there are fewer candidates.
 
         `boxes` (B, M, 4) in input pixels, `scores` and `labels` (B, M), best first, and `count`
@@ -194,7 +192,7 @@ class MaskRCNN(FasterRCNN):
         self.roi_heads.mask_predictor = MaskPredictor(mask_channels, mask_channels, len(classes))
 
     def _second_stage_losses(
-        self, features: dict[str, Tensor], regions: SampledRegions, truths: Sequence[GroundTruth]
+        self, features: Features, regions: SampledRegions, truths: Sequence[GroundTruth]
     ) -> dict[str, Loss]:
         losses = super()._second_stage_losses(features, regions, truths)
         masks = [truth.masks for truth in truths if truth.masks is not None]  # all are labeled
@@ -205,15 +203,13 @@ class MaskRCNN(FasterRCNN):
         return losses | {"mask": mask_loss(logits, targets)}
 
     def _mask_logits(
-        self, features: dict[str, Tensor], boxes: Tensor, image: Tensor, labels: Tensor
+        self, features: Features, boxes: Tensor, image: Tensor, labels: Tensor
     ) -> Tensor:
         """(R, 2s, 2s) for the boxes (R, 4) of these images and labels (R,)."""
         hidden = self.roi_heads.mask_head(self.mask_pool(features, boxes, image))
         return self.roi_heads.mask_predictor(hidden, labels + 1)
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """As `FasterRCNN.forward`, and `masks` (B, M, 2s, 2s): probabilities within each box."""
         found = super().forward(features, sizes)
         boxes, labels = found["boxes"].flatten(0, 1), found["labels"].flatten()

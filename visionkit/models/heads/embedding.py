@@ -14,7 +14,7 @@ from visionkit.distributed.collectives import all_gather_with_grad
 from visionkit.metrics.retrieval import Retrieval
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
 
 Mining = Literal["all", "hard", "semihard"]
 
@@ -141,16 +141,14 @@ class Embedding(Head):
             else nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, size))
         )
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """`embedding` (B, size) float32, vectors of unit length."""
         feature = features[self.level]
         pooled = masked_mean(feature, valid_cells(sizes, feature, self.stride))
         vectors = self.project(self.dropout(pooled)).float()
         return {"embedding": F.normalize(vectors, dim=1, eps=1e-6)}
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         vectors = self(features, batch.size_tensor)["embedding"]
         labeled = [i for i, target in enumerate(batch.targets) if "identity" in target]
         found = [batch.targets[i]["identity"].to(vectors.device) for i in labeled]

@@ -29,7 +29,7 @@ from visionkit.models.heads.dense import (
 from visionkit.ops.boxes import area
 from visionkit.ops.layers import constant_bias, group_norm
 from visionkit.ops.losses import giou_loss, sigmoid_focal_loss
-from visionkit.types import Batch, Level, Loss, Target
+from visionkit.types import Batch, Features, Level, Loss, Target
 
 
 class Output(NamedTuple):
@@ -73,16 +73,16 @@ class FCOS(DenseHead):
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
         self.head = Branches(self.channels, len(classes), num_convs, norm, prior)
 
-    def outputs(self, features: dict[str, Tensor]) -> Output:
+    def outputs(self, features: Features) -> Output:
         return self.head([features[name] for name in self.levels])
 
-    def dense_predictions(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Locations]:
+    def dense_predictions(self, features: Features) -> tuple[Tensor, Tensor, Locations]:
         output = self.outputs(features)
         centerness = output.centerness_logits.sigmoid()[..., None]
         scores = (output.class_logits.sigmoid() * centerness).sqrt()
         return scores, output.distances, locations_of(self.levels, features)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         """Sums over the locations; the count is of those that lie in an object.
 
         `classification` is the focal loss, `box_reg` 1 - GIoU, `centerness` cross-entropy.

@@ -15,7 +15,7 @@ from visionkit.models.heads.classification import coarsest_useful, pick_level
 from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.layers import constant_bias, conv_norm_relu, masked_mean, valid_cells
 from visionkit.ops.losses import giou_loss
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
 
 
 class Output(NamedTuple):
@@ -82,14 +82,12 @@ class Localization(Head):
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(2 * in_channels, len(self.classes))
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """`logits` (B, K) of the classes and `boxes` (B, 4) in input pixels."""
         output = self.outputs(features, sizes)
         return {"logits": output.class_logits, "boxes": output.boxes.clamp(0, 1) * output.scale}
 
-    def outputs(self, features: dict[str, Tensor], sizes: Tensor | None) -> Output:
+    def outputs(self, features: Features, sizes: Tensor | None) -> Output:
         cells = features[self.level]
         valid = valid_cells(sizes, cells, self.stride)
         scale = image_scale(sizes, cells, self.stride)
@@ -109,7 +107,7 @@ class Localization(Head):
         class_logits = self.linear(self.dropout(pooled)).float()
         return Output(class_logits, attention_logits, boxes, centers, scale)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         output = self.outputs(features, batch.size_tensor)
         boxes, labels, found = (x.to(output.boxes.device) for x in largest_objects(batch.targets))
         truth = boxes / output.scale

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from visionkit.errors import ConfigError
 from visionkit.ops.boxes import box_ioa, box_iou
 from visionkit.ops.layers import noise_of
-from visionkit.types import Batch, Loss, Target
+from visionkit.types import Batch, Features, Loss, Target
 
 BACKGROUND, IGNORED = -1, -2
 
@@ -105,7 +105,7 @@ def _sample(indices: Tensor, count: int, noise: torch.Generator | None) -> Tenso
 
 
 def labeled(
-    features: dict[str, Tensor], batch: Batch, required_targets: Sequence[str]
+    features: Features, batch: Batch, required_targets: Sequence[str]
 ) -> tuple[dict[str, Tensor], Batch]:
     """The part of a batch whose targets have all the keys in `required_targets`."""
     keep = [i for i, t in enumerate(batch.targets) if all(key in t for key in required_targets)]
@@ -117,9 +117,7 @@ def labeled(
     )
 
 
-def zero_losses(
-    head: nn.Module, features: dict[str, Tensor], terms: Sequence[str]
-) -> dict[str, Loss]:
+def zero_losses(head: nn.Module, features: Features, terms: Sequence[str]) -> dict[str, Loss]:
     """Zeros with a gradient of zero for the features and for each parameter of the head."""
     reached = [*features.values(), *head.parameters()]
     zero = sum((tensor.sum() * 0.0 for tensor in reached), start=torch.zeros(()).to(reached[0]))

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from visionkit.distributed.collectives import all_gather_with_grad
 from visionkit.errors import ConfigError
 from visionkit.models.heads.classification import weights_in_order
-from visionkit.types import IGNORE, Batch, Loss, Prediction, Target
+from visionkit.types import IGNORE, Batch, Loss, Prediction, Size, Target
 
 CHUNK = 2**23  # logits held at full resolution at a time: 32 MB
 MAX_CLASSES = IGNORE  # what fits into 8 bits next to it
@@ -96,7 +96,7 @@ class PixelLoss(nn.Module):
         total: Any = [sum(column) for column in zip(*of_images, strict=True)]
         return Sums(*total)
 
-    def _of_image(self, logits: Tensor, target: Target, padded: tuple[int, int]) -> Sums:
+    def _of_image(self, logits: Tensor, target: Target, padded: Size) -> Sums:
         logits = at_pixels(logits, target["size"], padded)
         truth = target["semantic"].long()
         weights, partial = self.weights, None
@@ -143,7 +143,7 @@ def _dice_sums(log_probs: Tensor, truth: Tensor, classes: int) -> list[Tensor]:
     return [(probs * own).sum((1, 2)), probs.sum((1, 2)) + pixels, pixels]
 
 
-def cells_of_image(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+def cells_of_image(logits: Tensor, size: Size, padded: Size) -> Tensor:
     """The cells (K, ch, cw) of an image's `logits` (K, hl, wl) that see a part of it.
 
     `size` is the image's valid (h, w), `padded` that of the whole batch, which the grid covers.
@@ -152,7 +152,7 @@ def cells_of_image(logits: Tensor, size: tuple[int, int], padded: tuple[int, int
     return logits[:, : math.ceil(size[0] * hl / padded[0]), : math.ceil(size[1] * wl / padded[1])]
 
 
-def at_pixels(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
+def at_pixels(logits: Tensor, size: Size, padded: Size) -> Tensor:
     """`logits` (K, hl, wl) at the valid pixels of the image: (K, h, w) float32, bilinear.
 
     Cells that see only padding are excluded: at the edge the outermost valid cell counts alone.
@@ -166,9 +166,7 @@ def at_pixels(logits: Tensor, size: tuple[int, int], padded: tuple[int, int]) ->
     return full[:, : size[0], : size[1]]
 
 
-def semantic_map(
-    logits: Tensor, size: tuple[int, int], padded: tuple[int, int], orig_size: tuple[int, int]
-) -> Tensor:
+def semantic_map(logits: Tensor, size: Size, padded: Size, orig_size: Size) -> Tensor:
     """The most probable class of each original pixel, (h, w) uint8, of `logits` (K, hl, wl).
 
     One bilinear step from the grid to `orig_size`, some rows at a time, so that the logits of a

@@ -23,7 +23,7 @@ from visionkit.ops.layers import (
     masked_mean,
     valid_cells,
 )
-from visionkit.types import Batch, Dataset, Evaluator, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
 
 MAX_STRIDE = 16  # coarser maps do not separate pixels
 MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
@@ -80,7 +80,7 @@ class SemanticHead(Head):
         self.classes = list(classes)
         self.pixel_loss = PixelLoss(classes, class_weights=class_weights, dice=dice)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         return self.pixel_loss(self(features, batch.size_tensor)["logits"], batch)
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
@@ -130,13 +130,11 @@ class SingleLevelHead(SemanticHead):
             width = levels[self.aux_level].channels
             self.aux_classifier = _fcn(width, width // 4, len(self.classes), dropout, self.norm)
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """`logits` (B, K, h, w) on the cells of the level."""
         return {"logits": self.classifier(features[self.level])}
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         losses = super().loss(features, batch)
         if self.aux_weight:
             logits = self.aux_classifier(features[self.aux_level])
@@ -201,9 +199,7 @@ class DeepLabV3(SingleLevelHead):
         )
         self.add_aux_classifier(levels, 0.1)
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """`logits` (B, K, h, w) on the cells of the level."""
         feature = features[self.level]
         joined = self.classifier[0](feature, valid_cells(sizes, feature, self.stride))
@@ -247,9 +243,7 @@ class SemanticFPN(SemanticHead):
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(channels, len(classes), 1)
 
-    def forward(
-        self, features: dict[str, Tensor], sizes: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """`logits` (B, K, h, w) on the cells of the finest level."""
         size = max((features[name].shape[-2:] for name in self.inputs), key=lambda hw: hw[0])
         refined = [_refined(features[name], self.branches[name], size) for name in self.inputs]

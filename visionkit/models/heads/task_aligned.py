@@ -29,7 +29,7 @@ from visionkit.models.heads.dense import (
 from visionkit.ops.boxes import box_iou
 from visionkit.ops.layers import BatchNorm, constant_bias
 from visionkit.ops.losses import giou_loss, quality_focal_loss
-from visionkit.types import Batch, Level, Loss, Target
+from visionkit.types import Batch, Features, Level, Loss, Target
 
 TINY = torch.finfo(torch.float32).tiny
 MAX_LOG_DISTANCE = 6.0  # 400 cells: keeps exp() finite
@@ -91,17 +91,17 @@ class TaskAligned(DenseHead):
         constant_bias(self.classification.predict, prior_bias(prior))
         constant_bias(self.regression.predict, math.log(3))  # boxes of 6 x 6 cells
 
-    def outputs(self, features: dict[str, Tensor]) -> Output:
+    def outputs(self, features: Features) -> Output:
         maps = [features[name] for name in self.levels]
         class_logits, log_distances = self.classification(maps), self.regression(maps)
         return Output(class_logits, log_distances.clamp(max=MAX_LOG_DISTANCE).exp())
 
-    def dense_predictions(self, features: dict[str, Tensor]) -> tuple[Tensor, Tensor, Locations]:
+    def dense_predictions(self, features: Features) -> tuple[Tensor, Tensor, Locations]:
         output = self.outputs(features)
         scores = output.class_logits.sigmoid()
         return scores, output.distances, locations_of(self.levels, features)
 
-    def loss(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Loss]:
+    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         """Sums over the locations; the count is the sum of their target scores.
 
         `classification` is the quality focal loss, `box_reg` 1 - GIoU weighted by the target

@@ -16,7 +16,7 @@ from torchvision.ops.feature_pyramid_network import (
 from visionkit.config.schema import Count
 from visionkit.errors import ConfigError
 from visionkit.ops.layers import group_norm
-from visionkit.types import Level
+from visionkit.types import Features, Level
 
 
 class FPN(FeaturePyramidNetwork):
@@ -65,7 +65,7 @@ class FPN(FeaturePyramidNetwork):
             stride = 2 * max(level.stride for level in self.levels.values())
             self.levels[f"p{stride.bit_length() - 1}"] = Level(channels, stride)
 
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, features: Features) -> dict[str, Tensor]:
         """The backbone's (B, C, H, W) maps by name to (B, channels, H, W) maps by name."""
         maps = super().forward({name: features[name] for name in self._inputs})
         return dict(zip(self.levels, maps.values(), strict=True))

@@ -22,7 +22,7 @@ from visionkit.ops.boxes import clip, decode, encode
 from visionkit.ops.losses import marginal_cross_entropy
 from visionkit.ops.nms import Among, suppress
 from visionkit.ops.roi_align import flatten_boxes, roi_align
-from visionkit.types import Level, Loss
+from visionkit.types import Features, Level, Loss, Size
 
 OFFSET_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # makes the offsets' spread about 1
 MIN_EXTENT = 1e-2  # pixels; detections that are thinner than that are dropped
@@ -69,9 +69,7 @@ class RoIHeads(nn.Module):
         self.nms_iou, self.nms = nms_iou, nms
         self.max_detections = max_detections
 
-    def forward(
-        self, features: dict[str, Tensor], boxes: Tensor, image: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Features, boxes: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (R, K + 1) and offsets (R, K + 1, 4) of boxes (R, 4) of these images."""
         return self.box_predictor(self.box_head(self.pool(features, boxes, image)))
 
@@ -96,7 +94,7 @@ class RoIHeads(nn.Module):
         possible = _possible(merged, boxes, truths, self.num_classes) if partly else None
         return SampledRegions(boxes, matches, merged, torch.cat(targets), possible)
 
-    def loss(self, features: dict[str, Tensor], regions: SampledRegions) -> dict[str, Loss]:
+    def loss(self, features: Features, regions: SampledRegions) -> dict[str, Loss]:
         """`classifier` and `box_reg`, each divided by the number of regions.
 
         A region without an object shows background or one of the classes that are not labeled
@@ -120,10 +118,10 @@ class RoIHeads(nn.Module):
 
     def detect(
         self,
-        features: dict[str, Tensor],
+        features: Features,
         proposals: Tensor,
         count: Tensor,
-        sizes: tuple[int, int] | Tensor,
+        sizes: Size | Tensor,
     ) -> dict[str, Tensor]:
         """From the first `count` (B,) of the proposals (B, M, 4) of each image: `boxes` in input
         pixels, `scores`, `labels` and `count`, as `suppress` returns them."""
@@ -261,7 +259,7 @@ class RoIPooler:
         self.size = size
         self.sampling_ratio = sampling_ratio
 
-    def __call__(self, features: dict[str, Tensor], boxes: Tensor, image: Tensor) -> Tensor:
+    def __call__(self, features: Features, boxes: Tensor, image: Tensor) -> Tensor:
         """(R, C, size, size) of boxes (R, 4) of the images (R,)."""
         pyramid = [features[name] for name in self.names]
         return roi_align(pyramid, boxes, image, self.strides, self.size, self.sampling_ratio)
@@ -361,7 +359,7 @@ def mask_targets(
     return torch.cat(cuts)
 
 
-def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
+def encode_masks(probs: Tensor, boxes: Tensor, size: Size) -> list[dict[str, Any]]:
     """COCO's compressed RLE of masks (N, s, s) put into `boxes` (N, 4) of a (h, w) image."""
     masks = []
     for mask_probs, box in zip(probs.cpu(), boxes.cpu(), strict=True):
@@ -370,7 +368,7 @@ def encode_masks(probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[di
     return masks
 
 
-def paste(probs: Tensor, box: Tensor, size: tuple[int, int]) -> tuple[Tensor, int, int]:
+def paste(probs: Tensor, box: Tensor, size: Size) -> tuple[Tensor, int, int]:
     """The part of a (h, w) image that a mask (s, s) in `box` (4,) can cover, with top and left.
 
     Probabilities are interpolated between the mask's bins and fall off to zero within one bin
@@ -397,7 +395,7 @@ def _samples(start: int, stop: int, limit: int, bins: int) -> tuple[Tensor, Tens
     return near, (near + 1).clamp(max=bins - 1), position - near
 
 
-def encode_patch(patch: np.ndarray, top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
+def encode_patch(patch: np.ndarray, top: int, left: int, size: Size) -> dict[str, Any]:
     """COCO's compressed RLE of a (h, w) image that is empty but for a bool patch."""
     height, width = size
     columns = np.zeros((patch.shape[1], height), bool)  # RLE runs down the columns

@@ -13,7 +13,7 @@ from visionkit.models.heads.dense import AnchorGenerator, Anchors
 from visionkit.models.heads.matching import BACKGROUND, IGNORED, GroundTruth, Matcher, Sampler
 from visionkit.ops.boxes import clip, encode
 from visionkit.ops.nms import suppress
-from visionkit.types import Loss
+from visionkit.types import Features, Loss, Size
 
 MIN_EXTENT = 1e-3  # pixels; proposals that are thinner than that are dropped
 
@@ -62,15 +62,13 @@ class RPN(nn.Module):
         self.nms_iou = nms_iou
         self.score_threshold = score_threshold
 
-    def forward(self, features: dict[str, Tensor]) -> RPNOutput:
+    def forward(self, features: Features) -> RPNOutput:
         maps = (self.head(features[name]) for name in self.levels)
         logits, offsets = zip(*maps, strict=True)
         return RPNOutput(torch.cat(logits, 1), torch.cat(offsets, 1), self.anchors(features))
 
     @torch.no_grad()
-    def propose(
-        self, outputs: RPNOutput, sizes: tuple[int, int] | Tensor, top: TopN
-    ) -> tuple[Tensor, Tensor]:
+    def propose(self, outputs: RPNOutput, sizes: Size | Tensor, top: TopN) -> tuple[Tensor, Tensor]:
         """Boxes (B, M, 4) within the valid sizes (B, 2), the best first, and how many (B,) of
         each image are proposals. The rows behind them are zero."""
         boxes, logits, levels = _best_of_each_level(outputs, top.pre_nms)
