@@ -81,10 +81,7 @@ class Attributes(Head):
         self.linear = nn.Linear(hidden, len(self.classes))
 
     def forward(
-        self,
-        features: Features,
-        sizes: Tensor | None = None,
-        boxes: Tensor | None = None,
+        self, features: Features, sizes: Tensor | None = None, boxes: Tensor | None = None
     ) -> dict[str, Tensor]:
         """`probs` (B, N, A) of each class for the `boxes` (B, N, 4) in input pixels.
 

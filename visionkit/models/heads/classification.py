@@ -77,11 +77,7 @@ class Classification(Head):
 
     def _softmax_loss(self, logits: Tensor, truth: Tensor) -> Loss:
         losses = F.cross_entropy(
-            logits,
-            truth,
-            self.class_weights,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
+            logits, truth, self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
         )
         return Loss(losses, self.class_weights[truth].sum(), TINY)
 

@@ -252,9 +252,7 @@ class SemanticFPN(SemanticHead):
 
 def _fcn(width: int, channels: int, classes: int, dropout: float, norm: Norm) -> nn.Sequential:
     return nn.Sequential(
-        *conv_norm_relu(width, channels, norm),
-        nn.Dropout(dropout),
-        nn.Conv2d(channels, classes, 1),
+        *conv_norm_relu(width, channels, norm), nn.Dropout(dropout), nn.Conv2d(channels, classes, 1)
     )
 
 

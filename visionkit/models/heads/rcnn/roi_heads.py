@@ -117,11 +117,7 @@ class RoIHeads(nn.Module):
         return {"classifier": Loss(classifier, count), "box_reg": Loss(box_reg, count)}
 
     def detect(
-        self,
-        features: Features,
-        proposals: Tensor,
-        count: Tensor,
-        sizes: Size | Tensor,
+        self, features: Features, proposals: Tensor, count: Tensor, sizes: Size | Tensor
     ) -> dict[str, Tensor]:
         """From the first `count` (B,) of the proposals (B, M, 4) of each image: `boxes` in input
         pixels, `scores`, `labels` and `count`, as `suppress` returns them."""
