@@ -13,7 +13,7 @@ from visionkit.config.components import components
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import Source, collate
 from visionkit.distributed.collectives import loss_values
-from visionkit.models.backbones.light import LightResNet
+from visionkit.models.backbones.plain import LightResNet
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN

@@ -7,6 +7,7 @@ from visionkit.models.heads import FCOS, TaskAligned
 from visionkit.models.heads.dense import (
     AnchorGenerator,
     DenseHead,
+    Locations,
     best_of_each_level,
     locations_of,
 )
@@ -86,7 +87,12 @@ def test_the_best_of_each_level_are_those_of_a_full_sort(top_n):
     torch.manual_seed(0)
     per_level, num_classes = [30, 12, 1], 5
     scores = torch.rand(3, sum(per_level), num_classes)
-    index, labels, best = best_of_each_level(scores, per_level, top_n)
+    corners = torch.arange(sum(per_level)).float()[:, None].expand(-1, 4)
+    offsets = torch.zeros(3, sum(per_level), 4)
+    places = Locations(corners[:, :2], torch.ones(sum(per_level)), per_level, (1, 1))
+    boxes, labels, best, levels = best_of_each_level(scores, offsets, places, top_n)
+    index = boxes[..., 0].long()
+    assert torch.equal(levels, torch.bucketize(index, torch.tensor([30, 42]), right=True))
     assert best.shape == (3, sum(min(top_n, n * num_classes) for n in per_level))
     for image in range(3):
         expected, first = [], 0

@@ -7,7 +7,7 @@ import torch
 
 from support.losses import losses_of
 from visionkit.models.heads.dense import Locations, locations_of
-from visionkit.models.heads.task_aligned import TaskAligned, align
+from visionkit.models.heads.task_aligned import TaskAligned
 from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch, Level
 
@@ -44,6 +44,10 @@ def features(count, **kwargs):
 def small_head(**arguments):
     torch.manual_seed(0)
     return TaskAligned(LEVELS, CLASSES, num_convs=1, **arguments)
+
+
+def align(*predictions_and_objects, radius, **arguments):
+    return small_head(center_radius=radius, **arguments).align(*predictions_and_objects)
 
 
 # --- Which cell detects what ---------------------------------------------------------------------

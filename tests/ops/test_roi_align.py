@@ -77,7 +77,8 @@ def test_no_boxes_at_all_is_empty_and_keeps_the_graph():
 def test_gpu_path_gives_the_same():
     features = pyramid()
     boxes, image = random_boxes(40), torch.arange(40) % 2
-    arguments = (boxes, image, pyramid_level(boxes, STRIDES), STRIDES, 7, 2)
+    rois = module.Rois(boxes, image, pyramid_level(boxes, STRIDES))
+    arguments = (rois, STRIDES, 7, 2)
     torch.testing.assert_close(
         module._pool_by_level(features, *arguments),
         module._pool_bags(features, *arguments),

@@ -32,10 +32,12 @@ CLASS_ROWS = {
     "roi_heads.mask_predictor.mask_fcn_logits": (1, True),
     "head.classification_head.cls_logits": (1, False),
 }
-# Names in older torchvision files, before each convolution got a module of its own.
+# Names in older torchvision files, before each convolution got a module of its own; and the neck.
 LEGACY = (
     (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
     (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
+    *((rf"^(roi_heads\.mask_head\.)mask_fcn{n}\.", rf"\g<1>{n - 1}.0.") for n in (1, 2, 3, 4)),
+    (r"^backbone\.fpn\.", "neck."),
 )
 
 
@@ -81,15 +83,13 @@ def load_model_weights(model: VisionModel, path: str, classes: dict[str, Classes
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: expected a state_dict of tensors")
-    if any(name.startswith(("rpn.", "head.", "backbone.fpn.")) for name in state):
+    detector = any(name.startswith(("rpn.", "head.", "backbone.fpn.")) for name in state)
+    if detector or {"backbone", "classifier"} <= {name.partition(".")[0] for name in state}:
         head = _only_head(model, path)
+        if not detector:
+            state = {re.sub(r"^backbone\.", "backbone.body.", n): t for n, t in state.items()}
         state = {_our_name(name, head): tensor for name, tensor in state.items()}
         state = _pick_coco_rows(state, head, model, classes[head].names)
-    elif any(name.startswith("classifier.") for name in state) and any(
-        name.startswith("backbone.") for name in state
-    ):
-        head = _only_head(model, path)
-        state = {_segmentation_name(name, head): tensor for name, tensor in state.items()}
     _load_fitting(model, state, path)
 
 
@@ -102,22 +102,10 @@ def _only_head(model: VisionModel, path: str) -> str:
     return next(iter(model.heads))
 
 
-def _segmentation_name(name: str, head: str) -> str:
-    """Map `backbone.layer1...` to `backbone.body.layer1...`, and the rest into the head."""
-    if name.startswith("backbone."):
-        return name.replace("backbone.", "backbone.body.", 1)
-    return f"heads.{head}.{name}"
-
-
 def _our_name(name: str, head: str) -> str:
     for pattern, replacement in LEGACY:
         name = re.sub(pattern, replacement, name)
-    legacy_mask = re.match(r"^roi_heads\.mask_head\.mask_fcn(\d+)\.(weight|bias)$", name)
-    if legacy_mask:
-        name = f"roi_heads.mask_head.{int(legacy_mask[1]) - 1}.0.{legacy_mask[2]}"
-    if name.startswith("backbone.fpn."):
-        return name.replace("backbone.fpn.", "neck.", 1)
-    return name if name.startswith("backbone.") else f"heads.{head}.{name}"
+    return name if name.startswith(("backbone.", "neck.")) else f"heads.{head}.{name}"
 
 
 def _pick_coco_rows(

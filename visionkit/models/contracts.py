@@ -97,7 +97,9 @@ def checked_evaluator(head: str, evaluator: Any) -> Evaluator:
 def checked_metrics(head: str, metrics: Any) -> dict[str, float]:
     """The metrics of an evaluator, as plain floats."""
     if not isinstance(metrics, Mapping) or not all(
-        isinstance(name, str) and not name.startswith("loss/") and _is_number(value)
+        isinstance(name, str)
+        and not name.startswith("loss/")
+        and (isinstance(value, Real) or _is_scalar(value))
         for name, value in metrics.items()
     ):
         wanted = (
@@ -105,12 +107,6 @@ def checked_metrics(head: str, metrics: Any) -> dict[str, float]:
         )
         raise _broken(f"heads.{head}: compute() of its evaluator", metrics, wanted)
     return {name: float(value) for name, value in metrics.items()}
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return _is_scalar(value)
-    return isinstance(value, Real)
 
 
 def _broken(what: str, found: Any, wanted: str) -> ConfigError:

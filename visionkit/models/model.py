@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visionkit.errors import ConfigError, unknown
-from visionkit.models.contracts import (
-    boxes_of,
-    checked_evaluator,
-    checked_losses,
-    checked_predictions,
-)
+from visionkit.models import contracts
 from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.inference import autocast
 from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Loss, Prediction, Target
@@ -45,14 +40,12 @@ class VisionModel(nn.Module):
         self.log_variances = nn.ParameterDict()
         if learned_weights:
             self.log_variances.update({name: nn.Parameter(torch.zeros(())) for name in heads})
+        with_boxes = [name for name, head in heads.items() if _finds_boxes(head)]
         for name, head in heads.items():
-            if head.boxes_from is None or (
-                head.boxes_from in heads and _finds_boxes(heads[head.boxes_from])
-            ):
-                continue
-            with_boxes = [other for other, one in heads.items() if _finds_boxes(one)]
-            what = f"heads.{name}.boxes_from: got {head.boxes_from!r}; expected a head with boxes"
-            raise ConfigError(unknown(head.boxes_from, with_boxes, what))
+            on = head.boxes_from
+            if on is not None and on not in with_boxes:
+                what = f"heads.{name}.boxes_from: got {on!r}; expected a head with boxes"
+                raise ConfigError(unknown(on, with_boxes, what))
 
     def train(self, mode: bool = True) -> VisionModel:
         """As usual, except that batch norms whose weights are frozen keep their statistics."""
@@ -82,7 +75,10 @@ class VisionModel(nn.Module):
         self, features: Features, batch: Batch, heads: Iterable[str]
     ) -> dict[str, dict[str, Loss]]:
         """Unweighted loss terms by head and by name."""
-        return {name: checked_losses(name, self.head(name).loss(features, batch)) for name in heads}
+        return {
+            name: contracts.checked_losses(name, self.head(name).loss(features, batch))
+            for name in heads
+        }
 
     def predictions(
         self, features: Features, batch: Batch, heads: Iterable[str]
@@ -98,7 +94,7 @@ class VisionModel(nn.Module):
         found = {name: self._predicted(name, features, batch) for name in dict.fromkeys(bases)}
         for name, on in boxes_from.items():
             if on is not None:
-                objects = boxes_of(name, on, found[on])
+                objects = contracts.boxes_of(name, on, found[on])
                 described = self._predicted(name, features, _with_boxes(batch, objects))
                 found[name] = [
                     {**more, "boxes": one["boxes"], "scores": one["scores"]}
@@ -118,11 +114,11 @@ class VisionModel(nn.Module):
 
     def _predicted(self, head: str, features: Features, batch: Batch) -> list[Prediction]:
         found = self.head(head).predict(features, batch)
-        return checked_predictions(head, found, len(batch))
+        return contracts.checked_predictions(head, found, len(batch))
 
     def evaluator(self, head: str, dataset: Dataset) -> Evaluator:
         """A new evaluator of the head's predictions on a dataset."""
-        return checked_evaluator(head, self.head(head).evaluator(dataset))
+        return contracts.checked_evaluator(head, self.head(head).evaluator(dataset))
 
     def weighted(self, values: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
         """What each head adds to the one number to minimize, from the values of its terms."""

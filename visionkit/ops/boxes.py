@@ -18,36 +18,26 @@ def encode(boxes: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1.0, 1.
 
     Shapes broadcast. Both need a positive width and height. `weights` scale the four offsets.
     """
-    x, y, w, h = _center_and_extent(anchors)
-    to_x, to_y, to_w, to_h = _center_and_extent(boxes)
-    wx, wy, ww, wh = weights
-    return torch.stack(
-        [
-            wx * (to_x - x) / w,
-            wy * (to_y - y) / h,
-            ww * torch.log(to_w / w),
-            wh * torch.log(to_h / h),
-        ],
-        dim=-1,
-    )
+    center, extent = _center_and_extent(anchors)
+    to_center, to_extent = _center_and_extent(boxes)
+    of_center, of_extent = boxes.new_tensor(weights).split(2)
+    shift = of_center * (to_center - center) / extent
+    return torch.cat([shift, of_extent * torch.log(to_extent / extent)], dim=-1)
 
 
 def decode(offsets: Tensor, anchors: Tensor, weights: Weights = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """The boxes (..., 4) at `offsets` from `anchors`: the inverse of `encode`. Shapes broadcast."""
-    x, y, w, h = _center_and_extent(anchors)
-    parts = zip(offsets.unbind(-1), weights, strict=True)
-    dx, dy, dw, dh = (part / weight for part, weight in parts)
-    center_x, center_y = dx * w + x, dy * h + y
-    half_w = 0.5 * (torch.exp(dw.clamp(max=MAX_LOG_SCALE)) * w)
-    half_h = 0.5 * (torch.exp(dh.clamp(max=MAX_LOG_SCALE)) * h)
-    corners = [center_x - half_w, center_y - half_h, center_x + half_w, center_y + half_h]
-    return torch.stack(corners, dim=-1)
+    center, extent = _center_and_extent(anchors)
+    shift, log_scale = (offsets / offsets.new_tensor(weights)).split(2, -1)
+    center = shift * extent + center
+    half = 0.5 * (torch.exp(log_scale.clamp(max=MAX_LOG_SCALE)) * extent)
+    return torch.cat([center - half, center + half], dim=-1)
 
 
-def _center_and_extent(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    w, h = x2 - x1, y2 - y1
-    return x1 + 0.5 * w, y1 + 0.5 * h, w, h
+def _center_and_extent(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The centers and the widths and heights (..., 2) of boxes (..., 4)."""
+    extent = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * extent, extent
 
 
 def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:

@@ -80,6 +80,14 @@ def valid_cells(sizes: Tensor | None, features: Tensor, stride: int) -> Tensor:
     return rows[:, :, None] & columns[:, None, :]
 
 
+def cell_corners(grid: Sequence[int], step: tuple[int, int], device: torch.device) -> Tensor:
+    """x and y (h * w, 2) of the top left corners of a (h, w) grid of cells, row by row; `step` is
+    the height and width of a cell."""
+    y = torch.arange(grid[0], device=device, dtype=torch.float32) * step[0]
+    x = torch.arange(grid[1], device=device, dtype=torch.float32) * step[1]
+    return torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], 2).reshape(-1, 2)
+
+
 def masked_mean(features: Tensor, valid: Tensor) -> Tensor:
     """Mean of `features` (B, C, h, w) over the cells where `valid` (B, h, w): (B, C) float32."""
     total = (features.float() * valid[:, None]).sum((2, 3))

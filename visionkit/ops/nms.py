@@ -45,19 +45,16 @@ def suppress(
 
 def detections(found: dict[str, Tensor], batch: Batch) -> list[Prediction]:
     """What `suppress` returns, as a prediction for each image, with boxes in original pixels."""
-    predictions: list[Prediction] = []
-    for image, (count, target) in enumerate(
-        zip(found["count"].tolist(), batch.targets, strict=True)
-    ):
-        boxes = found["boxes"][image, :count]
-        predictions.append(
-            {
-                "boxes": rescale_boxes(boxes, target["size"], target["orig_size"]),
-                "scores": found["scores"][image, :count],
-                "labels": found["labels"][image, :count],
-            }
-        )
-    return predictions
+    columns = (found[key] for key in ("boxes", "scores", "labels"))
+    rows = zip(*columns, found["count"].tolist(), batch.targets, strict=True)
+    return [
+        {
+            "boxes": rescale_boxes(boxes[:count], target["size"], target["orig_size"]),
+            "scores": scores[:count],
+            "labels": labels[:count],
+        }
+        for boxes, scores, labels, count, target in rows
+    ]
 
 
 # One operator to torch.export, since a loop over images would fix the size of the batch.

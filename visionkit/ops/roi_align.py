@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,15 @@ def roi_align(
     level = pyramid_level(boxes, strides)
     bags = features[0].device.type == "cpu" and not torch.compiler.is_compiling()
     pool = _pool_bags if bags else _pool_by_level
-    return pool(features, boxes, image, level, strides, output_size, sampling_ratio)
+    return pool(features, Rois(boxes, image, level), strides, output_size, sampling_ratio)
+
+
+class Rois(NamedTuple):
+    """R boxes to pool."""
+
+    boxes: Tensor  # (R, 4) in input pixels
+    image: Tensor  # (R,) the index of the image of each
+    level: Tensor  # (R,) the index of the level that it is read from
 
 
 def flatten_boxes(boxes: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
@@ -76,65 +84,48 @@ def pyramid_level(
 
 
 def _pool_by_level(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    image: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
+    features: Sequence[Tensor], rois: Rois, strides: Sequence[int], size: int, sampling_ratio: int
 ) -> Tensor:
     """With torchvision's operator: it has fast kernels for GPUs (not in bfloat16), and exports."""
     channels = features[0].shape[1]
-    pooled = boxes.new_zeros(boxes.shape[0], channels, output_size, output_size)
-    rois = torch.cat([image[:, None].to(boxes.dtype), boxes], dim=1)
+    boxes = rois.boxes
+    pooled = boxes.new_zeros(boxes.shape[0], channels, size, size)
+    placed = torch.cat([rois.image[:, None].to(boxes.dtype), boxes], dim=1)
     for index, (cells, stride) in enumerate(zip(features, strides, strict=True)):
-        here = torch.where(level == index)[0]
+        here = torch.where(rois.level == index)[0]
         values = torchvision.ops.roi_align(
-            cells.float(), rois[here], output_size, 1 / stride, sampling_ratio
+            cells.float(), placed[here], size, 1 / stride, sampling_ratio
         )
         pooled = pooled.index_copy(0, here, values)
     return pooled.to(features[0].dtype)
 
 
 def _pool_bags(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    image: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
+    features: Sequence[Tensor], rois: Rois, strides: Sequence[int], size: int, sampling_ratio: int
 ) -> Tensor:
     """As sums over bags of table rows. The indices take less memory than the result."""
     channels = features[0].shape[1]
     table = torch.cat([f.permute(0, 2, 3, 1).reshape(-1, channels) for f in features])
-    bags = _bags(features, boxes, image, level, strides, output_size, sampling_ratio)
+    bags = _bags(features, rois, strides, size, sampling_ratio)
     sums = weighted_sums(table, *bags)  # (R * P * P, C)
-    return sums.view(len(boxes), output_size, output_size, channels).permute(0, 3, 1, 2)
+    return sums.view(len(rois.boxes), size, size, channels).permute(0, 3, 1, 2)
 
 
 def _bags(
-    features: Sequence[Tensor],
-    boxes: Tensor,
-    image: Tensor,
-    level: Tensor,
-    strides: Sequence[int],
-    output_size: int,
-    sampling_ratio: int,
+    features: Sequence[Tensor], rois: Rois, strides: Sequence[int], size: int, sampling_ratio: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For every bin the cells to add up: table rows (N,) and their weights (N,), bin by bin, and
     how many each of the R * P * P bins has."""
     sizes = torch.tensor([f.shape[-2:] for f in features])
     lengths = len(features[0]) * sizes.prod(1)
     starts = lengths.cumsum(0) - lengths
-    h, w = sizes[level].unbind(1)
-    scale = (1 / torch.tensor(strides, dtype=torch.float32))[level]
-    x1, y1, x2, y2 = (boxes * scale[:, None]).unbind(1)
+    h, w = sizes[rois.level].unbind(1)
+    scale = (1 / torch.tensor(strides, dtype=torch.float32))[rois.level]
+    x1, y1, x2, y2 = (rois.boxes * scale[:, None]).unbind(1)
 
-    rows, row_weights = _taps(y1, y2, h, output_size, sampling_ratio)  # (R, P, T)
-    columns, column_weights = _taps(x1, x2, w, output_size, sampling_ratio)
-    first = starts[level] + image * h * w
+    rows, row_weights = _taps(y1, y2, h, size, sampling_ratio)  # (R, P, T)
+    columns, column_weights = _taps(x1, x2, w, size, sampling_ratio)
+    first = starts[rois.level] + rois.image * h * w
     rows = first[:, None, None] + rows * w[:, None, None]
     cells = rows[:, :, None, :, None] + columns[:, None, :, None, :]  # (R, P, P, T, T)
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]

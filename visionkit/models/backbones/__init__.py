@@ -1,7 +1,6 @@
 """Backbones: what `type:` can name under `backbone`."""
 
-from visionkit.models.backbones.light import LightResNet
-from visionkit.models.backbones.plain import MLP, TinyCNN
+from visionkit.models.backbones.plain import MLP, LightResNet, TinyCNN
 from visionkit.models.backbones.timm import Timm
 from visionkit.models.backbones.torchvision import Torchvision
 

@@ -29,17 +29,10 @@ from visionkit.types import Level, Size
 
 RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 FAMILIES: dict[str, tuple[str, ...] | None] = {  # layers in the order they run; None: `features`
-    "resnet": RESNET,
-    "resnext": RESNET,
-    "wide_resnet": RESNET,
+    **dict.fromkeys(("resnet", "resnext", "wide_resnet"), RESNET),
     "regnet": ("stem", *(f"trunk_output.block{number}" for number in (1, 2, 3, 4))),
     "shufflenet": ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5"),
-    "convnext": None,
-    "densenet": None,
-    "efficientnet": None,
-    "mobilenet": None,
-    "squeezenet": None,
-    "vgg": None,
+    **dict.fromkeys(("convnext", "densenet", "efficientnet", "mobilenet", "squeezenet", "vgg")),
 }
 NAMES = tuple(models.list_models(models, include=[f"{family}*" for family in FAMILIES]))
 DILATABLE = r"(resnet|wide_resnet|resnext)(50|101|152)|mobilenet_v3"

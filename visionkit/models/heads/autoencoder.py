@@ -95,7 +95,6 @@ class Autoencoder(Head):
     """
 
     required_targets = ()
-    class_key = None
     main_metric = "psnr"
 
     def __init__(
@@ -169,7 +168,6 @@ class VAE(Head):
     """
 
     required_targets = ()
-    class_key = None
     main_metric = "psnr"
 
     def __init__(

@@ -72,21 +72,13 @@ class Classification(Head):
         if not labeled:
             return {"classification": Loss(logits.sum() * 0, logits.new_zeros(()))}
         truth = torch.stack([batch.targets[i]["class_id"] for i in labeled]).to(logits.device)
-        compute = self._binary_loss if self.multilabel else self._softmax_loss
-        return {"classification": compute(logits[labeled], truth)}
-
-    def _softmax_loss(self, logits: Tensor, truth: Tensor) -> Loss:
-        losses = F.cross_entropy(
-            logits, truth, self.class_weights, label_smoothing=self.label_smoothing, reduction="sum"
-        )
-        return Loss(losses, self.class_weights[truth].sum(), TINY)
-
-    def _binary_loss(self, logits: Tensor, truth: Tensor) -> Loss:
-        soft = truth.float() * (1 - self.label_smoothing) + self.label_smoothing / 2
-        losses = F.binary_cross_entropy_with_logits(
-            logits, soft, self.class_weights, reduction="sum"
-        )
-        return Loss(losses, losses.new_full((), soft.numel()))
+        logits, weights, smoothing = logits[labeled], self.class_weights, self.label_smoothing
+        if self.multilabel:
+            soft = truth.float() * (1 - smoothing) + smoothing / 2
+            total = F.binary_cross_entropy_with_logits(logits, soft, weights, reduction="sum")
+            return {"classification": Loss(total, total.new_full((), soft.numel()))}
+        total = F.cross_entropy(logits, truth, weights, label_smoothing=smoothing, reduction="sum")
+        return {"classification": Loss(total, weights[truth].sum(), TINY)}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Each image's `probs` (K,), `label` () and its `score` ().

@@ -18,6 +18,7 @@ from visionkit.config.schema import Count, Fraction, Range
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.ops.boxes import clip, decode
+from visionkit.ops.layers import cell_corners
 from visionkit.ops.nms import Among, detections, suppress
 from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Prediction, Size
 
@@ -88,11 +89,8 @@ def _shapes(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
 def _at_every_cell(shapes: Tensor, grid: Sequence[int], image_size: Size) -> Tensor:
     # Not the level's stride: it differs where a level is padded, and torchvision does so too.
     stride_y, stride_x = (pixels // cells for pixels, cells in zip(image_size, grid, strict=True))
-    y = torch.arange(grid[0], device=shapes.device) * stride_y
-    x = torch.arange(grid[1], device=shapes.device) * stride_x
-    y, x = torch.meshgrid(y, x, indexing="ij")
-    corners = torch.stack([x, y, x, y], dim=-1)  # (h, w, 4)
-    return (corners[:, :, None] + shapes).view(-1, 4)
+    corners = cell_corners(grid, (stride_y, stride_x), shapes.device)
+    return (corners.repeat(1, 2)[:, None] + shapes).view(-1, 4)
 
 
 class Locations(NamedTuple):
@@ -132,10 +130,8 @@ def grid(feature: Tensor, stride: int, image_size: Size) -> Tensor:
     h, w = feature.shape[-2:]
     # Levels coarser than 32 rarely divide the padded image. Like torchvision, whose weights
     # were trained so, their locations are spread evenly over it.
-    step_y, step_x = (stride, stride) if stride <= 32 else (image_size[0] // h, image_size[1] // w)
-    y = torch.arange(h, device=feature.device, dtype=torch.float32) * step_y
-    x = torch.arange(w, device=feature.device, dtype=torch.float32) * step_x
-    return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], 2).reshape(-1, 2)
+    step = (stride, stride) if stride <= 32 else (image_size[0] // h, image_size[1] // w)
+    return cell_corners((h, w), step, feature.device)
 
 
 def padded_size(levels: dict[str, Level], features: Features) -> Size:
@@ -197,22 +193,16 @@ class DenseHead(Head):
         """The best of each level, M in all: `boxes` (B, M, 4) in input pixels, `scores` and
         `labels` (B, M). M depends on the size of the batch's images and `pre_nms_top_n` alone."""
         scores, offsets, places = self.dense_predictions(features)
-        index, labels, best = best_of_each_level(scores, places.per_level, self.pre_nms_top_n)
-        offsets = offsets.gather(1, index[..., None].expand(-1, -1, 4))
-        boxes = places.boxes(offsets, index)
+        boxes, labels, best, _ = best_of_each_level(scores, offsets, places, self.pre_nms_top_n)
         boxes = clip(boxes, places.image_size if sizes is None else sizes)
         return {"boxes": boxes, "scores": best, "labels": labels}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
         """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
-        scores = outputs["scores"]
+        boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs["labels"]
+        scores = scores.masked_fill(scores <= self.score_threshold, -1)
         found = suppress(
-            outputs["boxes"],
-            scores.masked_fill(scores <= self.score_threshold, -1),
-            outputs["labels"],
-            iou=self.nms_iou,
-            among=self.nms,
-            count=self.max_detections,
+            boxes, scores, labels, iou=self.nms_iou, among=self.nms, count=self.max_detections
         )
         return detections(found, batch)
 
@@ -221,23 +211,31 @@ class DenseHead(Head):
 
 
 def best_of_each_level(
-    scores: Tensor, per_level: Sequence[int], top_n: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Place, class and score, each (B, M), of the `top_n` best of each level of `scores`
-    (B, P, K), or of all where there are fewer."""
-    num_classes = scores.shape[-1]
-    index, labels, best = [], [], []
+    scores: Tensor, offsets: Tensor, places: Places, top_n: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Boxes (B, M, 4) and class, score and number of the level, each (B, M), of the `top_n` best
+    of each level of `scores` (B, P, K), or of all where there are fewer. `offsets` (B, P, 4) lead
+    from the places to the boxes. With `scores` (B, P) the class is 0."""
+    index, labels, best, levels = [], [], [], []
     first = 0
-    for level in scores.split(list(per_level), 1):
-        # The best pairs of place and class are at the best places: far fewer to sort.
-        places = level.amax(2).topk(min(top_n, level.shape[1]), 1).indices
-        pairs = level.gather(1, places[..., None].expand(-1, -1, num_classes)).flatten(1)
-        top, pair = pairs.topk(min(top_n, pairs.shape[1]), 1)
-        index.append(first + places.gather(1, pair // num_classes))
-        labels.append(pair % num_classes)
+    for number, level in enumerate(scores.split(places.per_level, 1)):
+        of_place = level if level.ndim == 2 else level.amax(2)
+        top, where = of_place.topk(min(top_n, level.shape[1]), 1)
+        label = torch.zeros_like(where)
+        if level.ndim == 3:
+            # The best pairs of place and class are at the best places: far fewer to sort.
+            num_classes = level.shape[2]
+            pairs = level.gather(1, where[..., None].expand(-1, -1, num_classes)).flatten(1)
+            top, pair = pairs.topk(min(top_n, pairs.shape[1]), 1)
+            where, label = where.gather(1, pair // num_classes), pair % num_classes
+        index.append(first + where)
+        labels.append(label)
         best.append(top)
+        levels.append(torch.full_like(label, number))
         first += level.shape[1]
-    return torch.cat(index, 1), torch.cat(labels, 1), torch.cat(best, 1)
+    chosen = torch.cat(index, 1)
+    boxes = places.boxes(offsets.gather(1, chosen[..., None].expand(-1, -1, 4)), chosen)
+    return boxes, torch.cat(labels, 1), torch.cat(best, 1), torch.cat(levels, 1)
 
 
 def cells_first(maps: Tensor) -> Tensor:

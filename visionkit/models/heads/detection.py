@@ -5,19 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit.config.schema import Count, Fraction, Positive
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.models.heads.dense import AnchorGenerator
-from visionkit.models.heads.matching import (
-    GroundTruth,
-    Matcher,
-    Sampler,
-    ground_truth_of,
-    labeled,
-    zero_losses,
-)
+from visionkit.models.heads.matching import Matcher, Sampler, ground_truth_of, labeled, zero_losses
 from visionkit.models.heads.rcnn.roi_heads import (
     MaskHead,
     MaskPredictor,
@@ -25,7 +19,6 @@ from visionkit.models.heads.rcnn.roi_heads import (
     RoIPooler,
     SampledRegions,
     encode_masks,
-    mask_loss,
     mask_targets,
     pad_rows,
     used_rows,
@@ -134,11 +127,9 @@ class FasterRCNN(Head):
         losses = self.rpn.loss(outputs, truths)
         proposals, count = self.rpn.propose(outputs, batch.size_tensor, self.rpn.train_top)
         regions = self.roi_heads.sample(proposals, count, truths)
-        return losses | self._second_stage_losses(features, regions, truths)
+        return losses | self._second_stage_losses(features, regions)
 
-    def _second_stage_losses(
-        self, features: Features, regions: SampledRegions, truths: Sequence[GroundTruth]
-    ) -> dict[str, Loss]:
+    def _second_stage_losses(self, features: Features, regions: SampledRegions) -> dict[str, Loss]:
         return self.roi_heads.loss(features, regions)
 
     def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
@@ -191,16 +182,15 @@ class MaskRCNN(FasterRCNN):
         self.roi_heads.mask_head = MaskHead(pool.channels, mask_channels, mask_convs)
         self.roi_heads.mask_predictor = MaskPredictor(mask_channels, mask_channels, len(classes))
 
-    def _second_stage_losses(
-        self, features: Features, regions: SampledRegions, truths: Sequence[GroundTruth]
-    ) -> dict[str, Loss]:
-        losses = super()._second_stage_losses(features, regions, truths)
-        masks = [truth.masks for truth in truths if truth.masks is not None]  # all are labeled
+    def _second_stage_losses(self, features: Features, regions: SampledRegions) -> dict[str, Loss]:
+        losses = super()._second_stage_losses(features, regions)
+        masks = [t.masks for t in regions.truths if t.masks is not None]  # all are labeled
         known = [image_masks.flatten(1).any(1) for image_masks in masks]
         boxes, matched, labels = regions.positive(known)
         logits = self._mask_logits(features, *flatten_boxes(boxes), labels)
         targets = mask_targets(boxes, matched, masks, logits.shape[-1])
-        return losses | {"mask": mask_loss(logits, targets)}
+        mask = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        return losses | {"mask": Loss(mask, mask.new_full((), targets.numel()))}
 
     def _mask_logits(
         self, features: Features, boxes: Tensor, image: Tensor, labels: Tensor

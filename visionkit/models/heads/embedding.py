@@ -112,7 +112,6 @@ class Embedding(Head):
     """
 
     required_targets = ("identity",)
-    class_key = None
     main_metric = "recall@1"
 
     def __init__(
@@ -153,10 +152,8 @@ class Embedding(Head):
         labeled = [i for i, target in enumerate(batch.targets) if "identity" in target]
         found = [batch.targets[i]["identity"].to(vectors.device) for i in labeled]
         identities = torch.stack([*found, vectors.new_zeros((), dtype=torch.int64)])[:-1]
-        vectors, identities = (
-            all_gather_with_grad(vectors[labeled]),
-            all_gather_with_grad(identities),
-        )
+        vectors = all_gather_with_grad(vectors[labeled])
+        identities = all_gather_with_grad(identities)
         if not len(vectors):
             return {self.objective: Loss(vectors.sum() * 0, vectors.new_zeros(()))}
         if self.objective == "contrastive":

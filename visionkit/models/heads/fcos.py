@@ -103,9 +103,8 @@ class FCOS(DenseHead):
         matched, ignored = match(locations, ranges, truth, self.center_radius)
         found = matched >= 0  # (B, P)
         labels = truth.labels.gather(1, matched.clamp(min=0)).masked_fill(~found, -1)
-        one_hot = labels[..., None] == torch.arange(
-            output.class_logits.shape[-1], device=labels.device
-        )
+        classes = torch.arange(output.class_logits.shape[-1], device=labels.device)
+        one_hot = labels[..., None] == classes
         class_losses = sigmoid_focal_loss(
             output.class_logits, one_hot, alpha=self.focal_alpha, gamma=self.focal_gamma
         )
@@ -142,7 +141,7 @@ class Truth(NamedTuple):
         boxes = torch.zeros(0, 1, 4, device=device)
         if not targets:
             return cls(boxes, boxes[..., 0].long(), boxes[..., 0].bool(), None)
-        no_crowds = [torch.zeros_like(t["labels"], dtype=torch.bool) for t in targets]
+        iscrowd = [t.get("iscrowd", torch.zeros_like(t["labels"]).bool()) for t in targets]
         labeled = [target["labeled"] for target in targets if "labeled" in target]
         if labeled:
             every = torch.ones_like(labeled[0])
@@ -150,7 +149,7 @@ class Truth(NamedTuple):
         return cls(
             _padded([target["boxes"] for target in targets]),
             _padded([target["labels"] for target in targets]),
-            _padded([t.get("iscrowd", none) for t, none in zip(targets, no_crowds, strict=True)]),
+            _padded(iscrowd),
             torch.stack(labeled) if labeled else None,
         )
 
@@ -215,52 +214,38 @@ class Branches(nn.Module):
 
     def __init__(self, channels: int, num_classes: int, num_convs: int, norm: str, prior: float):
         super().__init__()
-        self.classification_head = ClassBranch(channels, num_classes, num_convs, norm, prior)
-        self.regression_head = BoxBranch(channels, num_convs, norm)
+        self.classification_head = Branch(channels, num_convs, norm, {"cls_logits": num_classes})
+        self.regression_head = Branch(channels, num_convs, norm, {"bbox_reg": 4, "bbox_ctrness": 1})
+        bias = self.classification_head.get_parameter("cls_logits.bias")
+        nn.init.constant_(bias, prior_bias(prior))
 
     def forward(self, levels: Sequence[Tensor]) -> Output:
-        class_logits, distances, centerness_logits = [], [], []
-        for level in levels:
-            class_logits.append(cells_first(self.classification_head(level)))
-            boxes, centerness = self.regression_head(level)
-            distances.append(cells_first(boxes))
-            centerness_logits.append(cells_first(centerness)[..., 0])
-        return Output(
-            torch.cat(class_logits, 1), torch.cat(distances, 1), torch.cat(centerness_logits, 1)
+        maps = [[*self.classification_head(x), *self.regression_head(x)] for x in levels]
+        class_logits, distances, centerness_logits = (
+            torch.cat([cells_first(of_level) for of_level in column], 1)
+            for column in zip(*maps, strict=True)
         )
+        return Output(class_logits, distances.relu(), centerness_logits[..., 0])
 
 
-class ClassBranch(nn.Module):
-    def __init__(self, channels: int, num_classes: int, num_convs: int, norm: str, prior: float):
+class Branch(nn.Module):
+    """Convolutions, and on the last of them a predictor for each of `outputs`, by channels."""
+
+    def __init__(self, channels: int, num_convs: int, norm: str, outputs: dict[str, int]):
         super().__init__()
-        self.conv = tower(channels, num_convs, norm)
-        self.cls_logits = conv3x3(channels, num_classes)
-        constant_bias(self.cls_logits, prior_bias(prior))
+        self.conv = nn.Sequential()
+        for _ in range(num_convs):
+            self.conv.append(conv3x3(channels, channels))
+            if norm == "group":
+                self.conv.append(group_norm(channels))
+            self.conv.append(nn.ReLU())
+        self.outputs = list(outputs)
+        for name, out_channels in outputs.items():
+            self.add_module(name, conv3x3(channels, out_channels))
 
-    def forward(self, feature: Tensor) -> Tensor:
-        return self.cls_logits(self.conv(feature))
-
-
-class BoxBranch(nn.Module):
-    def __init__(self, channels: int, num_convs: int, norm: str):
-        super().__init__()
-        self.conv = tower(channels, num_convs, norm)
-        self.bbox_reg = conv3x3(channels, 4)
-        self.bbox_ctrness = conv3x3(channels, 1)
-
-    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, feature: Tensor) -> list[Tensor]:
         feature = self.conv(feature)
-        return self.bbox_reg(feature).relu(), self.bbox_ctrness(feature)
-
-
-def tower(channels: int, num_convs: int, norm: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for _ in range(num_convs):
-        layers.append(conv3x3(channels, channels))
-        if norm == "group":
-            layers.append(group_norm(channels))
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers)
+        return [self.get_submodule(name)(feature) for name in self.outputs]
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:

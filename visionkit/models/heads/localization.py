@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +14,13 @@ from visionkit.config.schema import Count, Fraction, Natural, Positive
 from visionkit.metrics.accuracy import LocalizationAccuracy, largest_objects
 from visionkit.models.heads.classification import coarsest_useful, pick_level
 from visionkit.ops.boxes import rescale_boxes
-from visionkit.ops.layers import constant_bias, conv_norm_relu, masked_mean, valid_cells
+from visionkit.ops.layers import (
+    cell_corners,
+    constant_bias,
+    conv_norm_relu,
+    masked_mean,
+    valid_cells,
+)
 from visionkit.ops.losses import giou_loss
 from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
 
@@ -157,10 +164,7 @@ def attention_losses(output: Output, truth: Tensor) -> Tensor:
 
 def cell_centers(cells: Tensor, stride: int) -> Tensor:
     """Centers (h * w, 2), x and y in input pixels, of the cells (B, C, h, w)."""
-    h, w = cells.shape[-2:]
-    y = (torch.arange(h, device=cells.device) + 0.5) * stride
-    x = (torch.arange(w, device=cells.device) + 0.5) * stride
-    return torch.stack([x.expand(h, w), y[:, None].expand(h, w)], 2).reshape(-1, 2)
+    return cell_corners(cells.shape[-2:], (stride, stride), cells.device) + stride / 2
 
 
 def image_scale(sizes: Tensor | None, cells: Tensor, stride: int) -> Tensor:
@@ -173,8 +177,6 @@ def image_scale(sizes: Tensor | None, cells: Tensor, stride: int) -> Tensor:
 
 def conv_tower(in_channels: int, channels: int, num_convs: int) -> tuple[nn.Module, int]:
     """`num_convs` times 3x3 convolution, group norm, ReLU; and the channels that come out."""
-    layers: list[nn.Module] = []
-    for _ in range(num_convs):
-        layers += conv_norm_relu(in_channels, channels)
-        in_channels = channels
-    return nn.Sequential(*layers), in_channels
+    widths = [in_channels, *[channels] * num_convs]
+    layers = [layer for a, b in pairwise(widths) for layer in conv_norm_relu(a, b)]
+    return nn.Sequential(*layers), widths[-1]

@@ -111,10 +111,8 @@ def labeled(
     keep = [i for i, t in enumerate(batch.targets) if all(key in t for key in required_targets)]
     if len(keep) == len(batch):
         return features, batch
-    targets = [batch.targets[i] for i in keep]
-    return {name: level[keep] for name, level in features.items()}, Batch(
-        batch.images[keep], targets
-    )
+    part = Batch(batch.images[keep], [batch.targets[i] for i in keep])
+    return {name: level[keep] for name, level in features.items()}, part
 
 
 def zero_losses(head: nn.Module, features: Features, terms: Sequence[str]) -> dict[str, Loss]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -77,16 +78,10 @@ class PixelLoss(nn.Module):
 
     def _of_batch(self, logits: Tensor, batch: Batch) -> Sums:
         height, width = batch.images.shape[-2:]
+        # Logits of one image at a time at full resolution; computed again for the gradient.
+        again = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
         of_images = [
-            # Logits of one image at a time at full resolution; computed again for the gradient.
-            checkpoint(
-                self._of_image,
-                image,
-                target,
-                (height, width),
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
+            again(self._of_image, image, target, (height, width))
             for image, target in zip(logits, batch.targets, strict=True)
             if "semantic" in target
         ]

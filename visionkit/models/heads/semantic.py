@@ -234,12 +234,8 @@ class SemanticFPN(SemanticHead):
         super().__init__(classes, class_weights, dice)
         self.inputs = _pick_inputs(levels, inputs)
         finest = min(levels[name].stride for name in self.inputs)
-        self.branches = nn.ModuleDict(
-            {
-                name: _branch(levels[name].channels, channels, levels[name].stride // finest)
-                for name in self.inputs
-            }
-        )
+        branches = {name: _branch(levels[name], channels, finest) for name in self.inputs}
+        self.branches = nn.ModuleDict(branches)
         self.dropout = nn.Dropout2d(dropout)
         self.predictor = nn.Conv2d(channels, len(classes), 1)
 
@@ -266,10 +262,10 @@ def _pick_inputs(levels: dict[str, Level], inputs: list[str] | None) -> list[str
     return inputs
 
 
-def _branch(width: int, channels: int, factor: int) -> nn.ModuleList:
-    """One stage for each doubling up to `factor`, at least one."""
-    stages = max(1, factor.bit_length() - 1)
-    widths = [width, *[channels] * stages]
+def _branch(level: Level, channels: int, finest: int) -> nn.ModuleList:
+    """One stage for each doubling up to the stride `finest`, at least one."""
+    stages = max(1, (level.stride // finest).bit_length() - 1)
+    widths = [level.channels, *[channels] * stages]
     return nn.ModuleList(nn.Sequential(*conv_norm_relu(a, b)) for a, b in pairwise(widths))
 
 

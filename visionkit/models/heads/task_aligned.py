@@ -137,18 +137,8 @@ class TaskAligned(DenseHead):
     ) -> Assigned:
         crowd = target.get("iscrowd", torch.zeros_like(target["labels"])).bool()
         known = (~crowd).nonzero()[:, 0]
-        labels = target["labels"][known]
-        matched, quality = align(
-            logits.sigmoid(),
-            boxes,
-            locations,
-            target["boxes"][known],
-            labels,
-            radius=self.center_radius,
-            top_k=self.top_k,
-            alpha=self.alpha,
-            beta=self.beta,
-        )
+        objects, labels = target["boxes"][known], target["labels"][known]
+        matched, quality = self.align(logits.sigmoid(), boxes, locations, objects, labels)
         found = (matched >= 0).nonzero()[:, 0]
         scores = torch.zeros_like(logits)
         scores[found, labels[matched[found]]] = quality[found]
@@ -156,52 +146,41 @@ class TaskAligned(DenseHead):
         loss_mask = ~in_crowd[:, None].expand_as(scores)
         if "labeled" in target:
             loss_mask = loss_mask & target["labeled"]
-        objects = torch.full_like(matched, -1)
-        objects[found] = known[matched[found]]
-        return Assigned(objects, scores, loss_mask | (scores > 0))
+        matched[found] = known[matched[found]]
+        return Assigned(matched, scores, loss_mask | (scores > 0))
 
+    @torch.no_grad()
+    def align(
+        self, scores: Tensor, boxes: Tensor, locations: Locations, objects: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The object that each location of an image has to detect, or -1, and its target score.
 
-@torch.no_grad()
-def align(
-    scores: Tensor,
-    boxes: Tensor,
-    locations: Locations,
-    objects: Tensor,
-    labels: Tensor,
-    *,
-    radius: float,
-    top_k: int,
-    alpha: float,
-    beta: float,
-) -> tuple[Tensor, Tensor]:
-    """The object that each location of an image has to detect, or -1, and its target score.
+        `scores` (P, K) and `boxes` (P, 4) are the predictions, `objects` (N, 4) and `labels` (N,)
+        the ground truth. A location is a candidate for an object if it is inside the box and within
+        `center_radius` cells of the box's center. Of these the `top_k` with the highest alignment
+        score^alpha x IoU^beta take the object; a location that several objects want takes the one
+        that its box overlaps most. The target score, 0..1, is the alignment, scaled so that the
+        best location of an object gets the highest IoU among its locations (Feng et al. 2021,
+        equations 1 to 3).
 
-    `scores` (P, K) and `boxes` (P, 4) are the predictions, `objects` (N, 4) and `labels` (N,) the
-    ground truth. A location is a candidate for an object if it is inside the box and within
-    `radius` cells of the box's center. Of these the `top_k` with the highest alignment
-    score^alpha x IoU^beta take the object; a location that several objects want takes the one
-    that its box overlaps most. The target score, 0..1, is the alignment, scaled so that the best
-    location of an object gets the highest IoU among its locations (Feng et al. 2021, equations 1
-    to 3).
+        Both (P,).
+        """
+        num_locations = len(boxes)
+        if not len(objects):
+            return labels.new_full((num_locations,), -1), boxes.new_zeros(num_locations)
+        candidates = _candidates(locations, objects, self.center_radius)  # (N, P)
+        overlaps = box_iou(objects, boxes)
+        alignment = scores.T[labels] ** self.alpha * overlaps**self.beta
+        alignment = alignment.where(candidates, 0.0)
+        best = alignment.topk(min(self.top_k, num_locations), dim=1).values
+        taken = (alignment > 0) & (alignment >= best[:, -1:])
+        overlap, matched = overlaps.where(taken, -1.0).max(0)  # (P,)
+        found = overlap >= 0
 
-    Both (P,).
-    """
-    num_locations = len(boxes)
-    if not len(objects):
-        return labels.new_full((num_locations,), -1), boxes.new_zeros(num_locations)
-    candidates = _candidates(locations, objects, radius)  # (N, P)
-    overlaps = box_iou(objects, boxes)
-    alignment = scores.T[labels] ** alpha * overlaps**beta
-    alignment = alignment.where(candidates, 0.0)
-    best = alignment.topk(min(top_k, num_locations), dim=1).values
-    taken = (alignment > 0) & (alignment >= best[:, -1:])
-    overlap, matched = overlaps.where(taken, -1.0).max(0)  # (P,)
-    found = overlap >= 0
-
-    taken = torch.zeros_like(taken).scatter_(0, matched[None], found[None])
-    alignment = alignment.where(taken, 0.0)
-    highest = overlaps.where(taken, 0.0).amax(1) / alignment.amax(1).clamp(min=TINY)
-    return matched.where(found, -1), (alignment * highest[:, None]).amax(0)
+        taken = torch.zeros_like(taken).scatter_(0, matched[None], found[None])
+        alignment = alignment.where(taken, 0.0)
+        highest = overlaps.where(taken, 0.0).amax(1) / alignment.amax(1).clamp(min=TINY)
+        return matched.where(found, -1), (alignment * highest[:, None]).amax(0)
 
 
 def _candidates(locations: Locations, objects: Tensor, radius: float) -> Tensor:

@@ -92,7 +92,7 @@ class RoIHeads(nn.Module):
         merged = torch.cat(classes)
         partly = any(truth.partially_labeled for truth in truths)
         possible = _possible(merged, boxes, truths, self.num_classes) if partly else None
-        return SampledRegions(boxes, matches, merged, torch.cat(targets), possible)
+        return SampledRegions(boxes, matches, merged, torch.cat(targets), possible, truths)
 
     def loss(self, features: Features, regions: SampledRegions) -> dict[str, Loss]:
         """`classifier` and `box_reg`, each divided by the number of regions.
@@ -130,12 +130,8 @@ class RoIHeads(nn.Module):
         scores = scores.masked_fill(~passed, -1).flatten(1)
         scores, index = best_scores(scores, CANDIDATES * used.shape[1], self.max_detections)
         region, labels = index // self.num_classes, index % self.num_classes
-        boxes = decode(
-            _gather(offsets.flatten(1, 2), index + region + 1),  # past each background
-            _gather(proposals, region),
-            OFFSET_WEIGHTS,
-        )
-        boxes = clip(boxes, sizes)
+        offsets = _gather(offsets.flatten(1, 2), index + region + 1)  # past each background
+        boxes = clip(decode(offsets, _gather(proposals, region), OFFSET_WEIGHTS), sizes)
         solid = (boxes[..., 2:] - boxes[..., :2] >= MIN_EXTENT).all(-1)
         scores = scores.masked_fill(~solid, -1)
         return suppress(
@@ -193,6 +189,7 @@ class SampledRegions(NamedTuple):
     classes: Tensor  # (R,) for all images
     targets: Tensor  # (R, 4) box of the object for all images; the region's own for background
     possible: Tensor | None  # (R, K + 1) bool: what each may show; None: its class alone
+    truths: Sequence[GroundTruth]  # of each image
 
     def positive(self, known: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Boxes and matched objects of each image, and the labels of all: the regions of objects
@@ -292,13 +289,10 @@ class MaskHead(nn.Sequential):
     """Convolutions over a pooled region."""
 
     def __init__(self, channels: int, hidden: int, convs: int) -> None:
-        widths = [channels] + [hidden] * convs
-        super().__init__(
-            *(
-                nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.ReLU(inplace=True))
-                for before, after in itertools.pairwise(widths)
-            )
-        )
+        super().__init__()
+        for before, after in itertools.pairwise([channels] + [hidden] * convs):
+            conv = nn.Conv2d(before, after, 3, padding=1)
+            self.append(nn.Sequential(conv, nn.ReLU(inplace=True)))
         _init_convs(self)
 
 
@@ -332,12 +326,6 @@ def _init_convs(module: nn.Module) -> None:
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(layer.get_parameter("bias"))
-
-
-def mask_loss(logits: Tensor, targets: Tensor) -> Loss:
-    """Mean binary cross-entropy per pixel (R, s, s) of the regions; zero if there are none."""
-    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-    return Loss(loss, loss.new_full((), targets.numel()))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.models.heads.dense import AnchorGenerator, Anchors
+from visionkit.models.heads.dense import AnchorGenerator, Anchors, best_of_each_level
 from visionkit.models.heads.matching import BACKGROUND, IGNORED, GroundTruth, Matcher, Sampler
 from visionkit.ops.boxes import clip, encode
 from visionkit.ops.nms import suppress
@@ -71,11 +71,12 @@ class RPN(nn.Module):
     def propose(self, outputs: RPNOutput, sizes: Size | Tensor, top: TopN) -> tuple[Tensor, Tensor]:
         """Boxes (B, M, 4) within the valid sizes (B, 2), the best first, and how many (B,) of
         each image are proposals. The rows behind them are zero."""
-        boxes, logits, levels = _best_of_each_level(outputs, top.pre_nms)
+        boxes, _, logits, levels = best_of_each_level(
+            outputs.logits.float(), outputs.offsets.float(), outputs.anchors, top.pre_nms
+        )
         boxes, scores = clip(boxes, sizes), logits.sigmoid()
         solid = (boxes[..., 2:] - boxes[..., :2] >= MIN_EXTENT).all(-1)
         scores = scores.masked_fill(~solid | (scores < self.score_threshold), -1)
-        levels = levels.expand(scores.shape)
         found = suppress(boxes, scores, levels, iou=self.nms_iou, among="class", count=top.post_nms)
         return found["boxes"], found["count"]
 
@@ -112,12 +113,10 @@ class RPNHead(nn.Module):
 
     def __init__(self, channels: int, anchors_per_cell: int, convs: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential(
-            *(
-                nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True))
-                for _ in range(convs)
-            )
-        )
+        self.conv = nn.Sequential()
+        for _ in range(convs):
+            conv = nn.Conv2d(channels, channels, 3, padding=1)
+            self.conv.append(nn.Sequential(conv, nn.ReLU(inplace=True)))
         self.cls_logits = nn.Conv2d(channels, anchors_per_cell, 1)
         self.bbox_pred = nn.Conv2d(channels, 4 * anchors_per_cell, 1)
         for layer in self.modules():
@@ -131,18 +130,3 @@ class RPNHead(nn.Module):
         logits = self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1)
         offsets = self.bbox_pred(hidden).permute(0, 2, 3, 1).flatten(1)
         return logits, offsets.unflatten(1, (-1, 4))
-
-
-def _best_of_each_level(outputs: RPNOutput, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (B, n, 4), logits (B, n) and level indices (n,) of the highest logits per level."""
-    per_level, first = outputs.anchors.per_level, 0
-    index, logits, levels = [], [], []
-    for number, level in enumerate(outputs.logits.float().split(per_level, 1)):
-        best, where = level.topk(min(count, level.shape[1]), 1)
-        index.append(first + where)
-        logits.append(best)
-        levels.append(torch.full_like(where[0], number))
-        first += level.shape[1]
-    chosen = torch.cat(index, 1)
-    offsets = outputs.offsets.float().gather(1, chosen[:, :, None].expand(-1, -1, 4))
-    return outputs.anchors.boxes(offsets, chosen), torch.cat(logits, 1), torch.cat(levels)

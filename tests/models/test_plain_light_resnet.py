@@ -8,7 +8,7 @@ import torch
 from support.backbones import pixels
 from visionkit.config.components import components
 from visionkit.errors import ConfigError
-from visionkit.models.backbones.light import Block, LightResNet
+from visionkit.models.backbones.plain import Block, LightResNet
 from visionkit.types import Level
 
 
