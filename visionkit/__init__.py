@@ -1,9 +1,10 @@
 """visionkit: shared backbones, pluggable heads, one YAML file.
 
 import visionkit
-visionkit.train("configs/detection.yaml", {"train.epochs": 2})
-model = visionkit.load("runs/detection-001")
-model.predict("a.jpg").boxes
+if __name__ == "__main__":  # loader workers import the script too
+    visionkit.train("configs/detection.yaml", {"train.epochs": 2})
+    model = visionkit.load("runs/detection-001")
+    model.predict("a.jpg").boxes
 """
 
 from __future__ import annotations
@@ -28,7 +29,18 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.engine.evaluate import evaluate
     from visionkit.engine.predict import Prediction, Predictor, load, predict
     from visionkit.engine.train import train
-    from visionkit.types import Backbone, Batch, Dataset, Evaluator, Head, Level, Loss, Target
+    from visionkit.types import (
+        Backbone,
+        Batch,
+        Classes,
+        Dataset,
+        Evaluator,
+        Head,
+        Level,
+        Loss,
+        Target,
+        Transform,
+    )
 
 _HOME = {
     **dict.fromkeys(("Config", "load_config"), "config"),
@@ -42,6 +54,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "CheckpointError",
+    "Classes",
     "Config",
     "ConfigError",
     "DataError",
@@ -57,6 +70,7 @@ __all__ = [
     "ResourceError",
     "Sample",
     "Target",
+    "Transform",
     "VisionkitError",
     "check",
     "evaluate",

@@ -157,10 +157,13 @@ class Batch:
 class Backbone(Protocol):
     """A backbone: pixels in, named feature maps out. A neck is the same, feature maps in and out.
 
+    A class whose instances are an `nn.Module`; all its arguments are what a config may set, those
+    of a neck after `levels`, the levels below it.
+
     `forward(images (B,3,H,W) uint8, sizes)` normalizes the pixels itself, so that batches travel
     as bytes and a checkpoint is self-contained. Beyond each image's valid size the normalized
-    input is zero. The order of `levels` is from fine to coarse. The layers inside are not part of
-    this contract.
+    input is zero. It returns a float map (B, channels, H / stride, W / stride) for each of `levels`
+    in their order, from fine to coarse. The layers inside are not part of this contract.
     """
 
     levels: dict[str, Level]
@@ -238,10 +241,12 @@ class Dataset(Protocol):
     """Images with their labels, before any transform.
 
     `keys` are the target keys of its samples; `classes` has the class list of each key with
-    classes; `__getitem__` returns a `visionkit.data.sample.Sample`. What else a dataset may have:
+    classes; `__getitem__` returns a `visionkit.data.sample.Sample`, the same each time. What else a
+    dataset may have:
 
     - `ground_truth()` for scoring objects: a `visionkit.data.coco.ground_truth.GroundTruth`
     - `semantic_truth(image_id)` for scoring semantic maps: (h, w) uint8
+    - `image_ids` (N,) ints, the `image_id` of each sample
     - `identities` (N,) int64 with the key `identity`
     - `sizes` (N, 2): the (h, w) of all images, known before any is read
     - `image_path(index)`, `map_path(index)`: its files, which are checked before training
@@ -256,3 +261,15 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
+
+
+class Transform(Protocol):
+    """A random change of a training image with its labels.
+
+    It returns a new `visionkit.data.sample.Sample`, made by the sample's methods or
+    `dataclasses.replace`; it changes nothing in place. All its randomness comes from `rng`, a
+    `numpy.random.Generator`. `size` is the `image_size` of the config. Images have the network's
+    size already, unless a transform of the list has `resizes = True`: then that one resizes them.
+    """
+
+    def __call__(self, sample: Any, rng: Any, size: Any) -> Any: ...

@@ -13,24 +13,27 @@ import yaml
 
 from support.paths import ROOT
 from visionkit.cli.main import main, report
-from visionkit.errors import DataError
+from visionkit.errors import DataError, listed
 
 OWN = """
 import os, signal, sys, time
 from visionkit.data.datasets.shapes import Shapes
+from visionkit.models.heads import Classification
 
 class Data(Shapes):
     def __init__(self, *, ends: str = "", seed: int = 0):
         super().__init__(num_images=8, size=32, seed=seed)
         self.ends = ends
-        if ends == "bug":
-            return {}["not there"]
         if ends == "interrupted":
             raise KeyboardInterrupt
     def __getitem__(self, index):
-        if self.ends == "asked to stop":
+        if self.ends == "asked to stop" and os.path.exists("run"):  # in training
             self.ends = os.kill(os.getpid(), signal.SIGTERM)
         return super().__getitem__(index)
+
+class Bug(Classification):
+    def loss(self, features, batch):
+        return {}["not there"]
 """
 WAITING = "import sys, time\nprint('ready', flush=True)\ntime.sleep(60)\n"
 
@@ -49,7 +52,7 @@ CONFIG = {
 TRAIN = ["train", "own.yaml", "output=run"]
 CASES = {  # words of the command, what it says, the state of the run
     "0": (["eval", "good"], "", None),
-    "1": ([*TRAIN, "data.train.ends=bug"], "unexpected error: KeyError: 'not there' (", None),
+    "1": ([*TRAIN, "head.type=exits.Bug"], "error: KeyError: 'not there', raised in Bug", "failed"),
     "2": ([*TRAIN, "train.lrr=1"], "error: override train.lrr=1: train.lrr: unknown key", None),
     "3": (["eval", "--gt", "cut.json", "--pred", "cut.json"], "cut.json is damaged", None),
     "4": (["eval", "nowhere"], "error: nowhere: not found", None),
@@ -114,7 +117,19 @@ def test_a_mistake_of_the_code_names_file_and_line(capsys, place):
     main(CASES["1"][0])
     shown = capsys.readouterr().err
     line = OWN[: OWN.index("return {}")].count("\n") + 1
-    assert f"exits.py, line {line})" in shown and "report it" in shown and shown.count("\n") == 1
+    assert f"exits.py, line {line}); --debug" in shown and shown.count("\n") == 1
+    assert "report it" not in shown
+
+
+def test_a_mistake_of_visionkit_asks_for_a_report(capsys):
+    with pytest.raises(TypeError) as caught:
+        listed(3)
+    assert report(caught.value) == 1
+    shown = capsys.readouterr().err.strip()
+    assert (
+        shown.startswith("unexpected error: TypeError: ") and "visionkit/errors.py, line" in shown
+    )
+    assert shown.endswith("please report it")
 
 
 def test_names_from_files_do_not_steer_the_terminal(capsys):

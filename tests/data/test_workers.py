@@ -179,7 +179,7 @@ class TestFaultsOfOthers:
     def test_pixels_that_are_not_bytes_are_refused_instead_of_being_cut_to_zeros(self, workers):
         error = error_of(Images(image=torch.rand(3, 32, 32)), workers=workers)
         assert re.match(
-            NAME + r".*expected pixels uint8 \(3, h, w\), got torch\.float32 \(3, 32, 32\)",
+            NAME + r".*image: got a tensor float32 \(3, 32, 32\); expected a tensor uint8 \(3, h,",
             str(error),
         )
 

@@ -1,6 +1,6 @@
 """The code blocks of README and docs: commands parse, their settings and configs are good ones.
 
-The pages add-a-head and from-zero, which build something, have tests of their own.
+The pages add-a-... and from-zero, which build something, have tests of their own.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from visionkit.config.config import SOURCE_KEYS, TrainConfig
 from visionkit.config.validate import TOP
 from visionkit.config.yaml import read
 
-OWN_TESTS = ("add-a-head.md", "from-zero.md")
+PARTS = ("head", "backbone", "dataset", "transform")
+OWN_TESTS = (*(f"add-a-{part}.md" for part in PARTS), "from-zero.md")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SHAPES = "{type: Shapes}"
 
@@ -116,5 +117,5 @@ def test_readmes_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     Image.new("RGB", (90, 60)).save("a.jpg")
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     assert Path("a-overlay.jpg").exists()

@@ -18,6 +18,8 @@ from visionkit.distributed import launch
 from visionkit.errors import Preempted, VisionkitError, printable, unknown
 from visionkit.runs import signals
 
+PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
+LIBRARIES = (os.path.dirname(os.__file__), "site-packages", "dist-packages")
 UNEXPECTED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes without a class in visionkit.errors
 Run = Callable[[argparse.Namespace], int | None]
 AddArguments = Callable[[argparse.ArgumentParser], None]
@@ -85,24 +87,34 @@ def report(error: Exception, *, debug: bool = False) -> int:
     if isinstance(error, ModuleNotFoundError):
         print(f"error: {text}; install it for {sys.executable}", file=sys.stderr)
         return UNEXPECTED
+    text = f"{type(error).__name__}: {text}"
+    if place := _custom_code(error):
+        print(f"error: {text}, raised in {place}; --debug shows the traceback", file=sys.stderr)
+        return UNEXPECTED
     print(
-        f"unexpected error: {type(error).__name__}: {text} ({_location(error)}); run again with "
-        "--debug for the traceback; unless your own code raised it, please report it",
+        f"unexpected error: {text} ({_location(error)}); run again with --debug for the "
+        "traceback, and please report it",
         file=sys.stderr,
     )
     return UNEXPECTED
 
 
+def _custom_code(error: Exception) -> str | None:
+    """Method, file and line of the user's code that visionkit called, if it is the cause."""
+    called, found = False, None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        called = called or file.startswith(PACKAGE)
+        ours = file.startswith((PACKAGE, "<")) or any(library in file for library in LIBRARIES)
+        if called and not ours:
+            found = f"{frame.f_code.co_qualname} ({file}, line {line})"
+    return found
+
+
 def _location(error: Exception) -> str:
-    """File and line of the innermost frame in visionkit or in the user's code."""
-    package, python = os.path.dirname(os.path.dirname(__file__)), os.path.dirname(os.__file__)
+    """File and line of the innermost frame in visionkit, else of the innermost one."""
     frames = traceback.extract_tb(error.__traceback__)
-    libraries = (python, f"{os.sep}site-packages{os.sep}")
-    known = [
-        frame
-        for frame in frames
-        if frame.filename.startswith(package) or not any(lib in frame.filename for lib in libraries)
-    ]
+    known = [frame for frame in frames if frame.filename.startswith(PACKAGE)]
     frame = (known or frames)[-1]
     return f"{frame.filename}, line {frame.lineno}"
 

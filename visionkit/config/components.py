@@ -13,15 +13,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from visionkit.config.renamed import renamed_type
 from visionkit.config.schema import REQUIRED, Argument, expected, signature_arguments
 from visionkit.config.yaml import Key
-from visionkit.errors import ConfigError, VisionkitError, listed, unknown
+from visionkit.errors import ConfigError, DataError, VisionkitError, listed, shorten, unknown
 from visionkit.types import Head, Target
 
 if TYPE_CHECKING:
@@ -62,6 +65,8 @@ def resolve(section: str, type_name: Any) -> Any:
     importlib.invalidate_caches()
     module = _import(module_name)
     found = vars(module).get(class_name) if module else None
+    if callable(found) and not isinstance(found, type):
+        raise ConfigError(f"{type_name} is a {type(found).__name__}; expected a class")
     if not isinstance(found, type):
         valid, what = [*ours], f"unknown type {type_name!r}"
         if module:
@@ -69,10 +74,7 @@ def resolve(section: str, type_name: Any) -> Any:
         else:
             what += " (a custom class must be importable from this folder or PYTHONPATH)"
         raise ConfigError(unknown(type_name, valid, what))
-    if section == "heads":
-        if not issubclass(found, Head):
-            raise ConfigError(f"{type_name} must derive from visionkit.types.Head")
-        check_class(type_name, found)
+    check_class(section, type_name, found)
     return found
 
 
@@ -95,6 +97,16 @@ def build(section: str, spec: dict[str, Any], *injected: Any, key: str = "") -> 
         raise
     except ValueError as error:  # a component may refuse a value that its annotation allows
         raise ConfigError(f"{key or section}: {spec['type']}: {error}") from error
+    except Exception as error:  # custom classes raise anything
+        if spec["type"] in components(section) or isinstance(error, MemoryError):
+            raise
+        kind = DataError if section == "datasets" else ConfigError
+        *_, place = traceback.extract_tb(error.__traceback__)
+        what = (
+            f"{spec['type']}: its __init__ raised {type(error).__name__}: {error} "
+            f"({place.filename}, line {place.lineno})"
+        )
+        raise kind(f"{key}: {what}" if key else what) from error
 
 
 def head_class(config: Config, head: str) -> type[Head]:
@@ -102,29 +114,94 @@ def head_class(config: Config, head: str) -> type[Head]:
     return resolve("heads", config.heads[head]["type"])
 
 
-def check_class(name: str, cls: type[Head]) -> None:
-    """Raise ConfigError unless a class has what every head must have; list all that is missing."""
-    required, main = getattr(cls, "required_targets", None), getattr(cls, "main_metric", None)
-    faults, keys = [], ", ".join(Target.__annotations__)
-    if not isinstance(required, tuple | list) or not {*Target.__annotations__} >= {*required}:
-        faults.append(
-            f"its 'required_targets' is {required!r}; expected a tuple of target keys: {keys}"
-        )
-    if cls.class_key is not None and cls.class_key not in Target.__annotations__:
-        faults.append(f"its 'class_key' is {cls.class_key!r}; expected None or one of {keys}")
-    if not isinstance(main, str):
-        faults.append(f"its 'main_metric' is {main!r}; expected the name of one of its metrics")
-    faults += [
-        f"it has no {method}()"
-        for method in ("loss", "forward", "decode", "evaluator")
-        if getattr(cls, method, None) is getattr(Head, method)
-    ]
+def check_class(section: str, name: str, cls: type) -> None:
+    """Raise ConfigError unless a class has what every component of its section must have; list all
+    that is missing."""
+    contract, find_faults = _CONTRACTS[section]
     try:
-        inspect.signature(cls).bind_partial(None, None)
-    except TypeError:
-        faults.append("its __init__ does not take (levels, classes, *, its arguments)")
+        faults = list(find_faults(cls))
+        faults += [
+            f"its argument {parameter.name!r} is positional-only, but a config names arguments"
+            for parameter in inspect.signature(cls).parameters.values()
+            if parameter.kind is parameter.POSITIONAL_ONLY
+        ]
+    except (TypeError, ValueError) as error:  # of a class that is not written in Python
+        faults = [str(error)]
     if faults:
-        raise ConfigError(f"{name}: {'; '.join(faults)} (visionkit.types.Head)")
+        raise ConfigError(f"{name}: {'; '.join(faults)} (visionkit.types.{contract})")
+
+
+def _head_faults(cls: type) -> Iterator[str]:
+    if not issubclass(cls, Head):
+        yield "it must derive from visionkit.types.Head"
+        return
+    required, main = getattr(cls, "required_targets", None), getattr(cls, "main_metric", None)
+    keys = ", ".join(Target.__annotations__)
+    if not isinstance(required, tuple | list) or not {*Target.__annotations__} >= {*required}:
+        yield f"its 'required_targets' is {required!r}; expected a tuple of target keys: {keys}"
+    if cls.class_key is not None and cls.class_key not in Target.__annotations__:
+        yield f"its 'class_key' is {cls.class_key!r}; expected None or one of {keys}"
+    if not isinstance(main, str):
+        yield f"its 'main_metric' is {main!r}; expected the name of one of its metrics"
+    for method in ("loss", "forward", "decode", "evaluator"):
+        if getattr(cls, method, None) is getattr(Head, method):
+            yield f"it has no {method}()"
+    if not _takes(cls, "levels", "classes"):
+        yield "its __init__ does not take (levels, classes, *, its arguments)"
+
+
+def _backbone_faults(cls: type) -> Iterator[str]:
+    yield from _module_faults(cls, "images", "sizes")
+
+
+def _neck_faults(cls: type) -> Iterator[str]:
+    yield from _module_faults(cls, "features")
+    if not _takes(cls, "levels"):
+        yield "its __init__ does not take (levels, *, its arguments)"
+
+
+def _module_faults(cls: type, *arguments: str) -> Iterator[str]:
+    if not issubclass(cls, nn.Module):
+        yield "it must derive from torch.nn.Module"
+    yield from _method_faults(cls, "forward", *arguments)
+
+
+def _dataset_faults(cls: type) -> Iterator[str]:
+    yield from _method_faults(cls, "__len__")
+    yield from _method_faults(cls, "__getitem__", "index")
+
+
+def _transform_faults(cls: type) -> Iterator[str]:
+    yield from _method_faults(cls, "__call__", "sample", "rng", "size")
+    if not isinstance(resizes := getattr(cls, "resizes", False), bool):
+        yield f"its 'resizes' is {shorten(repr(resizes))}; expected True or False"
+
+
+def _method_faults(cls: type, name: str, *arguments: str) -> Iterator[str]:
+    """That the method is missing or takes other arguments than these."""
+    method = getattr(cls, name, None)
+    if not callable(method) or method is nn.Module.forward:
+        yield f"it has no {name}()"
+    elif inspect.isfunction(method) and not _takes(method, "self", *arguments):
+        yield f"its {name}() does not take ({', '.join(arguments)})"
+
+
+def _takes(call: Callable[..., Any], *arguments: str) -> bool:
+    try:
+        inspect.signature(call).bind_partial(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+# By section: the contract in `visionkit.types`, and what a class lacks of it.
+_CONTRACTS: dict[str, tuple[str, Callable[[type], Iterator[str]]]] = {
+    "heads": ("Head", _head_faults),
+    "backbones": ("Backbone", _backbone_faults),
+    "necks": ("Backbone", _neck_faults),
+    "datasets": ("Dataset", _dataset_faults),
+    "transforms": ("Transform", _transform_faults),
+}
 
 
 def describe(section: str) -> str:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Collection
+from typing import Any
+
+import torch
 
 from visionkit.config import Config, SourceConfig, missing_paths
 from visionkit.config.components import build, head_class
 from visionkit.data.checks.findings import finding, merge_errors
 from visionkit.data.classes import class_lists, class_mapped
-from visionkit.data.loading.source import Source, split_key
-from visionkit.errors import ConfigError, DataError, VisionkitError
+from visionkit.data.contracts import broken_contract, check_dataset, is_custom, original
+from visionkit.data.loading.source import Source, TransformedDataset, iter_splits, split_key
+from visionkit.errors import ConfigError, DataError, VisionkitError, listed
 from visionkit.types import Classes, Dataset
 
 log = logging.getLogger("visionkit")
+TRIED = 4  # positions of the first image at which custom transforms are tried
 
 
 def build_sources(
@@ -55,6 +60,7 @@ def open_sources(
         spec, where = config.data[name], split_key(name, split)
         try:
             dataset = build("datasets", getattr(spec, split))
+            check_dataset(getattr(spec, split)["type"], dataset)
             if len(dataset) == 0:
                 raise DataError(f"{getattr(spec, split)['type']}: no images")
         except (ConfigError, DataError) as error:
@@ -78,7 +84,9 @@ def open_sources(
             val=opened.get((name, "val")),
             batch_size=spec.batch_size,
             image_size=spec.image_size,
-            transforms=[build("transforms", t) for t in spec.transforms or ()],
+            transforms=[
+                build("transforms", t, key=f"data.{name}.transforms") for t in spec.transforms or ()
+            ],
             eval_batch_size=config.train.eval_batch_size,
             images_per_identity=spec.images_per_identity,
             group_by_aspect_ratio=spec.group_by_aspect_ratio,
@@ -154,3 +162,40 @@ def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) 
             found = finding("config", text, file=where, key=key)
             errors.append(DataError(f"{where}: {text}", [found]))
     return errors
+
+
+def check_custom(source: Source) -> None:
+    """Raise DataError if a custom dataset or transform of a source breaks its contract on the first
+    image, or if the same item differs when it is made again: then no run could be repeated."""
+    for split, dataset in iter_splits(source):
+        transforms = source.transforms if split == "train" else ()
+        if not is_custom(original(dataset)) and not any(map(is_custom, transforms)):
+            continue
+        for count in range(len(transforms) + 1):
+            last = transforms[count - 1] if count else original(dataset)
+            if not is_custom(last):
+                continue
+            items = TransformedDataset(dataset, transforms[:count], source.image_size, seed=0)
+            for position in range(TRIED if count else 1):
+                _check_repeats(split_key(source.name, split), items, position, last)
+
+
+def _check_repeats(where: str, items: TransformedDataset, position: int, last: Any) -> None:
+    """Make the item at that position twice; `last` is the transform, or dataset, that was added."""
+    image, target = items[0, position]
+    image = image.clone()
+    again, target_again = items[0, position]
+    same = {key: _same(value, target_again.get(key)) for key, value in target.items()}
+    differing = [key for key, equal in {"image": _same(image, again), **same}.items() if not equal]
+    if differing:
+        raise broken_contract(
+            f"{where}: {type(last).__name__}: gives another {listed(differing)} when image 0 is "
+            "read again; take all random numbers from `rng` and change no sample in place "
+            "(visionkit.types.Transform, visionkit.types.Dataset)"
+        )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.shape == other.shape and torch.allclose(one, other, 0, 0, equal_nan=True)
+    return type(one) is type(other) and bool(one == other)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from visionkit.data.checks.findings import check_classes
-from visionkit.data.coco.ground_truth import GroundTruth
+from visionkit.data.coco.ground_truth import GroundTruth, ground_truth_of
+from visionkit.data.contracts import read_sample
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError, DataError, listed, unknown
 from visionkit.types import IGNORE, Classes, Dataset
@@ -85,7 +86,7 @@ class ClassMappedDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = replace(self.dataset[index])
+        sample = replace(read_sample(self.dataset, index))
         if sample.class_id is not None and np.ndim(sample.class_id) == 0:
             class_id = int(self._tables["class_id"][sample.class_id])
             sample.class_id = None if class_id == UNMAPPED else class_id
@@ -143,7 +144,7 @@ class ClassMappedDataset:
         """The ground truth of the labeled classes."""
         classes, mask = self.classes["labels"], self._labeled["labels"]
         ids = [id_ for id_, labeled in zip(classes.ids, mask, strict=True) if labeled]
-        return self.dataset.ground_truth().of(categories=ids)
+        return ground_truth_of(self.dataset).of(categories=ids)
 
     @property
     def num_unused(self) -> int:

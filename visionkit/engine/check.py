@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from visionkit.config import Config, load_config, missing_paths
-from visionkit.data.build import open_sources
+from visionkit.data.build import check_custom, open_sources
 from visionkit.data.checks.findings import Finding, Problems, finding, findings_of
 from visionkit.data.checks.images import image_findings, mark_replaced
 from visionkit.data.checks.kinds import policies
@@ -107,6 +107,8 @@ def check(
     across = cross_split_findings(loaded, sources, contents=True)
     images: dict[str, list[Finding]] = {}
     for source in sources:
+        with report.catching(split_key(source.name, "train")):
+            check_custom(source)
         for split, dataset in iter_splits(source):
             where = split_key(source.name, split)
             images[where] = mark_replaced(source, split, image_findings(dataset, where))

@@ -137,6 +137,8 @@ def _compute_empty(head: str, evaluator: Evaluator) -> dict[str, float]:
     """Its metrics before any image."""
     try:
         metrics = evaluator.compute()
+    except VisionkitError:
+        raise
     except Exception as error:
         raise ConfigError(
             f"heads.{head}: compute() of its evaluator fails before it has seen an image "

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from visionkit.config import Config
-from visionkit.data.build import build_sources, head_classes
+from visionkit.data.build import build_sources, check_custom, head_classes
 from visionkit.data.checks.findings import Finding
 from visionkit.data.checks.images import check_images
 from visionkit.data.checks.summary import (
@@ -106,6 +106,8 @@ def build_training(
     reused = reused_classes(config, saved or origin)
     sources = build_sources(config, splits_read(config), reused)
     check_training(config)
+    for source in sources:
+        check_custom(source)
     collectives.assert_same_on_all_ranks(_fingerprint(config, sources))
     model, classes = build_initial_model(config, sources, reused, origin, device=device)
     return model, sources, classes

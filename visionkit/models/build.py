@@ -19,6 +19,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from visionkit.config import Config
 from visionkit.config.components import build, resolve
 from visionkit.errors import CheckpointError, listed
+from visionkit.models.contracts import checked_levels
 from visionkit.models.model import VisionModel
 from visionkit.runs.checkpoint import load_tensors
 from visionkit.types import Classes
@@ -47,8 +48,10 @@ def build_model(
     """The model of a config. `pretrained=False` reads no file with weights, for a model that a
     checkpoint is loaded into."""
     backbone = build("backbones", _backbone_spec(config.backbone, pretrained), key="backbone")
-    neck = None if config.neck is None else build("necks", config.neck, backbone.levels, key="neck")
-    levels = backbone.levels if neck is None else neck.levels
+    levels, neck = checked_levels("backbone", backbone), None
+    if config.neck is not None:
+        neck = build("necks", config.neck, levels, key="neck")
+        levels = checked_levels("neck", neck)
     heads, weights = {}, {}
     for name, spec in config.heads.items():
         arguments = {key: value for key, value in spec.items() if key != "weight"}

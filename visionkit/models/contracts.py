@@ -1,7 +1,7 @@
-"""Check what a head and its evaluator return against `types.Head` and `types.Evaluator`.
+"""Check what backbones, necks, heads and evaluators return against their contracts in `types`.
 
-A head may be custom. All functions raise ConfigError, which names the head and the method, so that
-no later code fails on a wrong result.
+They may be custom. All functions raise ConfigError, which names the part and the method, so that no
+later code fails on a wrong result.
 """
 
 from __future__ import annotations
@@ -10,15 +10,60 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from visionkit.errors import ConfigError, shorten
-from visionkit.types import Evaluator, Loss, Prediction, prediction_kinds
+from visionkit.data.contracts import shown
+from visionkit.errors import ConfigError
+from visionkit.types import Evaluator, Features, Level, Loss, Prediction, prediction_kinds
 
 EVALUATOR_METHODS = ("update", "state", "merge", "compute")
 # The dimensions of the results that visionkit draws, scores or writes.
 ALONE = {"boxes": 2, "box": 1, "probs": 1, "semantic": 2, "embedding": 1, "reconstruction": 3}
 OF_EACH_BOX = {"scores": 1, "labels": 1, "attributes": 2}  # next to boxes, as many
+
+
+def checked_levels(part: str, module: nn.Module) -> dict[str, Level]:
+    """The levels of a backbone or a neck; `part` is its key in the config."""
+    what = f"{part}: levels of {type(module).__name__}"
+    levels: Any = getattr(module, "levels", None)
+    if not isinstance(levels, dict) or not levels:
+        raise _broken(what, levels, "a dict with a Level(channels, stride) for each feature map")
+    for name, level in levels.items():
+        whole = isinstance(level, Level) and all(type(n) is int and n > 0 for n in level)
+        if not isinstance(name, str) or not whole:
+            raise _broken(what, {name: level}, "Level(channels, stride) of two ints by name")
+    strides = [level.stride for level in levels.values()]
+    if strides != sorted(strides):
+        raise _broken(what, levels, "levels from fine to coarse, with rising strides")
+    return levels
+
+
+def checked_features(part: str, module: nn.Module, features: Any, images: Tensor) -> Features:
+    """The feature maps that a backbone or a neck made of `images` (B, 3, H, W)."""
+    what = f"{part}: {type(module).__name__}.forward()"
+    levels: dict[str, Level] = module.levels  # type: ignore[assignment]  # by `checked_levels`
+    if not isinstance(features, dict) or [*features] != [*levels]:
+        raise _broken(what, features, f"a dict with a map for each of its levels, {[*levels]}")
+    batch, _, *sides = images.shape
+    for name, (channels, stride) in levels.items():
+        found = features[name]
+        fits = (
+            isinstance(found, Tensor)
+            and found.is_floating_point()
+            and found.shape[:2] == (batch, channels)
+            and found.ndim == 4
+            and all(map(_is_near, found.shape[2:], [side / stride for side in sides]))
+        )
+        if not fits:
+            cells = " x ".join(f"{side}/{stride}" for side in sides)
+            wanted = f"a float tensor ({batch}, {channels}, h, w) with about {cells} cells"
+            raise _broken(what, {name: found}, wanted)
+    return features
+
+
+def _is_near(cells: int, expected: float) -> bool:
+    """Whether a map has as many cells along a side, give or take the padding of convolutions."""
+    return expected / 1.5 - 1 <= cells <= 1.5 * expected + 1
 
 
 def checked_losses(head: str, terms: Any) -> dict[str, Loss]:
@@ -110,16 +155,4 @@ def checked_metrics(head: str, metrics: Any) -> dict[str, float]:
 
 
 def _broken(what: str, found: Any, wanted: str) -> ConfigError:
-    return ConfigError(f"{what}: got {_shown(found)}; expected {wanted} (visionkit.types)")
-
-
-def _shown(value: Any) -> str:
-    """A short text; tensors by their dtype and shape."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{name!r}: {_shown(one)}' for name, one in value.items())}}}"
-    if isinstance(value, list | tuple):
-        kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in value))
-        return f"a {type(value).__name__} of {len(value)} ({kinds or 'empty'})"
-    return shorten(repr(value), 83)
+    return ConfigError(f"{what}: got {shown(found)}; expected {wanted} (visionkit.types)")

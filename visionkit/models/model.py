@@ -68,8 +68,11 @@ class VisionModel(nn.Module):
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Named feature maps (B, C, h, w), from fine to coarse."""
-        features = self.backbone(batch.images, batch.sizes)
-        return features if self.neck is None else self.neck(features)
+        found = self.backbone(batch.images, batch.sizes)
+        features = contracts.checked_features("backbone", self.backbone, found, batch.images)
+        if self.neck is None:
+            return features
+        return contracts.checked_features("neck", self.neck, self.neck(features), batch.images)
 
     def losses(
         self, features: Features, batch: Batch, heads: Iterable[str]

@@ -37,6 +37,7 @@ class FindingKind(NamedTuple):
 
 _STRUCTURE = {  # always an error: title, hint
     "config": ("errors of the config", "correct the config"),
+    "contract": ("custom classes that break their contract", "correct the class"),
     "weights": ("unusable files of weights", "name another file"),
     "file": ("unreadable files", "replace the file"),
     "classes": ("class lists that do not agree", "name the same classes, or select by `classes`"),

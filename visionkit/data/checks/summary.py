@@ -16,6 +16,7 @@ from visionkit.config.components import head_class
 from visionkit.data.checks.findings import DONE, Finding, count_findings, finding
 from visionkit.data.checks.images import duplicate_files, inspect_images
 from visionkit.data.checks.kinds import FINDING_KINDS, title
+from visionkit.data.contracts import original
 from visionkit.data.loading.source import Source, iter_splits, split_key
 from visionkit.errors import plural
 from visionkit.types import Dataset
@@ -129,7 +130,7 @@ def _overlap(where: str, train: Any, val: Any, contents: bool) -> Iterator[Findi
     """Images that are in both datasets."""
     ours, theirs = _images(train), _images(val)
     same_folder = ours is not None and theirs is not None and ours[0] == theirs[0]
-    same_type = type(_unmapped(train)) is type(_unmapped(val))
+    same_type = type(original(train)) is type(original(val))
     content = fingerprint(train)
     if same_type and content == fingerprint(val) and content and (same_folder or ours is None):
         yield finding("same-data", "validation data are the training data", file=where)
@@ -146,10 +147,6 @@ def _overlap(where: str, train: Any, val: Any, contents: bool) -> Iterator[Findi
         for one, other in _same_content(first, second):
             text = f"{one} and {other} are the same image"
             yield finding("same-content", text, file=where, value=other)
-
-
-def _unmapped(dataset: Any) -> Any:
-    return getattr(dataset, "dataset", dataset)
 
 
 def _images(dataset: Any) -> tuple[str, list[str]] | None:
@@ -190,7 +187,7 @@ def _untrained_classes(source: Source, trained: list[Source]) -> Iterator[Findin
 
 def _class_counts(dataset: Any) -> dict[str, dict[str, int]]:
     """How often each labeled class occurs, by class_key."""
-    inner = _unmapped(dataset)
+    inner = original(dataset)
     if not hasattr(inner, "class_counts"):
         return {}
     unlabeled = getattr(dataset, "unlabeled", {})

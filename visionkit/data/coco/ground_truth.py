@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.tables import rows_of
+from visionkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from visionkit.types import Classes
 
 NEGATIVE, INCOMPLETE = "neg_category_ids", "not_exhaustive_category_ids"  # as in LVIS
 
@@ -36,6 +41,39 @@ class GroundTruth:
     mask_rows: np.ndarray | None = None  # (A,) rows in `masks`
     negatives: Mapping[int, Sequence[int]] = field(default_factory=dict)  # by image id
     incomplete: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of_boxes(
+        cls,
+        classes: Classes,
+        image_ids: Sequence[int],
+        boxes: Sequence[np.ndarray],
+        labels: Sequence[np.ndarray],
+    ) -> GroundTruth:
+        """The boxes (n, 4) xyxy in original pixels and the labels (n,) of each of those images.
+        ConfigError unless they are that."""
+        counts, number = [len(one) for one in boxes], len(classes.names)
+        wrong = [i for i, one in enumerate(boxes) if np.shape(one)[1:] != (4,)]
+        wrong += [i for i, one in enumerate(labels) if not all(0 <= n < number for n in one)]
+        if wrong or [len(one) for one in labels] != counts or len(counts) != len(image_ids):
+            image = f", not of image {wrong[0]}" if wrong else ""
+            raise ConfigError(
+                f"GroundTruth.of_boxes: expected boxes (n, 4) and n labels from 0 to {number - 1} "
+                f"for each of {len(image_ids)} images{image}"
+            )
+        corners = np.concatenate([np.zeros((0, 4)), *boxes]).astype(np.float64)
+        sides = corners[:, 2:] - corners[:, :2]
+        return cls(
+            image_ids=np.array(image_ids, np.int64),
+            sizes=np.zeros((len(image_ids), 2), np.int64),
+            category_ids=np.array(classes.ids, np.int64),
+            names=classes.names,
+            image=np.repeat(np.arange(len(image_ids)), counts),
+            category=np.concatenate([np.zeros(0), *labels]).astype(np.int64),
+            boxes=np.concatenate([corners[:, :2], sides], 1),
+            areas=sides.prod(1),
+            iscrowd=np.zeros(sum(counts), bool),
+        )
 
     def __len__(self) -> int:
         return len(self.image)
@@ -104,3 +142,18 @@ def is_federated(keys: Collection[str]) -> bool:
 
 def _kept(ids: np.ndarray, wanted: Collection[int] | None) -> np.ndarray:
     return np.ones(len(ids), bool) if wanted is None else np.isin(ids, list(wanted))
+
+
+def ground_truth_of(dataset: Any) -> GroundTruth:
+    """What detections are scored against. ConfigError for a custom dataset that cannot say."""
+    name = f"{type(dataset).__name__}.ground_truth()"
+    method = getattr(dataset, "ground_truth", None)
+    if method is None:
+        raise ConfigError(
+            f"{name}: missing; scoring boxes needs it (visionkit.types.Dataset). Add it, for "
+            "example with GroundTruth.of_boxes, or set train.validate=false"
+        )
+    truth = method()
+    if not isinstance(truth, GroundTruth):
+        raise ConfigError(f"{name}: got a {type(truth).__name__}; expected a GroundTruth")
+    return truth

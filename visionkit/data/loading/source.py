@@ -21,6 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from visionkit.data.contracts import (
+    breaks_contract,
+    broken_contract,
+    checked_sample,
+    is_custom,
+    read_sample,
+)
 from visionkit.data.loading.workers import Ticket, image_name, load_batches
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import ImageSize, fit
@@ -185,6 +192,7 @@ class TransformedDataset:
 
     def __getitem__(self, ticket: Ticket) -> tuple[torch.Tensor, Target]:
         index, position = ticket
+        what = image_name(self.dataset, index)
         doing = "reading it"
         try:
             sample, replaces = self._read(index, position)
@@ -194,19 +202,17 @@ class TransformedDataset:
             for transform in self.transforms:
                 doing = type(transform).__name__
                 sample = transform(sample, rng, self.image_size)
+                if is_custom(transform):
+                    sample = self._checked(f"{what}: {doing}", transform, sample)
             doing = "its labels"
             target: Target = {**sample.target(), "position": position}
             if replaces is not None:
                 target["replaces"] = replaces
-            image = sample.image
-            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-                got = f"{image.dtype} {tuple(image.shape)}"
-                raise ValueError(f"expected pixels uint8 (3, h, w), got {got}")
-            return image, target
+            return sample.image, target
         except VisionkitError:
             raise
         except Exception as error:  # custom datasets and transforms raise anything
-            text = f"{image_name(self.dataset, index)}: {doing}: {type(error).__name__}: {error}"
+            text = f"{what}: {doing}: {type(error).__name__}: {error}"
             if isinstance(error, MemoryError):
                 hint = "use fewer data.workers, or make the image smaller"
                 raise ResourceError(f"{text}: {hint}") from error
@@ -214,11 +220,24 @@ class TransformedDataset:
             found.add_note("".join(format_exception(error)))
             raise found from error
 
+    def _checked(self, what: str, transform: Any, sample: Any) -> Sample:
+        """What a custom transform made of a sample."""
+        sample = checked_sample(what, sample, self.dataset.classes)
+        longest = np.max(self.image_size)
+        if getattr(transform, "resizes", False) and max(sample.size) > longest:
+            raise broken_contract(
+                f"{what}: got an image of {sample.size[1]}x{sample.size[0]}; expected one that "
+                f"fits into image_size, {longest}, as `resizes` is True (visionkit.Transform)"
+            )
+        return sample
+
     def _read(self, index: int, position: int) -> tuple[Sample, str | None]:
         """The sample, or its replacement and the error of the image that it replaces."""
         try:
-            return self.dataset[index], None
+            return read_sample(self.dataset, index), None
         except DataError as error:
+            if breaks_contract(error):
+                raise broken_contract(f"{image_name(self.dataset, index)}: {error}") from None
             ids = getattr(self.dataset, "image_ids", None)
             record = "" if ids is None else f" (record {index}, image id {ids[index]})"
             named = DataError(f"{error}{record}")
@@ -226,7 +245,7 @@ class TransformedDataset:
                 rng = np.random.default_rng((self.seed, position, 4))
                 for other in replacements(index, len(self.dataset), rng, self.identities):
                     with suppress(DataError):  # reported when it comes up itself
-                        return self.dataset[other], str(named)
+                        return read_sample(self.dataset, other), str(named)
             raise named from error
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionkit.data.coco.ground_truth import GroundTruth
+from visionkit.data.coco.ground_truth import GroundTruth, ground_truth_of
 from visionkit.data.coco.index import open_index
 from visionkit.data.coco.reader import (
     CHUNK,
@@ -69,7 +69,7 @@ class CocoEvaluator:
 
     def compute(self) -> dict[str, float]:
         log_once(f"COCO metrics are computed by {engine_version(self.engine)}", logging.INFO)
-        truth = self.dataset.ground_truth()
+        truth = ground_truth_of(self.dataset)
         metrics: dict[str, float] = {}
         with paused_collector():
             for iou_type in self.types:
