@@ -15,6 +15,7 @@ from visionkit.data.checks.findings import finding, merge_errors
 from visionkit.data.classes import class_lists, class_mapped
 from visionkit.data.contracts import broken_contract, check_dataset, is_custom, original
 from visionkit.data.loading.source import Source, TransformedDataset, iter_splits, split_key
+from visionkit.data.loading.workers import refuse_unguarded
 from visionkit.errors import ConfigError, DataError, VisionkitError, listed
 from visionkit.types import Classes, Dataset
 
@@ -31,6 +32,7 @@ def build_sources(
     to `classes` (by head, from a checkpoint), else to those of the training data. All problems are
     raised together.
     """
+    refuse_unguarded(config.workers)
     missing = missing_paths(config, splits)
     if missing:
         raise ConfigError("\n".join(missing))

@@ -6,9 +6,12 @@ shared with the training process, and an alarm ends a worker that hangs.
 
 from __future__ import annotations
 
+import ast
 import math
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +20,9 @@ from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from traceback import walk_tb
+from types import FrameType
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -25,10 +30,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from visionkit.errors import DataError, ResourceError, VisionkitError
+from visionkit.errors import ConfigError, DataError, ResourceError, VisionkitError
 from visionkit.runs.signals import end_in, outlive_first_signal
 from visionkit.types import Batch, Dataset, Target
 
+GUARDS = {"__name__", "parent_process", "current_process"}  # in the test of an `if` of a script
 HANG_SECONDS = 300  # for one image, or for making a batch of loaded images
 ALIGNMENT = 64  # bytes; each tensor of a packed batch begins at a multiple
 
@@ -47,6 +53,49 @@ def cores() -> int:
     """The number of cores that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def refuse_unguarded(workers: int) -> None:
+    """Raise ConfigError if loader workers would run the user's script again, which trains again.
+
+    Under the start methods spawn and forkserver a worker imports the main module: a script that
+    calls visionkit outside of `if __name__ == "__main__":` calls it in each worker too.
+    """
+    if not workers or (method := multiprocessing.get_start_method()) == "fork":
+        return
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    again = getattr(multiprocessing.current_process(), "_inheriting", False)  # in such a worker
+    line = None if again or script is None else _unguarded_line(script)
+    if again or line:
+        place = "the script" if line is None else f"{script}, line {line},"
+        raise ConfigError(
+            f'{place} calls visionkit outside of `if __name__ == "__main__":`. Each loader worker '
+            f"(start method {method}) would run the script again: put the call under that line, "
+            "or set data.workers=0"
+        )
+
+
+def _unguarded_line(script: str) -> int | None:
+    """The line of the main module that is being run, unless an `if` around it asks which process or
+    module this is."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not (
+        frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"
+    ):
+        frame = frame.f_back
+    if frame is None or os.path.realpath(frame.f_code.co_filename) != os.path.realpath(script):
+        return None
+    try:
+        tree = ast.parse(Path(script).read_bytes())
+    except (OSError, SyntaxError):
+        return None
+    line = frame.f_lineno
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and node.lineno <= line <= (node.end_lineno or line):
+            names = {getattr(one, "id", getattr(one, "attr", "")) for one in ast.walk(node.test)}
+            if names & GUARDS:
+                return None
+    return line
 
 
 def load_batches(
