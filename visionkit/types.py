@@ -253,6 +253,7 @@ class Dataset(Protocol):
     - `findings()`, `counts()`: what the checks at opening found, see `visionkit.data.checks`
     - `class_counts()`: the number of objects or images of each class, by class_key
     - `fingerprint`: a hash of its content
+    - `unusable`: by target key, the `Problems` that are errors only if a head needs the key
     """
 
     keys: tuple[str, ...]

@@ -89,7 +89,7 @@ def test_exit_codes(folder):
     content["annotations"].append({**content["annotations"][0], "id": 9})
     assert check(folder, content)[0] == 0
     assert check(folder, content, "--strict")[0] == 3
-    content["annotations"][0]["bbox"] = None
+    content["annotations"][0]["bbox"] = [1]
     assert check(folder, content)[0] == 3
     assert main(["check", str(folder / "none.json")]) == 3
     assert main(["check", str(folder / "none.yaml")]) == 2

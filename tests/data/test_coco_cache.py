@@ -84,7 +84,7 @@ def test_small_files_and_files_with_faults_are_not_kept(path, folder, monkeypatc
     monkeypatch.setattr(index_module, "SMALLEST", 1 << 20)
     assert open_index(path).folder is None
     monkeypatch.setattr(index_module, "SMALLEST", 0)
-    path.write_text(json.dumps(content([{**ODD[0], "bbox": None}])))
+    path.write_text(json.dumps(content([{**ODD[0], "bbox": [1]}])))
     for _ in range(2):
         assert open_index(path).faults.count == 1
     records = [{**ODD[0], "segmentation": [[1]]}, *plain(5)]
@@ -255,7 +255,7 @@ def test_warnings_come_at_each_start(path, tmp_path, caplog):
         caplog.clear()
         assert Coco(str(tmp_path / "images"), str(path)).dropped["boxes without area"] == 1
         assert "1 boxes without area dropped" in caplog.text
-    records[0]["bbox"] = None
+    records[0]["bbox"] = [1]
     path.write_text(json.dumps(data))
     with pytest.raises(DataError, match="1 problem"):
         Coco(str(tmp_path / "images"), str(path))

@@ -31,8 +31,8 @@ def fault(tmp_path, content, **options):
         ("annotations", {"bbox": [10**400, 2, 3, 4]}, ["'bbox'", "four numbers"]),
         ("annotations", {"bbox": [True, 2, 3, 4]}, ["'bbox' is [True, 2, 3, 4]: must be four"]),
         ("annotations", {"area": True}, ["'area' is True: must be a number"]),
-        ("annotations", {"bbox": None}, ["'bbox'", "None"]),
-        ("annotations", {"bbox": ...}, ["'bbox' is missing: must be four numbers"]),
+        ("annotations", {"bbox": None, "segmentation": []}, ["'bbox'", "None"]),
+        ("annotations", {"bbox": ..., "segmentation": ...}, ["'bbox' is missing: must be four"]),
         ("annotations", {"image_id": 4}, ["'image_id' is 4", "not in 'images'"]),
         ("annotations", {"image_id": "70"}, ["'image_id' is '70'", "without quotes"]),
         ("annotations", {"image_id": ...}, ["'image_id' is missing"]),
@@ -48,7 +48,8 @@ def fault(tmp_path, content, **options):
         ("annotations", {"segmentation": [[1, 1, 5, 5]]}, ["'segmentation'", "4 numbers"]),
         ("annotations", {"segmentation": [[1, 1, 5, 5, 3]]}, ["has 5 numbers", "even count"]),
         ("annotations", {"segmentation": [[1, 1, 5, 5, 3, 3, 2]]}, ["has 7 numbers"]),
-        ("annotations", {"segmentation": [[]]}, ["has 0 numbers"]),
+        ("annotations", {"segmentation": True}, ["must be a list of polygons"]),
+        ("annotations", {"segmentation": [[[]]]}, ["has 1 numbers"]),
         ("annotations", {"segmentation": [1, 2, 3, 4, 5, 6]}, ["list of polygons"]),
         ("annotations", {"segmentation": {"a": 1}}, ["RLE size is None"]),
         ("annotations", {"segmentation": [[1, 1, "5", 5, 3, 3]]}, ["'5' where a number must be"]),
@@ -61,7 +62,7 @@ def fault(tmp_path, content, **options):
         ("images", {"file_name": "https://x.org/a.png"}, ["relative"]),
         ("images", {"file_name": "../a.png"}, ["leave the image folder"]),
         ("images", {"file_name": "sub/../../a.png"}, ["leave the image folder"]),
-        ("images", {"file_name": "sub\\a.png"}, ["/ between"]),
+        ("images", {"file_name": "no\\a.png"}, ["'no/a.png', but it is not in"]),
         ("images", {"file_name": "a\0.png"}, ["zero byte"]),
         ("images", {"semantic": "../a.png"}, ["'semantic'", "leave the image folder"]),
         ("images", {"width": 0}, ["'width' is 0", "at least 1"]),
@@ -78,7 +79,7 @@ def fault(tmp_path, content, **options):
         ("images", {"class_id": 2}, ["'class_id' is 2", "0 names"]),
         ("images", {"identity": -1}, ["'identity' is -1"]),
         ("categories", {"id": 90}, ["'id' 90 is also that of categories[0]"]),
-        ("categories", {"name": "dog"}, ["'name' 'dog' is also that of categories[0]"]),
+        ("categories", {"id": 1, "name": "dog"}, ["'name' 'dog' is also that of categories[0]"]),
         ("categories", {"name": ""}, ["'name' is ''"]),
     ],
 )
@@ -119,7 +120,7 @@ def test_faults_are_listed_together_and_counted(tmp_path):
     assert "annotations[1]: 'category_id' 7 is not in" in message
 
     content = small()
-    content["annotations"] = [{**content["annotations"][0], "bbox": None} for _ in range(50)]
+    content["annotations"] = [{**content["annotations"][0], "bbox": [0]} for _ in range(50)]
     message = fault(tmp_path, content)
     assert "50 problems" in message and "and 30 more" in message
     assert message.count("annotations[") == 20

@@ -29,6 +29,7 @@ def content(kind):
         "outside-box": {"bbox": [30, 2, 5, 5]},
         "overhanging-box": {"bbox": [15, 2, 8, 6], "area": 40},
         "crowd-value": {"iscrowd": "0"},
+        "missing-box": {"bbox": None, "area": 36},
         "missing-area": {"area": None},
         "missing-mask": {"segmentation": None},
         "duplicate-box": {"bbox": [2.0, 2, 6, 6], "area": 36},
@@ -72,6 +73,7 @@ def test_each_policy_of_each_kind(tmp_path, kind, action):
         fixed = {
             "bad-mask": {"segmentation": None},
             "crowd-value": {"iscrowd": 0},
+            "missing-box": {"bbox": [2, 2, 6, 6]},
             "missing-area": {"area": 36.0},
             "negative-area": {"area": 36.0},
         }

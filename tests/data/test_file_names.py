@@ -5,6 +5,7 @@ import logging
 import re
 
 import pytest
+from PIL import Image
 
 from support.coco_files import save, small
 from support.damaged import image
@@ -16,20 +17,81 @@ from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.errors import DataError, printable
 
 LEAVING = [
-    *("../a.png", "a/../../b.png", "..", "sub/..", "/etc/passwd", "//server/share/a.png"),
-    *("C:\\x.png", "c:/x.png", "sub\\..\\a.png", "~/a.png", "~root/a.png"),
+    *("../a.png", "a/../../b.png", "..", "sub/..", "sub\\..\\a.png", "~/a.png", "~root/a.png"),
     *("http://x.org/a.png", "file:///etc/passwd", "s3://b/a.png", "a\0.png", "", None, 7, ["a"]),
 ]
+ELSEWHERE = ["/etc/passwd", "//server/share/a.png", "C:\\x.png", "c:/x.png", "\\\\server\\a.png"]
 
 
 @pytest.mark.parametrize("key", ["file_name", "semantic"])
-def test_names_that_leave_the_folder_are_refused(key):
+def test_names_that_leave_the_folder_are_refused(key, tmp_path):
     problems = Problems("x")
-    given = LEAVING if key == "file_name" else [name for name in LEAVING if name is not None]
+    given = [name for name in LEAVING if key == "file_name" or name not in (None, "")]
     records = [{key: "good/a b.png"}, *({key: name} for name in given), {key: "~a.jpg"}]
     found = RecordReader("images", problems).file_names(records, key, required=key == "file_name")
     assert found == ["good/a b.png", *[""] * len(given), "~a.jpg"]
     assert problems.count == len(given)
+
+    for name in [name for name in given if isinstance(name, str)] + ELSEWHERE:
+        save(tmp_path, small())
+        content = small()
+        content["images"][0][key] = name
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        with pytest.raises(DataError) as caught:
+            Coco(str(tmp_path / "images"), str(tmp_path / "a.json"))
+        (found,) = caught.value.findings
+        assert found.key == key and found.place.index == 0
+        assert found.kind == ("path" if name else "value")
+
+
+def test_a_file_may_be_named_in_other_ways(tmp_path):
+    data = save(tmp_path, small())
+    folder = tmp_path / "data" / "images"
+    folder.parent.mkdir()
+    data.images.rename(folder)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    for name in (
+        *("sub\\b.png", ".\\sub\\b.png", "./sub/b.png", f"{folder}/sub/b.png", "images/sub/b.png"),
+        *("data/images/sub/b.png", "images\\sub\\b.png", f"{tmp_path.name}/data/images/sub/b.png"),
+    ):
+        content = small()
+        content["images"][1]["file_name"] = name
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        for images in (folder, link):
+            if images == folder or "images" not in name or str(folder) in name:
+                data = Coco(str(images), str(tmp_path / "a.json"))
+                assert data.file_names == ["a.png", "sub/b.png"], name
+                assert len(data[1].image) == 3
+
+
+def test_a_name_that_is_there_as_it_is_comes_first(tmp_path):
+    content = small()
+    content["images"][0]["file_name"] = "images/a.png"
+    content["images"][1]["file_name"] = "sub\\b.png"  # not a folder, but part of a name
+    data = save(tmp_path, content)
+    assert data.file_names == ["images/a.png", "sub\\b.png"]
+    Image.new("L", (20, 10)).save(data.images / "a.png")
+    assert Coco(str(data.images), str(data.annotations)).file_names[0] == "images/a.png"
+
+
+def test_coco_url_names_the_file_where_file_name_does_not(tmp_path):
+    """As in LVIS."""
+    data = save(tmp_path, small())
+    content, url = small(), "http://images.example.org/val2017/"
+    content["images"][0] |= {"file_name": None, "coco_url": f"{url}a.png"}
+    del content["images"][1]["file_name"]
+    content["images"][1]["coco_url"] = f"{url}b%20c.png?x=1"
+    (data.images / "val2017").mkdir()
+    (data.images / "sub/b.png").rename(data.images / "val2017" / "b c.png")
+    data.annotations.write_text(json.dumps(content))
+    data = Coco(str(data.images), str(data.annotations))
+    assert data.file_names == ["a.png", "val2017/b c.png"] and len(data[1].boxes) == 0
+    for url in ("http://x.org/..%2f..%2fa.json", "http://x.org/%5c..%5ca.json", "http://x.org", ""):
+        content["images"][0]["coco_url"] = url
+        data.annotations.write_text(json.dumps(content))
+        with pytest.raises(DataError, match="1 problem"):
+            Coco(str(data.images), str(data.annotations))
 
 
 def test_long_and_odd_names_take_no_time():

@@ -24,6 +24,8 @@ def put(root, *names, value=50, size=(6, 4)):
 def test_folders_are_classes(tmp_path):
     put(tmp_path, "dog/1.png", "dog/deep/2.JPG", "cat/0.webp", "ant/9.png")
     put(tmp_path, "cat/.hidden.png", "__MACOSX/x.png", ".git/x.png", "cat/__MACOSX/a.png")
+    put(tmp_path, "@eaDir/x.png", "cat/@eaDir/a.png/b.png", "#recycle/x.png", "$RECYCLE.BIN/x.png")
+    put(tmp_path, "lost+found/x.png", "System Volume Information/x.png")
     (tmp_path / "dog" / "Thumbs.db").write_text("no image")
     (tmp_path / "notes.txt").write_text("no class")
     data = ImageFolder(str(tmp_path))

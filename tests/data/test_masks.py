@@ -123,7 +123,7 @@ def expected_areas(masks):
     [
         ([[1, 1, 5, 5]], "has 4 numbers"),
         ([[1, 1, 5, 5, 3, 3, 2]], "has 7 numbers"),
-        ([[]], "has 0 numbers"),
+        ([[[]]], "has 1 numbers"),
         ([1, 1, 5, 5, 3, 3], "list of polygons"),
         ("polygon", "list of polygons"),
         ([[1, 1, "5", 5, 3, 3]], "where a number must be"),

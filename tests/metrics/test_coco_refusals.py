@@ -74,7 +74,7 @@ def test_numbers_of_another_kind_and_far_away_are_refused(engine, change, says):
         ({"area": True}, "'area' is True"),
         ({"bbox": [True, 10, 40, 30]}, "'bbox' is .True"),
         ({"bbox": [0, 0, 1e300, 1e300]}, "'bbox' is"),
-        ({"segmentation": ""}, "'segmentation': must be a list of polygons"),
+        ({"segmentation": "x"}, "'segmentation': must be a list of polygons"),
         ({"segmentation": 0}, "'segmentation': must be a list of polygons"),
         ({"segmentation": [[1, 2, True, 4, 5, 6]]}, "has True where a number must be"),
     ],
@@ -194,5 +194,7 @@ def test_repeated_ids_and_names_are_refused():
     for kind, change in (("images", {}), ("categories", {}), ("categories", {"id": 2})):
         truth = single_object()
         truth[kind].append({**truth[kind][0], **change})
+        other = {"category_id": truth["categories"][-1]["id"]}  # both names have objects
+        truth["annotations"].append({**truth["annotations"][0], **other})
         with pytest.raises(DataError, match=rf"{kind}\[1\].*must be unique"):
             evaluate_coco(truth, [], "bbox")

@@ -173,12 +173,16 @@ def truth_records(truth):
 
 def tidy(truth, iou_type):
     """The same for pycocotools, in what visionkit says that it means: annotations numbered from
-    1, a missing iscrowd 0, a missing or negative area that of the mask or of the box, an object
-    without a mask a region to ignore."""
+    1, a missing iscrowd 0, `ignore` a crowd, a missing box that of the mask, a missing or negative
+    area that of the mask or of the box, an object without a mask a region to ignore."""
     sizes = {image["id"]: (image.get("height"), image.get("width")) for image in truth["images"]}
     annotations = []
     for number, old in enumerate(truth["annotations"], start=1):
-        new = {"id": number, "iscrowd": int(old.get("iscrowd") or 0)}
+        mask = old.get("segmentation")
+        if isinstance(mask, list):
+            mask = [part for part in mask if part != []]
+        old = old | {"segmentation": mask, "bbox": old.get("bbox") or box_of(mask)}
+        new = {"id": number, "iscrowd": int(old.get("iscrowd") or old.get("ignore") or 0)}
         new |= {key: old[key] for key in ("image_id", "category_id")}
         x, y, w, h = old["bbox"] if iou_type == "bbox" or not old.get("segmentation") else [0] * 4
         area = max(w, 0) * max(h, 0)
@@ -194,6 +198,16 @@ def tidy(truth, iou_type):
         new["area"] = float(area) if given is None or given < 0 else given
         annotations.append(new)
     return {**truth, "annotations": annotations}
+
+
+def box_of(mask):
+    """The box around the corners or the pixels of a mask."""
+    if isinstance(mask, list):
+        points = np.concatenate([np.array(part) for part in mask]).reshape(-1, 2)
+        return [*points.min(0).tolist(), *np.ptp(points, 0).tolist()]
+    if isinstance(mask["counts"], list):
+        mask = coco_mask.frPyObjects(mask, *mask["size"])
+    return coco_mask.toBbox(mask).tolist()
 
 
 def mask_area(mask, h, w):

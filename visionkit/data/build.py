@@ -11,7 +11,7 @@ import torch
 
 from visionkit.config import Config, SourceConfig, missing_paths
 from visionkit.config.components import build, head_class
-from visionkit.data.checks.findings import finding, merge_errors
+from visionkit.data.checks.findings import Problems, finding, merge_errors
 from visionkit.data.classes import class_lists, class_mapped
 from visionkit.data.contracts import broken_contract, check_dataset, is_custom, original
 from visionkit.data.loading.source import Source, TransformedDataset, iter_splits, split_key
@@ -152,17 +152,22 @@ def _check_objects(where: str, dataset: Dataset, split: str) -> list[DataError]:
 
 
 def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[DataError]:
-    """An error for each target key that a fed head needs and the dataset lacks."""
+    """An error for each target key that a fed head needs and the dataset lacks or has faults in."""
     errors, given = [], ", ".join(dataset.keys) or "only images"
+    unusable: Mapping[str, Problems] = getattr(dataset, "unusable", {})
     for head in feeds:
         cls = head_class(config, head)
-        for key in [key for key in cls.required_targets if key not in dataset.keys]:
-            text = (
-                f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it gives "
-                f"{given}. Feed {head!r} from another source"
-            )
-            found = finding("config", text, file=where, key=key)
-            errors.append(DataError(f"{where}: {text}", [found]))
+        for key in cls.required_targets:
+            if key in unusable and unusable[key].count:
+                text = f"{where}: {unusable[key].message()}\n  (needed by head {head!r})"
+                errors.append(DataError(text, unusable[key].findings))
+            elif key not in dataset.keys:
+                text = (
+                    f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it gives "
+                    f"{given}. Feed {head!r} from another source"
+                )
+                found = finding("config", text, file=where, key=key)
+                errors.append(DataError(f"{where}: {text}", [found]))
     return errors
 
 

@@ -98,8 +98,10 @@ class ClassMappedDataset:
         return sample
 
     def _map_objects(self, sample: Sample) -> None:
-        labels = self._tables["labels"][sample.labels]
-        keep = np.flatnonzero((labels != UNMAPPED) & self._labeled["labels"][labels])
+        own: Any = sample.labels
+        labels = np.append(self._tables["labels"], UNMAPPED)[own]  # the last for -1
+        is_labeled = (labels != UNMAPPED) & self._labeled["labels"][labels]
+        keep = np.flatnonzero(is_labeled | (own < 0))  # a region of no class stays
         sample.labels = labels[keep]
         for column in ("boxes", "iscrowd", "area", "cut", "attributes"):
             values = getattr(sample, column)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,6 +16,8 @@ from visionkit.errors import printable
 log = logging.getLogger("visionkit")
 
 Links = Literal["inside", "any"]
+
+_OF_SYSTEMS = ("__MACOSX", "lost+found", "System Volume Information")  # also @eaDir, #recycle, $...
 
 
 class Fault(NamedTuple):
@@ -63,8 +66,8 @@ def find_fault(path: str | Path) -> Fault:
 
 
 def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
-    """Folder and name of each file below `root`, without hidden ones and __MACOSX. Links to folders
-    are not followed, since they may form a loop; a warning names them."""
+    """Folder and name of each file below `root` that `is_visible`. Links to folders are not
+    followed, since they may form a loop; a warning names them."""
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = filter(is_visible, subfolders)
         for name in subfolders:
@@ -74,7 +77,38 @@ def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def is_visible(name: str) -> bool:
-    return not name.startswith(".") and name != "__MACOSX"
+    """Whether a file or folder is the user's, not one that a system keeps beside them."""
+    return not name.startswith((".", "@", "#", "$")) and name not in _OF_SYSTEMS
+
+
+def resolve(root: Path, names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """The place and the name below `root` of each file that is named in another way than that.
+
+    An absolute name may lie in `root`; a name may have backslashes for /, or begin with the last
+    folders of `root` itself: `images/a.jpg` in the folder `data/images`. A name that is absolute
+    and lies elsewhere gets "".
+    """
+    parts = Path(os.path.abspath(root)).parts
+    homes = [f"{home.rstrip(os.sep)}/" for home in (os.path.abspath(root), os.path.realpath(root))]
+    prefixes = ("/", "./", f"{parts[-1]}/", *{f"{part}/" for part in parts[1:-1]})
+    for i, name in enumerate(names):
+        if "\\" not in name and name[1:2] != ":" and not name.startswith(prefixes):
+            continue
+        is_there = os.path.exists(os.path.join(root, name)) and not os.path.isabs(name)
+        found = name if is_there else name.replace("\\", "/")
+        found = found.removeprefix("./")
+        if found.startswith("/") or re.match("[A-Za-z]:", found):
+            inside = [found.removeprefix(home) for home in homes if found.startswith(home)]
+            found = inside[0] if inside else ""
+        elif not os.path.exists(os.path.join(root, found)):
+            folders = found.split("/")
+            for count in range(1, len(folders)):
+                rest = "/".join(folders[count:])
+                if parts[-count:] == tuple(folders[:count]) and (root / rest).exists():
+                    found = rest
+                    break
+        if found != name:
+            yield i, found
 
 
 def unusable(

@@ -28,7 +28,7 @@ class Sample:
     image_id: int
     orig_size: tuple[int, int]
     boxes: np.ndarray | None = None  # (N, 4) float32 xyxy
-    labels: np.ndarray | None = None  # (N,) int64
+    labels: np.ndarray | None = None  # (N,) int64; -1: a crowd region of no class
     attributes: np.ndarray | None = None  # (N, A) float32: 1 yes, 0 no, NaN unknown
     iscrowd: np.ndarray | None = None  # (N,) bool
     area: np.ndarray | None = None  # (N,) float32, original pixels
@@ -133,7 +133,8 @@ class Sample:
         target["boxes"] = torch.from_numpy(boxes)
         for key in ("labels", "iscrowd", "area", "attributes"):
             if (column := getattr(self, key)) is not None:
-                target[key] = torch.from_numpy(column[rows])
+                values = column[rows].clip(0) if key == "labels" else column[rows]
+                target[key] = torch.from_numpy(values)
         if self.labeled is not None:
             target["labeled"] = torch.from_numpy(self.labeled)
 

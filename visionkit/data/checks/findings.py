@@ -144,15 +144,18 @@ class Problems:
 
     def raise_any(self) -> None:
         """DataError if there are errors. It shows the first `SHOWN` and has all."""
-        if not self.findings:
-            return
+        if self.findings:
+            raise DataError(self.message(), self.findings, self.others)
+
+    def message(self) -> str:
+        """How many errors there are, and the first `SHOWN`."""
         lines = [f"{self.source}: {plural(self.count, 'problem')}"]
         for found in self.findings[:SHOWN]:
             file = "" if found.file in ("", self.file) else f"{found.file}: "
             lines.append(f"  {file}{found}")
         if self.count > SHOWN:
             lines.append(f"  ... and {self.count - SHOWN} more")
-        raise DataError("\n".join(lines), self.findings, self.others)
+        return "\n".join(lines)
 
 
 def merge_errors(errors: Sequence[VisionkitError]) -> VisionkitError:

@@ -51,6 +51,10 @@ _STRUCTURE = {  # always an error: title, hint
         "coordinates not finite or far outside the image",
         "coordinates must be finite and within 10x the image size",
     ),
+    "relative-boxes": (
+        "datasets whose boxes are parts of their image",
+        "write pixels: multiply x and width by the width of the image, y and height by its height",
+    ),
     "path": ("unsafe file names", "name a file below the folder of images"),
     "missing-file": ("missing files", "add the file or remove its record"),
     "class-map": ("invalid semantic maps", "correct the map"),
@@ -98,6 +102,14 @@ _QUALITY = {  # by policy: `on_fault` of the dataset
         "fix",
         fix="read as 0 or 1, in evaluation too",
     ),
+    "missing-box": FindingKind(
+        "masks without a box",
+        "note",
+        "write the box of the mask",
+        "fix",
+        fix="the box is that of the mask, in evaluation too",
+        drop=_UNUSED,
+    ),
     "missing-area": FindingKind(
         "objects without an area",
         "note",
@@ -138,6 +150,10 @@ _QUALITY = {  # by policy: `on_fault` of the dataset
 }
 
 _DROPPED = {  # because the arguments of the dataset say so: title, hint
+    "spare-category": (
+        "categories without objects whose name another one has",
+        "Roboflow writes such a root category",
+    ),
     "other-class": ("objects of other classes", "`other_classes: ignore` drops them"),
     "small-object": ("objects smaller than min_size", "lower min_size"),
     "unlabeled-class": ("objects of classes not labeled here", "`labeled_classes` drops them"),
@@ -162,6 +178,14 @@ _REPORTED = {  # never an error: title, hint
     "mask-box-mismatch": (
         "masks elsewhere than their box (IoU of bounds below 0.5)",
         "correct the box or the mask",
+    ),
+    "ignore-region": (
+        "datasets with objects marked as regions to ignore",
+        "right if they are regions of many or of unclear objects",
+    ),
+    "unread-attribute": (
+        "attributes that cannot be classes",
+        "right if no head reads them; else see docs/tasks/attributes.md",
     ),
     "all-crowd": (
         "datasets of nothing but crowd regions",
@@ -196,7 +220,15 @@ _REPORTED = {  # never an error: title, hint
         "add training data of the class",
     ),
 }
-_NOTES = {"tiny-box", "rare-class", "no-annotations", "many-objects"}  # the others are warnings
+# The others are warnings.
+_NOTES = {
+    "tiny-box",
+    "ignore-region",
+    "unread-attribute",
+    "rare-class",
+    "no-annotations",
+    "many-objects",
+}
 _SLOW = {"class-map", "empty-mask", "mask-box-mismatch", "unlabeled-map", "same-content"}
 
 FINDING_KINDS: dict[str, FindingKind] = {

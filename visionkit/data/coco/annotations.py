@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -16,6 +18,7 @@ from visionkit.data.checks.findings import (
     Problems,
     Progress,
     check_classes,
+    finding,
     place,
     short,
 )
@@ -25,11 +28,11 @@ from visionkit.data.coco.ground_truth import INCOMPLETE, NEGATIVE, is_federated
 from visionkit.data.coco.index import CocoIndex, open_index
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.selection import SelectedObjects, choose_objects, describe
-from visionkit.data.files import Links, unusable
+from visionkit.data.files import Links, resolve, unusable
 from visionkit.data.image_io import MAX_PIXELS
 from visionkit.data.loading.cache import content_key
 from visionkit.data.masks import Bitmap, Segmentation
-from visionkit.errors import DataError, printable
+from visionkit.errors import DataError, printable, unknown
 from visionkit.types import Classes
 
 # Segmentations against boxes and areas:
@@ -51,8 +54,11 @@ class Annotations:
         path: str | Path,
         problems: Problems,
         *,
+        images: Path | None = None,
+        links: Links = "inside",
         classes: Sequence[str] | None = None,
         other_classes: str = "error",
+        ignore_categories: Collection[str] = (),
         masks: bool | None = None,
         attributes: Collection[str] | None = None,
         actions: Mapping[str, Action],
@@ -72,20 +78,38 @@ class Annotations:
         if self.has_masks:  # malformed ones have a policy
             found = index.mask_faults.findings
             problems.findings += [fault for fault in found if fault.kind == "coordinate-range"]
+        # Attributes that nobody asked for are no error unless a head reads them.
+        unread = Problems(problems.source, problems.file) if attributes is None else problems
         self.attributes = read_attributes(
             index.objects.extra_records() if "attributes" in index.object_keys else [],
             problems,
+            faults=unread,
             wanted=attributes,
             listed=index.names["attribute_classes"],
         )
+        self.unusable = {} if attributes is not None else {"attributes": unread}
         self.labeled_ids = _read_labeled(index, problems)
-        picked = index.classes  # which others may be refused, if the file is sound so far
-        if not problems.count:
+        picked, self.ignored_ids = _without(index.classes, ignore_categories, problems)
+        if not problems.count:  # which others may be refused, if the file is sound so far
             picked = _pick(picked, classes, other_classes, problems)
         self.classes: dict[str, Classes] = {"labels": picked}
         self.file_names: list[str] = index.images.names.texts()
+        self.semantic_names: list[str] = index.images.semantic.texts()
+        if images is not None:
+            self._find_files(images, problems, links)
         self.selected: SelectedObjects = choose_objects(
-            index, self.file_names, picked, actions, problems, masks=self.has_masks
+            index,
+            self.file_names,
+            picked,
+            actions,
+            problems,
+            masks=self.has_masks,
+            ignored_ids=self.ignored_ids,
+        )
+        self.selected.remarks.extend(
+            finding("unread-attribute", fault.message, file=fault.file, place=fault.place)
+            for fault in {found.key: found for found in reversed(unread.findings)}.values()
+            if attributes is None
         )
         self.num_objects = int(self.selected.label_counts.sum())  # without crowd regions
         if problems.count:
@@ -148,12 +172,21 @@ class Annotations:
             counts["class_id"] = np.bincount(numbers[numbers >= 0], minlength=size)
         return counts
 
-    def find_missing(self, images: Path, problems: Problems, links: Links = "inside") -> None:
-        """Add the images that are not in that directory, and semantic maps that are not found."""
+    def _find_files(self, images: Path, problems: Problems, links: Links) -> None:
+        """Make names relative to their folders; add those that are not there, or lead out of it."""
         index = self.index
+        if "coco_url" in index.image_keys and not all(self.file_names):  # as in LVIS
+            for row, record in enumerate(index.images.extra_records()):
+                url = record.get("coco_url")
+                if not self.file_names[row] and isinstance(url, str):
+                    name = self.file_names[row] = _name_of(url, images)
+                    if not name:
+                        what = f"'coco_url' is {short(url)}, and there is no 'file_name'"
+                        hint = "must end with a file name"
+                        problems.add_value("images", row, record, "coco_url", what, hint)
         for root, key, names in (
             (images, "file_name", self.file_names),
-            (index.path.parent, "semantic", index.images.semantic.texts()),
+            (index.path.parent, "semantic", self.semantic_names),
         ):
             if key == "semantic" and not any(names):
                 continue
@@ -161,6 +194,12 @@ class Annotations:
                 what = f"image directory {printable(root)} does not exist or is not a directory"
                 problems.add("", what, kind="missing-file", value=str(root))
                 continue
+            for row, name in resolve(root, names):
+                if not name:
+                    what = f"'{key}' is {short(names[row])}, which is not in {printable(root)}"
+                    record, hint = index.images.record(row), "must be relative to the image folder"
+                    problems.add_value("images", row, record, key, what, hint, "path")
+                names[row] = name
             for row, kind, what in unusable(root, names, links):
                 hint = FINDING_KINDS[kind].hint
                 if kind == "path":
@@ -168,6 +207,28 @@ class Annotations:
                 what = f"'{key}' is {short(names[row])}, but {what}"
                 record = index.images.record(row)
                 problems.add_value("images", row, record, key, what, hint, kind)
+
+
+def _name_of(url: str, images: Path) -> str:
+    """The file of a URL: its last part, in the folder of the split where there is one."""
+    path = re.sub(r"[\\\0]", "/", unquote(urlsplit(url).path))
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    in_split = "/".join(parts[-2:])
+    return in_split if (images / in_split).exists() else parts[-1] if parts else ""
+
+
+def _without(
+    found: Classes, ignored: Collection[str], problems: Problems
+) -> tuple[Classes, tuple[int, ...]]:
+    """The classes without the ignored ones, and the ids of those."""
+    for name in ignored:
+        if name not in found.names:
+            what = unknown(name, found.names, f"ignore_categories: unknown category {name!r}")
+            problems.add("", what, key="categories")
+    pairs = list(zip(found.names, found.ids, strict=True))
+    kept = [pair for pair in pairs if pair[0] not in ignored]
+    names, ids = zip(*kept, strict=True) if kept else ((), ())
+    return Classes(names, ids), tuple(id_ for name, id_ in pairs if name in ignored)
 
 
 def _others(errors: list[Finding], findings: Iterator[Finding]) -> list[Finding]:

@@ -3,13 +3,14 @@ their identities."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from visionkit.data.checks.findings import Place, Problems, check_classes, place, short
+from visionkit.data.checks.findings import SHOWN, Place, Problems, check_classes, place, short
 from visionkit.data.classes import SEPARATORS, AttributeKind, groups
 from visionkit.data.coco.tables import CORE, ObjectTable, Record
 from visionkit.errors import ConfigError, DataError
@@ -64,41 +65,54 @@ def read_attributes(
     records: list[Record],
     problems: Problems,
     *,
+    faults: Problems | None = None,
     wanted: Collection[str] | None = None,
     listed: Sequence[str] = (),
 ) -> AttributeTable | None:
-    """The `attributes` of the annotations; None if no annotation has any.
+    """The `attributes` of the annotations; None if no annotation has any that can be classes.
 
     A value is true or false, a string (one of several) or a list of strings (any of several); an
     integer is read as a string. A name that is absent, or has the value null or "", is unknown.
     `wanted` are the names to read, by default all; the others may have any value. `listed` fixes
     the classes and their order; by default they are those that occur, sorted.
+
+    Values that cannot be classes are `faults` with their attribute as key, by default problems, at
+    most `SHOWN` of each attribute; the attribute is left out.
     """
+    faults = problems if faults is None else faults
     if wanted is not None and not wanted:
         return None
     found: dict[str, _Answers] = {}
+    bad: Counter[str] = Counter()  # the number of faults by name
     for row, record in enumerate(records):
         values = record.get("attributes")
         if not values:
             continue
         here = place("annotations", row, record)
         if not isinstance(values, dict):
-            problems.add(
-                here, f"'attributes' is {short(values)}: must be an object {{name: value}}"
-            )
+            what = f"'attributes' is {short(values)}: must be an object {{name: value}}"
+            faults.add(here, what, key="attributes")
             continue
         for name, value in values.items():
-            if (wanted is None or name in wanted) and value is not None and value != "":
-                _note(found, row, here, name, value, problems)
-    for name in sorted(set(wanted or ()) - set(found)):
+            is_read = (wanted is None or name in wanted) and bad[name] < SHOWN
+            if is_read and value is not None and value != "":
+                fault = _note(found, row, here, name, value)
+                if fault:
+                    faults.add(here, f"attribute {short(name)}{fault}", _HINT, key=name)
+                    bad[name] += 1
+    for name in sorted(set(wanted or ()) - set(found) - set(bad)):
         problems.add("annotations", f"none has the attribute {short(name)} of `attributes`")
     for name, answers in found.items():
         if len(answers.classes) > MOST_VALUES:
-            problems.add(
+            faults.add(
                 answers.first,
                 f"attribute {short(name)} has {len(answers.classes)} different values in the file, "
-                f"more than {MOST_VALUES}: {_HINT}",
+                f"more than {MOST_VALUES}",
+                _HINT,
+                key=name,
             )
+            bad[name] += 1
+    found = {name: answers for name, answers in found.items() if not bad[name]}
     if not any(answers.classes for answers in found.values()):
         return None
     table = _table(found, len(records))
@@ -143,28 +157,23 @@ def _as_listed(
     return table.classes_from([listed[column] for column in sorted(columns)], problems.source)
 
 
-def _note(
-    found: dict[str, _Answers], row: int, here: Place, name: str, value: Any, problems: Problems
-) -> None:
-    """Add the value of one annotation to those of its attribute, or a problem."""
+def _note(found: dict[str, _Answers], row: int, here: Place, name: str, value: Any) -> str:
+    """Add the value of one annotation to those of its attribute; or say why it is no class."""
     kind, texts = _read(value)
     if not name or "=" in name or ":" in name:
-        fault = ": a name must not contain '=' or ':'"
+        return ": a name must not contain '=' or ':'"
     elif kind is None:
-        fault = (
-            f" is {short(value)}: must be true or false, a string, an integer, or a list of "
-            f"strings: {_HINT}"
+        return (
+            f" is {short(value)}: must be true or false, a string, an integer, or a list of strings"
         )
     elif (answers := found.setdefault(name, _Answers(kind, here))).kind != kind:
         expected = f"but in {answers.first} it is {_TYPES[answers.kind]}"
-        fault = f" is {short(value)}, {expected}: an attribute has one kind of value"
-    else:
-        classes = [f"{name}{SEPARATORS[kind]}{text}" for text in texts]
-        answers.rows.append(row)
-        answers.holding.append([] if value is False else classes)
-        answers.classes.update(classes)
-        return
-    problems.add(here, f"attribute {short(name)}{fault}")
+        return f" is {short(value)}, {expected}: an attribute has one kind of value"
+    classes = [f"{name}{SEPARATORS[kind]}{text}" for text in texts]
+    answers.rows.append(row)
+    answers.holding.append([] if value is False else classes)
+    answers.classes.update(classes)
+    return ""
 
 
 def _read(value: Any) -> tuple[AttributeKind | None, list[str]]:

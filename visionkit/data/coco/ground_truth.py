@@ -105,29 +105,43 @@ def ground_truth(
     classes: tuple[Sequence[str], Sequence[int]],
     masks: SegmentationTable,
     areas: np.ndarray,
+    ignored_ids: Sequence[int] = (),
 ) -> GroundTruth:
     """The objects of a file that have one of these classes (names and ids) and a known image.
 
-    `masks` and `areas` (A,) are those of all objects of the file.
+    `masks` and `areas` (A,) are those of all objects of the file. Those of the categories
+    `ignored_ids` are crowd regions of each class.
     """
     objects, (names, ids) = index.objects, classes
     category = rows_of(objects.category, np.array(ids, np.int64))
     rows = np.flatnonzero((category >= 0) & (objects.image >= 0))
+    regions = np.flatnonzero(np.isin(objects.category, ignored_ids) & (objects.image >= 0))
     records = index.images.extra_records() if is_federated(index.image_keys) else []
     negatives, incomplete = (
         {record["id"]: record[key] for record in records if record.get(key) is not None}
         for key in (NEGATIVE, INCOMPLETE)
     )
+    labeled = {*zip(objects.image[rows].tolist(), category[rows].tolist(), strict=True)}
+    pairs = [  # where a class is not labeled, a region would say that it is
+        (row, k)
+        for row in regions.tolist()
+        for k, id_ in enumerate(ids)
+        if (image := int(objects.image[row]), k) in labeled
+        or id_ in negatives.get(int(index.images.ids[image]), (id_,))
+    ]
+    added, of_class = np.array(pairs, np.int64).reshape(-1, 2).T
+    iscrowd = np.append(objects.iscrowd[rows] == 1, np.ones(len(pairs), bool))
+    category, rows = np.append(category[rows], of_class), np.append(rows, added)
     return GroundTruth(
         image_ids=index.images.ids,
         sizes=index.images.sizes,
         category_ids=np.array(ids, np.int64),
         names=tuple(names),
         image=objects.image[rows],
-        category=category[rows],
+        category=category,
         boxes=objects.bbox[rows],
         areas=areas[rows],
-        iscrowd=objects.iscrowd[rows] == 1,
+        iscrowd=iscrowd,
         masks=masks,
         mask_rows=rows,
         negatives=negatives,

@@ -13,6 +13,7 @@ import numpy as np
 
 from visionkit.data.checks.findings import Problems, short
 from visionkit.data.checks.kinds import FINDING_KINDS
+from visionkit.data.coco.formats import other_file, other_format
 from visionkit.data.coco.reader import CHUNK, json_file, json_type, read_members, skip
 from visionkit.data.coco.records import (
     AnnotationReader,
@@ -22,7 +23,15 @@ from visionkit.data.coco.records import (
     report_repeats,
 )
 from visionkit.data.coco.segmentations import LONGEST
-from visionkit.data.coco.tables import FARTHEST, UNMAPPED, ImageTable, ObjectTable, flat, nested
+from visionkit.data.coco.tables import (
+    FARTHEST,
+    UNMAPPED,
+    ImageTable,
+    ObjectTable,
+    Record,
+    flat,
+    nested,
+)
 from visionkit.data.loading import cache
 from visionkit.errors import DataError
 
@@ -31,10 +40,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("visionkit")
 
-FORMAT = 6  # to be raised with each change of what is stored, or of what is checked
+FORMAT = 7  # to be raised with each change of what is stored, or of what is checked
 SMALLEST = 4 << 20  # bytes of an annotation file that is worth an entry in the cache
+RELATIVE = 1.01  # the end of a box in parts of its image, with rounding
+MOSTLY = 0.5  # of all boxes within 0..1: the file has parts of images
 LARGEST_IMAGE = 2**31  # pixels; pycocotools counts them in 32 bits
-META = ("categories", "names", "image_keys", "object_keys", "has_masks")  # kept next to arrays
+# What the cache keeps next to the arrays.
+META = ("categories", "spare", "names", "image_keys", "object_keys", "has_masks")
 NAME_LISTS = ("image_classes", "semantic_classes", "attribute_classes")
 
 
@@ -45,7 +57,8 @@ class CocoIndex:
     path: Path
     images: ImageTable
     objects: ObjectTable
-    categories: list[dict[str, Any]]  # the records of the file
+    categories: list[Record]  # those of the file without `spare`
+    spare: list[str]  # names of categories without objects that another category has, too
     names: dict[str, list[str]]  # of `NAME_LISTS`, empty where the file has none
     image_keys: list[str]  # the keys in `images.extra` of any image
     object_keys: list[str]  # the keys in `objects.extra` of any object
@@ -148,6 +161,8 @@ def read_index(path: Path, chunk: int = CHUNK) -> CocoIndex:
     Raises DataError if it is not a COCO file; all other faults are in the index.
     """
     source = f"annotation file {path}"
+    if hint := other_file(path):
+        raise DataError(f"{source} {hint}")
     faults = Problems(source, path)
     images, objects = ImageReader(faults), AnnotationReader(faults)
     with json_file(path, "annotation file") as data:
@@ -179,22 +194,28 @@ def _index(
 ) -> CocoIndex:
     _check_structure(source, members, images, objects)
     faults, mask_faults = images.problems, Problems(source, path)
-    _, category_ids = read_categories(members["categories"], faults)
+    image_table = images.table()
+    table = objects.table(image_table.ids)
+    hint = other_format(dict.fromkeys(objects.keys), "annotations")
+    if hint and (table.category == UNMAPPED).all():
+        raise DataError(f"{source}: no object has a category; {hint}")
+    categories, spare = _used_categories(members["categories"], table)
+    _, category_ids = read_categories(categories, faults)
     names = {key: members.get(key, []) for key in NAME_LISTS}
     for key, found in names.items():
         if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
             faults.add(key, "must be a list of names")
             names[key] = []
-    image_table = images.table()
-    table = objects.table(image_table.ids)
     check_images(image_table, len(names["image_classes"]), faults)
     check_objects(table, image_table, category_ids, faults)
+    check_scale(table, faults)
     check_masks(table, image_table, objects, mask_faults)
     return CocoIndex(
         path,
         image_table,
         table,
-        members["categories"],
+        categories,
+        spare,
         names,
         sorted(images.keys),
         sorted(objects.keys),
@@ -205,9 +226,11 @@ def _index(
 
 
 def _not_an_object(source: str, value: Any) -> DataError:
+    first = value[0] if isinstance(value, list) and value else None
+    hint = other_format(first) or "a list is COCO's format for results"
     return DataError(
         f"{source} is {json_type(value)}, not an object with 'images', 'annotations' and "
-        "'categories' (a list is COCO's format for results)"
+        f"'categories' ({hint})"
     )
 
 
@@ -227,7 +250,23 @@ def _check_structure(
         elif reader.non_object:
             fault = f"{reader.non_object}, not an object: remove it"
         if fault:
-            raise DataError(f"{source}: {fault}; is it a COCO file for detection or segmentation?")
+            hint = other_format(members) or "is it a COCO file for detection or segmentation?"
+            raise DataError(f"{source}: {fault}; {hint}")
+
+
+def _used_categories(records: list[Record], objects: ObjectTable) -> tuple[list[Record], list[str]]:
+    """The categories without those that have no object and the name of another one, and the names
+    of those: Roboflow writes such a root category."""
+    used = set(np.unique(objects.category).tolist())
+    by_name: dict[str, list[Record]] = {}
+    for record in records:
+        by_name.setdefault(repr(record.get("name")), []).append(record)
+    spare = []
+    for alike in by_name.values():
+        bare = [one for one in alike if type(one.get("id")) is int and one["id"] not in used]
+        spare += bare[:-1] if len(bare) == len(alike) else bare
+    dropped = set(map(id, spare))
+    return [one for one in records if id(one) not in dropped], [str(one["name"]) for one in spare]
 
 
 def check_images(images: ImageTable, num_classes: int, problems: Problems) -> None:
@@ -250,6 +289,8 @@ def check_objects(
 ) -> None:
     """Each object must have a category, and be near its image."""
     known, kind = np.isin(objects.category, category_ids), "unknown-category"
+    if UNMAPPED in category_ids:  # it may be a category with a bad id
+        known[:] = True
     for i in np.flatnonzero((objects.category != UNMAPPED) & ~known).tolist():
         record = objects.record(i)
         what = f"'category_id' {objects.category[i]} is not in 'categories'"
@@ -262,8 +303,26 @@ def check_objects(
         record, (height, width) = objects.record(i), sizes[i].tolist()
         is_known = min(height, width) > 0
         where = f"10x the image size ({width}x{height})" if is_known else f"{FARTHEST:g}"
-        what, hint = f"'bbox' is {short(record['bbox'])}", f"must be finite and within {where}"
+        found = short(objects.bbox[i].tolist())
+        what, hint = f"'bbox' is {found}", f"must be finite and within {where}"
         problems.add_value("annotations", i, record, "bbox", what, hint, "coordinate-range")
+
+
+def check_scale(objects: ObjectTable, problems: Problems) -> None:
+    """Boxes must be in pixels, not in parts of their image."""
+    x, y, w, h = objects.bbox.T
+    real = np.minimum(w, h) > 0
+    inside = real & (np.minimum(x, y) >= 0) & (np.maximum(x + w, y + h) <= RELATIVE)
+    if inside.sum() > MOSTLY * real.sum() and (objects.bbox[inside] % 1 != 0).any():
+        first = short(objects.bbox[inside][0].tolist())
+        problems.add(
+            "annotations",
+            f"'bbox' of {inside.sum()} of {real.sum()} objects lies within 0..1, first {first}",
+            FINDING_KINDS["relative-boxes"].hint,
+            kind="relative-boxes",
+            key="bbox",
+            value=first,
+        )
 
 
 def check_masks(

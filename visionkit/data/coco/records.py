@@ -6,6 +6,7 @@ import json
 import re
 from array import array
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from numbers import Integral
 from typing import Any
@@ -14,7 +15,13 @@ import numpy as np
 
 from visionkit.data.checks.findings import Problems, short
 from visionkit.data.coco.reader import elements
-from visionkit.data.coco.segmentations import SegmentationTable, find_fault, pack
+from visionkit.data.coco.segmentations import (
+    SegmentationTable,
+    find_fault,
+    mask_box,
+    pack,
+    plain_mask,
+)
 from visionkit.data.coco.tables import (
     CORE,
     LARGEST,
@@ -35,6 +42,9 @@ except ImportError:  # the extra `fast` is not installed
 
 Columns = dict[str, np.ndarray]
 
+IDS = ("id", "image_id", "category_id")
+# Of annotations in the style of Pascal VOC and Open Images: an ignore region, as `iscrowd` is.
+IGNORE_KEYS = ("ignore", "isgroupof", "IsGroupOf")
 _IMAGE = {"id", "file_name", "height", "width"}
 _IMAGE_COLUMNS = (*_IMAGE, "class_id", "identity", "semantic")
 _HARMLESS = re.compile(r"(?:[\w-]+[./ ])*[\w-]+")  # most names; `_file_name` takes them as they are
@@ -49,6 +59,7 @@ class RecordReader:
         self.count = 0
         self.keys: set[str] = set()  # those in `extras` of some record
         self.non_object = ""  # the first element that is not an object, with its place
+        self._texts: dict[str, list[tuple[int, Record]]] = {}  # by key: records whose id is text
         self._columns = Gathered()
 
     def __call__(self, text: bytes) -> int | None:
@@ -83,7 +94,8 @@ class RecordReader:
     ) -> tuple[np.ndarray, np.ndarray]:
         """One column as int64, and where it is valid; -1 where it is absent or bad."""
 
-        def read(value: Any) -> int | None:
+        def read(record: Record) -> int | None:
+            value: Any = record.get(key)
             if value is None and not required:
                 return None
             is_integer = isinstance(value, Integral) and not isinstance(value, bool)
@@ -91,7 +103,7 @@ class RecordReader:
             if is_integer and low <= value <= LARGEST:
                 return int(value)
             bound = f" of at least {low}" if low > -LARGEST else ""
-            hint = " (without quotes)" if isinstance(value, str) else ""
+            hint = " (without quotes)" if isinstance(value, str) else ""  # of other keys than ids
             raise ValueError(f"must be an integer{bound}{hint}")
 
         found = _plain([record.get(key) for record in records], int)
@@ -102,26 +114,45 @@ class RecordReader:
         return numbers, np.array([value is not None for value in values], bool)
 
     def file_names(self, records: Sequence[Record], key: str, *, required: bool) -> list[str]:
-        """One column of relative paths; "" where it is absent or bad."""
+        """One column of paths below a folder, see `files.resolve`; "" where it is absent or bad, or
+        where an image has a `coco_url` instead, as in LVIS."""
         values: list[Any] = [record.get(key) for record in records]
         if set(map(type, values)) == {str} and all(map(_HARMLESS.fullmatch, values)):
             return values
-        return self.each(records, key, lambda name: _file_name(name, required=required), "")
+
+        def read(record: Record) -> str:
+            is_optional = not required or isinstance(record.get("coco_url"), str)
+            return _file_name(record.get(key), required=not is_optional)
+
+        return self.each(records, key, read, "")
 
     def each(
-        self, records: Sequence[Record], key: str, read: Callable[[Any], Any], bad: Any
+        self, records: Sequence[Record], key: str, read: Callable[[Record], Any], bad: Any
     ) -> list[Any]:
-        """`read` of each value; a ValueError, with hint and kind, is a problem and gives `bad`."""
+        """`read` of each record, for the column `key`. A ValueError, with hint and kind, is a
+        problem and gives `bad`."""
         found = []
         for i, record in enumerate(records):
             try:
-                found.append(read(record.get(key)))
+                found.append(read(record))
             except ValueError as error:
+                found.append(bad)
+                if key in IDS and isinstance(record.get(key), str):
+                    self._texts.setdefault(key, []).append((self.count + i, record))
+                    continue
                 shown = f"is {short(record[key])}" if key in record else "is missing"
                 what = f"'{key}' {shown}"
                 self.problems.add_value(self.name, self.count + i, record, key, what, *error.args)
-                found.append(bad)
         return found
+
+    def report_texts(self) -> None:
+        """Add one error for all ids of a key that are text."""
+        for key, found in self._texts.items():
+            (first, record), more = found[0], len(found) - 1
+            others = f", and text in {more} more of the {self.name}" if more else ""
+            what = f"'{key}' is {short(record[key])}{others}"
+            hint = "must be an integer (without quotes)"
+            self.problems.add_value(self.name, first, record, key, what, hint)
 
 
 class ImageReader(RecordReader):
@@ -132,6 +163,7 @@ class ImageReader(RecordReader):
 
     def table(self) -> ImageTable:
         """All records."""
+        self.report_texts()
         columns = self._columns
         return ImageTable(
             ids=columns.column("ids", np.int64),
@@ -198,6 +230,7 @@ class AnnotationReader(RecordReader):
 
     def table(self, image_ids: np.ndarray) -> ObjectTable:
         """All annotations; `image_ids` are those of the image table."""
+        self.report_texts()
         columns = self._columns
         ids, polygons = columns.column("image_id", np.int64), columns.column("polygons", np.int32)
         masks = SegmentationTable(
@@ -251,8 +284,7 @@ class AnnotationReader(RecordReader):
             found = _plain(list(chain.from_iterable(values)), float)
             if found is not None:
                 return found.reshape(-1, 4)
-        boxes = self.each(records, "bbox", _box, (0, 0, 0, 0))
-        return np.array(boxes, np.float64)
+        return np.array(self.each(records, "bbox", _box, (0, 0, 0, 0)), np.float64)
 
     def _areas(self, records: Sequence[Record]) -> np.ndarray:
         """The column 'area' float64; NaN where it is absent or bad."""
@@ -262,14 +294,21 @@ class AnnotationReader(RecordReader):
         return found
 
     def _crowds(self, records: Sequence[Record]) -> np.ndarray:
-        """The column 'iscrowd' int8; -1 where it is absent or bad."""
-        found = _plain([record.get("iscrowd") for record in records], int)
-        if found is None or not ((found == 0) | (found == 1)).all():
-            found = np.array(self.each(records, "iscrowd", _crowd, -1), np.int8)
-        return found.astype(np.int8)
+        """The column 'iscrowd' int8, also 1 where one of `IGNORE_KEYS` is; -1 where it is absent or
+        bad."""
+        column = np.full(len(records), -1, np.int8)
+        for key in ("iscrowd", *IGNORE_KEYS):
+            if any(key in record for record in records):
+                found = _plain([record.get(key) for record in records], int)
+                if found is None or not ((found == 0) | (found == 1)).all():
+                    found = np.array(self.each(records, key, partial(_crowd, key=key), -1))
+                is_own = key == "iscrowd"
+                column = np.where((found == 1) | is_own, found, column).astype(np.int8)
+        return column
 
     def _segmentations(self, found: list[Any]) -> tuple[Columns, list[str]]:
         """Their columns and faults; one with a fault counts as absent."""
+        found = list(map(plain_mask, found))
         try:
             return pack(found), [""] * len(found)
         except (TypeError, ValueError, OverflowError):
@@ -309,10 +348,12 @@ def _plain_columns(found: list[Any]) -> Columns | None:
 def read_categories(
     records: Sequence[Record], problems: Problems
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Names and ids in the order of the ids."""
+    """Names and ids in the order of the ids; UNMAPPED for a bad id."""
     reader = RecordReader("categories", problems)
     ids, valid = reader.integers(records, "id")
+    reader.report_texts()
     report_repeats("categories", records.__getitem__, "id", ids.tolist(), valid, problems)
+    ids = np.where(valid, ids, UNMAPPED)
     names = reader.each(records, "name", _name, "")
     report_repeats("categories", records.__getitem__, "name", names, map(bool, names), problems)
     order = np.argsort(ids, kind="stable")
@@ -328,8 +369,13 @@ def _extras(record: Record, mask_fault: str) -> Record:
         if key in record and type(record[key]) not in (int, float):
             extras[key] = record[key]
     mask = record.get("segmentation", [])
-    if mask_fault or not (isinstance(mask, list) or _is_rle(mask)):
+    is_usual = mask == [] or (
+        (isinstance(mask, list) or _is_rle(mask)) and plain_mask(mask) == mask
+    )
+    if mask_fault or not is_usual:
         extras["segmentation"] = mask
+    if not record.get("bbox"):
+        extras["bbox"] = record.get("bbox")
     return extras
 
 
@@ -372,7 +418,11 @@ def _plain(values: list[Any], kind: type) -> np.ndarray | None:
         return None
 
 
-def _box(value: Any) -> array[float]:
+def _box(record: Record) -> Sequence[float]:
+    """The box of an annotation; without one, that of its mask."""
+    value: Any = record.get("bbox")
+    if not value and (mask := plain_mask(record.get("segmentation"))):
+        return mask_box(mask)
     try:
         if isinstance(value, list | tuple) and len(value) == 4 and bool not in map(type, value):
             return array("d", value)
@@ -381,7 +431,8 @@ def _box(value: Any) -> array[float]:
     raise ValueError("must be four numbers [x, y, width, height]")
 
 
-def _area(value: Any) -> float:
+def _area(record: Record) -> float:
+    value: Any = record.get("area")
     if value is None:
         return np.nan
     if type(value) not in (int, float) or not abs(value) < LARGEST_AREA:
@@ -389,8 +440,9 @@ def _area(value: Any) -> float:
     return value
 
 
-def _crowd(value: Any) -> int:
-    """ "0", "1", true and false count."""
+def _crowd(record: Record, key: str) -> int:
+    """The texts "0" and "1", true and false count."""
+    value: Any = record.get(key)
     if value is None:
         return -1
     if value not in (0, 1, "0", "1"):
@@ -398,23 +450,23 @@ def _crowd(value: Any) -> int:
     return int(value)
 
 
-def _name(value: Any) -> str:
+def _name(record: Record) -> str:
+    value: Any = record.get("name")
     if not isinstance(value, str) or not value:
         raise ValueError("must be a string")
     return value
 
 
 def _file_name(name: Any, *, required: bool) -> str:
-    """A name that cannot leave its folder; "" for an optional one that is absent."""
-    if name is None and not required:
+    """A name that cannot leave its folder by `..` or as a URL; "" for one that is absent."""
+    if not name and not required:
         return ""
     if not isinstance(name, str) or not name:
         raise ValueError("must be a file name")
     for fault, found in (
         ("must not contain a zero byte", "\0" in name),
-        ("must use / between folders", "\\" in name),
-        ("must be relative to the image folder", re.match(r"/|~[^/]*/|[A-Za-z]:|\w+://", name)),
-        ("must not leave the image folder", ".." in name.split("/")),
+        ("must be relative to the image folder", re.match(r"~[^/]*/|\w\w+://", name)),
+        ("must not leave the image folder", ".." in re.split(r"[/\\]", name)),
     ):
         if found:
             raise ValueError(fault, "path")

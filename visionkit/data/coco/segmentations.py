@@ -94,6 +94,29 @@ def mask_area(mask: list[list[float]] | dict[str, Any] | None, size: Sequence[in
     return float(coco_mask.area(to_rle(mask, size))) if mask else 0.0
 
 
+def mask_box(mask: Any) -> list[float]:
+    """The box x, y, w, h of a segmentation; zeros if it is malformed, which has its own error."""
+    try:
+        fault = find_fault(mask)
+    except (TypeError, ValueError, OverflowError):
+        fault = "malformed"
+    if fault:
+        return [0.0] * 4
+    if isinstance(mask, dict):
+        return coco_mask.toBbox({"size": mask["size"], "counts": _compressed(mask)}).tolist()
+    points = np.concatenate([np.array(part, np.float64).reshape(-1, 2) for part in mask])
+    low, high = points.min(0), points.max(0)
+    return [*low.tolist(), *(high - low).tolist()] if np.isfinite(points).all() else [0.0] * 4
+
+
+def plain_mask(mask: Any) -> Any:
+    """The segmentation with None for one that is empty in some way, such as "" or [[]], and without
+    its empty polygons."""
+    if isinstance(mask, list) and [] in mask:
+        mask = [part for part in mask if part != []]
+    return None if mask in ("", [], {}) else mask
+
+
 def pack(segmentations: Sequence[Any], *, typed: bool = False) -> dict[str, np.ndarray]:
     """Columns for N objects: polygons, an RLE, or None, [] or {} for nothing.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,7 +24,9 @@ from visionkit.data.checks.findings import (
 )
 from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.index import CocoIndex
+from visionkit.data.coco.records import IGNORE_KEYS
 from visionkit.data.coco.tables import UNMAPPED, Record, rows_of
+from visionkit.errors import plural
 
 if TYPE_CHECKING:
     from visionkit.types import Classes
@@ -68,7 +70,8 @@ class SelectedObjects:
     starts: np.ndarray  # (I+1,) where those of each image begin among `rows`
     skipped: np.ndarray  # (M,) int32, the rows of dropped objects of the wanted classes
     skipped_starts: np.ndarray  # (I+1,) where those of each image begin among `skipped`
-    labels: np.ndarray  # (N,) int32
+    labels: np.ndarray  # (N,) int32; -1: a crowd region of no class
+    iscrowd: np.ndarray  # (N,) bool
     label_counts: np.ndarray  # (K,) objects without crowd regions, by label
     faulty: list[FaultyRows]  # of the wanted classes
     actions: Mapping[str, Action]  # by kind
@@ -90,7 +93,8 @@ class SelectedObjects:
         if self.others:
             counts["dropped"]["other-class"] = self.others
         for remark in self.remarks:
-            counts["kept"][remark.kind] = counts["kept"].get(remark.kind, 0) + 1
+            done = counts[DONE[remark.action]]
+            done[remark.kind] = done.get(remark.kind, 0) + 1
         return counts
 
     def rows_with(self, kind: str) -> np.ndarray:
@@ -112,15 +116,18 @@ def choose_objects(
     problems: Problems,
     *,
     masks: bool,
+    ignored_ids: Sequence[int] = (),
 ) -> SelectedObjects:
     """Apply `actions` by kind to what `find_faulty` finds; errors go to `problems`.
 
-    `names` are those of the images; `masks` says whether segmentations are used.
+    `names` are those of the images; `masks` says whether segmentations are used. Objects of the
+    categories `ignored_ids` become crowd regions without a class.
     """
     objects = index.objects
     actions = {name: kind.default for name, kind in FINDING_KINDS.items()} | dict(actions)
     labels = rows_of(objects.category, np.array(classes.ids))
-    wanted = labels >= 0
+    of_no_class = np.isin(objects.category, np.array(ignored_ids, np.int64))
+    wanted = (labels >= 0) | of_no_class
     used = wanted & (objects.image >= 0)
     faulty = []
     for group in find_faulty(index, names, masks=masks):
@@ -145,7 +152,7 @@ def choose_objects(
     bare = np.flatnonzero(np.diff(starts) == 0)
     if len(bare) and len(order):
         faulty.append(FaultyRows("no-annotations", bare, "id", "images"))
-    single = objects.iscrowd[order] != 1
+    iscrowd = (objects.iscrowd[order] == 1) | of_no_class[order]
     over = next((group.rows for group in faulty if group.kind == "overhanging-box"), _NONE)
     return SelectedObjects(
         rows=order.astype(np.int32),
@@ -153,28 +160,42 @@ def choose_objects(
         skipped=skipped.astype(np.int32),
         skipped_starts=np.searchsorted(objects.image[skipped], images),
         labels=labels[order].astype(np.int32),
-        label_counts=np.bincount(labels[order][single], minlength=len(classes.names)),
+        iscrowd=iscrowd,
+        label_counts=np.bincount(labels[order][~iscrowd], minlength=len(classes.names)),
         faulty=faulty,
         actions=actions,
         others=int((~wanted).sum()),
-        remarks=_remarks(index, order, labels, classes, over[used[over]]),
+        remarks=_remarks(index, order, labels, iscrowd, classes, over[used[over]]),
     )
 
 
 def _remarks(
-    index: CocoIndex, order: np.ndarray, labels: np.ndarray, classes: Classes, over: np.ndarray
+    index: CocoIndex,
+    order: np.ndarray,
+    labels: np.ndarray,
+    iscrowd: np.ndarray,
+    classes: Classes,
+    over: np.ndarray,
 ) -> list[Finding]:
     """Findings about all objects together; `over` are the rows of used overhanging boxes."""
     found, file = [], str(index.path)
+    for name in index.spare:
+        text = f"category {name!r} is there twice; the one without objects is left out"
+        found.append(finding("spare-category", text, file=file, value=name))
+    regions = int(np.isin(order, ignored(index)).sum() + (labels[order] < 0).sum())
+    if regions:
+        text = f"{plural(regions, 'region')} to ignore: neither objects nor background"
+        found.append(finding("ignore-region", text, file=file))
     boxes, sizes = index.objects.bbox[over], index.images.sizes[index.objects.image[over]]
     far = int((boxes[:, :2] + boxes[:, 2:] > FAR * sizes[:, ::-1]).any(1).sum())
     if far > LOOKS_WRONG * len(order):
         text = f"{far} boxes reach far beyond their image; are they [x, y, width, height]?"
         found.append(finding("xyxy-boxes", text, file=file, key="bbox"))
-    if len(order) and (index.objects.iscrowd[order] == 1).all():
+    if len(order) and iscrowd.all():
         found.append(finding("all-crowd", f"all {len(order)} objects are crowd regions", file=file))
     if len(order):
-        counts = np.bincount(labels[order], minlength=len(classes.names))
+        of_class = labels[order][labels[order] >= 0]
+        counts = np.bincount(of_class, minlength=len(classes.names))
         found += class_findings(classes.names, counts, "object", file)
     return found
 
@@ -209,6 +230,7 @@ def find_faulty(index: CocoIndex, names: list[str], *, masks: bool) -> list[Faul
         FaultyRows("outside-box", np.flatnonzero(boxes & OUTSIDE), "bbox"),
         FaultyRows("overhanging-box", np.flatnonzero(boxes & OVERHANGING), "bbox"),
         FaultyRows("crowd-value", odd_crowds(index), "iscrowd"),
+        FaultyRows("missing-box", _rows_where(index, ("bbox",), lambda e: "bbox" in e), "bbox"),
         FaultyRows("missing-area", np.flatnonzero(np.isnan(objects.area)), "area"),
         FaultyRows("missing-mask", _missing_masks(index) if masks else _NONE, "segmentation"),
         FaultyRows("duplicate-box", _duplicate_boxes(index), "bbox"),
@@ -289,12 +311,13 @@ def _because(index: CocoIndex, kind: str, row: int, record: Record) -> str:
     if kind == "unknown-image":
         return ", which is not in 'images'"
     if kind == "no-annotations":
-        return f", the image {short(record['file_name'])}: no object is annotated"
+        name = record.get("file_name") or record.get("coco_url")
+        return f", the image {short(name)}: no object is annotated"
     if kind in ("outside-box", "overhanging-box"):
         height, width = index.images.sizes[index.objects.image[row]].tolist()
         return f", the image {width}x{height}"
     if kind == "wrong-area":
-        return f", the box {short(record['bbox'])}"
+        return f", the box {short(index.objects.bbox[row].tolist())}"
     return ""
 
 
@@ -315,12 +338,23 @@ def _missing_masks(index: CocoIndex) -> np.ndarray:
 
 def odd_crowds(index: CocoIndex) -> np.ndarray:
     """The rows where 'iscrowd' is not a number; columns have it as 0 or 1."""
-    if "iscrowd" not in index.object_keys:
+    return _rows_where(index, ("iscrowd",), lambda extra: extra.get("iscrowd") is not None)
+
+
+def ignored(index: CocoIndex) -> np.ndarray:
+    """The rows of objects with one of `IGNORE_KEYS`; columns have them as crowd regions."""
+    marked = _rows_where(index, IGNORE_KEYS, lambda extra: any(map(extra.get, IGNORE_KEYS)))
+    return marked[index.objects.iscrowd[marked] == 1]
+
+
+def _rows_where(
+    index: CocoIndex, keys: Sequence[str], wanted: Callable[[Record], bool]
+) -> np.ndarray:
+    """The rows whose `extra`, with one of these keys, is wanted."""
+    if not set(keys) & set(index.object_keys):
         return _NONE
-    texts = index.objects.extras.texts()
-    return np.array(
-        [i for i, t in enumerate(texts) if t and json.loads(t).get("iscrowd") is not None], np.int64
-    )
+    texts = enumerate(index.objects.extras.texts())
+    return np.array([i for i, text in texts if text and wanted(json.loads(text))], np.int64)
 
 
 def _duplicate_boxes(index: CocoIndex) -> np.ndarray:

@@ -48,6 +48,8 @@ class Coco(Annotations):
     classes: names in label order, the same as the file's, which may have other ids; by default
         those of the file in the order of their ids.
     other_classes: "ignore" drops the objects of classes that are not in `classes`.
+    ignore_categories: categories of regions to ignore: their objects are crowd regions of no class,
+        neither objects nor background in losses and metrics.
     masks: False ignores the segmentations, True requires them; None uses them if there are any.
     semantic: "paint" makes semantic maps from the masks; "files" reads those named in the file.
     attributes: names of those to read; by default all, [] for none.
@@ -64,6 +66,7 @@ class Coco(Annotations):
         *,
         classes: list[str] | None = None,
         other_classes: Literal["error", "ignore"] = "error",
+        ignore_categories: list[str] | None = None,
         masks: bool | None = None,
         semantic: Literal["files", "paint"] = "files",
         attributes: list[str] | None = None,
@@ -77,13 +80,15 @@ class Coco(Annotations):
         super().__init__(
             annotations,
             problems,
+            images=self.images,
+            links=links,
             classes=classes,
             other_classes=other_classes,
+            ignore_categories=ignore_categories or (),
             masks=semantic == "paint" or masks,
             attributes=attributes,
             actions=actions,
         )
-        self.find_missing(self.images, problems, links)
         problems.raise_any()
 
         self.image_ids: list[int] = self.index.images.ids.tolist()
@@ -128,11 +133,11 @@ class Coco(Annotations):
         self.keys: tuple[str, ...] = tuple(keys)
 
     def image_path(self, index: int) -> Path:
-        return self.images / self.index.images.names.text(index)
+        return self.images / self.file_names[index]
 
     def map_path(self, index: int) -> Path | None:
         """The semantic map file of that image; None where it has none."""
-        name = "" if self._paints else self.index.images.semantic.text(index)
+        name = "" if self._paints else self.semantic_names[index]
         return self.annotations.parent / name if name else None
 
     def __getitem__(self, index: int) -> Sample:
@@ -146,7 +151,7 @@ class Coco(Annotations):
         rows, objects = self.selected.rows[span], self.index.objects
         sample.boxes = objects.boxes(rows, images).astype(np.float32)
         sample.labels = self.selected.labels[span].astype(np.int64)
-        sample.iscrowd, sample.area = objects.iscrowd[rows] == 1, self._area[rows].astype("f4")
+        sample.iscrowd, sample.area = self.selected.iscrowd[span], self._area[rows].astype("f4")
         if (masks := self.masks) is not None:
             sample.segmentations = [masks[row] for row in rows]
         if self.attributes is not None:
@@ -164,7 +169,7 @@ class Coco(Annotations):
     def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """All objects without crowd regions: the index of their image, boxes (A, 4) xyxy, labels,
         and their rows in the list of annotations."""
-        single = self.index.objects.iscrowd[self.selected.rows] != 1
+        single = ~self.selected.iscrowd
         image = np.repeat(np.arange(len(self)), np.diff(self.selected.starts))[single]
         rows = self.selected.rows[single].astype(np.int64)
         boxes = self.index.objects.boxes(rows, self.index.images)
@@ -183,27 +188,28 @@ class Coco(Annotations):
         images, span = self.index.images, self._span(index)
         size = tuple(images.sizes[index].tolist())
         if self._paints and (masks := self.masks) is not None:
-            objects = self.selected
-            dropped = slice(*objects.skipped_starts[index : index + 2].tolist())
-            rows = np.concatenate([self.selected.rows[span], objects.skipped[dropped]])
+            chosen, labels = self.selected, self.selected.labels[span]
+            dropped = slice(*chosen.skipped_starts[index : index + 2].tolist())
+            own, of_class = chosen.rows[span], labels >= 0
+            rows = np.concatenate([own[of_class], own[~of_class], chosen.skipped[dropped]])
             boxes = self.index.objects.boxes(rows, images).astype(np.float32)
             outlines = [masks[row] for row in rows]
-            return paint_classes(outlines, self.selected.labels[span], boxes, size)
+            return paint_classes(outlines, labels[of_class], boxes, size)
         path = self.map_path(index)
         if path is None:
             return None
-        labels, count = read_label_map(path), len(self.classes["semantic"].names)
-        if tuple(labels.shape) != size:
+        values, count = read_label_map(path), len(self.classes["semantic"].names)
+        if tuple(values.shape) != size:
             raise DataError(
-                f"semantic map {printable(path)} is {tuple(labels.shape)} (h, w), not {size}"
+                f"semantic map {printable(path)} is {tuple(values.shape)} (h, w), not {size}"
             )
-        highest = int(labels.where(labels != IGNORE, 0).max())
+        highest = int(values.where(values != IGNORE, 0).max())
         if highest >= count:
             raise DataError(
                 f"semantic map {printable(path)} has the value {highest}, but 'semantic_classes' "
                 f"has {count} names (255 = ignore)"
             )
-        return labels
+        return values
 
     def ground_truth(self) -> GroundTruth:
         """The objects to score detections against, with the exact numbers of the file.
@@ -214,7 +220,7 @@ class Coco(Annotations):
         masks, classes = self.index.objects.masks, self.classes["labels"]
         if len(malformed := self.selected.rows_with("bad-mask")):
             masks = masks.without(malformed)
-        return ground_truth(self.index, classes, masks, self._area)
+        return ground_truth(self.index, classes, masks, self._area, self.ignored_ids)
 
 
 class Crops:
@@ -224,7 +230,7 @@ class Crops:
     of annotations, counted from 0. Raises `DataError` for errors of the file, and if no object is
     large enough.
 
-    classes, other_classes, exif, links, on_fault: as in `Coco`.
+    classes, other_classes, ignore_categories, exif, links, on_fault: as in `Coco`.
     margin: how far a box grows at each side, in its widths and heights; it ends at the border of
         the image.
     min_size: objects whose box has a side below this, in pixels, are dropped and counted in
@@ -243,6 +249,7 @@ class Crops:
         *,
         classes: list[str] | None = None,
         other_classes: Literal["error", "ignore"] = "error",
+        ignore_categories: list[str] | None = None,
         margin: NonNegative = 0.1,
         min_size: Count = 16,
         identity: str | None = None,
@@ -255,6 +262,7 @@ class Crops:
             annotations,
             classes=classes,
             other_classes=other_classes,
+            ignore_categories=ignore_categories,
             masks=False,
             exif=exif,
             links=links,

@@ -26,8 +26,8 @@ from visionkit.types import Classes
 class Images:
     """All images below a folder, sorted by path, without labels.
 
-    Hidden files and folders, __MACOSX and files without the suffix of an image are skipped. Raises
-    DataError if the folder does not exist or has no images.
+    Hidden files and folders, those of systems (__MACOSX, @eaDir) and files without the suffix of an
+    image are skipped. Raises DataError if the folder does not exist or has no images.
 
     exif: "apply" turns images upright.
     """
@@ -61,9 +61,9 @@ class ImageFolder(Images):
 
     For embeddings the class is also the image's identity.
 
-    Hidden files and folders and __MACOSX are skipped; files without the suffix of an image are
-    skipped and counted. Raises DataError if there are no class folders, some are empty, or one is
-    not in `classes`.
+    Hidden files and folders and those of systems (__MACOSX, @eaDir) are skipped; files without the
+    suffix of an image are skipped and counted. Raises DataError if there are no class folders, some
+    are empty, or one is not in `classes`.
 
     classes: names in label order; by default the names of the folders, sorted.
     only: the classes whose images are used; they become the class list, in this order.
