@@ -154,7 +154,7 @@ def _check_objects(where: str, dataset: Dataset, split: str) -> list[DataError]:
 def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[DataError]:
     """An error for each target key that a fed head needs and the dataset lacks or has faults in."""
     errors, given = [], ", ".join(dataset.keys) or "only images"
-    unusable: Mapping[str, Problems] = getattr(dataset, "unusable", {})
+    unusable: dict[str, Problems] = getattr(dataset, "unusable", {})
     for head in feeds:
         cls = head_class(config, head)
         for key in cls.required_targets:

@@ -77,7 +77,7 @@ def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def is_visible(name: str) -> bool:
-    """Whether a file or folder is the user's, not one that a system keeps beside them."""
+    """Whether a file or folder is the user's, not one of the system."""
     return not name.startswith((".", "@", "#", "$")) and name not in _OF_SYSTEMS
 
 

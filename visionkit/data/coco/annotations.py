@@ -69,25 +69,17 @@ class Annotations:
             raise DataError(f"annotation file {path}: '{key}' is empty; there is nothing to learn")
         problems.findings += index.faults.findings
         _check_pixels(index, problems)
-        self.has_masks = masks is not False and index.has_masks
-        if masks and not index.has_masks:
-            what = (
-                "none has a 'segmentation', but `masks: true` or `semantic: paint` requires masks"
-            )
-            problems.add("annotations", what)
-        if self.has_masks:  # malformed ones have a policy
-            found = index.mask_faults.findings
-            problems.findings += [fault for fault in found if fault.kind == "coordinate-range"]
-        # Attributes that nobody asked for are no error unless a head reads them.
-        unread = Problems(problems.source, problems.file) if attributes is None else problems
+        self.has_masks = _choose_masks(index, masks, problems)
+        # If nobody named attributes, their faults are errors only if a head reads them.
+        unread = Problems(problems.source, problems.file)
+        self.unusable = {"attributes": unread}
         self.attributes = read_attributes(
             index.objects.extra_records() if "attributes" in index.object_keys else [],
             problems,
-            faults=unread,
+            faults=unread if attributes is None else problems,
             wanted=attributes,
             listed=index.names["attribute_classes"],
         )
-        self.unusable = {} if attributes is not None else {"attributes": unread}
         self.labeled_ids = _read_labeled(index, problems)
         picked, self.ignored_ids = _without(index.classes, ignore_categories, problems)
         if not problems.count:  # which others may be refused, if the file is sound so far
@@ -109,7 +101,6 @@ class Annotations:
         self.selected.remarks.extend(
             finding("unread-attribute", fault.message, file=fault.file, place=fault.place)
             for fault in {found.key: found for found in reversed(unread.findings)}.values()
-            if attributes is None
         )
         self.num_objects = int(self.selected.label_counts.sum())  # without crowd regions
         if problems.count:
@@ -248,6 +239,17 @@ def _check_pixels(index: CocoIndex, problems: Problems) -> None:
         record, (height, width) = index.images.record(i), index.images.sizes[i].tolist()
         what = f"{width}x{height} is more than the limit of {MAX_PIXELS} pixels"
         problems.add_value("images", i, record, "width", what)
+
+
+def _choose_masks(index: CocoIndex, wanted: bool | None, problems: Problems) -> bool:
+    """Whether there are segmentations and they are wanted; reports bad ones."""
+    if wanted and not index.has_masks:
+        what = "none has a 'segmentation', but `masks: true` or `semantic: paint` requires masks"
+        problems.add("annotations", what)
+    chosen = wanted is not False and index.has_masks
+    if chosen:  # malformed ones have a policy
+        problems.findings += [f for f in index.mask_faults.findings if f.kind == "coordinate-range"]
+    return chosen
 
 
 def _read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:

@@ -77,7 +77,7 @@ def read_attributes(
     the classes and their order; by default they are those that occur, sorted.
 
     Values that cannot be classes are `faults` with their attribute as key, by default problems, at
-    most `SHOWN` of each attribute; the attribute is left out.
+    most `SHOWN` of each attribute; the attribute is dropped.
     """
     faults = problems if faults is None else faults
     if wanted is not None and not wanted:
@@ -158,7 +158,7 @@ def _as_listed(
 
 
 def _note(found: dict[str, _Answers], row: int, here: Place, name: str, value: Any) -> str:
-    """Add the value of one annotation to those of its attribute; or say why it is no class."""
+    """Add the value of one annotation to those of its attribute, or say what is wrong."""
     kind, texts = _read(value)
     if not name or "=" in name or ":" in name:
         return ": a name must not contain '=' or ':'"

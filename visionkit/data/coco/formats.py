@@ -28,7 +28,7 @@ _BY_ANNOTATION_KEYS = {
     "COCO captions": {"caption"},
 }
 _OF_FOLDERS = {".xml": "Pascal VOC", ".json": "LabelMe", ".txt": "YOLO"}
-_LISTED = 100  # files of a folder that are looked at
+_LISTED = 100  # files of a folder that are checked
 _YOLO = re.compile(rb"\s*\d+([ \t]+[\d.eE+-]+){4,}\s*?(\n|$)")
 
 

@@ -180,7 +180,7 @@ def _remarks(
     """Findings about all objects together; `over` are the rows of used overhanging boxes."""
     found, file = [], str(index.path)
     for name in index.spare:
-        text = f"category {name!r} is there twice; the one without objects is left out"
+        text = f"category {name!r} is there twice; the one without objects is dropped"
         found.append(finding("spare-category", text, file=file, value=name))
     regions = int(np.isin(order, ignored(index)).sum() + (labels[order] < 0).sum())
     if regions:
