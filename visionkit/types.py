@@ -222,7 +222,11 @@ class Head(nn.Module):
 
 
 class Evaluator(Protocol):
-    """One evaluation of one head. Keeps counts and records, never averages of averages."""
+    """One evaluation of one head. Keeps counts and records, never averages of averages.
+
+    It may also have `coverage()`: a `visionkit.metrics.report.Coverage` for each metric that is
+    over classes.
+    """
 
     def update(self, predictions: list[Any], batch: Batch) -> None:
         """Take in the `Prediction` of each image of a batch."""

@@ -78,7 +78,7 @@ def test_they_are_equal_where_images_are_labeled_in_part(seed, iou_type):
     assert len(opened) > len(columns) or not any(columns.incomplete.values())
     checker = DetectionChecker(opened)
     checker.add(only(results, iou_type))
-    assert_equal(opened, labeled_only(columns, checker.detections(), ids))
+    assert_equal(opened, labeled_only(opened, checker.detections()))
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])

@@ -70,10 +70,18 @@ def test_the_command_prints_pycocotools_figures(files, capsys, iou_type, engine)
     assert code == 0 and 0.05 < found["AP"] < 0.95
     assert [found[name] for name in STATS] == [None if v == -1 else v for v in expected]
     assert found.pop("coco_engine").split()[0] == engine
+    assert found.pop("scoring").startswith("COCO: at most 100 detections of a class in an image")
+    assert found.pop("classes") == {
+        "AP": {"scored": 3, "total": 3, "without_ground_truth": []},
+    }
     assert list(found) == [*STATS, *(f"AP/{c['name']}" for c in truth["categories"])]
 
     code, printed, _ = run(capsys, files, f"{iou_type}.json", *words)
-    figures = dict(line.rsplit(maxsplit=1) for line in printed.splitlines())
+    *lines, rule = printed.splitlines()
+    assert lines.pop(0).endswith(f"{found['AP']:.4f}  3 classes")
+    assert rule.startswith(f"scored by {engine} ") and "at most 100 detections" in rule
+    figures = dict(line.rsplit(maxsplit=1) for line in lines)
+    del found["AP"]
     assert code == 0 and figures["AP50"] == f"{found['AP50']:.4f}"
     assert figures.keys() == found.keys()
 
@@ -186,7 +194,9 @@ def test_records_that_name_another_image_are_refused(files, capsys):
     (files / "bad.json").write_text(json.dumps(named))
     code, printed, told = run(capsys, files, "bad.json", gt="named.json")
     assert code == 3 and not printed
-    assert "bad.json: image_id" in told and "'another.jpg'" in told and "RUN/eval" in told
+    assert "result 4: image_id" in told and "'another.jpg'" in told and "RUN/eval" in told
+    assert "--trust" in told
+    assert run(capsys, files, "bad.json", "--trust", gt="named.json")[0] == 0
 
 
 def test_annotations_without_any_mask_are_told(files, capsys, caplog):

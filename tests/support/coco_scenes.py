@@ -216,7 +216,7 @@ def mask_area(mask, h, w):
     return coco_mask.area(coco_mask.merge(mask) if isinstance(mask, list) else mask)
 
 
-def raw_pycocotools(truth, results, iou_type):
+def raw_pycocotools(truth, results, iou_type, max_detections=(1, 10, 100)):
     with contextlib.redirect_stdout(io.StringIO()):
         coco, found = COCO(), COCO()
         coco.dataset = copy.deepcopy(truth)
@@ -227,7 +227,9 @@ def raw_pycocotools(truth, results, iou_type):
             found.dataset = {**coco.dataset, "annotations": []}
             found.createIndex()
         evaluation = COCOeval(coco, found, iou_type)
+        evaluation.params.maxDets = list(max_detections)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+        if max_detections[-1] == 100:  # else it prints -1 for nearly all
+            evaluation.summarize()
     return evaluation

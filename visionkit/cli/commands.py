@@ -7,7 +7,7 @@ import argparse
 import logging
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from visionkit.errors import ConfigError, DataError, plural
 from visionkit.runs.signals import Stopped, StopRequest
@@ -31,10 +31,11 @@ def train(args: argparse.Namespace) -> None:
             raise stopped_before_training(resumed, stop.received) from None
     from visionkit.distributed import collectives
     from visionkit.engine import train
+    from visionkit.metrics.report import metric_lines
 
     run = train.train(config, resume=resume, overwrite=args.overwrite)
     if collectives.rank() == 0:
-        _print_metrics(run.metrics)
+        print("\n".join(metric_lines(run.metrics)))
         print(f"run: {run.directory}")
 
 
@@ -75,10 +76,11 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     if args.run_directory is None:
         raise ConfigError("eval: give RUN, or --gt FILE and --pred FILE")
-    if args.type or args.engine:
+    if args.type or args.engine or args.trust or args.max_detections:
         raise ConfigError(
-            "eval: --type and --engine need --gt and --pred; the heads of a run determine what is "
-            "scored, and the environment variable VISIONKIT_COCO_ENGINE the engine"
+            "eval: --type, --engine, --trust and --max-detections need --gt and --pred; the heads "
+            "of a run determine what is scored, and the environment variable "
+            "VISIONKIT_COCO_ENGINE the engine"
         )
     from visionkit.distributed import collectives
     from visionkit.engine.evaluate import evaluate_run
@@ -95,27 +97,29 @@ def _eval_files(args: argparse.Namespace) -> None:
         raise ConfigError("eval: give both --gt FILE and --pred FILE")
     if args.run_directory or args.overrides or args.heads:
         raise ConfigError("eval: RUN, key=value and --heads do not apply to --gt and --pred")
-    from visionkit.metrics.coco.engines import engine_version, pick_engine
-    from visionkit.metrics.coco.evaluator import evaluate_files
+    from visionkit.metrics.coco.evaluator import MOST, score_files
 
-    engine = pick_engine(args.engine)
-    metrics = evaluate_files(args.gt, args.pred, args.type or "bbox", engine)
-    _show(metrics, {"coco_engine": engine_version(engine)}, args.json)
+    metrics, facts = score_files(
+        args.gt,
+        args.pred,
+        args.type or "bbox",
+        args.engine,
+        max_detections=args.max_detections or MOST,
+        trust=args.trust,
+    )
+    _show(metrics, facts, args.json)
 
 
-def _show(metrics: dict[str, float], facts: dict[str, str], as_json: bool) -> None:
+def _show(metrics: dict[str, float], facts: dict[str, Any], as_json: bool) -> None:
+    from visionkit.metrics.report import metric_lines, to_record
     from visionkit.runs.files import to_json
 
     if as_json:
-        print(to_json({**metrics, **facts}))
+        print(to_json(to_record(metrics, facts)))
     else:
-        _print_metrics(metrics)
-
-
-def _print_metrics(metrics: dict[str, float]) -> None:
-    width = max(map(len, metrics), default=0)
-    for name, value in metrics.items():
-        print(f"{name:<{width}}  {value:.4f}" if value == value else f"{name:<{width}}  n/a")
+        print("\n".join(metric_lines(metrics, facts.get("classes"))))
+        if "scoring" in facts:
+            print(f"scored by {facts['coco_engine']}, {facts['scoring']}")
 
 
 def predict(args: argparse.Namespace) -> int:

@@ -175,6 +175,10 @@ def _add_eval(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--type", choices=["bbox", "segm"], help="score boxes (default) or masks")
     text = "library that computes the metrics; results are equal"
     sub.add_argument("--engine", choices=["hotcoco", "pycocotools"], help=text)
+    text = "detections of a class that are scored in an image (default: 100, as COCO)"
+    sub.add_argument("--max-detections", type=_count, metavar="N", help=text)
+    text = "score results that look wrong (other boxes, ids, scores) as they are"
+    sub.add_argument("--trust", action="store_true", help=text)
 
 
 def _add_predict(sub: argparse.ArgumentParser) -> None:

@@ -21,6 +21,8 @@ from visionkit.engine.predict import load
 from visionkit.errors import ConfigError, VisionkitError
 from visionkit.metrics.coco.engines import engine_version, pick_engine
 from visionkit.metrics.coco.evaluator import CocoEvaluator
+from visionkit.metrics.coco.ground_truth import log_once
+from visionkit.metrics.report import Coverage, to_record
 from visionkit.models.contracts import checked_metrics
 from visionkit.models.model import VisionModel
 from visionkit.runs import files
@@ -54,9 +56,10 @@ def evaluate_run(
     *,
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
-) -> tuple[dict[str, float], dict[str, str]]:
+) -> tuple[dict[str, float], dict[str, Any]]:
     """`evaluate`, and the other content of RUN/eval/metrics.json: `coco_engine`, the program that
-    computed the COCO metrics, and its version."""
+    computed the COCO metrics, and its version; `scoring`, the rule of these; and `classes`, a
+    `Coverage` for each metric that is over classes."""
     collectives.setup()
     with propagate_failures():
         predictor = load(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
@@ -69,10 +72,24 @@ def evaluate_run(
             predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
         )
         coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
-        facts = {"coco_engine": engine_version(pick_engine())} if coco else {}
+        facts: dict[str, Any] = {"classes": coverage_of(evaluators)}
+        if coco:
+            facts["coco_engine"] = engine_version(pick_engine())
+            facts["scoring"] = "; ".join(dict.fromkeys(e.rule for e in coco.values()))
         if Path(run).is_dir():
-            collectives.on_main_rank(lambda: _write(Path(run) / "eval", {**metrics, **facts}, coco))
+            content = to_record(metrics, facts)
+            collectives.on_main_rank(lambda: _write(Path(run) / "eval", content, coco))
         return metrics, facts
+
+
+def coverage_of(evaluators: Mapping[str, Evaluator]) -> dict[str, Coverage]:
+    """Over how many classes metrics are, by their names."""
+    return {
+        f"{name}/{metric}": over
+        for name, evaluator in evaluators.items()
+        if hasattr(evaluator, "coverage")
+        for metric, over in evaluator.coverage().items()
+    }
 
 
 def _write(folder: Path, metrics: dict[str, Any], coco: dict[str, CocoEvaluator]) -> None:
@@ -119,6 +136,9 @@ def evaluate_model(
     finally:
         for module, training in was_training:
             module.training = training
+    for name, over in coverage_of(evaluators).items():
+        if over.without:
+            log_once(f"{name} is over {over}", logging.INFO)
     return metrics, evaluators
 
 

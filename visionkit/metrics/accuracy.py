@@ -11,6 +11,7 @@ from torch import Tensor
 
 from visionkit.data.classes import YES, Group, groups
 from visionkit.errors import ConfigError, DivergedError
+from visionkit.metrics.report import Coverage
 from visionkit.ops.boxes import area, box_iou, rescale_boxes
 from visionkit.types import Batch, Target
 
@@ -73,6 +74,10 @@ class Accuracy(Counts):
         metrics |= {f"accuracy/{name}": x for name, x in zip(self.classes, per_class, strict=True)}
         return metrics
 
+    def coverage(self) -> dict[str, Coverage]:
+        over = Coverage.of(self.classes, (self.counts[0] > 0).tolist())
+        return {"top1": over, "mean_class_accuracy": over}
+
 
 class MultiLabelAccuracy(Records):
     """Mean average precision and F1 of multi-label classification.
@@ -110,6 +115,10 @@ class MultiLabelAccuracy(Records):
             **{f"AP/{name}": ap for name, ap in zip(self.classes, aps, strict=True)},
         }
 
+    def coverage(self) -> dict[str, Coverage]:
+        occurs = sum((row for _, row in self.records), torch.zeros(len(self.classes)))
+        return {"mAP": Coverage.of(self.classes, (occurs > 0).tolist())}
+
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
     """Sum over all thresholds of precision times the gain in recall; NaN without a positive.
@@ -136,7 +145,11 @@ class LocalizationAccuracy(Records):
     largest object of the image, in original pixels; images without objects are skipped.
     """
 
-    names = ("top1", "mean_iou", "loc50", "loc75")  # a record has a number for each
+    names = ("top1", "mean_iou", "loc50", "loc75")  # a record has these, then the class
+
+    def __init__(self, classes: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.classes = list(classes)
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         boxes, labels, found = largest_objects(batch.targets)
@@ -147,14 +160,18 @@ class LocalizationAccuracy(Records):
             correct = int(predictions[i]["probs"].argmax()) == int(labels[i])
             iou = box_iou(box[None].double(), truth[None].double()).item()
             scores = [correct, iou, correct and iou >= 0.5, correct and iou >= 0.75]
-            self.records.append(tuple(map(float, scores)))
+            self.records.append((*map(float, scores), int(labels[i])))
 
     def compute(self) -> dict[str, float]:
         if not self.records:
             return dict.fromkeys(self.names, math.nan)
         # Exact sums do not depend on the order of the images.
-        totals = map(math.fsum, zip(*self.records, strict=True))
+        totals = map(math.fsum, zip(*(scores for *scores, _ in self.records), strict=True))
         return {n: s / len(self.records) for n, s in zip(self.names, totals, strict=True)}
+
+    def coverage(self) -> dict[str, Coverage]:
+        found = {label for *_, label in self.records}
+        return {"top1": Coverage.of(self.classes, [i in found for i in range(len(self.classes))])}
 
 
 class AttributeAccuracy(Counts):
@@ -206,6 +223,9 @@ class AttributeAccuracy(Counts):
             "found": found,
             **{f"accuracy/{n}": x for n, x in zip(self.groups, per_attribute, strict=True)},
         }
+
+    def coverage(self) -> dict[str, Coverage]:
+        return {"accuracy": Coverage.of([*self.groups], (self.counts[:-1, 1] > 0).tolist())}
 
 
 def _original_objects(target: Target) -> tuple[Tensor, Tensor]:

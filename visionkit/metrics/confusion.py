@@ -11,6 +11,7 @@ from torch import Tensor
 
 from visionkit.errors import DataError
 from visionkit.metrics.accuracy import Counts, nan_mean
+from visionkit.metrics.report import Coverage
 from visionkit.types import IGNORE, Batch, Dataset, Target
 
 
@@ -89,4 +90,14 @@ class ConfusionMatrix(Counts):
             "pixel_accuracy": (counts.trace() / counts.sum()).item(),
             "mean_accuracy": nan_mean((correct / true).tolist()),
             **{f"IoU/{name}": iou for name, iou in zip(self.classes, ious, strict=True)},
+        }
+
+    def coverage(self) -> dict[str, Coverage]:
+        """`mIoU` is also over the classes that are predicted alone."""
+        true, found = self.counts.sum(1)[:-1], self.counts.sum(0)[:-1]
+        occurs = (true > 0).tolist()
+        scored = int(((true > 0) | (found > 0)).sum())
+        return {
+            "mIoU": Coverage.of(self.classes, occurs, scored),
+            "mean_accuracy": Coverage.of(self.classes, occurs),
         }

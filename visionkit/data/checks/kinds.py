@@ -62,6 +62,7 @@ _STRUCTURE = {  # always an error: title, hint
 }
 
 _UNUSED = "the object is not used in training"
+_UNSCORED = f"{_UNUSED}, and not scored"
 _IGNORED = "where masks are scored its box is an ignore region"
 _COMPUTED = "computed from the mask, or the box if there is none, in evaluation too"
 _QUALITY = {  # by policy: `on_fault` of the dataset
@@ -82,10 +83,10 @@ _QUALITY = {  # by policy: `on_fault` of the dataset
         drop=f"{_UNUSED}; {_IGNORED}",
     ),
     "empty-box": FindingKind(
-        "boxes without area", "warning", "width and height must be above 0", "drop", drop=_UNUSED
+        "boxes without area", "warning", "width and height must be above 0", "drop", drop=_UNSCORED
     ),
     "outside-box": FindingKind(
-        "boxes outside their image", "warning", "correct or remove it", "drop", drop=_UNUSED
+        "boxes outside their image", "warning", "correct or remove it", "drop", drop=_UNSCORED
     ),
     "overhanging-box": FindingKind(
         "boxes reaching more than a pixel out of their image",

@@ -19,12 +19,11 @@ from visionkit.data.checks.findings import (
     Progress,
     check_classes,
     finding,
-    place,
     short,
 )
 from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.attributes import read_attributes
-from visionkit.data.coco.ground_truth import INCOMPLETE, NEGATIVE, is_federated
+from visionkit.data.coco.ground_truth import read_labeled
 from visionkit.data.coco.index import CocoIndex, open_index
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.selection import SelectedObjects, choose_objects, describe
@@ -80,7 +79,7 @@ class Annotations:
             wanted=attributes,
             listed=index.names["attribute_classes"],
         )
-        self.labeled_ids = _read_labeled(index, problems)
+        self.labeled_ids = read_labeled(index, problems)
         picked, self.ignored_ids = _without(index.classes, ignore_categories, problems)
         if not problems.count:  # which others may be refused, if the file is sound so far
             picked = _pick(picked, classes, other_classes, problems)
@@ -250,39 +249,6 @@ def _choose_masks(index: CocoIndex, wanted: bool | None, problems: Problems) -> 
     if chosen:  # malformed ones have a policy
         problems.findings += [f for f in index.mask_faults.findings if f.kind == "coordinate-range"]
     return chosen
-
-
-def _read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:
-    """For each image the ids of the classes whose objects are all labeled, or None for all classes.
-    None if the file does not list them as LVIS does (Gupta et al. 2019).
-
-    An image record with the list `neg_category_ids` is checked for those classes and the annotated
-    ones only; of the classes in `not_exhaustive_category_ids` some objects may lack a label.
-    """
-    if not is_federated(index.image_keys):
-        return None
-    objects, known = index.objects, index.classes.ids
-    present: list[set[int]] = [set() for _ in index.images.ids]
-    for row, id_ in zip(objects.image.tolist(), objects.category.tolist(), strict=True):
-        if row >= 0:
-            present[row].add(id_)
-    labeled: list[frozenset[int] | None] = []
-    for i, record in enumerate(index.images.extra_records()):
-        lists: dict[str, Any] = {key: record.get(key) for key in (NEGATIVE, INCOMPLETE)}
-        for key, ids in lists.items():
-            fits = ids is None or (isinstance(ids, list) and all(id_ in known for id_ in ids))
-            if not fits:
-                problems.add(
-                    place("images", i, record),
-                    f"'{key}' is {short(ids)}: must be a list of category ids",
-                )
-                lists[key] = None
-        incomplete = frozenset(lists[INCOMPLETE] or ())
-        if lists[NEGATIVE] is not None:
-            labeled.append(frozenset(lists[NEGATIVE]) | present[i] - incomplete)
-        else:
-            labeled.append(frozenset(known) - incomplete if incomplete else None)
-    return labeled
 
 
 def _pick(found: Classes, wanted: Sequence[str] | None, others: str, problems: Problems) -> Classes:

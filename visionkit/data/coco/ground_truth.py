@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from visionkit.data.checks.findings import Problems, place, short
 from visionkit.data.coco.index import CocoIndex
+from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.tables import rows_of
 from visionkit.errors import ConfigError
@@ -116,7 +118,7 @@ def ground_truth(
     category = rows_of(objects.category, np.array(ids, np.int64))
     rows = np.flatnonzero((category >= 0) & (objects.image >= 0))
     regions = np.flatnonzero(np.isin(objects.category, ignored_ids) & (objects.image >= 0))
-    records = index.images.extra_records() if is_federated(index.image_keys) else []
+    records = index.images.extra_records() if _is_federated(index.image_keys) else []
     negatives, incomplete = (
         {record["id"]: record[key] for record in records if record.get(key) is not None}
         for key in (NEGATIVE, INCOMPLETE)
@@ -149,7 +151,40 @@ def ground_truth(
     )
 
 
-def is_federated(keys: Collection[str]) -> bool:
+def read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:
+    """For each image the ids of the classes whose objects are all labeled, or None for all classes.
+    None if the file does not list them as LVIS does (Gupta et al. 2019).
+
+    An image record with the list `neg_category_ids` is checked for those classes and the annotated
+    ones only; of the classes in `not_exhaustive_category_ids` some objects may lack a label.
+    """
+    if not _is_federated(index.image_keys):
+        return None
+    objects, known = index.objects, read_categories(index.categories, Problems(""))[1]
+    present: list[set[int]] = [set() for _ in index.images.ids]
+    for row, id_ in zip(objects.image.tolist(), objects.category.tolist(), strict=True):
+        if row >= 0:
+            present[row].add(id_)
+    labeled: list[frozenset[int] | None] = []
+    for i, record in enumerate(index.images.extra_records()):
+        lists: dict[str, Any] = {key: record.get(key) for key in (NEGATIVE, INCOMPLETE)}
+        for key, ids in lists.items():
+            fits = ids is None or (isinstance(ids, list) and all(id_ in known for id_ in ids))
+            if not fits:
+                problems.add(
+                    place("images", i, record),
+                    f"'{key}' is {short(ids)}: must be a list of category ids",
+                )
+                lists[key] = None
+        incomplete = frozenset(lists[INCOMPLETE] or ())
+        if lists[NEGATIVE] is not None:
+            labeled.append(frozenset(lists[NEGATIVE]) | present[i] - incomplete)
+        else:
+            labeled.append(frozenset(known) - incomplete if incomplete else None)
+    return labeled
+
+
+def _is_federated(keys: Collection[str]) -> bool:
     """Whether image records with such keys list the classes they are labeled for."""
     return NEGATIVE in keys or INCOMPLETE in keys
 

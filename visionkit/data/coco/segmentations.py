@@ -47,13 +47,13 @@ class SegmentationTable:
 
     def coco(self, rows: np.ndarray) -> list[Any]:
         """Those of some objects as COCO writes them: polygons, a compressed RLE, or None."""
-        first, counts = self.first[rows], self.polygons[rows]
-        polygons = np.repeat(first - (counts.cumsum() - counts), counts) + np.arange(counts.sum())
+        polygons, _ = self._polygons(rows)
         starts, ends = 2 * self.polygon_ends[polygons], 2 * self.polygon_ends[polygons + 1]
         numbers = self.points.reshape(-1)
         spans = zip(starts.tolist(), ends.tolist(), strict=True)
         parts = iter([numbers[start:end].tolist() for start, end in spans])
-        found: list[Any] = [list(islice(parts, count)) or None for count in counts.tolist()]
+        counts = self.polygons[rows].tolist()
+        found: list[Any] = [list(islice(parts, count)) or None for count in counts]
         for i in np.flatnonzero(self.sizes[rows, 0]).tolist():
             bitmap = self[rows[i]]
             assert isinstance(bitmap, Bitmap)
@@ -67,6 +67,30 @@ class SegmentationTable:
     def is_empty(self) -> np.ndarray:
         """(N,) bool: the objects without polygons or pixels."""
         return (self.polygons == 0) & (self.sizes[:, 0] == 0)
+
+    def may_be_empty(self, sizes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """(M,) bool: which of the objects in these rows, in images of `sizes` (M, 2), may cover no
+        pixel. Their `area` shows whether they do; small and thin polygons are among them."""
+        found, bitmap = self.polygons[rows] > 0, np.flatnonzero(self.sizes[rows, 0])
+        codes = [self[row].counts for row in rows[bitmap].tolist()]  # type: ignore[union-attr]  # bitmaps
+        found[bitmap] = rle_totals(codes)[1] == 0
+        polygons, owner = self._polygons(rows)
+        if not len(polygons):
+            return found
+        starts, (x, y) = self.polygon_ends[:-1], self.points.T
+        after = np.arange(1, len(x) + 1)
+        after[self.polygon_ends[1:] - 1] = starts
+        area = np.abs(np.add.reduceat(x * y[after] - x[after] * y, starts))[polygons] / 2
+        low, high = (f.reduceat(self.points, starts)[polygons] for f in (np.minimum, np.maximum))
+        inside = (high > 0).all(1) & (low < sizes[owner, ::-1]).all(1)
+        found[owner[inside & (area > 2 + (high - low).max(1))]] = False
+        return found
+
+    def _polygons(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The polygons of some objects, and for each the place of its object in `rows`."""
+        first, counts = self.first[rows], self.polygons[rows]
+        owner = np.repeat(np.arange(len(rows)), counts)
+        return (first - (counts.cumsum() - counts))[owner] + np.arange(len(owner)), owner
 
     def without(self, rows: np.ndarray) -> SegmentationTable:
         """The same with nothing in those rows."""

@@ -86,13 +86,15 @@ class DetectionChecker:
     """Collects detections of one type in parts, and returns them if all of them are valid.
 
     The engines accept malformed input silently: a NaN box scores as perfect, an unknown category
-    as wrong, a mask that is too short as anything. `source` begins the message.
+    as wrong, a mask that is too short as anything. `source` begins the message. With `trust`, a
+    score may be any finite number.
     """
 
     LIMIT = 20
 
-    def __init__(self, truth: ScoredTruth, source: str = "") -> None:
+    def __init__(self, truth: ScoredTruth, source: str = "", *, trust: bool = False) -> None:
         self.truth, self.iou_type, self.source = truth, truth.iou_type, source
+        self.scores = (-LARGEST, LARGEST) if trust else (0.0, 1.0)
         self.parts: list[Detections] = []
         self.seen = self.refused = 0
         self.messages: list[str] = []  # of the first that were refused
@@ -113,7 +115,7 @@ class DetectionChecker:
         self.refused += len(rows)
         for i in rows[: self.LIMIT - len(self.messages)]:
             record = found[np.array([i])].records()[0]
-            self._report(numbers[i], record, _fault(record, self.truth) or DAMAGED)
+            self._report(numbers[i], record, _fault(record, self.truth, self.scores) or DAMAGED)
         self.parts.append(found)
 
     def detections(self) -> Detections:
@@ -123,8 +125,30 @@ class DetectionChecker:
             more = self.refused - len(self.messages)
             shown += f"\n  ... and {more} more" if more else ""
             what = f"{self.refused} of {self.seen} detections cannot be scored"
-            raise DataError(f"{self.source}{what}:\n  {shown}")
+            hints = "".join(f"\n{hint}" for hint in self._hints())
+            raise DataError(f"{self.source}{what}:\n  {shown}{hints}")
         return concatenate(self.parts, self.iou_type)
+
+    def _hints(self) -> list[str]:
+        """What all detections together look like."""
+        hints = []
+        for name, known in (
+            ("category_id", self.truth.category_ids),
+            ("image_id", self.truth.image_ids),
+        ):
+            ids = np.unique(np.concatenate([getattr(part, f"{name}s") for part in self.parts]))
+            if len(known) and (rows_of(ids, known) < 0).any():
+                hints.append(f"{name}: {_compared(ids, known)}")
+        scores = np.concatenate([part.scores for part in self.parts])
+        scores = scores[np.isfinite(scores)]
+        low, high = (scores.min(), scores.max()) if len(scores) else self.scores
+        if low < self.scores[0] or high > self.scores[1]:
+            what = "logits" if low < 0 else "percent" if high <= 100 else "another unit"
+            hints.append(
+                f"scores reach from {low:g} to {high:g}: {what}? Convert them, or use --trust "
+                "(trust=True): metrics depend on their order alone"
+            )
+        return hints
 
     def _report(self, number: int, record: Any, fault: str) -> None:
         if len(self.messages) < self.LIMIT:
@@ -136,7 +160,7 @@ class DetectionChecker:
     ) -> tuple[np.ndarray, Detections]:
         sound = []
         for i, (number, record) in enumerate(zip(numbers, records, strict=True)):
-            fault = _fault(record, self.truth)
+            fault = _fault(record, self.truth, self.scores)
             if fault:
                 self.refused += 1
                 self._report(number, record, fault)
@@ -150,7 +174,7 @@ class DetectionChecker:
         """The same with areas, and (N,) bool: where `_fault` finds one or a mask is damaged."""
         image = rows_of(found.image_ids, self.truth.image_ids)
         wrong = (image < 0) | (rows_of(found.category_ids, self.truth.category_ids) < 0)
-        wrong |= ~((found.scores >= 0) & (found.scores <= 1))
+        wrong |= ~((found.scores >= self.scores[0]) & (found.scores <= self.scores[1]))
         if self.iou_type == "bbox":
             assert found.boxes is not None
             wrong |= ~(np.abs(found.boxes) <= FARTHEST).all(1) | (found.boxes[:, 2:] < 0).any(1)
@@ -198,7 +222,22 @@ def _sizes(masks: list[dict[str, Any]]) -> np.ndarray:
     return np.array(array("q", chain.from_iterable(sizes)), np.int64).reshape(-1, 2)
 
 
-def _fault(record: Any, truth: ScoredTruth) -> str | None:
+def _compared(ids: np.ndarray, known: np.ndarray) -> str:
+    """Ids of which some are unknown next to the known ones, and what they may be instead."""
+    text = (
+        f"the results have {len(ids)} from {ids.min()} to {ids.max()}, the annotations "
+        f"{len(known)} from {known.min()} to {known.max()}"
+    )
+    for shift, word in ((1, "low"), (-1, "high")):
+        if (rows_of(ids + shift, known) >= 0).all():
+            return f"{text}: all are one too {word}"
+    if ids.min() in (0, 1) and ids.max() - ids.min() < len(known):
+        return f"{text}: are they places in the list, counted from {ids.min()}, instead of ids?"
+    common = np.count_nonzero(rows_of(ids, known) >= 0)
+    return f"{text}: {common} are in both; is it the right annotation file?"
+
+
+def _fault(record: Any, truth: ScoredTruth, scores: tuple[float, float]) -> str | None:
     """What is wrong with one record, or None; the run lengths of a mask are not checked."""
     iou_type = truth.iou_type
     if not isinstance(record, dict):
@@ -212,7 +251,7 @@ def _fault(record: Any, truth: ScoredTruth) -> str | None:
     if not _is_number(category) or category not in truth.category_rows:
         return f"category_id {short(category)} is not in the annotations{_hint(category)}"
     score = record["score"]
-    if not _is_number(score) or not 0 <= score <= 1:
+    if not _is_number(score) or not scores[0] <= score <= scores[1]:
         return f"score {short(score)} is not a number from 0 to 1"
     if iou_type == "segm":
         return _mask_fault(record["segmentation"], truth.sizes[truth.image_rows[image]].tolist())

@@ -63,22 +63,22 @@ def engine_version(name: str) -> str:
     return f"{name} {version(name)}"
 
 
-def match(truth: ScoredTruth, found: Detections, engine: str) -> Curves:
+def match(truth: ScoredTruth, found: Detections, engine: str, most: int = 100) -> Curves:
     """COCO's matching of sound detections at all IoU thresholds, with its default settings.
 
     Returns precision (T, R, C, A, M) and recall (T, C, A, M): 10 IoU thresholds, 101 recalls,
-    categories by id, area ranges (all, small, medium, large), detection limits (1, 10, 100).
-    -1 where there are no objects.
+    categories by id, area ranges (all, small, medium, large), and (1, 10, `most`) detections of a
+    category in an image. -1 where there are no objects.
     """
     numbered = replace(
         found,
         image_ids=rows_of(found.image_ids, truth.image_ids) + 1,
         category_ids=rows_of(found.category_ids, truth.category_ids) + 1,
     )
-    return (_hotcoco if engine == "hotcoco" else _pycocotools)(truth, numbered)
+    return (_hotcoco if engine == "hotcoco" else _pycocotools)(truth, numbered, [1, 10, most])
 
 
-def _hotcoco(truth: ScoredTruth, found: Detections) -> Curves:
+def _hotcoco(truth: ScoredTruth, found: Detections, limits: list[int]) -> Curves:
     import hotcoco
 
     images, categories = _numbered(truth)
@@ -98,13 +98,14 @@ def _hotcoco(truth: ScoredTruth, found: Detections) -> Curves:
     if truth.iou_type == "segm" and len(found):
         detections.update_anns(ids=np.arange(1, len(found) + 1), area=found.areas)
     evaluation = hotcoco.COCOeval(objects, detections, truth.iou_type)
+    evaluation.params.max_dets = limits
     evaluation.evaluate()
     evaluation.accumulate()
     curves: Any = evaluation.eval
     return np.asarray(curves["precision"]), np.asarray(curves["recall"])
 
 
-def _pycocotools(truth: ScoredTruth, found: Detections) -> Curves:
+def _pycocotools(truth: ScoredTruth, found: Detections, limits: list[int]) -> Curves:
     from pycocotools.cocoeval import COCOeval
 
     objects = _records(truth.image + 1, truth.category + 1, truth)
@@ -115,6 +116,7 @@ def _pycocotools(truth: ScoredTruth, found: Detections) -> Curves:
         record |= {"score": score, "iscrowd": 0}
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(_indexed(truth, objects), _indexed(truth, detections), truth.iou_type)
+        evaluation.params.maxDets = limits
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"]

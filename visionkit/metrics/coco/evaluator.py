@@ -11,12 +11,12 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionkit.data.coco.ground_truth import GroundTruth, ground_truth_of
+from visionkit.data.coco.ground_truth import ground_truth_of
 from visionkit.data.coco.index import open_index
 from visionkit.data.coco.reader import (
     CHUNK,
@@ -32,12 +32,15 @@ from visionkit.errors import DataError, DivergedError, listed
 from visionkit.metrics.coco.detections import DetectionChecker, Detections, concatenate
 from visionkit.metrics.coco.engines import engine_version, match, pick_engine
 from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, log_once, read_truth, scored
+from visionkit.metrics.coco.sanity import NameCheck, judge
+from visionkit.metrics.report import Coverage
 
 if TYPE_CHECKING:
     from visionkit.types import Batch, Classes
 
 log = logging.getLogger("visionkit")
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+MOST = 100  # detections of a category in an image that COCO scores
 
 
 class CocoEvaluator:
@@ -55,6 +58,8 @@ class CocoEvaluator:
         self.classes: Classes = dataset.classes["labels"]
         self.engine = pick_engine()
         self.results: list[Detections] = []  # one for each image
+        self.scored: dict[str, ScoredTruth] = {}  # by type, from `compute`
+        self.rule = ""  # that applied, from `compute`
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
@@ -67,6 +72,13 @@ class CocoEvaluator:
         results = [result for state in states for result in state if len(result)]
         self.results = sorted(results, key=lambda result: int(result.image_ids[0]))
 
+    def coverage(self) -> dict[str, Coverage]:
+        """Over how many classes each AP of the last `compute` is."""
+        return {
+            f"{iou_type}/AP": class_coverage(truth, self.classes.names)
+            for iou_type, truth in self.scored.items()
+        }
+
     def compute(self) -> dict[str, float]:
         log_once(f"COCO metrics are computed by {engine_version(self.engine)}", logging.INFO)
         truth = ground_truth_of(self.dataset)
@@ -75,7 +87,11 @@ class CocoEvaluator:
             for iou_type in self.types:
                 found = concatenate(self.results, iou_type)
                 checker = DetectionChecker(scored(truth, iou_type))
-                checker.add(labeled_only(truth, found, self.classes.ids))
+                self.scored[iou_type] = checker.truth
+                self.rule = scoring_rule(checker.truth)
+                # Of the model's own classes that are not categories of the truth: never errors.
+                others = np.setdiff1d(self.classes.ids, truth.category_ids)
+                checker.add(found[~np.isin(found.category_ids, others)])
                 scores = compute_metrics(checker.truth, checker.detections(), self.engine)
                 metrics |= {f"{iou_type}/{name}": value for name, value in scores.items()}
         return metrics
@@ -124,45 +140,74 @@ def evaluate_coco(
     results: Sequence[dict[str, Any]] | Detections,
     iou_type: IouType,
     engine: str | None = None,
+    *,
+    max_detections: int = MOST,
+    trust: bool = False,
 ) -> dict[str, float]:
     """The twelve COCO metrics and `AP/<class>`, equal to pycocotools' on valid input.
 
     `truth` is a COCO dict, or, to score several results against it, what
     `read_truth(truth, iou_type).rasterized()` returned. `results` are COCO result records. NaN
     where there is no ground truth to score. Raises DataError, naming the records, for values that
-    must not be scored. `engine` is "hotcoco" or "pycocotools"; by default the first, if it is
-    installed.
+    must not be scored, and for results that look like something else (`trust` scores them all the
+    same, see `visionkit.metrics.coco.sanity`). `engine` is "hotcoco" or "pycocotools"; by default
+    the first, if it is installed. `max_detections` of a category are scored in an image.
     """
     engine = pick_engine(engine)
     with paused_collector():
-        opened = truth if isinstance(truth, ScoredTruth) else read_truth(truth, iou_type)
+        opened = truth
+        if not isinstance(opened, ScoredTruth):
+            opened = read_truth(opened, iou_type, trust=trust)
         if opened.iou_type != iou_type:
             raise DataError(f"the truth was read for {opened.iou_type}, not for {iou_type}")
-        checker = DetectionChecker(opened)
+        checker = DetectionChecker(opened, trust=trust)
         checker.add(results)
-        return compute_metrics(opened, checker.detections(), engine)
+        found = checker.detections()
+        judge("results", opened, found, trust=trust)
+        return compute_metrics(opened, found, engine, max_detections)
 
 
 def evaluate_files(
-    truth: str | Path, results: str | Path, iou_type: IouType, engine: str | None = None
+    truth: str | Path,
+    results: str | Path,
+    iou_type: IouType,
+    engine: str | None = None,
+    *,
+    max_detections: int = MOST,
+    trust: bool = False,
 ) -> dict[str, float]:
     """The twelve COCO metrics and `AP/<class>` of a result file.
 
-    `truth` is a COCO annotation file, `results` a file in COCO's result format. Raises DataError,
-    listing everything that is wrong with one of the files.
+    `truth` is a COCO annotation file, `results` a file in COCO's result format. The other arguments
+    are those of `evaluate_coco`. Raises DataError, listing everything that is wrong with one of the
+    files.
     """
+    options: Any = {"max_detections": max_detections, "trust": trust}
+    return score_files(truth, results, iou_type, engine, **options)[0]
+
+
+def score_files(
+    truth: str | Path,
+    results: str | Path,
+    iou_type: IouType,
+    engine: str | None = None,
+    *,
+    max_detections: int = MOST,
+    trust: bool = False,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """`evaluate_files`, and facts: `coco_engine`, the engine with its version, `scoring`, the rule
+    that applied, and `classes`, a `Coverage` for each metric that is a mean over classes."""
     engine = pick_engine(engine)
     log_once(f"COCO metrics are computed by {engine_version(engine)}", logging.INFO)
     index = open_index(truth)
-    objects = read_truth(index, iou_type)
+    objects = read_truth(index, iou_type, trust=trust)
     if objects.iscrowd.all():
         what = "object with a segmentation" if iou_type == "segm" else "object"
         log.warning("annotation file %s has no %s to score: metrics are undefined", truth, what)
-    names = dict(zip(index.images.ids.tolist(), index.images.names.texts(), strict=True))
-    checker = DetectionChecker(objects, source=f"{results}: ")
+    checker = DetectionChecker(objects, source=f"{results}: ", trust=trust)
+    names = NameCheck(index, objects)
 
     def add(records: list[Any]) -> None:
-        _check_images(records, names, results)
         first = records[0] if records and not checker.seen else None
         if iou_type == "segm" and isinstance(first, dict) and first.get("bbox"):
             log.info(
@@ -170,44 +215,79 @@ def evaluate_files(
                 "area of the masks; COCO.loadRes would use that of the boxes",
                 results,
             )
+        names.add(records)
         checker.add(records)
 
     read_results(results, add)
-    return compute_metrics(objects, checker.detections(), engine)
+    found = checker.detections()
+    judge(str(results), objects, found, names.doubts(), trust=trust)
+    metrics = compute_metrics(objects, found, engine, max_detections)
+    return metrics, {
+        "coco_engine": engine_version(engine),
+        "scoring": scoring_rule(objects, max_detections, trust=trust),
+        "classes": {"AP": class_coverage(objects)},
+    }
 
 
-def compute_metrics(truth: ScoredTruth, found: Detections, engine: str) -> dict[str, float]:
-    """The metrics of checked detections."""
-    precision, recall = match(truth, found, engine)
+def scoring_rule(truth: ScoredTruth, max_detections: int = MOST, *, trust: bool = False) -> str:
+    """How detections are scored, in words."""
+    in_part = "of the classes labeled in an image (LVIS), " if truth.labeled else ""
+    lost = "count as missed" if trust else "are ignored"
+    return (
+        f"COCO: at most {max_detections} detections of a class in an image, {in_part}and objects "
+        f"that nothing can match {lost}"
+    )
+
+
+def class_coverage(truth: ScoredTruth, names: Sequence[str] = ()) -> Coverage:
+    """Which classes of the ground truth, and of these `names`, have an object to score."""
+    present = {truth.names[row] for row in np.unique(truth.category[~truth.iscrowd]).tolist()}
+    names = list(dict.fromkeys([*truth.names, *names]))
+    return Coverage.of(names, [name in present for name in names])
+
+
+def compute_metrics(
+    truth: ScoredTruth, found: Detections, engine: str, max_detections: int = MOST
+) -> dict[str, float]:
+    """The metrics of checked detections; those of classes not labeled in an image do not count."""
+    _warn_crowded(truth, max_detections)
+    precision, recall = match(truth, labeled_only(truth, found), engine, max_detections)
     by_area = [precision[..., area, 2] for area in range(4)]
     stats = [by_area[0], by_area[0][0], by_area[0][5], *by_area[1:]]  # IoU 0.50 and 0.75
     stats += [recall[..., 0, most] for most in range(3)]
     stats += [recall[..., area, 2] for area in (1, 2, 3)]
-    metrics = dict(zip(STATS, map(_mean, stats), strict=True))
+    names = [name.replace("AR100", f"AR{max_detections}") for name in STATS]
+    metrics = dict(zip(names, map(_mean, stats), strict=True))
     for row, name in enumerate(truth.names):
         metrics[f"AP/{name}"] = _mean(by_area[0][:, :, row])
     _warn_undefined(metrics, truth.iou_type)
     return metrics
 
 
-def labeled_only(truth: GroundTruth, results: Detections, own_ids: Sequence[int]) -> Detections:
-    """The results that can be right or wrong.
+def labeled_only(truth: ScoredTruth, results: Detections) -> Detections:
+    """Without those of classes that are not labeled in their image."""
+    if not truth.labeled:
+        return results
+    pairs = zip(results.image_ids.tolist(), results.category_ids.tolist(), strict=True)
+    kept = [category in truth.labeled.get(image, (category,)) for image, category in pairs]
+    return results[np.array(kept, bool)]
 
-    Drops those of the model's own classes (`own_ids`) that are not categories of the truth, and,
-    in an image with `negatives`, those of classes that are neither in that list nor annotated in
-    the image. Other unknown classes stay, as errors.
-    """
-    kept = ~np.isin(results.category_ids, np.setdiff1d(own_ids, truth.category_ids))
-    if truth.negatives:
-        labeled = {image: set(ids) for image, ids in truth.negatives.items()}
-        images, categories = truth.image_ids[truth.image], truth.category_ids[truth.category]
-        for image, category in zip(images.tolist(), categories.tolist(), strict=True):
-            if image in labeled:
-                labeled[image].add(category)
-        pairs = zip(results.image_ids.tolist(), results.category_ids.tolist(), strict=True)
-        is_labeled = [category in labeled.get(image, (category,)) for image, category in pairs]
-        kept &= np.array(is_labeled, bool)
-    return results[kept]
+
+def _warn_crowded(truth: ScoredTruth, most: int) -> None:
+    """Images with more objects of a class than detections of it are scored."""
+    single = ~truth.iscrowd
+    keys = truth.image[single] * len(truth.names) + truth.category[single]
+    groups, counts = np.unique(keys, return_counts=True)
+    if not (counts > most).any():
+        return
+    image, category = divmod(int(groups[counts.argmax()]), len(truth.names))
+    log_once(
+        f"{np.count_nonzero(counts > most)} times an image has more than {most} objects of one "
+        f"class (image_id {truth.image_ids[image]}: {counts.max()} {truth.names[category]!r}), but "
+        f"at most {most} detections of a class in an image are scored, so that not even perfect "
+        f"results reach AP 1: score a result file with `visionkit eval --gt GT.json --pred "
+        f"PRED.json --max-detections {counts.max()}`"
+    )
 
 
 def read_results(path: str | Path, add: Callable[[list[Any]], None], chunk: int = CHUNK) -> None:
@@ -226,21 +306,6 @@ def read_results(path: str | Path, add: Callable[[list[Any]], None], chunk: int 
                 '{"image_id", "category_id", "bbox" or "segmentation", "score"}'
             )
         expect_end(data, read_list(data, start, take, chunk))
-
-
-def _check_images(records: list[Any], names: dict[int, str], path: str | Path) -> None:
-    """Records that name their image must not be scored as those of another one."""
-    for record in records:
-        if not isinstance(record, dict) or "file_name" not in record:
-            continue
-        image_id, name = record.get("image_id"), str(record["file_name"])
-        known = names.get(image_id) if isinstance(image_id, int) else None
-        if known and PurePath(name).name != PurePath(known).name:
-            raise DataError(
-                f"{path}: image_id {image_id} is the image {name!r} there, and {known!r} in the "
-                "annotations. `visionkit predict` counts images from 1; `visionkit eval RUN` "
-                "writes files to score, with the ids of its data, to RUN/eval"
-            )
 
 
 def _warn_undefined(metrics: dict[str, float], iou_type: IouType) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any, Literal
 
 import numpy as np
 
 from visionkit.data.checks.findings import Finding, Problems
-from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
+from visionkit.data.coco.ground_truth import GroundTruth, ground_truth, read_labeled
 from visionkit.data.coco.index import CocoIndex, index_of
 from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import mask_area, to_rle
@@ -40,6 +40,8 @@ class ScoredTruth:
     areas: np.ndarray  # (A,) float64
     iscrowd: np.ndarray  # (A,) bool
     masks: list[Any] | None  # (A,) polygons or RLE, when masks are scored
+    # By image id the ids of its labeled categories, where not all are (LVIS).
+    labeled: Mapping[int, Collection[int]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.image)
@@ -64,12 +66,17 @@ class ScoredTruth:
 
 
 def read_truth(
-    truth: Mapping[str, Any] | CocoIndex, iou_type: IouType, source: str = "ground truth"
+    truth: Mapping[str, Any] | CocoIndex,
+    iou_type: IouType,
+    source: str = "ground truth",
+    *,
+    trust: bool = False,
 ) -> ScoredTruth:
     """Check a COCO dict or the index of a file; DataError lists all that cannot be scored.
 
     A missing or negative area is that of the mask when masks are scored, else that of the box; a
     missing iscrowd is 0. When masks are scored, an object without one is an ignore region.
+    `trust` as in `scored`.
     """
     index = truth if isinstance(truth, CocoIndex) else index_of(truth, source)
     problems = Problems(index.faults.source, index.faults.file)
@@ -78,6 +85,7 @@ def read_truth(
         found for found in index.faults.findings if _matters(found, iou_type, without)
     ]
     problems.findings += report(index, unknown_images(index), "error")
+    read_labeled(index, problems)
     if iou_type == "segm":
         problems.findings += [found._replace(hint="") for found in index.mask_faults.findings]
     problems.raise_any()
@@ -88,7 +96,7 @@ def read_truth(
         log_once(f"{negative} of {len(without)} areas are negative: those of the {used} are used")
     classes = read_categories(index.categories, Problems(""))
     columns = ground_truth(index, classes, index.objects.masks, index.objects.area)
-    return scored(replace(columns, negatives={}, incomplete={}), iou_type)
+    return scored(columns, iou_type, trust=trust)
 
 
 def _matters(found: Finding, iou_type: IouType, without: np.ndarray) -> bool:
@@ -102,15 +110,26 @@ def _matters(found: Finding, iou_type: IouType, without: np.ndarray) -> bool:
     return not is_box or iou_type == "bbox" or bool(without[found.place.index])
 
 
-def scored(truth: GroundTruth, iou_type: IouType) -> ScoredTruth:
+def scored(truth: GroundTruth, iou_type: IouType, *, trust: bool = False) -> ScoredTruth:
     """Sort by ids, fill in areas, and add regions where a category is labeled incompletely.
 
     As in LVIS, a region is a crowd as large as the image, so that detections of the category that
-    match no annotated object are ignored.
+    match no annotated object are ignored. Objects that nothing can match (`_lost`) are ignored too,
+    as training drops them; with `trust` they count as missed, as in pycocotools.
     """
     by_id, by_category = np.argsort(truth.image_ids), np.argsort(truth.category_ids)
     masks = _masks(truth) if iou_type == "segm" else None
     iscrowd, boxes = truth.iscrowd, truth.boxes
+    lost = np.zeros(len(truth), bool) if trust else _lost(truth, iou_type)
+    if count := int((lost & ~iscrowd).sum()):
+        i = int(np.flatnonzero(lost & ~iscrowd)[0])
+        what = "a mask without a pixel" if masks is not None else "a box without area"
+        log_once(
+            f"{count} of {len(truth)} annotated objects have {what} or outside their image (the "
+            f"first: a {truth.names[truth.category[i]]!r} of image_id "
+            f"{truth.image_ids[truth.image[i]]}): nothing can match them, so they are not scored"
+        )
+    iscrowd = iscrowd | lost
     if masks is not None:
         empty = np.array([mask is None for mask in masks], bool)
         iscrowd, boxes = iscrowd | empty, np.where(empty[:, None], boxes, 0.0)
@@ -137,7 +156,34 @@ def scored(truth: GroundTruth, iou_type: IouType) -> ScoredTruth:
         areas=areas,
         iscrowd=np.concatenate([iscrowd, np.ones(len(regions), bool)]),
         masks=masks,
+        labeled=_labeled(truth),
     )
+
+
+def _lost(truth: GroundTruth, iou_type: IouType) -> np.ndarray:
+    """(A,) bool: boxes without area or outside their image; of masks, those without a pixel."""
+    sizes = truth.sizes[truth.image]
+    if iou_type == "bbox":
+        (x, y, w, h), (height, width) = truth.boxes.T, sizes.T
+        beyond = (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0)
+        return ~((w > 0) & (h > 0)) | (beyond & (sizes > 0).all(1))  # -1: the size is unknown
+    lost = np.zeros(len(truth), bool)
+    if truth.masks is not None and truth.mask_rows is not None:
+        thin = truth.masks.may_be_empty(sizes, truth.mask_rows)
+        for i in np.flatnonzero(thin).tolist():
+            lost[i] = truth.masks.area(truth.mask_rows[i], sizes[i].tolist()) == 0
+    return lost
+
+
+def _labeled(truth: GroundTruth) -> dict[int, set[int]]:
+    """The categories that are labeled in an image with `negatives`: those, and the annotated."""
+    labeled = {image: set(ids) for image, ids in truth.negatives.items()}
+    if labeled:
+        images, categories = truth.image_ids[truth.image], truth.category_ids[truth.category]
+        for image, category in zip(images.tolist(), categories.tolist(), strict=True):
+            if image in labeled:
+                labeled[image].add(category)
+    return labeled
 
 
 def sizes_of(image: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -148,7 +148,7 @@ class Localization(Head):
         ]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
-        return LocalizationAccuracy()
+        return LocalizationAccuracy(self.classes)
 
 
 def attention_losses(output: Output, truth: Tensor) -> Tensor:
