@@ -122,7 +122,7 @@ def test_rounding_beyond_the_border_is_not_a_finding(tmp_path):
     assert opened.counts() == {
         "dropped": {},
         "fixed": {},
-        "kept": {"rare-class": 1, "no-annotations": 1},
+        "kept": {"no-annotations": 1},
     }
 
 
@@ -137,19 +137,10 @@ def test_areas_that_cannot_be(tmp_path):
 
 def test_remarks_about_a_whole_file(tmp_path):
     data = content("")
-    data["categories"] += [{"id": 2, "name": "OX"}, {"id": 3, "name": "hen"}]
     for record in data["annotations"]:
         record["iscrowd"] = 1
     kinds = {f.kind: f for f in save(tmp_path, data).findings()}
-    assert kinds.keys() == {
-        "all-crowd",
-        "unused-class",
-        "rare-class",
-        "class-name-case",
-        "no-annotations",
-    }
-    assert "'ox', 'OX' differ in case" in kinds["class-name-case"].message
-    assert kinds["unused-class"].value == "hen"
+    assert kinds.keys() == {"all-crowd", "no-annotations"}
     assert "'sub/b.png': no object" in kinds["no-annotations"].message
 
 

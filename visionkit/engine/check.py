@@ -21,7 +21,13 @@ from visionkit.data.build import check_custom, open_sources
 from visionkit.data.checks.findings import Finding, Problems, finding, findings_of
 from visionkit.data.checks.images import image_findings, mark_replaced
 from visionkit.data.checks.kinds import policies
-from visionkit.data.checks.summary import cross_split_findings, data_summary, dataset_summary
+from visionkit.data.checks.summary import (
+    all_class_findings,
+    cross_split_findings,
+    data_summary,
+    dataset_class_findings,
+    dataset_summary,
+)
 from visionkit.data.coco.annotations import Annotations
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.source import Source, iter_splits, split_key
@@ -104,19 +110,7 @@ def check(
         report.add(problem)
     with report.catching():
         check_training(loaded)
-    across = cross_split_findings(loaded, sources, contents=True)
-    images: dict[str, list[Finding]] = {}
-    for source in sources:
-        with report.catching(split_key(source.name, "train")):
-            check_custom(source)
-        for split, dataset in iter_splits(source):
-            where = split_key(source.name, split)
-            images[where] = mark_replaced(source, split, image_findings(dataset, where))
-            report.findings += _located(where, _dataset_findings(dataset))
-            report.findings += images[where]
-    report.findings += across
-    report.used = data_summary(sources, across, images)
-
+    _check_data(loaded, sources, report)
     if device is None:
         return report
     if missing or errors:
@@ -127,6 +121,23 @@ def check(
         model, _ = build_initial_model(loaded, sources, reused, origin, device=device)
         _check_first_batches(loaded, model, sources, report)
     return report
+
+
+def _check_data(config: Config, sources: list[Source], report: Report) -> None:
+    """Add what there is to find in the data, and which of it training would use."""
+    across = cross_split_findings(config, sources, contents=True)
+    images: dict[str, list[Finding]] = {}
+    classes = all_class_findings(config, sources)
+    for source in sources:
+        with report.catching(split_key(source.name, "train")):
+            check_custom(source)
+        for split, dataset in iter_splits(source):
+            where = split_key(source.name, split)
+            images[where] = mark_replaced(source, split, image_findings(dataset, where))
+            report.findings += _located(where, _dataset_findings(dataset))
+            report.findings += images[where] + classes[where]
+    report.findings += across
+    report.used = data_summary(sources, across, images, classes)
 
 
 def _with_generated_data(config: Config) -> tuple[Config, list[Source]]:
@@ -212,9 +223,10 @@ def check_annotations(path: str | Path, images: str | Path | None = None) -> Rep
             problems = Problems(f"annotation file {path}", path)
             data = Annotations(path, problems, actions=policies(None))
             problems.raise_any()
-        found_in_images = image_findings(data, str(path))
-        report.findings += [*_located(str(path), _dataset_findings(data)), *found_in_images]
-        used = {"main": {"annotations": dataset_summary(data, found_in_images)}}
+        found = image_findings(data, str(path))
+        found += dataset_class_findings(data, str(path), ["labels"])
+        report.findings += [*_located(str(path), _dataset_findings(data)), *found]
+        used = {"main": {"annotations": dataset_summary(data, found)}}
         report.used = {**report.used, "sources": used}
     return report
 

@@ -21,6 +21,8 @@ from visionkit.data.build import build_sources, check_custom, head_classes
 from visionkit.data.checks.findings import Finding
 from visionkit.data.checks.images import check_images
 from visionkit.data.checks.summary import (
+    all_class_findings,
+    class_lines,
     cross_split_findings,
     cross_split_lines,
     data_summary,
@@ -276,10 +278,11 @@ def log_data_summary(
     config: Config, run: Path, sources: list[Source], images: dict[str, list[Finding]]
 ) -> None:
     """Write what is used of the data to data.json, and log it; on rank 0."""
-    across = cross_split_findings(config, sources)
-    used = data_summary(sources, across, images)
+    across, classes = cross_split_findings(config, sources), all_class_findings(config, sources)
+    used = data_summary(sources, across, images, classes)
     files.write_text(run / "data.json", files.to_json(used) + "\n")
     for line in summary_lines(used):
         log.info("%s", line)
-    for line in cross_split_lines(across):
+    of_classes = (line for found in classes.values() for line in class_lines(found))
+    for line in (*of_classes, *cross_split_lines(across)):
         log.warning("%s", line)

@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from visionkit.data.checks.kinds import FINDING_KINDS, Action, Severity
 from visionkit.data.loading.cache import cache_folder, evict
 from visionkit.errors import (
@@ -193,15 +191,22 @@ def save_findings(findings: Sequence[Finding]) -> str:
     return f"all {len(findings)} are in {path}"
 
 
-def class_findings(names: Sequence[str], counts: np.ndarray, noun: str, file: str) -> list[Finding]:
-    """Unused and rare classes, and names that differ in case alone. `counts` of "object"s or
-    "image"s by class."""
-    found = []
-    for name, count in zip(names, counts.tolist(), strict=True):
-        if count < RARE:
-            kind = "rare-class" if count else "unused-class"
-            text = f"class {name!r} has {plural(count, noun) if count else f'no {noun}s'}"
-            found.append(finding(kind, text, file=file, value=name))
+def class_findings(counts: Mapping[str, int], noun: str, file: str) -> list[Finding]:
+    """Unused, rare and single classes, and names that differ in case alone. `counts` by class of
+    "object"s, "image"s or "map"s with its pixels."""
+    found, names = [], [*counts]
+    present = sorted((name for name in names if counts[name]), key=lambda name: -counts[name])
+    there = f"{noun}s by class: {listed([f'{name!r} ({counts[name]})' for name in present], 5)}"
+    for name, count in counts.items():
+        if not count:
+            text = f"class {name!r} has no {'pixel' if noun == 'map' else noun}; {there}"
+            found.append(finding("unused-class", text, file=file, value=name))
+        elif count < RARE and noun != "map":
+            text = f"class {name!r} has {plural(count, noun)}"
+            found.append(finding("rare-class", text, file=file, value=name))
+    if len(names) == 1 and noun != "object":
+        text = f"{names[0]!r} is the only class"
+        found.append(finding("single-class", text, file=file, value=names[0]))
     by_folded: dict[str, list[str]] = {}
     for name in names:
         by_folded.setdefault(name.casefold().strip(), []).append(name)

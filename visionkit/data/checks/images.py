@@ -8,7 +8,7 @@ import logging
 import os
 import sqlite3
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -39,7 +39,7 @@ Size = tuple[int, int]  # (h, w)
 State = tuple[int, int]  # of a file: size in bytes, modification time in ns
 _Problem = tuple[str, str, Severity]  # kind, text that follows the file's name
 
-FORMAT = 2  # raise it with each change of what is stored, or of what an inspection finds
+FORMAT = 3  # raise it with each change of what is stored, or of what an inspection finds
 CACHE_LIMIT = 2**30  # bytes of all files; the least recently used are removed first
 MAX_THREADS = 16  # decoding releases Python's lock
 _BLOCK = 32  # images of a thread's task, which are remembered together
@@ -63,6 +63,8 @@ class ImageInfo(NamedTuple):
     format: str = ""
     loses: str = ""  # keys of `LOST`
     content: str = ""  # a hash of the file's bytes
+    numbers: str = ""  # of the pixels of a gray or palette image, with a space between two
+    colors: str = ""  # of the pixels as RGB, as one number each; empty if there are more than 256
 
     def size(self, exif: Exif) -> Size:
         """The size of the image as `read_image` returns it."""
@@ -84,7 +86,7 @@ def inspect_image(path: Path) -> ImageInfo:
         if getattr(image, "is_animated", False) and image.format in ("GIF", "WEBP", "PNG", "TIFF"):
             loses.append("frames")
         image.load()
-        image_io.to_rgb(image)
+        rgb = image_io.to_rgb(image)
         if _is_transparent(image):
             loses.append("alpha")
         with open(path, "rb") as file:
@@ -97,12 +99,20 @@ def inspect_image(path: Path) -> ImageInfo:
             format=image.format or "",
             loses=" ".join(loses),
             content=content.hexdigest(),
+            numbers=_distinct(image) if image.mode in ("L", "P") else "",
+            colors=_distinct(rgb),
         )
 
     try:
         return image_io.open_image(path, inspect)
     except Refused as refused:
         return ImageInfo(*refused.fault)
+
+
+def _distinct(image: Image.Image) -> str:
+    found: Any = image.getcolors(256) or ()  # with their counts
+    numbers = (v if isinstance(v, int) else v[0] << 16 | v[1] << 8 | v[2] for _, v in found)
+    return " ".join(map(str, sorted(numbers)))
 
 
 def _is_transparent(image: Image.Image) -> bool:
@@ -294,6 +304,18 @@ def image_findings(
     for (index, path, size), info in zip(maps, infos, strict=True):
         add(index, "semantic map", path, info, _map_problems(info, size, any_mode))
     return sorted(found, key=_image_index)
+
+
+def map_values(dataset: Dataset) -> Counter[int] | None:
+    """How many of the semantic maps hold each value, or color as one number; None if this is not
+    known of all. Maps that were inspected before are not read again."""
+    if not hasattr(dataset, "map_path"):
+        return None
+    paths = {dataset.map_path(index) for index in range(len(dataset))} - {None}
+    colored = getattr(dataset, "colored_maps", False)
+    infos = inspect_images(sorted(paths), "semantic maps")
+    found = [info.colors if colored else info.numbers for info in infos if not info.kind]
+    return Counter(int(v) for one in found for v in one.split()) if all(found) and found else None
 
 
 def _image_index(finding: Finding) -> int:

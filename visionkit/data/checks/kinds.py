@@ -192,7 +192,11 @@ _REPORTED = {  # never an error: title, hint
         "datasets of nothing but crowd regions",
         "annotate single objects: crowd regions are neither used in training nor scored",
     ),
-    "unused-class": ("classes without any object or image", "add some, or remove the class"),
+    "unused-class": ("classes that never occur", "add some, or remove the class"),
+    "single-class": (
+        "datasets with a single class",
+        "add other classes: where nothing can be confused, a perfect metric says nothing",
+    ),
     "rare-class": ("classes of fewer than 10 objects or images", "add some"),
     "no-annotations": ("images without objects", "right if the image is background"),
     "unlabeled-map": (

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,19 @@ import numpy as np
 
 from visionkit.config import Config
 from visionkit.config.components import head_class
-from visionkit.data.checks.findings import DONE, Finding, count_findings, finding
-from visionkit.data.checks.images import duplicate_files, inspect_images
+from visionkit.data.checks.findings import (
+    DONE,
+    Finding,
+    class_findings,
+    count_findings,
+    finding,
+)
+from visionkit.data.checks.images import duplicate_files, inspect_images, map_values
 from visionkit.data.checks.kinds import FINDING_KINDS, title
 from visionkit.data.contracts import original
 from visionkit.data.loading.source import Source, iter_splits, split_key
-from visionkit.errors import plural
-from visionkit.types import Dataset
+from visionkit.errors import listed, plural
+from visionkit.types import IGNORE, Dataset
 
 VERSION = 1  # of data.json
 
@@ -27,13 +34,17 @@ VERSION = 1  # of data.json
 def data_summary(
     sources: Iterable[Source],
     cross_split: Iterable[Finding],
-    images: Mapping[str, Iterable[Finding]] | None = None,
+    *found: Mapping[str, Iterable[Finding]],
 ) -> dict[str, Any]:
-    """The content of data.json: each dataset, with the findings about its images by `split_key`,
-    and the number of findings of each kind about training and validation data together."""
+    """The content of data.json: each dataset, with what was `found` about its images and classes by
+    `split_key`, and the number of findings of each kind about training and validation data
+    together."""
     described = {
         source.name: {
-            split: dataset_summary(dataset, (images or {}).get(split_key(source.name, split), ()))
+            split: dataset_summary(
+                dataset,
+                chain.from_iterable(one.get(split_key(source.name, split), ()) for one in found),
+            )
             for split, dataset in iter_splits(source)
         }
         for source in sources
@@ -42,15 +53,15 @@ def data_summary(
     return {"version": VERSION, "sources": described, "cross_split": kinds}
 
 
-def dataset_summary(dataset: Any, images: Iterable[Finding] = ()) -> dict[str, Any]:
+def dataset_summary(dataset: Any, found: Iterable[Finding] = ()) -> dict[str, Any]:
     """How many images and objects are used; what was dropped, fixed, and kept although something
     is wrong with it, by kind; a hash of the content; the class lists with the data's own ids."""
     if hasattr(dataset, "counts"):
         counts = dataset.counts()
     else:
         counts = count_findings(dataset.findings() if hasattr(dataset, "findings") else ())
-    of_images = count_findings(images)
-    counts = {done: kinds | of_images[done] for done, kinds in counts.items()}
+    more = count_findings(found)
+    counts = {done: kinds | more[done] for done, kinds in counts.items()}
     objects: Any = getattr(dataset, "num_objects", None)
     if unused := getattr(dataset, "num_unused", 0):
         objects -= unused
@@ -199,6 +210,77 @@ def _class_counts(dataset: Any) -> dict[str, dict[str, int]]:
         }
         for key, counts in inner.class_counts().items()
     }
+
+
+def all_class_findings(config: Config, sources: Iterable[Source]) -> dict[str, list[Finding]]:
+    """By `split_key`, the findings about the classes that the heads of each source predict."""
+    found: dict[str, list[Finding]] = {}
+    for source in sources:
+        keys = [head_class(config, head).class_key for head in source.feeds]
+        maps = config.data[source.name].check_images
+        for split, dataset in iter_splits(source):
+            where = split_key(source.name, split)
+            found[where] = dataset_class_findings(dataset, where, keys, maps=maps)
+    return found
+
+
+def dataset_class_findings(
+    dataset: Any, where: str, keys: Iterable[str | None], *, maps: bool = True
+) -> list[Finding]:
+    """The findings about the class lists of these target keys; those of semantic maps with `maps`,
+    which inspects them."""
+    found: list[Finding] = []
+    for key, counts in _class_counts(dataset).items():
+        if key in keys and any(counts.values()):
+            noun = "image" if key == "class_id" else "object"
+            found += class_findings(counts, noun, where)
+    inner = original(dataset)
+    if "semantic" in keys and maps and (values := map_values(inner)):
+        found += _map_class_findings(inner, where, values)
+    return found
+
+
+def _map_class_findings(dataset: Any, where: str, values: Counter[int]) -> list[Finding]:
+    """As `class_findings`, with the values in the semantic maps."""
+    names = dataset.classes["semantic"].names
+    classes = dataset.map_classes(values) if hasattr(dataset, "map_classes") else [*values]
+    counts = dict.fromkeys(names, 0)
+    meaning = {}  # of each value that occurs
+    for (value, count), number in zip(values.items(), classes, strict=True):
+        meaning[value] = "ignored" if number == IGNORE else "no class"
+        if 0 <= number < len(names):
+            counts[names[number]] += count
+            meaning[value] = repr(names[number])
+    shown = [f"{value} ({meaning[value]})" for value in sorted(values)]
+    there = f"; values in the maps: {listed(shown, 20)}"
+    hint = FINDING_KINDS["unused-class"].hint
+    if meaning.get(IGNORE) == "ignored" and len(values) == len(names):
+        colors = zip(names, sorted(values), strict=True)
+        palette = ", ".join(f"{name}: [{value}, {value}, {value}]" for name, value in colors)
+        hint = f"if {IGNORE} is a class, set `palette: {{{palette}}}`; else {hint}"
+    return [
+        found._replace(message=found.message + there, hint=hint)
+        if found.kind == "unused-class"
+        else found
+        for found in class_findings(counts, "map", where)
+    ]
+
+
+def class_lines(findings: Iterable[Finding]) -> list[str]:
+    """One line for each kind of warning about the classes of a dataset."""
+    by_kind: dict[str, list[Finding]] = {}
+    for found in findings:
+        if found.severity != "note":
+            by_kind.setdefault(found.kind, []).append(found)
+    return [
+        f"{first.file}: {first.message}{f'; the same holds for {_names(others)}' * bool(others)}: "
+        f"{first.hint}"
+        for first, *others in by_kind.values()
+    ]
+
+
+def _names(findings: Iterable[Finding]) -> str:
+    return listed([repr(found.value) for found in findings], 19)
 
 
 def _for_heads(config: Config, source: Source) -> Iterator[Finding]:

@@ -160,6 +160,8 @@ class Annotations:
         if (numbers >= 0).any():
             size = len(self.index.names["image_classes"])
             counts["class_id"] = np.bincount(numbers[numbers >= 0], minlength=size)
+        if self.attributes is not None:
+            counts["attributes"] = (self.attributes.values[self.selected.rows] == 1).sum(0)
         return counts
 
     def _find_files(self, images: Path, problems: Problems, links: Links) -> None:

@@ -16,7 +16,6 @@ from visionkit.data.checks.findings import (
     Finding,
     FindingCounts,
     Problems,
-    class_findings,
     count_findings,
     finding,
     place,
@@ -165,7 +164,7 @@ def choose_objects(
         faulty=faulty,
         actions=actions,
         others=int((~wanted).sum()),
-        remarks=_remarks(index, order, labels, iscrowd, classes, over[used[over]]),
+        remarks=_remarks(index, order, labels, iscrowd, over[used[over]]),
     )
 
 
@@ -174,7 +173,6 @@ def _remarks(
     order: np.ndarray,
     labels: np.ndarray,
     iscrowd: np.ndarray,
-    classes: Classes,
     over: np.ndarray,
 ) -> list[Finding]:
     """Findings about all objects together; `over` are the rows of used overhanging boxes."""
@@ -193,10 +191,6 @@ def _remarks(
         found.append(finding("xyxy-boxes", text, file=file, key="bbox"))
     if len(order) and iscrowd.all():
         found.append(finding("all-crowd", f"all {len(order)} objects are crowd regions", file=file))
-    if len(order):
-        of_class = labels[order][labels[order] >= 0]
-        counts = np.bincount(of_class, minlength=len(classes.names))
-        found += class_findings(classes.names, counts, "object", file)
     return found
 
 

@@ -13,7 +13,6 @@ from visionkit.data.checks.findings import (
     Finding,
     Problems,
     check_classes,
-    class_findings,
     finding,
 )
 from visionkit.data.files import is_visible, visible_files
@@ -108,11 +107,9 @@ class ImageFolder(Images):
         self.image_ids = list(range(len(self.file_names)))
 
     def findings(self) -> Iterator[Finding]:
-        """Skipped files, and unused or rare classes."""
+        """Skipped files."""
         for name in self._others:
             yield finding("other-file", f"{name} has no image suffix", file=str(self.root))
-        names, counts = self.classes["class_id"].names, self.class_counts()["class_id"]
-        yield from class_findings(names, counts, "image", str(self.root))
 
     def class_counts(self) -> dict[str, np.ndarray]:
         """The number of images of each class."""

@@ -8,17 +8,14 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from visionkit.config.schema import InputPath
 from visionkit.data.checks.findings import (
-    Finding,
     FindingCounts,
     check_classes,
-    class_findings,
     count_findings,
 )
 from visionkit.data.datasets.folder import kept_classes
@@ -93,16 +90,10 @@ class Idx:
         digest.update(self.identities.data)
         return digest.hexdigest()
 
-    def findings(self) -> Iterator[Finding]:
-        """Unused and rare classes."""
-        for key, counts in self.class_counts().items():
-            names = self.classes[key].names
-            yield from class_findings(names, counts, "image", self.file)
-
     def counts(self) -> FindingCounts:
-        """The number of findings of each kind, and of images of other classes."""
-        counts, others = count_findings(self.findings()), len(self._images) - len(self)
-        return {**counts, "dropped": {"other-class": others} if others else {}}
+        """The number of images of other classes."""
+        others = len(self._images) - len(self)
+        return {**count_findings(), "dropped": {"other-class": others} if others else {}}
 
     def class_counts(self) -> dict[str, np.ndarray]:
         """The number of images of each class."""

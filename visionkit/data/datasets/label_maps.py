@@ -117,6 +117,15 @@ class LabelMaps:
     def map_path(self, index: int) -> Path:
         return self.labels / self._maps[index]
 
+    def map_classes(self, numbers: Iterable[int]) -> list[int]:
+        """The classes of values in the maps, or of colors as one number each; 255 = ignore, -1 =
+        of no class."""
+        if self.colored_maps:
+            place = {int(color): i for i, color in enumerate(self._colors)}
+            numbers = (place.get(number, IGNORE) for number in numbers)
+            return [int(self._class_of[p]) if p < len(place) else -1 for p in numbers]
+        return self._class_of[[*numbers]].tolist()
+
     def __len__(self) -> int:
         return len(self.file_names)
 
