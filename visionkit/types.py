@@ -253,6 +253,7 @@ class Dataset(Protocol):
     - `image_ids` (N,) ints, the `image_id` of each sample
     - `identities` (N,) int64 with the key `identity`
     - `sizes` (N, 2): the (h, w) of all images, known before any is read
+    - `value_range`: an attribute that the source sets, see `visionkit.data.image_io.eight_bits`
     - `image_path(index)`, `map_path(index)`: its files, which are checked before training
     - `findings()`, `counts()`: what the checks at opening found, see `visionkit.data.checks`
     - `class_counts()`: the number of objects or images of each class, by class_key

@@ -10,6 +10,7 @@ from PIL import Image
 
 from support.damaged import (
     PNG,
+    Files,
     chunk,
     dataset_faults,
     faults_of,
@@ -19,7 +20,12 @@ from support.damaged import (
     tiff,
     turned,
 )
-from visionkit.data.checks.images import duplicate_files, inspect_images
+from visionkit.data.checks.images import (
+    duplicate_files,
+    image_findings,
+    inspect_images,
+    narrow_range,
+)
 from visionkit.data.datasets.coco import Coco, Crops
 from visionkit.data.datasets.folder import Images
 from visionkit.data.datasets.label_maps import LabelMaps
@@ -157,7 +163,8 @@ def test_sizes_are_compared_as_exif_turns_images(tmp_path, orientation):
             assert f"is {right[1]}x{right[0]}, but the annotations say {size[1]}x" in message
             other = "ignore" if exif == "apply" else "apply"
             assert (f"exif: {other}" in message) == (orientation == 6 and size == right[::-1])
-            assert ("swapped" in message) == (orientation != 6 and size == right[::-1])
+            assert ("if the annotations describe" in message) == (f"exif: {other}" in message)
+            assert ("swapped in the annotations" in message) == (size == right[::-1])
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 274])
@@ -233,3 +240,44 @@ def test_maps_by_color_may_have_any_mode(tmp_path):
     assert [(f.index, f.kind) for f in dataset_faults(data)] == [(1, "size")]
     data = LabelMaps(*folders, classes=["a"])
     assert [(f.index, f.kind) for f in dataset_faults(data)] == [(0, "values"), (1, "values")]
+
+
+def deep(path, highest, dtype=np.uint16):
+    values = np.linspace(0, highest, 64).reshape(8, 8)
+    Image.fromarray(values.astype(dtype)).save(path)
+
+
+def test_16_bit_images_that_use_a_part_of_the_range_are_told_once(tmp_path):
+    for i, highest in enumerate((4000, 3000)):
+        deep(tmp_path / f"{i}.png", highest)
+    data = Files([tmp_path / f"{i}.png" for i in range(2)], None, "apply")
+    found = image_findings(data, "data.train")
+    assert [one.kind for one in found] == ["image-bits"] * 2
+    (narrow,) = narrow_range(found, "data.train", data)
+    assert narrow.kind == "image-range" and narrow.severity == "warning"
+    assert "above 4000 of 65535" in narrow.message
+    assert "data.value_range=[0,4095]" in narrow.message
+    data.value_range = (0, 4095)
+    assert narrow_range(found, "data.train", data) == []
+    deep(tmp_path / "1.png", 60_000)
+    del data.value_range
+    assert narrow_range(image_findings(data, "data.train"), "data.train", data) == []
+
+
+def test_pixels_without_a_fixed_meaning_are_errors_unless_a_range_gives_it(tmp_path):
+    deep(tmp_path / "float.tif", 1, np.float32)
+    deep(tmp_path / "signed.tif", -1000, np.int32)
+    (tmp_path / "color.png").write_bytes(flat_png(4, 3, 300, depth=16))
+    paths = [tmp_path / name for name in ("float.tif", "signed.tif", "color.png")]
+    for _ in range(2):  # also as remembered
+        kinds = [(fault.kind, fault.severity) for fault in faults_of(paths)]
+        assert kinds == [("values", "error"), ("values", "error"), ("bits", "warning")]
+    data = Files(paths, None, "apply")
+    data.value_range = (-1000, 1000)
+    kinds = [(fault.index, fault.kind) for fault in dataset_faults(data) if fault.kind != "bits"]
+    assert kinds == [(2, "values")]  # Pillow has dropped half of the bits
+
+
+def test_a_fourth_band_that_is_not_alpha_is_told(tmp_path):
+    Image.new("RGBX", (4, 3)).save(tmp_path / "a.tif")
+    assert [fault.kind for fault in faults_of([tmp_path / "a.tif"])] == ["bands"]

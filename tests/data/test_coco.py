@@ -203,7 +203,12 @@ def test_whole_image_labels(tmp_path):
 def test_size_mismatch_names_both_and_hints_at_exif(tmp_path):
     data = save(tmp_path, small())
     Image.new("L", (10, 20)).save(tmp_path / "images" / "a.png")
-    with pytest.raises(DataError, match=r"10x20.*20x10.*exif: ignore"):
+    with pytest.raises(DataError, match=r"10x20.*20x10 \(height and width are swapped in the ann"):
+        data[0]
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("L", (20, 10)).save(tmp_path / "images" / "a.png", exif=turned)
+    with pytest.raises(DataError, match=r"10x20.*if the annotations describe.*exif: ignore"):
         data[0]
     Image.new("L", (21, 10)).save(tmp_path / "images" / "a.png")
     with pytest.raises(DataError, match=r"21x10.*20x10.*annotations are of another image"):

@@ -1,16 +1,25 @@
 """Images of every mode become the right 8-bit RGB values; every fault names the file."""
 
+import io
 import os
 import pickle
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin, features
 
 from support.damaged import flat_png, png
-from visionkit.data.image_io import is_image_file, read_image, read_label_map
-from visionkit.errors import DataError
+from visionkit.data.image_io import (
+    PLUGINS,
+    _import_plugin,
+    is_image_file,
+    read_image,
+    read_label_map,
+    to_pixels,
+)
+from visionkit.errors import ConfigError, DataError
 
 ORIENTATION = 0x0112
 
@@ -266,3 +275,213 @@ def test_label_maps_keep_their_numbers(tmp_path):
     Image.new("RGB", (3, 2)).save(tmp_path / "rgb.png")
     with pytest.raises(DataError, match="mode RGB"):
         read_label_map(tmp_path / "rgb.png")
+
+
+def same_everywhere(tmp_path, values, name="a.png", value_range=None):
+    """The pixels by path, as PIL image, array and tensor, which must be equal."""
+    image = Image.fromarray(values)
+    image.save(tmp_path / name)
+    with Image.open(tmp_path / name) as opened:
+        ways = [to_pixels(opened, value_range), to_pixels(image, value_range)]
+    ways += [to_pixels(values, value_range), to_pixels(torch.from_numpy(values), value_range)]
+    if values.ndim == 2:
+        ways += [to_pixels(values[..., None], value_range)]
+        ways += [to_pixels(torch.from_numpy(values)[None], value_range)]
+    expected = read_image(tmp_path / name, value_range=value_range)
+    for way in ways:
+        assert way.dtype == torch.uint8 and torch.equal(way, expected)
+    return expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 200, 255]], np.uint8), [0, 200, 255]),
+        (np.array([[0, 25700, 65535]], np.uint16), [0, 100, 255]),
+        (np.array([[1, 128, 129]], np.uint16), [0, 0, 1]),
+        (np.array([[0, 25700, 65535]], np.int32), [0, 100, 255]),
+        (np.array([[False, True, True]]), [0, 255, 255]),
+    ],
+)
+def test_one_rule_for_path_pil_array_and_tensor(tmp_path, values, expected):
+    name = "a.tif" if values.dtype == np.int32 else "a.png"
+    assert same_everywhere(tmp_path, values, name).tolist() == [[expected]] * 3
+
+
+@pytest.mark.parametrize(
+    ("values", "value_range", "expected"),
+    [
+        (np.array([[0, 2048, 4095, 5000]], np.uint16), (0, 4095), [0, 128, 255, 255]),
+        (np.array([[0, 1000, 1500, 2000]], np.uint16), (1000, 2000), [0, 0, 128, 255]),
+        (np.array([[-1000, 0, 500, 1000]], np.int32), (-1000, 1000), [0, 128, 191, 255]),
+        (np.array([[0.0, 0.25, 1.0, 1.5]], np.float32), (0, 1), [0, 64, 255, 255]),
+        (np.array([[0, 100, 200, 255]], np.uint8), (0, 4095), [0, 100, 200, 255]),  # 8 bits stay
+    ],
+)
+def test_a_value_range_maps_deep_pixels(tmp_path, values, value_range, expected):
+    found = same_everywhere(tmp_path, values, "a.tif", value_range)
+    assert found.tolist() == [[expected]] * 3
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((2, 3), 0.5, np.float32),
+        np.full((2, 3), 200, np.int32),  # 8 bits or 16?
+        np.full((2, 3), 70_000, np.int32),
+        np.full((2, 3), -1, np.int32),
+    ],
+)
+def test_what_has_no_fixed_meaning_is_refused_everywhere(tmp_path, values):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    for given in (Image.fromarray(values), values, torch.from_numpy(values)):
+        with pytest.raises(DataError, match=r"no fixed meaning .*data\.value_range="):
+            to_pixels(given)
+    with pytest.raises(DataError, match=r"a\.tif has .*no fixed meaning .*data\.value_range="):
+        read_image(tmp_path / "a.tif")
+
+
+def test_pixels_that_are_not_finite_are_refused_with_any_range(tmp_path):
+    values = np.array([[0.5, np.nan]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    for read in (read_image, lambda path, **options: to_pixels(values, **options)):
+        with pytest.raises(DataError, match="not finite"):
+            read(tmp_path / "a.tif", value_range=(0, 1))
+
+
+def test_a_value_range_is_refused_for_16_bit_colors_of_which_half_is_lost(tmp_path):
+    (tmp_path / "deep.png").write_bytes(flat_png(4, 3, 0x0FFF, depth=16))
+    with pytest.raises(DataError, match="colors of 16 bits"):
+        read_image(tmp_path / "deep.png", value_range=(0, 4095))
+    values = np.full((3, 4, 3), 4095, np.uint16)  # an array has both halves
+    assert to_pixels(values, (0, 4095)).unique().tolist() == [255]
+    assert to_pixels(values).unique().tolist() == [16]
+
+
+def test_arrays_and_tensors_of_gray_rgb_and_rgba():
+    rgb = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    alpha = np.concatenate([rgb, rgb[..., :1]], 2)
+    expected = torch.from_numpy(rgb).permute(2, 0, 1)
+    for given in (
+        rgb,
+        alpha,
+        rgb.astype(">u2") * 257,
+        expected,
+        torch.from_numpy(alpha.T.copy()).mT,
+    ):
+        assert torch.equal(to_pixels(given), expected)
+    found = to_pixels(rgb)
+    found += 1
+    assert rgb[0, 0, 0] == 0  # a copy
+    assert to_pixels(torch.full((3, 2, 2), 0.5, dtype=torch.bfloat16), (0, 1)).unique() == 128
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *(
+            np.zeros(shape, np.uint8)
+            for shape in ((0, 0, 3), (0, 4), (3,), (2, 4, 4, 3), (3, 4, 8))
+        ),
+        np.full((4, 4, 3), None),
+        np.zeros((4, 4, 3), complex),
+        torch.zeros(4, 4, 3, 3),
+        None,
+        7,
+        [1, 2],
+    ],
+)
+def test_anything_else_is_told_with_what_is_accepted(given):
+    with pytest.raises(ConfigError, match=r"got .*; expected a file name, a PIL image, an array"):
+        to_pixels(given)
+
+
+def test_a_closed_pil_image_is_told(tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "a.png")
+    image = Image.open(tmp_path / "a.png")
+    image.close()
+    with pytest.raises(ConfigError, match="closed or cannot be decoded"):
+        to_pixels(image)
+
+
+def tiff_of(bands, bits, sample):
+    """A TIFF header with those tags."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[256], tags[257], tags[258], tags[259] = 4, 3, (bits,) * bands, 1
+    tags[262], tags[277], tags[339] = 1, bands, (sample,) * bands
+    tags[273], tags[278], tags[279] = 8, 3, 4 * 3 * bands * bits // 8
+    file = io.BytesIO()
+    tags.save(file)
+    return file.getvalue() + bytes(4 * 3 * bands * bits // 8)
+
+
+@pytest.mark.parametrize(
+    ("bands", "bits", "sample", "says"),
+    [
+        (6, 16, 1, "6 bands of 16-bit unsigned integers"),
+        (8, 8, 1, "8 bands of 8-bit unsigned integers"),
+        (3, 32, 3, "3 bands of 32-bit floats"),
+        (3, 16, 2, "3 bands of 16-bit signed integers"),
+        (1, 64, 3, "1 band of 64-bit floats"),
+    ],
+)
+def test_a_tiff_of_other_bands_or_values_is_told_as_such(tmp_path, bands, bits, sample, says):
+    (tmp_path / "many.tif").write_bytes(tiff_of(bands, bits, sample))
+    with pytest.raises(DataError, match=rf"is a TIFF of {says}, which .*save 1 \(gray\) or 3"):
+        read_image(tmp_path / "many.tif")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\0\0\0\x20ftypheic\0\0\0\0mif1heic", "HEIF.* or install pillow-heif"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n\0\0", "JXL.* or install pillow-jxl-plugin"),
+        (b"\xff\x0a\0\0\0\0\0\0\0\0\0\0", "JXL.* or install pillow-jxl-plugin"),
+        (b"\0\0\0\x20ftypavif\0\0\0\0avifmif1", "AVIF.*convert it"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14", "JPEG2000.*convert it"),
+        (b"%PDF-1.7", "PDF.*convert it"),
+        (b"8BPS\0\1", "Photoshop.*convert it"),
+        (b"\0" * 128 + b"DICM", "DICOM.*convert it"),
+        (b"\x93NUMPY\1\0", "NumPy.*convert it"),
+    ],
+)
+def test_other_formats_are_named_with_the_way_out(tmp_path, monkeypatch, content, says):
+    for name in ("HEIF", "JXL"):
+        monkeypatch.delitem(Image.OPEN, name, raising=False)
+    monkeypatch.setattr("visionkit.data.image_io.import_module", Mock(side_effect=ImportError))
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=f"has the format {says}"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(("suffix", "feature"), [("avif", "avif"), ("jp2", "jpg_2000")])
+def test_formats_that_pillow_reads_work(tmp_path, suffix, feature):
+    if not features.check(feature):
+        pytest.skip(f"this Pillow lacks {feature}")
+    Image.new("RGB", (16, 8), (10, 200, 30)).save(tmp_path / f"a.{suffix}", quality=100)
+    assert np.abs(np.subtract(pixel(tmp_path / f"a.{suffix}"), [10, 200, 30])).max() <= 4
+    assert is_image_file(tmp_path / f"a.{suffix}")
+
+
+@pytest.mark.parametrize(("name", "module"), [("HEIF", "pillow_heif"), ("JXL", "pillow_jxl")])
+def test_installed_plugins_work(tmp_path, name, module):
+    pytest.importorskip(module)
+    suffix = PLUGINS[name].suffixes[0]
+    _import_plugin(name)
+    Image.new("RGB", (16, 8), (10, 200, 30)).save(tmp_path / f"a{suffix}", quality=100)
+    Image.OPEN.pop(name)  # as in a process that has not imported it
+    assert np.abs(np.subtract(pixel(tmp_path / f"a{suffix}"), [10, 200, 30])).max() <= 6
+
+
+def test_a_plugin_is_imported_when_a_file_needs_it(tmp_path, monkeypatch):
+    content = b"\0\0\0\x20ftypheic\0\0\0\0mif1heic"
+    (tmp_path / "a.heic").write_bytes(content)
+
+    def register(module):
+        assert module == "pillow_heif.HeifImagePlugin"
+        opener = Mock(return_value=Image.new("RGB", (4, 3), (10, 20, 30)))
+        monkeypatch.setitem(Image.OPEN, "HEIF", (opener, None))
+
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.setattr("visionkit.data.image_io.import_module", register)
+    assert pixel(tmp_path / "a.heic") == [10, 20, 30]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.damaged import dataset_faults
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.errors import DataError
 from visionkit.types import Classes
@@ -79,14 +80,14 @@ def test_ignored_and_first_number(folder):
     data = opened(folder, classes=CLASSES, ignore=0, first=1)
     assert data[0].semantic.tolist() == [[255, 0, 1], [2, 255, 255]]
     numbers(folder / "labels" / "b.png", [[0, 1, 2], [255, 0, 0]])
-    with pytest.raises(DataError, match=r"b\.png: no class has the value 255; there are 3"):
+    with pytest.raises(DataError, match=r"b\.png cannot be used: no class has the value 255; "):
         opened(folder, classes=CLASSES, ignore=None)[0]
 
 
 def test_values_beyond_the_classes(folder):
     numbers(folder / "labels" / "b.png", [[0, 3, 9], [255, 0, 0]])
     data = opened(folder, classes=CLASSES)
-    with pytest.raises(DataError, match=r"b\.png: no class has the value 3, 9; there are 3"):
+    with pytest.raises(DataError, match=r"b\.png .* no class has the value 3, 9; there are 3"):
         data[0]
 
 
@@ -143,7 +144,7 @@ def test_exif(folder):
     turned = Image.Exif()
     turned[0x0112] = 6
     image(folder / "images" / "b.jpg", exif=turned)
-    with pytest.raises(DataError, match="or set `exif: ignore` on the dataset"):
+    with pytest.raises(DataError, match=r"if the map is of the image as it is stored, .*: ignore`"):
         opened(folder, classes=CLASSES)[0]
     assert opened(folder, classes=CLASSES, exif="ignore")[0].size == (2, 3)
 
@@ -157,3 +158,83 @@ def test_empty_and_missing_folders(tmp_path):
         opened(tmp_path, classes=CLASSES)
     with pytest.raises(DataError, match="got 256"):
         opened(tmp_path, classes=[str(k) for k in range(256)])
+
+
+def test_a_pattern_pairs_maps_with_images(tmp_path):
+    for name in ("b", "deep/a"):
+        image(tmp_path / "images" / f"{name}.jpg")
+        numbers(tmp_path / "labels" / f"{name}_gtFine_labelTrainIds.png", [[0, 1, 2], [0, 0, 0]])
+        numbers(tmp_path / "labels" / f"{name}_gtFine_color.png", [[9, 9, 9], [9, 9, 9]])
+    pattern = "{stem}_gtFine_labelTrainIds.png"
+    data = opened(tmp_path, classes=CLASSES, labels_pattern=pattern)
+    assert data.file_names == ["b.jpg", "deep/a.jpg"]
+    assert data.map_path(1) == tmp_path / "labels" / "deep" / f"a{pattern.removeprefix('{stem}')}"
+    assert data[1].semantic.tolist() == [[0, 1, 2], [0, 0, 0]]
+    image(tmp_path / "images" / "lonely.jpg")
+    with pytest.raises(
+        DataError, match=r"lonely\.jpg: its map lonely_gtFine_labelTrainIds\.png is"
+    ):
+        opened(tmp_path, classes=CLASSES, labels_pattern=pattern)
+    for wrong in ("gtFine.png", "{stem}_gtFine", "a/{stem}.png", "{stem}.txt"):
+        with pytest.raises(DataError, match="labels_pattern: got"):
+            opened(tmp_path, classes=CLASSES, labels_pattern=wrong)
+
+
+@pytest.mark.parametrize("given", [{}, {"images_pattern": "{stem}_leftImg8bit.png"}])
+def test_the_names_of_cityscapes(tmp_path, given):
+    for name in ("aachen/aachen_000000_000019", "bonn/bonn_000001_000019"):
+        image(tmp_path / "images" / f"{name}_leftImg8bit.png")
+        numbers(tmp_path / "labels" / f"{name}_gtFine_labelTrainIds.png", [[0, 1, 2], [0, 0, 0]])
+        numbers(tmp_path / "labels" / f"{name}_gtFine_instanceIds.png", [[0, 0, 0], [0, 0, 0]])
+    pattern = "{stem}_gtFine_labelTrainIds.png"
+    data = opened(tmp_path, classes=CLASSES, labels_pattern=pattern, **given)
+    assert [data.map_path(i).name for i in range(2)] == [
+        "aachen_000000_000019_gtFine_labelTrainIds.png",
+        "bonn_000001_000019_gtFine_labelTrainIds.png",
+    ]
+    assert data.image_path(1).name == "bonn_000001_000019_leftImg8bit.png"
+
+
+@pytest.mark.parametrize(
+    ("mode", "color"), [("RGB", (0, 64, 128)), ("1", 1), ("RGBA", (1, 1, 1, 255)), ("I;16", 300)]
+)
+def test_maps_of_another_mode_name_the_palette(folder, mode, color):
+    Image.new(mode, (3, 2), color).save(folder / "labels" / "b.png")
+    with pytest.raises(DataError, match=r"b\.png has mode .*`palette: \{background: \[0, 0, 0\], "):
+        opened(folder, classes=CLASSES)[0]
+    if mode == "1":  # as the message says
+        palette = {"background": [0, 0, 0], "cat": [255, 255, 255]}
+        Image.new("1", (3, 2), 1).save(folder / "labels" / "deep" / "a.png")
+        assert opened(folder, palette=palette)[0].semantic.tolist() == [[1] * 3] * 2
+
+
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ([[1, 2, 3], [3, 2, 1]], "set `first: 1`; else"),
+        ([[1, 2, 3], [0, 0, 0]], "set `first: 1` and `ignore: 0`; else"),
+        ([[0, 127, 127], [0, 0, 0]], "or give the gray levels as `palette`"),
+    ],
+)
+def test_values_of_no_class_name_what_may_be_meant(folder, values, hint):
+    numbers(folder / "labels" / "b.png", values)
+    with pytest.raises(DataError, match=hint) as caught:
+        opened(folder, classes=CLASSES)[0]
+    assert ("first" in hint) == ("begin at 1" in str(caught.value))
+
+
+def test_names_in_two_unicode_forms_are_told_apart(folder):
+    image(folder / "images" / "caf\u00e9.jpg")  # one character
+    numbers(folder / "labels" / "cafe\u0301.png", [[0, 1, 2], [0, 0, 0]])  # two
+    with pytest.raises(DataError) as caught:
+        opened(folder, classes=CLASSES)
+    assert "the same name in another Unicode form (NFC)" in str(caught.value)
+    assert "the same name in another Unicode form (NFD)" in str(caught.value)
+
+
+def test_wrong_values_are_found_before_training(folder):
+    numbers(folder / "labels" / "b.png", [[0, 3, 9], [255, 0, 0]])
+    (fault,) = dataset_faults(opened(folder, classes=CLASSES))
+    assert fault.kind == "values" and "no class has the value 3, 9" in fault.message
+    numbers(folder / "labels" / "b.png", [[0, 2, 1], [255, 0, 0]])
+    assert dataset_faults(opened(folder, classes=CLASSES)) == []

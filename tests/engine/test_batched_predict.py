@@ -12,6 +12,7 @@ from PIL import Image
 import visionkit
 from support.paths import ROOT
 from visionkit.config import load_config
+from visionkit.data.image_io import read_image
 from visionkit.engine.predict import Predictor, predict_each
 from visionkit.engine.results import predict_files
 from visionkit.errors import ConfigError, DataError
@@ -47,6 +48,8 @@ def files(tmp_path):
 
 class Counting:
     """A predictor that remembers the shapes of its batches."""
+
+    read = staticmethod(read_image)
 
     def __init__(self, predictor):
         self.predictor, self.batches = predictor, []

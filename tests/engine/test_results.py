@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from visionkit.data.image_io import SUFFIXES, read_image
 from visionkit.engine.predict import Prediction, find_images
 from visionkit.engine.results import (
     EMBEDDINGS,
@@ -15,6 +16,7 @@ from visionkit.engine.results import (
     predict_files,
     to_records,
 )
+from visionkit.errors import DataError
 from visionkit.types import Classes
 from visionkit.visualization.draw import draw, draw_all
 
@@ -122,6 +124,8 @@ class OfPrediction:
         def __init__(self):
             self.heads = {}
 
+    read = staticmethod(read_image)
+
     def __init__(self, prediction):
         self.prediction, self.model = prediction, self.Model()
 
@@ -152,3 +156,19 @@ def test_images_of_one_name_have_their_paths(tmp_path):
     inputs = [tmp_path / "one", tmp_path / "two", tmp_path / "one/b.png"]
     names = [name for _, name in find_images(inputs)]
     assert names == [f"{tmp_path}/one/a.png", "b.png", f"{tmp_path}/two/a.png", "b.png"]
+
+
+def test_files_of_a_folder_that_are_passed_over_are_named(tmp_path, caplog):
+    for name in ("a.png", "deep/b.jpg", "notes.txt", "deep/c.xyz", ".hidden", "d.PNG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert len(find_images([tmp_path])) == 3
+    (told,) = caplog.messages
+    assert told == "2 files without the suffix of an image skipped: c.xyz, notes.txt"
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "e.jxl").touch()
+    if ".jxl" not in SUFFIXES:
+        with pytest.raises(
+            DataError, match=r"no images .*e\.jxl; convert them, or install pillow-j"
+        ):
+            find_images([tmp_path / "none"])

@@ -38,7 +38,7 @@ class Colors(nn.Module):
 
 
 def predictor_of(model):
-    source = SimpleNamespace(image_size=32, feeds=list(model.heads))
+    source = SimpleNamespace(image_size=32, value_range=None, feeds=list(model.heads))
     train = SimpleNamespace(device="cpu", precision="fp32", channels_last=False)
     config = SimpleNamespace(data={"main": source}, heads=dict.fromkeys(model.heads), train=train)
     return Predictor(model, config, {}, fold=False)

@@ -95,6 +95,7 @@ class SourceConfig:
     feeds: list[str]
     batch_size: Count = 8
     image_size: Side | tuple[Side, Side] = 320  # longest side, or at most (shortest, longest)
+    value_range: tuple[float, float] | None = None  # of pixels of more than 8 bits, as [low, high]
     transforms: list[dict[str, Any]] | None = None  # null: the default of the heads; []: none
     labeled_classes: list[str] | None = None  # null: all classes of the dataset
     images_per_identity: Annotated[int, Range(2)] | None = None  # in a batch

@@ -149,6 +149,9 @@ def _check_source(
     size = fitting.get("image_size")
     if isinstance(size, tuple) and size[0] > size[1]:
         problems.add((*key, "image_size"), f"got {list(size)}; expected [shortest, longest]")
+    span = fitting.get("value_range")
+    if isinstance(span, tuple) and not span[0] < span[1]:
+        problems.add((*key, "value_range"), f"got {list(span)}; expected [low, high], low < high")
     group, batch_size = fitting.get("images_per_identity"), fitting.get("batch_size", 8)
     if group and (batch_size % group or batch_size < 2 * group):
         wanted = f"a divisor of batch_size, which is {batch_size}, for at least two identities"

@@ -61,14 +61,10 @@ def open_sources(
     for name, split in [pair for pair in wanted if pair not in skip]:
         spec, where = config.data[name], split_key(name, split)
         try:
-            dataset = build("datasets", getattr(spec, split))
-            check_dataset(getattr(spec, split)["type"], dataset)
-            if len(dataset) == 0:
-                raise DataError(f"{getattr(spec, split)['type']}: no images")
+            opened[name, split] = dataset = _open(getattr(spec, split), spec.value_range)
         except (ConfigError, DataError) as error:
             errors.append(_located(where, error, _generated_hint(spec, split)))
             continue
-        opened[name, split] = dataset
         errors += _check_keys(where, dataset, spec.feeds, config)
         errors += _check_objects(where, dataset, split)
     lists = class_lists(class_keys(config), config.data, opened, classes or {})
@@ -77,7 +73,8 @@ def open_sources(
         try:
             opened[name, split] = class_mapped(where, dataset, lists[name], spec.labeled_classes)
         except DataError as error:
-            errors.append(_located(where, error, _generated_hint(spec, split), "classes"))
+            hint = _generated_hint(spec, split) + _other_classes_hint(where, dataset, error)
+            errors.append(_located(where, error, hint, "classes"))
     sources = [
         Source(
             name=name,
@@ -123,6 +120,30 @@ def head_classes(config: Config, sources: list[Source]) -> dict[str, Classes]:
     }
 
 
+def _open(section: dict[str, Any], value_range: tuple[float, float] | None) -> Dataset:
+    dataset = build("datasets", section)
+    check_dataset(section["type"], dataset)
+    if len(dataset) == 0:
+        raise DataError(f"{section['type']}: no images")
+    if value_range is not None:
+        if not hasattr(dataset, "value_range"):
+            what = f"{section['type']} reads no pixels of more than 8 bits"
+            raise ConfigError(f"value_range: {what}; remove this key")
+        dataset.value_range = value_range
+    return dataset
+
+
+def _other_classes_hint(where: str, dataset: Any, error: DataError) -> str:
+    """What to do about classes that the lists lack."""
+    if "not expected" not in str(error):
+        return ""
+    if hasattr(dataset, "other_classes"):
+        return f"\n  to drop the objects of other classes, set {where}.other_classes=ignore"
+    if "class_id" in dataset.keys:
+        return f"\n  to use the images of some classes alone, name these in {where}.only"
+    return ""
+
+
 def _located(where: str, error: VisionkitError, hint: str, kind: str = "file") -> VisionkitError:
     """The same error with the key of the dataset in front."""
     message = f"{where}: {error}{hint}"
@@ -151,6 +172,16 @@ def _check_objects(where: str, dataset: Dataset, split: str) -> list[DataError]:
     return [DataError(f"{where}: {text}", [found])] if split == "train" else []
 
 
+_HINTS = {  # for a head that needs a key of a sample, which the dataset does not give
+    "masks": "Annotate masks (and do not set `masks: false`), use a head for boxes alone, such as "
+    "`type: FasterRCNN` (`task: detection`)",
+    "semantic": "Make maps of the masks with `semantic: paint`, name a folder of maps (LabelMaps)",
+    "attributes": "Write `attributes` of the annotations into the file",
+    "identity": "Name each image's class or identity (ImageFolder, Crops)",
+    "class_id": "Put images into a folder for each class (ImageFolder)",
+}
+
+
 def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) -> list[DataError]:
     """An error for each target key that a fed head needs and the dataset lacks or has faults in."""
     errors, given = [], ", ".join(dataset.keys) or "only images"
@@ -162,9 +193,10 @@ def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) 
                 text = f"{where}: {unusable[key].message()}\n  (needed by head {head!r})"
                 errors.append(DataError(text, unusable[key].findings))
             elif key not in dataset.keys:
+                hint = f"{_HINTS[key]}, or feed" if key in _HINTS else "Feed"
                 text = (
                     f"gives no {key!r} (needed by head {head!r}, {cls.__name__}); it gives "
-                    f"{given}. Feed {head!r} from another source"
+                    f"{given}. {hint} {head!r} from another source"
                 )
                 found = finding("config", text, file=where, key=key)
                 errors.append(DataError(f"{where}: {text}", [found]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,6 +38,28 @@ _BEGINNINGS = {  # of files that are something else than expected
     b"PK\x03\x04": Fault("archive", "is a zip archive: unpack it first"),
 }
 
+# Formats by regular expressions of their first bytes. The first four are read where Pillow or a
+# plugin of it can; see `image_io.PLUGINS`.
+_FORMATS = {
+    "AVIF": rb".{4}ftyp(avi[fs]|.{0,32}avif)",
+    "HEIF": rb".{4}ftyp(hei[cmsx]|hev[cmx]|mif1|msf1)",
+    "JPEG2000": rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
+    "JXL": rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a",
+    "DICOM": rb".{128}DICM",
+    "NumPy": rb"\x93NUMPY",
+    "OpenEXR": rb"\x76\x2f\x31\x01",
+    "Radiance HDR": rb"#\?(RADIANCE|RGBE)",
+    "Photoshop": rb"8BPS",
+    "PDF": rb"%PDF",
+    "video": rb".{4}ftyp|RIFF.{4}AVI |\x1aE\xdf\xa3",
+}
+
+
+def format_of(start: bytes) -> str | None:
+    """The format, a key of `_FORMATS`, of a file with these first bytes."""
+    found = (name for name, regex in _FORMATS.items() if re.match(regex, start, re.DOTALL))
+    return next(found, None)
+
 
 def diagnose(path: str | Path) -> str:
     """Why a file cannot be read: a clause that follows its name, such as `is empty: download it
@@ -62,6 +86,9 @@ def find_fault(path: str | Path) -> Fault:
     for beginning, fault in _BEGINNINGS.items():
         if start.lstrip().startswith(beginning):
             return fault
+    if name := format_of(start):
+        clause = f"has the format {name}, which cannot be read here: convert it to PNG or JPEG"
+        return Fault("format", clause)
     return Fault("damaged", "is damaged, cut short or of another format: check or replace it")
 
 
@@ -74,6 +101,19 @@ def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
             if os.path.islink(path := os.path.join(folder, name)):
                 log.warning("%s is a link to a folder and is not followed", printable(path))
         yield from ((folder, name) for name in filter(is_visible, names))
+
+
+def other_form(name: str, names: Collection[str]) -> str:
+    """A clause if `names` has the name in another Unicode form, such as a letter and its accent as
+    two characters (NFD, as macOS writes names) instead of one (NFC); else ""."""
+    if name.isascii():
+        return ""
+    normal = functools.partial(unicodedata.normalize, "NFC")
+    twin = next((one for one in names if one != name and normal(one) == normal(name)), None)
+    if twin is None:
+        return ""
+    kind = "NFC" if unicodedata.is_normalized("NFC", twin) else "NFD"
+    return f", but the same name in another Unicode form ({kind}) is: rename one of the two"
 
 
 def is_visible(name: str) -> bool:
@@ -127,7 +167,8 @@ def unusable(
             folders[folder] = _Listing(os.path.join(root, folder), home)
         listing = folders[folder]
         if not listing.holds(base):
-            yield i, "missing-file", f"it is not in {printable(root)}"
+            twin = other_form(base, listing.names | listing.links)
+            yield i, "missing-file", f"it is not in {printable(root)}{twin}"
         elif links == "inside" and (elsewhere := listing.leads_out(base)):
             what = f"it is a link, or passes one, that leads out to {printable(elsewhere)}"
             yield i, "path", what

@@ -1,26 +1,33 @@
 """Read images: every mode becomes 8-bit RGB, every failure a DataError that names the file.
 
-Pillow decodes, never `torchvision.io`, which can crash the process on a corrupt PNG.
+Pillow decodes, never `torchvision.io`, which can crash the process on a corrupt PNG. Files, PIL
+images, arrays and tensors follow the same rules; see `eight_bits`.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
-from visionkit.data.files import Fault, find_fault
-from visionkit.errors import DataError, printable
+from visionkit.data.files import Fault, find_fault, format_of
+from visionkit.errors import ConfigError, DataError, plural, printable
 
 Exif: TypeAlias = Literal["apply", "ignore"]  # whether an EXIF orientation turns the image
+Size: TypeAlias = tuple[int, int]  # (h, w)
+ValueRange: TypeAlias = tuple[float, float]  # pixel values that become 0 and 255
 
 FORMATS = {  # that are read, with their suffixes
     "JPEG": (".jpg", ".jpeg"),
@@ -31,7 +38,45 @@ FORMATS = {  # that are read, with their suffixes
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm"),
 }
-SUFFIXES = tuple(chain.from_iterable(FORMATS.values()))
+
+
+class Plugin(NamedTuple):
+    """What reads a format that not every Pillow reads."""
+
+    suffixes: tuple[str, ...]
+    module: str  # what `_import_plugin` imports
+    package: str  # what to install
+    feature: str = ""  # of Pillow itself
+
+
+PLUGINS = {
+    "AVIF": Plugin((".avif",), "pillow_avif", "pillow-avif-plugin", "avif"),
+    "HEIF": Plugin((".heic", ".heif"), "pillow_heif", "pillow-heif"),
+    "JPEG2000": Plugin((".jp2", ".j2k"), "", "a Pillow with OpenJPEG", "jpg_2000"),
+    "JXL": Plugin((".jxl",), "pillow_jxl", "pillow-jxl-plugin"),
+}
+
+
+def _import_plugin(name: str) -> None:
+    """Import what registers a format with Pillow, if it is installed."""
+    with suppress(ImportError):
+        if name == "AVIF":
+            import_module("pillow_avif")
+        elif name == "HEIF":
+            import_module("pillow_heif.HeifImagePlugin")
+        elif name == "JXL":
+            import_module("pillow_jxl")
+
+
+def _is_readable(plugin: Plugin) -> bool:
+    known = plugin.feature in (*features.modules, *features.codecs)
+    if known and features.check(plugin.feature):
+        return True
+    return bool(plugin.module) and find_spec(plugin.module) is not None
+
+
+_READABLE = {name: plugin.suffixes for name, plugin in PLUGINS.items() if _is_readable(plugin)}
+SUFFIXES = tuple(chain(*FORMATS.values(), *_READABLE.values()))  # of images in folders
 MAX_PIXELS = 178_956_970  # Pillow itself refuses more, as a decompression bomb
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -44,6 +89,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SAMPLES = {1: "unsigned integers", 2: "signed integers", 3: "floats", 5: "complex", 6: "complex"}
 
 T = TypeVar("T")
 
@@ -53,31 +99,157 @@ def is_image_file(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def read_image(path: str | Path, *, exif: Exif = "apply") -> Tensor:
+def suffixes_of(format: str) -> tuple[str, ...]:
+    """The suffixes of an image format by Pillow's name."""
+    if format == "MPO":  # a JPEG with more images behind the first
+        return FORMATS["JPEG"]
+    return FORMATS[format] if format in FORMATS else PLUGINS[format].suffixes
+
+
+def read_image(
+    path: str | Path, *, exif: Exif = "apply", value_range: ValueRange | None = None
+) -> Tensor:
     """The image as (3, h, w) uint8 RGB, channels last in memory.
 
-    Alpha is dropped, the first frame of an animation is used, and 16-bit gray is divided by 257.
-    With `exif="apply"` the image is turned upright (Pillow always does so with TIFF files). Raises
-    DataError if the file cannot be read, has more than `MAX_PIXELS` pixels (checked before
-    decoding), or has values without a fixed meaning as 8 bits.
+    Alpha is dropped, the first frame of an animation is used, and pixels of more than 8 bits
+    become 8 bits as `eight_bits` says. With `exif="apply"` the image is turned upright (Pillow
+    always does so with TIFF files). Raises DataError if the file cannot be read, has more than
+    `MAX_PIXELS` pixels (checked before decoding), or has values without a fixed meaning as 8 bits.
     """
-    rgb = _read(path, lambda image: to_rgb(upright(image, exif)))
+
+    def convert(image: Image.Image) -> Image.Image:
+        if value_range is not None and is_deep_color(image):
+            raise Refused(DEEP_COLOR)
+        return to_rgb(upright(image, exif), value_range)
+
+    return _as_tensor(_read(path, convert))
+
+
+def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
+    """A PIL image, an array or a tensor as (3, h, w) uint8 RGB, by the rules of `read_image`.
+
+    Arrays are (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); tensors (h, w), (1, h, w), (3, h, w) or
+    (4, h, w). Raises ConfigError for anything else, DataError for values without a fixed meaning.
+    """
+    try:
+        if isinstance(image, Image.Image):
+            return _as_tensor(to_rgb(upright(image, "apply"), value_range))
+        values = eight_bits(_channels_last(image), value_range)
+    except Refused as refused:
+        raise DataError(f"{type(image).__name__} {refused.fault.clause}") from None
+    except (OSError, ValueError, SyntaxError) as error:  # of Pillow; our own are ValueErrors too
+        if isinstance(error, ConfigError):
+            raise
+        text = f"the PIL image is closed or cannot be decoded [{printable(str(error))}]"
+        raise ConfigError(f"{text}: open it again") from error
+    rgb = values[..., :3] if values.shape[2] > 1 else values.repeat(3, 2)
+    return torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+
+
+def _channels_last(image: Any) -> np.ndarray:
+    """The values (h, w, 1), (h, w, 3) or (h, w, 4) of an array or a tensor."""
+    values, channels = image, -1
+    if isinstance(image, Tensor):
+        plain = image.detach().cpu()
+        values = (plain.float() if plain.is_floating_point() else plain).numpy()
+        channels = 0
+    if isinstance(values, np.ndarray):
+        gray = values[..., None] if values.ndim == 2 else values
+        if channels == 0 and values.ndim == 3:
+            gray = np.moveaxis(values, 0, -1)
+        if (
+            gray.ndim == 3
+            and gray.size
+            and gray.shape[2] in (1, 3, 4)
+            and gray.dtype.kind in "buif"
+        ):
+            return gray
+    found = type(image).__name__
+    if isinstance(values, np.ndarray):
+        found += f" of shape {values.shape} and type {image.dtype}"
+    raise ConfigError(
+        f"got {found}; expected a file name, a PIL image, an array (h, w) or (h, w, 3), or a "
+        "tensor (h, w) or (3, h, w), with gray or RGB pixels; several images are a list"
+    )
+
+
+def _as_tensor(rgb: Image.Image) -> Tensor:
     pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
     return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
 
 
-def label_mode_fault(mode: str) -> Fault | None:
+def eight_bits(values: np.ndarray, value_range: ValueRange | None = None) -> np.ndarray:
+    """Pixel values of any type as uint8.
+
+    8-bit values stay; false and true become 0 and 255. With `value_range` (low, high), others are
+    mapped linearly: low becomes 0 and high 255, and what is beyond is clipped. Without it, 16-bit
+    values are divided by 257, and so are other integers if they are 0..65535 and not all below
+    256, which could also mean 8 bits. Raises `Refused` for the rest.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == bool:
+        return values * np.uint8(255)
+    if fault := range_fault(values.dtype, float(values.min()), float(values.max()), value_range):
+        raise Refused(fault)
+    low, high = value_range or (0, 65535)
+    scaled = values.astype(np.float32 if values.itemsize <= 2 else np.float64)
+    return ((scaled.clip(low, high) - low) * (255 / (high - low)) + 0.5).astype(np.uint8)
+
+
+def range_fault(
+    dtype: np.dtype | str, low: float, high: float, value_range: ValueRange | None
+) -> Fault | None:
+    """Why pixels of more than 8 bits, from `low` to `high`, have no meaning as 8 bits."""
+    kind = np.dtype(dtype).kind
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Fault("values", "has pixels that are not finite: replace them")
+    sure = np.dtype(dtype) == np.uint16 or 255 < high <= 65535 or high == 0
+    if value_range is not None or (kind != "f" and low >= 0 and sure):
+        return None
+    name = "floating-point" if kind == "f" else "integer"
+    clause = (
+        f"has {name} pixels from {low:.6g} to {high:.6g}, which have no fixed meaning as 8 bits"
+    )
+    hint = "save it with 8 or 16 bits, or give their range as data.value_range=[low,high]"
+    return Fault("values", f"{clause}: {hint}")
+
+
+DEEP_COLOR = Fault(
+    "values",
+    "has colors of 16 bits, of which Pillow reads the upper 8: `data.value_range` applies to gray "
+    "images alone; save it with 8 bits",
+)
+
+
+def is_deep_color(image: Image.Image) -> bool:
+    """Whether an image that is not decoded yet has colors of 16 bits, which become 8 bits then."""
+    tiles = getattr(image, "tile", ())
+    return not image.mode.startswith("I") and any(";16" in str(tile.args) for tile in tiles)
+
+
+def deep_values(image: Image.Image) -> np.ndarray | None:
+    """The pixels (h, w) of a decoded gray image of more than 8 bits; None for others."""
+    if not image.mode.startswith(("I", "F")):
+        return None
+    values = np.asarray(image)
+    return values.astype(np.uint16) if image.format == "PNG" else values  # older Pillow: int32
+
+
+def label_mode_fault(mode: str, hint: str = "convert it") -> Fault | None:
     """Why an image of that mode cannot be a semantic map; None if it can."""
     if mode in ("L", "P"):
         return None
-    return Fault("values", f"has mode {mode}: a semantic map must be 8-bit gray or palette")
+    clause = f"has mode {mode}: a semantic map must be 8-bit gray or palette; {hint}"
+    return Fault("values", clause)
 
 
-def read_label_map(path: str | Path) -> Tensor:
-    """The class numbers of a semantic map, an 8-bit gray or palette image: (h, w) uint8."""
+def read_label_map(path: str | Path, hint: str = "convert it") -> Tensor:
+    """The class numbers of a semantic map, an 8-bit gray or palette image: (h, w) uint8. `hint`
+    is for an image of another mode."""
 
     def indices(image: Image.Image) -> Image.Image:
-        if fault := label_mode_fault(image.mode):
+        if fault := label_mode_fault(image.mode, hint):
             raise Refused(fault)
         image.load()
         return image
@@ -87,22 +259,36 @@ def read_label_map(path: str | Path) -> Tensor:
     return values.view(labels.height, labels.width)
 
 
-def check_size(
-    path: Path, found: tuple[int, int], expected: tuple[int, int], source: Path, exif: Exif
-) -> None:
+def size_hint(found: Size, expected: Size, exif: Exif, *, turns: bool) -> str:
+    """What may be the reason why an image has another (h, w) than its annotations. `turns`: its
+    EXIF orientation exchanges height and width."""
+    if found != expected[::-1]:
+        return "the annotations are of another image, or one of the two was resized alone"
+    if not turns:
+        return "height and width are swapped in the annotations"
+    other, state = ("ignore", "as stored") if exif == "apply" else ("apply", "turned upright")
+    return (
+        f"its EXIF orientation exchanges them: if the annotations describe the image {state}, set "
+        f"`exif: {other}` on the dataset; else height and width are swapped in the annotations"
+    )
+
+
+def check_size(path: Path, found: Size, expected: Size, source: Path, exif: Exif) -> None:
     """DataError if an image has another (h, w) than its annotations, the file `source`."""
     if found == expected:
         return
-    other = "ignore" if exif == "apply" else "apply"
-    hint = (
-        f"swapped: correct the sizes in the file, or set `exif: {other}` on the dataset"
-        if found == expected[::-1]
-        else "the annotations are of another image, or one of the two was resized alone"
-    )
+    hint = size_hint(found, expected, exif, turns=turns(path))
     raise DataError(
         f"image {printable(path)} is {found[1]}x{found[0]}, but {printable(source)} says "
         f"{expected[1]}x{expected[0]} ({hint})"
     )
+
+
+def turns(path: Path) -> bool:
+    """Whether the EXIF orientation of an image exchanges its height and width."""
+    with suppress(Refused):
+        return open_image(path, orientation) >= 5
+    return False
 
 
 class Refused(Exception):
@@ -119,7 +305,7 @@ def open_image(path: str | Path, use: Callable[[Image.Image], T]) -> T:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe could block
             raise Refused(find_fault(path))
-        with Image.open(path, formats=tuple(FORMATS)) as image:
+        with _open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}"
                 raise Refused(Fault("too-large", f"has {size}: make it smaller"))
@@ -133,8 +319,46 @@ def open_image(path: str | Path, use: Callable[[Image.Image], T]) -> T:
         clause = "does not fit into memory, or is corrupt: make it smaller or replace it"
         raise Refused(Fault("too-large", clause)) from None
     except Exception as error:  # decoders raise nearly anything on corrupt bytes
-        kind, clause = find_fault(path)
+        kind, clause = _unusual_tiff(path) or find_fault(path)
         raise Refused(Fault(kind, f"{clause} [{printable(str(error))}]")) from error
+
+
+def _open(path: str | Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=tuple(FORMATS))
+    except UnidentifiedImageError:
+        with open(path, "rb") as file:
+            name = format_of(file.read(512))
+        if name not in PLUGINS:
+            raise
+    Image.init()
+    if name not in Image.OPEN:
+        _import_plugin(name)
+    if name not in Image.OPEN:
+        clause = f"has the format {name}, which cannot be read here: convert it to PNG or JPEG"
+        raise Refused(Fault("format", f"{clause}, or install {PLUGINS[name].package}"))
+    return Image.open(path, formats=(name,))
+
+
+def _unusual_tiff(path: str | Path) -> Fault | None:
+    """The fault of a TIFF file with bands or values that Pillow does not read."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if b"\x2b" in start[2:4]:  # BigTIFF
+                start += file.read(8)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+            file.seek(tags.next)
+            tags.load(file)
+            bands, bits, sample = (tags.get(tag, 1) for tag in (277, 258, 339))
+    except Exception:  # not a TIFF file, or corrupt
+        return None
+    bits, sample = (value[0] if isinstance(value, tuple) else value for value in (bits, sample))
+    if bands in (1, 3, 4) and sample == 1 and bits in (1, 2, 4, 8, 16):
+        return None
+    values = f"{bits}-bit {_SAMPLES.get(sample, 'values')}"
+    clause = f"is a TIFF of {plural(bands, 'band')} of {values}, which Pillow does not read"
+    return Fault("values", f"{clause}: save 1 (gray) or 3 (RGB) of them with 8 or 16 bits")
 
 
 def _read(path: str | Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -157,16 +381,17 @@ def upright(image: Image.Image, exif: Exif) -> Image.Image:
     """The decoded image, with `exif="apply"` turned as its EXIF record says."""
     image.load()
     turn = None if exif == "ignore" else _UPRIGHT.get(orientation(image))
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.format = image.format  # which `deep_values` reads
+    return turned
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, value_range: ValueRange | None = None) -> Image.Image:
     """An image of any mode as 8-bit RGB. `Refused` if its values have no meaning as 8 bits."""
-    if image.mode.startswith("I"):
-        return _gray16(image).convert("RGB")
-    if image.mode == "F":
-        clause = "has floating-point pixels of unknown range: save it with 8 or 16 bits"
-        raise Refused(Fault("values", clause))
+    if (values := deep_values(image)) is not None:
+        return Image.fromarray(eight_bits(values, value_range)).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
@@ -175,12 +400,3 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGBa":  # premultiplied alpha
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _gray16(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.int64)
-    low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        clause = f"has integer pixels from {low} to {high}: save it with 8 or 16 bits"
-        raise Refused(Fault("values", clause))
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from visionkit.config import Config, load_config, missing_paths
 from visionkit.data.build import check_custom, open_sources
 from visionkit.data.checks.findings import Finding, Problems, finding, findings_of
-from visionkit.data.checks.images import image_findings, mark_replaced
+from visionkit.data.checks.images import completed, image_findings, narrow_range
 from visionkit.data.checks.kinds import policies
 from visionkit.data.checks.summary import (
     all_class_findings,
@@ -133,7 +133,7 @@ def _check_data(config: Config, sources: list[Source], report: Report) -> None:
             check_custom(source)
         for split, dataset in iter_splits(source):
             where = split_key(source.name, split)
-            images[where] = mark_replaced(source, split, image_findings(dataset, where))
+            images[where] = completed(source, split, image_findings(dataset, where))
             report.findings += _located(where, _dataset_findings(dataset))
             report.findings += images[where] + classes[where]
     report.findings += across
@@ -224,6 +224,7 @@ def check_annotations(path: str | Path, images: str | Path | None = None) -> Rep
             data = Annotations(path, problems, actions=policies(None))
             problems.raise_any()
         found = image_findings(data, str(path))
+        found += narrow_range(found, str(path), data)
         found += dataset_class_findings(data, str(path), ["labels"])
         report.findings += [*_located(str(path), _dataset_findings(data)), *found]
         used = {"main": {"annotations": dataset_summary(data, found)}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,22 +12,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.config import Config, load_config
-from visionkit.data.image_io import is_image_file, read_image
+from visionkit.data.files import is_visible
+from visionkit.data.image_io import PLUGINS, SUFFIXES, is_image_file, read_image, to_pixels
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
-from visionkit.errors import CheckpointError, ConfigError, DataError
+from visionkit.errors import CheckpointError, ConfigError, DataError, listed, plural, printable
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
 from visionkit.ops.inference import cast_weights, fold_norms, pick_device, pick_precision
 from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
 from visionkit.types import Classes, prediction_kinds
+
+log = logging.getLogger("visionkit")
 
 BATCH = 4  # images a thread predicts at once; more is not faster on a CPU
 MAX_THREADS = 4  # each holds a batch of images and their feature maps
@@ -135,6 +139,12 @@ class Predictor:
             raise ConfigError(f"heads: the model has no head {unknown[0]!r}; it has {known}")
         self.heads = [head for head in config.heads if heads is None or head in heads]
         self._image_size = {h: s.image_size for s in config.data.values() for h in s.feeds}
+        used = [source for source in config.data.values() if {*source.feeds} & {*self.heads}]
+        ranges = {source.value_range for source in used if source.value_range is not None}
+        if len(ranges) > 1:
+            text = f"data.*.value_range: the heads have different ones: {listed(ranges)}"
+            raise ConfigError(f"{text}; choose heads of one of them")
+        self.value_range = next(iter(ranges), None)
         self.config, self.classes = config, classes
         self.device = pick_device(config.train.device)
         self.dtype = pick_precision(config.train.precision, self.device)
@@ -147,16 +157,24 @@ class Predictor:
         self.model = model
 
     def predict(self, image: ImageInput) -> Prediction:
-        """Predictions for a file, a PIL image, an RGB uint8 array (h, w, 3) or tensor (3, h, w).
+        """Predictions for a file, a PIL image, an array (h, w) or (h, w, 3) or a tensor (h, w) or
+        (3, h, w), with gray or RGB pixels of 8 or 16 bits; `data.value_range` of the config holds.
 
-        Raises DataError if a file cannot be read as an image.
+        Raises DataError if an image cannot be read or has values without a fixed meaning,
+        ConfigError for anything else.
         """
         return self.predict_batch([image])[0]
+
+    def read(self, image: ImageInput) -> Tensor:
+        """The image as (3, h, w) uint8, as `predict` reads it."""
+        if isinstance(image, (str, Path)):
+            return read_image(image, value_range=self.value_range)
+        return to_pixels(image, self.value_range)
 
     @torch.inference_mode()
     def predict_batch(self, images: Sequence[ImageInput]) -> list[Prediction]:
         """Predictions for several images at once; the heads of one size share the backbone."""
-        tensors = [_as_tensor(image) for image in images]
+        tensors = [self.read(image) for image in images]
         results: list[dict[str, dict[str, Any]]] = [{} for _ in tensors]
         for size in dict.fromkeys(self._image_size[head] for head in self.heads):
             heads = [head for head in self.heads if self._image_size[head] == size]
@@ -234,21 +252,6 @@ def class_lists_of(state: dict[str, Any]) -> dict[str, Classes]:
     return {h: Classes(tuple(c["names"]), tuple(c["ids"])) for h, c in state["classes"].items()}
 
 
-def _as_tensor(image: ImageInput) -> Tensor:
-    if isinstance(image, (str, Path)):
-        return read_image(image)
-    if isinstance(image, Image.Image):
-        image = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(image.copy()).movedim(-1, 0)
-    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape[:-2] != (3,):
-        raise ConfigError(
-            f"predict: got {type(image).__name__}, expected a file name, a PIL image, an RGB uint8 "
-            "array (h, w, 3) or a uint8 tensor (3, h, w)"
-        )
-    return image
-
-
 def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Tensor, Any]:
     _, height, width = image.shape
     sample = Sample(image, image_id, orig_size=(height, width))
@@ -262,16 +265,33 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     missing = [str(path) for path in map(Path, inputs) if not path.exists()]
     if missing:
         raise DataError(f"no such file or directory: {', '.join(missing)}")
-    found = []
+    found: list[tuple[Path, str]] = []
+    others: list[Path] = []
     for path in map(Path, inputs):
-        inside = sorted(filter(is_image_file, path.rglob("*"))) if path.is_dir() else []
-        found += [(file, file.relative_to(path).as_posix()) for file in inside]
+        inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        images = [file for file in inside if is_image_file(file)]
+        found += [(file, file.relative_to(path).as_posix()) for file in images]
         found += [] if path.is_dir() else [(path, path.name)]
+        others += [file for file in inside if file.suffix.lower() not in SUFFIXES]
+    skipped = _passed_over([file for file in others if is_visible(file.name)])
     if not found:
-        raise DataError(f"no images in {', '.join(map(str, inputs))}")
+        raise DataError(f"no images in {', '.join(map(str, inputs))}{skipped and f'; {skipped}'}")
+    if skipped:
+        log.warning("%s", skipped)
     files = {(file.resolve(), name) for file, name in found}  # an image given twice counts once
     times = Counter(name for _, name in files)
     return [(file, name if times[name] == 1 else file.as_posix()) for file, name in found]
+
+
+def _passed_over(files: Sequence[Path]) -> str:
+    """Names the files of folders that are not images by their suffix; "" without any."""
+    if not files:
+        return ""
+    suffixes = {file.suffix.lower() for file in files}
+    packages = [one.package for one in PLUGINS.values() if suffixes & {*one.suffixes}]
+    hint = f"; convert them, or install {listed(packages)}" if packages else ""
+    names = printable(listed([file.name for file in files]))
+    return f"{plural(len(files), 'file')} without the suffix of an image skipped: {names}{hint}"
 
 
 def predict_each(
@@ -319,7 +339,7 @@ def _predicted(predictor: Predictor, files: Sequence[Path]) -> dict[Path, Predic
     images: dict[Path, Tensor] = {}
     for file in files:
         try:
-            images[file] = read_image(file)
+            images[file] = predictor.read(file)
         except DataError as error:
             found[file] = error
     for shape in dict.fromkeys(image.shape for image in images.values()):

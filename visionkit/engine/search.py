@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from visionkit.data.image_io import read_image
 from visionkit.engine.predict import Prediction, Predictor, find_images, predict_each
 from visionkit.engine.results import prepare_out
 from visionkit.errors import ConfigError, DataError
@@ -75,7 +74,8 @@ def search_files(
         for query, matches in found.items()
     ]
     write_text(out / "matches.json", to_json(records) + "\n")
-    _sheet(dict(list(found.items())[:ROWS]), asked).save(out / "matches.jpg", quality=90)
+    sheet = _sheet(predictor, dict(list(found.items())[:ROWS]), asked)
+    sheet.save(out / "matches.jpg", quality=90)
     return len(files) - len(vectors)
 
 
@@ -132,22 +132,24 @@ def _nearest(
     return found
 
 
-def _sheet(found: dict[Path, list[Match]], names: dict[Path, str]) -> Image.Image:
+def _sheet(
+    predictor: Predictor, found: dict[Path, list[Match]], names: dict[Path, str]
+) -> Image.Image:
     """A row for each query: the query, framed, then its nearest images with their cosine."""
     columns = 1 + max(map(len, found.values()))
     cells = []
     for query, matches in found.items():
-        row = [_cell(query, names[query], framed=True)]
-        row += [_cell(file, f"{cosine:.3f}") for file, _, cosine in matches]
+        row = [_cell(predictor.read(query), names[query], framed=True)]
+        row += [_cell(predictor.read(file), f"{cosine:.3f}") for file, _, cosine in matches]
         blank = Image.new("RGB", row[0].size, "white")
         cells += row + [blank] * (columns - len(row))
     return contact_sheet(cells, columns)
 
 
-def _cell(file: Path, caption: str, *, framed: bool = False) -> Image.Image:
+def _cell(pixels: Tensor, caption: str, *, framed: bool = False) -> Image.Image:
     """An image of the sheet with its caption below."""
     cell = Image.new("RGB", (CELL, CELL + LINE), "white")
-    image = as_image(read_image(file))
+    image = as_image(pixels)
     side = CELL - 2 * FRAME
     image = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
     cell.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from visionkit.data.checks.kinds import FINDING_KINDS, Action, Severity
+from visionkit.data.files import other_form
 from visionkit.data.loading.cache import cache_folder, evict
 from visionkit.errors import (
     CheckpointError,
@@ -209,7 +211,8 @@ def class_findings(counts: Mapping[str, int], noun: str, file: str) -> list[Find
         found.append(finding("single-class", text, file=file, value=names[0]))
     by_folded: dict[str, list[str]] = {}
     for name in names:
-        by_folded.setdefault(name.casefold().strip(), []).append(name)
+        folded = unicodedata.normalize("NFC", name).casefold().strip()
+        by_folded.setdefault(folded, []).append(name)
     for alike in by_folded.values():
         if len(alike) > 1:
             text = f"classes {', '.join(map(repr, alike))} differ in case alone"
@@ -234,8 +237,16 @@ def check_classes(
             f"  expected ({len(wanted)}): {_quoted(wanted)}\n"
             f"  found ({len(found)}): {_quoted(found)}\n"
             f"  missing here: {_quoted(missing)}\n"
-            f"  not expected: {_quoted(unknown)}"
+            f"  not expected: {_quoted(unknown)}{_forms(missing, unknown)}"
         )
+
+
+def _forms(missing: Sequence[str], unknown: Sequence[str]) -> str:
+    """A line about names that differ in their Unicode form alone, which nobody can see."""
+    forms = {name: other_form(name, unknown) for name in missing}
+    alike = [ascii(name) for name, clause in forms.items() if clause]
+    text = "the same names are there in another Unicode form (NFC or NFD); write them in one form"
+    return f"\n  {text}: {', '.join(alike)}" if alike else ""
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import PIL
 from PIL import Image
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from visionkit.data import image_io
 from visionkit.data.checks.findings import Finding, Place, Problems
 from visionkit.data.checks.kinds import Action, Severity
 from visionkit.data.files import find_fault
-from visionkit.data.image_io import Exif, Refused
+from visionkit.data.image_io import Exif, Refused, ValueRange
 from visionkit.data.loading.cache import cache_folder, evict, remove, touch
 from visionkit.data.loading.source import Source, iter_splits, max_unreadable, split_key
 from visionkit.data.loading.workers import cores
@@ -39,7 +40,7 @@ Size = tuple[int, int]  # (h, w)
 State = tuple[int, int]  # of a file: size in bytes, modification time in ns
 _Problem = tuple[str, str, Severity]  # kind, text that follows the file's name
 
-FORMAT = 3  # raise it with each change of what is stored, or of what an inspection finds
+FORMAT = 4  # raise it with each change of what is stored, or of what an inspection finds
 CACHE_LIMIT = 2**30  # bytes of all files; the least recently used are removed first
 MAX_THREADS = 16  # decoding releases Python's lock
 _BLOCK = 32  # images of a thread's task, which are remembered together
@@ -48,6 +49,7 @@ LOST = {  # what `read_image` drops
     "alpha": "has transparent pixels: alpha is dropped",
     "bits": "has 16 bits a channel: they are scaled to 8",
     "frames": "holds several images: only the first is used",
+    "bands": "has a fourth band that is not alpha: only the first three are used",
 }
 
 
@@ -61,6 +63,9 @@ class ImageInfo(NamedTuple):
     orientation: int = 1  # by its EXIF record, 1 to 8
     mode: str = ""
     format: str = ""
+    dtype: str = ""  # of gray pixels of more than 8 bits, which are from `low` to `high`
+    low: float = 0.0
+    high: float = 0.0
     loses: str = ""  # keys of `LOST`
     content: str = ""  # a hash of the file's bytes
     numbers: str = ""  # of the pixels of a gray or palette image, with a space between two
@@ -79,14 +84,22 @@ def inspect_image(path: Path) -> ImageInfo:
         if image.format == "PNG":
             with Image.open(path, formats=("PNG",)) as again:
                 again.verify()
-        loses = []
-        tiles = getattr(image, "tile", ())  # before decoding, only they show 16-bit colors
-        if image.mode.startswith("I") or any(";16" in str(tile.args) for tile in tiles):
-            loses.append("bits")
+        loses = ["bits"] if image.mode.startswith("I") or image_io.is_deep_color(image) else []
+        if image.format == "TIFF" and "RGBX" in str(getattr(image, "tile", "")):
+            loses.append("bands")
         if getattr(image, "is_animated", False) and image.format in ("GIF", "WEBP", "PNG", "TIFF"):
             loses.append("frames")
         image.load()
-        rgb = image_io.to_rgb(image)
+        pixels: dict[str, Any] = {}
+        if (deep := image_io.deep_values(image)) is not None:
+            low, high = float(deep.min()), float(deep.max())
+            if fault := image_io.range_fault(deep.dtype, low, high, (low, high)):  # not finite
+                raise Refused(fault)
+            pixels = {"dtype": deep.dtype.name, "low": low, "high": high}
+        else:
+            pixels = {"colors": _distinct(image_io.to_rgb(image))}
+        if image.mode in ("L", "P"):
+            pixels["numbers"] = _distinct(image)
         if _is_transparent(image):
             loses.append("alpha")
         with open(path, "rb") as file:
@@ -97,10 +110,9 @@ def inspect_image(path: Path) -> ImageInfo:
             orientation=image_io.orientation(image),
             mode=image.mode,
             format=image.format or "",
+            **pixels,
             loses=" ".join(loses),
             content=content.hexdigest(),
-            numbers=_distinct(image) if image.mode in ("L", "P") else "",
-            colors=_distinct(rgb),
         )
 
     try:
@@ -269,7 +281,7 @@ def image_findings(
         return []
     ids, sizes = getattr(dataset, "image_ids", None), getattr(dataset, "sizes", None)
     exif: Exif = getattr(dataset, "exif", "apply")
-    any_mode = getattr(dataset, "colored_maps", False)  # of maps
+    value_range = getattr(dataset, "value_range", None)
     index_of: dict[Path, int] = {}
     for index in range(first, len(dataset), step):
         index_of.setdefault(dataset.image_path(index), index)
@@ -280,29 +292,35 @@ def image_findings(
         index: int, name: str, path: Path, info: ImageInfo, problems: Iterable[_Problem]
     ) -> None:
         place = Place("images", index, None if ids is None else ids[index])
-        format_ = "JPEG" if info.format == "MPO" else info.format  # MPO: more images behind it
         if info.kind:
             problems = [(info.kind, info.clause, "error")]
-        elif path.suffix.lower() not in image_io.FORMATS[format_]:
+        elif path.suffix.lower() not in image_io.suffixes_of(info.format):
             text = f"is a {info.format} file, unlike its suffix"
             problems = (*problems, ("suffix", text, "note"))
         for kind, text, severity in problems:
             action: Action = "error" if severity == "error" else "keep"
-            message = f"{name} {printable(path)} {text}"
             found.append(
-                Finding(f"image-{kind}", message, section, place, action=action, severity=severity)
+                Finding(
+                    f"image-{kind}",
+                    f"{name} {printable(path)} {text}",
+                    section,
+                    place,
+                    value=f"{info.high:.0f}" if kind == "bits" and info.dtype else None,
+                    action=action,
+                    severity=severity,
+                )
             )
 
     maps: list[tuple[int, Path, Size | None]] = []
     infos = inspect_images([*index_of], section)
     for (path, index), info in zip(index_of.items(), infos, strict=True):
         annotated = None if sizes is None else (int(sizes[index][0]), int(sizes[index][1]))
-        add(index, "image", path, info, _image_problems(info, annotated, exif))
+        add(index, "image", path, info, _image_problems(info, annotated, exif, value_range))
         if hasattr(dataset, "map_path") and (map_path := dataset.map_path(index)) is not None:
             maps.append((index, map_path, annotated or (None if info.kind else info.size(exif))))
     infos = inspect_images([path for _, path, _ in maps], f"semantic maps of {section}")
     for (index, path, size), info in zip(maps, infos, strict=True):
-        add(index, "semantic map", path, info, _map_problems(info, size, any_mode))
+        add(index, "semantic map", path, info, _map_problems(dataset, info, size))
     return sorted(found, key=_image_index)
 
 
@@ -322,35 +340,44 @@ def _image_index(finding: Finding) -> int:
     return finding.place.index  # type: ignore[union-attr]  # all here have a place
 
 
-def _image_problems(info: ImageInfo, annotated: Size | None, exif: Exif) -> Iterator[_Problem]:
-    for what in info.loses.split():
-        yield what, LOST[what], "warning"
+def _image_problems(
+    info: ImageInfo, annotated: Size | None, exif: Exif, value_range: ValueRange | None
+) -> Iterator[_Problem]:
+    yield from _pixel_problems(info, value_range)
     if info.orientation != 1:
         done = "is turned upright" if exif == "apply" else "stays as it is stored"
         yield "exif", f"has EXIF orientation {info.orientation}: it {done}", "note"
     size = info.size(exif)
     if annotated is None or size == annotated:
         return
-    other: Exif = "ignore" if exif == "apply" else "apply"
-    if size != annotated[::-1]:
-        hint = "the annotations are of another image, or one of the two was resized alone"
-    elif info.size(other) == annotated:
-        state = "as stored" if exif == "apply" else "turned upright"
-        hint = f"they describe the image {state}; set `exif: {other}` on the dataset"
-    else:
-        hint = "height and width are swapped in the annotations"
+    hint = image_io.size_hint(size, annotated, exif, turns=info.orientation >= 5)
     text = f"is {size[1]}x{size[0]}, but the annotations say {annotated[1]}x{annotated[0]}: {hint}"
     yield "size", text, "error"
 
 
-def _map_problems(info: ImageInfo, size: Size | None, any_mode: bool) -> Iterator[_Problem]:
-    """`size` is that of the image; `any_mode`: the map's colors count, else its numbers."""
-    if any_mode:
-        for what in info.loses.split():
-            yield what, LOST[what], "warning"
-    elif fault := image_io.label_mode_fault(info.mode):
+def _pixel_problems(info: ImageInfo, value_range: ValueRange | None) -> Iterator[_Problem]:
+    """What `read_image` refuses, or loses."""
+    if info.dtype:
+        if fault := image_io.range_fault(info.dtype, info.low, info.high, value_range):
+            yield *fault, "error"
+            return
+    elif "bits" in info.loses and value_range is not None:
+        yield *image_io.DEEP_COLOR, "error"
+        return
+    for what in info.loses.split():
+        yield what, LOST[what], "warning"
+
+
+def _map_problems(dataset: Any, info: ImageInfo, size: Size | None) -> Iterator[_Problem]:
+    """Those of a semantic map whose image has that size."""
+    if getattr(dataset, "colored_maps", False):  # else the numbers count
+        yield from _pixel_problems(info, None)
+    elif fault := image_io.label_mode_fault(info.mode, getattr(dataset, "mode_hint", "convert it")):
         yield *fault, "error"
         return
+    elif hasattr(dataset, "map_fault"):
+        if clause := dataset.map_fault(np.array(info.numbers.split(), np.int64)):
+            yield "values", clause, "error"
     if size is not None and info.size("ignore") != size:
         text = f"is {info.width}x{info.height}, but its image {size[1]}x{size[0]}"
         yield "size", f"{text}: make them one size", "error"
@@ -369,7 +396,7 @@ def check_images(config: Config, sources: list[Source]) -> dict[str, list[Findin
             rank, world_size = collectives.rank(), collectives.world_size()
             mine = image_findings(dataset, section, first=rank, step=world_size)
             everywhere = chain.from_iterable(collectives.all_gather_object(mine))
-            found = mark_replaced(source, split, sorted(everywhere, key=_image_index))
+            found = completed(source, split, sorted(everywhere, key=_image_index))
             problems.findings += [finding for finding in found if finding.severity == "error"]
             by_section[section] = found
             if collectives.rank() == 0:
@@ -378,17 +405,30 @@ def check_images(config: Config, sources: list[Source]) -> dict[str, list[Findin
     return by_section
 
 
-def mark_replaced(source: Source, split: str, found: list[Finding]) -> list[Finding]:
-    """The findings, with those about unreadable training images that training replaces as
-    dropped, if `on_unreadable_image` and their number allow it."""
+def narrow_range(found: Iterable[Finding], section: str, dataset: Any) -> list[Finding]:
+    """A warning, if gray images of more than 8 bits use less than half of the 16-bit range."""
+    values = [int(one.value) for one in found if one.kind == "image-bits" and one.value]
+    highest = max(values, default=0)
+    if not 0 < highest < 2**15 or getattr(dataset, "value_range", None) is not None:
+        return []
+    text = (
+        f"no 16-bit image has a value above {highest} of 65535, so all are dark: set "
+        f"data.value_range=[0,{2 ** highest.bit_length() - 1}], or the range of the camera"
+    )
+    return [Finding("image-range", text, section, action="keep", severity="warning")]
+
+
+def completed(source: Source, split: str, found: list[Finding]) -> list[Finding]:
+    """The findings about all images of a split: those about unreadable training images that
+    training replaces as dropped, if `on_unreadable_image` and their number allow it; and what only
+    all images together show."""
+    dataset = getattr(source, split)
     unreadable = sum(finding.severity == "error" for finding in found)
-    if not source.skip_unreadable or split != "train" or source.train is None:
-        return found
-    if unreadable > max_unreadable(len(source.train)):
-        return found
-    return [
-        f._replace(action="drop", severity="warning") if f.severity == "error" else f for f in found
-    ]
+    replaces = source.skip_unreadable and split == "train"
+    if replaces and unreadable <= max_unreadable(len(dataset)):
+        dropped: dict[str, Any] = {"action": "drop", "severity": "warning"}
+        found = [f._replace(**dropped) if f.severity == "error" else f for f in found]
+    return found + narrow_range(found, split_key(source.name, split), dataset)
 
 
 def _log(section: str, found: list[Finding]) -> None:

@@ -20,7 +20,7 @@ from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
 from visionkit.data.coco.selection import warn
 from visionkit.data.datasets.label_maps import check_maps
 from visionkit.data.files import Links
-from visionkit.data.image_io import Exif, check_size, read_image, read_label_map
+from visionkit.data.image_io import Exif, ValueRange, check_size, read_image, read_label_map
 from visionkit.data.masks import Segmentation, paint
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError, printable
@@ -58,6 +58,8 @@ class Coco(Annotations):
     on_fault: the policy for records of a kind of fault, for example {"bad-mask": "drop"};
         docs/guide/data-checks.md lists the kinds and their defaults.
     """
+
+    value_range: ValueRange | None = None  # set by the source
 
     def __init__(
         self,
@@ -140,11 +142,19 @@ class Coco(Annotations):
         name = "" if self._paints else self.semantic_names[index]
         return self.annotations.parent / name if name else None
 
+    def map_fault(self, values: np.ndarray) -> str | None:
+        """Why a semantic map file with these values (V,) cannot be used; follows its name."""
+        count = len(self.classes["semantic"].names)
+        if (highest := int(values[values != IGNORE].max(initial=0))) < count:
+            return None
+        return f"has the value {highest}, but 'semantic_classes' has {count} names (255 = ignore)"
+
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         path, images = self.image_path(index), self.index.images
         size = tuple(images.sizes[index].tolist())
-        sample = Sample(read_image(path, exif=self.exif), self.image_ids[index], size)
+        image = read_image(path, exif=self.exif, value_range=self.value_range)
+        sample = Sample(image, self.image_ids[index], size)
         check_size(path, sample.size, size, self.annotations, self.exif)
 
         span = self._span(index)
@@ -198,17 +208,14 @@ class Coco(Annotations):
         path = self.map_path(index)
         if path is None:
             return None
-        values, count = read_label_map(path), len(self.classes["semantic"].names)
+        values = read_label_map(path)
         if tuple(values.shape) != size:
             raise DataError(
                 f"semantic map {printable(path)} is {tuple(values.shape)} (h, w), not {size}"
             )
-        highest = int(values.where(values != IGNORE, 0).max())
-        if highest >= count:
-            raise DataError(
-                f"semantic map {printable(path)} has the value {highest}, but 'semantic_classes' "
-                f"has {count} names (255 = ignore)"
-            )
+        highest = values.where(values != IGNORE, 0).max().reshape(1)
+        if clause := self.map_fault(highest.numpy()):
+            raise DataError(f"semantic map {printable(path)} {clause}")
         return values
 
     def ground_truth(self) -> GroundTruth:
@@ -268,7 +275,7 @@ class Crops:
             links=links,
             on_fault=on_fault,
         )
-        self.exif = exif
+        self.exif, self.other_classes = exif, other_classes
         image_index, boxes, labels, rows = self._coco.objects()
         large = (boxes[:, 2:] - boxes[:, :2] >= min_size).all(1)
         if not large.any():
@@ -289,6 +296,15 @@ class Crops:
         self.dropped = {**self._coco.dropped, FINDING_KINDS["small-object"].title: small}
         if small:
             log.warning("%s: %d objects smaller than min_size dropped", annotations, small)
+
+    @property
+    def value_range(self) -> ValueRange | None:
+        """Set by the source."""
+        return self._coco.value_range
+
+    @value_range.setter
+    def value_range(self, value: ValueRange | None) -> None:
+        self._coco.value_range = value
 
     @property
     def fingerprint(self) -> str:

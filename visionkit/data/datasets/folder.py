@@ -16,7 +16,7 @@ from visionkit.data.checks.findings import (
     finding,
 )
 from visionkit.data.files import is_visible, visible_files
-from visionkit.data.image_io import SUFFIXES, Exif, read_image
+from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError, printable, unknown
 from visionkit.types import Classes
@@ -32,6 +32,7 @@ class Images:
     """
 
     keys: tuple[str, ...] = ()
+    value_range: ValueRange | None = None  # set by the source
 
     def __init__(self, root: InputPath, *, exif: Exif = "apply"):
         self.root, self.exif = Path(root), exif
@@ -51,7 +52,8 @@ class Images:
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        image = read_image(self.image_path(index), exif=self.exif)
+        path = self.image_path(index)
+        image = read_image(path, exif=self.exif, value_range=self.value_range)
         return Sample(image, image_id=index, orig_size=(image.shape[1], image.shape[2]))
 
 

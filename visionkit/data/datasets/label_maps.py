@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +15,13 @@ from torch import Tensor
 from visionkit.config.schema import InputPath, Range
 from visionkit.data.checks.findings import Finding, Problems, Progress, check_classes, finding
 from visionkit.data.datasets.folder import require_folder
-from visionkit.data.files import diagnose, visible_files
-from visionkit.data.image_io import SUFFIXES, Exif, read_image, read_label_map
+from visionkit.data.files import diagnose, other_form, visible_files
+from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image, read_label_map, turns
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError, listed, plural, printable
 from visionkit.types import IGNORE, Classes
+
+log = logging.getLogger("visionkit")
 
 MAX_CLASSES = IGNORE  # what fits into 8 bits next to it
 UNLABELED = "ignore"  # the name in a palette that is not a class
@@ -30,9 +33,9 @@ class LabelMaps:
     """Images in one folder, and their semantic maps, 8-bit PNG files of the same names, in another.
 
     A map is gray or has a palette; the stored numbers count, not the colors. With `palette` it is
-    a color image. `images/a/1.jpg` belongs to `labels/a/1.png`. Raises one DataError for all
-    images without a map and maps without an image. A map of another size than its image, or with
-    values or colors of no class, is a DataError when it is read.
+    a color image. `images/a/1.jpg` belongs to `labels/a/1.png`; the patterns change this. Raises
+    one DataError for all images without a map and maps without an image. A map of another size
+    than its image, or with values or colors of no class, is a DataError when it is read.
 
     classes: names in the order of the numbers; by default those of the palette, else the lines of
         the file `classes.txt` next to the folder of maps. If such names are known, `classes` must
@@ -41,12 +44,23 @@ class LabelMaps:
     first: the number of the first class (ADE20K: `first: 1`, `ignore: 0`).
     palette: class names with their red, green and blue, 0..255; the name `ignore` is for pixels
         without a label. `ignore` and `first` do not apply then.
+    labels_pattern: names of maps; {stem} is that of the image (Cityscapes:
+        `{stem}_gtFine_labelTrainIds.png`). Other files are skipped.
+    images_pattern: names of images, for example `{stem}_leftImg8bit.png`; by default any name with
+        the suffix of an image. An ending that all images share, such as `_leftImg8bit`, is removed
+        if no map has a name with it.
     split: text file with a name without suffix in each line (VOC: ImageSets/Segmentation/*.txt);
         only these are used.
     exif: "apply" turns images upright; maps are used as they are stored.
     """
 
     keys = ("semantic",)
+    # What to do about a map of another mode than gray or palette.
+    mode_hint = (
+        "if its colors stand for the classes, name them, for example `palette: {background: "
+        "[0, 0, 0], object: [255, 255, 255]}`"
+    )
+    value_range: ValueRange | None = None  # set by the source
 
     def __init__(
         self,
@@ -57,6 +71,8 @@ class LabelMaps:
         ignore: Byte | None = IGNORE,
         first: Byte = 0,
         palette: dict[str, tuple[Byte, Byte, Byte]] | None = None,
+        labels_pattern: str = "{stem}.png",
+        images_pattern: str | None = None,
         split: InputPath | None = None,
         exif: Exif = "apply",
     ):
@@ -80,7 +96,9 @@ class LabelMaps:
             if ignore is not None:
                 self._class_of[ignore] = IGNORE
 
-        self.file_names, self._maps = _pairs(self.images, self.labels, split)
+        self._first = 0 if self.colored_maps else first
+        patterns = (images_pattern, labels_pattern)
+        self.file_names, self._maps = _pairs(self.images, self.labels, patterns, split)
         self.image_ids = list(range(len(self.file_names)))
 
     def _names(
@@ -131,33 +149,53 @@ class LabelMaps:
 
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
-        image = read_image(self.image_path(index), exif=self.exif)
+        path = self.image_path(index)
+        image = read_image(path, exif=self.exif, value_range=self.value_range)
         size = (image.shape[1], image.shape[2])
         semantic = self.semantic_truth(index)
         found = tuple(semantic.shape)
         if found != size:
-            other = "ignore" if self.exif == "apply" else "apply"
-            turned = f", or set `exif: {other}` on the dataset" * (found == size[::-1])
+            hint = ""
+            if found == size[::-1] and turns(path):
+                ignore = self.exif == "apply"
+                state = "as it is stored" if ignore else "turned upright"
+                other = "ignore" if ignore else "apply"
+                hint = f", or, if the map is of the image {state}, set `exif: {other}`"
             raise DataError(
                 f"semantic map {printable(self.map_path(index))} is {found[1]}x{found[0]}, but its "
-                f"image {printable(self.image_path(index))} is {size[1]}x{size[0]}: make them one "
-                f"size{turned}"
+                f"image {printable(path)} is {size[1]}x{size[0]}: make them one size{hint}"
             )
         return Sample(image, image_id=index, orig_size=size, semantic=semantic)
 
     def semantic_truth(self, image_id: int) -> Tensor:
         """The semantic map of an image as stored: (h, w) uint8, 255 = ignore."""
         path = self.map_path(image_id)
-        numbers = self._places(path) if self.colored_maps else read_label_map(path).numpy()
+        numbers = (
+            self._places(path)
+            if self.colored_maps
+            else read_label_map(path, self.mode_hint).numpy()
+        )
         classes = self._class_of[numbers]
         if (classes < 0).any():
-            values = np.unique(numbers[classes < 0]).tolist()
-            known = plural(len(self.classes["semantic"].names), "class", "classes")
-            raise DataError(
-                f"semantic map {printable(path)}: no class has the value {listed(values)}; there "
-                f"are {known}: list all classes, or set `ignore`"
-            )
+            clause = self.map_fault(np.unique(numbers))
+            raise DataError(f"semantic map {printable(path)} {clause}")
         return torch.from_numpy(classes.astype(np.uint8))
+
+    def map_fault(self, values: np.ndarray) -> str | None:
+        """Why a map with these values (V,) cannot be used: a clause that follows its name."""
+        unknown = values[self._class_of[values] < 0].tolist()
+        if not unknown:
+            return None
+        count = len(self.classes["semantic"].names)
+        last = self._first + count - 1
+        hint = "list all classes, set `ignore`, or give the gray levels as `palette`"
+        if self._first == 0 and unknown == [count]:
+            ignore = " and `ignore: 0`" if 0 in values else ""
+            hint = f"if the numbers begin at 1, set `first: 1`{ignore}; else {hint}"
+        return (
+            f"cannot be used: no class has the value {listed(unknown)}; there are "
+            f"{plural(count, 'class', 'classes')}, from {self._first} to {last}: {hint}"
+        )
 
     def _places(self, path: Path) -> np.ndarray:
         """(h, w): the place of each pixel's color in the palette."""
@@ -205,24 +243,38 @@ def _codes(rgb: np.ndarray) -> np.ndarray:
     return rgb[0] << 16 | rgb[1] << 8 | rgb[2]
 
 
-def _pairs(images: Path, labels: Path, split: str | None) -> tuple[list[str], list[str]]:
+def _pairs(
+    images: Path, labels: Path, patterns: tuple[str | None, str], split: str | None
+) -> tuple[list[str], list[str]]:
     """The names of images and of their maps, relative to the two folders, sorted."""
     source = f"images {images} and semantic maps {labels}"
     problems = Problems(source, labels)
-    image_names = _files(images, SUFFIXES, problems)
-    maps = _files(labels, (".png",), problems)
+    image_names = _files(images, patterns[0], problems)
+    maps = _files(labels, patterns[1], problems)
+    ending = _shared_ending(image_names)
+    if patterns[0] is None and ending and not image_names.keys() & maps.keys():
+        image_names = {stem.removesuffix(ending): name for stem, name in image_names.items()}
+        log.info("images %s: names without %s are those of the maps", images, printable(ending))
     wanted = image_names.keys() | maps.keys() if split is None else set(_lines(Path(split)))
     for stem in (chosen := sorted(wanted)):
+        folder, base = os.path.split(stem)
+        map_name = os.path.join(folder, patterns[1].replace("{stem}", base))
         lacks_image = f"its image is not in {images}"
-        lacks_map = f"its map {printable(stem)}.png is not in {labels}"
+        lacks_map = f"its map {printable(map_name)} is not in {labels}"
         for here, there, what in ((image_names, maps, lacks_image), (maps, image_names, lacks_map)):
             if stem not in here:
-                where = printable(there.get(stem, stem))
-                problems.add(where, what, kind="missing-file", value=stem)
+                where, twin = printable(there.get(stem, stem)), other_form(stem, here)
+                problems.add(where, what + twin, kind="missing-file", value=stem)
     problems.raise_any()
     if not chosen:
         raise DataError(f"{source}: found none")
     return [image_names[stem] for stem in chosen], [maps[stem] for stem in chosen]
+
+
+def _shared_ending(stems: Collection[str]) -> str:
+    """The last part of all names, from an underscore on; "" if they differ."""
+    endings = {stem[stem.rfind("_") :] if "_" in stem else "" for stem in stems}
+    return endings.pop() if len(endings) == 1 else ""
 
 
 def _lines(path: Path) -> list[str]:
@@ -234,17 +286,30 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _files(root: Path, suffixes: tuple[str, ...], problems: Problems) -> dict[str, str]:
-    """The visible files below `root` with these suffixes, by relative name without suffix."""
+def _files(root: Path, pattern: str | None, problems: Problems) -> dict[str, str]:
+    """The visible files below `root` that match, by relative name with the stem alone. Without a
+    pattern: those with the suffix of an image."""
     require_folder(root)
+    before, _, after = (pattern or "").partition("{stem}")
+    if pattern is not None and (not after.lower().endswith(SUFFIXES) or "/" in pattern):
+        text = f"got {pattern!r}; expected a file name with {{stem}} and the suffix of an image"
+        raise DataError(f"{'labels' if problems.file == str(root) else 'images'}_pattern: {text}")
     found: dict[str, str] = {}
+    skipped = 0
     for folder, name in sorted(visible_files(root)):
-        stem, suffix = os.path.splitext(os.path.relpath(os.path.join(folder, name), root))
-        stem = stem.replace(os.sep, "/")
-        if suffix.lower() not in suffixes:
+        stem, suffix = os.path.splitext(name)
+        if pattern is not None:
+            stem, suffix = name[len(before) : -len(after)], name[-len(after) :]
+        matches = suffix.lower() == after.lower() if pattern else suffix.lower() in SUFFIXES
+        if not matches or not stem or not name.startswith(before):
+            skipped += 1
             continue
-        if stem in found:
-            what = f"{printable(found[stem])} has the same name except for its suffix"
-            problems.add(printable(stem + suffix), what, kind="repeated", value=stem)
-        found[stem] = stem + suffix
+        relative = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+        relative = relative.removeprefix("./")
+        if (key := relative + stem) in found:
+            what = f"{printable(found[key])} has the same name except for its suffix"
+            problems.add(printable(relative + name), what, kind="repeated", value=key)
+        found[key] = relative + name
+    if skipped:
+        log.info("%s: %s of other names skipped", root, plural(skipped, "file"))
     return found
