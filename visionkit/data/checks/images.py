@@ -375,9 +375,10 @@ def _map_problems(dataset: Any, info: ImageInfo, size: Size | None) -> Iterator[
     elif fault := image_io.label_mode_fault(info.mode, getattr(dataset, "mode_hint", "convert it")):
         yield *fault, "error"
         return
-    elif hasattr(dataset, "map_fault"):
-        if clause := dataset.map_fault(np.array(info.numbers.split(), np.int64)):
-            yield "values", clause, "error"
+    elif hasattr(dataset, "map_fault") and (
+        clause := dataset.map_fault(np.array(info.numbers.split(), np.int64))
+    ):
+        yield "values", clause, "error"
     if size is not None and info.size("ignore") != size:
         text = f"is {info.width}x{info.height}, but its image {size[1]}x{size[0]}"
         yield "size", f"{text}: make them one size", "error"
