@@ -136,21 +136,65 @@ def test_nothing_but_boxes_outside_their_image_is_refused_in_wild_scenes():
 
 
 CLASSES = {
-    "exchanged": ([1, 2], lambda id_: 3 - id_, "exchanged.*'cat' as 'dog'"),
-    "shifted": ([0, 1, 2], lambda id_: id_ - 1, "shifted by one.*'cat' as 'none'"),
+    "exchanged": ([], lambda id_: 3 - id_, "looks exchanged.*'cat' as 'dog'"),
+    "one too low": ([0], lambda id_: id_ - 1, "seems to be one too low: of 12 .*, 0 are .* and 12"),
+    "one too high": ([3], lambda id_: id_ + 1, "seems to be one too high"),
 }
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_classes_that_are_exchanged_are_refused(name):
-    ids, change, says = CLASSES[name]
+    more, change, says = CLASSES[name]
     truth = truth_of_six()
-    if 0 in ids:
-        truth["categories"].insert(0, {"id": 0, "name": "none"})
+    truth["categories"] += [{"id": id_, "name": "other"} for id_ in more]
     results = results_of(truth, category_id=lambda a: change(a["category_id"]))
-    with pytest.raises(DataError, match=f"category_id looks {says}"):
+    with pytest.raises(DataError, match=f"category_id {says}"):
         evaluate_coco(truth, results, "bbox")
     assert evaluate_coco(truth, results, "bbox", trust=True)["AP"] == 0
+
+
+def with_classes(ids):
+    """A truth whose objects have these categories in turn, and as many categories."""
+    truth = truth_of_six()
+    truth["categories"] = [{"id": id_, "name": f"class {id_}"} for id_ in sorted(set(ids))]
+    copies = [
+        {**image, "id": image["id"] + 6 * k} for k in range(1, 5) for image in truth["images"]
+    ]
+    objects = truth["annotations"]
+    truth["annotations"] = [
+        {**a, "image_id": a["image_id"] + 6 * k} for k in range(5) for a in objects
+    ]
+    truth["images"] += copies
+    for number, annotation in enumerate(truth["annotations"]):
+        annotation["id"] = number + 1
+        annotation["category_id"] = ids[number % len(ids)]
+    return truth
+
+
+def test_places_in_a_list_with_gaps_are_recognized_though_some_agree():
+    """As the 80 classes of COCO, whose ids go up to 90: those before the first gap agree."""
+    ids = [1, 1, 1, 2, 4, 5, 6, 7]  # 3 is missing: the places of 4, 5, 6, 7 are 3, 4, 5, 6
+    truth = with_classes(ids)
+    truth["categories"].insert(3, {"id": 3, "name": "not annotated"})
+    results = results_of(truth, category_id=lambda a: a["category_id"] - (a["category_id"] > 3))
+    truth["categories"] = [c for c in truth["categories"] if c["id"] != 3]
+    results = [r for r in results if r["category_id"] != 3]
+    with pytest.raises(DataError, match=r"category_id seems to be .*list, from 1: of .* if it is"):
+        evaluate_coco(truth, results, "bbox")
+
+
+def test_two_exchanged_classes_among_many_are_refused():
+    truth = with_classes([1, 2, 3, 4, 5, 6])
+    change = {2: 5, 5: 2}
+    results = results_of(
+        truth, category_id=lambda a: change.get(a["category_id"], a["category_id"])
+    )
+    with pytest.raises(DataError, match="'class 2' as 'class 5', 'class 5' as 'class 2'"):
+        evaluate_coco(truth, results, "bbox")
+    one_way = results_of(
+        truth, category_id=lambda a: 5 if a["category_id"] == 2 else a["category_id"]
+    )
+    assert evaluate_coco(truth, one_way, "bbox")["AP"] > 0.5
 
 
 def test_a_model_that_confuses_classes_is_scored():
@@ -243,14 +287,18 @@ def test_boxes_outside_their_images_are_refused():
     [
         (lambda results: [r | {"score": 0.5} for r in results], "all 12 scores are 0.5"),
         (lambda results: results + results[:3], "3 results repeat another one exactly"),
+        (lambda results: results + results[:1], "1 result repeats another one exactly"),
         (lambda results: results[:3], "4 of 6 images with objects have no result"),
         (lambda results: [], "there are no results"),
     ],
 )
 def test_what_lowers_metrics_is_told(caplog, change, says):
     truth = truth_of_six()
-    evaluate_coco(truth, change(results_of(truth)), "bbox")
-    assert says in caplog.text
+    results = change(results_of(truth, segmentation=lambda a: a["segmentation"]))
+    for iou_type in ("bbox", "segm"):
+        caplog.clear()
+        evaluate_coco(truth, only(results, iou_type), iou_type)
+        assert says in caplog.text
 
 
 def test_sound_results_cause_no_remark(caplog):

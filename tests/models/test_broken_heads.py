@@ -9,10 +9,11 @@ from torch import nn
 
 from support.small_runs import HEADS
 from visionkit.config.components import resolve
-from visionkit.engine.evaluate import metric_names
+from visionkit.engine.evaluate import coverage_of, metric_names
 from visionkit.engine.progress import Best
 from visionkit.engine.train import train
 from visionkit.errors import ConfigError
+from visionkit.metrics.report import Coverage
 from visionkit.models import contracts
 from visionkit.models.heads.classification import Classification
 from visionkit.models.model import VisionModel
@@ -225,3 +226,15 @@ def test_a_main_metric_that_is_never_computed_is_told_before_training(tmp_path, 
 def test_a_metric_that_is_missing_later():
     with pytest.raises(ConfigError, match=r"has no metric 'mine/score'.* valid: mine/other"):
         Best("mine/score", {}).score({"mine/other": 1.0})
+
+
+@pytest.mark.parametrize("given", [None, [1], {"AP": 3}, {7: Coverage(1, 1, ())}])
+def test_a_coverage_of_another_kind_is_named(given):
+    scorer = Scorer({})
+    scorer.coverage = lambda: given
+    with pytest.raises(ConfigError, match=r"heads.mine: coverage\(\) of its evaluator: got"):
+        coverage_of({"mine": scorer})
+
+
+def test_an_evaluator_needs_no_coverage():
+    assert coverage_of({"mine": Scorer({})}) == {}

@@ -23,7 +23,7 @@ from visionkit.metrics.coco.engines import engine_version, pick_engine
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.metrics.coco.ground_truth import log_once
 from visionkit.metrics.report import Coverage, to_record
-from visionkit.models.contracts import checked_metrics
+from visionkit.models.contracts import checked_coverage, checked_metrics
 from visionkit.models.model import VisionModel
 from visionkit.runs import files
 from visionkit.runs.files import reason
@@ -84,12 +84,12 @@ def evaluate_run(
 
 def coverage_of(evaluators: Mapping[str, Evaluator]) -> dict[str, Coverage]:
     """Over how many classes metrics are, by their names."""
-    return {
-        f"{name}/{metric}": over
-        for name, evaluator in evaluators.items()
-        if hasattr(evaluator, "coverage")
-        for metric, over in evaluator.coverage().items()
-    }
+    found = {}
+    for name, evaluator in evaluators.items():
+        own = evaluator.coverage() if hasattr(evaluator, "coverage") else {}
+        for metric, over in checked_coverage(name, own).items():
+            found[f"{name}/{metric}"] = over
+    return found
 
 
 def _write(folder: Path, metrics: dict[str, Any], coco: dict[str, CocoEvaluator]) -> None:

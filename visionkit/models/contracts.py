@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from visionkit.data.contracts import shown
 from visionkit.errors import ConfigError
+from visionkit.metrics.report import Coverage
 from visionkit.types import Evaluator, Features, Level, Loss, Prediction, prediction_kinds
 
 EVALUATOR_METHODS = ("update", "state", "merge", "compute")
@@ -152,6 +153,16 @@ def checked_metrics(head: str, metrics: Any) -> dict[str, float]:
         )
         raise _broken(f"heads.{head}: compute() of its evaluator", metrics, wanted)
     return {name: float(value) for name, value in metrics.items()}
+
+
+def checked_coverage(head: str, coverage: Any) -> dict[str, Coverage]:
+    """Over how many classes the metrics of an evaluator are."""
+    if not isinstance(coverage, Mapping) or not all(
+        isinstance(name, str) and isinstance(over, Coverage) for name, over in coverage.items()
+    ):
+        wanted = "a dict with a visionkit.metrics.report.Coverage for each name of a metric"
+        raise _broken(f"heads.{head}: coverage() of its evaluator", coverage, wanted)
+    return dict(coverage)
 
 
 def _broken(what: str, found: Any, wanted: str) -> ConfigError:

@@ -16,7 +16,7 @@ import numpy as np
 from visionkit.data.checks.findings import short
 from visionkit.data.coco.segmentations import rle_totals
 from visionkit.data.coco.tables import FARTHEST, rows_of
-from visionkit.errors import DataError
+from visionkit.errors import DataError, listed
 from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, sizes_of
 
 LARGEST = sys.float_info.max
@@ -244,7 +244,7 @@ def _fault(record: Any, truth: ScoredTruth, scores: tuple[float, float]) -> str 
         return f"{record!r:.60} is not an object"
     missing = [k for k in ("image_id", "category_id", "score", KEY[iou_type]) if k not in record]
     if missing:
-        return f"lacks the key {missing[0]!r}"
+        return f"lacks the key {missing[0]!r}; it has {listed(list(map(short, record)), 6)}"
     image, category = record["image_id"], record["category_id"]
     if not _is_number(image) or image not in truth.image_rows:
         return f"image_id {short(image)} is not in the annotations{_hint(image)}"

@@ -123,11 +123,15 @@ def scored(truth: GroundTruth, iou_type: IouType, *, trust: bool = False) -> Sco
     lost = np.zeros(len(truth), bool) if trust else _lost(truth, iou_type)
     if count := int((lost & ~iscrowd).sum()):
         i = int(np.flatnonzero(lost & ~iscrowd)[0])
+        row = truth.image[i]
+        height, width = truth.sizes[row].tolist()
+        size = f", {width}x{height}" if width > 0 else ""
         what = "a mask without a pixel" if masks is not None else "a box without area"
         log_once(
             f"{count} of {len(truth)} annotated objects have {what} or outside their image (the "
-            f"first: a {truth.names[truth.category[i]]!r} of image_id "
-            f"{truth.image_ids[truth.image[i]]}): nothing can match them, so they are not scored"
+            f"first: a {truth.names[truth.category[i]]!r}, bbox {truth.boxes[i].tolist()}, of "
+            f"image_id {truth.image_ids[row]}{size}): nothing can match them, so they are not "
+            "scored"
         )
     iscrowd = iscrowd | lost
     if masks is not None:

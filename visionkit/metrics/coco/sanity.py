@@ -32,6 +32,7 @@ GAIN = 0.1  # in the mean IoU of the objects, by which another reading must be b
 FEW = 0.5  # the same for a single object; it falls with the square root of their number
 MATCH = 0.5  # IoU of an object and the detection whose class is compared
 OUTSIDE = 0.05  # of all boxes: more outside their image are a mistake
+FEWEST = 6  # objects for a statement about classes
 CONFIRMED = 0.8  # of the objects of a class: more found as one other class are a mistake
 
 Boxes = np.ndarray  # (N, 4) x, y, w, h unless a name says otherwise
@@ -134,7 +135,7 @@ def find_doubts(truth: ScoredTruth, found: Detections) -> list[str]:
             _relative(truth, found),
             _other_boxes(pairs, own, truth.iou_type),
             _other_images(truth, found, image, own),
-            _other_classes(pairs, truth.names),
+            _other_classes(truth, pairs),
         )
         if doubt
     ]
@@ -152,11 +153,7 @@ def find_remarks(truth: ScoredTruth, found: Detections) -> list[str]:
             f"all {len(found)} scores are {low:g}: results of equal scores have no ranking, so AP "
             "depends on their order in the file"
         )
-    repeated = 0
-    if found.boxes is not None:
-        numbers = [found.image_ids, found.category_ids, found.scores, found.boxes]
-        repeated = len(found) - len(np.unique(np.column_stack(numbers), axis=0))
-    if repeated:
+    if repeated := len(found) - len(np.unique(_mixed(found))):
         remarks.append(
             f"{plural(repeated, 'result repeats', 'results repeat')} another one exactly: each "
             "counts as a false positive"
@@ -169,6 +166,21 @@ def find_remarks(truth: ScoredTruth, found: Detections) -> list[str]:
             f"image_id {truth.image_ids[missed[0]]}): all their objects count as missed"
         )
     return remarks
+
+
+def _mixed(found: Detections) -> np.ndarray:
+    """(N,) uint64: one number of each detection, by which equal ones are found."""
+    if found.boxes is not None:
+        shapes = list((found.boxes + 0.0).view(np.uint64).T)  # of -0.0 the bits of 0.0
+    else:
+        codes = [hash(mask["counts"]) for mask in found.masks or []]
+        shapes = [np.array(codes, np.int64).view(np.uint64)]
+    columns = [found.image_ids, found.category_ids, found.scores + 0.0, *shapes]
+    mixed = np.zeros(len(found), np.uint64)
+    for column in columns:
+        mixed = (mixed ^ column.view(np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+    return mixed
 
 
 def _sampled(truth: ScoredTruth, found: Detections, image: np.ndarray) -> list[Pairs]:
@@ -305,18 +317,22 @@ def _relative(truth: ScoredTruth, found: Detections) -> str | None:
     return None
 
 
+def _other_rows(ids: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
+    """What ids may be instead of ids, each with the rows they then stand for; -1 for none."""
+    count = len(known)
+    return {
+        "one too low": rows_of(ids + 1, known),
+        "one too high": rows_of(ids - 1, known),
+        "the place in the list, from 0": np.where((ids >= 0) & (ids < count), ids, -1),
+        "the place in the list, from 1": np.where((ids > 0) & (ids <= count), ids - 1, -1),
+    }
+
+
 def _other_images(
     truth: ScoredTruth, found: Detections, image: np.ndarray, own: float
 ) -> str | None:
     """Image ids that are shifted, or are places in the list of images."""
-    ids, count = found.image_ids, len(truth.image_ids)
-    others = {
-        "one too low": rows_of(ids + 1, truth.image_ids),
-        "one too high": rows_of(ids - 1, truth.image_ids),
-        "the place in the list of images, from 0": np.where((ids >= 0) & (ids < count), ids, -1),
-        "the place in the list, from 1": np.where((ids > 0) & (ids <= count), ids - 1, -1),
-    }
-    for name, rows in others.items():
+    for name, rows in _other_rows(found.image_ids, truth.image_ids).items():
         if np.array_equal(rows, image) or (rows < 0).any():
             continue
         pairs = _sampled(truth, found, rows)
@@ -329,33 +345,36 @@ def _other_images(
     return None
 
 
-def _other_classes(pairs: list[Pairs], names: Sequence[str]) -> str | None:
-    """Classes that are exchanged: objects of one are found as one other, for most of them."""
-    seen: Counter[tuple[int, int]] = Counter()
+def _other_classes(truth: ScoredTruth, pairs: list[Pairs]) -> str | None:
+    """Category ids that are shifted, are places in the list of categories, or are exchanged."""
+    seen: Counter[tuple[int, int]] = Counter()  # rows: class of an object, of its detection
     for p in pairs:
         ious = _iou(p.objects, p.found)
         for i in np.flatnonzero(ious.max(1) >= MATCH).tolist():
-            same = p.found_classes[ious[i] >= ious[i].max() - 1e-9]
-            label = p.classes[i] if p.classes[i] in same else same[0]
+            labels = p.found_classes[ious[i] >= ious[i].max() - 1e-9]
+            label = p.classes[i] if p.classes[i] in labels else labels[0]
             seen[int(p.classes[i]), int(label)] += 1
-    total = seen.total()
-    right = sum(count for (one, other), count in seen.items() if one == other)
-    best: dict[int, int] = {}
-    for (one, other), _ in seen.most_common():
-        best.setdefault(one, other)
-    confirmed = sum(seen[pair] for pair in best.items())
-    if total < 4 or len(set(best.values())) < len(best) or confirmed < CONFIRMED * total:
+    total, right = seen.total(), sum(n for (one, label), n in seen.items() if one == label)
+    if total < FEWEST:
         return None
-    if right > (1 - CONFIRMED) * total:
+    of = f"of {total} objects that are found, {right} are found as their class"
+    for name, rows in _other_rows(truth.category_ids, truth.category_ids).items():
+        corrected = {one for one, label in seen if one != label and one == rows[label]}
+        other = sum(n for (one, label), n in seen.items() if one == rows[label])
+        if len(corrected) > 1 and other >= max(CONFIRMED * total, right + GAIN * total):
+            return f"category_id seems to be {name}: {of}, and {other} if it is read so"
+    objects: Counter[int] = Counter()
+    for (one, _), n in seen.items():
+        objects[one] += n
+    exchanged = {
+        one: label
+        for (one, label), n in seen.items()
+        if one != label and n > 1 and n >= CONFIRMED * objects[one]
+    }
+    if {*exchanged} != {*exchanged.values()} or sum(seen[p] for p in exchanged.items()) < FEWEST:
         return None
-    wrong = {one: other for one, other in best.items() if one != other}
-    steps = {other - one for one, other in wrong.items()}
-    how = "shifted by one" if steps in ({1}, {-1}) else "exchanged"
-    shown = listed([f"{names[a]!r} as {names[b]!r}" for a, b in wrong.items()], 5)
-    return (
-        f"category_id looks {how}: of {total} objects only {right} are found as their class; "
-        f"found are {shown}"
-    )
+    shown = [f"{truth.names[a]!r} as {truth.names[b]!r}" for a, b in exchanged.items()]
+    return f"category_id looks exchanged: {of}; found are {listed(shown, 5)}"
 
 
 def _outside(truth: ScoredTruth, found: Detections, image: np.ndarray) -> list[str]:
