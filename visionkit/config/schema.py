@@ -62,7 +62,6 @@ class ConfigProblems:
     """Collects problems by key, for one error. A place is the line of the file, or the override."""
 
     def __init__(self, source: str, lines: Mapping[Key, int]) -> None:
-        self.source = source
         self._places = {key: ((0, line), f"{source}:{line}") for key, line in lines.items()}
         self._places[()] = ((0, 0), source)
         self._renamed: dict[Key, Key] = {}
