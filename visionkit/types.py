@@ -188,6 +188,7 @@ class Head(nn.Module):
     single_object: ClassVar[bool] = False  # it wants images with a single object
     draw_threshold: ClassVar[float] = 0.5  # score from which its objects are drawn by default
     main_metric: ClassVar[str]  # the metric that selects the best checkpoint by default
+    default_transforms: ClassVar[tuple[str, ...]] = ()  # types: the augmentation that suits it
 
     def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         """Loss terms by name: the same names for any batch, also without a labeled image."""

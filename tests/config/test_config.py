@@ -33,6 +33,7 @@ class Whole(Head):
     forward = decode = evaluator = loss
 
 class Boxes(Whole):
+    default_transforms = ("toy.Flip",)
     def __init__(self, levels: dict[str, Level], classes: list[str], *, convs: Count = 4): ...
 
 class Tags(Whole):
@@ -56,7 +57,7 @@ def parts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "toy", raising=False)
-    task = Task("toy.Boxes", "toy.Files", ({"type": "toy.Flip"},), "toy.Neck", "toy.Net")
+    task = Task("toy.Boxes", "toy.Files", "toy.Neck", "toy.Net")
     monkeypatch.setitem(tasks.TASKS, "toys", task)
     yield
     sys.modules.pop("toy", None)
@@ -135,6 +136,27 @@ def test_long_form():
     assert config.data["places"].transforms == []  # a custom head
 
 
+def test_default_transforms_belong_to_the_class(tmp_path):
+    """Whatever leads to it: its name, its import path, a class derived from it."""
+    for name in ("FCOS", "visionkit.models.heads.FCOS", "visionkit.models.heads.fcos.FCOS"):
+        assert tasks.default_transforms([name]) == tasks.default_transforms(["FasterRCNN"])
+    code = "from visionkit.models.heads import FCOS\nclass Derived(FCOS): ...\n"
+    (tmp_path / "toy_heads.py").write_text(code)
+    assert tasks.default_transforms(["toy_heads.Derived"]) == tasks.default_transforms(["FCOS"])
+    heads = {"objects": {"type": "toy_heads.Derived"}}
+    data = {"main": {"feeds": ["objects"], "train": {"type": "Shapes"}}}
+    config = load_config({"backbone": {"type": "toy.Net"}, "heads": heads, "data": data})
+    assert config.data["main"].transforms == tasks.default_transforms(["FCOS"])
+
+
+def test_a_short_form_with_a_custom_head_has_the_transforms_of_its_class_or_of_the_task():
+    both = [{"type": "HorizontalFlip"}, {"type": "RandomResizedCrop"}]
+    short = {"task": "classification", "data": {"train": {"root": "x"}}}
+    for head, expected in (("toy.Tags", both), ("toy.Boxes", [{"type": "toy.Flip"}])):
+        config = load_config({**short, "head": {"type": head}})
+        assert config.data["main"].transforms == expected
+
+
 def test_default_transforms_of_several_heads_are_the_ones_they_share():
     flip = {"type": "HorizontalFlip"}
     assert tasks.default_transforms(["FasterRCNN"])[0] == flip
@@ -142,7 +164,7 @@ def test_default_transforms_of_several_heads_are_the_ones_they_share():
     both = ["FasterRCNN", "Classification"]
     assert tasks.default_transforms(both) == [flip]
     assert tasks.default_transforms([*both, "toy.Boxes"]) == []
-    assert tasks.default_transforms(["toy.Boxes"]) == [{"type": "toy.Flip"}]  # of a task
+    assert tasks.default_transforms(["toy.Boxes"]) == [{"type": "toy.Flip"}]
     assert tasks.default_transforms(["toy.Tags"]) == []
 
 

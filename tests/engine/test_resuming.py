@@ -1,17 +1,21 @@
 """A run that goes on with something else than it began with, and files of older versions."""
 
+import json
 import logging
 import shutil
 
 import pytest
+from PIL import Image
 
 import visionkit
 from support.paths import ROOT
-from support.runs import config, lines, read_status, same, start, state
+from support.runs import SIZE, config, lines, read_status, same, start, state
+from support.runs import spec as spec_of
+from visionkit.data.datasets.shapes import generate_shapes
 from visionkit.distributed import collectives
 from visionkit.engine import train as training
 from visionkit.engine.train import train
-from visionkit.errors import CheckpointError, ConfigError
+from visionkit.errors import CheckpointError, ConfigError, DataError
 from visionkit.runs import checkpoint, files
 
 OLD = ROOT / "tests/fixtures/checkpoint_v1.pt"
@@ -79,6 +83,82 @@ def test_what_may_change_is_told_and_counts_from_now_on(change, begun, caplog):
     assert f"resumed with {text}" in told(caplog)
     assert state(begun)["step"] == 4 and read_status(begun)["state"] == "finished"
     assert [line["step"] for line in lines(begun)] == [1, 2, 3, 4]
+
+
+def test_settings_that_are_newer_than_the_run_are_no_changes(begun, caplog):
+    """Whether the config names them with their defaults or not; another value is a change."""
+    last = begun / "checkpoints/last.pt"
+    saved = checkpoint.load(last)
+    for key in ("clip_norm", "milestones", "sync_batchnorm"):
+        del saved["config"]["train"][key]
+    for key in ("check_images", "group_by_aspect_ratio"):
+        del saved["config"]["data"]["main"][key]
+    del saved["config"]["init_from"]
+    checkpoint.save(saved, last)
+    spec = config(begun, steps=4, validate=False, clip_norm=9.0)
+    spec["head"] = {"dropout": 0.0}
+    spec["data"]["train"]["masks"] = None
+    train(spec, resume=True)
+    found = [line for line in told(caplog).splitlines() if line.startswith("resumed with")]
+    assert found == [
+        "resumed with train.steps: 4 instead of 2",
+        "resumed with train.clip_norm: 9.0 instead of 10.0",
+    ]
+
+
+def relabeled(path):
+    """Another class for the first object."""
+    data = json.loads(path.read_text())
+    ids = [category["id"] for category in data["categories"]]
+    first = data["annotations"][0]
+    first["category_id"] = next(i for i in ids if i != first["category_id"])
+    path.write_text(json.dumps(data))
+
+
+def darker(folder):
+    """Other images of the same names."""
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            image.point(lambda value: value // 4).save(path, quality=50)
+
+
+OTHER_DATA = {
+    "labels": (relabeled, "annotations.json", "another fingerprint of labels ("),
+    "images": (darker, "images", "another fingerprint of file sizes ("),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_DATA)
+def test_other_data_at_the_same_path_is_told_and_refused_if_strict(what, tmp_path, caplog):
+    change, part, text = OTHER_DATA[what]
+    generate_shapes(tmp_path / "data", images=6, size=SIZE)
+    coco = {"type": "Coco", "images": str(tmp_path / "data/images"),
+            "annotations": str(tmp_path / "data/annotations.json")}  # fmt: skip
+    spec = spec_of("localization", tmp_path / "run", steps=1, validate=False)
+    spec["data"]["main"] |= {"train": coco, "val": None}
+    train(spec)
+    spec["train"]["steps"] = 2
+    before = state(tmp_path / "run")
+    change(tmp_path / "data" / part)
+    with pytest.raises(DataError, match=r"--resume --strict: other data in data\.main\.train"):
+        train(spec, resume=True, strict=True)
+    assert same(state(tmp_path / "run"), before)
+    train(spec, resume=True)
+    warning = next(line for line in told(caplog).splitlines() if "other data" in line)
+    assert warning.startswith("resumed with other data in data.main.train (") and text in warning
+    assert f"annotations: {coco['annotations']}" in warning
+    spec["train"]["steps"] = 3
+    caplog.clear()
+    train(spec, resume=True, strict=True)  # it is the run's data now
+    assert "other data" not in told(caplog)
+
+
+def test_a_run_of_a_version_without_fingerprints_is_resumed(begun, caplog):
+    saved = checkpoint.load(begun / "checkpoints/last.pt")
+    del saved["fingerprints"]
+    checkpoint.save(saved, begun / "checkpoints/last.pt")
+    train(config(begun, steps=4, validate=False), resume=True, strict=True)
+    assert "other data" not in told(caplog)
 
 
 def test_the_number_of_processes_is_compared(begun, caplog, monkeypatch):

@@ -33,7 +33,7 @@ def train(args: argparse.Namespace) -> None:
     from visionkit.engine import train
     from visionkit.metrics.report import metric_lines
 
-    run = train.train(config, resume=resume, overwrite=args.overwrite)
+    run = train.train(config, resume=resume, overwrite=args.overwrite, strict=args.strict)
     if collectives.rank() == 0:
         print("\n".join(metric_lines(run.metrics)))
         print(f"run: {run.directory}")
@@ -62,6 +62,8 @@ def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
         resume = True
     if resume and args.overwrite:
         raise ConfigError("train: --resume continues a run, --overwrite replaces it: give only one")
+    if args.strict and not resume:
+        raise ConfigError("train: --strict compares the data of a run with --resume: give both")
     if config is None:
         raise ConfigError("train: give a config file, or --resume RUN")
     checked = load_config(config, args.overrides, origin=origin, allow_plugins=args.allow_plugins)

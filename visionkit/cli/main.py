@@ -163,6 +163,8 @@ def _add_train(sub: argparse.ArgumentParser) -> None:
     _add_overrides(sub)
     sub.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue a run")
     sub.add_argument("--overwrite", action="store_true", help="replace the run in output=")
+    text = "with --resume: other data than that of the run is an error (exit code 3)"
+    sub.add_argument("--strict", action="store_true", help=text)
 
 
 def _add_eval(sub: argparse.ArgumentParser) -> None:

@@ -143,6 +143,9 @@ def _head_faults(cls: type) -> Iterator[str]:
         yield f"its 'class_key' is {cls.class_key!r}; expected None or one of {keys}"
     if not isinstance(main, str):
         yield f"its 'main_metric' is {main!r}; expected the name of one of its metrics"
+    suited = cls.default_transforms
+    if not isinstance(suited, tuple | list) or not all(isinstance(name, str) for name in suited):
+        yield f"its 'default_transforms' is {suited!r}; expected types of transforms"
     for method in ("loss", "forward", "decode", "evaluator"):
         if getattr(cls, method, None) is getattr(Head, method):
             yield f"it has no {method}()"

@@ -12,11 +12,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from visionkit.config.components import arguments_of, refuse_plugins
-from visionkit.config.config import SOURCE_KEYS, Config
+from visionkit.config.components import arguments_of, components, refuse_plugins
+from visionkit.config.config import SOURCE_KEYS, Config, SourceConfig, TrainConfig
 from visionkit.config.schema import REQUIRED, ConfigProblems, paths_in
 from visionkit.config.tasks import TASKS, to_long_form
 from visionkit.config.validate import check
@@ -309,6 +310,34 @@ def _components(
         for split in splits:
             if getattr(source, split) is not None:
                 yield f"{prefix}.{split}", "datasets", getattr(source, split)
+
+
+def with_defaults(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the defaults of the settings that it lacks, such as newer ones. Custom
+    classes, which would be imported for theirs, keep what they have."""
+
+    def filled(section: str, spec: Any) -> Any:
+        if not isinstance(spec, dict) or spec.get("type") not in components(section):
+            return spec
+        accepted = arguments_of(section, spec["type"]).items()
+        return {name: a.default for name, a in accepted if a.default is not REQUIRED} | spec
+
+    heads, data = saved.get("heads") or {}, dict(saved.get("data") or {})
+    for name, spec in data.items():
+        if isinstance(spec, dict):
+            source = asdict(SourceConfig([])) | spec
+            source |= {split: filled("datasets", source[split]) for split in ("train", "val")}
+            source["transforms"] = [filled("transforms", t) for t in source["transforms"] or ()]
+            data[name] = source
+    return {
+        **{field.name: field.default for field in fields(Config) if field.default is not MISSING},
+        **saved,
+        "backbone": filled("backbones", saved.get("backbone")),
+        "neck": filled("necks", saved.get("neck")),
+        "heads": {name: filled("heads", spec) for name, spec in heads.items()},
+        "data": data,
+        "train": asdict(TrainConfig()) | (saved.get("train") or {}),
+    }
 
 
 def _copy(value: Any, depth: int = 0) -> Any:

@@ -5,43 +5,37 @@ A new task is one more entry of TASKS.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from visionkit.config.components import components
+from visionkit.config.components import resolve
 from visionkit.config.schema import ConfigProblems
-from visionkit.errors import unknown
+from visionkit.errors import ConfigError, unknown
 
 SECTIONS = ("name", "backbone", "neck", "data", "train", "weights", "init_from", "output")
 SOURCE = "main"  # name of the only source of a short form
 
-FLIP = {"type": "HorizontalFlip"}
-OBJECTS = (FLIP, {"type": "ScaleJitter"})
-WHOLE_IMAGE = (FLIP, {"type": "RandomResizedCrop"})
-
 
 @dataclass(frozen=True)
 class Task:
-    """The defaults of a short form: types of components, and augmentation."""
+    """The defaults of a short form: types of components."""
 
     head: str
     dataset: str
-    transforms: tuple[dict[str, Any], ...]
     neck: str | None = None
     backbone: str = "Torchvision"
     images_per_identity: int | None = None
 
 
 TASKS = {
-    "classification": Task("Classification", "ImageFolder", WHOLE_IMAGE),
-    "localization": Task("Localization", "Coco", OBJECTS),
-    "detection": Task("FasterRCNN", "Coco", OBJECTS, neck="FPN"),
-    "instance_segmentation": Task("MaskRCNN", "Coco", OBJECTS, neck="FPN"),
-    "semantic_segmentation": Task("SemanticFPN", "LabelMaps", OBJECTS, neck="FPN"),
-    "embedding": Task("Embedding", "ImageFolder", WHOLE_IMAGE, images_per_identity=4),
-    "autoencoder": Task("Autoencoder", "Images", (FLIP,)),
+    "classification": Task("Classification", "ImageFolder"),
+    "localization": Task("Localization", "Coco"),
+    "detection": Task("FasterRCNN", "Coco", neck="FPN"),
+    "instance_segmentation": Task("MaskRCNN", "Coco", neck="FPN"),
+    "semantic_segmentation": Task("SemanticFPN", "LabelMaps", neck="FPN"),
+    "embedding": Task("Embedding", "ImageFolder", images_per_identity=4),
+    "autoencoder": Task("Autoencoder", "Images"),
 }
 
 
@@ -77,24 +71,27 @@ def to_long_form(config: dict[str, Any], problems: ConfigProblems) -> dict[str, 
             if isinstance(given, dict) and task.neck:
                 given = _with_type(given, task.neck)
             long["neck"] = given
-    long["heads"] = {name: _with_type(config.get("head"), task.head)}
-    long["data"] = _long_data(config.get("data"), name, task)
+    head = _with_type(config.get("head"), task.head)
+    long["heads"] = {name: head}
+    long["data"] = _long_data(config.get("data"), name, task, head)
     return long
 
 
 def default_transforms(head_types: Iterable[str]) -> list[dict[str, Any]]:
-    """The augmentation that suits all of these heads; none if one of them is custom."""
-    by_type = {task.head: task.transforms for task in TASKS.values()}
-    for name, head in components("heads").items():
-        needs = {*head.required_targets}
-        whole = WHOLE_IMAGE if needs & {"class_id", "identity"} else (FLIP,)
-        by_type.setdefault(name, OBJECTS if needs & {"boxes", "semantic"} else whole)
-    suited = [by_type.get(head_type, ()) for head_type in head_types]
-    shared = [t for t in suited[0] if all(t in others for others in suited)] if suited else []
-    return copy.deepcopy(shared)
+    """The transforms that suit all of these heads, as their classes say."""
+    suited = [_transforms_of(head_type) for head_type in head_types]
+    shared = [name for name in suited[0] if all(name in o for o in suited)] if suited else []
+    return [{"type": name} for name in shared]
 
 
-def _long_data(given: Any, name: str, task: Task) -> Any:
+def _transforms_of(head_type: Any) -> tuple[str, ...]:
+    try:
+        return resolve("heads", head_type).default_transforms
+    except ConfigError:  # which the check of the head reports
+        return ()
+
+
+def _long_data(given: Any, name: str, task: Task, head: Any) -> Any:
     if not isinstance(given, dict | None):
         return given
     source = {"feeds": [name], **(given or {})}
@@ -105,7 +102,8 @@ def _long_data(given: Any, name: str, task: Task) -> Any:
     if task.images_per_identity:
         source.setdefault("images_per_identity", task.images_per_identity)
     if source.get("transforms") is None:
-        source["transforms"] = [dict(transform) for transform in task.transforms]
+        own = [head["type"]] if isinstance(head, dict) else []
+        source["transforms"] = default_transforms(own) or default_transforms([task.head])
     return {**workers, SOURCE: source}
 
 

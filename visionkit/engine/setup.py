@@ -26,6 +26,8 @@ from visionkit.data.checks.summary import (
     cross_split_findings,
     cross_split_lines,
     data_summary,
+    file_fingerprint,
+    fingerprint,
     summary_lines,
 )
 from visionkit.data.loading.source import Source, iter_splits
@@ -54,9 +56,11 @@ class TrainingSetup(NamedTuple):
     sources: list[Source]
 
 
-def setup(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> TrainingSetup:
+def setup(
+    config: Config, held: ExitStack, *, resume: bool, overwrite: bool, strict: bool
+) -> TrainingSetup:
     """Check, build and, with `resume`, restore everything, then lock the run directory until `held`
-    is closed."""
+    is closed. With `strict`, other data than that of the resumed run is an error."""
     config, resume, overwrite = _continue_launch(config, resume, overwrite)
     device = pick_device(config.train.device)
     dtype = pick_precision(config.train.precision, device)
@@ -85,9 +89,15 @@ def setup(config: Config, held: ExitStack, *, resume: bool, overwrite: bool) -> 
     learner = Learner(model, settings, total_steps, dtype)
     progress = Progress(config, run, total_steps, steps_per_epoch)
     sizes = {name: len(dataset) for name, dataset in _datasets(sources)}
-    state = TrainingState(config, run, classes, learner, progress, sizes)
+    hashes = collectives.on_main_rank(
+        lambda: {
+            name: {"labels": fingerprint(dataset), "file sizes": file_fingerprint(dataset)}
+            for name, dataset in _datasets(sources)
+        }
+    )
+    state = TrainingState(config, run, classes, learner, progress, sizes, hashes)
     if saved is not None:
-        state.restore(saved)
+        state.restore(saved, strict=strict)
     if used is not None and not collectives.on_main_rank(
         lambda: checkpoint.quarantine_damaged(run, used)
     ):

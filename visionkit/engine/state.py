@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from visionkit.config import Config
+from visionkit.config.load import with_defaults
 from visionkit.distributed import collectives
 from visionkit.engine.failures import is_out_of_memory
 from visionkit.engine.optim import Learner, StepResult
@@ -30,7 +31,8 @@ MAX_SKIPPED_IN_A_ROW = 10  # steps; with more the run has diverged
 class TrainingState:
     """Everything that the next step depends on, except the data, which is a function of the step.
 
-    Only rank 0 writes files. `images` is the size of each dataset, by its key in the config.
+    Only rank 0 writes files. `images` is the size of each dataset, by its key in the config;
+    `fingerprints` are hashes of its labels and of the sizes of its files.
     """
 
     config: Config
@@ -39,6 +41,7 @@ class TrainingState:
     learner: Learner
     progress: Progress
     images: dict[str, int]
+    fingerprints: dict[str, dict[str, str | None]]
     _write_errors: int = field(default=0, init=False)  # in a row
     _best: dict[str, Any] | None = field(default=None, init=False)  # could not be written yet
 
@@ -97,6 +100,7 @@ class TrainingState:
             **self.learner.state(),
             "world_size": collectives.world_size(),
             "images": self.images,
+            "fingerprints": self.fingerprints,
             **self.progress.state(),
         }
         checkpoint.save_last(self.run, state)
@@ -133,8 +137,12 @@ class TrainingState:
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._before)
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Restore what `save_last` saved. Raises CheckpointError if it does not fit."""
+    def restore(self, saved: dict[str, Any], *, strict: bool = False) -> None:
+        """Restore what `save_last` saved. Raises CheckpointError if it does not fit. What makes the
+        rest of the run differ is a warning; with `strict`, other data is a DataError."""
+        other_data = self._other_data(saved)
+        if other_data and strict:
+            raise DataError("\n".join(f"--resume --strict: {text}" for text in other_data))
         before = {head: tuple(c["names"]) for head, c in saved["classes"].items()}
         now = {head: c.names for head, c in self.classes.items()}
         if before != now:
@@ -149,29 +157,46 @@ class TrainingState:
             raise CheckpointError(
                 f"--resume: the checkpoint does not fit the config: {str(error)[:500]}"
             ) from error
-        for text in _changes_since(saved, self.config.to_dict(), self.images):
+        for text in [*_changes_since(saved["config"], self.config.to_dict()), *other_data]:
             log.warning("resumed with %s", text)
+        if (before := saved["world_size"]) != collectives.world_size():
+            log.warning("resumed with %d ranks instead of %d", collectives.world_size(), before)
         self.progress.restore(saved)
+
+    def _other_data(self, saved: dict[str, Any]) -> list[str]:
+        """How the datasets differ from those that the run was trained with so far."""
+        texts = []
+        for key, images in self.images.items():
+            before = saved["images"].get(key, images)
+            if images != before:
+                texts.append(f"{images} images in {key} instead of {before}")
+            old = saved.get("fingerprints", {}).get(key, {})  # missing in older checkpoints
+            changed = [
+                f"{what} ({str(new)[:8]} instead of {str(old[what])[:8]})"
+                for what, new in self.fingerprints[key].items()
+                if images == before and old.get(what, new) != new
+            ]
+            if changed:
+                _, name, split = key.split(".")
+                spec = getattr(self.config.data[name], split)
+                paths = [f"{k}: {value}" for k, value in spec.items() if isinstance(value, str)]
+                texts.append(
+                    f"other data in {key} ({', '.join(paths)}): another fingerprint of "
+                    f"{' and of '.join(changed)}"
+                )
+        return texts
 
     def _identity(self) -> dict[str, Any]:
         classes = {h: {"names": list(c.names), "ids": list(c.ids)} for h, c in self.classes.items()}
         return {"config": self.config.to_dict(), "name": self.config.name, "classes": classes}
 
 
-def _changes_since(
-    saved: dict[str, Any], config: dict[str, Any], images: dict[str, int]
-) -> list[str]:
-    """What makes the rest of the run differ from what it would have been."""
-    old, new = flattened(saved["config"]), flattened(config)
+def _changes_since(saved: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    """The settings that differ from the saved ones. One that the saved config lacks, as it is
+    newer, differs if it is not the default."""
+    old, new = flattened(with_defaults(saved)), flattened(with_defaults(config))
     keys = [key for key in {**old, **new} if key != "output"]
-    texts = [f"{k}: {new.get(k)} instead of {old.get(k)}" for k in keys if new.get(k) != old.get(k)]
-    before, now = saved["world_size"], collectives.world_size()
-    if before != now:
-        texts.append(f"{now} ranks instead of {before}")
-    for key, count in saved["images"].items():
-        if images.get(key, count) != count:
-            texts.append(f"{images[key]} images in {key} instead of {count}")
-    return texts
+    return [f"{k}: {new.get(k)} instead of {old.get(k)}" for k in keys if new.get(k) != old.get(k)]
 
 
 def flattened(settings: Any, key: str = "") -> dict[str, Any]:

@@ -54,13 +54,15 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    strict: bool = False,
     allow_plugins: bool = False,
 ) -> Run:
     """Train the model that a config describes and write everything to a run directory.
 
     `config` is a YAML file, a dict of the same form, or a checked Config; `overrides` are dotted
     keys with values. With `resume`, continue the run in `config.output` from its last checkpoint;
-    with `overwrite`, replace it. `allow_plugins` is for `init_from`, see `load_config`.
+    with `overwrite`, replace it. With `strict`, resuming with other data is a DataError instead of
+    a warning. `allow_plugins` is for `init_from`, see `load_config`.
     Raises ConfigError, DataError, CheckpointError or DivergedError for what the user can fix, and
     Preempted when a signal asked to stop.
     """
@@ -70,7 +72,9 @@ def train(
         try:
             collectives.setup()
             with propagate_failures():
-                state, sources = setup(config, held, resume=resume, overwrite=overwrite)
+                state, sources = setup(
+                    config, held, resume=resume, overwrite=overwrite, strict=strict
+                )
             # An error passes from the right to the left: it gets its hint, reaches the other
             # ranks, and is written to status.json, undisturbed by a signal.
             with (

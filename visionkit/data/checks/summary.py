@@ -87,6 +87,21 @@ def fingerprint(dataset: Dataset) -> str | None:
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def file_fingerprint(dataset: Any) -> str | None:
+    """A hash of the sizes of the image and semantic map files, which differs for most other files
+    of the same names; None for a dataset without files."""
+    if not hasattr(dataset, "image_path"):
+        return None
+    paths = [dataset.image_path(index) for index in range(len(dataset))]
+    if hasattr(dataset, "map_path"):
+        paths += filter(None, (dataset.map_path(index) for index in range(len(dataset))))
+    digest = hashlib.sha256()
+    for path in dict.fromkeys(paths):
+        size = os.path.getsize(path) if os.path.exists(path) else -1
+        digest.update(size.to_bytes(8, "little", signed=True))
+    return digest.hexdigest()
+
+
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """One line for each dataset: `data.train: 8 images, 30 objects; dropped: ...`."""
     return [

@@ -53,6 +53,7 @@ class Attributes(Head):
     required_targets = ("boxes", "attributes")
     class_key = "attributes"
     main_metric = "accuracy"
+    default_transforms = ("HorizontalFlip", "ScaleJitter")
 
     def __init__(
         self,

@@ -96,6 +96,7 @@ class Autoencoder(Head):
 
     required_targets = ()
     main_metric = "psnr"
+    default_transforms = ("HorizontalFlip",)
 
     def __init__(
         self,
@@ -169,6 +170,7 @@ class VAE(Head):
 
     required_targets = ()
     main_metric = "psnr"
+    default_transforms = ("HorizontalFlip",)
 
     def __init__(
         self,

@@ -34,6 +34,7 @@ class Classification(Head):
     required_targets = ("class_id",)
     class_key = "class_id"
     main_metric = "top1"
+    default_transforms = ("HorizontalFlip", "RandomResizedCrop")
     class_weights: Tensor
 
     def __init__(

@@ -162,6 +162,7 @@ class DenseHead(Head):
     required_targets = ("boxes", "labels")
     class_key = "labels"
     main_metric = "bbox/AP"
+    default_transforms = ("HorizontalFlip", "ScaleJitter")
 
     def __init__(
         self,

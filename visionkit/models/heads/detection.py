@@ -61,6 +61,7 @@ class FasterRCNN(Head):
     required_targets: ClassVar[tuple[str, ...]] = ("boxes", "labels")
     class_key = "labels"
     main_metric = "bbox/AP"
+    default_transforms = ("HorizontalFlip", "ScaleJitter")
     terms: ClassVar[tuple[str, ...]] = ("objectness", "rpn_box", "classifier", "box_reg")
 
     def __init__(

@@ -113,6 +113,7 @@ class Embedding(Head):
 
     required_targets = ("identity",)
     main_metric = "recall@1"
+    default_transforms = ("HorizontalFlip", "RandomResizedCrop")
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class Localization(Head):
     required_targets = ("boxes", "labels")
     class_key = "labels"
     main_metric = "loc50"
+    default_transforms = ("HorizontalFlip", "ScaleJitter")
     single_object = True
 
     def __init__(

@@ -72,6 +72,7 @@ class SemanticHead(Head):
     required_targets = ("semantic",)
     class_key = "semantic"
     main_metric = "mIoU"
+    default_transforms = ("HorizontalFlip", "ScaleJitter")
 
     def __init__(
         self, classes: Sequence[str], class_weights: dict[str, Positive] | None, dice: NonNegative
