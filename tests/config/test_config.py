@@ -16,15 +16,18 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 PARTS = """
 from typing import Literal
+from torch import nn
 from visionkit.config.schema import Count, Fraction, InputPath
 from visionkit.types import Head, Level
 
-class Net:
+class Net(nn.Module):
     levels: dict[str, Level]
+    def forward(self, images, sizes=None): ...
     def __init__(self, *, depth: Literal[18, 50] = 18, weights: str | None = None): ...
 
-class Neck:
+class Neck(nn.Module):
     levels: dict[str, Level]
+    def forward(self, features, sizes=None): ...
     def __init__(self, levels, *, channels: Count = 256): ...
 
 class Whole(Head):
@@ -39,13 +42,19 @@ class Boxes(Whole):
 class Tags(Whole):
     def __init__(self, levels, classes, *, dropout: Fraction = 0.0): ...
 
-class Files:
+class Read:
+    keys, classes = (), {}
+    def __len__(self): ...
+    def __getitem__(self, index): ...
+
+class Files(Read):
     def __init__(self, images: InputPath, annotations: InputPath, *, exif: bool = True): ...
 
-class Made:
+class Made(Read):
     def __init__(self, *, num_images: Count = 10, seed: int = 0): ...
 
 class Flip:
+    def __call__(self, sample, rng, size): ...
     def __init__(self, *, p: Fraction = 0.5): ...
 """
 
@@ -278,7 +287,7 @@ weight: x
         ("backbone: {type: toy.Net}", "", "c.yaml: backbone: missing; expected a mapping"),
         ("backbone: {type: toy.Net}", "backbone: toy.Net", "got 'toy.Net'; expected a map"),
         ("{type: toy.Tags}", "{type: toy.Tag}", "unknown type 'toy.Tag'; did you mean 'toy.Tags'?"),
-        ("{type: toy.Tags}", "{type: toy.Net}", "heads.tags.type: toy.Net must derive from"),
+        ("{type: toy.Tags}", "{type: toy.Net}", "heads.tags.type: toy.Net: it must derive from"),
         ("{type: toy.Tags}", "{type: toy.Tags, levels: 1}", "heads.tags.levels: unknown key"),
         ("{type: toy.Tags}", "{type: 3}", "got 3; expected the name of a component or"),
         ("data:\n", "task: toys\ndata:\n", "c.yaml:2: heads: unknown key; did you mean 'head'?"),

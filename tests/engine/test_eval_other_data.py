@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -53,6 +54,16 @@ def strictly(text):
         raise AssertionError(f"{token} is no JSON")
 
     return json.loads(text, parse_constant=refuse)
+
+
+def test_metrics_are_not_written_through_a_link(run, data, capsys, tmp_path, caplog):
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/eval", ignore_errors=True)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "run/eval").symlink_to(tmp_path / "theirs")
+    assert evaluate(tmp_path / "run", data, capsys)[0] == 0
+    assert "eval: cannot be written: it is a link" in caplog.text
+    assert not list((tmp_path / "theirs").iterdir())
 
 
 def test_a_split_of_another_size_is_scored(run, data, capsys):

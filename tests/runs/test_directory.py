@@ -45,6 +45,108 @@ def test_a_run_is_not_replaced_unless_told_so(tmp_path):
     assert not list((run / "checkpoints").iterdir())
 
 
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".lock", "config.yaml", "status.json", "metrics.jsonl", "data.json", "checkpoints", "plots",
+     "eval", "checkpoints/last.pt", "checkpoints/best.pt"],
+)  # fmt: skip
+def test_a_run_is_not_written_through_a_link(name, tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "notes.txt").write_text("theirs")
+    run = choose(str(tmp_path / "run"))
+    link = run / name
+    if link.is_dir():
+        link.rmdir()
+    link.unlink(missing_ok=True)
+    link.symlink_to(theirs if "." not in name else theirs / "notes.txt")
+    before = contents(tmp_path)
+    for how in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(ConfigError, match=f"has links instead of files of a run: {name};"):
+            choose(str(run), **how)
+    assert contents(tmp_path) == before
+    (tmp_path / "way").symlink_to(run)  # to the directory itself: it is where the user wants it
+    link.unlink()
+    assert choose(str(tmp_path / "way"), resume=True) == tmp_path / "way"
+
+
+def test_a_lock_with_another_name_is_not_written_to(tmp_path):
+    """A hard link, as `cp -al` makes, is the other file; a pipe is no file."""
+    (tmp_path / "theirs").write_text("theirs")
+    run = tmp_path / "run"
+    run.mkdir()
+    os.link(tmp_path / "theirs", run / ".lock")
+    with pytest.raises(ConfigError, match=r"\.lock has another name, or is not a regular file"):
+        choose(str(run))
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    (run / ".lock").unlink()
+    os.mkfifo(run / ".lock")
+    with pytest.raises(ConfigError, match=r"\.lock has another name, or is not a regular file"):
+        choose(str(run))
+
+
+FOREIGN = {
+    "config and status": {"config.yaml": "model: yolo\n", "status.json": '{"done": true}'},
+    "config": {"config.yaml": "model: yolo\n"},
+    "status": {"status.json": '["finished"]'},
+    "data": {"data.json": '{"rows": []}'},
+    "metrics": {"metrics.jsonl": '{"loss": 1}\n{"loss": 2}\n'},
+    "corrupt": {"status.json": "\xff\xfe"},
+    "a checkpoint": {"checkpoints/last.pt": "theirs"},
+    "an image": {"plots/a.png": "theirs"},
+    "a note": {"notes.txt": "theirs"},
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_directory_with_files_of_another_program_is_refused(what, tmp_path):
+    run = tmp_path / "run"
+    for name, text in FOREIGN[what].items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text)
+    before, named = contents(tmp_path), next(iter(FOREIGN[what])).partition("/")[0]
+    for how in ({}, {"overwrite": True}):
+        with pytest.raises(ConfigError, match=f"holds files that are not of a run: .*{named}"):
+            choose(str(run), **how)
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_directory_and_the_remains_of_a_run_are_taken(tmp_path):
+    run = tmp_path / "run"
+    (run / "lost+found").mkdir(parents=True)  # of a new disk
+    (run / "plots").mkdir()
+    (run / ".DS_Store").touch()
+    choose(str(run))
+    (run / ".lock").unlink()  # as in a copy
+    rundir.write_status(run, "failed")
+    (run / "config.yaml").write_text("")  # after a power cut
+    (run / "data.json").write_text(json.dumps({"version": 1, "sources": {}}))
+    append_metrics(run, [{"kind": "train", "step": 1}])
+    choose(str(run))
+    assert [p.name for p in run.iterdir() if p.suffix] == []
+
+
+def test_overwriting_leaves_what_no_run_writes(tmp_path):
+    run = choose(str(tmp_path / "r"))
+    rundir.write_status(run, "finished")
+    (run / "plots").mkdir()
+    (run / "plots/train_main.jpg").touch()
+    mine = [run / "notes.txt", run / "plots/notes.txt", run / "checkpoints/mine.ckpt"]
+    for path in mine:
+        path.touch()
+    (run / "checkpoints/last.pt").touch()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        choose(str(run))
+    choose(str(run), overwrite=True)
+    assert all(path.exists() for path in mine)
+    assert sorted(p.name for p in (run / "plots").iterdir()) == ["notes.txt"]
+    assert not (run / "status.json").exists() and not (run / "checkpoints/last.pt").exists()
+
+
 def test_an_output_that_cannot_be_a_directory(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be a directory"):

@@ -16,6 +16,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from visionkit.errors import ConfigError
+from visionkit.runs.files import open_regular
 
 Key = tuple[str, ...]
 
@@ -179,7 +180,7 @@ def _read_text(path: str | Path) -> str:
     if Path(path).suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{path}: a config is a .yaml file")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
         reason = getattr(error, "strerror", None) or error

@@ -95,6 +95,8 @@ def coverage_of(evaluators: Mapping[str, Evaluator]) -> dict[str, Coverage]:
 def _write(folder: Path, metrics: dict[str, Any], coco: dict[str, CocoEvaluator]) -> None:
     """Metrics matter more than their files: an OSError is a warning."""
     try:
+        if folder.is_symlink():
+            raise OSError("it is a link, and nothing is written through one")
         folder.mkdir(exist_ok=True)
         files.write_text(folder / "metrics.json", files.to_json(metrics) + "\n")
         for name, evaluator in coco.items():

@@ -21,9 +21,9 @@ from visionkit.errors import ConfigError, DataError, DivergedError
 from visionkit.metrics.coco.evaluator import detections_of
 from visionkit.models.heads.autoencoder import VAE, to_bytes
 from visionkit.ops.inference import autocast
-from visionkit.runs.files import json_list
+from visionkit.runs.files import json_list, replacing
 from visionkit.types import Classes, prediction_kinds
-from visionkit.visualization.draw import as_image, color_of
+from visionkit.visualization.draw import as_image, color_of, save_image
 
 log = logging.getLogger("visionkit")
 TOP = 5  # classes in a record
@@ -59,7 +59,7 @@ def predict_files(
 
     def drawn(file: Path, prediction: Prediction) -> tuple[Prediction, dict[str, dict[str, Any]]]:
         image = prediction.draw(threshold=threshold).convert("RGB")
-        image.save(overlays[file], quality=92)
+        save_image(image, overlays[file], quality=92)
         return prediction, _write_maps(prediction, overlays[file])
 
     unreadable, embeddings = 0, EmbeddingWriter()
@@ -133,7 +133,8 @@ class EmbeddingWriter:
         arrays = {head: np.stack(rows) for head, rows in self.rows.items()}
         arrays |= {f"{head}_names": np.array(names) for head, names in self.names.items()}
         if arrays:
-            np.savez(out / EMBEDDINGS, **arrays)  # type: ignore[arg-type]  # all of them
+            with replacing(out / EMBEDDINGS, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]  # all of them
 
 
 def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, Any]]:
@@ -144,7 +145,7 @@ def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, An
             path = overlay.with_name(f"{overlay.stem}_{head}.png")
             image = Image.fromarray(result["semantic"].numpy(), mode="P")
             image.putpalette([part for label in range(256) for part in color_of(label)])
-            image.save(path)
+            save_image(image, path)
             written[head] = {"map": path.name}
     return written
 
@@ -245,7 +246,7 @@ def write_latent_images(
         else:
             images[f"{name}_traversals.png"] = _tiled(head, traversal_points(head.latent), STEPS)
         for file, image in images.items():
-            image.save(out / file)
+            save_image(image, out / file)
             files.append(out / file)
     return files
 

@@ -19,7 +19,7 @@ from visionkit.errors import ConfigError, DataError
 from visionkit.metrics.accuracy import finite
 from visionkit.models.heads.embedding import Embedding
 from visionkit.runs.files import to_json, write_text
-from visionkit.visualization.draw import as_image, contact_sheet
+from visionkit.visualization.draw import as_image, contact_sheet, save_image
 
 log = logging.getLogger("visionkit")
 
@@ -75,7 +75,7 @@ def search_files(
     ]
     write_text(out / "matches.json", to_json(records) + "\n")
     sheet = _sheet(predictor, dict(list(found.items())[:ROWS]), asked)
-    sheet.save(out / "matches.jpg", quality=90)
+    save_image(sheet, out / "matches.jpg", quality=90)
     return len(files) - len(vectors)
 
 

@@ -90,7 +90,8 @@ def load_tensors(path: str | Path) -> Any:
     _require_safe_torch()
     if not path.is_file():
         hint = " (a directory; use RUN/checkpoints/best.pt)" if path.is_dir() else ""
-        raise CheckpointError(f"{path}: not found{hint}")
+        what = "is a pipe or device, not a file" if path.exists() and not hint else "not found"
+        raise CheckpointError(f"{path}: {what}{hint}")
     try:
         _require_state(path)
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -189,7 +190,8 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
     if run.is_file():
         return run, load_run(run)
     if not run.is_dir():
-        raise CheckpointError(f"{run}: not found; expected a run directory or a checkpoint file")
+        what = "is a pipe or device" if run.exists() else "not found"
+        raise CheckpointError(f"{run}: {what}; expected a run directory or a checkpoint file")
     names = TO_RESUME if resume else TO_PREDICT
     damage: list[str] = []
     absent: list[str] = []

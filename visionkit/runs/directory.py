@@ -16,14 +16,14 @@ import json
 import logging
 import os
 import re
-import shutil
 import socket
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from visionkit.distributed import launch
-from visionkit.errors import ConfigError, Preempted
+from visionkit.errors import ConfigError, Preempted, listed
 from visionkit.runs import files
 
 try:
@@ -34,7 +34,12 @@ except ImportError:  # Windows
 log = logging.getLogger("visionkit")
 # Of a run directory; no other file is ever deleted.
 FILES = ("config.yaml", "data.json", "metrics.jsonl", "status.json")
-CONTENT = (*FILES, "checkpoints", "plots", "eval")
+FOLDERS = ("checkpoints", "plots", "eval")
+SUFFIXES = (".pt", ".damaged", ".png", ".jpg", ".json")  # of files in the folders
+CHECKPOINTS = ("last", "prev", "best")
+HOLDER = "process "  # the beginning of `.lock`
+MAX_OWN = 16_000_000  # bytes of a file of a run that are read to recognize it
+KEYS = {"data.json": {"version", "sources"}, "status.json": {"state", "host", "pid"}}
 _locks: dict[Path, int] = {}  # descriptors of the locks that this process holds
 
 
@@ -44,7 +49,8 @@ def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> P
 
     A directory that already holds a run is refused, unless the run is to be resumed or
     overwritten, or ended before it saved anything. Overwriting deletes the files of a run and
-    nothing else. A run that is being trained is never touched.
+    nothing else. A directory with files of another program, and one with links in the place of a
+    run's files, is refused. A run that is being trained is never touched.
     """
     try:
         run = _next_free(Path("runs"), name) if output is None else Path(output)
@@ -55,6 +61,9 @@ def choose(output: str | None, name: str, *, resume: bool, overwrite: bool) -> P
         raise ConfigError(f"output: {where} cannot be a directory: {why}") from error
     if not os.access(run, os.W_OK):
         raise ConfigError(f"output: {run} cannot be written to")
+    _refuse_links(run)
+    if not resume:
+        _refuse_foreign(run)
     try:
         _lock(run)
         _make_room(run, resume=resume, overwrite=overwrite)
@@ -78,9 +87,63 @@ def _make_room(run: Path, *, resume: bool, overwrite: bool) -> None:
             f"output: {run} already holds a run; choose another directory, continue it with "
             f"--resume, or replace it with --overwrite"
         )
-    for item in CONTENT:
-        path = run / item
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for item in FILES:
+        (run / item).unlink(missing_ok=True)
+    for item in FOLDERS:
+        for path in (run / item).glob("*"):
+            if path.suffix in SUFFIXES:
+                path.unlink()
+        with suppress(OSError):  # it does not exist, or holds other files
+            (run / item).rmdir()
+
+
+def _refuse_links(run: Path) -> None:
+    """Nothing of a run is read or written through a link, which may lead to somebody's file."""
+    names = [".lock", *FILES, *FOLDERS, *(f"checkpoints/{name}.pt" for name in CHECKPOINTS)]
+    if links := [name for name in names if (run / name).is_symlink()]:
+        raise ConfigError(
+            f"output: {run} has links instead of files of a run: {listed(links)}; move what they "
+            "lead to here, or choose another directory"
+        )
+
+
+def _refuse_foreign(run: Path) -> None:
+    """Raise ConfigError if there are files of another program that a new run would replace, or any
+    files where there was no run."""
+    if _is_ours(run / ".lock"):  # every run makes it
+        return
+    found = [name for name in FILES if (run / name).exists()]
+    foreign = [name for name in found if not _is_ours(run / name)]
+    if not found:
+        foreign = [
+            path.name
+            for path in run.iterdir()
+            if path.name[0] != "." and path.name != "lost+found"
+            if path.name not in FOLDERS or not path.is_dir() or any(path.iterdir())
+        ]
+    if foreign:
+        raise ConfigError(
+            f"output: {run} holds files that are not of a run: {listed(sorted(foreign))}; choose a "
+            "new or empty directory"
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run wrote that file; an empty one is what a power cut may leave."""
+    try:
+        with files.open_regular(path, follow=False) as file:
+            text = file.read(MAX_OWN).decode("utf-8", "replace").strip("\0 \n")
+        if path.name == ".lock":
+            return text.startswith(HOLDER)
+        if path.suffix == ".yaml":
+            ours = all(re.search(rf"^{key}:", text, re.MULTILINE) for key in ("heads", "train"))
+        elif path.suffix == ".jsonl":
+            ours = any(_parse_record(f"{line}\n") for line in text.splitlines())
+        else:
+            ours = KEYS[path.name] <= json.loads(text or "{}").keys()
+        return ours or not text
+    except (OSError, ValueError, AttributeError):  # AttributeError: JSON, but no object
+        return False
 
 
 def find_restarted(output: str | None, name: str) -> Path | None:
@@ -94,7 +157,8 @@ def find_restarted(output: str | None, name: str) -> Path | None:
 
 
 def holds_run(directory: Path) -> bool:
-    return (directory / "config.yaml").exists() or (directory / "metrics.jsonl").exists()
+    names = ("config.yaml", "metrics.jsonl", *(f"checkpoints/{name}.pt" for name in CHECKPOINTS))
+    return any((directory / name).exists() for name in names)
 
 
 def write_status(run: Path, state: str, **details: Any) -> None:
@@ -107,7 +171,8 @@ def write_status(run: Path, state: str, **details: Any) -> None:
 def read_status(run: Path) -> dict[str, Any]:
     """The content of status.json; empty if it is missing or corrupt."""
     try:
-        status = json.loads((run / "status.json").read_text(encoding="utf-8"))
+        with files.open_regular(run / "status.json", follow=False) as file:
+            status = json.load(file)
     except (OSError, ValueError):
         return {}
     return status if isinstance(status, dict) else {}
@@ -124,7 +189,8 @@ def truncate_metrics(run: Path, step: int, validated_at: int, log_every: int) ->
     last = {"train": step, "val": validated_at}
     path, kept = run / "metrics.jsonl", []
     if path.exists():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        with files.open_regular(path, follow=False) as file:
+            lines = file.read().decode("utf-8", "replace").splitlines(keepends=True)
         records = [_parse_record(line) for line in lines]
         damaged = records[:-1].count(None)  # the last line may be cut off
         if damaged:
@@ -175,7 +241,14 @@ def _lock(run: Path) -> None:
     if fcntl is None:
         _refuse_running(run)
         return
-    descriptor = os.open(key / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(key / ".lock", flags, 0o644)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # whose content is another's too
+        os.close(descriptor)
+        raise ConfigError(
+            f"output: {run}/.lock has another name, or is not a regular file; remove it"
+        )
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -187,7 +260,7 @@ def _lock(run: Path) -> None:
         _refuse_running(run)
         return
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
+    os.pwrite(descriptor, f"{HOLDER}{os.getpid()} on {os.uname().nodename}\n".encode(), 0)
     _locks[key] = descriptor
 
 

@@ -1,4 +1,5 @@
-"""Write files atomically; tolerate and count the ones that a run can do without."""
+"""Read regular files only; write files atomically and through no link; tolerate and count the ones
+that a run can do without."""
 
 from __future__ import annotations
 
@@ -7,14 +8,43 @@ import json
 import logging
 import math
 import os
+import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 log = logging.getLogger("visionkit")
+
+
+def open_regular(path: str | Path, *, follow: bool = True) -> BinaryIO:
+    """Open a regular file for reading; `follow`: also through a link. OSError for anything else:
+    opening a named pipe waits for a writer, and a device may never end."""
+    return open(_regular(os.fspath(path), os.O_RDONLY, follow=follow), "rb")
+
+
+def _regular(path: str, flags: int, *, follow: bool = True) -> int:
+    """An `opener` of `open` that refuses all but regular files."""
+    with suppress(FileNotFoundError):  # a new file, or reported next
+        _require_regular(os.stat(path, follow_symlinks=follow), path)
+    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    try:
+        _require_regular(os.fstat(descriptor), path)  # another one since
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(status: os.stat_result, path: str) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFIFO: "named pipe", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "device or socket")
+        raise OSError(errno.EINVAL, f"it is a {kind}, not a regular file", path)
 
 
 @contextmanager
@@ -29,6 +59,9 @@ def replacing(
     """
     temporary = _temporary(path)
     try:
+        if os.path.lexists(temporary):  # of a dead process, or a link
+            temporary.unlink()
+        mode = mode.replace("w", "x")
         with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             if durable:
@@ -54,14 +87,14 @@ def write_text(path: Path, text: str) -> None:
 def append_lines(path: Path, lines: str) -> None:
     """Append whole lines to a file, or nothing if there is no room for all of them."""
     rest = lines.encode()
-    with open(path, "ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=partial(_regular, follow=False)) as file:
         end = file.seek(0, os.SEEK_END)
         try:
             while rest:
                 rest = rest[file.write(rest) :]
         except OSError:
             with suppress(OSError):
-                os.truncate(path, end)  # half a line would spoil the next one
+                file.truncate(end)  # half a line would spoil the next one
             raise
 
 
@@ -78,7 +111,7 @@ def reason(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, OSError):
             words = "disk full: " if cause.errno == errno.ENOSPC else ""
-            return f"{words}{cause.strerror or cause} (errno {cause.errno})"
+            return f"{words}{cause.strerror} (errno {cause.errno})" if cause.errno else str(cause)
         cause = cause.__context__
     return str(error)
 

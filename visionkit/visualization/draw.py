@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.data.classes import describe
+from visionkit.runs.files import replacing
 from visionkit.types import IGNORE, PREDICTION_KINDS, Target, prediction_kinds
 
 MIN_SIDE = 640  # images with a shorter longer side are enlarged to this
@@ -283,6 +285,12 @@ def draw_all(
         low = threshold[head] if isinstance(threshold, Mapping) else threshold
         drawn = draw(drawn, predictions[head], class_names[head], threshold=low)
     return drawn
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write a PNG or JPEG file as a whole; a link of that name is replaced, not written through."""
+    with replacing(path, "wb") as file:
+        image.save(file, "PNG" if path.suffix == ".png" else "JPEG", **options)
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:

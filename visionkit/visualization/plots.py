@@ -22,8 +22,9 @@ from visionkit.data.loading.source import Source, collate
 from visionkit.data.transforms import fit
 from visionkit.distributed import collectives
 from visionkit.models.model import VisionModel
+from visionkit.runs.files import open_regular, replacing
 from visionkit.types import Batch, Classes, Target
-from visionkit.visualization.draw import contact_sheet, draw_all, draw_target
+from visionkit.visualization.draw import contact_sheet, draw_all, draw_target, save_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,7 +93,8 @@ def write_plots(metrics_jsonl: Path, out_dir: Path) -> None:
     }
     for name, panels in files.items():
         if panels:
-            _draw_panels(Figure, panels).savefig(out_dir / name, dpi=110)
+            with replacing(out_dir / name, "wb") as file:
+                _draw_panels(Figure, panels).savefig(file, dpi=110, format="png")
 
 
 def read_records(metrics_jsonl: Path) -> list[dict[str, Any]]:
@@ -100,7 +102,9 @@ def read_records(metrics_jsonl: Path) -> list[dict[str, Any]]:
     if not metrics_jsonl.exists():
         return []
     records = []
-    for line in metrics_jsonl.read_text(encoding="utf-8").splitlines():
+    with open_regular(metrics_jsonl) as file:
+        lines = file.read().decode("utf-8").splitlines()
+    for line in lines:
         try:
             record = json.loads(line)
         except ValueError:
@@ -236,7 +240,8 @@ def save_train_samples(
         h, w = target["size"]
         known = {key: value for key, value in target.items() if key in shown}
         images.append(draw_target(image[:, :h, :w], cast(Target, known), names))
-    contact_sheet(images, columns=3).save(run / "plots" / f"train_{source.name}.jpg")
+    sheet = contact_sheet(images, columns=3)
+    save_image(sheet, run / "plots" / f"train_{source.name}.jpg")
 
 
 @_never_fatal
@@ -269,7 +274,8 @@ def save_val_samples(
             )
             for i, sample in enumerate(samples)
         ]
-        contact_sheet(images, columns=3).save(run / "plots" / f"val_{source.name}.jpg")
+        sheet = contact_sheet(images, columns=3)
+        save_image(sheet, run / "plots" / f"val_{source.name}.jpg")
 
 
 @_never_fatal

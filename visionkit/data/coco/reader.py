@@ -13,6 +13,7 @@ from typing import Any
 
 from visionkit.data.files import diagnose
 from visionkit.errors import DataError
+from visionkit.runs.files import open_regular
 
 CHUNK = 1 << 20  # bytes of a list that are decoded at once
 
@@ -34,7 +35,7 @@ def json_file(path: str | Path, what: str) -> Iterator[Data]:
     """
     with paused_collector():
         try:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 start = file.read(4)
                 encoding = json.detect_encoding(start) if start else "utf-8"
                 if start and encoding == "utf-8":

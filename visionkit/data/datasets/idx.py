@@ -22,6 +22,7 @@ from visionkit.data.datasets.folder import kept_classes
 from visionkit.data.files import diagnose
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError, plural
+from visionkit.runs.files import open_regular
 from visionkit.types import Classes
 
 _UNSIGNED_BYTE = 0x08
@@ -117,9 +118,10 @@ class Idx:
 def _read(path: str, dims: int) -> np.ndarray:
     """The array of unsigned bytes with `dims` dimensions in an IDX file."""
     try:
-        with open(path, "rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if is_gzip else open(path, "rb") as file:
+        with open_regular(path) as raw:
+            is_gzip = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            file = gzip.GzipFile(fileobj=raw) if is_gzip else raw
             magic = file.read(4)
             if len(magic) < 4:
                 raise EOFError("no header")

@@ -19,6 +19,7 @@ from visionkit.data.files import diagnose, other_form, visible_files
 from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image, read_label_map, turns
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError, listed, plural, printable
+from visionkit.runs.files import open_regular
 from visionkit.types import IGNORE, Classes
 
 log = logging.getLogger("visionkit")
@@ -280,7 +281,8 @@ def _shared_ending(stems: Collection[str]) -> str:
 def _lines(path: Path) -> list[str]:
     """The non-empty lines of a text file."""
     try:
-        lines = path.read_text("utf-8").splitlines()
+        with open_regular(path) as file:
+            lines = file.read().decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"list of names {path} {diagnose(path)} [{error}]") from error
     return [line.strip() for line in lines if line.strip()]

@@ -17,6 +17,7 @@ from visionkit.config.schema import Count, Natural, Range
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.cache import cache_folder, staging
 from visionkit.errors import DataError
+from visionkit.runs.files import open_regular
 
 SHAPES = ("circle", "ring", "square", "star", "triangle")
 TEXTURES = ("blobs", "checks", "dots", "stripes", "waves", "weave")
@@ -290,7 +291,8 @@ def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int 
 
 def _is_shapes(out: Path) -> bool:
     try:
-        info = json.loads((out / "annotations.json").read_bytes())["info"]
+        with open_regular(out / "annotations.json") as file:
+            info = json.load(file)["info"]
         return "visionkit_shapes" in info and {entry.name for entry in out.iterdir()} <= _PARTS
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from visionkit.runs.files import open_regular
+
 LIMIT = 20 * 2**30  # bytes of all entries of one kind; the least recently used are removed first
 ABANDONED = 24 * 3600  # seconds after which the folder of an unfinished entry is removed
 META = "index.json"
@@ -93,7 +95,7 @@ def evict(folder: Path, limit: int, keep: Path | None = None) -> None:
 
 def content_key(path: Path) -> str:
     """A hash of a file's content: the SHA-256 of the hashes of its blocks, made in threads."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
 
         def digest(start: int) -> bytes:
@@ -119,7 +121,8 @@ def load(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     Raises ValueError or OSError if anything is missing, truncated or of another kind. A changed
     byte is noticed, except in arrays above 16 MB.
     """
-    found = json.loads((folder / META).read_text(encoding="utf-8"))
+    with open_regular(folder / META) as file:
+        found = json.load(file)
     arrays = {}
     try:
         for name, checksum in found["checksums"].items():

@@ -13,6 +13,7 @@ from visionkit.config.schema import Natural
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.models.backbones.norm import Normalize, Rgb, resolve_norm
 from visionkit.models.backbones.weights import fit, read
+from visionkit.runs.files import open_regular
 from visionkit.types import Level, Size
 
 
@@ -119,6 +120,7 @@ def _read_safetensors(path: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file  # timm brings it
 
     try:
+        open_regular(path).close()
         return load_file(path)
     except Exception as error:  # OSError, or what its Rust part raises
         raise CheckpointError(f"{path}: cannot be read as weights: {error}") from error
