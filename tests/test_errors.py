@@ -2,6 +2,8 @@
 
 import pytest
 
+from visionkit import errors
+from visionkit.data.checks.findings import check_classes
 from visionkit.errors import listed, plural, printable, shorten
 
 
@@ -32,3 +34,21 @@ def test_control_characters_are_escaped():
     assert printable("grün 猫") == "grün 猫"
     assert printable("a\nb\x1b[0m\u202e\udcff") == "a\\nb\\x1b[0m\\u202e\\udcff"
     assert printable("a\nb\x1b", lines=True) == "a\nb\\x1b"
+
+
+def test_of_many_names_the_nearest_twenty_are_listed():
+    names = [f"class {number}" for number in range(300)]
+    text = errors.unknown("clas 123", names, "unknown class")
+    assert text.startswith("unknown class; did you mean 'class 123'? valid: class 1")
+    assert text.count("class ") == 21 and text.endswith(" and 280 more")
+    assert errors.unknown("x", names[:20]).count("class ") == 20
+    assert errors.unknown("x", names, limit=300).endswith("class 99")
+
+
+def test_class_lists_that_do_not_agree_name_twenty_of_each():
+    names = [f"n{number}" for number in range(1200)]
+    with pytest.raises(errors.DataError) as caught:
+        check_classes("file", names, names[1:], missing_ok=False, unknown_ok=False)
+    lines = str(caught.value).splitlines()
+    assert lines[1].startswith("  expected (1199): 'n1', ") and lines[1].endswith("and 1179 more")
+    assert max(map(len, lines)) < 250 and lines[-1] == "  not expected: 'n0'"

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+SHOWN_NAMES = 20  # names, for example of classes, in a message
+
 
 class VisionkitError(Exception):
     """Base of the errors below; from Python, catch this one."""
@@ -89,9 +91,17 @@ def listed(items: Collection[object], limit: int = 10) -> str:
     return (", ".join(map(str, islice(items, limit))) or "none") + more
 
 
-def unknown(name: object, valid: Iterable[str], what: str = "unknown key") -> str:
-    """`unknown key; did you mean 'lr'? valid: ...`"""
+def unknown(
+    name: object, valid: Iterable[str], what: str = "unknown key", limit: int = SHOWN_NAMES
+) -> str:
+    """`unknown key; did you mean 'lr'? valid: ...`; of more options than `limit` those most like
+    the name."""
     by_lower = {option.lower(): option for option in valid}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
     guess = f"; did you mean {by_lower[close[0]]!r}?" if close else ";"
-    return f"{what}{guess} valid: {', '.join(sorted(by_lower.values())) or 'none'}"
+    shown, more = [*by_lower], ""
+    if len(shown) > limit:
+        shown = difflib.get_close_matches(str(name).lower(), by_lower, n=limit, cutoff=0.0)
+        more = f" and {len(by_lower) - limit} more"
+    options = ", ".join(sorted(by_lower[option] for option in shown)) or "none"
+    return f"{what}{guess} valid: {options}{more}"

@@ -47,7 +47,7 @@ class OneOf:
         return f"one of {', '.join(self.names)}"
 
     def mismatch(self, value: object) -> str:
-        return unknown(value, self.names, f"got {shorten(repr(value))}")
+        return unknown(value, self.names, f"got {shorten(repr(value))}", limit=len(self.names))
 
 
 Count = Annotated[int, Range(low=1)]
@@ -147,7 +147,8 @@ def check_arguments(
     fitting = {}
     for name, value in given.items():
         if name not in accepted:
-            problems.add((*key, str(name)), renamed_key(name, accepted) or unknown(name, accepted))
+            known = renamed_key(name, accepted) or unknown(name, accepted, limit=len(accepted))
+            problems.add((*key, str(name)), known)
             continue
         try:
             fitting[name] = convert(value, accepted[name].annotation)

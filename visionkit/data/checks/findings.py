@@ -14,6 +14,7 @@ from visionkit.data.checks.kinds import FINDING_KINDS, Action, Severity
 from visionkit.data.files import other_form
 from visionkit.data.loading.cache import cache_folder, evict
 from visionkit.errors import (
+    SHOWN_NAMES,
     CheckpointError,
     ConfigError,
     DataError,
@@ -250,4 +251,4 @@ def _forms(missing: Sequence[str], unknown: Sequence[str]) -> str:
 
 
 def _quoted(names: Sequence[str]) -> str:
-    return listed([*map(repr, names)], 100)
+    return listed([*map(repr, names)], SHOWN_NAMES)
