@@ -1,6 +1,7 @@
 """What `predict` writes for each kind of head, and the overlay that shows them together."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_shortcuts_name_the_one_head(prediction):
 
 
 def test_class_maps_are_index_images(prediction, tmp_path):
-    assert _write_maps(prediction, tmp_path / "a.jpg") == {"map": {"map": "a_map.png"}}
+    assert _write_maps(prediction, tmp_path / "a.jpg", tmp_path) == {"map": {"map": "a_map.png"}}
     stored = Image.open(tmp_path / "a_map.png")
     assert stored.mode == "P"
     assert np.array_equal(np.asarray(stored), prediction.heads["map"]["semantic"].numpy())
@@ -147,6 +148,30 @@ def test_files_of_a_joint_model(prediction, tmp_path):
     rows = [record["row"] for record in records if record["head"] == "vector"]
     assert rows == [0, 1]
     predict_files(OfPrediction(prediction), [tmp_path / "in"], out)  # again, over its own results
+
+
+def test_overlays_keep_the_subfolders_and_records_name_them(prediction, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["one/a.png", "one/a.jpg", "one/s/t/a.png", "two/s/t/a.png", "two/b.jpg/c.png"]
+    for name in [*names, "two/b.png"]:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60, 40)).save(name)
+    for out, inputs in (
+        ("o", ["one", "two"]),
+        ("p", [tmp_path / "one", Path("../", tmp_path.name, "two")]),
+    ):
+        predict_files(OfPrediction(prediction), inputs, out)
+        records = json.loads((Path(out) / "predictions.json").read_text())
+        overlays = {record["file_name"]: record["overlay"] for record in records}
+        assert len(overlays) == len(set(overlays.values())) == 6
+        assert all((Path(out) / overlay).is_file() for overlay in overlays.values())
+        assert {"a.jpg", "a_2.jpg", "b.jpg/c.jpg", "b_2.jpg"} <= set(overlays.values())
+        assert {"one/s/t/a.jpg", "two/s/t/a.jpg"} <= set(overlays.values())
+        maps = {record["map"] for record in records if record["head"] == "map"}
+        assert "one/s/t/a_map.png" in maps and all((Path(out) / name).is_file() for name in maps)
+    names = find_images(["one"])
+    predict_files(OfPrediction(prediction), ["one"], "q")
+    assert (tmp_path / "q/s/t/a.jpg").is_file() and len(names) == 3
 
 
 def test_images_of_one_name_have_their_paths(tmp_path):

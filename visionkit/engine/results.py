@@ -4,7 +4,8 @@ embeddings; and images of the latent space of a VAE."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from math import ceil, sqrt
 from pathlib import Path
@@ -47,9 +48,10 @@ def predict_files(
     """Predict images and folders of images; returns how many could not be read.
 
     Writes OUT/predictions.json with every prediction; for each image an overlay of those with a
-    score of at least `threshold` (by default that of the head), and its semantic maps;
-    OUT/embeddings.npz; images of the latent space of a VAE. An unreadable image is reported and
-    skipped. Only the embeddings are kept in memory. `batch_size` as for `predict_each`.
+    score of at least `threshold` (by default that of the head), and its semantic maps, in the
+    subfolder that it has in its folder; OUT/embeddings.npz; images of the latent space of a VAE. An
+    unreadable image is reported and skipped. Only the embeddings are kept in memory. `batch_size`
+    as for `predict_each`.
     """
     out = Path(out)
     found = find_images(inputs)
@@ -59,8 +61,9 @@ def predict_files(
 
     def drawn(file: Path, prediction: Prediction) -> tuple[Prediction, dict[str, dict[str, Any]]]:
         image = prediction.draw(threshold=threshold).convert("RGB")
+        overlays[file].parent.mkdir(parents=True, exist_ok=True)
         save_image(image, overlays[file], quality=92)
-        return prediction, _write_maps(prediction, overlays[file])
+        return prediction, _write_maps(prediction, overlays[file], out)
 
     unreadable, embeddings = 0, EmbeddingWriter()
     with (
@@ -74,9 +77,10 @@ def predict_files(
                 continue
             prediction, maps = result
             extra = maps | embeddings.add(files[file], prediction)
+            names = {"file_name": files[file], "overlay": _below(out, overlays[file])}
             for record in to_records(prediction, image_id):
                 more = extra.get(record["head"], {})
-                add({"file_name": files[file], **record, **more})
+                add({**names, **record, **more})
     embeddings.save(out)
     write_latent_images(predictor, out)
     if unreadable == len(files):
@@ -97,18 +101,28 @@ def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
         raise ConfigError(f"--out: {out} cannot be created: {error.strerror}") from error
 
 
-def _overlays(files: Iterable[Path], out: Path) -> dict[Path, Path]:
-    """A unique path for the overlay of each image."""
+def _overlays(files: Mapping[Path, str], out: Path) -> dict[Path, Path]:
+    """A unique path for the overlay of each image: that of its name, or for names that would lead
+    out of the folder, the path below the folder that holds all of these images."""
+    names = {file: Path(name) for file, name in files.items()}
+    astray = {f: os.path.abspath(f) for f, n in names.items() if n.anchor or ".." in n.parts}
+    for file, path in astray.items():
+        common = os.path.commonpath(map(os.path.dirname, astray.values()))
+        names[file] = Path(os.path.relpath(path, common))
     overlays: dict[Path, Path] = {}
-    taken: set[str] = set()
-    for file in files:
-        name, number = f"{file.stem}.jpg", 1
-        while name in taken:
+    taken = {folder for name in names.values() for folder in name.parents}
+    for file, name in names.items():
+        unique, number = name.with_name(f"{name.stem}.jpg"), 1
+        while unique in taken:
             number += 1
-            name = f"{file.stem}_{number}.jpg"
-        taken.add(name)
-        overlays[file] = out / name
+            unique = name.with_name(f"{name.stem}_{number}.jpg")
+        taken.add(unique)
+        overlays[file] = out / unique
     return overlays
+
+
+def _below(out: Path, path: Path) -> str:
+    return path.relative_to(out).as_posix()
 
 
 class EmbeddingWriter:
@@ -137,7 +151,7 @@ class EmbeddingWriter:
                 np.savez(file, **arrays)  # type: ignore[arg-type]  # all of them
 
 
-def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, Any]]:
+def _write_maps(prediction: Prediction, overlay: Path, out: Path) -> dict[str, dict[str, Any]]:
     """Semantic maps as palette PNGs, whose pixel values are class indices."""
     written = {}
     for head, result in prediction.heads.items():
@@ -146,7 +160,7 @@ def _write_maps(prediction: Prediction, overlay: Path) -> dict[str, dict[str, An
             image = Image.fromarray(result["semantic"].numpy(), mode="P")
             image.putpalette([part for label in range(256) for part in color_of(label)])
             save_image(image, path)
-            written[head] = {"map": path.name}
+            written[head] = {"map": _below(out, path)}
     return written
 
 
