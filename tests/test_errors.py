@@ -1,10 +1,14 @@
 """Helpers for messages."""
 
+import logging
+import pickle
+from pathlib import Path
+
 import pytest
 
 from visionkit import errors
 from visionkit.data.checks.findings import check_classes
-from visionkit.errors import listed, plural, printable, shorten
+from visionkit.errors import ConfigError, DataError, is_blank, listed, plural, printable, shorten
 
 
 @pytest.mark.parametrize(
@@ -30,10 +34,27 @@ def test_long_lists_end_with_the_number_of_the_others():
     assert listed(range(5), 2) == "0, 1 and 3 more"
 
 
+def test_an_error_is_its_lines_and_no_name_adds_one():
+    error = ConfigError("a\nerror: forged", "  b\x07")
+    assert str(error) == "a\\nerror: forged\n  b\\x07" and len(error.lines) == 2
+    assert str(pickle.loads(pickle.dumps(DataError("a\n", "b", findings=[1])))) == "a\\n\nb"
+
+
+def test_names_in_the_log_are_escaped(caplog):
+    log = logging.getLogger("visionkit")
+    log.error("%s: %s, %d of %.1f\n%s", Path("a\nb"), "c\x1b", 1, 2.0, DataError("d\ne", "  f"))
+    assert caplog.messages == ["a\\nb: c\\x1b, 1 of 2.0\nd\\ne\n  f"]
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\n\t", "\u200b", "\u202e\x00", "\u3000"])
+def test_a_name_of_which_nothing_is_seen_is_blank(name):
+    assert is_blank(name) and not is_blank(f"{name}a")
+
+
 def test_control_characters_are_escaped():
     assert printable("grün 猫") == "grün 猫"
     assert printable("a\nb\x1b[0m\u202e\udcff") == "a\\nb\\x1b[0m\\u202e\\udcff"
-    assert printable("a\nb\x1b", lines=True) == "a\nb\\x1b"
+    assert printable(DataError("a\nb", "  c")) == "a\\nb\n  c"
 
 
 def test_of_many_names_the_nearest_twenty_are_listed():

@@ -7,6 +7,8 @@ without a traceback and exits with `exit_code`.
 from __future__ import annotations
 
 import difflib
+import logging
+import os
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -15,15 +17,31 @@ SHOWN_NAMES = 20  # names, for example of classes, in a message
 
 
 class VisionkitError(Exception):
-    """Base of the errors below; from Python, catch this one."""
+    """Base of the errors below; from Python, catch this one.
+
+    Each argument is a line of the message. What is not printable in it is escaped, line breaks too,
+    so that a name from a file cannot steer the terminal or look like another message.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(map(printable, self.args))
+
+    @property
+    def lines(self) -> list[str]:
+        """The lines of the message, for an error that adds to it or joins several."""
+        return str(self).split("\n")
 
 
 class ConfigError(VisionkitError, ValueError):
     """The config or the command line is wrong. One error lists all problems of a config."""
 
     exit_code = 2
+
+
+class ArgumentError(ConfigError, TypeError):
+    """A command or a function was called with a wrong argument."""
 
 
 class DataError(VisionkitError, ValueError):
@@ -35,8 +53,8 @@ class DataError(VisionkitError, ValueError):
 
     exit_code = 3
 
-    def __init__(self, message: str, findings: Sequence[Any] = (), others: Sequence[Any] = ()):
-        super().__init__(message)
+    def __init__(self, *lines: str, findings: Sequence[Any] = (), others: Sequence[Any] = ()):
+        super().__init__(*lines)
         self.findings, self.others = list(findings), list(others)
 
 
@@ -66,12 +84,36 @@ class LostRank(VisionkitError):
     """Another rank of the same run ended or does not answer."""
 
 
-def printable(text: object, *, lines: bool = False) -> str:
-    """The text with control characters escaped, so that a name from a file cannot steer the
-    terminal or write lines into a log. `lines` keeps line breaks."""
-    return "".join(
-        c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in str(text)
-    )
+def check_flags(**flags: object) -> None:
+    """ArgumentError for one that is not a bool: most other values would count as True."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ArgumentError(f"{name}: got {shorten(repr(value))}; expected True or False")
+
+
+def printable(text: object) -> str:
+    """The text on one line: what is not printable, such as line breaks, escape sequences and marks
+    of the writing direction, is escaped. A VisionkitError, escaped already, keeps its lines."""
+    plain = str(text)
+    if plain.isprintable() or isinstance(text, VisionkitError):
+        return plain
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in plain)
+
+
+def is_blank(name: str) -> bool:
+    """Whether nothing of a name can be seen."""
+    return not any(c.isprintable() and not c.isspace() for c in name)
+
+
+def escape_arguments(record: logging.LogRecord) -> bool:
+    """A filter of a logger: the arguments of its messages become `printable`."""
+    texts = (str, os.PathLike, BaseException)
+    if isinstance(record.args, tuple):
+        record.args = tuple(printable(a) if isinstance(a, texts) else a for a in record.args)
+    return True
+
+
+logging.getLogger("visionkit").addFilter(escape_arguments)
 
 
 def plural(count: int, noun: str, several: str = "") -> str:

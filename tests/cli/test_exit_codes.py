@@ -133,8 +133,9 @@ def test_a_mistake_of_visionkit_asks_for_a_report(capsys):
 
 
 def test_names_from_files_do_not_steer_the_terminal(capsys):
-    assert report(DataError("class 'a\x1b[2J\x07b', ü\nsecond line")) == 3
-    assert capsys.readouterr().err == "error: class 'a\\x1b[2J\\x07b', ü\nsecond line\n"
+    assert report(DataError("class a\x1b[2J\x07\u202eb, ü\nerror: forged", "  second line")) == 3
+    shown = "error: class a\\x1b[2J\\x07\\u202eb, ü\\nerror: forged\n  second line\n"
+    assert capsys.readouterr().err == shown
 
 
 def test_a_missing_package_is_named(capsys):
@@ -173,6 +174,36 @@ def test_json_is_one_strict_object(capsys):
         assert isinstance(found, dict) and printed.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["eval", "nowhere"], 4, "nowhere: not found; expected a run directory"),
+        (["eval", "good", "train.lrr=1"], 2, "override train.lrr=1: train.lrr: unknown key"),
+        (["eval", "good", "--heads="], 2, "heads: got []; expected a list of one or more of"),
+        (["eval", "--gt", "cut.json", "--pred", "cut.json"], 3, "cut.json is damaged"),
+        (["eval", "good", "--what"], 2, "unknown argument '--what'"),
+        (["eval", "good", "--type", "\x1b"], 2, "argument --type: invalid choice: '\\x1b'"),
+        (["evil", "good"], 2, "unknown command 'evil'; did you mean 'eval'?"),
+        (["bench", "own.yaml", "--steps", "q\n"], 2, "got q\\n; expected an integer >= 1"),
+        (["bench", "own.yaml", "head.type=exits.Bug"], 1, "KeyError: 'not there', raised in Bug"),
+        (["check", "nowhere.json", "data.batch_size=1"], 2, "overrides do not apply"),
+    ],
+)
+def test_with_json_an_error_is_an_object_too(words, code, says, capsys):
+    assert main([*words, "--json", *(["found.json"] if words[0] == "check" else [])]) == code
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert found.keys() == {"error", "exit_code"} and found["exit_code"] == code
+    assert says in found["error"] and found["error"] in shown.err
+
+
+@pytest.mark.parametrize("heads", ["--heads=", "--heads= , "])
+def test_no_heads_at_all(heads, capsys):
+    assert main(["predict", "good", ".", "--out", "out", heads]) == 2
+    assert "expected a list of one or more of classification" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 COMMANDS = ["train", "eval", "val", "predict", "search", "bench", "check", "config", "list", "data"]
 HELP = """
 import contextlib, io, sys
@@ -202,7 +233,5 @@ def test_help_of_every_command_imports_nothing_heavy():
     ("word", "says"), [("trian", "did you mean 'train'?"), ("xyz", "valid: bench, check, ")]
 )
 def test_an_unknown_command_is_answered_with_the_known_ones(word, says, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main([word, "x.yaml"])
-    assert caught.value.code == 2
+    assert main([word, "x.yaml"]) == 2
     assert f"unknown command {word!r}" in (shown := capsys.readouterr().err) and says in shown

@@ -10,7 +10,7 @@ from PIL import Image
 from support.paths import ROOT
 from visionkit.cli.main import main
 from visionkit.config import load_config
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, printable
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 CONFIG = CONFIGS[0].with_name("mlp_mnist.yaml")
@@ -95,7 +95,7 @@ def test_a_run_may_have_an_odd_name(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", str(CONFIG), *SMALL, f"output={name}"]) == 0
     assert (tmp_path / name / "checkpoints" / "last.pt").exists()
-    assert f"run: {name}" in capsys.readouterr().out
+    assert f"run: {printable(name)}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from visionkit.config.yaml import dump, parse, read
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, printable
 
 
 def load(tmp_path, text):
@@ -170,7 +170,7 @@ def test_paths_that_are_no_config(tmp_path):
     ]:
         with pytest.raises(ConfigError) as caught:
             read(path)
-        assert str(caught.value).startswith(f"{path}: ") and reason in str(caught.value)
+        assert str(caught.value).startswith(f"{printable(path)}: ") and reason in str(caught.value)
 
 
 plain = st.recursive(

@@ -5,10 +5,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from visionkit.config import load_config
+from visionkit.data.build import build_sources
+from visionkit.data.checks.findings import Problems
+from visionkit.data.coco.records import read_categories
 from visionkit.data.loading.source import InfiniteBatchSampler, Source
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import HorizontalFlip
+from visionkit.engine.check import check
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
 
@@ -170,3 +176,31 @@ def test_global_random_generators_are_left_alone():
     take(source(transforms=[HorizontalFlip(p=0.5)]).train_batches(seed=0, start=0, workers=0), 3)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+SPLITS = ("train", "val")
+BLANK = ["", " ", "\t", "\u200b\u202e"]
+
+
+@pytest.mark.parametrize("name", BLANK)
+def test_a_class_with_a_blank_name_is_an_error(name, tmp_path):
+    """In class folders, a list in the config and the categories of a COCO file."""
+    for split, names in (("train", ["cat", name or " "]), ("val", ["cat"])):
+        for folder in names:
+            (tmp_path / split / folder).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / folder / "a.png")
+    config = {
+        "task": "classification",
+        "data": {split: {"type": "ImageFolder", "root": str(tmp_path / split)} for split in SPLITS},
+    }
+    with pytest.raises(DataError, match=r"data.train: class \d of 'class_id' has the blank name"):
+        build_sources(load_config(config), SPLITS)
+    config["data"]["train"]["root"] = str(tmp_path / "val")
+    config["data"]["train"]["classes"] = ["cat", name]
+    report = check(config)
+    assert [found.key for found in report.findings if found.kind == "value"] == ["class_id"]
+
+    problems = Problems("truth.json")
+    read_categories([{"id": 1, "name": "cat"}, {"id": 2, "name": name}], problems)
+    with pytest.raises(DataError, match=r"'name' is .*: must be a string that is not blank"):
+        problems.raise_any()

@@ -44,6 +44,9 @@ def evaluate(run, data, capsys):
     code = main(["eval", str(run), "--json", f"data.main.val={json.dumps(val)}"])
     printed = capsys.readouterr()
     assert "Traceback" not in printed.err
+    if code:  # no metrics, but the error as an object
+        assert json.loads(printed.out)["exit_code"] == code
+        return code, "", printed.err
     return code, printed.out, printed.err
 
 

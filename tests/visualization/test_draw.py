@@ -242,3 +242,20 @@ def test_real_annotations_are_drawn():
 )
 def test_kinds_of_predictions_in_drawing_order(keys, kinds):
     assert prediction_kinds(dict.fromkeys(keys)) == kinds
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[2J", "\u202eb", "\ud800", "tür 猫"])
+def test_names_of_any_characters_are_drawn(name):
+    """Also with line breaks, of which the font cannot measure the width, and half characters."""
+    attributes = [f"{name}={name}", f"{name}=b"]
+    looks = objects([[0, 0, 90, 90]], [0], [0.9]) | {"attributes": torch.tensor([[0.9, 0.1]])}
+    target = {
+        "boxes": torch.tensor([[0.0, 0, 90, 90]]),
+        "labels": torch.tensor([0]),
+        "attributes": torch.tensor([[1.0, 0]]),
+        "class_id": torch.tensor(0),
+    }
+    names = {"labels": [name], "attributes": attributes, "class_id": [name]}
+    assert drawn_on(draw(WHITE, objects([[0, 0, 90, 90]], [0], [0.9]), [name])).any()
+    assert drawn_on(draw(WHITE, looks, attributes)).any()
+    assert drawn_on(draw_target(WHITE, target, names)).any()

@@ -6,11 +6,13 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionkit.errors import ConfigError, DataError, plural
+from visionkit.errors import ConfigError, DataError, plural, printable
 from visionkit.runs.signals import Stopped, StopRequest
+from visionkit.runs.terminal import discard_output
 
 if TYPE_CHECKING:
     from visionkit.config import Config
@@ -35,8 +37,7 @@ def train(args: argparse.Namespace) -> None:
 
     run = train.train(config, resume=resume, overwrite=args.overwrite, strict=args.strict)
     if collectives.rank() == 0:
-        print("\n".join(metric_lines(run.metrics)))
-        print(f"run: {run.directory}")
+        _tell([*metric_lines(run.metrics), f"run: {run.directory}"])
 
 
 def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
@@ -119,9 +120,17 @@ def _show(metrics: dict[str, float], facts: dict[str, Any], as_json: bool) -> No
     if as_json:
         print(to_json(to_record(metrics, facts)))
     else:
-        print("\n".join(metric_lines(metrics, facts.get("classes"))))
+        print(*metric_lines(metrics, facts.get("classes")), sep="\n")
         if "scoring" in facts:
             print(f"scored by {facts['coco_engine']}, {facts['scoring']}")
+
+
+def _tell(lines: list[str]) -> None:
+    """Print what a command has done. If that fails, it is done all the same."""
+    try:
+        print(*map(printable, lines), sep="\n", flush=True)
+    except OSError:
+        discard_output()
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -141,8 +150,7 @@ def predict(args: argparse.Namespace) -> int:
     unreadable = predict_files(
         predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
     )
-    print(f"wrote predictions.json and overlays to {args.out}", end="")
-    return _report_unreadable(unreadable)
+    return _report(f"wrote predictions.json and overlays to {args.out}", unreadable)
 
 
 def search(args: argparse.Namespace) -> int:
@@ -152,14 +160,13 @@ def search(args: argparse.Namespace) -> int:
     predictor = load(args.run_directory, args.overrides, allow_plugins=args.allow_plugins)
     inputs = [args.query], [args.gallery]
     unreadable = search_files(predictor, *inputs, args.out, top=args.top, head=args.head)
-    print(f"wrote matches.json and matches.jpg to {args.out}", end="")
-    return _report_unreadable(unreadable)
+    return _report(f"wrote matches.json and matches.jpg to {args.out}", unreadable)
 
 
-def _report_unreadable(count: int) -> int:
-    """Finish the printed line. Returns the exit code: that of a DataError if images are missing."""
-    print(f"; {plural(count, 'image')} could not be read" if count else "")
-    return DataError.exit_code if count else 0
+def _report(done: str, unreadable: int) -> int:
+    """Returns the exit code: that of a DataError if images are missing."""
+    _tell([f"{done}; {plural(unreadable, 'image')} could not be read" if unreadable else done])
+    return DataError.exit_code if unreadable else 0
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -207,7 +214,13 @@ def config(args: argparse.Namespace) -> None:
     from visionkit.config import load_config
 
     checked = load_config(args.config, args.overrides, allow_plugins=args.allow_plugins)
-    print(checked.to_yaml(), end="")
+    text = checked.to_yaml()
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+        as_it_is = all(map(str.isprintable, text.split("\n")))
+    except UnicodeEncodeError:
+        as_it_is = False
+    print(text if as_it_is else checked.to_yaml(ascii=True), end="")
 
 
 def list_components(args: argparse.Namespace) -> None:
@@ -221,4 +234,4 @@ def data_shapes(args: argparse.Namespace) -> None:
     from visionkit.data.datasets.shapes import generate_shapes
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
-    print(f"wrote {plural(args.images, 'image')} and annotations.json to {args.out}")
+    _tell([f"wrote {plural(args.images, 'image')} and annotations.json to {args.out}"])

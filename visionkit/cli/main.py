@@ -4,6 +4,7 @@ error. What a command does is in `commands`."""
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -15,8 +16,9 @@ from typing import NoReturn
 from visionkit.cli import commands
 from visionkit.cli.commands import OVERRIDE, SECTIONS
 from visionkit.distributed import launch
-from visionkit.errors import Preempted, VisionkitError, printable, unknown
+from visionkit.errors import ArgumentError, Preempted, VisionkitError, printable, unknown
 from visionkit.runs import signals
+from visionkit.runs.terminal import discard_output, open_streams
 
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 LIBRARIES = (os.path.dirname(os.__file__), "site-packages", "dist-packages")
@@ -27,6 +29,7 @@ AddArguments = Callable[[argparse.ArgumentParser], None]
 
 def command() -> NoReturn:
     """The `visionkit` command: run `main` and exit with its code."""
+    open_streams()
     launch.watch_parent()
     code = main()
     signals.ignore()
@@ -40,9 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not words:
         parser.print_help(sys.stderr)
         return USAGE
-    if not words[0].startswith("-") and words[0] not in names:
-        parser.error(unknown(words[0], names, f"unknown command {words[0]!r}"))
-    args = _parse(parser, words)
+    as_json = "--json" in words
+    try:
+        if not words[0].startswith("-") and words[0] not in names:
+            parser.error(unknown(words[0], names, f"unknown command {words[0]!r}"))
+        args = _parse(parser, words)
+    except ArgumentError as error:
+        return report(error, as_json=as_json)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     # Rank 0 logs for all ranks; torchrun shows the error of each.
     first = os.environ.get("RANK", "0") == "0"
@@ -52,51 +59,59 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-        _discard_output()
+        discard_output()
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
         if isinstance(error, OSError):
-            _discard_output()
+            discard_output()
         shown = "TORCHELASTIC_ERROR_FILE" in os.environ
         if shown:
             launch.report_to_torchrun(error)
         if shown and isinstance(error, VisionkitError) and not (first or args.debug):
             return error.exit_code
-        return report(error, debug=args.debug)
+        return report(error, debug=args.debug, as_json=as_json and first)
     finally:
         if "visionkit.distributed.collectives" in sys.modules:
             sys.modules["visionkit.distributed.collectives"].teardown()
 
 
-def report(error: Exception, *, debug: bool = False) -> int:
-    """Write an error to standard error, with `debug` after its traceback. Returns the exit code."""
+def report(error: Exception, *, debug: bool = False, as_json: bool = False) -> int:
+    """Write an error to standard error, with `debug` after its traceback, and with `as_json` as an
+    object to standard output. Returns the exit code."""
     if debug:
-        traceback.print_exception(error)
-    text = printable(error, lines=True)
-    if isinstance(error, (VisionkitError, OSError)):
-        label = "" if isinstance(error, Preempted) else "error: "
-        print(f"{label}{text}", file=sys.stderr)
-        if findings := getattr(error, "findings", ()):
-            from visionkit.data.checks.findings import SHOWN, save_findings
-
-            if len(findings) > SHOWN:  # the message cannot hold them
-                print(save_findings(findings), file=sys.stderr)
-        return error.exit_code if isinstance(error, VisionkitError) else UNEXPECTED
+        _say("".join(traceback.format_exception(error)).rstrip())
+    text, code = printable(error), getattr(error, "exit_code", UNEXPECTED)
+    label = "" if isinstance(error, Preempted) else "error: "
     if isinstance(error, ModuleNotFoundError):
-        print(f"error: {text}; install it for {sys.executable}", file=sys.stderr)
-        return UNEXPECTED
-    text = f"{type(error).__name__}: {text}"
-    if place := _custom_code(error):
-        print(f"error: {text}, raised in {place}; --debug shows the traceback", file=sys.stderr)
-        return UNEXPECTED
-    print(
-        f"unexpected error: {text} ({_location(error)}); run again with --debug for the "
-        "traceback, and please report it",
-        file=sys.stderr,
-    )
-    return UNEXPECTED
+        text += f"; install it for {sys.executable}"
+    elif not isinstance(error, (VisionkitError, OSError)):
+        text = f"{type(error).__name__}: {text}"
+        if place := _custom_code(error):
+            text += f", raised in {place}; --debug shows the traceback"
+        else:
+            label = "unexpected error: "
+            text += (
+                f" ({_location(error)}); run again with --debug for the traceback, and please "
+                "report it"
+            )
+    _say(label + text)
+    if findings := getattr(error, "findings", ()):
+        from visionkit.data.checks.findings import SHOWN, save_findings
+
+        if len(findings) > SHOWN:  # the message cannot hold them
+            _say(save_findings(findings))
+    if as_json:
+        with suppress(OSError):  # the error may be that nothing can be printed
+            print(json.dumps({"error": text, "exit_code": code}), flush=True)
+    return code
+
+
+def _say(text: str) -> None:
+    """Write to standard error, if that can be written to."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def _custom_code(error: Exception) -> str | None:
@@ -119,12 +134,15 @@ def _location(error: Exception) -> str:
     return f"{frame.filename}, line {frame.lineno}"
 
 
-def _discard_output() -> None:
-    """Keep Python from writing the rest of the output again when it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class Parser(argparse.ArgumentParser):
+    """Prints the usage and raises the error, which argparse would print too before it exits."""
+
+    def error(self, message: str) -> NoReturn:
+        _say(self.format_usage().rstrip())
+        raise ArgumentError(message)
 
 
-def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+def _parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     """Parse the command line. Config overrides, key=value, can be anywhere in it."""
     args, rest = parser.parse_known_args(words)
     others = [word for word in rest if not OVERRIDE.match(word)]
@@ -137,14 +155,14 @@ def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namesp
     return args
 
 
-def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+def _parser() -> tuple[Parser, list[str]]:
     """The parser and the names of the commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="visionkit",
         description="Train, evaluate and run vision models described by one YAML file.",
     )
     parser.add_argument("-V", "--version", action="version", version=_version())
-    debug = argparse.ArgumentParser(add_help=False)
+    debug = Parser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, run, add_arguments, text in COMMANDS:

@@ -85,7 +85,7 @@ def text(report: Report, written: str | None) -> str:
     `written` is the path of the JSON file."""
     findings, counts = _ordered(report), _severities(report)
     summary = ", ".join(plural(counts[severity], severity) for severity in SEVERITIES)
-    shown = [f"{report.target}: {summary}"]
+    shown = [f"{printable(report.target)}: {summary}"]
     shown += [
         f"  {found.severity} {found.kind}: {_located(found, report.target)}"
         for found in _selected(findings)
@@ -99,13 +99,13 @@ def text(report: Report, written: str | None) -> str:
         for (severity, kind, action), count in kinds.items():
             done = f", {DONE[action]}" if action in DONE else ""
             shown.append(f"  {count} x {kind} ({severity}{done}): {title(kind)}")
-    shown += [f"data used: {line}" for line in summary_lines(report.used)]
-    return printable("\n".join(shown), lines=True)
+    shown += [printable(f"data used: {line}") for line in summary_lines(report.used)]
+    return "\n".join(shown)
 
 
 def _located(found: Finding, target: str) -> str:
     """The finding with its file, unless that is the checked one."""
-    return str(found) if found.file in ("", target) else f"{found.file}: {found}"
+    return str(found) if found.file in ("", target) else f"{printable(found.file)}: {found}"
 
 
 def _ordered(report: Report) -> list[Finding]:

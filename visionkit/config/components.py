@@ -92,7 +92,8 @@ def build(section: str, spec: dict[str, Any], *injected: Any, key: str = "") -> 
     try:
         return resolve(section, spec["type"])(*injected, **arguments)
     except ConfigError as error:
-        raise ConfigError(f"{key}: {error}" if key else str(error)) from error
+        text = f"{key}: {error}" if key else str(error)
+        raise ConfigError(*text.split("\n")) from error
     except VisionkitError:
         raise
     except ValueError as error:  # a component may refuse a value that its annotation allows

@@ -130,9 +130,10 @@ class Config:
         values["data"] = {"workers": values.pop("workers"), **values["data"]}
         return _plain(values)
 
-    def to_yaml(self) -> str:
-        """The text of a config file that loads to an equal config."""
-        return dump(self.to_dict())
+    def to_yaml(self, *, ascii: bool = False) -> str:
+        """The text of a config file that loads to an equal config; `ascii` escapes other
+        characters."""
+        return dump(self.to_dict(), ascii=ascii)
 
 
 def _plain(value: Any) -> Any:

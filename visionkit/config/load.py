@@ -22,7 +22,14 @@ from visionkit.config.schema import REQUIRED, ConfigProblems, paths_in
 from visionkit.config.tasks import TASKS, to_long_form
 from visionkit.config.validate import check
 from visionkit.config.yaml import Key, parse, read
-from visionkit.errors import CheckpointError, ConfigError, VisionkitError, shorten
+from visionkit.errors import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    VisionkitError,
+    check_flags,
+    shorten,
+)
 from visionkit.runs import checkpoint
 
 log = logging.getLogger("visionkit")
@@ -55,13 +62,28 @@ def load_config(
         config, lines = read(os.fspath(source))
         name, problems = Path(source).stem, ConfigProblems(os.fspath(source), lines)
     else:
-        raise ConfigError(f"expected a config file or a dict, got a {type(source).__name__}")
+        raise ArgumentError(f"expected a config file or a dict, got a {type(source).__name__}")
+    check_flags(allow_plugins=allow_plugins)
     if origin is not None:
         refuse_plugins(config, origin, allowed=allow_plugins)
-    given = [overrides] if isinstance(overrides, str) else _copy(overrides)
-    _apply_overrides(config, given, problems)
+    _apply_overrides(config, _given(overrides), problems)
     long = _with_origin(to_long_form(config, problems), problems, allow_plugins=allow_plugins)
     return check(long, name, problems)
+
+
+def _given(overrides: Any) -> dict[str, Any] | list[str]:
+    """A copy of the overrides. ArgumentError if they are of another type."""
+    if isinstance(overrides, Mapping):
+        return _copy(overrides)
+    alone = isinstance(overrides, str) or not isinstance(overrides, Iterable)
+    given = [overrides] if alone else [*overrides]
+    for item in given:
+        if not isinstance(item, str):
+            raise ArgumentError(
+                f"overrides: got {shorten(repr(item))}; expected strings such as 'train.lr=0.01', "
+                "or a dict such as {'train.lr': 0.01}"
+            )
+    return given
 
 
 class Override(NamedTuple):
@@ -226,7 +248,7 @@ def _with_origin(
             raise CheckpointError(f"{path}: its config was not saved by visionkit")
         refuse_plugins(old, path, allowed=allow_plugins)
     except VisionkitError as error:
-        problems.add(("init_from",), str(error))
+        problems.add(("init_from",), error)
         problems.raise_found()  # other problems may only follow from it
     grown = dict(long)
     for part in ("backbone", "neck"):

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from visionkit.config.renamed import renamed_key
 from visionkit.config.yaml import Key
-from visionkit.errors import ConfigError, shorten, unknown
+from visionkit.errors import ConfigError, VisionkitError, printable, shorten, unknown
 
 
 @dataclass(frozen=True)
@@ -81,26 +81,28 @@ class ConfigProblems:
     def refused(self, text: str, message: str) -> None:
         """Add the problem of an override that cannot be applied."""
         self._overrides += 1
-        self._found[f"override {text}: {message}"] = (1, self._overrides)
+        self._found[printable(f"override {text}: {message}")] = (1, self._overrides)
 
     def renamed(self, key: Key, written: Key) -> None:
         """The user wrote `written` for what is checked as `key`."""
         self._renamed[key] = written
 
-    def add(self, key: Key, message: str) -> None:
+    def add(self, key: Key, message: str | VisionkitError) -> None:
         for long, written in self._renamed.items():
             if key[: len(long)] == long:
                 key = written + key[len(long) :]
                 break
         place = next(key[:n] for n in range(len(key), -1, -1) if key[:n] in self._places)
         order, text = self._places[place]
-        entry = ": ".join(part for part in (text, ".".join(key), message) if part)
+        parts = text, ".".join(key), message
+        entry = ": ".join(printable(part) for part in parts if part)
         self._found.setdefault(entry, order)
 
     def raise_found(self) -> None:
         """One ConfigError with a line for each problem, in the order of the places."""
         if self._found:
-            raise ConfigError("\n".join(sorted(self._found, key=lambda e: (self._found[e], e))))
+            entries = sorted(self._found, key=lambda e: (self._found[e], e))
+            raise ConfigError(*(line for e in entries for line in e.split("\n")))
 
 
 REQUIRED = inspect.Parameter.empty

@@ -59,7 +59,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[Key, int]]:
     if faults:
         shown = [f"{path}:{f.line}:{f.column}: {f.message}" for f in faults[:SHOWN]]
         more = [f"{path}: and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        raise ConfigError("\n".join(shown + more))
+        raise ConfigError(*shown, *more)
     if not lines:
         raise ConfigError(f"{path}: is empty; a config begins with a line like 'task: detection'")
     if not isinstance(value, dict):
@@ -81,13 +81,13 @@ def parse(text: str) -> Any:
     return value
 
 
-def dump(value: Any) -> str:
+def dump(value: Any, *, ascii: bool = False) -> str:
     """YAML that `read` and `parse` understand as the same value; tuples become lists."""
     return yaml.dump(
         value,
         Dumper=_Dumper,
         sort_keys=False,
-        allow_unicode=True,
+        allow_unicode=not ascii,
         default_flow_style=None,
         width=99,
     )

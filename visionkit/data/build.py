@@ -16,7 +16,7 @@ from visionkit.data.classes import class_lists, class_mapped
 from visionkit.data.contracts import broken_contract, check_dataset, is_custom, original
 from visionkit.data.loading.source import Source, TransformedDataset, iter_splits, split_key
 from visionkit.data.loading.workers import refuse_unguarded
-from visionkit.errors import ConfigError, DataError, VisionkitError, listed
+from visionkit.errors import ConfigError, DataError, VisionkitError, is_blank, listed
 from visionkit.types import Classes, Dataset
 
 log = logging.getLogger("visionkit")
@@ -35,7 +35,7 @@ def build_sources(
     refuse_unguarded(config.workers)
     missing = missing_paths(config, splits)
     if missing:
-        raise ConfigError("\n".join(missing))
+        raise ConfigError(*missing)
     sources, errors = open_sources(config, splits, classes)
     if errors:
         raise merge_errors(errors)
@@ -65,6 +65,7 @@ def open_sources(
         except (ConfigError, DataError) as error:
             errors.append(_located(where, error, _generated_hint(spec, split)))
             continue
+        errors += _check_names(where, dataset)
         errors += _check_keys(where, dataset, spec.feeds, config)
         errors += _check_objects(where, dataset, split)
     lists = class_lists(class_keys(config), config.data, opened, classes or {})
@@ -133,33 +134,47 @@ def _open(section: dict[str, Any], value_range: tuple[float, float] | None) -> D
     return dataset
 
 
-def _other_classes_hint(where: str, dataset: Any, error: DataError) -> str:
+def _other_classes_hint(where: str, dataset: Any, error: DataError) -> list[str]:
     """What to do about classes that the lists lack."""
     if "not expected" not in str(error):
-        return ""
+        return []
     if hasattr(dataset, "other_classes"):
-        return f"\n  to drop the objects of other classes, set {where}.other_classes=ignore"
+        return [f"  to drop the objects of other classes, set {where}.other_classes=ignore"]
     if "class_id" in dataset.keys:
-        return f"\n  to use the images of some classes alone, name these in {where}.only"
-    return ""
+        return [f"  to use the images of some classes alone, name these in {where}.only"]
+    return []
 
 
-def _located(where: str, error: VisionkitError, hint: str, kind: str = "file") -> VisionkitError:
+def _located(
+    where: str, error: VisionkitError, hint: list[str], kind: str = "file"
+) -> VisionkitError:
     """The same error with the key of the dataset in front."""
-    message = f"{where}: {error}{hint}"
+    lines = [*f"{where}: {error}".split("\n"), *hint]
     if isinstance(error, DataError):
-        found = error.findings or [finding(kind, str(error), file=where)]
-        return DataError(message, found, error.others)
-    return ConfigError(message)
+        found = error.findings or [finding(kind, error, file=where)]
+        return DataError(*lines, findings=found, others=error.others)
+    return ConfigError(*lines)
 
 
-def _generated_hint(spec: SourceConfig, split: str) -> str:
+def _generated_hint(spec: SourceConfig, split: str) -> list[str]:
     """A hint for those who replaced the training data of a shipped config, but not the
     validation data."""
     types = [None if one is None else one["type"] for one in (spec.train, spec.val)]
     if split != "val" or types[0] in (None, "Shapes") or types[1] != "Shapes":
-        return ""
-    return "\n  data.val is still generated shapes: give your own, or data.val=null for none"
+        return []
+    return ["  data.val is still generated shapes: give your own, or data.val=null for none"]
+
+
+def _check_names(where: str, dataset: Dataset) -> list[DataError]:
+    """An error for each class whose name cannot be seen."""
+    errors = []
+    for key, classes in dataset.classes.items():
+        for label in [i for i, name in enumerate(classes.names) if is_blank(name)]:
+            name = classes.names[label]
+            text = f"class {label} of {key!r} has the blank name {name!r}; give it a name"
+            found = finding("value", text, file=where, key=key, value=name, hint="")
+            errors.append(DataError(f"{where}: {text}", findings=[found]))
+    return errors
 
 
 def _check_objects(where: str, dataset: Dataset, split: str) -> list[DataError]:
@@ -169,7 +184,7 @@ def _check_objects(where: str, dataset: Dataset, split: str) -> list[DataError]:
     log.warning("%s: no object is annotated", where)
     text = "no object is annotated; there is nothing to learn"
     found = finding("nothing-to-learn", text, file=where)
-    return [DataError(f"{where}: {text}", [found])] if split == "train" else []
+    return [DataError(f"{where}: {text}", findings=[found])] if split == "train" else []
 
 
 _HINTS = {  # for a head that needs a key of a sample, which the dataset does not give
@@ -190,8 +205,9 @@ def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) 
         cls = head_class(config, head)
         for key in cls.required_targets:
             if key in unusable and unusable[key].count:
-                text = f"{where}: {unusable[key].message()}\n  (needed by head {head!r})"
-                errors.append(DataError(text, unusable[key].findings))
+                first, *others = unusable[key].lines()
+                lines = [f"{where}: {first}", *others, f"  (needed by head {head!r})"]
+                errors.append(DataError(*lines, findings=unusable[key].findings))
             elif key not in dataset.keys:
                 hint = f"{_HINTS[key]}, or feed" if key in _HINTS else "Feed"
                 text = (
@@ -199,7 +215,7 @@ def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) 
                     f"{given}. {hint} {head!r} from another source"
                 )
                 found = finding("config", text, file=where, key=key)
-                errors.append(DataError(f"{where}: {text}", [found]))
+                errors.append(DataError(f"{where}: {text}", findings=[found]))
     return errors
 
 

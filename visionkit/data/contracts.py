@@ -211,7 +211,7 @@ def checked_sample(what: str, sample: Any, classes: Mapping[str, Classes]) -> Sa
 
 def broken_contract(text: str) -> DataError:
     """The error to raise for a custom class that is wrong."""
-    return DataError(text, [finding("contract", text)])
+    return DataError(text, findings=[finding("contract", text)])
 
 
 def breaks_contract(error: DataError) -> bool:

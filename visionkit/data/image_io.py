@@ -23,7 +23,7 @@ from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, featur
 from torch import Tensor
 
 from visionkit.data.files import Fault, find_fault, format_of
-from visionkit.errors import ConfigError, DataError, plural, printable
+from visionkit.errors import ArgumentError, DataError, plural, printable
 
 Exif: TypeAlias = Literal["apply", "ignore"]  # whether an EXIF orientation turns the image
 Size: TypeAlias = tuple[int, int]  # (h, w)
@@ -129,7 +129,7 @@ def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
     """A PIL image, an array or a tensor as (3, h, w) uint8 RGB, by the rules of `read_image`.
 
     Arrays are (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); tensors (h, w), (1, h, w), (3, h, w) or
-    (4, h, w). Raises ConfigError for anything else, DataError for values without a fixed meaning.
+    (4, h, w). Raises ArgumentError for anything else, DataError for values without a fixed meaning.
     """
     try:
         if isinstance(image, Image.Image):
@@ -138,10 +138,10 @@ def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
     except Refused as refused:
         raise DataError(f"{type(image).__name__} {refused.fault.clause}") from None
     except (OSError, ValueError, SyntaxError) as error:  # of Pillow; our own are ValueErrors too
-        if isinstance(error, ConfigError):
+        if isinstance(error, ArgumentError):
             raise
         text = f"the PIL image is closed or cannot be decoded [{printable(str(error))}]"
-        raise ConfigError(f"{text}: open it again") from error
+        raise ArgumentError(f"{text}: open it again") from error
     rgb = values[..., :3] if values.shape[2] > 1 else values.repeat(3, 2)
     return torch.from_numpy(rgb.copy()).permute(2, 0, 1)
 
@@ -167,7 +167,7 @@ def _channels_last(image: Any) -> np.ndarray:
     found = type(image).__name__
     if isinstance(values, np.ndarray):
         found += f" of shape {values.shape} and type {image.dtype}"
-    raise ConfigError(
+    raise ArgumentError(
         f"got {found}; expected a file name, a PIL image, an array (h, w) or (h, w, 3), or a "
         "tensor (h, w) or (3, h, w), with gray or RGB pixels; several images are a list"
     )

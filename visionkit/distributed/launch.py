@@ -125,7 +125,8 @@ def watch_parent() -> None:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
-    sys.stderr.write("torchrun is gone: this process stops\n")
+    with suppress(OSError):
+        sys.stderr.write("torchrun is gone: this process stops\n")
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_SECONDS)
     os._exit(128 + signal.SIGTERM)

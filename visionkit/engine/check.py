@@ -6,15 +6,13 @@ slower checks of the data; all findings are in one report.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from visionkit.config import Config, load_config, missing_paths
 from visionkit.data.build import check_custom, open_sources
@@ -41,12 +39,12 @@ from visionkit.engine.setup import (
     splits_read,
 )
 from visionkit.engine.train import train_step
-from visionkit.errors import ConfigError, DataError, VisionkitError
+from visionkit.errors import ArgumentError, ConfigError, DataError, VisionkitError
 from visionkit.models.model import VisionModel, wrap_calls
 from visionkit.ops.inference import pick_device, pick_precision, reproducible
+from visionkit.runs.terminal import progress_bar
 from visionkit.types import Batch
 
-Item = TypeVar("Item")
 CPU_IMAGES = 2  # of the first batch; a GPU gets all, so that a lack of its memory is found
 
 
@@ -86,6 +84,8 @@ def check(
     report = Report(str(config) if isinstance(config, (str, Path)) else "config")
     try:
         loaded = load_config(config, overrides, allow_plugins=allow_plugins)
+    except ArgumentError:
+        raise
     except VisionkitError as error:
         report.add(error)
         return report
@@ -232,11 +232,6 @@ def check_annotations(path: str | Path, images: str | Path | None = None) -> Rep
     return report
 
 
-def progress(items: Iterable[Item], what: str) -> Iterable[Item]:
-    """A bar on standard error, if that is a terminal."""
-    return tqdm(items, desc=what, leave=False, disable=None, file=sys.stderr)
-
-
 def _located(where: str, findings: Iterable[Finding]) -> list[Finding]:
     return [found if found.file else found._replace(file=where) for found in findings]
 
@@ -246,4 +241,4 @@ def _dataset_findings(dataset: Any) -> Iterator[Finding]:
     if hasattr(dataset, "findings"):
         yield from dataset.findings()
     if hasattr(dataset, "examine"):
-        yield from dataset.examine(progress)
+        yield from dataset.examine(progress_bar)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from visionkit.data.build import build_sources
 from visionkit.data.loading.source import Source
@@ -27,6 +26,7 @@ from visionkit.models.contracts import checked_coverage, checked_metrics
 from visionkit.models.model import VisionModel
 from visionkit.runs import files
 from visionkit.runs.files import reason
+from visionkit.runs.terminal import progress_bar
 from visionkit.types import Evaluator
 
 log = logging.getLogger("visionkit")
@@ -180,9 +180,9 @@ def _evaluate_source(
     seen: list[int] = []
     size = source.eval_batch_size or source.batch_size
     total = -(-len(dataset) // (size * collectives.world_size()))
-    hidden = None if collectives.rank() == 0 else True  # None: hidden without a terminal
     with closing(source.val_batches(workers=workers)) as batches, torch.random.fork_rng():
-        for batch in tqdm(batches, total=total, desc="validating", leave=False, disable=hidden):
+        hidden = collectives.rank() != 0
+        for batch in progress_bar(batches, "validating", total=total, hidden=hidden):
             seen += [target["position"] for target in batch.targets]
             torch.manual_seed(seen[-1])  # so that a head's random numbers depend on the batch alone
             batch = batch.to(device)

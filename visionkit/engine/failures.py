@@ -135,13 +135,13 @@ def agree_on_signal(signal_name: str | None) -> str:
 
 def _publish(error: BaseException) -> None:
     kind = type(error).__name__ if isinstance(error, VisionkitError) else "VisionkitError"
-    text = str(error) if isinstance(error, VisionkitError) else launch.describe(error)
+    lines = error.lines if isinstance(error, VisionkitError) else [launch.describe(error)]
     rank, store = collectives.rank(), collectives.store
     others = set(range(collectives.world_size())) - {rank}
     if store is None:
         return
     with suppress(RuntimeError):  # the store is gone with the process that kept it
-        store.set("error", json.dumps([rank, kind, text]))
+        store.set("error", json.dumps([rank, kind, *lines]))
         store.set(f"read/{rank}", "")
         if launch.keeps_store():  # it would go with this process: let the others read first
             collectives.teardown()
@@ -162,9 +162,9 @@ def _find_cause(error: LostRank) -> VisionkitError:
         until = time.monotonic() + PATIENCE
         while missing and time.monotonic() < until:
             if store.check(["error"]):
-                origin, kind, text = json.loads(store.get("error"))
+                origin, kind, first, *others = json.loads(store.get("error"))
                 store.set(f"read/{rank}", "")
-                return getattr(errors, kind, VisionkitError)(f"rank {origin}: {text}")
+                return getattr(errors, kind, VisionkitError)(f"rank {origin}: {first}", *others)
             missing = {r for r in others if not store.check([f"lost/{r}"])}
             time.sleep(0.05)
     who = ", ".join(map(str, sorted(missing or others)))

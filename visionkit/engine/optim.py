@@ -180,7 +180,7 @@ def check_patterns(model: nn.Module, patterns: Mapping[str, Iterable[str]]) -> N
         if unused:
             problems.append(f"{key}: no parameter matches {unused}; one name is {names[0]!r}")
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:

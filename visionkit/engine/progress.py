@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from visionkit.config import Config
 from visionkit.config.components import head_class
@@ -22,6 +20,7 @@ from visionkit.distributed import collectives
 from visionkit.errors import ConfigError, unknown
 from visionkit.runs import directory
 from visionkit.runs.files import WriteErrors
+from visionkit.runs.terminal import progress_bar
 
 log = logging.getLogger("visionkit")
 STATUS_SECONDS = 1.0  # maximum age of status.json while steps are logged
@@ -118,7 +117,7 @@ class Progress:
         self._is_main = collectives.rank() == 0
         self._unwritten: list[dict[str, Any]] = []  # records of metrics.jsonl
         self._status_at = -math.inf  # when status.json was written
-        self._bar: tqdm = tqdm(disable=True)
+        self._bar = progress_bar(hidden=True)
 
     @property
     def epoch(self) -> float:
@@ -134,8 +133,10 @@ class Progress:
                 directory.truncate_metrics(
                     self.run, self.step, self.validated_at, self._logged_every
                 )
-        hidden = not self._is_main or not sys.stderr.isatty()
-        self._bar = tqdm(total=self.total_steps, initial=self.step, disable=hidden, unit="step")
+        total, hidden = self.total_steps, not self._is_main
+        self._bar = progress_bar(
+            total=total, initial=self.step, unit="step", leave=True, hidden=hidden
+        )
 
     def skip(self, reason: str) -> None:
         """The current step makes no update, and its losses are not counted."""

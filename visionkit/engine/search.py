@@ -15,7 +15,7 @@ from torch import Tensor
 
 from visionkit.engine.predict import Prediction, Predictor, find_images, predict_each
 from visionkit.engine.results import prepare_out
-from visionkit.errors import ConfigError, DataError
+from visionkit.errors import ConfigError, DataError, printable
 from visionkit.metrics.accuracy import finite
 from visionkit.models.heads.embedding import Embedding
 from visionkit.runs.files import to_json, write_text
@@ -156,6 +156,7 @@ def _cell(pixels: Tensor, caption: str, *, framed: bool = False) -> Image.Image:
     pen, font = ImageDraw.Draw(cell), ImageFont.load_default(size=LINE * 0.65)
     if framed:
         pen.rectangle([0, 0, CELL - 1, CELL - 1], outline=QUERY_COLOR, width=FRAME)
+    caption = printable(caption)
     while font.getlength(caption) > CELL:  # the end of a long path says more
         caption = "…" + caption[2:]
     pen.text((0, CELL + 2), caption, fill=TEXT_COLOR, font=font)

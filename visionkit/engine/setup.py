@@ -248,7 +248,7 @@ def check_training(config: Config) -> None:
         if spec.batch_size % ranks
     ]
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(*problems)
 
 
 def _check_best(config: Config, model: VisionModel, sources: list[Source]) -> None:

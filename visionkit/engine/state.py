@@ -18,7 +18,14 @@ from visionkit.distributed import collectives
 from visionkit.engine.failures import is_out_of_memory
 from visionkit.engine.optim import Learner, StepResult
 from visionkit.engine.progress import Progress
-from visionkit.errors import CheckpointError, DataError, DivergedError, LostRank, ResourceError
+from visionkit.errors import (
+    CheckpointError,
+    DataError,
+    DivergedError,
+    LostRank,
+    ResourceError,
+    shorten,
+)
 from visionkit.runs import checkpoint
 from visionkit.types import Batch, Classes
 
@@ -155,7 +162,8 @@ class TrainingState:
             self.learner.restore(saved)
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
             raise CheckpointError(
-                f"--resume: the checkpoint does not fit the config: {str(error)[:500]}"
+                "--resume: the checkpoint does not fit the config: "
+                + shorten(" ".join(str(error).split()), 500)
             ) from error
         for text in [*_changes_since(saved["config"], self.config.to_dict()), *other_data]:
             log.warning("resumed with %s", text)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visionkit.errors import CheckpointError
+from visionkit.errors import ArgumentError, CheckpointError, shorten
 from visionkit.runs import files
 
 log = logging.getLogger("visionkit")
@@ -144,11 +144,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | P
     }
     if any(problems.values()):
         found = [
-            f"{len(names)} {what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+            f"  {len(names)} {what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
             for what, names in problems.items()
             if names
         ]
-        raise CheckpointError(f"{where}: does not fit the config: " + "\n  ".join(["", *found]))
+        raise CheckpointError(f"{where}: does not fit the config:", *found)
     model.load_state_dict(weights)
 
 
@@ -186,6 +186,11 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
     `resume`, last.pt and then prev.pt. Raises CheckpointError if none can be read, with what is
     wrong with each.
     """
+    if not isinstance(run, (str, os.PathLike)):
+        raise ArgumentError(
+            f"run: got {shorten(repr(run))}; expected the path of a run directory or a checkpoint "
+            "file"
+        )
     run = Path(run)
     if run.is_file():
         return run, load_run(run)
@@ -203,14 +208,14 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
             state = load_run(path)
         except DamagedError as error:
             log.warning("%s", error)
-            damage.append(str(error))
+            damage.append(f"  {error}")
             continue
         if damage or absent:
             why = f"{' and '.join(absent)} missing: " if absent else ""
             log.warning("%susing %s of step %s instead", why, path, state.get("step", "?"))
         return path, state
     if damage:
-        raise CheckpointError("\n  ".join([f"{run}: no checkpoint can be read:", *damage]))
+        raise CheckpointError(f"{run}: no checkpoint can be read:", *damage)
     hint = "; start again without --resume" if resume else ""
     raise CheckpointError(f"{run}: has no checkpoints/{' or '.join(names)}{hint}")
 

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 STOPPING = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
@@ -126,7 +126,8 @@ class StopRequest:
         threading.Timer(STATUS_SECONDS, os._exit, (code,)).start()  # if the disk hangs
         try:
             status = f"; {self.on_forced_exit(name, code)}" if self.on_forced_exit else ""
-            os.write(2, f"\nsecond signal ({name}): exiting immediately{status}\n".encode())
+            with suppress(OSError):
+                os.write(2, f"\nsecond signal ({name}): exiting immediately{status}\n".encode())
             for worker in multiprocessing.active_children():
                 worker.kill()
         finally:

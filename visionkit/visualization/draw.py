@@ -14,6 +14,7 @@ from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.data.classes import describe
+from visionkit.errors import printable
 from visionkit.runs.files import replacing
 from visionkit.types import IGNORE, PREDICTION_KINDS, Target, prediction_kinds
 
@@ -181,7 +182,7 @@ class Canvas:
 def name_of(names: Names, label: int) -> str:
     """The name of a class, on one line."""
     name = names[label] if label < len(names) else f"class {label}"
-    return " ".join(name.split())
+    return printable(" ".join(name.split()))
 
 
 def _area(box: Sequence[float]) -> float:
@@ -331,13 +332,13 @@ def _draw_attributes(
     for i in (prediction["scores"] >= threshold).nonzero()[:, 0].tolist():
         x1, _, _, y2 = prediction["boxes"][i].tolist()
         corners.append([x1, y2, x1, y2])
-        tags.append(", ".join(describe(names, prediction["attributes"][i])) or "-")
+        tags.append(printable(", ".join(describe(names, prediction["attributes"][i]))) or "-")
     canvas.tags(corners, tags, [GRAY] * len(tags))
 
 
 def _certain(names: Names, answers: Tensor) -> list[str]:
     """The names of the attributes that a row of zeros and ones has."""
-    described = describe(names, answers)
+    described = [printable(text) for text in describe(names, answers)]
     return [text.removesuffix(" 100%") for text in described if text.endswith(" 100%")]
 
 

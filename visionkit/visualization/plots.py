@@ -21,6 +21,7 @@ import torch
 from visionkit.data.loading.source import Source, collate
 from visionkit.data.transforms import fit
 from visionkit.distributed import collectives
+from visionkit.errors import printable
 from visionkit.models.model import VisionModel
 from visionkit.runs.files import open_regular, replacing
 from visionkit.types import Batch, Classes, Target
@@ -210,7 +211,7 @@ def _draw_line(axes: Axes, line: Line) -> None:
 
 def _plain(text: str) -> str:
     """Escape dollar signs of class names, which matplotlib reads as a formula."""
-    return text.replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:

@@ -21,6 +21,7 @@ from visionkit.errors import (
     VisionkitError,
     listed,
     plural,
+    printable,
     shorten,
 )
 from visionkit.runs.files import to_json, write_text
@@ -38,7 +39,7 @@ class Place(NamedTuple):
     id: Any = None
 
     def __str__(self) -> str:
-        known = "" if self.id is None else f" (id {self.id})"
+        known = "" if self.id is None else f" (id {printable(self.id)})"
         return f"{self.list}[{self.index}]{known}"
 
 
@@ -78,13 +79,14 @@ class Finding(NamedTuple):
         return record | (place._asdict() if place else dict.fromkeys(Place._fields))
 
 
-def finding(kind: str, message: str, action: Action | None = None, **details: Any) -> Finding:
-    """A finding with the hint, severity and action of its kind, unless given."""
+def finding(kind: str, message: object, action: Action | None = None, **details: Any) -> Finding:
+    """A finding with the hint, severity and action of its kind, unless given. The message is a text
+    or an error."""
     known = FINDING_KINDS[kind]
     action = action or known.default
     severity: Severity = "error" if action == "error" else known.severity
     details = {"hint": known.hint, **details}
-    return Finding(kind, message, action=action, severity=severity, **details)
+    return Finding(kind, printable(message), action=action, severity=severity, **details)
 
 
 Progress = Callable[[Iterable[int], str], Iterable[int]]  # shows the progress of a loop
@@ -117,17 +119,18 @@ class Problems:
     def add(
         self,
         where: Place | str,
-        what: str,
+        what: object,
         hint: str = "",
         *,
         kind: str = "value",
         key: str | None = None,
         value: str | None = None,
     ) -> None:
-        """Add an error; `where` is a record, or a text."""
+        """Add an error; `where` is a record, or a text, and `what` a text or a VisionkitError."""
         place = where if isinstance(where, Place) else None
         message = what if place or not where else f"{where}: {what}"
-        self.findings.append(Finding(kind, message, self.file, place, key, value, hint))
+        texts = printable(message), self.file, place, key, value, printable(hint)
+        self.findings.append(Finding(kind, *texts))
 
     def add_value(
         self,
@@ -146,25 +149,25 @@ class Problems:
     def raise_any(self) -> None:
         """DataError if there are errors. It shows the first `SHOWN` and has all."""
         if self.findings:
-            raise DataError(self.message(), self.findings, self.others)
+            raise DataError(*self.lines(), findings=self.findings, others=self.others)
 
-    def message(self) -> str:
+    def lines(self) -> list[str]:
         """How many errors there are, and the first `SHOWN`."""
         lines = [f"{self.source}: {plural(self.count, 'problem')}"]
         for found in self.findings[:SHOWN]:
-            file = "" if found.file in ("", self.file) else f"{found.file}: "
-            lines.append(f"  {file}{found}")
+            file = "" if found.file in ("", self.file) else f"{printable(found.file)}: "
+            lines += f"  {file}{found}".split("\n")
         if self.count > SHOWN:
             lines.append(f"  ... and {self.count - SHOWN} more")
-        return "\n".join(lines)
+        return lines
 
 
 def merge_errors(errors: Sequence[VisionkitError]) -> VisionkitError:
     """One error with all messages and findings; a ConfigError if one of them is."""
-    message = "\n".join(map(str, errors))
+    lines = [line for error in errors for line in error.lines]
     if any(isinstance(error, ConfigError) for error in errors):
-        return ConfigError(message)
-    return DataError(message, [found for error in errors for found in findings_of(error)])
+        return ConfigError(*lines)
+    return DataError(*lines, findings=[found for error in errors for found in findings_of(error)])
 
 
 def findings_of(error: VisionkitError) -> list[Finding]:
@@ -173,9 +176,10 @@ def findings_of(error: VisionkitError) -> list[Finding]:
     if found:
         return found
     if isinstance(error, ConfigError):
-        return [finding("config", text, hint="") for text in re.split(r"\n(?! )", str(error))]
+        texts = re.split(r"\n(?! )", str(error))
+        return [finding("config", ConfigError(*text.split("\n")), hint="") for text in texts]
     kind = "weights" if isinstance(error, CheckpointError) else "file"
-    return [finding(kind, str(error), hint="")]
+    return [finding(kind, error, hint="")]
 
 
 def save_findings(findings: Sequence[Finding]) -> str:
@@ -234,20 +238,21 @@ def check_classes(
     unknown = [name for name in found if name not in expected]
     if (missing and not missing_ok) or (unknown and not unknown_ok):
         raise DataError(
-            f"{source}: other classes than expected; training and validation data must agree\n"
-            f"  expected ({len(wanted)}): {_quoted(wanted)}\n"
-            f"  found ({len(found)}): {_quoted(found)}\n"
-            f"  missing here: {_quoted(missing)}\n"
-            f"  not expected: {_quoted(unknown)}{_forms(missing, unknown)}"
+            f"{source}: other classes than expected; training and validation data must agree",
+            f"  expected ({len(wanted)}): {_quoted(wanted)}",
+            f"  found ({len(found)}): {_quoted(found)}",
+            f"  missing here: {_quoted(missing)}",
+            f"  not expected: {_quoted(unknown)}",
+            *_forms(missing, unknown),
         )
 
 
-def _forms(missing: Sequence[str], unknown: Sequence[str]) -> str:
+def _forms(missing: Sequence[str], unknown: Sequence[str]) -> list[str]:
     """A line about names that differ in their Unicode form alone, which nobody can see."""
     forms = {name: other_form(name, unknown) for name in missing}
     alike = [ascii(name) for name, clause in forms.items() if clause]
     text = "the same names are there in another Unicode form (NFC or NFD); write them in one form"
-    return f"\n  {text}: {', '.join(alike)}" if alike else ""
+    return [f"  {text}: {', '.join(alike)}"] if alike else []
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL
 from PIL import Image
-from tqdm import tqdm
 
 from visionkit.config import Config
 from visionkit.data import image_io
@@ -32,6 +31,7 @@ from visionkit.data.loading.source import Source, iter_splits, max_unreadable, s
 from visionkit.data.loading.workers import cores
 from visionkit.distributed import collectives
 from visionkit.errors import printable
+from visionkit.runs.terminal import progress_bar
 from visionkit.types import Dataset
 
 log = logging.getLogger("visionkit")
@@ -236,7 +236,7 @@ def inspect_images(paths: Sequence[Path], name: str = "images") -> list[ImageInf
     blocks = [unknown[start : start + _BLOCK] for start in range(0, len(unknown), _BLOCK)]
     with (
         ThreadPoolExecutor(min(MAX_THREADS, cores() + 1), "inspect") as pool,
-        tqdm(total=len(unknown), desc=f"checking {name}", leave=False, disable=None) as bar,
+        progress_bar(what=f"checking {name}", total=len(unknown)) as bar,
     ):
         for inspected in pool.map(lambda block: [*map(_inspect_unchanged, block)], blocks):
             cache.add(inspected)

@@ -260,7 +260,7 @@ def _pick(found: Classes, wanted: Sequence[str] | None, others: str, problems: P
         unknown_ok = others == "ignore"
         check_classes("categories", found.names, wanted, missing_ok=False, unknown_ok=unknown_ok)
     except DataError as error:
-        problems.add("", str(error), kind="value", key="categories")
+        problems.add("", error, kind="value", key="categories")
         return found
     id_of = dict(zip(found.names, found.ids, strict=True))
     return Classes(tuple(wanted), tuple(id_of[name] for name in wanted))

@@ -34,6 +34,7 @@ from visionkit.data.coco.tables import (
     packed,
     rows_of,
 )
+from visionkit.errors import is_blank
 
 try:
     from visionkit.data.coco import fast_json
@@ -452,8 +453,8 @@ def _crowd(record: Record, key: str) -> int:
 
 def _name(record: Record) -> str:
     value: Any = record.get("name")
-    if not isinstance(value, str) or not value:
-        raise ValueError("must be a string")
+    if not isinstance(value, str) or is_blank(value):
+        raise ValueError("must be a string that is not blank")
     return value
 
 

@@ -224,7 +224,7 @@ def check_maps(
         try:
             labels = read(id_)
         except DataError as error:
-            yield finding("class-map", str(error), value=str(id_), hint="")
+            yield finding("class-map", error, value=str(id_), hint="")
             continue
         if labels is not None and (labels == IGNORE).all():
             text = f"the semantic map of image {id_} has no labeled pixel"

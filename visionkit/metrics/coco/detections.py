@@ -121,12 +121,11 @@ class DetectionChecker:
     def detections(self) -> Detections:
         """All of them; `DataError` lists those that cannot be scored."""
         if self.refused:
-            shown = "\n  ".join(self.messages)
             more = self.refused - len(self.messages)
-            shown += f"\n  ... and {more} more" if more else ""
+            shown = [*self.messages, *([f"... and {more} more"] if more else [])]
             what = f"{self.refused} of {self.seen} detections cannot be scored"
-            hints = "".join(f"\n{hint}" for hint in self._hints())
-            raise DataError(f"{self.source}{what}:\n  {shown}{hints}")
+            lines = [f"  {line}" for line in shown] + self._hints()
+            raise DataError(f"{self.source}{what}:", *lines)
         return concatenate(self.parts, self.iou_type)
 
     def _hints(self) -> list[str]:

@@ -51,14 +51,13 @@ def judge(
     with `trust` a warning. Logs what lowers metrics without being wrong."""
     doubts = [*doubts, *find_doubts(truth, found)]
     if doubts:
-        shown = "\n  ".join(doubts)
         if not trust:
             raise DataError(
                 f"{source}: the results seem to mean something else than they say, and are not "
-                f"scored; convert them, or score them all the same with --trust (trust=True):\n"
-                f"  {shown}"
+                "scored; convert them, or score them all the same with --trust (trust=True):",
+                *(f"  {doubt}" for doubt in doubts),
             )
-        log.warning("%s: scored as it is, although\n  %s", source, shown)
+        log.warning("%s: scored as it is, although" + "\n  %s" * len(doubts), source, *doubts)
     for remark in find_remarks(truth, found):
         log.warning("%s: %s", source, remark)
 
