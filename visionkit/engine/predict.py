@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,17 @@ from visionkit.data.image_io import PLUGINS, SUFFIXES, is_image_file, read_image
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
-from visionkit.errors import CheckpointError, ConfigError, DataError, listed, plural, printable
+from visionkit.errors import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    check_flags,
+    listed,
+    plural,
+    printable,
+    shorten,
+)
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
 from visionkit.ops.inference import cast_weights, fold_norms, pick_device, pick_precision
@@ -112,6 +123,9 @@ class Prediction:
         """The image with the results of all heads, objects of at least that score."""
         from visionkit.visualization.draw import draw_all
 
+        number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+        if threshold is not None and not (number and 0 <= threshold <= 1):
+            raise ArgumentError(f"threshold: got {threshold!r}; expected None or a number, 0 to 1")
         names = {head: self.classes[head].names for head in self.heads}
         lowest = self.draw_threshold if threshold is None else threshold
         return draw_all(self.image, self.heads, names, threshold=lowest)
@@ -133,11 +147,7 @@ class Predictor:
         heads: Sequence[str] | None = None,
         fold: bool = True,
     ) -> None:
-        unknown = [head for head in heads or () if head not in config.heads]
-        if unknown:
-            known = ", ".join(config.heads)
-            raise ConfigError(f"heads: the model has no head {unknown[0]!r}; it has {known}")
-        self.heads = [head for head in config.heads if heads is None or head in heads]
+        self.heads = _chosen(heads, [*config.heads])
         self._image_size = {h: s.image_size for s in config.data.values() for h in s.feeds}
         used = [source for source in config.data.values() if {*source.feeds} & {*self.heads}]
         ranges = {source.value_range for source in used if source.value_range is not None}
@@ -161,7 +171,7 @@ class Predictor:
         (3, h, w), with gray or RGB pixels of 8 or 16 bits; `data.value_range` of the config holds.
 
         Raises DataError if an image cannot be read or has values without a fixed meaning,
-        ConfigError for anything else.
+        ArgumentError for anything else.
         """
         return self.predict_batch([image])[0]
 
@@ -174,7 +184,11 @@ class Predictor:
     @torch.inference_mode()
     def predict_batch(self, images: Sequence[ImageInput]) -> list[Prediction]:
         """Predictions for several images at once; the heads of one size share the backbone."""
+        if isinstance(images, (str, Path, Image.Image)) or not isinstance(images, Iterable):
+            raise ArgumentError(f"predict_batch: got {type(images).__name__}; expected a list")
         tensors = [self.read(image) for image in images]
+        if not tensors:
+            raise ArgumentError("predict_batch: got no images; expected at least one")
         results: list[dict[str, dict[str, Any]]] = [{} for _ in tensors]
         for size in dict.fromkeys(self._image_size[head] for head in self.heads):
             heads = [head for head in self.heads if self._image_size[head] == size]
@@ -211,6 +225,7 @@ def load(
     visionkit that the checkpoint names are imported, which runs their modules, only with
     `allow_plugins`; without it, ConfigError.
     """
+    check_flags(fold=fold)
     path, state = checkpoint.load_latest(run)
     config = load_config(state["config"], overrides, origin=path, allow_plugins=allow_plugins)
     classes = class_lists_of(state)
@@ -236,15 +251,32 @@ def predict(
     many images use `visionkit predict`, or `load` once and predict one by one. `heads` and
     `allow_plugins` as for `load`. Raises DataError if a file cannot be read.
     """
+    if isinstance(model, Predictor) and heads is not None:
+        raise ArgumentError("heads: do not apply to a loaded model; give them to load()")
     predictor = model
     if not isinstance(predictor, Predictor):
         predictor = load(predictor, heads=heads, allow_plugins=allow_plugins)
     items: list[Any] = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
+    if not items:
+        raise ArgumentError("predict: got no images; expected at least one")
     images: list[ImageInput] = []
     for item in items:
         named = isinstance(item, (str, Path))
         images += [file for file, _ in find_images([item])] if named else [item]
     return [predictor.predict(image) for image in images]
+
+
+def _chosen(heads: Sequence[str] | None, known: list[str]) -> list[str]:
+    """The heads to use, in the order of the model."""
+    if heads is None:
+        return known
+    if isinstance(heads, str) or not isinstance(heads, Iterable) or not [*heads]:
+        one = f"expected a list of one or more of {', '.join(known)}"
+        raise ArgumentError(f"heads: got {shorten(repr(heads))}; {one}")
+    if unknown := [head for head in heads if head not in known]:
+        have = ", ".join(known)
+        raise ConfigError(f"heads: the model has no head {unknown[0]!r}; it has {have}")
+    return [head for head in known if head in heads]
 
 
 def class_lists_of(state: dict[str, Any]) -> dict[str, Classes]:

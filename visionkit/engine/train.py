@@ -31,7 +31,7 @@ from visionkit.engine.failures import (
 from visionkit.engine.optim import Learner, StepResult, total_norm
 from visionkit.engine.setup import setup
 from visionkit.engine.state import TrainingState, check_finite
-from visionkit.errors import Preempted
+from visionkit.errors import ArgumentError, Preempted, check_flags
 from visionkit.ops.inference import autocast
 from visionkit.runs import directory, files
 from visionkit.runs.signals import Stopped, StopRequest
@@ -66,6 +66,9 @@ def train(
     Raises ConfigError, DataError, CheckpointError or DivergedError for what the user can fix, and
     Preempted when a signal asked to stop.
     """
+    check_flags(resume=resume, overwrite=overwrite)
+    if isinstance(config, Config) and overrides:
+        raise ArgumentError("overrides: do not apply to a checked Config; give them to load_config")
     if not isinstance(config, Config):
         config = load_config(config, overrides, allow_plugins=allow_plugins)
     with StopRequest() as stop, contextlib.ExitStack() as held:
