@@ -75,7 +75,8 @@ def match(truth: ScoredTruth, found: Detections, engine: str, most: int = 100) -
         image_ids=rows_of(found.image_ids, truth.image_ids) + 1,
         category_ids=rows_of(found.category_ids, truth.category_ids) + 1,
     )
-    return (_hotcoco if engine == "hotcoco" else _pycocotools)(truth, numbered, [1, 10, most])
+    limits = [1, min(10, most), most]
+    return (_hotcoco if engine == "hotcoco" else _pycocotools)(truth, numbered, limits)
 
 
 def _hotcoco(truth: ScoredTruth, found: Detections, limits: list[int]) -> Curves:
