@@ -105,6 +105,17 @@ def test_boxes_in_another_form_are_refused(name):
     assert evaluate_coco(truth, results, "bbox", trust=True)["AP"] < 0.5
 
 
+def test_annotations_with_corners_are_recognized(caplog):
+    truth = truth_of_six()
+    results = results_of(truth)
+    for annotation in truth["annotations"]:
+        annotation["bbox"] = OTHER_BOXES["corners"][0](*annotation["bbox"])
+    with pytest.raises(DataError, match=r"boxes of the annotations look like corners \[x1"):
+        evaluate_coco(truth, results, "bbox")
+    evaluate_coco(truth, results_of(truth), "bbox", trust=True)  # both have corners
+    assert "boxes reach far beyond their image; are they [x, y, width, height]?" in caplog.text
+
+
 def test_relative_boxes_are_recognized_where_no_size_is_known():
     truth = truth_of_six()
     for image in truth["images"]:

@@ -15,7 +15,7 @@ from visionkit.data.coco.ground_truth import GroundTruth, ground_truth, read_lab
 from visionkit.data.coco.index import CocoIndex, index_of
 from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import mask_area, to_rle
-from visionkit.data.coco.selection import odd_crowds, report, unknown_images
+from visionkit.data.coco.selection import FAR, LOOKS_WRONG, odd_crowds, report, unknown_images
 from visionkit.data.coco.tables import rows_of
 
 IouType = Literal["bbox", "segm"]
@@ -96,6 +96,13 @@ def read_truth(
         log_once(f"{negative} of {len(without)} areas are negative: those of the {used} are used")
     classes = read_categories(index.categories, Problems(""))
     columns = ground_truth(index, classes, index.objects.masks, index.objects.area)
+    ends, sizes = columns.boxes[:, :2] + columns.boxes[:, 2:], columns.sizes[columns.image]
+    far = int(((ends > FAR * sizes[:, ::-1]) & (sizes[:, ::-1] > 0)).any(1).sum())
+    if iou_type == "bbox" and far > LOOKS_WRONG * len(columns):
+        log_once(
+            f"annotations: {far} boxes reach far beyond their image; are they [x, y, width, "
+            "height]?"
+        )
     return scored(columns, iou_type, trust=trust)
 
 

@@ -223,12 +223,11 @@ def _bounds(
 
 def _iou(objects: Boxes, found: Boxes) -> np.ndarray:
     """(M, N)."""
+    sides, found_sides = objects[:, 2:].clip(0), found[:, 2:].clip(0)
     low = np.maximum(objects[:, None, :2], found[:, :2])
-    high = np.minimum(
-        objects[:, None, :2] + objects[:, None, 2:], found[:, :2] + found[:, 2:].clip(0)
-    )
+    high = np.minimum((objects[:, :2] + sides)[:, None], found[:, :2] + found_sides)
     shared = (high - low).clip(0).prod(2)
-    total = objects[:, 2:].prod(1)[:, None] + found[:, 2:].clip(0).prod(1) - shared
+    total = sides.prod(1)[:, None] + found_sides.prod(1) - shared
     return np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
 
 
@@ -242,9 +241,10 @@ def _is_better(other: float, own: float, count: int) -> bool:
     return count > 0 and other - own > max(GAIN, FEW / count**0.5)
 
 
+CORNERS = "corners [x1, y1, x2, y2]"
 ORDERS: dict[str, Callable[[Boxes], Boxes]] = {
     "[x, y, width, height]": lambda b: b,
-    "corners [x1, y1, x2, y2]": lambda b: np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], 1),
+    CORNERS: lambda b: np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], 1),
     "[center x, center y, width, height]": lambda b: np.concatenate(
         [b[:, :2] - b[:, 2:] / 2, b[:, 2:]], 1
     ),
@@ -269,7 +269,7 @@ def _readings(pairs: list[Pairs], iou_type: str) -> Iterator[tuple[str, Callable
                 f"{order} {text}",
                 lambda p, to_xywh=to_xywh, unit=unit: to_xywh(p.found) * np.tile(p.size, 2) / unit,  # type: ignore[misc]  # mypy
             )
-    for order in ("[x, y, width, height]", "corners [x1, y1, x2, y2]"):
+    for order in ("[x, y, width, height]", CORNERS):
         yield from _rescaled(pairs, order)
 
 
@@ -298,6 +298,13 @@ def _other_boxes(pairs: list[Pairs], own: float, iou_type: str) -> str | None:
     scores = [(_mean_iou(pairs, read), name) for name, read in _readings(pairs, iou_type)]
     best, name = max(scores, key=lambda score: score[0])
     count = sum(len(p.objects) for p in pairs)
+    if iou_type == "bbox":
+        other = _mean_iou([p._replace(objects=ORDERS[CORNERS](p.objects)) for p in pairs])
+        if other > best and _is_better(other, own, count):
+            return (
+                f"boxes of the annotations look like {CORNERS}: read so, the mean IoU of "
+                f"{plural(count, 'object')} with the nearest result is {other:.2f}, else {own:.2f}"
+            )
     if not _is_better(best, own, count):
         return None
     expected = "masks" if iou_type == "segm" else "[x, y, width, height] in pixels"
@@ -389,7 +396,7 @@ def _outside(truth: ScoredTruth, found: Detections, image: np.ndarray) -> list[s
         return []
     i = int(np.flatnonzero(beyond)[0])
     return [
-        f"{np.count_nonzero(beyond)} of {len(found)} boxes lie outside their image (result {i}: "
-        f"{short(found.boxes[i].tolist())} in {width[i]}x{height[i]}): are they of another size of "
-        "the images, or of other images?"
+        f"{np.count_nonzero(beyond)} of {len(found)} boxes lie outside their image (result {i} "
+        f"is {short(found.boxes[i].tolist())} in {width[i]}x{height[i]}): are they of another size "
+        "of the images, or of other images, or are the sizes in the annotations wrong?"
     ]
