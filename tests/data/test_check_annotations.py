@@ -128,7 +128,7 @@ def test_what_is_no_error_is_found_beside_errors_but_not_because_of_them(folder)
     ]
     code, report = check(folder, content)
     assert code == 3 and report["counts"]["kinds"] == {
-        "value": 1, "empty-box": 1, "crowd-value": 1, "duplicate-box": 1,
+        "value": 1, "empty-box": 1, "crowd-value": 1, "duplicate-box": 1, "duplicate-id": 1,
     }  # fmt: skip
 
 

@@ -114,7 +114,7 @@ def test_faults_are_listed_together_and_counted(tmp_path):
         (tmp_path / "a.json").write_text(json.dumps(content))
         Coco(str(tmp_path), str(tmp_path / "a.json"))
     message = str(caught.value)
-    assert "6 problems" in message  # the two images are missing, too
+    assert "7 problems" in message  # the two images are missing, too
     for place in ("categories[0]", "images[1] (id 3)", "annotations[0] (id 88121)"):
         assert place in message
     assert "annotations[1]: 'category_id' 7 is not in" in message

@@ -298,7 +298,7 @@ def test_a_long_list_of_faults_goes_to_a_file_that_is_named(tmp_path, capsys, mo
     monkeypatch.setenv("VISIONKIT_CACHE", str(tmp_path / "cache"))
     train, _ = two_sets(tmp_path)
     content = small()
-    content["annotations"] = [{**content["annotations"][0], "bbox": None} for _ in range(30)]
+    content["annotations"] = [{**content["annotations"][0], "bbox": [1]} for _ in range(30)]
     (train / "a.json").write_text(json.dumps(content))
     spec = config("localization", coco(train), None)
     (tmp_path / "c.yaml").write_text(

@@ -34,6 +34,8 @@ from visionkit.data.masks import Bitmap, Segmentation
 from visionkit.errors import DataError, printable, unknown
 from visionkit.types import Classes
 
+# Findings that count objects:
+COUNTED = ("all-crowd", "no-annotations")
 # Segmentations against boxes and areas:
 LEAST_IOU = 0.5  # of the bounds of a mask with its box
 CLOSE = 2.0  # pixels by which sides may differ all the same: of small objects it is much
@@ -97,10 +99,7 @@ class Annotations:
             masks=self.has_masks,
             ignored_ids=self.ignored_ids,
         )
-        self.selected.remarks.extend(
-            finding("unread-attribute", fault.message, file=fault.file, place=fault.place)
-            for fault in {found.key: found for found in reversed(unread.findings)}.values()
-        )
+        self.selected.remarks.extend(_unread_attributes(unread))
         self.num_objects = int(self.selected.label_counts.sum())  # without crowd regions
         if problems.count:
             problems.others += _others(problems.findings, self.findings())
@@ -223,15 +222,28 @@ def _without(
     return Classes(names, ids), tuple(id_ for name, id_ in pairs if name in ignored)
 
 
+def _unread_attributes(faults: Problems) -> Iterator[Finding]:
+    """One note for each attribute with faults."""
+    for fault in {found.key: found for found in reversed(faults.findings)}.values():
+        details: Any = {"file": fault.file, "place": fault.place, "key": "attributes"}
+        yield finding("unread-attribute", fault.message, **details)
+
+
 def _others(errors: list[Finding], findings: Iterator[Finding]) -> list[Finding]:
-    """The findings about annotations without an error; an error may be the only reason for those
-    about its record and about the whole file."""
-    wrong = {error.place[:2] for error in errors if error.place}
-    return [
-        found
-        for found in findings
-        if found.place and found.place.list == "annotations" and found.place[:2] not in wrong
-    ]
+    """The findings of which no error may be the only reason: an error in the same value, one in an
+    object for its duplicates, any but those of images for what is counted by class and image."""
+    values = {(*error.place[:2], error.key) for error in errors if error.place}
+    records = {value[:2] for value in values}
+    unclear = any(not e.place or e.place.list != "images" or e.key == "id" for e in errors)
+
+    def is_sound(found: Finding) -> bool:
+        record = found.place[:2] if found.place else ()
+        if found.kind in COUNTED:
+            return not unclear
+        is_twin = found.kind == "duplicate-box" and record in records
+        return (*record, found.key) not in values and not is_twin
+
+    return list(filter(is_sound, findings))
 
 
 def _check_pixels(index: CocoIndex, problems: Problems) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionkit.data.checks.findings import Problems, place, short
+from visionkit.data.checks.findings import Problems, short
 from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import SegmentationTable
@@ -123,17 +123,18 @@ def ground_truth(
         {record["id"]: record[key] for record in records if record.get(key) is not None}
         for key in (NEGATIVE, INCOMPLETE)
     )
-    labeled = {*zip(objects.image[rows].tolist(), category[rows].tolist(), strict=True)}
-    pairs = [  # where a class is not labeled, a region would say that it is
-        (row, k)
-        for row in regions.tolist()
-        for k, id_ in enumerate(ids)
-        if (image := int(objects.image[row]), k) in labeled
-        or id_ in negatives.get(int(index.images.ids[image]), (id_,))
-    ]
-    added, of_class = np.array(pairs, np.int64).reshape(-1, 2).T
-    iscrowd = np.append(objects.iscrowd[rows] == 1, np.ones(len(pairs), bool))
-    category, rows = np.append(category[rows], of_class), np.append(rows, added)
+    category, iscrowd = category[rows], objects.iscrowd[rows] == 1
+    if len(regions):
+        labeled = {*zip(objects.image[rows].tolist(), category.tolist(), strict=True)}
+        pairs = [  # where a class is not labeled, a region would say that it is
+            (row, k)
+            for row, image in zip(regions.tolist(), objects.image[regions].tolist(), strict=True)
+            for k, id_ in enumerate(ids)
+            if (image, k) in labeled or id_ in negatives.get(int(index.images.ids[image]), (id_,))
+        ]
+        added, of_class = np.array(pairs, np.int64).reshape(-1, 2).T
+        rows, category = np.append(rows, added), np.append(category, of_class)
+        iscrowd = np.append(iscrowd, np.ones(len(pairs), bool))
     return GroundTruth(
         image_ids=index.images.ids,
         sizes=index.images.sizes,
@@ -171,10 +172,8 @@ def read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | 
         for key, ids in lists.items():
             fits = ids is None or (isinstance(ids, list) and all(id_ in known for id_ in ids))
             if not fits:
-                problems.add(
-                    place("images", i, record),
-                    f"'{key}' is {short(ids)}: must be a list of category ids",
-                )
+                what = f"'{key}' is {short(ids)}: must be a list of category ids"
+                problems.add_value("images", i, record, key, what)
                 lists[key] = None
         incomplete = frozenset(lists[INCOMPLETE] or ())
         if lists[NEGATIVE] is not None:

@@ -330,25 +330,28 @@ def check_masks(
 ) -> None:
     """Segmentations must be well formed, of the size of their image, and near it.
 
-    Those in an image of unknown size are skipped.
+    Those of an image that is not in the file are skipped, as it is.
     """
     sizes, masks = images.sizes_of(objects.image), objects.masks
     reach, outline = read.extents
-    bitmaps = np.flatnonzero(masks.sizes[:, 0])
+    known = sizes.min(1) > 0
+    bitmaps = np.flatnonzero((masks.sizes[:, 0] > 0) & known)
     other = bitmaps[(masks.sizes[bitmaps] != sizes[bitmaps]).any(1)]
     faults = [(i, "bad-mask", what) for i, what in read.mask_faults]
     for i in other.tolist():
         expected = f"but the image's is {sizes[i].tolist()} (h, w)"
         faults.append((i, "bad-mask", f"RLE size is {masks.sizes[i].tolist()}, {expected}"))
-    far = ~(reach <= 10 * sizes.max(1)) & (masks.polygons > 0)  # also NaN
+    limits = np.where(known, 10 * sizes.max(1), FARTHEST)
+    far = ~(reach <= limits) & (masks.polygons > 0)  # also NaN
     what = "a coordinate is not finite or not within 10x the image size"
     faults += [(i, "coordinate-range", what) for i in np.flatnonzero(far).tolist()]
     for i in np.flatnonzero(~far & (outline > LONGEST)).tolist():
         if (length := masks.outline(i)) > LONGEST:
             what = f"a polygon's outline is {length:.3g} pixels: at most {LONGEST} can be drawn"
             faults.append((i, "bad-mask", what))
+    bad_ids = bool((images.ids == UNMAPPED).any())  # of images that objects may have
     for i, kind, what in sorted(faults):
-        if min(sizes[i]) > 0:
+        if objects.image[i] >= 0 or objects.image_ids[i] == UNMAPPED or bad_ids:
             record = objects.record(i)
             what = f"'segmentation': {what}"
             hint = FINDING_KINDS[kind].hint if kind == "bad-mask" else ""

@@ -126,7 +126,7 @@ def choose_objects(
     actions = {name: kind.default for name, kind in FINDING_KINDS.items()} | dict(actions)
     labels = rows_of(objects.category, np.array(classes.ids))
     of_no_class = np.isin(objects.category, np.array(ignored_ids, np.int64))
-    wanted = (labels >= 0) | of_no_class
+    wanted = (labels >= 0) | of_no_class | bool(problems.count)  # with errors: of any class
     used = wanted & (objects.image >= 0)
     faulty = []
     for group in find_faulty(index, names, masks=masks):
@@ -151,7 +151,7 @@ def choose_objects(
     bare = np.flatnonzero(np.diff(starts) == 0)
     if len(bare) and len(order):
         faulty.append(FaultyRows("no-annotations", bare, "id", "images"))
-    iscrowd = (objects.iscrowd[order] == 1) | of_no_class[order]
+    iscrowd = (objects.iscrowd[order] == 1) | (labels[order] < 0)
     over = next((group.rows for group in faulty if group.kind == "overhanging-box"), _NONE)
     return SelectedObjects(
         rows=order.astype(np.int32),
@@ -164,15 +164,15 @@ def choose_objects(
         faulty=faulty,
         actions=actions,
         others=int((~wanted).sum()),
-        remarks=_remarks(index, order, labels, iscrowd, over[used[over]]),
+        remarks=_remarks(index, order, iscrowd, of_no_class, over[used[over]]),
     )
 
 
 def _remarks(
     index: CocoIndex,
     order: np.ndarray,
-    labels: np.ndarray,
     iscrowd: np.ndarray,
+    of_no_class: np.ndarray,
     over: np.ndarray,
 ) -> list[Finding]:
     """Findings about all objects together; `over` are the rows of used overhanging boxes."""
@@ -180,7 +180,7 @@ def _remarks(
     for name in index.spare:
         text = f"category {name!r} is there twice; the one without objects is dropped"
         found.append(finding("spare-category", text, file=file, value=name))
-    regions = int(np.isin(order, ignored(index)).sum() + (labels[order] < 0).sum())
+    regions = int((np.isin(order, ignored(index)) | of_no_class[order]).sum())
     if regions:
         text = f"{plural(regions, 'region')} to ignore: neither objects nor background"
         found.append(finding("ignore-region", text, file=file))
@@ -252,7 +252,8 @@ def _box_faults(index: CocoIndex, start: int) -> np.ndarray:
     objects, part = index.objects, slice(start, start + BLOCK)
     x, y, w, h = np.ascontiguousarray(objects.bbox[part].T)
     height, width = np.ascontiguousarray(index.images.sizes.take(objects.image[part], 0).T)
-    area, known = objects.area[part], objects.image[part] >= 0
+    area = objects.area[part]
+    known = (objects.image[part] >= 0) & (np.minimum(width, height) > 0)
     x2, y2 = x + w, y + h
     right, bottom = np.minimum(x2, width), np.minimum(y2, height)
     empty = ~(np.minimum(w, h) > 0)
