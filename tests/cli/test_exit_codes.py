@@ -31,6 +31,10 @@ class Data(Shapes):
             self.ends = os.kill(os.getpid(), signal.SIGTERM)
         return super().__getitem__(index)
 
+class Leaves(Classification):
+    def loss(self, features, batch):
+        sys.exit(0)
+
 class Bug(Classification):
     def loss(self, features, batch):
         return {}["not there"]
@@ -119,6 +123,13 @@ def test_a_mistake_of_the_code_names_file_and_line(capsys, place):
     line = OWN[: OWN.index("return {}")].count("\n") + 1
     assert f"exits.py, line {line}); --debug" in shown and shown.count("\n") == 1
     assert "report it" not in shown
+
+
+def test_custom_code_that_exits_is_an_error(capsys):
+    """Else a script would take the exit code, often 0, for the end of the work."""
+    assert main([*TRAIN, "head.type=exits.Leaves"]) == 1
+    shown = capsys.readouterr().err.splitlines()[-1]
+    assert shown.startswith("error: SystemExit: 0, raised in Leaves.loss (")
 
 
 def test_a_mistake_of_visionkit_asks_for_a_report(capsys):

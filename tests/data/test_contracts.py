@@ -82,6 +82,8 @@ WRONG = {
     "floats": ({"image": torch.rand(3, 20, 30)}, "image: got a tensor float32 (3, 20, 30); exp"),
     "gray": ({"image": torch.zeros((20, 30), dtype=torch.uint8)}, "a tensor uint8 (3, h, w), RGB"),
     "channels last": ({"image": torch.zeros((20, 30, 3)).byte()}, "got a tensor uint8 (20, 30, 3)"),
+    "sparse": ({"image": torch.zeros((3, 9, 9)).byte().to_sparse()}, "got a sparse_coo tensor on "),
+    "elsewhere": ({"image": torch.zeros((3, 9, 9), device="meta").byte()}, "on meta; expected a d"),
     "no pixels": ({"image": torch.zeros((3, 0, 9)).byte()}, "image: got a tensor uint8 (3, 0, 9)"),
     "an array": ({"image": np.zeros((3, 2, 2), np.uint8)}, "image: got a numpy array uint8"),
     "text id": ({"image_id": "7"}, "image_id: got '7'; expected an int"),
@@ -181,13 +183,21 @@ BAD = {
     "class list": ({"classes": ["cat"]}, "classes: got a list of 1 (str); expected a dict with a"),
     "no classes": ({"classes": {}}, "got {}; expected class lists of labels, class_id, as"),
     "names": ({"classes": {"labels": ("a", "b")}}, "classes['labels']: got a tuple of 2 (str)"),
-    "blank": ({"classes": {"labels": Classes((" ",), (0,))}}, "names that are not empty"),
-    "twice": ({"classes": {"labels": Classes.numbered(["a", "a"])}}, "a more than once"),
+    "blank": ({"classes": {"labels": Classes((" ",), (0,))}}, "a tuple of strings that are not em"),
+    "twice": ({"classes": {"labels": Classes.numbered(["a", "a"])}}, "'a' more than once; name ea"),
+    "nameless": ({"classes": {"labels": Classes((), ())}}, "got a tuple of 0 (empty); expected at"),
     "ids": ({"classes": {"labels": Classes(("a", "b"), (1, 1))}}, "classes['labels'].ids: got"),
     "few ids": ({"classes": {"labels": Classes(("a", "b"), (1,))}}, "another int for each name"),
     "image ids": ({"image_ids": [1, 2]}, "image_ids: got a list of 2 (int); expected a list of 3"),
     "same ids": ({"image_ids": [1, 2, 2]}, "image_ids: got a list of 3 (int); expected a"),
     "sizes": ({"sizes": [(1, 2)] * 3}, "sizes: got a list of 3 (tuple); expected a numpy array"),
+    "no size": ({"sizes": np.zeros((3, 2), int)}, "sizes: got 0; expected heights and widths of"),
+    "objects": ({"num_objects": "3"}, "num_objects: got '3'; expected an int"),
+    "names of files": ({"file_names": ["a"]}, "file_names: got a list of 1 (str); expected a list"),
+    "fingerprint": ({"fingerprint": 3}, "fingerprint: got 3; expected a string"),
+    "findings": ({"findings": lambda: [3]}, "findings(): got a list of 1 (int); expected visionki"),
+    "failing findings": ({"findings": fails}, "findings() raised KeyError: 'gone'"),
+    "dict of counts": ({"counts": lambda: {"kept": {}}}, "counts(): got {'kept': {}}; expected a "),
     "identities": ({"identities": np.zeros(2, int)}, "identities: got a numpy array int64 (2,)"),
     "no identities": ({"keys": ("identity",)}, "identities: got None; expected a numpy"),
     "path": ({"image_path": lambda index: "a.png"}, "image_path(0): got 'a.png'; expected a pa"),
@@ -196,6 +206,7 @@ BAD = {
     "method": ({"ground_truth": 3}, "ground_truth: got 3; expected a method"),
     "counts": ({"class_counts": lambda: {"labels": np.ones(9)}}, "class_counts(): got {'labels':"),
     "counts key": ({"class_counts": lambda: {"l": np.ones(2)}}, "class_counts(): got {'l': a"),
+    "float counts": ({"class_counts": lambda: {"labels": np.ones(2)}}, "(): got {'labels': a nump"),
     "failing counts": ({"class_counts": fails}, "class_counts() raised KeyError: 'gone'"),
 }  # fmt: skip
 
@@ -206,6 +217,15 @@ def test_a_wrong_dataset(fault):
     with pytest.raises(ConfigError) as error:
         check_dataset("my.Mine", Mine(**given))
     assert str(error.value).startswith("my.Mine: ") and message in str(error.value)
+
+
+def test_attributes_that_cannot_be_read():
+    class Evil(Mine):
+        def __getattr__(self, name):
+            raise RuntimeError(f"no {name}")
+
+    with pytest.raises(ConfigError, match="image_path raised RuntimeError: no image_path"):
+        check_dataset("my.Evil", Evil())
 
 
 def test_sound_datasets_pass():
@@ -230,6 +250,13 @@ def error_of_loading(made):
     with pytest.raises(DataError) as error:
         next(made.train_batches(seed=0, start=0, workers=0))
     return str(error.value)
+
+
+def test_ids_of_samples_are_those_of_the_dataset():
+    with pytest.raises(
+        DataError, match=r"Mine\[1\]: image_id: got 7; expected 5, as in `image_ids`"
+    ):
+        read_sample(Mine(image_ids=[7, 5, 6]), 1)
 
 
 def test_a_class_out_of_range_names_dataset_index_key_value_and_range():
@@ -311,7 +338,7 @@ def darken(sample, rng):
 
 
 def test_what_differs_when_it_is_made_again_is_refused():
-    with pytest.raises(DataError, match=r"data\.train: Counter: gives another image when image 0"):
+    with pytest.raises(DataError, match=r"data\.train: Counter: gives another image when "):
         check_custom(source(Counter()))
     global_rng = np.random.default_rng(0)
     noisy = Own(lambda sample, rng: replace(sample, image=sample.image + global_rng.integers(99)))
@@ -334,6 +361,8 @@ def test_boxes_without_a_ground_truth_cannot_be_scored():
             CocoEvaluator(dataset).compute()
     with pytest.raises(ConfigError, match=r"Mine\.ground_truth\(\): got a list; expected a Ground"):
         CocoEvaluator(Mine(ground_truth=list)).compute()
+    with pytest.raises(ConfigError, match=r"Mine\.ground_truth\(\) raised KeyError: 'gone'"):
+        CocoEvaluator(Mine(ground_truth=fails)).compute()
 
 
 def test_a_ground_truth_of_boxes():
@@ -363,6 +392,12 @@ class Shade:
     def __init__(self, *, fault: str = ""):
         if fault: raise KeyError(fault)
     def __call__(self, sample, rng, size): sample.brightness
+class Uncalled: ...
+class More:
+    def __call__(self, sample, rng, size, strength): ...
+def shade(sample, rng, size): ...
+class Positional(Faulty):
+    def __init__(self, root, /): ...
 """
 
 
@@ -380,6 +415,14 @@ class Shade:
             2,
             "data.main.transforms: faulty.Shade: its __init__ raised KeyError: 'gone'",
         ),
+        (["data.transforms=[{type: faulty.Uncalled}]"], 2, "Uncalled: it has no __call__()"),
+        (
+            ["data.transforms=[{type: faulty.More}]"],
+            2,
+            "its __call__() does not take (sample, rng, ",
+        ),
+        (["data.transforms=[{type: faulty.shade}]"], 2, "shade is a function; expected a class"),
+        (["data.train={type: faulty.Positional}"], 2, "its argument 'root' is positional-only"),
     ],
 )
 def test_at_the_command_line_at_start_and_in_check(

@@ -96,6 +96,39 @@ def test_a_model_checks_the_maps_of_both():
             VisionModel(backbone, neck, {}, {}).features(batch)
 
 
+class Learns(nn.Module):
+    """A backbone with a parameter, whose maps a test gives."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.levels, self.call = {"c2": LEVELS["c2"]}, call
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images, sizes=None):
+        return {"c2": self.call(self, images)}
+
+
+def features_of(call):
+    batch = Batch(IMAGES.clone(), [{"size": (64, 96)}] * 2)
+    return VisionModel(Learns(call), None, {}, {}).features(batch)
+
+
+def test_maps_through_which_nothing_learns():
+    found = maps()["c2"]
+    assert features_of(lambda self, images: found * self.scale)["c2"].requires_grad
+    with pytest.raises(ConfigError, match="expected maps with a gradient, so that 'scale' and"):
+        features_of(lambda self, images: found * self.scale.detach())
+    with torch.inference_mode():
+        features_of(lambda self, images: found * self.scale)
+
+
+def test_images_must_stay_as_they_are():
+    with pytest.raises(
+        ConfigError, match=r"backbone: Learns\.forward\(\) changes `images` in plac"
+    ):
+        features_of(lambda self, images: maps()["c2"] * self.scale + 0 * images.add_(1).sum())
+
+
 CODE = """
 from torch import nn
 from visionkit import Level

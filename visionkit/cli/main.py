@@ -63,6 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as error:
+        if _custom_code(error) is None:
+            raise
+        # Nobody must take it for the end of the work.
+        return report(error, debug=args.debug, as_json=as_json)
     except Exception as error:
         if isinstance(error, OSError):
             discard_output()
@@ -77,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.modules["visionkit.distributed.collectives"].teardown()
 
 
-def report(error: Exception, *, debug: bool = False, as_json: bool = False) -> int:
+def report(error: BaseException, *, debug: bool = False, as_json: bool = False) -> int:
     """Write an error to standard error, with `debug` after its traceback, and with `as_json` as an
     object to standard output. Returns the exit code."""
     if debug:
@@ -114,7 +119,7 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def _custom_code(error: Exception) -> str | None:
+def _custom_code(error: BaseException) -> str | None:
     """Method, file and line of the user's code that visionkit called, if it is the cause."""
     called, found = False, None
     for frame, line in traceback.walk_tb(error.__traceback__):
@@ -126,7 +131,7 @@ def _custom_code(error: Exception) -> str | None:
     return found
 
 
-def _location(error: Exception) -> str:
+def _location(error: BaseException) -> str:
     """File and line of the innermost frame in visionkit, else of the innermost one."""
     frames = traceback.extract_tb(error.__traceback__)
     known = [frame for frame in frames if frame.filename.startswith(PACKAGE)]

@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -183,16 +183,22 @@ def _transform_faults(cls: type) -> Iterator[str]:
 
 def _method_faults(cls: type, name: str, *arguments: str) -> Iterator[str]:
     """That the method is missing or takes other arguments than these."""
-    method = getattr(cls, name, None)
-    if not callable(method) or method is nn.Module.forward:
+    # Not by `getattr`, which would find the __call__ of any class: that makes an instance.
+    method = next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
+    given = arguments if isinstance(method, staticmethod) else ("self", *arguments)
+    if method is None or method is nn.Module.forward:
         yield f"it has no {name}()"
-    elif inspect.isfunction(method) and not _takes(method, "self", *arguments):
+    elif isinstance(method, FunctionType | staticmethod) and not _takes(
+        method, *given, all_of=True
+    ):
         yield f"its {name}() does not take ({', '.join(arguments)})"
 
 
-def _takes(call: Callable[..., Any], *arguments: str) -> bool:
+def _takes(call: Callable[..., Any], *arguments: str, all_of: bool = False) -> bool:
+    """Whether a call takes these arguments by position; with `all_of`, and needs no others."""
+    signature = inspect.signature(call)
     try:
-        inspect.signature(call).bind_partial(*arguments)
+        (signature.bind if all_of else signature.bind_partial)(*arguments)
     except TypeError:
         return False
     return True
@@ -281,7 +287,7 @@ def _import(name: str) -> ModuleType | None:
     """The module of that name, None if there is none; ConfigError if it cannot be imported."""
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (name == missing or name.startswith(f"{missing}.")):
             return None

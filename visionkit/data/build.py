@@ -151,7 +151,8 @@ def _located(
     """The same error with the key of the dataset in front."""
     lines = [*f"{where}: {error}".split("\n"), *hint]
     if isinstance(error, DataError):
-        found = error.findings or [finding(kind, error, file=where)]
+        found = error.findings or [finding(kind, error)]
+        found = [one if one.file else one._replace(file=where) for one in found]
         return DataError(*lines, findings=found, others=error.others)
     return ConfigError(*lines)
 
@@ -231,11 +232,14 @@ def check_custom(source: Source) -> None:
             if not is_custom(last):
                 continue
             items = TransformedDataset(dataset, transforms[:count], source.image_size, seed=0)
-            for position in range(TRIED if count else 1):
-                _check_repeats(split_key(source.name, split), items, position, last)
+            try:
+                for position in range(TRIED if count else 1):
+                    _check_repeats(items, position, last)
+            except DataError as error:
+                raise _located(split_key(source.name, split), error, []) from error
 
 
-def _check_repeats(where: str, items: TransformedDataset, position: int, last: Any) -> None:
+def _check_repeats(items: TransformedDataset, position: int, last: Any) -> None:
     """Make the item at that position twice; `last` is the transform, or dataset, that was added."""
     image, target = items[0, position]
     image = image.clone()
@@ -244,7 +248,7 @@ def _check_repeats(where: str, items: TransformedDataset, position: int, last: A
     differing = [key for key, equal in {"image": _same(image, again), **same}.items() if not equal]
     if differing:
         raise broken_contract(
-            f"{where}: {type(last).__name__}: gives another {listed(differing)} when image 0 is "
+            f"{type(last).__name__}: gives another {listed(differing)} when image 0 is "
             "read again; take all random numbers from `rng` and change no sample in place "
             "(visionkit.types.Transform, visionkit.types.Dataset)"
         )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionkit.data.checks.findings import finding
+from visionkit.data.checks.findings import DONE, Finding, finding
 from visionkit.data.masks import Bitmap, Polygons
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError, DataError, listed, shorten
@@ -42,6 +42,10 @@ OPTIONAL_METHODS = (
     "counts",
     "class_counts",
     "examine",
+)
+OPTIONAL = (
+    *OPTIONAL_METHODS,
+    *("image_ids", "sizes", "identities", "num_objects", "file_names", "fingerprint"),
 )
 
 
@@ -95,7 +99,9 @@ def check_dataset(name: str, dataset: Any) -> None:
         return
     faults = Faults()
     count = faults.call("len()", len, dataset)
-    keys, classes = getattr(dataset, "keys", None), getattr(dataset, "classes", None)
+    keys, classes, *others = (
+        faults.call(name, getattr, dataset, name, None) for name in ("keys", "classes", *OPTIONAL)
+    )
     if not isinstance(keys, tuple | list) or not all(isinstance(key, str) for key in keys):
         faults.add("keys", keys, "a tuple of target keys, such as ('boxes', 'labels')")
         keys = ()
@@ -107,10 +113,9 @@ def check_dataset(name: str, dataset: Any) -> None:
             faults.add("classes", classes, f"class lists of {listed(missing)}, as in `keys`")
     else:
         faults.add("classes", classes, "a dict with a `Classes` for each key of classes, or {}")
-    methods = [one for one in OPTIONAL_METHODS if getattr(dataset, one, None) is not None]
-    for method in methods:
-        if not callable(getattr(dataset, method)):
-            faults.add(method, getattr(dataset, method), "a method")
+    for attribute, value in zip(OPTIONAL, others, strict=True):
+        if value is not None and attribute in OPTIONAL_METHODS and not callable(value):
+            faults.add(attribute, value, "a method")
     if count and not faults.found:
         _check_details(faults, dataset, count, keys)
     if faults.found:
@@ -123,9 +128,11 @@ def _check_classes(faults: Faults, what: str, classes: Any) -> None:
         return
     names, ids = classes
     if not isinstance(names, tuple) or not all(isinstance(n, str) and n.strip() for n in names):
-        faults.add(f"{what}.names", names, "a tuple of names that are not empty")
+        faults.add(f"{what}.names", names, "a tuple of strings that are not empty")
+    elif not names:
+        faults.add(f"{what}.names", names, "at least one class")
     elif len(set(names)) < len(names):
-        repeated = listed(sorted({name for name in names if names.count(name) > 1}))
+        repeated = listed(sorted({repr(name) for name in names if names.count(name) > 1}))
         faults.found.append(f"{what}.names: {repeated} more than once; name each class once")
     if not _are_ids(ids, len(names)):
         faults.add(f"{what}.ids", ids, "a tuple with another int for each name")
@@ -147,6 +154,18 @@ def _check_details(faults: Faults, dataset: Any, count: int, keys: Sequence[str]
             isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.shape == shape
         ):
             faults.add(name, value, f"a numpy array int64 {shape}")
+        elif name == "sizes" and value is not None and (value < 1).any():
+            faults.add(name, int(value.min()), "heights and widths of at least 1")
+    if hasattr(dataset, "num_objects") and type(dataset.num_objects) is not int:
+        faults.add("num_objects", dataset.num_objects, "an int")
+    if hasattr(dataset, "fingerprint") and not isinstance(dataset.fingerprint, str | None):
+        faults.add("fingerprint", dataset.fingerprint, "a string")
+    names = getattr(dataset, "file_names", None)
+    if names is not None and not (
+        isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names)
+    ):
+        faults.add("file_names", names, f"a list of {count} strings")
+    _check_reports(faults, dataset)
     for name in ("image_path", "map_path"):
         if (method := getattr(dataset, name, None)) is not None:
             path = faults.call(f"{name}(0)", method, 0)
@@ -157,10 +176,25 @@ def _check_details(faults: Faults, dataset: Any, count: int, keys: Sequence[str]
         if not isinstance(counts, dict) or not all(
             key in dataset.classes
             and isinstance(one, np.ndarray)
+            and one.dtype.kind in "iu"
             and one.shape == (len(dataset.classes[key].names),)
             for key, one in counts.items()
         ):
-            faults.add("class_counts()", counts, "a dict with an array (K,) for keys of `classes`")
+            faults.add("class_counts()", counts, "a dict with int arrays (K,) by key of `classes`")
+
+
+def _check_reports(faults: Faults, dataset: Any) -> None:
+    """What the dataset itself says about its faults."""
+    if hasattr(dataset, "findings"):
+        found = faults.call("findings()", lambda: [*dataset.findings()])
+        if not all(isinstance(one, Finding) for one in found or ()):
+            faults.add("findings()", found, "visionkit.data.checks.findings.Finding each")
+    if (method := getattr(dataset, "counts", None)) is not None:
+        counts = faults.call("counts()", method)
+        kinds = [counts.get(done) for done in DONE.values()] if isinstance(counts, dict) else [None]
+        if not all(isinstance(one, dict) for one in kinds):
+            wanted = f"a dict with a dict of counts by kind for {listed(DONE.values())}"
+            faults.add("counts()", counts, wanted)
 
 
 def read_sample(dataset: Any, index: int) -> Sample:
@@ -169,7 +203,12 @@ def read_sample(dataset: Any, index: int) -> Sample:
     if not is_custom(dataset):
         return sample
     what = f"{type(dataset).__name__}[{index}]"
-    return checked_sample(what, sample, dataset.classes)
+    sample = checked_sample(what, sample, dataset.classes)
+    ids = getattr(dataset, "image_ids", None)
+    if ids is not None and sample.image_id != ids[index]:
+        text = f"image_id: got {sample.image_id}; expected {ids[index]}, as in `image_ids`"
+        raise broken_contract(f"{what}: {text} (visionkit.Sample)")
+    return sample
 
 
 def checked_sample(what: str, sample: Any, classes: Mapping[str, Classes]) -> Sample:
@@ -190,6 +229,9 @@ def checked_sample(what: str, sample: Any, classes: Mapping[str, Classes]) -> Sa
         or 0 in image.shape
     ):
         faults.add("image", image, "a tensor uint8 (3, h, w), RGB")
+    elif image.layout != torch.strided or image.device.type != "cpu":
+        where = f"a {str(image.layout).removeprefix('torch.')} tensor on {image.device}"
+        faults.found.append(f"image: got {where}; expected a dense one on the CPU")
     if type(sample.image_id) is not int:
         faults.add("image_id", sample.image_id, "an int")
     if not (

@@ -27,6 +27,7 @@ from visionkit.data.checks.summary import (
     dataset_summary,
 )
 from visionkit.data.coco.annotations import Annotations
+from visionkit.data.contracts import is_custom, original
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.source import Source, iter_splits, split_key
 from visionkit.engine.failures import explained
@@ -129,7 +130,7 @@ def _check_data(config: Config, sources: list[Source], report: Report) -> None:
     images: dict[str, list[Finding]] = {}
     classes = all_class_findings(config, sources)
     for source in sources:
-        with report.catching(split_key(source.name, "train")):
+        with report.catching():
             check_custom(source)
         for split, dataset in iter_splits(source):
             where = split_key(source.name, split)
@@ -241,4 +242,10 @@ def _dataset_findings(dataset: Any) -> Iterator[Finding]:
     if hasattr(dataset, "findings"):
         yield from dataset.findings()
     if hasattr(dataset, "examine"):
-        yield from dataset.examine(progress_bar)
+        try:
+            yield from dataset.examine(progress_bar)
+        except Exception as error:
+            if not is_custom(original(dataset)):
+                raise
+            text = f"{type(original(dataset)).__name__}.examine() raised {type(error).__name__}"
+            yield finding("contract", f"{text}: {error}")

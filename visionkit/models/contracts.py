@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from visionkit.data.contracts import shown
+from visionkit.data.contracts import is_custom, shown
 from visionkit.errors import ConfigError
 from visionkit.metrics.report import Coverage
 from visionkit.types import Evaluator, Features, Level, Loss, Prediction, prediction_kinds
@@ -42,7 +43,7 @@ def checked_levels(part: str, module: nn.Module) -> dict[str, Level]:
 def checked_features(part: str, module: nn.Module, features: Any, images: Tensor) -> Features:
     """The feature maps that a backbone or a neck made of `images` (B, 3, H, W)."""
     what = f"{part}: {type(module).__name__}.forward()"
-    levels: dict[str, Level] = module.levels  # type: ignore[assignment]  # by `checked_levels`
+    levels = checked_levels(part, module)
     if not isinstance(features, dict) or [*features] != [*levels]:
         raise _broken(what, features, f"a dict with a map for each of its levels, {[*levels]}")
     batch, _, *sides = images.shape
@@ -59,6 +60,11 @@ def checked_features(part: str, module: nn.Module, features: Any, images: Tensor
             cells = " x ".join(f"{side}/{stride}" for side in sides)
             wanted = f"a float tensor ({batch}, {channels}, h, w) with about {cells} cells"
             raise _broken(what, {name: found}, wanted)
+    if torch.is_grad_enabled() and not any(found.requires_grad for found in features.values()):
+        trained = next((name for name, p in module.named_parameters() if p.requires_grad), None)
+        if is_custom(module) and trained is not None:
+            wanted = f"maps with a gradient, so that {trained!r} and others learn"
+            raise _broken(what, features, wanted)
     return features
 
 

@@ -68,7 +68,11 @@ class VisionModel(nn.Module):
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """Named feature maps (B, C, h, w), from fine to coarse."""
+        version = None if batch.images.is_inference() else batch.images._version
         found = self.backbone(batch.images, batch.sizes)
+        if version is not None and batch.images._version != version:
+            name = type(self.backbone).__name__
+            raise ConfigError(f"backbone: {name}.forward() changes `images` in place; copy them")
         features = contracts.checked_features("backbone", self.backbone, found, batch.images)
         if self.neck is None:
             return features

@@ -13,7 +13,7 @@ from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.tables import rows_of
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, VisionkitError
 
 if TYPE_CHECKING:
     from visionkit.types import Classes
@@ -201,7 +201,12 @@ def ground_truth_of(dataset: Any) -> GroundTruth:
             f"{name}: missing; scoring boxes needs it (visionkit.types.Dataset). Add it, for "
             "example with GroundTruth.of_boxes, or set train.validate=false"
         )
-    truth = method()
+    try:
+        truth = method()
+    except VisionkitError:
+        raise
+    except Exception as error:  # of a custom dataset
+        raise ConfigError(f"{name} raised {type(error).__name__}: {error}") from error
     if not isinstance(truth, GroundTruth):
         raise ConfigError(f"{name}: got a {type(truth).__name__}; expected a GroundTruth")
     return truth
