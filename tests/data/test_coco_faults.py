@@ -81,6 +81,7 @@ def fault(tmp_path, content, **options):
         ("categories", {"id": 90}, ["'id' 90 is also that of categories[0]"]),
         ("categories", {"id": 1, "name": "dog"}, ["'name' 'dog' is also that of categories[0]"]),
         ("categories", {"name": ""}, ["'name' is ''"]),
+        ("categories", {"name": "a\ud800"}, ["'name' is 'a\\ud800': must not contain half"]),
     ],
 )
 def test_each_fault_has_a_place_and_a_reason(tmp_path, kind, change, parts):

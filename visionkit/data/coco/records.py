@@ -455,6 +455,10 @@ def _name(record: Record) -> str:
     value: Any = record.get("name")
     if not isinstance(value, str) or is_blank(value):
         raise ValueError("must be a string that is not blank")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain half of a character (a surrogate)") from None
     return value
 
 
