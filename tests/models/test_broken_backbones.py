@@ -142,6 +142,14 @@ class Raw(Flat):
     def __init__(self):
         super().__init__()
         self.levels = {"c1": Level(4, 1)}
+class Unmasked(Raw):
+    def forward(self, images, sizes=None): return {"c1": self.conv(images / 255)}
+class Masked(Raw):
+    def forward(self, images, sizes=None):
+        images = images / 255
+        for image, (h, w) in zip(images, sizes):
+            image[:, h:], image[:, :, w:] = 0, 0
+        return {"c1": self.conv(images)}
 class Odd(nn.Module):
     def __init__(self): raise KeyError("gone")
     def forward(self, images, sizes=None): ...
@@ -179,6 +187,15 @@ def test_models_are_checked_when_they_are_built(section, cls, message):
         build_model(load_config(spec), {"classification": Classes.numbered(["a"])})
     assert str(error.value).startswith(message)
     assert any(found.message.startswith(message) for found in check(spec).findings)
+
+
+def test_maps_that_depend_on_the_padding_are_a_warning_of_check():
+    found = [f for f in check(config(backbone={"type": "flat.Unmasked"})).findings]
+    (text,) = [one.message for one in found if one.kind == "contract"]
+    assert "Unmasked.forward(): its maps depend on the pixels beyond `sizes`" in text
+    assert [one.severity for one in found if one.kind == "contract"] == ["warning"]
+    masked = check(config(backbone={"type": "flat.Masked"})).findings
+    assert not [one for one in masked if one.kind == "contract"]
 
 
 def test_an_exception_in_forward_is_named_by_check():

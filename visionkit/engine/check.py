@@ -181,6 +181,7 @@ def _check_first_batches(
                 if wrong:
                     raise ConfigError(f"{where}: {', '.join(wrong)} of the first batch not finite")
     model.eval()
+    report.findings += _padding_findings(model, learner.device)
     for source in sources:
         if source.val is not None and source.feeds:
             with report.catching(), reported, torch.inference_mode():
@@ -191,6 +192,29 @@ def _check_first_batches(
                     evaluator = model.evaluator(head, source.val)
                     with _named(f"heads.{head}: its evaluator", config):
                         evaluator.update(predictions[head], batch)
+
+
+@torch.inference_mode()
+def _padding_findings(model: VisionModel, device: torch.device) -> list[Finding]:
+    """A warning if a custom backbone makes other maps of images with other padding."""
+    if not is_custom(model.backbone):
+        return []
+    maps = []
+    for value in (0, 255):
+        images = torch.arange(2 * 3 * 64 * 64, device=device).reshape(2, 3, 64, 64) % 251
+        images[:, :, 40:], images[:, :, :, 40:] = value, value
+        with suppress(Exception):  # it may take images of another size alone
+            maps.append([*model.backbone(images.byte(), [(40, 40)] * 2).values()])
+    pairs = zip(*maps, strict=True) if len(maps) == 2 else ()
+    if all(torch.allclose(one, other, rtol=1e-3) for one, other in pairs):
+        return []
+    text = (
+        f"backbone: {type(model.backbone).__name__}.forward(): its maps depend on the pixels "
+        "beyond `sizes`, so predictions depend on the other images of a batch "
+        "(visionkit.types.Backbone)"
+    )
+    hint = "set the normalized input to zero there, as visionkit.models.backbones.norm.Normalize"
+    return [finding("contract", text, "keep", hint=hint)._replace(severity="warning")]
 
 
 def _first(stream: Generator[Batch, None, None], device: torch.device) -> Batch:
