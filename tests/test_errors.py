@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from visionkit import errors
+from visionkit.cli.main import report
 from visionkit.data.checks.findings import check_classes
 from visionkit.errors import ConfigError, DataError, is_blank, listed, plural, printable, shorten
 
@@ -73,3 +74,33 @@ def test_class_lists_that_do_not_agree_name_twenty_of_each():
     lines = str(caught.value).splitlines()
     assert lines[1].startswith("  expected (1199): 'n1', ") and lines[1].endswith("and 1179 more")
     assert max(map(len, lines)) < 250 and lines[-1] == "  not expected: 'n0'"
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (MemoryError(), "ulimit -v"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."), "ulimit -v"),
+        (OSError(12, "Cannot allocate memory"), "ulimit -v"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "ulimit -v"),
+        (RuntimeError("could not create a primitive"), "ulimit -v"),
+        (RuntimeError("operator torchvision::nms does not exist"), "install the torchvision of"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (BlockingIOError(11, "Resource temporarily unavailable"), "ulimit -u"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (RuntimeError("unable to open shared memory object </torch_1_2>"), "--shm-size"),
+        (DeprecationWarning("old"), "-W error"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+        (ValueError("old"), None),
+    ],
+)
+def test_shortages_are_told_with_what_to_do(error, hint):
+    found = errors.shortage(error)
+    assert found is None if hint is None else hint in found
+
+
+def test_the_command_line_names_a_shortage(capsys):
+    assert report(ImportError("libtorch_cpu.so: failed to map segment from shared object")) == 1
+    assert capsys.readouterr().err.startswith("error: ImportError: libtorch_cpu.so: failed")
+    assert report(MemoryError()) == 1
+    assert capsys.readouterr().err.startswith("error: MemoryError: allow more memory")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -114,6 +115,38 @@ def escape_arguments(record: logging.LogRecord) -> bool:
 
 
 logging.getLogger("visionkit").addFilter(escape_arguments)
+
+
+_MEMORY = (
+    "allow more memory or address space (`ulimit -v unlimited`), or use fewer data.workers, "
+    "smaller batches or smaller images"
+)
+SHARED_MEMORY = (
+    "the shared memory of loader workers (/dev/shm) is full, read-only or not there: make it "
+    "larger (`docker run --shm-size=8g`), use fewer data.workers or smaller batches, or "
+    "data.workers=0"
+)
+_SHORTAGES = {  # by a regular expression of what Python or a library says
+    r"shared memory|</torch_": SHARED_MEMORY,
+    r"Too many open files|ancdata|was lost": "allow more open files with `ulimit -n 65536`, or use "
+    "fewer data.workers",
+    r"can't start new thread|Resource temporarily unavailable": "allow more processes and threads "
+    "(`ulimit -u`) and memory (`ulimit -v`), or use fewer data.workers",
+    r"an't allocate memory|annot allocate memory|failed to map segment|bad_alloc": _MEMORY,
+    r"could not create a (primitive|memory)": _MEMORY,  # oneDNN
+    r"operator torchvision::\w+ does not exist": "torchvision's native code was not loaded: "
+    f"install the torchvision of this torch, or {_MEMORY}",
+}
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the machine lacks or Python forbids, if that caused an error, and what to do."""
+    if isinstance(error, Warning):
+        return "Python raises warnings as errors (`-W error`, PYTHONWARNINGS): run it without that"
+    if isinstance(error, MemoryError):
+        return _MEMORY
+    text = (str(error).strip().splitlines() or [""])[-1]  # the others may be a worker's traceback
+    return next((hint for regex, hint in _SHORTAGES.items() if re.search(regex, text)), None)
 
 
 def plural(count: int, noun: str, several: str = "") -> str:

@@ -146,12 +146,12 @@ class Transform:
 
 
 class Crash:
-    """A transform that ends its process."""
-
-    resizes = False
+    """A transform that ends its process, a loader worker."""
 
     def __call__(self, sample, rng, size):
-        os.kill(os.getpid(), signal.SIGSEGV)
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return sample
 
 
 def fail():
@@ -234,6 +234,54 @@ def test_too_many_open_files_in_a_worker():
     assert re.search(r"(Too many open files|a batch was lost).*`ulimit -n 65536`", str(error))
 
 
+SHM = r"\(/dev/shm\) is full, read-only or not there: .*--shm-size=8g.*data\.workers=0"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(
+            "unable to open shared memory object </torch_1_2>: Read-only file system (30)"
+        ),
+        RuntimeError("unable to open shared memory object </torch_1_2>: No such file (2)"),
+        RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space (28)"),
+        *(OSError(number, "of a semaphore") for number in (2, 13, 28, 30, 38)),
+    ],
+)
+def test_no_shared_memory_at_the_start(monkeypatch, error):
+    def fail(_):
+        raise error
+
+    before = signal.getsignal(signal.SIGCHLD)
+    place = "DataLoader.__iter__" if isinstance(error, OSError) else "WorkerStatus.__init__"
+    monkeypatch.setattr(f"visionkit.data.loading.workers.{place}", lambda self, *_: fail(self))
+    error = error_of(Images(), workers=2)
+    assert isinstance(error, ResourceError)
+    assert re.search(rf"loader workers cannot be started: .*{SHM}", str(error))
+    assert signal.getsignal(signal.SIGCHLD) is before
+
+
+def test_workers_that_have_started_are_ended_without_torch_raising_for_them(monkeypatch):
+    def fail(self):
+        started = multiprocessing.Process(target=time.sleep, args=(60,))
+        started.start()
+        signal.signal(signal.SIGCHLD, lambda *_: 1 / 0)  # as torch does
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("visionkit.data.loading.workers.DataLoader.__iter__", fail)
+    assert "ulimit -u" in str(error_of(Images(), workers=2))
+
+
+def warn():
+    raise DeprecationWarning("old")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_warnings_as_errors_are_not_a_fault_of_the_data(workers):
+    error = error_of(Images(warn), workers=workers)
+    assert isinstance(error, ResourceError) and "`-W error`" in str(error)
+
+
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
@@ -242,7 +290,7 @@ def test_too_many_open_files_in_a_worker():
         ("unable to allocate shared memory(shm) for file </torch_7>: No space left", "--shm-size"),
         ("killed by signal: Bus error. Workers may be out of shared memory.", "--shm-size"),
         ("received 0 items of ancdata", "ulimit -n"),
-        ("[Errno 12] Cannot allocate memory", "fewer data.workers"),
+        ("[Errno 12] Cannot allocate memory", "ulimit -v"),
     ],
 )
 def test_hints_for_shortages(text, hint):

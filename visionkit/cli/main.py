@@ -16,7 +16,14 @@ from typing import NoReturn
 from visionkit.cli import commands
 from visionkit.cli.commands import OVERRIDE, SECTIONS
 from visionkit.distributed import launch
-from visionkit.errors import ArgumentError, Preempted, VisionkitError, printable, unknown
+from visionkit.errors import (
+    ArgumentError,
+    Preempted,
+    VisionkitError,
+    printable,
+    shortage,
+    unknown,
+)
 from visionkit.runs import signals
 from visionkit.runs.terminal import discard_output, open_streams
 
@@ -92,8 +99,10 @@ def report(error: BaseException, *, debug: bool = False, as_json: bool = False) 
     if isinstance(error, ModuleNotFoundError):
         text += f"; install it for {sys.executable}"
     elif not isinstance(error, (VisionkitError, OSError)):
-        text = f"{type(error).__name__}: {text}"
-        if place := _custom_code(error):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+        if hint := shortage(error):
+            text += f": {hint}"
+        elif place := _custom_code(error):
             text += f", raised in {place}; --debug shows the traceback"
         else:
             label = "unexpected error: "

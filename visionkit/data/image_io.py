@@ -310,7 +310,7 @@ def open_image(path: str | Path, use: Callable[[Image.Image], T]) -> T:
                 size = f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}"
                 raise Refused(Fault("too-large", f"has {size}: make it smaller"))
             return use(image)
-    except Refused:
+    except (Refused, Warning):  # Python may raise warnings as errors
         raise
     except Image.DecompressionBombError:
         clause = f"has more than {MAX_PIXELS} pixels: make it smaller"

@@ -40,7 +40,7 @@ from visionkit.engine.setup import (
     splits_read,
 )
 from visionkit.engine.train import train_step
-from visionkit.errors import ArgumentError, ConfigError, DataError, VisionkitError
+from visionkit.errors import ArgumentError, ConfigError, DataError, ResourceError, VisionkitError
 from visionkit.models.model import VisionModel, wrap_calls
 from visionkit.ops.inference import pick_device, pick_precision, reproducible
 from visionkit.runs.terminal import progress_bar
@@ -62,6 +62,8 @@ class Report:
         """A VisionkitError becomes findings, and the check continues after the block."""
         try:
             yield
+        except ResourceError:  # a shortage is not a finding about the data
+            raise
         except VisionkitError as error:
             self.add(error, where)
 

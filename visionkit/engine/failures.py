@@ -98,7 +98,8 @@ def explained(error: Exception, config: Config) -> VisionkitError | None:
             "variance; use a larger batch_size (at least 2 for each rank) or image_size, or a "
             f"backbone with norm: frozen or group. {first_line}"
         )
-    return None
+    hint = errors.shortage(error)
+    return errors.ResourceError(f"{first_line}: {hint}") if hint else None
 
 
 @contextmanager

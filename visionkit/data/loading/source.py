@@ -32,7 +32,7 @@ from visionkit.data.loading.workers import Ticket, image_name, load_batches
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import ImageSize, fit
 from visionkit.distributed import collectives
-from visionkit.errors import ConfigError, DataError, ResourceError, VisionkitError, plural
+from visionkit.errors import ConfigError, DataError, ResourceError, VisionkitError, plural, shortage
 from visionkit.types import Batch, Dataset, Target
 
 log = logging.getLogger("visionkit")
@@ -213,8 +213,7 @@ class TransformedDataset:
             raise
         except Exception as error:  # custom datasets and transforms raise anything
             text = f"{what}: {doing}: {type(error).__name__}: {error}"
-            if isinstance(error, MemoryError):
-                hint = "use fewer data.workers, or make the image smaller"
+            if hint := shortage(error):
                 raise ResourceError(f"{text}: {hint}") from error
             found = DataError(text)
             found.add_note("".join(format_exception(error)))

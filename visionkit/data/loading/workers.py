@@ -7,6 +7,7 @@ shared with the training process, and an alarm ends a worker that hangs.
 from __future__ import annotations
 
 import ast
+import errno
 import math
 import multiprocessing
 import os
@@ -29,8 +30,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from visionkit.errors import ConfigError, DataError, ResourceError, VisionkitError
+from visionkit.errors import (
+    SHARED_MEMORY,
+    ConfigError,
+    DataError,
+    ResourceError,
+    VisionkitError,
+    shortage,
+)
 from visionkit.runs.signals import end_in, outlive_first_signal
 from visionkit.types import Batch, Dataset, Target
 
@@ -43,10 +52,8 @@ Item: TypeAlias = tuple[Tensor, Target]
 
 _NOTHING_YET = -(2**62)
 _FEWER = "use fewer data.workers or smaller batches"
-_SHM_FULL = (
-    "the shared memory for batches (/dev/shm) is full: make it larger (`docker run "
-    "--shm-size=8g`), or use fewer data.workers or smaller batches"
-)
+# Numbers of the errors of the system when a semaphore, which is in /dev/shm, cannot be made.
+_NO_SEMAPHORE = {errno.ENOSPC, errno.EROFS, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSYS}
 
 
 def cores() -> int:
@@ -112,24 +119,26 @@ def load_batches(
     Raises DataError, which names the image where that is known, if a worker dies, hangs or fails;
     ResourceError if the system lacks something. `name` of the dataset is for errors.
     """
-    status = WorkerStatus(workers)
-    loader = DataLoader(
-        _Batches(items, collate, status),
-        sampler=tickets,
-        batch_size=None,  # the dataset makes batches itself
-        num_workers=workers,
-        worker_init_fn=status.register,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # or it would draw from the one that the model uses
-    )
     others = {*active_children()}
     try:
+        status = WorkerStatus(workers)
+        loader = DataLoader(
+            _Batches(items, collate, status),
+            sampler=tickets,
+            batch_size=None,  # the dataset makes batches itself
+            num_workers=workers,
+            worker_init_fn=status.register,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # or it would draw from the one that the model uses
+        )
         with _sigchld_handler_kept():
             iterator = iter(loader)
     except Exception as error:  # pickling of a custom dataset raises anything
         _kill({*active_children()} - others)  # the workers that have started
         _abandon_iterator(error)
         hint = _resource_hint(error)
+        if isinstance(error, OSError) and error.errno in _NO_SEMAPHORE:
+            hint = f"{error.strerror}: {SHARED_MEMORY}"
         text = f"{name}: loader workers cannot be started: {hint or f'{error}: use data.workers=0'}"
         found = ResourceError(text) if hint else DataError(text)
         raise found from error.with_traceback(None)  # it holds the workers' connections
@@ -149,9 +158,11 @@ def _sigchld_handler_kept() -> Iterator[None]:
     """
     here = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if here else None
-    yield
-    if before is not None:
-        signal.signal(signal.SIGCHLD, before)
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
 
 
 def _next(
@@ -363,32 +374,25 @@ def _cause(exit_code: int) -> str:
         "SIGALRM": f"made no progress for {HANG_SECONDS} s: storage that does not answer, or code "
         "that hangs; data.workers=0 shows where",
         "SIGKILL": f"was killed (SIGKILL), probably because the system ran out of memory: {_FEWER}",
-        "SIGBUS": f"bus error (SIGBUS): {_SHM_FULL}",
+        "SIGBUS": f"bus error (SIGBUS): {SHARED_MEMORY}",
     }
     return causes.get(name, f"ended by {name}")
 
 
 def _resource_hint(error: BaseException) -> str | None:
     """The text of an error of torch that means the system lacks something, and what to do."""
-    text = (str(error).strip().splitlines() or [""])[-1]  # the others may be a worker's traceback
-    hint = None
     if isinstance(error, (EOFError, ConnectionError)):
-        text = f"a batch was lost between a worker and this process ({error!r})"
-    if "Too many open files" in text or "ancdata" in text or "was lost" in text:
-        hint = "allow more open files with `ulimit -n 65536`, or use fewer data.workers"
-    elif "shared memory" in text or "</torch_" in text:
-        hint = _SHM_FULL
-    elif "Cannot allocate memory" in text:
-        hint = _FEWER
-    return hint and f"{text}: {hint}"
+        error = OSError(f"a batch was lost between a worker and this process ({error!r})")
+    text = (str(error).strip().splitlines() or [""])[-1]  # the others may be a worker's traceback
+    return f"{text or type(error).__name__}: {hint}" if (hint := shortage(error)) else None
 
 
 def _abandon_iterator(error: Exception) -> None:
     """Keep torch from shutting down workers that never started, which prints a traceback."""
     for frame, _ in walk_tb(error.__traceback__):
         begun: Any = frame.f_locals.get("self")
-        if hasattr(begun, "_shutdown"):
-            begun._shutdown = True
+        if isinstance(begun, _BaseDataLoaderIter):
+            begun._shutdown = True  # type: ignore[attr-defined]  # of the one with workers
 
 
 def _kill(processes: Collection[BaseProcess]) -> None:
