@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.paths import ROOT
+from visionkit.data.loading import workers
 from visionkit.errors import ConfigError
 
 CONFIG = """{
@@ -76,6 +77,16 @@ def test_in_a_worker_all_calls_are_refused(script, method, monkeypatch):
     monkeypatch.setattr(current, "_inheriting", True, raising=False)
     with pytest.raises(ConfigError, match="calls visionkit outside of"):
         runpy.run_path(script(GUARDED), run_name="__main__")
+
+
+def test_a_worker_that_fails_in_the_script_points_to_its_error(method):
+    process = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,))
+    process.start()
+    told = workers._describe_dead_worker([process], workers.WorkerStatus(1), None)
+    assert told == (
+        "a loader worker before its first image (it imports the script first; its own error is "
+        "above): exited with code 3"
+    )
 
 
 @pytest.mark.slow  # a process of its own, and a worker, import torch: some seconds

@@ -356,6 +356,8 @@ def _describe_dead_worker(
     at = dict(status.table.tolist()).get(dead.pid, _NOTHING_YET)
     if at == _NOTHING_YET:
         place = "before its first image"
+        if multiprocessing.get_start_method() != "fork":
+            place += " (it imports the script first; its own error is above)"
     else:
         place = f"{'at' if at >= 0 else 'after'} {image_name(dataset, max(at, ~at))}"
     return f"a loader worker {place}: {_cause(dead.exitcode or 0)}"
