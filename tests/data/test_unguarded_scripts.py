@@ -82,6 +82,7 @@ def test_in_a_worker_all_calls_are_refused(script, method, monkeypatch):
 def test_a_worker_that_fails_in_the_script_points_to_its_error(method):
     process = multiprocessing.get_context("fork").Process(target=os._exit, args=(3,))
     process.start()
+    process.join()
     told = workers._describe_dead_worker([process], workers.WorkerStatus(1), None)
     assert told == (
         "a loader worker before its first image (it imports the script first; its own error is "
