@@ -210,3 +210,12 @@ def test_a_name_that_is_too_long_is_a_data_error(tmp_path):
     (tmp_path / "long.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="it is not in"):
         Coco(str(data.images), str(tmp_path / "long.json"))
+
+
+def test_a_name_in_another_unicode_form_is_told_as_such(tmp_path):
+    content = small()
+    content["images"][0]["file_name"] = "caf\u00e9.png"  # one character
+    save(tmp_path, content)
+    (tmp_path / "images" / "caf\u00e9.png").rename(tmp_path / "images" / "cafe\u0301.png")  # two
+    with pytest.raises(DataError, match=r"not in .*, but the same name in another .*\(NFD\) is"):
+        Coco(str(tmp_path / "images"), str(tmp_path / "a.json"))
