@@ -349,6 +349,33 @@ def test_what_differs_when_it_is_made_again_is_refused():
         check_custom(source(Mine(lambda: kept), Own(darken)))
 
 
+def test_an_unreadable_first_image_may_be_skipped():
+    class Holed(Mine):
+        def __getitem__(self, index):
+            if index == 0:
+                raise DataError("image 0 is corrupt")
+            return sound()
+
+    check_custom(Source("main", ["x"], Holed(), None, 2, 30, skip_unreadable=True))
+    with pytest.raises(DataError, match=r"data\.train: image 0 is corrupt"):
+        check_custom(source(Holed()))
+
+
+def test_methods_inherited_from_visionkit_are_not_tried():
+    class Large(Shapes):
+        def findings(self):
+            raise AssertionError("own")
+
+    class Larger(Shapes):
+        pass
+
+    with pytest.raises(ConfigError, match=r"findings\(\) raised AssertionError: own"):
+        check_dataset("my.Large", Large(num_images=2, size=64))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Shapes, "findings", fails)
+        check_dataset("my.Larger", Larger(num_images=2, size=64))
+
+
 def test_what_is_random_by_its_generator_passes():
     noisy = Own(lambda sample, rng: replace(sample, image=sample.image + rng.integers(99)))
     check_custom(source(Mine(lambda: sound()), noisy))

@@ -231,7 +231,8 @@ def check_custom(source: Source) -> None:
             last = transforms[count - 1] if count else original(dataset)
             if not is_custom(last):
                 continue
-            items = TransformedDataset(dataset, transforms[:count], source.image_size, seed=0)
+            skip = source.skip_unreadable and split == "train"
+            items = TransformedDataset(dataset, transforms[:count], source.image_size, 0, skip)
             try:
                 for position in range(TRIED if count else 1):
                     _check_repeats(items, position, last)

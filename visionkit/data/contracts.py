@@ -171,8 +171,8 @@ def _check_details(faults: Faults, dataset: Any, count: int, keys: Sequence[str]
             path = faults.call(f"{name}(0)", method, 0)
             if not isinstance(path, Path) and not (path is None and name == "map_path"):
                 faults.add(f"{name}(0)", path, "a pathlib.Path")
-    if (method := getattr(dataset, "class_counts", None)) is not None:
-        counts = faults.call("class_counts()", method)
+    if _is_own(dataset, "class_counts"):
+        counts = faults.call("class_counts()", dataset.class_counts)
         if not isinstance(counts, dict) or not all(
             key in dataset.classes
             and isinstance(one, np.ndarray)
@@ -183,14 +183,22 @@ def _check_details(faults: Faults, dataset: Any, count: int, keys: Sequence[str]
             faults.add("class_counts()", counts, "a dict with int arrays (K,) by key of `classes`")
 
 
+def _is_own(dataset: Any, name: str) -> bool:
+    """Whether the dataset has this method and did not inherit it from one of visionkit's, which may
+    take long for a large file."""
+    owner = next((cls for cls in type(dataset).__mro__ if name in vars(cls)), type(dataset))
+    ours = owner.__module__.startswith("visionkit.")
+    return not ours and getattr(dataset, name, None) is not None
+
+
 def _check_reports(faults: Faults, dataset: Any) -> None:
     """What the dataset itself says about its faults."""
-    if hasattr(dataset, "findings"):
+    if _is_own(dataset, "findings"):
         found = faults.call("findings()", lambda: [*dataset.findings()])
         if not all(isinstance(one, Finding) for one in found or ()):
             faults.add("findings()", found, "visionkit.data.checks.findings.Finding each")
-    if (method := getattr(dataset, "counts", None)) is not None:
-        counts = faults.call("counts()", method)
+    if _is_own(dataset, "counts"):
+        counts = faults.call("counts()", dataset.counts)
         kinds = [counts.get(done) for done in DONE.values()] if isinstance(counts, dict) else [None]
         if not all(isinstance(one, dict) for one in kinds):
             wanted = f"a dict with a dict of counts by kind for {listed(DONE.values())}"
