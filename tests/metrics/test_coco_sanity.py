@@ -299,6 +299,10 @@ def test_boxes_outside_their_images_are_refused():
         (lambda results: [r | {"score": 0.5} for r in results], "all 12 scores are 0.5"),
         (lambda results: results + results[:3], "3 results repeat another one exactly"),
         (lambda results: results + results[:1], "1 result repeats another one exactly"),
+        (
+            lambda results: [r for r in results if r["category_id"] == 1],
+            "no result is of class 'dog': all 6 objects count as missed",
+        ),
         (lambda results: results[:3], "4 of 6 images with objects have no result"),
         (lambda results: [], "there are no results"),
     ],

@@ -158,6 +158,13 @@ def find_remarks(truth: ScoredTruth, found: Detections) -> list[str]:
             f"{plural(repeated, 'result repeats', 'results repeat')} another one exactly: each "
             "counts as a false positive"
         )
+    counts = np.bincount(truth.category[~truth.iscrowd], minlength=len(truth.names))
+    silent = np.flatnonzero((counts > 0) & ~np.isin(truth.category_ids, found.category_ids))
+    if len(silent):
+        names = listed([repr(truth.names[row]) for row in silent.tolist()], 5)
+        remarks.append(
+            f"no result is of class {names}: all {counts[silent].sum()} objects count as missed"
+        )
     with_objects = np.unique(truth.image[~truth.iscrowd])
     missed = np.setdiff1d(with_objects, rows_of(found.image_ids, truth.image_ids))
     if 2 * len(missed) > len(with_objects):
