@@ -69,6 +69,19 @@ def weak(truth, seed):
     return results
 
 
+def large(truth, factor, seed=0):
+    """What a model finds whose boxes are too large or too small by a factor, in the image."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for record in results_of(truth):
+        x, y, w, h = record["bbox"]
+        w2, h2 = w * factor * rng.uniform(0.9, 1.1), h * factor * rng.uniform(0.9, 1.1)
+        x1, y1 = max(0, x + (w - w2) / 2), max(0, y + (h - h2) / 2)
+        box = [x1, y1, min(W, x1 + w2) - x1, min(H, y1 + h2) - y1]
+        results.append({**record, "bbox": box})
+    return results
+
+
 OTHER_BOXES = {
     "corners": (lambda x, y, w, h: [x, y, x + w, y + h], r"corners \[x1, y1, x2, y2\], not"),
     "relative": (lambda x, y, w, h: [x / W, y / H, w / W, h / H], r"height\] relative .0 to 1"),
@@ -134,6 +147,18 @@ def test_what_is_sound_or_weak_is_scored():
         other, results = scene(seed)
         for iou_type in ("bbox", "segm"):
             evaluate_coco(other, only(results, iou_type), iou_type, "pycocotools")
+
+
+@pytest.mark.parametrize("factor", [0.3, 0.5, 0.7, 1.3, 1.6, 2, 4])
+def test_boxes_that_are_too_large_or_too_small_are_scored(factor):
+    for place in ([2, 2], [8, 6], [30, 16]):  # also where boxes would fit better as corners
+        truth = truth_of_six()
+        rng = np.random.default_rng(0)
+        for annotation in truth["annotations"]:
+            x, y = (np.array(place) + rng.integers(0, 6, 2)).tolist()
+            annotation["bbox"] = [x, y, 40, 30]
+        for seed in range(5):
+            evaluate_coco(truth, large(truth, factor, seed), "bbox")
 
 
 def test_nothing_but_boxes_outside_their_image_is_refused_in_wild_scenes():

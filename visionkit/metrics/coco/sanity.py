@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 from visionkit.data.checks.findings import short
 from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.segmentations import to_rle
+from visionkit.data.coco.selection import FAR
 from visionkit.data.coco.tables import rows_of
 from visionkit.errors import DataError, listed, plural
 from visionkit.metrics.coco.detections import Detections
@@ -28,7 +29,11 @@ log = logging.getLogger("visionkit")
 
 IMAGES = 50  # on which results are read in other ways
 PER_IMAGE = 100  # detections, those with the highest scores
-GAIN = 0.1  # in the mean IoU of the objects, by which another reading must be better
+GAIN = 0.15  # in the mean IoU of the objects, by which another reading must be better
+UNSURE = 0.3  # the same below a mean IoU of `SURE`
+MOVED = 0.2  # the same for readings that move boxes, which no mistake of a model looks like
+SHORT = 0.9  # of where objects end: boxes of smaller images do not reach so far
+SURE = 0.75  # mean IoU that leaves no doubt about a reading
 FEW = 0.5  # the same for a single object; it falls with the square root of their number
 MATCH = 0.5  # IoU of an object and the detection whose class is compared
 OUTSIDE = 0.05  # of all boxes: more outside their image are a mistake
@@ -121,6 +126,10 @@ class Pairs(NamedTuple):
     found: Boxes  # (N, 4) as the results have them
     classes: np.ndarray  # (M,) rows
     found_classes: np.ndarray  # (N,) rows
+
+
+# A meaning of boxes in words, as a function, and the gain it needs below `SURE`.
+Reading = tuple[str, Callable[[Pairs], Boxes], float]
 
 
 def find_doubts(truth: ScoredTruth, found: Detections) -> list[str]:
@@ -244,81 +253,113 @@ def _mean_iou(pairs: list[Pairs], read: Callable[[Pairs], Boxes] | None = None) 
     return float(np.concatenate(best).mean()) if best else 0.0
 
 
-def _is_better(other: float, own: float, count: int) -> bool:
-    return count > 0 and other - own > max(GAIN, FEW / count**0.5)
+def _is_better(other: float, own: float, count: int, unsure: float = UNSURE) -> bool:
+    gain = GAIN if other >= SURE else unsure
+    return count > 0 and other - own > max(gain, FEW / count**0.5)
 
 
-CORNERS = "corners [x1, y1, x2, y2]"
+XYWH, CORNERS = "[x, y, width, height]", "corners [x1, y1, x2, y2]"
+EXCHANGED, EXCHANGED_CORNERS = "[y, x, height, width]", "corners [y1, x1, y2, x2]"
+SHRINKING = (CORNERS, EXCHANGED_CORNERS)  # most boxes are smaller if they are read so
 ORDERS: dict[str, Callable[[Boxes], Boxes]] = {
-    "[x, y, width, height]": lambda b: b,
+    XYWH: lambda b: b,
     CORNERS: lambda b: np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], 1),
     "[center x, center y, width, height]": lambda b: np.concatenate(
         [b[:, :2] - b[:, 2:] / 2, b[:, 2:]], 1
     ),
-    "corners [y1, x1, y2, x2]": lambda b: np.concatenate(
-        [b[:, 1::-1], b[:, :1:-1] - b[:, 1::-1]], 1
-    ),
-    "[y, x, height, width]": lambda b: b[:, [1, 0, 3, 2]],
+    EXCHANGED_CORNERS: lambda b: np.concatenate([b[:, 1::-1], b[:, :1:-1] - b[:, 1::-1]], 1),
+    EXCHANGED: lambda b: b[:, [1, 0, 3, 2]],
 }
 UNITS = {1.0: "relative to the image (0 to 1)", 100.0: "in percent", 1000.0: "from 0 to 1000"}
 
 
-def _readings(pairs: list[Pairs], iou_type: str) -> Iterator[tuple[str, Callable[[Pairs], Boxes]]]:
-    """Other meanings of boxes, in words and as a function; of masks: exchanged axes."""
-    if iou_type == "segm":
-        yield "masks with x and y exchanged", lambda p: ORDERS["[y, x, height, width]"](p.found)
-        return
-    for order, to_xywh in ORDERS.items():
-        if to_xywh is not ORDERS["[x, y, width, height]"]:
-            yield order, lambda p, to_xywh=to_xywh: to_xywh(p.found)  # type: ignore[misc]  # mypy
-        for unit, text in UNITS.items():
-            yield (
-                f"{order} {text}",
-                lambda p, to_xywh=to_xywh, unit=unit: to_xywh(p.found) * np.tile(p.size, 2) / unit,  # type: ignore[misc]  # mypy
-            )
-    for order in ("[x, y, width, height]", CORNERS):
-        yield from _rescaled(pairs, order)
-
-
-def _rescaled(pairs: list[Pairs], order: str) -> Iterator[tuple[str, Callable[[Pairs], Boxes]]]:
-    """Boxes in the pixels of resized images: by one factor, or to one size."""
-    to_xywh = ORDERS[order]
-
-    def ends(boxes: Boxes) -> np.ndarray:
-        return (boxes[:, :2] + boxes[:, 2:]).max(0)
-
-    ratios = [ends(to_xywh(p.found[: len(p.objects)])) / ends(p.objects).clip(1) for p in pairs]
-    if len(ratios) < 3:  # two numbers fit to one or two images would fit anything
-        return
-    factor = np.median(ratios, 0)
-    size = np.median([ratio * p.size for ratio, p in zip(ratios, pairs, strict=True)], 0)
-    if (factor > 0).all() and (np.abs(factor - 1) > GAIN).any():
-        text = f"{order} of images resized by {factor[0]:.2g} x {factor[1]:.2g}"
-        yield text, lambda p: to_xywh(p.found) / np.tile(factor, 2)
-    if (size > 0).all():
-        text = f"{order} of images resized to about {size[0]:.0f} x {size[1]:.0f} pixels"
-        yield text, lambda p: to_xywh(p.found) * np.tile(p.size / size, 2)
-
-
 def _other_boxes(pairs: list[Pairs], own: float, iou_type: str) -> str | None:
     """The best other reading of the boxes, if it is much better."""
-    scores = [(_mean_iou(pairs, read), name) for name, read in _readings(pairs, iou_type)]
-    best, name = max(scores, key=lambda score: score[0])
     count = sum(len(p.objects) for p in pairs)
+
+    def better(readings: Iterable[Reading]) -> list[tuple[float, str]]:
+        scores = [(_mean_iou(pairs, read), name, unsure) for name, read, unsure in readings]
+        return [(s, name) for s, name, unsure in scores if _is_better(s, own, count, unsure)]
+
+    what, expected = "boxes look", f"{XYWH} in pixels" if iou_type == "bbox" else "masks"
+    found = better(_readings(pairs, iou_type))
     if iou_type == "bbox":
         other = _mean_iou([p._replace(objects=ORDERS[CORNERS](p.objects)) for p in pairs])
-        if other > best and _is_better(other, own, count):
-            return (
-                f"boxes of the annotations look like {CORNERS}: read so, the mean IoU of "
-                f"{plural(count, 'object')} with the nearest result is {other:.2f}, else {own:.2f}"
-            )
-    if not _is_better(best, own, count):
+        unsure = _unsure([p.objects for p in pairs], pairs)
+        is_best = all(other > score for score, _ in found)
+        if is_best and _is_better(other, own, count, unsure):
+            found, what = [(other, CORNERS)], "boxes of the annotations look"
+        found = found or better(_fitted(pairs))
+    if not found:
         return None
-    expected = "masks" if iou_type == "segm" else "[x, y, width, height] in pixels"
+    best, name = max(found, key=lambda score: round(score[0], 2))  # the first of equal ones
     return (
-        f"boxes look like {name}, not like {expected}: read so, the mean IoU of "
+        f"{what} like {name}, not like {expected}: read so, the mean IoU of "
         f"{plural(count, 'object')} with the nearest result is {best:.2f}, else {own:.2f}"
     )
+
+
+def _readings(pairs: list[Pairs], iou_type: str) -> Iterator[Reading]:
+    """Other meanings of boxes; of masks: exchanged axes."""
+    if iou_type == "segm":
+        yield "masks with x and y exchanged", _reading(EXCHANGED), MOVED
+        return
+    for order in ORDERS:
+        if order != XYWH:
+            unsure = _unsure([p.found for p in pairs], pairs) if order in SHRINKING else MOVED
+            yield order, _reading(order), unsure
+        for unit, text in UNITS.items():
+            yield f"{order} {text}", _reading(order, unit), UNSURE
+
+
+def _reading(
+    order: str, size: float | np.ndarray | None = None, factor: float | np.ndarray = 1.0
+) -> Callable[[Pairs], Boxes]:
+    """Read boxes in that order, in an image of that size, or enlarged by a factor."""
+
+    def read(p: Pairs) -> Boxes:
+        scale = 1 / factor if size is None else p.size / size
+        return ORDERS[order](p.found) * np.tile(np.broadcast_to(scale, 2), 2)
+
+    return read
+
+
+def _ends(boxes: Boxes, p: Pairs) -> np.ndarray:
+    """(N, 2): where boxes end, in parts of their image; 0 where its size is unknown."""
+    return (boxes[:, :2] + boxes[:, 2:]) / np.where(p.size > 0, p.size, np.inf)
+
+
+def _unsure(boxes: list[Boxes], pairs: list[Pairs]) -> float:
+    """The gain that boxes read as corners need. Boxes that are too large fit better as corners,
+    too, but they do not reach out of the image: without that, they must be `SURE`."""
+    ends = np.concatenate([np.zeros((1, 2)), *map(_ends, boxes, pairs)])
+    return UNSURE if (ends > FAR).any(1).mean() > OUTSIDE else 1.0
+
+
+def _fitted(pairs: list[Pairs]) -> Iterator[Reading]:
+    """Boxes in the pixels of resized images: by one factor, or to one size. Only of boxes that
+    reach out of their images, or that end where many objects still continue."""
+    if len(pairs) < 3:  # two numbers fit to one or two images would fit anything
+        return
+    sizes = np.array([p.size for p in pairs])
+    objects = np.array([_ends(p.objects, p).max(0) for p in pairs])
+    reach = np.quantile(_reach(pairs, XYWH), 0.9, axis=0)
+    far = bool((reach > FAR).any())
+    short = bool((reach < SHORT * np.quantile(objects, 0.9, axis=0)).all())
+    for order in [XYWH] * (far or short) + [CORNERS] * far:
+        ratios = _reach(pairs, order) / np.maximum(objects, 1e-9)
+        factor, size = np.median(ratios, 0), np.median(ratios * sizes, 0)
+        if (factor > 0).all() and (size > 0).all():
+            by = f"by {factor[0]:.2g} x {factor[1]:.2g}"
+            to = f"to about {size[0]:.0f} x {size[1]:.0f} pixels"
+            for text, read in ((by, _reading(order, factor=factor)), (to, _reading(order, size))):
+                yield f"{order} of images resized {text}", read, UNSURE
+
+
+def _reach(pairs: list[Pairs], order: str) -> np.ndarray:
+    """(P, 2): where the best detections of each image end, as many as it has objects."""
+    read = _reading(order)
+    return np.array([_ends(read(p)[: len(p.objects)], p).max(0) for p in pairs])
 
 
 def _relative(truth: ScoredTruth, found: Detections) -> str | None:
