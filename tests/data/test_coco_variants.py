@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 from support.coco_files import SQUARE, save, small
 from support.coco_scenes import truth_records
 from support.small_runs import PYRAMID, SHAPES, TINY
+from visionkit.cli.main import main
 from visionkit.config import load_config
 from visionkit.data.build import build_sources
 from visionkit.data.classes import ClassMappedDataset
@@ -209,6 +210,25 @@ def test_detections_in_a_region_to_ignore_are_not_scored(tmp_path):
         assert found == pytest.approx(expected, abs=0.01)
 
 
+def test_result_files_are_scored_with_regions_to_ignore(tmp_path, capsys):
+    save(tmp_path, regions())
+    found = [
+        {"image_id": 70, "category_id": 1, "score": 0.8, "bbox": [2, 2, 6, 6]},
+        {"image_id": 70, "category_id": 1, "score": 0.9, "bbox": [12, 2, 6, 6]},
+        {"image_id": 3, "category_id": 2, "score": 0.9, "bbox": [2, 2, 6, 6]},
+    ]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    arguments = ["eval", "--gt", str(tmp_path / "a.json"), "--pred", str(tmp_path / "found.json")]
+    arguments += ["--trust", "--json"]
+    for extra, names in ((["--ignore-categories", "ignored"], 2), ([], 3)):
+        assert main([*arguments, *extra]) == 0
+        metrics = json.loads(capsys.readouterr().out)
+        assert len([name for name in metrics if name.startswith("AP/")]) == names
+        assert metrics["AP/ox"] == pytest.approx(1 if extra else 0.5, abs=0.01)
+    assert main([*arguments, "--ignore-categories", "x"]) == 3
+    assert "ignore_categories: unknown category 'x'" in capsys.readouterr().err
+
+
 def test_regions_to_ignore_where_classes_are_mapped_painted_or_listed(tmp_path):
     data = save(tmp_path, regions(), ignore_categories=["ignored"])
     mapped = ClassMappedDataset(data, {"labels": ["cow", "ox"]}, ["cow"])[0]
@@ -289,6 +309,17 @@ def test_boxes_in_parts_of_the_image_are_refused(tmp_path):
     whole = two(bbox=[0, 0, 1, 1])
     whole["annotations"] = whole["annotations"][1:]
     assert save(tmp_path, whole).num_objects == 1  # an object of one pixel
+
+
+def test_polygons_in_parts_of_the_image_are_refused_where_masks_are_used(tmp_path):
+    content = two(segmentation=[[0.1, 0.1, 0.5, 0.1, 0.5, 0.75]])
+    content["annotations"][0]["segmentation"] = [[0, 0, 1, 0, 1, 1]]
+    (found,) = errors(tmp_path, content).findings
+    assert (found.kind, found.key) == ("relative-boxes", "segmentation")
+    with pytest.raises(DataError, match=r"'segmentation' of 2 of 2 objects lies within 0\.\.1"):
+        evaluate_coco(content, [], "segm")
+    assert save(tmp_path, content, masks=False).num_objects == 2
+    assert evaluate_coco(content, [], "bbox")["AP"] == 0
 
 
 ODD = {"rotation": 12.5, "track_id": 7, "occluded": False}

@@ -10,6 +10,7 @@ from PIL import Image
 from visionkit.config.components import components
 from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.idx import Idx
+from visionkit.data.files import is_visible
 from visionkit.errors import DataError
 from visionkit.types import Classes
 
@@ -32,6 +33,7 @@ def test_folders_are_classes(tmp_path):
     assert data.keys == ("class_id", "identity")
     assert data.classes == {"class_id": Classes(("ant", "cat", "dog"), (0, 1, 2))}
     assert data.file_names == ["ant/9.png", "cat/0.webp", "dog/1.png", "dog/deep/2.JPG"]
+    assert is_visible("@home") and is_visible("#1.png") and is_visible("$5.png")
     assert [sample.class_id for sample in data] == [0, 1, 2, 2]
     assert [sample.identity for sample in data] == data.identities.tolist() == [0, 1, 2, 2]
     sample = data[3]

@@ -19,7 +19,7 @@ Content = dict[str, Any]
 
 
 def sound() -> Content:
-    """Six images with two objects each, of two classes, with polygons or run lengths."""
+    """Six images with two objects each, of three classes, with polygons or run lengths."""
     images, annotations = [], []
     for i in range(6):
         images.append({"id": 10 + i, "file_name": f"{i}.png", "height": SIZE[0], "width": SIZE[1]})
@@ -29,10 +29,15 @@ def sound() -> Content:
                 mask = coco_mask.merge(coco_mask.frPyObjects(mask, *SIZE))
                 mask = {"size": list(SIZE), "counts": mask["counts"].decode()}
             annotations.append(
-                {"id": 100 + 2 * i + k, "image_id": 10 + i, "category_id": 3 + k, "iscrowd": 0}
+                {
+                    "id": 100 + 2 * i + k,
+                    "image_id": 10 + i,
+                    "category_id": 3 + (i + k) % 3,
+                    "iscrowd": 0,
+                }
                 | {"bbox": [x, y, w, h], "area": w * h, "segmentation": mask}
             )
-    categories = [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}]
+    categories = [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}, {"id": 5, "name": "ox"}]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 

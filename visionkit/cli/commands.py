@@ -79,11 +79,12 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     if args.run_directory is None:
         raise ConfigError("eval: give RUN, or --gt FILE and --pred FILE")
-    if args.type or args.engine or args.trust or args.max_detections:
+    own = (args.type, args.engine, args.trust, args.max_detections, args.ignore_categories)
+    if any(own):
         raise ConfigError(
-            "eval: --type, --engine, --trust and --max-detections need --gt and --pred; the heads "
-            "of a run determine what is scored, and the environment variable "
-            "VISIONKIT_COCO_ENGINE the engine"
+            "eval: --type, --engine, --trust, --max-detections and --ignore-categories need --gt "
+            "and --pred; the heads and the data of a run determine what is scored, and the "
+            "environment variable VISIONKIT_COCO_ENGINE the engine"
         )
     from visionkit.distributed import collectives
     from visionkit.engine.evaluate import evaluate_run
@@ -109,6 +110,7 @@ def _eval_files(args: argparse.Namespace) -> None:
         args.engine,
         max_detections=args.max_detections or MOST,
         trust=args.trust,
+        ignore_categories=args.ignore_categories,
     )
     _show(metrics, facts, args.json)
 

@@ -211,6 +211,8 @@ def _add_eval(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--engine", choices=["hotcoco", "pycocotools"], help=text)
     text = "detections of a class that are scored in an image (default: 100, as COCO)"
     sub.add_argument("--max-detections", type=_count, metavar="N", help=text)
+    text = "categories whose objects are regions to ignore"
+    sub.add_argument("--ignore-categories", type=_names, default=[], metavar="A,B", help=text)
     text = "score results that look wrong (other boxes, ids, scores) as they are"
     sub.add_argument("--trust", action="store_true", help=text)
 

@@ -19,7 +19,10 @@ log = logging.getLogger("visionkit")
 
 Links = Literal["inside", "any"]
 
-_OF_SYSTEMS = ("__MACOSX", "lost+found", "System Volume Information")  # also @eaDir, #recycle, $...
+_OF_SYSTEMS = {  # folders that systems put next to the user's
+    *("__MACOSX", "@eaDir", "@tmp", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"),
+    *("$RECYCLE.BIN", "System Volume Information", "lost+found"),
+}
 
 
 class Fault(NamedTuple):
@@ -118,7 +121,7 @@ def other_form(name: str, names: Collection[str]) -> str:
 
 def is_visible(name: str) -> bool:
     """Whether a file or folder is the user's, not one of the system."""
-    return not name.startswith((".", "@", "#", "$")) and name not in _OF_SYSTEMS
+    return not name.startswith(".") and name not in _OF_SYSTEMS
 
 
 def resolve(root: Path, names: Sequence[str]) -> Iterator[tuple[int, str]]:

@@ -52,7 +52,7 @@ _STRUCTURE = {  # always an error: title, hint
         "coordinates must be finite and within 10x the image size",
     ),
     "relative-boxes": (
-        "datasets whose boxes are parts of their image",
+        "datasets whose boxes or masks are parts of their image",
         "write pixels: multiply x and width by the width of the image, y and height by its height",
     ),
     "path": ("unsafe file names", "name a file below the folder of images"),

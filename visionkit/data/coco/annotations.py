@@ -23,7 +23,7 @@ from visionkit.data.checks.findings import (
 )
 from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.attributes import read_attributes
-from visionkit.data.coco.ground_truth import read_labeled
+from visionkit.data.coco.ground_truth import read_labeled, without_categories
 from visionkit.data.coco.index import CocoIndex, open_index
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.selection import SelectedObjects, choose_objects, describe
@@ -31,7 +31,7 @@ from visionkit.data.files import Links, resolve, unusable
 from visionkit.data.image_io import MAX_PIXELS
 from visionkit.data.loading.cache import content_key
 from visionkit.data.masks import Bitmap, Segmentation
-from visionkit.errors import DataError, printable, unknown
+from visionkit.errors import DataError, printable
 from visionkit.types import Classes
 
 # Findings that count objects:
@@ -82,7 +82,8 @@ class Annotations:
             listed=index.names["attribute_classes"],
         )
         self.labeled_ids = read_labeled(index, problems)
-        picked, self.ignored_ids = _without(index.classes, ignore_categories, problems)
+        found, self.ignored_ids = without_categories(index.classes, ignore_categories, problems)
+        picked = Classes(*found)
         if not problems.count:  # which others may be refused, if the file is sound so far
             picked = _pick(picked, classes, other_classes, problems)
         self.classes: dict[str, Classes] = {"labels": picked}
@@ -208,20 +209,6 @@ def _name_of(url: str, images: Path) -> str:
     return in_split if (images / in_split).exists() else parts[-1] if parts else ""
 
 
-def _without(
-    found: Classes, ignored: Collection[str], problems: Problems
-) -> tuple[Classes, tuple[int, ...]]:
-    """The classes without the ignored ones, and the ids of those."""
-    for name in ignored:
-        if name not in found.names:
-            what = unknown(name, found.names, f"ignore_categories: unknown category {name!r}")
-            problems.add("", what, key="categories")
-    pairs = list(zip(found.names, found.ids, strict=True))
-    kept = [pair for pair in pairs if pair[0] not in ignored]
-    names, ids = zip(*kept, strict=True) if kept else ((), ())
-    return Classes(names, ids), tuple(id_ for name, id_ in pairs if name in ignored)
-
-
 def _unread_attributes(faults: Problems) -> Iterator[Finding]:
     """One note for each attribute with faults."""
     for fault in {found.key: found for found in reversed(faults.findings)}.values():
@@ -261,7 +248,8 @@ def _choose_masks(index: CocoIndex, wanted: bool | None, problems: Problems) -> 
         problems.add("annotations", what)
     chosen = wanted is not False and index.has_masks
     if chosen:  # malformed ones have a policy
-        problems.findings += [f for f in index.mask_faults.findings if f.kind == "coordinate-range"]
+        always = ("coordinate-range", "relative-boxes")
+        problems.findings += [f for f in index.mask_faults.findings if f.kind in always]
     return chosen
 
 

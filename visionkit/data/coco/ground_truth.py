@@ -13,7 +13,7 @@ from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.tables import rows_of
-from visionkit.errors import ConfigError, VisionkitError
+from visionkit.errors import ConfigError, VisionkitError, unknown
 
 if TYPE_CHECKING:
     from visionkit.types import Classes
@@ -150,6 +150,19 @@ def ground_truth(
         negatives=negatives,
         incomplete=incomplete,
     )
+
+
+def without_categories(
+    classes: tuple[Sequence[str], Sequence[int]], ignored: Collection[str], problems: Problems
+) -> tuple[tuple[tuple[str, ...], tuple[int, ...]], tuple[int, ...]]:
+    """The classes (names and ids) without the ignored ones, and the ids of those."""
+    names, pairs = classes[0], list(zip(*classes, strict=True))
+    for name in [name for name in ignored if name not in names]:
+        what = unknown(name, names, f"ignore_categories: unknown category {name!r}")
+        problems.add("", what, key="categories")
+    kept = [pair for pair in pairs if pair[0] not in ignored]
+    of_kept = tuple(name for name, _ in kept), tuple(id_ for _, id_ in kept)
+    return of_kept, tuple(id_ for name, id_ in pairs if name in ignored)
 
 
 def read_labeled(index: CocoIndex, problems: Problems) -> list[frozenset[int] | None] | None:

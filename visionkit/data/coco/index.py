@@ -208,7 +208,7 @@ def _index(
             names[key] = []
     check_images(image_table, len(names["image_classes"]), faults)
     check_objects(table, image_table, category_ids, faults)
-    check_scale(table, faults)
+    check_scale(table, objects.extents[0], faults, mask_faults)
     check_masks(table, image_table, objects, mask_faults)
     return CocoIndex(
         path,
@@ -308,21 +308,32 @@ def check_objects(
         problems.add_value("annotations", i, record, "bbox", what, hint, "coordinate-range")
 
 
-def check_scale(objects: ObjectTable, problems: Problems) -> None:
-    """Boxes must be in pixels, not in parts of their image."""
+def check_scale(
+    objects: ObjectTable, reach: np.ndarray, problems: Problems, mask_problems: Problems
+) -> None:
+    """Boxes and polygons must be in pixels, not in parts of their image. `reach` is that of the
+    polygons."""
     x, y, w, h = objects.bbox.T
-    real = np.minimum(w, h) > 0
-    inside = real & (np.minimum(x, y) >= 0) & (np.maximum(x + w, y + h) <= RELATIVE)
-    if inside.sum() > MOSTLY * real.sum() and (objects.bbox[inside] % 1 != 0).any():
-        first = short(objects.bbox[inside][0].tolist())
-        problems.add(
-            "annotations",
-            f"'bbox' of {inside.sum()} of {real.sum()} objects lies within 0..1, first {first}",
-            FINDING_KINDS["relative-boxes"].hint,
-            kind="relative-boxes",
-            key="bbox",
-            value=first,
-        )
+    boxes = np.minimum(w, h) > 0
+    inside = boxes & (np.minimum(x, y) >= 0) & (np.maximum(x + w, y + h) <= RELATIVE)
+    polygons = objects.masks.polygons > 0
+    for key, known, small, found in (
+        ("bbox", boxes, inside, problems),
+        ("segmentation", polygons, polygons & (reach <= RELATIVE), mask_problems),
+    ):
+        if small.sum() <= MOSTLY * known.sum():
+            continue
+        first = objects.record(int(np.flatnonzero(small)[0]))[key]
+        if key == "segmentation" or (objects.bbox[small] % 1 != 0).any():
+            what = f"'{key}' of {small.sum()} of {known.sum()} objects lies within 0..1"
+            found.add(
+                "annotations",
+                f"{what}, first {short(first)}",
+                FINDING_KINDS["relative-boxes"].hint,
+                kind="relative-boxes",
+                key=key,
+                value=short(first),
+            )
 
 
 def check_masks(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,14 +175,16 @@ def evaluate_files(
     *,
     max_detections: int = MOST,
     trust: bool = False,
+    ignore_categories: Collection[str] = (),
 ) -> dict[str, float]:
     """The twelve COCO metrics and `AP/<class>` of a result file.
 
     `truth` is a COCO annotation file, `results` a file in COCO's result format. The other arguments
-    are those of `evaluate_coco`. Raises DataError, listing everything that is wrong with one of the
-    files.
+    are those of `evaluate_coco` and `Coco`. Raises DataError, listing everything that is wrong with
+    one of the files.
     """
     options: Any = {"max_detections": max_detections, "trust": trust}
+    options["ignore_categories"] = ignore_categories
     return score_files(truth, results, iou_type, engine, **options)[0]
 
 
@@ -194,13 +196,14 @@ def score_files(
     *,
     max_detections: int = MOST,
     trust: bool = False,
+    ignore_categories: Collection[str] = (),
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """`evaluate_files`, and facts: `coco_engine`, the engine with its version, `scoring`, the rule
     that applied, and `classes`, a `Coverage` for each metric that is a mean over classes."""
     engine = pick_engine(engine)
     log_once(f"COCO metrics are computed by {engine_version(engine)}", logging.INFO)
     index = open_index(truth)
-    objects = read_truth(index, iou_type, trust=trust)
+    objects = read_truth(index, iou_type, trust=trust, ignore_categories=ignore_categories)
     if objects.iscrowd.all():
         what = "object with a segmentation" if iou_type == "segm" else "object"
         log.warning("annotation file %s has no %s to score: metrics are undefined", truth, what)

@@ -11,11 +11,23 @@ from typing import Any, Literal
 import numpy as np
 
 from visionkit.data.checks.findings import Finding, Problems
-from visionkit.data.coco.ground_truth import GroundTruth, ground_truth, read_labeled
+from visionkit.data.coco.ground_truth import (
+    GroundTruth,
+    ground_truth,
+    read_labeled,
+    without_categories,
+)
 from visionkit.data.coco.index import CocoIndex, index_of
 from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import mask_area, to_rle
-from visionkit.data.coco.selection import FAR, LOOKS_WRONG, odd_crowds, report, unknown_images
+from visionkit.data.coco.selection import (
+    FAR,
+    LOOKS_WRONG,
+    ignored,
+    odd_crowds,
+    report,
+    unknown_images,
+)
 from visionkit.data.coco.tables import rows_of
 
 IouType = Literal["bbox", "segm"]
@@ -71,12 +83,13 @@ def read_truth(
     source: str = "ground truth",
     *,
     trust: bool = False,
+    ignore_categories: Collection[str] = (),
 ) -> ScoredTruth:
     """Check a COCO dict or the index of a file; DataError lists all that cannot be scored.
 
     A missing or negative area is that of the mask when masks are scored, else that of the box; a
     missing iscrowd is 0. When masks are scored, an object without one is an ignore region.
-    `trust` as in `scored`.
+    `trust` as in `scored`, `ignore_categories` as in `Coco`.
     """
     index = truth if isinstance(truth, CocoIndex) else index_of(truth, source)
     problems = Problems(index.faults.source, index.faults.file)
@@ -86,6 +99,8 @@ def read_truth(
     ]
     problems.findings += report(index, unknown_images(index), "error")
     read_labeled(index, problems)
+    found = read_categories(index.categories, Problems(""))
+    classes, ignored_ids = without_categories(found, ignore_categories, problems)
     if iou_type == "segm":
         problems.findings += [found._replace(hint="") for found in index.mask_faults.findings]
     problems.raise_any()
@@ -94,8 +109,10 @@ def read_truth(
     if negative := np.count_nonzero(index.objects.area < 0):
         used = "masks" if iou_type == "segm" else "boxes"
         log_once(f"{negative} of {len(without)} areas are negative: those of the {used} are used")
-    classes = read_categories(index.categories, Problems(""))
-    columns = ground_truth(index, classes, index.objects.masks, index.objects.area)
+    if regions := len(ignored(index)):
+        log_once(f"{regions} of {len(without)} objects have ignore or isgroupof: not scored")
+    masks, areas = index.objects.masks, index.objects.area
+    columns = ground_truth(index, classes, masks, areas, ignored_ids)
     ends, sizes = columns.boxes[:, :2] + columns.boxes[:, 2:], columns.sizes[columns.image]
     far = int(((ends > FAR * sizes[:, ::-1]) & (sizes[:, ::-1] > 0)).any(1).sum())
     if iou_type == "bbox" and far > LOOKS_WRONG * len(columns):
@@ -109,7 +126,7 @@ def read_truth(
 def _matters(found: Finding, iou_type: IouType, without: np.ndarray) -> bool:
     """Whether scoring uses the value that a fault is about."""
     if found.place is None:
-        return True
+        return found.key != "bbox" or iou_type == "bbox"
     if found.place.list == "images":
         unused = _UNUSED | ({"height", "width"} if iou_type == "bbox" else set())
         return found.key not in unused
