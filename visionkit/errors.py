@@ -127,9 +127,10 @@ SHARED_MEMORY = (
     "data.workers=0"
 )
 _SHORTAGES = {  # by a regular expression of what Python or a library says
-    r"shared memory|</torch_": SHARED_MEMORY,
+    # First: torch says it of shared memory too.
     r"Too many open files|ancdata|was lost": "allow more open files with `ulimit -n 65536`, or use "
     "fewer data.workers",
+    r"shared memory|</torch_": SHARED_MEMORY,
     r"can't start new thread|Resource temporarily unavailable": "allow more processes and threads "
     "(`ulimit -u`) and memory (`ulimit -v`), or use fewer data.workers",
     r"an't allocate memory|annot allocate memory|failed to map segment|bad_alloc": _MEMORY,

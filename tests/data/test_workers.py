@@ -289,6 +289,10 @@ def test_warnings_as_errors_are_not_a_fault_of_the_data(workers):
         ("unable to resize file </torch_1_2> to the right size: No space left", "--shm-size"),
         ("unable to allocate shared memory(shm) for file </torch_7>: No space left", "--shm-size"),
         ("killed by signal: Bus error. Workers may be out of shared memory.", "--shm-size"),
+        (
+            "unable to open shared memory object </torch_1> in mode: Too many open files (24)",
+            "ulimit -n",
+        ),
         ("received 0 items of ancdata", "ulimit -n"),
         ("[Errno 12] Cannot allocate memory", "ulimit -v"),
     ],
