@@ -201,3 +201,13 @@ def test_mask_results_have_no_boxes():
     record = {"image_id": 1, "category_id": 90, "score": 0.5, "segmentation": SQUARE}
     assert evaluator.result_file("segm") == [record]
     assert "segmentation" not in evaluator.result_file("bbox")[0]
+
+
+def test_the_evaluator_says_over_how_many_classes_it_is():
+    """`cat` has no object; `fox` is a class of the model that the dataset does not have."""
+    evaluator = CocoEvaluator(Boxes())
+    assert evaluator.coverage() == {}
+    evaluator.classes = Classes(("cat", "dog", "fox"), (90, 5, 7))
+    evaluator.compute()
+    assert evaluator.coverage() == {"bbox/AP": (1, 3, ("cat", "fox"))}
+    assert evaluator.rule.startswith("COCO: at most 100 detections of a class in an image")

@@ -58,8 +58,8 @@ class CocoEvaluator:
         self.classes: Classes = dataset.classes["labels"]
         self.engine = pick_engine()
         self.results: list[Detections] = []  # one for each image
-        self.scored: dict[str, ScoredTruth] = {}  # by type, from `compute`
         self.rule = ""  # that applied, from `compute`
+        self.covered: dict[str, Coverage] = {}  # the same
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
@@ -74,10 +74,7 @@ class CocoEvaluator:
 
     def coverage(self) -> dict[str, Coverage]:
         """Over how many classes each AP of the last `compute` is."""
-        return {
-            f"{iou_type}/AP": class_coverage(truth, self.classes.names)
-            for iou_type, truth in self.scored.items()
-        }
+        return self.covered
 
     def compute(self) -> dict[str, float]:
         log_once(f"COCO metrics are computed by {engine_version(self.engine)}", logging.INFO)
@@ -87,7 +84,7 @@ class CocoEvaluator:
             for iou_type in self.types:
                 found = concatenate(self.results, iou_type)
                 checker = DetectionChecker(scored(truth, iou_type))
-                self.scored[iou_type] = checker.truth
+                self.covered[f"{iou_type}/AP"] = class_coverage(checker.truth, self.classes.names)
                 self.rule = scoring_rule(checker.truth)
                 # Of the model's own classes that are not categories of the truth: never errors.
                 others = np.setdiff1d(self.classes.ids, truth.category_ids)
