@@ -337,6 +337,33 @@ def darken(sample, rng):
     return sample
 
 
+def truth(boxes, labels, classes=CLASSES["labels"], ids=(7,)):
+    return lambda: GroundTruth.of_boxes(classes, ids, [np.array(boxes)], [np.array(labels)])
+
+
+def test_the_ground_truth_is_compared_with_the_first_sample():
+    """Sound samples are half as large as their images: boxes there are [4, 4, 20, 24] and
+    [0, 0, 60, 40]."""
+    good = [[4, 4, 20, 24], [0, 0, 60, 40]]
+    check_custom(source(Mine(ground_truth=truth(good, [0, 1]))))
+    check_custom(source(Mine(ground_truth=truth([*good, [1, 1, 9, 9]], [0, 1, 1]))))
+    swapped = Classes.numbered(["dog", "cat"])
+    for given, message in (
+        (truth([[2, 2, 10, 12], [0, 0, 30, 20]], [0, 1]), "image 7 has no box [4.0, 4.0, 20.0, 24"),
+        (
+            truth([[4, 4, 16, 20], [0, 0, 60, 40]], [0, 1]),
+            "of class 'cat', which sample 0 has (x1,",
+        ),
+        (truth(good, [1, 1]), "has no box [4.0, 4.0, 20.0, 24.0] of class 'cat'"),
+        (truth(good, [0, 1], ids=(8,)), "image 7 is missing, the image_id of sample 0"),
+        (truth(good, [0, 1], classes=swapped), "got the classes dog, cat; expected those of `clas"),
+    ):
+        with pytest.raises(DataError) as error:
+            check_custom(source(Mine(ground_truth=given)))
+        assert str(error.value).startswith("data.val: Mine.ground_truth(): ")
+        assert message in str(error.value)
+
+
 def test_what_differs_when_it_is_made_again_is_refused():
     with pytest.raises(DataError, match=r"data\.train: Counter: gives another image when "):
         check_custom(source(Counter()))

@@ -13,7 +13,13 @@ from visionkit.config import Config, SourceConfig, missing_paths
 from visionkit.config.components import build, head_class
 from visionkit.data.checks.findings import Problems, finding, merge_errors
 from visionkit.data.classes import class_lists, class_mapped
-from visionkit.data.contracts import broken_contract, check_dataset, is_custom, original
+from visionkit.data.contracts import (
+    broken_contract,
+    check_dataset,
+    check_ground_truth,
+    is_custom,
+    original,
+)
 from visionkit.data.loading.source import Source, TransformedDataset, iter_splits, split_key
 from visionkit.data.loading.workers import refuse_unguarded
 from visionkit.errors import ConfigError, DataError, VisionkitError, is_blank, listed
@@ -227,6 +233,11 @@ def check_custom(source: Source) -> None:
         transforms = source.transforms if split == "train" else ()
         if not is_custom(original(dataset)) and not any(map(is_custom, transforms)):
             continue
+        try:
+            if split == "val":
+                check_ground_truth(original(dataset))
+        except (ConfigError, DataError) as error:
+            raise _located(split_key(source.name, split), error, []) from error
         for count in range(len(transforms) + 1):
             last = transforms[count - 1] if count else original(dataset)
             if not is_custom(last):

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from visionkit.data.checks.findings import DONE, Finding, finding
+from visionkit.data.coco.ground_truth import ground_truth_of
 from visionkit.data.masks import Bitmap, Polygons
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError, DataError, listed, shorten
 from visionkit.types import IGNORE, Classes, Target
 
 CLASS_KEYS = ("labels", "class_id", "semantic", "attributes")  # target keys with a class list
+TRIED = 4  # samples of which one has boxes, to be compared with the ground truth
 OVERHANG = 1.0  # pixels by which a box may reach out of its image: rounding
 # The columns of objects: kinds of dtype that are taken, the dtype they get, dimensions.
 COLUMNS: dict[str, tuple[str, Any, int]] = {
@@ -203,6 +205,36 @@ def _check_reports(faults: Faults, dataset: Any) -> None:
         if not all(isinstance(one, dict) for one in kinds):
             wanted = f"a dict with a dict of counts by kind for {listed(DONE.values())}"
             faults.add("counts()", counts, wanted)
+
+
+def check_ground_truth(dataset: Any) -> None:
+    """Raise DataError if a custom dataset is scored against other classes than its own, or if its
+    first sample with boxes has one that is not scored."""
+    if not _is_own(dataset, "ground_truth") or "boxes" not in dataset.keys:
+        return
+    truth, name = ground_truth_of(dataset), f"{type(dataset).__name__}.ground_truth()"
+    classes = Classes(tuple(truth.names), tuple(np.asarray(truth.category_ids).tolist()))
+    if "labels" in dataset.classes and classes != dataset.classes["labels"]:
+        wanted = "those of `classes['labels']`, with their ids"
+        raise broken_contract(f"{name}: got the classes {listed(classes.names)}; expected {wanted}")
+    for index in range(min(len(dataset), TRIED)):
+        sample = read_sample(dataset, index)
+        if sample.boxes is None or sample.labels is None or not len(sample.boxes):
+            continue
+        image = f"{name}: image {sample.image_id}"
+        place = np.flatnonzero(truth.image_ids == sample.image_id)
+        if not len(place):
+            raise broken_contract(f"{image} is missing, the image_id of sample {index}")
+        rows = truth.image == place[0]
+        corners = truth.boxes[rows] + np.pad(truth.boxes[rows, :2], ((0, 0), (2, 0)))
+        stretch = np.array(sample.orig_size[::-1]) / sample.size[::-1]
+        boxes, far = sample.boxes * np.tile(stretch, 2), 1 + 0.01 * max(sample.orig_size)
+        for box, label in zip(boxes, sample.labels.tolist(), strict=True):
+            alike = (np.abs(corners - box) <= far).all(1) & (truth.category[rows] == label)
+            if label >= 0 and not alike.any():
+                text = f"has no box {box.round(1).tolist()} of class {classes.names[label]!r}"
+                raise broken_contract(f"{image} {text}, which sample {index} has (x1, y1, x2, y2)")
+        return
 
 
 def read_sample(dataset: Any, index: int) -> Sample:
