@@ -104,3 +104,13 @@ def test_the_command_line_names_a_shortage(capsys):
     assert capsys.readouterr().err.startswith("error: ImportError: libtorch_cpu.so: failed")
     assert report(MemoryError()) == 1
     assert capsys.readouterr().err.startswith("error: MemoryError: allow more memory")
+
+
+def test_a_name_in_another_unicode_form_is_told():
+    one, two = "caf\u00e9", "cafe\u0301"
+    assert "(NFD)" in errors.other_form(one, ["a", two]) and "(NFC)" in errors.other_form(
+        two, [one]
+    )
+    assert errors.other_form(one, [one, "cafe"]) == errors.other_form("cafe", [one]) == ""
+    text = errors.unknown(one, ["cafes", two], "unknown class")
+    assert r"did you mean 'cafe\u0301', the same in another Unicode form?" in text

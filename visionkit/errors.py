@@ -10,6 +10,7 @@ import difflib
 import logging
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
@@ -167,6 +168,21 @@ def listed(items: Collection[object], limit: int = 10) -> str:
     return (", ".join(map(str, islice(items, limit))) or "none") + more
 
 
+def other_form(name: str, names: Iterable[str]) -> str:
+    """A clause if `names` has the name in another Unicode form, such as a letter and its accent as
+    two characters (NFD, as macOS writes names) instead of one (NFC); else ""."""
+    if (other := _twin(name, names)) is None:
+        return ""
+    kind = "NFC" if unicodedata.is_normalized("NFC", other) else "NFD"
+    return f", but the same name in another Unicode form ({kind}) is: rename one of the two"
+
+
+def _twin(name: str, names: Iterable[str]) -> str | None:
+    form = unicodedata.normalize("NFC", name)
+    others = () if name.isascii() else (other for other in names if other != name)
+    return next((one for one in others if unicodedata.normalize("NFC", one) == form), None)
+
+
 def unknown(
     name: object, valid: Iterable[str], what: str = "unknown key", limit: int = SHOWN_NAMES
 ) -> str:
@@ -175,6 +191,8 @@ def unknown(
     by_lower = {option.lower(): option for option in valid}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
     guess = f"; did you mean {by_lower[close[0]]!r}?" if close else ";"
+    if twin := _twin(str(name), by_lower.values()):
+        guess = f"; did you mean {twin!a}, the same in another Unicode form?"
     shown, more = [*by_lower], ""
     if len(shown) > limit:
         shown = difflib.get_close_matches(str(name).lower(), by_lower, n=limit, cutoff=0.0)

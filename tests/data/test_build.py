@@ -148,3 +148,10 @@ def test_a_value_range_that_cannot_be_used_is_an_error(tmp_path):
     for wrong in ([1, 1], [4095, 0], [0], "12 bits"):
         with pytest.raises(ConfigError, match=r"data\.main\.value_range: got"):
             config("FCOS", given, value_range=wrong)
+
+
+def test_a_path_in_another_unicode_form_is_told(tmp_path):
+    given = coco(tmp_path / "caf\u00e9", ["cat"])  # one character
+    given["images"] = str(tmp_path / "cafe\u0301")  # two
+    with pytest.raises(ConfigError, match=r"not found .*, but the same name in another .*\(NFC\)"):
+        build_sources(config("FCOS", given), ("train",))

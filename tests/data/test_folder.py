@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from visionkit.config.components import components
+from visionkit.data.checks.summary import dataset_summary
 from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.idx import Idx
 from visionkit.data.files import is_visible
@@ -201,3 +202,14 @@ def test_faults(tmp_path):
 
 def test_a_config_finds_it():
     assert components("datasets")["Images"] is Images
+
+
+def test_files_that_are_skipped_are_counted_also_without_classes(tmp_path):
+    for name in ("a.png", "deep/b.jpg", "notes.txt", "deep/c.raw"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    data = Images(str(tmp_path))
+    assert data.file_names == ["a.png", "deep/b.jpg"]
+    messages = [found.message for found in data.findings()]
+    assert messages == ["notes.txt has no image suffix", "deep/c.raw has no image suffix"]
+    assert dataset_summary(data)["dropped"] == {"other-file": 2}

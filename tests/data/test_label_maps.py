@@ -196,7 +196,7 @@ def test_the_names_of_cityscapes(tmp_path, given):
 
 
 @pytest.mark.parametrize(
-    ("mode", "color"), [("RGB", (0, 64, 128)), ("1", 1), ("RGBA", (1, 1, 1, 255)), ("I;16", 300)]
+    ("mode", "color"), [("RGB", (0, 64, 128)), ("1", 1), ("RGBA", (1, 1, 1, 255)), ("LA", (1, 255))]
 )
 def test_maps_of_another_mode_name_the_palette(folder, mode, color):
     Image.new(mode, (3, 2), color).save(folder / "labels" / "b.png")
@@ -238,3 +238,11 @@ def test_wrong_values_are_found_before_training(folder):
     assert fault.kind == "values" and "no class has the value 3, 9" in fault.message
     numbers(folder / "labels" / "b.png", [[0, 2, 1], [255, 0, 0]])
     assert dataset_faults(opened(folder, classes=CLASSES)) == []
+
+
+@pytest.mark.parametrize("values", [np.full((2, 3), 2, np.uint16), np.full((2, 3), 2, np.float32)])
+def test_maps_of_deep_numbers_are_not_colors(folder, values):
+    (folder / "labels" / "b.png").unlink()
+    Image.fromarray(values).save(folder / "labels" / "b.png", format="TIFF")
+    with pytest.raises(DataError, match=r"8-bit gray or palette; save its numbers with 8 bits"):
+        opened(folder, classes=CLASSES)[0]

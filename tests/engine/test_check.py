@@ -208,14 +208,14 @@ def folders(root, counts, value=0):
 def test_folders(tmp_path, check):
     train = folders(tmp_path / "t", {"cat": 11, "Cat": 2, "dog": 1, "._junk": 1})
     val = folders(tmp_path / "v", {"dog": 1}, 50)
-    (tmp_path / "t/dog/photo.heic").write_text("x")
+    (tmp_path / "t/dog/photo.xyz").write_text("x")
     (tmp_path / "t/dog/.hidden").write_text("x")
     spec = config("classification", train, val, "ImageFolder")
     code, kinds, report = check(spec)
     assert code == 0
     assert [f["value"] for f in kinds["rare-class"][:2]] == ["Cat", "dog"]
     assert "'Cat', 'cat' differ in case alone" in kinds["class-name-case"][0]["message"]
-    assert "dog/photo.heic" in kinds["other-file"][0]["message"]
+    assert "dog/photo.xyz" in kinds["other-file"][0]["message"]
     used = report["data"]["sources"]["main"]["train"]
     assert used["images"] == 14 and used["dropped"] == {"other-file": 1}
     assert used["classes"]["class_id"] == {"Cat": 0, "cat": 1, "dog": 2}

@@ -31,6 +31,7 @@ from visionkit.errors import (
     shorten,
 )
 from visionkit.runs import checkpoint
+from visionkit.runs.files import twin_clause
 
 log = logging.getLogger("visionkit")
 
@@ -312,7 +313,7 @@ def missing_paths(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
         for name, argument in arguments_of(section, spec["type"]).items():
             found += [(f"{key}.{name}", p) for p in paths_in(spec.get(name), argument.annotation)]
     return [
-        f"{key}: got {path!r}; not found (relative to {Path.cwd()})"
+        f"{key}: got {path!r}; not found (relative to {Path.cwd()}){twin_clause(path)}"
         for key, path in dict.fromkeys(found)
         if not Path(path).exists()
     ]

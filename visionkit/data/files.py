@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
 import stat
-import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from visionkit.errors import printable
+from visionkit.errors import other_form, printable
 
 log = logging.getLogger("visionkit")
 
@@ -104,19 +102,6 @@ def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
             if os.path.islink(path := os.path.join(folder, name)):
                 log.warning("%s is a link to a folder and is not followed", printable(path))
         yield from ((folder, name) for name in filter(is_visible, names))
-
-
-def other_form(name: str, names: Collection[str]) -> str:
-    """A clause if `names` has the name in another Unicode form, such as a letter and its accent as
-    two characters (NFD, as macOS writes names) instead of one (NFC); else ""."""
-    if name.isascii():
-        return ""
-    normal = functools.partial(unicodedata.normalize, "NFC")
-    twin = next((one for one in names if one != name and normal(one) == normal(name)), None)
-    if twin is None:
-        return ""
-    kind = "NFC" if unicodedata.is_normalized("NFC", twin) else "NFD"
-    return f", but the same name in another Unicode form ({kind}) is: rename one of the two"
 
 
 def is_visible(name: str) -> bool:

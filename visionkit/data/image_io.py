@@ -240,6 +240,8 @@ def label_mode_fault(mode: str, hint: str = "convert it") -> Fault | None:
     """Why an image of that mode cannot be a semantic map; None if it can."""
     if mode in ("L", "P"):
         return None
+    if mode.startswith(("I", "F")):  # of more than 8 bits, not a map of colors
+        hint = "save its numbers with 8 bits"
     clause = f"has mode {mode}: a semantic map must be 8-bit gray or palette; {hint}"
     return Fault("values", clause)
 

@@ -39,6 +39,7 @@ from visionkit.models.model import VisionModel
 from visionkit.ops.inference import cast_weights, fold_norms, pick_device, pick_precision
 from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
+from visionkit.runs.files import twin_clause
 from visionkit.types import Classes, prediction_kinds
 
 log = logging.getLogger("visionkit")
@@ -294,7 +295,7 @@ def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Te
 def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     """The images among files and folders, each with its name: relative to the folder, as in a COCO
     file. Images that would share a name get their whole path instead."""
-    missing = [str(path) for path in map(Path, inputs) if not path.exists()]
+    missing = [f"{path}{twin_clause(path)}" for path in map(Path, inputs) if not path.exists()]
     if missing:
         raise DataError(f"no such file or directory: {', '.join(missing)}")
     found: list[tuple[Path, str]] = []

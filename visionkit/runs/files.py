@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from visionkit.errors import other_form
+
 log = logging.getLogger("visionkit")
 
 
@@ -198,3 +200,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def twin_clause(path: str | Path) -> str:
+    """A clause about a file that is not there, if its folder has the same name in another Unicode
+    form; else ""."""
+    with suppress(OSError, ValueError):
+        return other_form(Path(path).name, os.listdir(Path(path).parent))
+    return ""

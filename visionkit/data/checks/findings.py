@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from visionkit.data.checks.kinds import FINDING_KINDS, Action, Severity
-from visionkit.data.files import other_form
 from visionkit.data.loading.cache import cache_folder, evict
 from visionkit.errors import (
     SHOWN_NAMES,
@@ -20,6 +19,7 @@ from visionkit.errors import (
     DataError,
     VisionkitError,
     listed,
+    other_form,
     plural,
     printable,
     shorten,

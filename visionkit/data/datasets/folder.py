@@ -25,8 +25,9 @@ from visionkit.types import Classes
 class Images:
     """All images below a folder, sorted by path, without labels.
 
-    Hidden files and folders, those of systems (__MACOSX, @eaDir) and files without the suffix of an
-    image are skipped. Raises DataError if the folder does not exist or has no images.
+    Hidden files and folders and those of systems (__MACOSX, @eaDir) are skipped; files without the
+    suffix of an image are skipped and counted. Raises DataError if the folder does not exist or has
+    no images.
 
     exif: "apply" turns images upright.
     """
@@ -38,11 +39,17 @@ class Images:
         self.root, self.exif = Path(root), exif
         require_folder(self.root)
         self.classes: dict[str, Classes] = {}
-        images, _ = images_below(self.root, ".")
+        images, others = images_below(self.root, ".")
         self.file_names = sorted(name.removeprefix("./") for name in images)
+        self._others = [name.removeprefix("./") for name in others]  # files that are not images
         if not self.file_names:
             raise DataError(f"folder {root} has no images ({', '.join(SUFFIXES)})")
         self.image_ids = list(range(len(self.file_names)))
+
+    def findings(self) -> Iterator[Finding]:
+        """Skipped files."""
+        for name in self._others:
+            yield finding("other-file", f"{name} has no image suffix", file=str(self.root))
 
     def image_path(self, index: int) -> Path:
         return self.root / self.file_names[index]
@@ -93,7 +100,7 @@ class ImageFolder(Images):
 
         self.file_names: list[str] = []
         class_ids: list[int] = []
-        self._others: list[str] = []  # files that are not images
+        self._others = []
         problems = Problems(f"folder {root}", root)
         for name in filter(names.__contains__, found):
             images, others = images_below(self.root, name)
@@ -107,11 +114,6 @@ class ImageFolder(Images):
         problems.raise_any()
         self.identities = np.array(class_ids, np.int64)  # (N,), one for each image
         self.image_ids = list(range(len(self.file_names)))
-
-    def findings(self) -> Iterator[Finding]:
-        """Skipped files."""
-        for name in self._others:
-            yield finding("other-file", f"{name} has no image suffix", file=str(self.root))
 
     def class_counts(self) -> dict[str, np.ndarray]:
         """The number of images of each class."""

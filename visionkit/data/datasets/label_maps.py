@@ -15,10 +15,10 @@ from torch import Tensor
 from visionkit.config.schema import InputPath, Range
 from visionkit.data.checks.findings import Finding, Problems, Progress, check_classes, finding
 from visionkit.data.datasets.folder import require_folder
-from visionkit.data.files import diagnose, other_form, visible_files
+from visionkit.data.files import diagnose, visible_files
 from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image, read_label_map, turns
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError, listed, plural, printable
+from visionkit.errors import DataError, listed, other_form, plural, printable
 from visionkit.runs.files import open_regular
 from visionkit.types import IGNORE, Classes
 
