@@ -98,6 +98,12 @@ def test_detections_of_classes_that_are_not_labeled_in_an_image_do_not_count(tmp
     counted = json.loads(printed)
     assert code == 0 and counted["AP/dog"] == pytest.approx(1)
     assert counted["AP/fox"] == pytest.approx(0.5) and "LVIS" in counted["scoring"]
+    del truth["images"][0]["neg_category_ids"]
+    truth["images"][0]["not_exhaustive_category_ids"] = [2]
+    _, printed, _ = run(capsys, tmp_path, truth, results, "--json")
+    counted = json.loads(printed)
+    assert counted["AP/dog"] == pytest.approx(1) and "LVIS" in counted["scoring"]
+    assert counted["AP/fox"] == pytest.approx(0.5)
     truth["images"][0]["neg_category_ids"] = [3, 9]
     code, _, told = run(capsys, tmp_path, truth, results)
     assert code == 3 and "'neg_category_ids' is [3, 9]: must be a list of category ids" in told

@@ -231,7 +231,7 @@ def score_files(
 
 def scoring_rule(truth: ScoredTruth, max_detections: int = MOST, *, trust: bool = False) -> str:
     """How detections are scored, in words."""
-    in_part = "of the classes labeled in an image (LVIS), " if truth.labeled else ""
+    in_part = "of the classes labeled in an image (LVIS), " if truth.in_part else ""
     lost = "count as missed" if trust else "are ignored"
     return (
         f"COCO: at most {max_detections} detections of a class in an image, {in_part}and objects "

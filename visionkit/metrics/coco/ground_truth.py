@@ -54,6 +54,7 @@ class ScoredTruth:
     masks: list[Any] | None  # (A,) polygons or RLE, when masks are scored
     # By image id the ids of its labeled categories, where not all are (LVIS).
     labeled: Mapping[int, Collection[int]] = field(default_factory=dict)
+    in_part: bool = False  # whether images are labeled in part
 
     def __len__(self) -> int:
         return len(self.image)
@@ -185,6 +186,7 @@ def scored(truth: GroundTruth, iou_type: IouType, *, trust: bool = False) -> Sco
         iscrowd=np.concatenate([iscrowd, np.ones(len(regions), bool)]),
         masks=masks,
         labeled=_labeled(truth),
+        in_part=bool(truth.negatives or truth.incomplete),
     )
 
 
