@@ -364,6 +364,21 @@ def test_the_ground_truth_is_compared_with_the_first_sample():
         assert message in str(error.value)
 
 
+def test_the_semantic_truth_is_of_the_size_of_the_image_with_known_classes():
+    keys = ("semantic",)
+    check_custom(source(Mine(keys=keys, semantic_truth=lambda i: None)))
+    check_custom(source(Mine(keys=keys, semantic_truth=lambda i: torch.ones((40, 60)).byte())))
+    for given, message in (
+        (lambda i: torch.ones((20, 30)).byte(), "(7): got a tensor uint8 (20, 30); expected the"),
+        (lambda i: np.ones((40, 60), np.uint8), "(7): got a numpy array uint8 (40, 60); expected"),
+        (lambda i: torch.full((40, 60), 9).byte(), "(7): got the values 9; expected 0 to 1 (road,"),
+        (fails, "(7) raised KeyError: 'gone'"),
+    ):
+        with pytest.raises(DataError) as error:
+            check_custom(source(Mine(keys=keys, semantic_truth=given)))
+        assert f"data.val: Mine.semantic_truth{message}" in str(error.value)
+
+
 def test_what_differs_when_it_is_made_again_is_refused():
     with pytest.raises(DataError, match=r"data\.train: Counter: gives another image when "):
         check_custom(source(Counter()))

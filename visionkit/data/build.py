@@ -17,6 +17,7 @@ from visionkit.data.contracts import (
     broken_contract,
     check_dataset,
     check_ground_truth,
+    check_semantic_truth,
     is_custom,
     original,
 )
@@ -236,6 +237,7 @@ def check_custom(source: Source) -> None:
         try:
             if split == "val":
                 check_ground_truth(original(dataset))
+                check_semantic_truth(original(dataset))
         except (ConfigError, DataError) as error:
             raise _located(split_key(source.name, split), error, []) from error
         for count in range(len(transforms) + 1):

@@ -237,6 +237,24 @@ def check_ground_truth(dataset: Any) -> None:
         return
 
 
+def check_semantic_truth(dataset: Any) -> None:
+    """Raise DataError unless the semantic map that the first sample of a custom dataset is scored
+    against is one of its image."""
+    if not _is_own(dataset, "semantic_truth") or "semantic" not in dataset.keys:
+        return
+    sample, faults = read_sample(dataset, 0), Faults()
+    name = f"{type(dataset).__name__}.semantic_truth({sample.image_id})"
+    found = faults.call(name, dataset.semantic_truth, sample.image_id)
+    if found is not None:
+        h, w = sample.orig_size
+        image = torch.zeros((3, h, w), dtype=torch.uint8)
+        scored = replace(sample, image=image, semantic=found)
+        _check_semantic(faults, scored, dataset.classes)
+    if faults.found:
+        texts = [text.replace("semantic: ", f"{name}: ") for text in faults.found]
+        raise broken_contract(f"{'; '.join(texts)} (visionkit.types.Dataset)")
+
+
 def read_sample(dataset: Any, index: int) -> Sample:
     """The sample at that index, checked if the dataset is custom."""
     sample = dataset[index]
