@@ -1,8 +1,10 @@
 """What torchrun's environment says, and how ranks connect."""
 
+import contextlib
 import os
 import socket
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -40,7 +42,11 @@ def environment(monkeypatch):
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE: got 'two' in the environment; expected an integer"),
         ({**WHOLE, "MASTER_PORT": "1", "RANK": "2"}, "RANK is 2 of WORLD_SIZE 2"),
         ({**WHOLE, "MASTER_PORT": "x"}, "MASTER_PORT: got 'x'"),
+        ({**WHOLE, "MASTER_PORT": "0"}, "MASTER_PORT: got 0 in the environment; expected 1 to 655"),
+        ({**WHOLE, "MASTER_PORT": "99999"}, "MASTER_PORT: got 99999 .* expected 1 to 65535"),
+        ({**WHOLE, "MASTER_PORT": "9" * 5000}, "MASTER_PORT: got '9+' in the environment"),
         ({**WHOLE, "MASTER_PORT": "1", "VISIONKIT_TIMEOUT": "0"}, "VISIONKIT_TIMEOUT: got 0"),
+        ({**WHOLE, "MASTER_PORT": "1", "VISIONKIT_TIMEOUT": "9999999999"}, "at most 2592000"),
     ],
 )
 def test_an_incomplete_environment_is_told(environment, variables, text):
@@ -64,6 +70,33 @@ def test_an_address_in_use_is_told(environment):
         environment(**WHOLE, MASTER_PORT=str(taken.getsockname()[1]), VISIONKIT_TIMEOUT="2")
         with pytest.raises(ConfigError, match=r"in use by another program.*--standalone"):
             collectives.setup()
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9\r\n" * 100], ids=["silent", "talks"])
+def test_a_rank_that_meets_another_program_does_not_hang(environment, answer):
+    """torch's own client waits without a time limit for the answer of a program that is silent."""
+    with socket.socket() as other:
+        other.bind(("localhost", 0))
+        other.listen()
+        kept = []
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    kept.append(other.accept()[0])
+                    kept[-1].sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        port = str(other.getsockname()[1])
+        environment(**{**WHOLE, "RANK": "1", "MASTER_PORT": port, "VISIONKIT_TIMEOUT": "1"})
+        start = time.monotonic()
+        with pytest.raises(
+            ConfigError, match=r"rank 1 of 2 cannot connect .*choose another --mast"
+        ):
+            collectives.setup()
+        assert time.monotonic() - start < 20
+        for connection in kept:
+            connection.close()
 
 
 def test_a_process_that_never_comes_is_told(environment):

@@ -11,9 +11,11 @@ needs the vectors or sums of all ranks gathers them with `all_gather_with_grad`.
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -28,6 +30,7 @@ from visionkit.types import Batch, Loss
 
 T = TypeVar("T")
 store: dist.Store | None = None  # for messages; outlives the ranks where torchrun keeps it
+MARGIN = 2.0  # seconds that the time limits of torch's own calls have to end them first
 _gathers = False  # whether `across_ranks` is open
 
 
@@ -45,7 +48,7 @@ def setup() -> None:
         torch.cuda.set_device(launch.local_rank())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     try:
-        store = connect()
+        store = _in_time(connect)
         dist.init_process_group(
             backend,
             store=store,
@@ -55,6 +58,25 @@ def setup() -> None:
         )
     except RuntimeError as error:
         raise launch.connection_error(error) from error
+
+
+def _in_time(work: Callable[[], T]) -> T:
+    """The result of `work`, or RuntimeError if it takes longer than all of its own time limits:
+    torch waits without one for an answer of the program that listens on the master port."""
+    seconds = launch.timeout().total_seconds()
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="connect", daemon=True).start()
+    try:
+        return result.result(seconds + MARGIN)
+    except TimeoutError:
+        raise RuntimeError(f"no answer for {seconds:.0f} seconds (VISIONKIT_TIMEOUT)") from None
 
 
 def connect() -> dist.Store:

@@ -17,6 +17,7 @@ from visionkit.errors import ConfigError, VisionkitError
 
 REQUIRED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 TIMEOUT = 600  # seconds; rank 0 may score a large dataset while the others wait
+LONGEST = 30 * 24 * 3600  # seconds
 GRACE_SECONDS = 60  # for the current step and its checkpoint, once torchrun is gone
 
 
@@ -36,8 +37,9 @@ def local_rank() -> int:
 def timeout() -> timedelta:
     """How long a rank waits for the others: VISIONKIT_TIMEOUT, in seconds."""
     seconds = _number("VISIONKIT_TIMEOUT", default=str(TIMEOUT))
-    if seconds < 1:
-        raise ConfigError(f"VISIONKIT_TIMEOUT: got {seconds}; expected seconds, at least 1")
+    if not 1 <= seconds <= LONGEST:
+        what = f"at least 1 and at most {LONGEST}"
+        raise ConfigError(f"VISIONKIT_TIMEOUT: got {seconds}; expected seconds, {what}")
     return timedelta(seconds=seconds)
 
 
@@ -52,7 +54,8 @@ def check() -> None:
             "cannot find each other; start them with `torchrun --standalone --nproc-per-node N -m "
             "visionkit ...`, or unset WORLD_SIZE for a single process"
         )
-    _number("MASTER_PORT")
+    if not 1 <= (port := _number("MASTER_PORT")) <= 65535:
+        raise ConfigError(f"MASTER_PORT: got {port} in the environment; expected 1 to 65535")
     if rank() >= world_size():
         raise ConfigError(f"RANK is {rank()} of WORLD_SIZE {world_size()}; ranks count from 0")
     if torch.cuda.is_available() and local_rank() >= torch.cuda.device_count():
@@ -75,7 +78,8 @@ def connection_error(error: Exception) -> ConfigError:
     reason = str(error).strip().splitlines()[0]
     return ConfigError(
         f"rank {rank()} of {world_size()} cannot connect to the others at {address} (MASTER_ADDR, "
-        f"MASTER_PORT): {reason}. Start as many processes as WORLD_SIZE says"
+        f"MASTER_PORT): {reason}. Start as many processes as WORLD_SIZE says. If another program "
+        "answers at that port, choose another --master-port"
     )
 
 
@@ -134,6 +138,6 @@ def _watch(parent: int) -> None:
 
 def _number(variable: str, default: str = "") -> int:
     text = os.environ.get(variable) or default
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 10:
         raise ConfigError(f"{variable}: got {text!r} in the environment; expected an integer")
     return int(text)
