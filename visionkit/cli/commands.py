@@ -7,6 +7,7 @@ import argparse
 import logging
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,8 @@ def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
     from visionkit.config import load_config
 
     config, resume, origin = args.config, args.resume, None
-    if isinstance(resume, str) and (resume.endswith((".yaml", ".yml")) or OVERRIDE.match(resume)):
+    follows = rf"{OVERRIDE.pattern}|.*\.ya?ml$"  # unless a run has such a name
+    if isinstance(resume, str) and re.match(follows, resume) and not Path(resume).is_dir():
         words = [resume, *([config] if config else [])]  # `--resume` stood before the config
         config = next((word for word in words if not OVERRIDE.match(word)), None)
         args.overrides += [word for word in words if OVERRIDE.match(word)]
@@ -59,7 +61,7 @@ def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"--resume: {run} is not a run directory (no config.yaml)")
         config = origin = str(run / "config.yaml")  # written by whoever trained it
-        args.overrides = [*words, f"output={run}"]
+        args.overrides = words
         resume = True
     if resume and args.overwrite:
         raise ConfigError("train: --resume continues a run, --overwrite replaces it: give only one")
@@ -68,6 +70,8 @@ def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
     if config is None:
         raise ConfigError("train: give a config file, or --resume RUN")
     checked = load_config(config, args.overrides, origin=origin, allow_plugins=args.allow_plugins)
+    if origin is not None:
+        checked = replace(checked, output=str(Path(origin).parent))
     if resume and checked.output is None:
         raise ConfigError("--resume: name the run with --resume RUN or output=RUN")
     return checked, bool(resume)

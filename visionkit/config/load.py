@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,10 +92,13 @@ class Override(NamedTuple):
     key: Key
     value: Any
     text: str  # as the user wrote it
+    raw: str | None = None  # the value as it was typed
 
 
 def _apply_overrides(
-    config: dict[str, Any], given: Mapping[str, Any] | Iterable[str], problems: ConfigProblems
+    config: dict[str, Any],
+    given: Mapping[str, Any] | Iterable[str],
+    problems: ConfigProblems,
 ) -> None:
     """Change `config` in place; `problems` gets the places of the values."""
     overrides = [o._replace(key=_full_key(o.key, config)) for o in _parse(given, problems)]
@@ -115,7 +119,7 @@ def _apply_overrides(
         except ValueError as error:
             problems.refused(override.text, str(error))
         else:
-            problems.overridden(override.key, override.text)
+            problems.overridden(override.key, override.text, override.raw)
 
 
 def _parse(given: Mapping[str, Any] | Iterable[str], problems: ConfigProblems) -> list[Override]:
@@ -130,17 +134,18 @@ def _parse(given: Mapping[str, Any] | Iterable[str], problems: ConfigProblems) -
 
 
 def _override(item: str | tuple[str, Any], text: str) -> Override:
+    raw = None
     if isinstance(item, str):
-        key, separator, value = item.partition("=")
+        key, separator, raw = item.partition("=")
         if not separator:
             raise ValueError("expected key=value")
-        value = parse(value)
+        value, raw = parse(raw), raw.strip()
     else:
         key, value = item
     parts = tuple(str(key).strip().split("."))
     if not all(parts):
         raise ValueError(f"{key!r} is not a key; expected one like train.lr")
-    return Override(parts, value, text)
+    return Override(parts, value, text, raw)
 
 
 def _full_key(key: Key, config: dict[str, Any]) -> Key:
@@ -240,6 +245,8 @@ def _with_origin(
     complete. The run is not trusted: see `components.refuse_plugins`.
     """
     run = long.get("init_from")
+    with suppress(ValueError):  # which the check of the config reports
+        run = problems.fit(run, str, ("init_from",))  # `init_from=123` names a run
     if not isinstance(run, str):
         return long
     try:

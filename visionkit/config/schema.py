@@ -66,15 +66,20 @@ class ConfigProblems:
         self._places[()] = ((0, 0), source)
         self._renamed: dict[Key, Key] = {}
         self._overrides = 0
+        self._raw: dict[Key, str] = {}
         self._found: dict[str, tuple[int, int]] = {}
 
-    def overridden(self, key: Key, text: str) -> None:
-        """The value at `key` and below comes from that override, no longer from the file."""
-        for stale in [place for place in self._places if place[: len(key)] == key]:
-            del self._places[stale]
+    def overridden(self, key: Key, text: str, raw: str | None = None) -> None:
+        """The value at `key` and below comes from that override, no longer from the file; `raw` is
+        the value as it was typed."""
+        for known in (self._places, self._raw):
+            for stale in [place for place in known if place[: len(key)] == key]:
+                del known[stale]
         self._overrides += 1
         place = ((1, self._overrides), f"override {text}")
         self._places[key] = place
+        if raw is not None:
+            self._raw[key] = raw
         for length in range(1, len(key)):  # sections that only the override mentions
             self._places.setdefault(key[:length], place)
 
@@ -83,20 +88,34 @@ class ConfigProblems:
         self._overrides += 1
         self._found[printable(f"override {text}: {message}")] = (1, self._overrides)
 
+    def fit(self, value: Any, annotation: Any, key: Key) -> Any:
+        """The value as annotated, or as it was typed: `output=123` names a directory. ValueError if
+        neither fits."""
+        try:
+            return convert(value, annotation)
+        except ValueError:
+            raw = self._raw.get(self._as_written(key))
+            if raw is None or isinstance(value, (str, list, dict)):
+                raise
+            return convert(raw, annotation)
+
     def renamed(self, key: Key, written: Key) -> None:
         """The user wrote `written` for what is checked as `key`."""
         self._renamed[key] = written
 
     def add(self, key: Key, message: str | VisionkitError) -> None:
-        for long, written in self._renamed.items():
-            if key[: len(long)] == long:
-                key = written + key[len(long) :]
-                break
+        key = self._as_written(key)
         place = next(key[:n] for n in range(len(key), -1, -1) if key[:n] in self._places)
         order, text = self._places[place]
         parts = text, ".".join(key), message
         entry = ": ".join(printable(part) for part in parts if part)
         self._found.setdefault(entry, order)
+
+    def _as_written(self, key: Key) -> Key:
+        for long, written in self._renamed.items():
+            if key[: len(long)] == long:
+                return written + key[len(long) :]
+        return key
 
     def raise_found(self) -> None:
         """One ConfigError with a line for each problem, in the order of the places."""
@@ -153,7 +172,7 @@ def check_arguments(
             problems.add((*key, str(name)), known)
             continue
         try:
-            fitting[name] = convert(value, accepted[name].annotation)
+            fitting[name] = problems.fit(value, accepted[name].annotation, (*key, name))
         except ValueError:
             problems.add((*key, name), mismatch(value, accepted[name].annotation))
     for name, argument in accepted.items():
@@ -167,7 +186,9 @@ def mismatch(value: Any, annotation: Any) -> str:
     for option in get_args(annotation)[1:]:
         if isinstance(option, OneOf) and isinstance(value, str):
             return option.mismatch(value)
-    return f"got {shorten(repr(value))}; expected {expected(annotation)}"
+    faulty = isinstance(value, str) and not _is_writable(value)
+    what = ", which cannot be a file name" if faulty else ""
+    return f"got {shorten(repr(value))}{what}; expected {expected(annotation)}"
 
 
 def convert(value: Any, annotation: Any) -> Any:

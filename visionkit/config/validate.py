@@ -17,7 +17,6 @@ from visionkit.config.schema import (
     NonNegative,
     Range,
     check_arguments,
-    convert,
     mismatch,
     signature_arguments,
 )
@@ -42,7 +41,7 @@ TOP = {
 def check(long: dict[str, Any], name: str, problems: ConfigProblems) -> Config:
     """Raises ConfigError with all problems, those found before included."""
     given = check_arguments(long, {key: Argument(TOP[key], None) for key in TOP}, (), problems)
-    name = given.get("name", name)
+    name = _check_value(given.get("name", name), str, ("name",), problems)
     if name != os.path.basename(name) or name in ("", ".", ".."):
         problems.add(("name",), f"got {name!r}; expected a valid directory name")
     if given.get("output") == "":  # it would mean the current directory
@@ -98,7 +97,7 @@ def _check_component(section: str, spec: Any, key: Key, problems: ConfigProblems
 
 def _check_value(value: Any, annotation: Any, key: Key, problems: ConfigProblems) -> Any:
     try:
-        return convert(value, annotation)
+        return problems.fit(value, annotation, key)
     except ValueError:
         problems.add(key, mismatch(value, annotation))
         return value
