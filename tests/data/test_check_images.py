@@ -18,6 +18,7 @@ from support.damaged import (
     image,
     png,
     tiff,
+    tiff_of,
     turned,
 )
 from visionkit.data.checks.images import (
@@ -278,6 +279,8 @@ def test_pixels_without_a_fixed_meaning_are_errors_unless_a_range_gives_it(tmp_p
     assert kinds == [(2, "values")]  # Pillow has dropped half of the bits
 
 
-def test_a_fourth_band_that_is_not_alpha_is_told(tmp_path):
+def test_a_band_that_is_neither_color_nor_alpha_is_told(tmp_path):
     Image.new("RGBX", (4, 3)).save(tmp_path / "a.tif")
-    assert [fault.kind for fault in faults_of([tmp_path / "a.tif"])] == ["bands"]
+    (tmp_path / "b.tif").write_bytes(tiff_of(2, 8, 1))
+    kinds = [fault.kind for fault in faults_of([tmp_path / "a.tif", tmp_path / "b.tif"])]
+    assert kinds == ["bands", "bands"]

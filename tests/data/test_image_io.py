@@ -1,6 +1,5 @@
 """Images of every mode become the right 8-bit RGB values; every fault names the file."""
 
-import io
 import os
 import pickle
 from unittest.mock import Mock
@@ -8,9 +7,9 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, TiffImagePlugin, features
+from PIL import Image, ImageCms, features
 
-from support.damaged import flat_png, png
+from support.damaged import flat_png, png, tiff_of
 from visionkit.data.image_io import (
     PLUGINS,
     _import_plugin,
@@ -404,17 +403,6 @@ def test_a_closed_pil_image_is_told(tmp_path):
         to_pixels(image)
 
 
-def tiff_of(bands, bits, sample):
-    """A TIFF header with those tags."""
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    tags[256], tags[257], tags[258], tags[259] = 4, 3, (bits,) * bands, 1
-    tags[262], tags[277], tags[339] = 1, bands, (sample,) * bands
-    tags[273], tags[278], tags[279] = 8, 3, 4 * 3 * bands * bits // 8
-    file = io.BytesIO()
-    tags.save(file)
-    return file.getvalue() + bytes(4 * 3 * bands * bits // 8)
-
-
 @pytest.mark.parametrize(
     ("bands", "bits", "sample", "says"),
     [
@@ -484,3 +472,24 @@ def test_a_plugin_is_imported_when_a_file_needs_it(tmp_path, monkeypatch):
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     monkeypatch.setattr("visionkit.data.image_io.import_module", register)
     assert pixel(tmp_path / "a.heic") == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (tiff_of(3, 16, 1, planar=2), "separate bands of 16 bits, which Pillow misreads"),
+        (tiff_of(1, 8, 2), "signed 8-bit pixels"),
+        (tiff_of(3, 8, 1, compression=50002), "compression 50002, which Pillow does not read"),
+    ],
+)
+def test_what_pillow_misreads_in_a_tiff_is_refused(tmp_path, content, says):
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        read_image(tmp_path / "a.tif")
+
+
+def test_16_bits_of_a_format_that_has_no_more_are_sure(tmp_path):
+    (tmp_path / "dark.pgm").write_bytes(b"P5 2 1 65535\n" + bytes([0, 128, 0, 129]))
+    assert read_image(tmp_path / "dark.pgm").tolist() == [[[0, 1]]] * 3
+    (tmp_path / "12.pgm").write_bytes(b"P5 2 1 4095\n" + bytes([8, 0, 15, 255]))  # has its range
+    assert read_image(tmp_path / "12.pgm").tolist() == [[[128, 255]]] * 3

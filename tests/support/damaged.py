@@ -6,7 +6,7 @@ import zlib
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from visionkit.data.checks.images import image_findings
 
@@ -72,6 +72,20 @@ def tiff(width, height, strip_bytes, data=b"\0" * 64):
         + table
         + bytes(4)
     )
+
+
+def tiff_of(bands, bits, sample, planar=1, compression=1):
+    """A black TIFF of 4x3 pixels with those tags."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[256], tags[257], tags[258], tags[259] = 4, 3, (bits,) * bands, compression
+    tags[262], tags[277], tags[339] = 2 if bands == 3 else 1, bands, (sample,) * bands
+    tags[284] = planar
+    if bands == 2:
+        tags[338] = 0  # not alpha
+    tags[273], tags[278], tags[279] = 8, 3, 4 * 3 * bands * bits // 8
+    file = io.BytesIO()
+    tags.save(file)
+    return file.getvalue() + bytes(4 * 3 * bands * bits // 8 + 64)
 
 
 def turned(orientation, size=(40, 60), format="JPEG"):

@@ -233,7 +233,8 @@ def deep_values(image: Image.Image) -> np.ndarray | None:
     if not image.mode.startswith(("I", "F")):
         return None
     values = np.asarray(image)
-    return values.astype(np.uint16) if image.format == "PNG" else values  # older Pillow: int32
+    # Where a format has 16 bits at most, the int32 of Pillow are 16 bits too.
+    return values.astype(np.uint16) if image.format in ("PNG", "PPM") else values
 
 
 def label_mode_fault(mode: str, hint: str = "convert it") -> Fault | None:
@@ -311,6 +312,8 @@ def open_image(path: str | Path, use: Callable[[Image.Image], T]) -> T:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height} pixels, more than the limit of {MAX_PIXELS}"
                 raise Refused(Fault("too-large", f"has {size}: make it smaller"))
+            if image.format == "TIFF" and (fault := _misread_tiff(image)):
+                raise Refused(fault)
             return use(image)
     except (Refused, Warning):  # Python may raise warnings as errors
         raise
@@ -342,6 +345,19 @@ def _open(path: str | Path) -> Image.Image:
     return Image.open(path, formats=(name,))
 
 
+def _misread_tiff(image: Any) -> Fault | None:
+    """The fault of a TIFF file, not decoded yet, whose values Pillow would change silently."""
+    bits, sample = image.tag_v2.get(258, (1,)), image.tag_v2.get(339, (1,))
+    if 8 in bits and 2 in sample:
+        return Fault(
+            "values", "has signed 8-bit pixels, which Pillow reads as unsigned: save others"
+        )
+    if 16 in bits and len(bits) > 1 and not is_deep_color(image):
+        clause = "has separate bands of 16 bits, which Pillow misreads: interleave them"
+        return Fault("values", f"{clause}, or save it with 8 bits")
+    return None
+
+
 def _unusual_tiff(path: str | Path) -> Fault | None:
     """The fault of a TIFF file with bands or values that Pillow does not read."""
     try:
@@ -352,11 +368,14 @@ def _unusual_tiff(path: str | Path) -> Fault | None:
             tags = TiffImagePlugin.ImageFileDirectory_v2(start)
             file.seek(tags.next)
             tags.load(file)
-            bands, bits, sample = (tags.get(tag, 1) for tag in (277, 258, 339))
+            bands, bits, sample, packed = (tags.get(tag, 1) for tag in (277, 258, 339, 259))
     except Exception:  # not a TIFF file, or corrupt
         return None
     bits, sample = (value[0] if isinstance(value, tuple) else value for value in (bits, sample))
-    if bands in (1, 3, 4) and sample == 1 and bits in (1, 2, 4, 8, 16):
+    if packed not in TiffImagePlugin.COMPRESSION_INFO:
+        clause = f"is a TIFF with compression {packed}, which Pillow does not read"
+        return Fault("format", f"{clause}: save it with LZW, Deflate or no compression")
+    if (bands in (1, 3, 4) or (bands, bits) == (2, 8)) and sample == 1 and bits in (1, 2, 4, 8, 16):
         return None
     values = f"{bits}-bit {_SAMPLES.get(sample, 'values')}"
     clause = f"is a TIFF of {plural(bands, 'band')} of {values}, which Pillow does not read"

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import sqlite3
 import zlib
 from collections import Counter, defaultdict
@@ -40,7 +41,7 @@ Size = tuple[int, int]  # (h, w)
 State = tuple[int, int]  # of a file: size in bytes, modification time in ns
 _Problem = tuple[str, str, Severity]  # kind, text that follows the file's name
 
-FORMAT = 4  # raise it with each change of what is stored, or of what an inspection finds
+FORMAT = 5  # raise it with each change of what is stored, or of what an inspection finds
 CACHE_LIMIT = 2**30  # bytes of all files; the least recently used are removed first
 MAX_THREADS = 16  # decoding releases Python's lock
 _BLOCK = 32  # images of a thread's task, which are remembered together
@@ -49,7 +50,7 @@ LOST = {  # what `read_image` drops
     "alpha": "has transparent pixels: alpha is dropped",
     "bits": "has 16 bits a channel: they are scaled to 8",
     "frames": "holds several images: only the first is used",
-    "bands": "has a fourth band that is not alpha: only the first three are used",
+    "bands": "has a band that is neither color nor alpha: it is dropped",
 }
 
 
@@ -85,7 +86,7 @@ def inspect_image(path: Path) -> ImageInfo:
             with Image.open(path, formats=("PNG",)) as again:
                 again.verify()
         loses = ["bits"] if image.mode.startswith("I") or image_io.is_deep_color(image) else []
-        if image.format == "TIFF" and "RGBX" in str(getattr(image, "tile", "")):
+        if image.format == "TIFF" and re.search("RGBX|'LX'", str(getattr(image, "tile", ""))):
             loses.append("bands")
         if getattr(image, "is_animated", False) and image.format in ("GIF", "WEBP", "PNG", "TIFF"):
             loses.append("frames")

@@ -254,7 +254,7 @@ IMAGES = {  # kinds of `visionkit.data.checks.images`
     "image-alpha": "images whose alpha is dropped",
     "image-bits": "images whose 16 bits are scaled to 8",
     "image-range": "datasets whose 16-bit images use a part of the range",
-    "image-bands": "images with a fourth band that is not used",
+    "image-bands": "images with a band that is not used",
     "image-format": "images of a format that cannot be read here",
     "image-frames": "animations of which the first frame is used",
     "image-exif": "images with an EXIF orientation",
