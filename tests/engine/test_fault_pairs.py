@@ -34,8 +34,10 @@ def hides(name):
         found |= {"id twice"}
     if fault.is_error and fault.key in IDS:
         found |= OF_IMAGE
-    if fault.key in IDS and "category" in name:
+    if name in ("category id text", "category without id", "text category ids"):
         found |= {"unknown category", "category id twice"}
+    if fault.key in ("file_name", "name"):  # the other one may be without a name, too
+        found |= {"file named twice", "category name twice", "root category"}
     if "image" in name and fault.key in ("id", "image_id"):
         found |= {"unknown image", "image id twice"} | MASKS
     return found | (OF_IMAGE if name in (*BAD_SIZES, "boxes in parts") else set())

@@ -108,7 +108,7 @@ def _copy(part: str, key: str) -> Callable[[Content, int], None]:
 
     def inject(content: Content, row: int) -> None:
         records = content[part]
-        records[row % len(records)][key] = copy.deepcopy(records[row % len(records) - 1][key])
+        records[row % len(records)][key] = records[row % len(records) - 1].get(key)
 
     return inject
 
