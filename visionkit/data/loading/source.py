@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visionkit.data.checks.findings import finding
 from visionkit.data.contracts import (
     breaks_contract,
     broken_contract,
@@ -215,7 +216,7 @@ class TransformedDataset:
             text = f"{what}: {doing}: {type(error).__name__}: {error}"
             if hint := shortage(error):
                 raise ResourceError(f"{text}: {hint}") from error
-            found = DataError(text)
+            found = DataError(text, findings=[finding("contract", text, hint="")])
             found.add_note("".join(format_exception(error)))
             raise found from error
 
