@@ -65,6 +65,22 @@ def test_a_file_may_be_named_in_other_ways(tmp_path):
                 assert len(data[1].image) == 3
 
 
+def test_double_slashes_begin_no_path_anew(tmp_path):
+    data = save(tmp_path, small())
+    secret = tmp_path / "secret.png"
+    (data.images / "a.png").rename(secret)
+    for name in (f"images/{secret}", f"{data.images}/{secret}", f"./{secret}", f"images\\{secret}"):
+        content = small()
+        content["images"][0]["file_name"] = name
+        data.annotations.write_text(json.dumps(content))
+        with pytest.raises(DataError, match="1 problem"):
+            Coco(str(data.images), str(data.annotations), links="any")
+    content["images"][1]["file_name"] = "sub//b.png"
+    content["images"][0]["file_name"] = f"{data.images}//sub//b.png"
+    data.annotations.write_text(json.dumps(content))
+    assert Coco(str(data.images), str(data.annotations)).image_path(0).samefile(data.image_path(1))
+
+
 def test_a_name_that_is_there_as_it_is_comes_first(tmp_path):
     content = small()
     content["images"][0]["file_name"] = "images/a.png"
