@@ -184,8 +184,9 @@ def test_images_of_one_name_have_their_paths(tmp_path):
 
 
 def test_files_of_a_folder_that_are_passed_over_are_named(tmp_path, caplog):
-    for name in ("a.png", "deep/b.jpg", "notes.txt", "deep/c.xyz", ".hidden", "d.PNG"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    seen = ("a.png", "deep/b.jpg", "notes.txt", "deep/c.xyz", ".hidden", "d.PNG")
+    for name in (*seen, "@eaDir/a.png/b.jpg", "deep/__MACOSX/b.jpg", ".thumbs/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
     assert len(find_images([tmp_path])) == 3
     (told,) = caplog.messages

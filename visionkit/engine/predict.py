@@ -301,12 +301,16 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
     others: list[Path] = []
     for path in map(Path, inputs):
-        inside = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        inside = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.is_file() and all(map(is_visible, file.relative_to(path).parts))
+        ]
         images = [file for file in inside if is_image_file(file)]
         found += [(file, file.relative_to(path).as_posix()) for file in images]
         found += [] if path.is_dir() else [(path, path.name)]
         others += [file for file in inside if file.suffix.lower() not in SUFFIXES]
-    skipped = _passed_over([file for file in others if is_visible(file.name)])
+    skipped = _passed_over(others)
     if not found:
         raise DataError(f"no images in {', '.join(map(str, inputs))}{skipped and f'; {skipped}'}")
     if skipped:
