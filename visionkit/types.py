@@ -184,6 +184,9 @@ class Head(nn.Module):
 
     required_targets: ClassVar[tuple[str, ...]]  # the target keys that training needs
     class_key: ClassVar[str | None] = None  # target key whose class list it predicts
+    # Layers with outputs for each class, and how many; outputs before these are of no class. By
+    # these, weights of a model with other classes are loaded by class name.
+    class_layers: ClassVar[Mapping[str, int]] = {}
     boxes_from: str | None = None  # head whose boxes it describes
     single_object: ClassVar[bool] = False  # it wants images with a single object
     draw_threshold: ClassVar[float] = 0.5  # score from which its objects are drawn by default

@@ -262,7 +262,8 @@ weight: x
         "did you mean 'toys'? valid: toys",
         "c.yaml:18: train.seed: got 4294967296; expected an integer >= 0 and <= 4294967295",
         "c.yaml:19: weight: unknown key; did you mean 'weights'? "
-        "valid: backbone, data, head, init_from, name, neck, output, task, train, weights",
+        "valid: backbone, data, head, init_from, name, neck, output, partial_weights, rename, "
+        "task, train, weights",
     ]
 
 

@@ -259,7 +259,7 @@ class TestGrowing:
     def test_faults_are_told(self, first, tmp_path):
         spec = self.grown(tmp_path / "nowhere", tmp_path / "run")
         with pytest.raises(
-            ConfigError, match=r"^config: init_from: .*not found; expected a run[^\n]*$"
+            CheckpointError, match=r"^config: init_from: .*not found; expected a run[^\n]*$"
         ):
             train(spec)
         with pytest.raises(ConfigError, match=r"no parameter matches \['init_heads'\]"):
@@ -271,5 +271,5 @@ class TestGrowing:
             train(spec)
         resolved = visionkit.load_config(self.grown(first, tmp_path / "run")).to_dict()
         resolved["neck"]["channels"] = 16
-        with pytest.raises(CheckpointError, match="do not fit the model"):
+        with pytest.raises(CheckpointError, match="tensors fit the model"):
             train(resolved)

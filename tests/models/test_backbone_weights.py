@@ -63,21 +63,48 @@ def test_old_names_in_densenet_files_are_understood(tmp_path, caplog):
     assert torch.equal(backbone.body.get_buffer(name), want)
 
 
-def test_a_partial_file_loads_and_tells_what_did_not_fit(tmp_path, caplog):
+def test_a_partial_file_loads_if_that_is_allowed_and_tells_what_did_not_fit(tmp_path, caplog):
     model, path = saved_classifier(tmp_path, "resnet18")
     state = model.state_dict()
     del state["layer1.0.bn1.weight"]
     state["attention.weight"] = torch.zeros(1)
     state |= {f"more.{i}": torch.zeros(1) for i in range(20)}
     torch.save(state, path)
+    with pytest.raises(CheckpointError, match=r"1 missing: layer1\.0\.bn1\.weight") as error:
+        Torchvision(weights=path)
+    assert "backbone.partial_weights: true" in str(error.value)
     with caplog.at_level(logging.WARNING, logger="visionkit"):
-        backbone = Torchvision(weights=path)
+        backbone = Torchvision(weights=path, partial_weights=True)
     assert torch.equal(backbone.body.conv1.weight, model.conv1.weight)
     message = caplog.text
     assert path in message and "99 of 100 tensors fit" in message
     assert "1 missing: layer1.0.bn1.weight" in message
-    assert "21 unexpected: attention.weight" in message and "and 11 more" in message
+    assert "21 unexpected: attention.weight" in message and "more.19" in message
     assert "fc." not in message and "num_batches_tracked" not in message
+
+
+def test_parts_that_the_backbone_does_not_have_are_a_warning(tmp_path, caplog):
+    model, path = saved_classifier(tmp_path, "resnet18")
+    torch.save(model.state_dict() | {"attention.weight": torch.zeros(1)}, path)
+    Torchvision(weights=path)
+    assert "100 of 100 tensors fit this backbone; 1 unexpected: attention.weight" in caplog.text
+
+
+@pytest.mark.parametrize("ours, theirs", [("resnet18", "resnet34"), ("resnet34", "resnet18")])
+def test_a_deeper_or_shallower_network_is_another_architecture(tmp_path, ours, theirs):
+    """All tensors of the smaller one are in the larger one, in the same shapes."""
+    _, path = saved_classifier(tmp_path, theirs)
+    with pytest.raises(CheckpointError, match="looks like a ResNet-") as error:
+        Torchvision(name=ours, weights=path)
+    assert f"a ResNet-{theirs.removeprefix('resnet')}" in str(error.value)
+
+
+@pytest.mark.parametrize("key", [None, "state_dict"])
+def test_wrapped_state_dicts_are_understood(tmp_path, key):
+    model, path = saved_classifier(tmp_path, "resnet18")
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({key: state} if key else state, path)
+    assert torch.equal(Torchvision(weights=path).body.conv1.weight, model.conv1.weight)
 
 
 def test_a_tensor_of_another_shape_is_that_of_another_variant(tmp_path):
@@ -99,7 +126,7 @@ def test_unusable_files_are_errors(tmp_path):
     with pytest.raises(CheckpointError, match=r"broken\.pth"):
         Torchvision(weights=str(broken))
     torch.save({"model": {}, "epoch": 3}, broken)
-    with pytest.raises(CheckpointError, match="no tensors under model, epoch"):
+    with pytest.raises(CheckpointError, match="a dict with model, epoch, not a state_dict"):
         Torchvision(weights=str(broken))
     torch.save(torch.zeros(3), broken)
     with pytest.raises(CheckpointError, match="Tensor"):

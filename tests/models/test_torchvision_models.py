@@ -145,12 +145,12 @@ def test_the_rows_of_a_coco_model_are_selected_by_class_name(tmp_path):
     assert torch.equal(predictor.bbox_pred.bias, reference.bbox_pred.bias[rows])
 
 
-def test_tensors_that_do_not_fit_are_logged(tmp_path, caplog):
+def test_classes_that_a_file_does_not_name_start_at_random(tmp_path, caplog):
     torch.manual_seed(0)
     theirs = tv.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / "five.pth")
     words = ["backbone.name=resnet50", "neck.channels=256", f"weights={tmp_path / 'five.pth'}"]
     config = load_config(CONFIGS / "detection.yaml", words)
     model = build_model(config, {"detection": Classes(("a", "b"), (1, 2))})
-    assert "another shape: heads.detection.roi_heads.box_predictor.cls_score.weight" in caplog.text
+    assert "2 classes new (a, b): nothing of the classes is kept" in caplog.text
     assert torch.equal(model.backbone.body.conv1.weight, theirs.backbone.body.conv1.weight)

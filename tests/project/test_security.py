@@ -160,7 +160,7 @@ def test_nothing_lets_a_payload_in(marker, tmp_path, capsys):
     for reader in (lambda: read(str(bad)), lambda: load_model_weights(TinyCNN(), str(bad), {})):
         with pytest.raises(CheckpointError, match="cannot be read"):
             reader()
-    with pytest.raises(ConfigError, match=r"(?s)init_from: .*cannot be read"):
+    with pytest.raises(CheckpointError, match=r"(?s)init_from: .*cannot be read"):
         load_config({**spec, "init_from": str(run)})
     taken = {"init_from": {"run": str(run), "heads": []}}
     backbone = ["backbone.type=Torchvision", f"backbone.weights={bad}"]

@@ -121,6 +121,8 @@ class Config:
     workers: int  # processes of each source that load images
     train: TrainConfig
     weights: str | None = None  # file with weights of the whole model to start from
+    partial_weights: bool = False  # whether tensors that `weights` or `init_from` lack are random
+    rename: dict[str, str] = field(default_factory=dict)  # classes there, by their names here
     init_from: dict[str, Any] | None = None  # `run` to grow, `heads` reused from it
     output: str | None = None  # run directory; None: runs/<name>-NNN
 

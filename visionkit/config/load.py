@@ -256,8 +256,10 @@ def _with_origin(
             raise CheckpointError(f"{path}: its config was not saved by visionkit")
         refuse_plugins(old, path, allowed=allow_plugins)
     except VisionkitError as error:
+        # Other problems may only follow from it. It alone is an error of the checkpoint.
+        kind = ConfigError if problems else type(error)
         problems.add(("init_from",), error)
-        problems.raise_found()  # other problems may only follow from it
+        problems.raise_found(kind)
     grown = dict(long)
     for part in ("backbone", "neck"):
         given = long.get(part)

@@ -117,11 +117,14 @@ class ConfigProblems:
                 return written + key[len(long) :]
         return key
 
-    def raise_found(self) -> None:
-        """One ConfigError with a line for each problem, in the order of the places."""
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def raise_found(self, kind: type[VisionkitError] = ConfigError) -> None:
+        """One error of that kind with a line for each problem, in the order of the places."""
         if self._found:
             entries = sorted(self._found, key=lambda e: (self._found[e], e))
-            raise ConfigError(*(line for e in entries for line in e.split("\n")))
+            raise kind(*(line for e in entries for line in e.split("\n")))
 
 
 REQUIRED = inspect.Parameter.empty

@@ -13,7 +13,10 @@ from visionkit.config.components import resolve
 from visionkit.config.schema import ConfigProblems
 from visionkit.errors import ConfigError, unknown
 
-SECTIONS = ("name", "backbone", "neck", "data", "train", "weights", "init_from", "output")
+SECTIONS = (
+    *("name", "backbone", "neck", "data", "train"),
+    *("weights", "partial_weights", "rename", "init_from", "output"),
+)
 SOURCE = "main"  # name of the only source of a short form
 
 

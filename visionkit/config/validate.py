@@ -33,6 +33,8 @@ TOP = {
     "data": dict | None,
     "train": dict | None,
     "weights": str | None,
+    "partial_weights": bool,
+    "rename": dict[str, str] | None,
     "init_from": str | dict[str, Any] | None,
     "output": str | None,
 }
@@ -59,6 +61,9 @@ def check(long: dict[str, Any], name: str, problems: ConfigProblems) -> Config:
         _check_feeding(given["heads"], sources, reused, problems)
         if isinstance(long.get("data", {}), dict | None) and not data.keys() - {"workers"}:
             problems.add(("data",), "has no source; expected one with 'feeds' and 'train' or 'val'")
+    for key in ("rename", "partial_weights"):
+        if given.get(key) and not (given.get("weights") or origin):
+            problems.add((key,), "is for `weights` or `init_from`, and neither is given")
     train = _check_training(given.get("train") or {}, problems)
     _check_best(train, given.get("heads", {}), sources, problems)
     problems.raise_found()
@@ -71,6 +76,8 @@ def check(long: dict[str, Any], name: str, problems: ConfigProblems) -> Config:
         workers=workers,
         train=train,
         weights=given.get("weights"),
+        partial_weights=given.get("partial_weights", False),
+        rename=given.get("rename") or {},
         init_from=origin if isinstance(origin, dict) else None,
         output=given.get("output"),
     )

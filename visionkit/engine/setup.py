@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -41,6 +40,7 @@ from visionkit.engine.state import TrainingState, flattened
 from visionkit.errors import CheckpointError, ConfigError, unknown
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
+from visionkit.models.weights import checkpoint_origin, fill
 from visionkit.ops.inference import pick_device, pick_precision
 from visionkit.runs import checkpoint, directory, files
 from visionkit.types import Classes, Dataset
@@ -139,7 +139,7 @@ def build_initial_model(
     torch.manual_seed(config.train.seed)
     model = build_model(config, classes, pretrained=config.init_from is None)
     if origin is not None:
-        _load_init_weights(model, config, origin)
+        _load_init_weights(model, config, classes, origin)
     model = model.to(device)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -193,23 +193,21 @@ def reused_classes(config: Config, state: dict[str, Any] | None) -> dict[str, Cl
     return {head: saved[head] for head in heads}
 
 
-def _load_init_weights(model: VisionModel, config: Config, state: dict[str, Any]) -> None:
-    """Backbone, neck and the reused heads must fit; of other heads, what fits is loaded."""
+def _load_init_weights(
+    model: VisionModel, config: Config, classes: dict[str, Classes], state: dict[str, Any]
+) -> None:
+    """Backbone, neck and all heads of the same names must fit; heads that are not there are new."""
     assert config.init_from is not None
-    run, heads = config.init_from["run"], "|".join(map(re.escape, config.init_from["heads"]))
-    ours, theirs = model.state_dict(), state["model"]
-    same = {n: t for n, t in theirs.items() if n in ours and ours[n].shape == t.shape}
-    required = re.compile(rf"(backbone|neck)\.|heads\.({heads or '$'})\.")
-    misfits = [name for name in ours if required.match(name) and name not in same]
-    if misfits:
-        raise CheckpointError(
-            f"init_from: {run}: {len(misfits)} tensors do not fit the model, {misfits[0]!r} for "
-            "example"
-        )
-    with torch.no_grad():
-        model.load_state_dict(same, strict=False)
-    new = len(ours) - len(same)
-    log.info("init_from %s: loaded %d tensors; %d are new", run, len(same), new)
+    origin = checkpoint_origin(f"init_from: {config.init_from['run']}", state)
+    new = [name for name in model.heads if name not in origin.classes]
+    fill(
+        model,
+        origin,
+        classes,
+        rename=config.rename,
+        partial=config.partial_weights,
+        may_be_new=new,
+    )
 
 
 def _frozen_patterns(config: Config) -> list[str]:

@@ -23,6 +23,8 @@ class VisionModel(nn.Module):
     that is learned (Kendall et al. 2018).
     """
 
+    kind = "a model"  # of which types, for messages
+
     def __init__(
         self,
         backbone: nn.Module,

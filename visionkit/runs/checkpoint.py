@@ -13,18 +13,21 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from visionkit.errors import ArgumentError, CheckpointError, shorten
-from visionkit.runs import files
+from visionkit.errors import ArgumentError, CheckpointError, listed, shorten
+from visionkit.runs import files, foreign
 
 log = logging.getLogger("visionkit")
 TO_RESUME = ("last.pt", "prev.pt")
 TO_PREDICT = ("best.pt", "last.pt", "prev.pt")
 FORMAT = 1
+COUNTER = "num_batches_tracked"  # of a BatchNorm
+MOST = 100  # names of tensors that start at random, for `Fit.lines`
+OF_A_RUN = ("config", "classes", "model")
 # Older versions of `weights_only` are unsafe (CVE-2025-32434, GHSA-63cw-57p8-fm3p).
 SAFE_TORCH = (2, 10)
 PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
@@ -53,7 +56,10 @@ def load(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint that `save` wrote. Tensors arrive on the CPU."""
     state = load_tensors(path)
     if not isinstance(state, dict) or type(state.get("format")) is not int:
-        raise DamagedError(f"{path}: is not a visionkit checkpoint")
+        raise DamagedError(
+            f"{path}: is not a visionkit checkpoint: it looks like {foreign.content_kind(state)}; "
+            "a config can start from such a file with `weights`, or `backbone.weights`"
+        )
     if state["format"] > FORMAT:
         raise CheckpointError(
             f"{path}: has format {state['format']}, this visionkit reads up to {FORMAT}; upgrade it"
@@ -65,7 +71,7 @@ def load_run(path: str | Path) -> dict[str, Any]:
     """`load`, and raise CheckpointError unless the file is of a run: with a config, class lists and
     weights. The config itself is not checked: see `load_config`."""
     state = load(path)
-    wrong = [k for k in ("config", "classes", "model") if not isinstance(state.get(k), dict)]
+    wrong = [key for key in OF_A_RUN if not isinstance(state.get(key), dict)]
     if wrong:
         raise CheckpointError(f"{path}: is not a checkpoint of a run: {wrong} missing")
     for head, lists in state["classes"].items():
@@ -74,6 +80,11 @@ def load_run(path: str | Path) -> dict[str, Any]:
     if not all(isinstance(value, Tensor) for value in state["model"].values()):
         raise CheckpointError(f"{path}: its weights are not all tensors")
     return state
+
+
+def is_run(content: Any) -> bool:
+    """Whether what `load_tensors` returned is a checkpoint of a run, for `check_run`."""
+    return isinstance(content, dict) and all(isinstance(content.get(k), dict) for k in OF_A_RUN)
 
 
 def _is_class_list(lists: Any) -> bool:
@@ -93,31 +104,34 @@ def load_tensors(path: str | Path) -> Any:
         what = "is a pipe or device, not a file" if path.exists() and not hint else "not found"
         raise CheckpointError(f"{path}: {what}{hint}")
     try:
-        _require_state(path)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():  # torch.load does not check them
+                    raise DamagedError(f"{path}: is damaged (checksum of {damaged!r})")
         return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read: {files.reason(error)}") from error
     except Exception as error:  # torch.load raises anything on a file that it did not write
-        why = files.reason(error) if isinstance(error, OSError) else type(error).__name__
-        raise DamagedError(
-            f"{path}: cannot be read: it is truncated, not a weights file, or has more than "
-            f"tensors and plain values ({why})"
-        ) from error
+        unknown = "truncated, or has more than tensors and plain values"
+        kind = foreign.file_kind(path)
+        what = f"looks like {kind}" if kind else f"is {unknown} ({type(error).__name__})"
+        raise DamagedError(f"{path}: cannot be read as weights: it {what}") from error
 
 
-def _require_state(path: Path) -> None:
-    """Raise CheckpointError if a file is damaged, or an exported program instead of weights."""
-    exported = path.suffix.lower() == ".onnx"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():  # torch.load does not check them
-                raise DamagedError(f"{path}: is damaged (checksum of {damaged!r})")
-            exported |= any(name.endswith("/constants.pkl") for name in archive.namelist())
-    if exported:  # ONNX or TorchScript
+def load_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Any]:
+    """The state_dict in a file, and the whole content of the file. It may stand under a key such as
+    `state_dict`, and all names may have the prefix of a wrapper such as `module.`."""
+    content = load_tensors(path)
+    state = foreign.state_dict_of(content)
+    if state is None:
+        kind = foreign.content_kind(content)
         raise CheckpointError(
-            f"{path}: cannot be read: an exported model is a program, which visionkit does not "
-            f"run; use a file with the state_dict"
+            f"{path}: has no state_dict: it looks like {kind}; save the state_dict alone with "
+            "torch.save"
         )
+    return state, content
 
 
 def _require_safe_torch() -> None:
@@ -129,27 +143,63 @@ def _require_safe_torch() -> None:
         )
 
 
+class Fit(NamedTuple):
+    """How tensors of a file fit those of a model, by name."""
+
+    fitting: list[str]
+    missing: list[str]
+    shapes: list[str]  # of another shape
+    surplus: list[str]  # of further layers in a sequence of layers of the model: a deeper network
+    others: list[str]  # of parts that the model does not have
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file has all tensors of the model, and no deeper ones."""
+        return not (self.missing or self.shapes or self.surplus)
+
+    def lines(self, most: int = 10) -> list[str]:
+        """What does not fit, with at most so many names of a kind."""
+        found = {
+            "missing": self.missing,
+            "of another shape": self.shapes,
+            "unexpected": self.surplus + self.others,
+        }
+        return [f"  {len(n)} {what}: {listed(n, most)}" for what, n in found.items() if n]
+
+
+def compare(
+    own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], optional: tuple[str, ...] = ()
+) -> Fit:
+    """How the tensors of a file fit a model's `own`; names that begin with one of `optional` may be
+    missing. Counters of batches are ignored: some files lack them."""
+    own = {name: tensor for name, tensor in own.items() if not name.endswith(COUNTER)}
+    modules = {name[: dot.start()] for name in own for dot in re.finditer(r"\.", name)}
+    alike = [name for name in own if name in tensors and tensors[name].shape == own[name].shape]
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    missing = [n for n in own if n not in tensors and not n.startswith(optional or "\0")]
+    unexpected = [n for n in tensors if n not in own and not n.endswith(COUNTER)]
+    surplus = [name for name in unexpected if _is_further_layer(name, modules)]
+    others = [name for name in unexpected if name not in surplus]
+    return Fit(alike, missing, shapes, surplus, others)
+
+
+def _is_further_layer(name: str, modules: set[str]) -> bool:
+    """Whether the first module in `name` that is not one of `modules` has a number for a name."""
+    parts = name.split(".")
+    lacking = (p for i, p in enumerate(parts) if ".".join(parts[: i + 1]) not in modules)
+    return next(lacking, "").isdigit()
+
+
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
     """Load all weights of a model, in any precision. CheckpointError names what does not fit."""
-    own = model.state_dict()
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    problems = {
-        "missing": [name for name in own if name not in weights],
-        "unexpected": [name for name in weights if name not in own],
-        "with another shape": shapes,
-    }
-    if any(problems.values()):
-        found = [
-            f"  {len(names)} {what}: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
-            for what, names in problems.items()
-            if names
-        ]
-        raise CheckpointError(f"{where}: does not fit the config:", *found)
-    model.load_state_dict(weights)
+    lines = compare(model.state_dict(), weights).lines()
+    if lines:
+        raise CheckpointError(f"{where}: does not fit the config:", *lines)
+    model.load_state_dict(weights, strict=False)  # counters may be missing
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from visionkit.errors import CheckpointError, ConfigError
 from visionkit.models.backbones.norm import Normalize, Rgb, resolve_norm
 from visionkit.models.backbones.weights import fit, read
 from visionkit.runs.files import open_regular
+from visionkit.runs.foreign import file_kind
 from visionkit.types import Level, Size
 
 
@@ -37,6 +39,7 @@ class Timm(nn.Module):
         name: str,
         out_indices: list[Natural] | None = None,
         weights: str | None = None,
+        partial_weights: bool = False,
         norm: Literal["auto", "batch", "frozen"] = "auto",
         mean: Rgb | None = None,
         std: Rgb | None = None,
@@ -45,7 +48,7 @@ class Timm(nn.Module):
         timm = _timm()
         self.body = _features(timm, name, out_indices, pretrained=weights == "default")
         if weights not in (None, "default"):
-            _load(timm, name, self.body, weights)
+            _load(timm, name, self.body, weights, partial_weights)
         if resolve_norm(norm, weights) == "frozen":
             self.body = timm.layers.freeze_batch_norm_2d(self.body)
         trained = timm.get_pretrained_cfg(name)
@@ -103,7 +106,7 @@ def _features(
     return body
 
 
-def _load(timm: ModuleType, name: str, body: nn.Module, path: str) -> None:
+def _load(timm: ModuleType, name: str, body: nn.Module, path: str, partial: bool) -> None:
     """timm writes `stages_0` in a backbone for what is `stages.0` in the classifier."""
     classifier_keys = list(timm.create_model(name).state_dict())
     in_file = {key.replace(".", "_"): key for key in classifier_keys}
@@ -113,6 +116,7 @@ def _load(timm: ModuleType, name: str, body: nn.Module, path: str) -> None:
         origin=path,
         file_key=lambda key: in_file.get(key.replace(".", "_"), key),
         ignored=classifier_keys,
+        partial=partial,
     )
 
 
@@ -123,4 +127,6 @@ def _read_safetensors(path: str) -> dict[str, Tensor]:
         open_regular(path).close()
         return load_file(path)
     except Exception as error:  # OSError, or what its Rust part raises
-        raise CheckpointError(f"{path}: cannot be read as weights: {error}") from error
+        kind = "" if isinstance(error, OSError) else file_kind(Path(path))
+        what = f"it looks like {kind}" if kind else error
+        raise CheckpointError(f"{path}: cannot be read as weights: {what}") from error

@@ -56,8 +56,8 @@ class Torchvision(nn.Module):
     dilated: the last stages (two in a ResNet from 50 layers on, one in a MobileNetV3) keep the
         stride of the one before and dilate their convolutions (Chen et al. 2017, 1706.05587).
     weights: null (random), `default` (torchvision's download), or the file of a torchvision
-        classifier's state_dict. What does not fit is a warning; CheckpointError if less than half
-        of the backbone fits.
+        classifier's state_dict. CheckpointError if it lacks a tensor of the backbone.
+    partial_weights: whether tensors that `weights` lacks are random, with a warning.
     norm: `batch`; `frozen`, a BatchNorm that never changes; `group`, 32 groups or fewer; `auto`,
         which is `frozen` with weights and `batch` without.
     norm_eps: replaces the epsilon of each norm; 0 for torchvision's R-CNNs on a ResNet.
@@ -76,6 +76,7 @@ class Torchvision(nn.Module):
         stem: Literal["imagenet", "small"] = "imagenet",
         dilated: bool = False,
         weights: str | None = None,
+        partial_weights: bool = False,
         norm: Norm = "auto",
         norm_eps: NonNegative | None = None,
         freeze_at: Natural = 0,
@@ -119,6 +120,7 @@ class Torchvision(nn.Module):
                 origin=weights,
                 file_key=lambda key: prefix + key,
                 ignored=classifier_keys,
+                partial=partial_weights,
             )
         for step in self._frozen:
             layers[step].requires_grad_(False)

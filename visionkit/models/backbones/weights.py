@@ -13,27 +13,25 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from visionkit.errors import CheckpointError, listed
-from visionkit.runs.checkpoint import load_tensors
+from visionkit.errors import CheckpointError
+from visionkit.runs.checkpoint import COUNTER, MOST, compare, load_state_dict, load_tensors
+from visionkit.runs.foreign import content_kind
 
 log = logging.getLogger("visionkit")
 
-RELATED = 0.5  # share of tensors that must fit; 0.3 of ResNet-18's file fit ResNet-50 by chance
-COUNTER = "num_batches_tracked"  # of a BatchNorm; not needed, and not in every file
+REMEDY = (
+    "give the file of the same architecture and variant, or set backbone.partial_weights: true to "
+    "load the tensors that fit and start the others at random"
+)
 
 
 def read(path: str) -> dict[str, Tensor]:
     """The tensors of a state_dict file, on the CPU. CheckpointError for any other content."""
-    content = load_tensors(path)
-    if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"weights: {path!r} has a {type(content).__name__}, not a state_dict")
-    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
-    if others:
-        raise CheckpointError(
-            f"weights: {path!r} is not a state_dict: no tensors under {listed(others)}; "
-            "save the state_dict alone with torch.save"
-        )
-    return {_modern(key): value for key, value in content.items()}
+    try:
+        state, _ = load_state_dict(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"backbone.weights: {error}") from error
+    return {_modern(key): value for key, value in state.items()}
 
 
 def download(arch: str) -> dict[str, Tensor]:
@@ -73,41 +71,26 @@ def fit(
     origin: str,
     file_key: Callable[[str], str],
     ignored: Iterable[str] = (),
+    partial: bool = False,
 ) -> None:
-    """Copy every tensor that fits into `body`; warn about the others.
+    """Copy the tensors of a file into `body`.
 
     `file_key` returns a parameter's name in the file; `ignored` are names in the file that the
-    backbone does not have, such as the classifier. CheckpointError if less than half of the
-    backbone is in the file, or a tensor has another shape.
+    backbone does not have, such as the classifier. CheckpointError, with nothing loaded, if a
+    tensor of the backbone is not in the file or has another shape, or if the file is of a deeper
+    network; with `partial` a warning, unless nothing fits.
     """
-    own = {
-        file_key(key): (key, tensor)
-        for key, tensor in body.state_dict().items()
-        if not key.endswith(COUNTER)
-    }
-    known = own.keys() | set(ignored)
-    shared = [key for key in own if key in tensors]
-    fitting = [key for key in shared if tensors[key].shape == own[key][1].shape]
-    misfits = {
-        "missing": [key for key in own if key not in tensors],
-        "unexpected": [key for key in tensors if key not in known and not key.endswith(COUNTER)],
-        "of another shape": [
-            f"{key} {tuple(tensors[key].shape)} instead of {tuple(own[key][1].shape)}"
-            for key in shared
-            if key not in fitting
-        ],
-    }
-    report = "; ".join(
-        [
-            f"weights {origin!r}: {len(fitting)} of {len(own)} tensors fit this backbone",
-            *(f"{len(keys)} {what}: {listed(keys)}" for what, keys in misfits.items() if keys),
-        ]
-    )
-    if len(fitting) < RELATED * len(own) or misfits["of another shape"]:
-        raise CheckpointError(f"{report}; give the file of the same architecture and variant")
-    if any(misfits.values()):
-        log.warning("%s", report)
-    body.load_state_dict({own[key][0]: tensors[key] for key in fitting}, strict=False)
+    own = {file_key(key): (key, tensor) for key, tensor in body.state_dict().items()}
+    known = {key: t for key, t in tensors.items() if key in own or key not in {*ignored}}
+    fit = compare({key: tensor for key, (_, tensor) in own.items()}, known)
+    total = sum(not key.endswith(COUNTER) for key in own)
+    text = f"weights {origin!r}: {len(fit.fitting)} of {total} tensors fit this backbone"
+    if not fit.fitting or not (fit.is_whole or partial):
+        looks = f"{text}: the file looks like {content_kind(tensors)}"
+        raise CheckpointError(looks, *fit.lines(), f"  {REMEDY}")
+    if fit.lines():
+        log.warning("%s", "; ".join([text, *map(str.strip, fit.lines(MOST))]))
+    body.load_state_dict({own[key][0]: tensors[key] for key in fit.fitting}, strict=False)
 
 
 def _modern(key: str) -> str:

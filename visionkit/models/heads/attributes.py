@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,7 @@ class Attributes(Head):
 
     required_targets = ("boxes", "attributes")
     class_key = "attributes"
+    class_layers: ClassVar[dict[str, int]] = {"linear": 1}
     main_metric = "accuracy"
     default_transforms = ("HorizontalFlip", "ScaleJitter")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ class Classification(Head):
 
     required_targets = ("class_id",)
     class_key = "class_id"
+    class_layers: ClassVar[dict[str, int]] = {"linear": 1}
     main_metric = "top1"
     default_transforms = ("HorizontalFlip", "RandomResizedCrop")
     class_weights: Tensor

@@ -29,6 +29,9 @@ from visionkit.ops.nms import Among, detections
 from visionkit.ops.roi_align import flatten_boxes
 from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
 
+# Of the second stage; the first knows no classes
+ROWS = {"roi_heads.box_predictor.cls_score": 1, "roi_heads.box_predictor.bbox_pred": 4}
+
 
 class FasterRCNN(Head):
     """Proposes regions from anchors, then classifies and refines them (Ren et al. 2015).
@@ -60,6 +63,7 @@ class FasterRCNN(Head):
 
     required_targets: ClassVar[tuple[str, ...]] = ("boxes", "labels")
     class_key = "labels"
+    class_layers = ROWS
     main_metric = "bbox/AP"
     default_transforms = ("HorizontalFlip", "ScaleJitter")
     terms: ClassVar[tuple[str, ...]] = ("objectness", "rpn_box", "classifier", "box_reg")
@@ -162,6 +166,7 @@ class MaskRCNN(FasterRCNN):
     """
 
     required_targets = ("boxes", "labels", "masks")
+    class_layers: ClassVar[dict[str, int]] = {**ROWS, "roi_heads.mask_predictor.mask_fcn_logits": 1}
     main_metric = "segm/AP"
     terms = (*FasterRCNN.terms, "mask")
 

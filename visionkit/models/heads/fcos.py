@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,8 @@ class FCOS(DenseHead):
         (Lin et al. 2017).
     kwargs: the other arguments of `DenseHead`.
     """
+
+    class_layers: ClassVar[dict[str, int]] = {"head.classification_head.cls_logits": 1}
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,7 @@ class Localization(Head):
 
     required_targets = ("boxes", "labels")
     class_key = "labels"
+    class_layers: ClassVar[dict[str, int]] = {"linear": 1}
     main_metric = "loc50"
     default_transforms = ("HorizontalFlip", "ScaleJitter")
     single_object = True

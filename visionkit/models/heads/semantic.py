@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +104,7 @@ class SingleLevelHead(SemanticHead):
     aux_level: the feature map that it reads; by default the one before `level`.
     """
 
+    class_layers: ClassVar[dict[str, int]] = {"classifier.4": 1, "aux_classifier.4": 1}
     classifier: nn.Sequential
 
     def __init__(
@@ -220,6 +221,8 @@ class SemanticFPN(SemanticHead):
     class_weights: factor of a class in the cross-entropy, by its name; 1 where none is given.
     dice: weight of a Dice loss next to the cross-entropy.
     """
+
+    class_layers: ClassVar[dict[str, int]] = {"predictor": 1}
 
     def __init__(
         self,

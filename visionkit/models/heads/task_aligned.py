@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,7 @@ class TaskAligned(DenseHead):
     """
 
     draw_threshold = 0.4  # scores are trained to be IoUs
+    class_layers: ClassVar[dict[str, int]] = {"classification.predict": 1}
 
     def __init__(
         self,

@@ -1,0 +1,232 @@
+"""Weights of a whole model: class rows by name, whatever their order; nothing half loaded."""
+
+import inspect
+import logging
+import re
+
+import pytest
+import torch
+
+from visionkit.config.components import components
+from visionkit.errors import CheckpointError, ConfigError
+from visionkit.models.backbones.plain import TinyCNN
+from visionkit.models.model import VisionModel
+from visionkit.models.necks.fpn import FPN
+from visionkit.models.weights import Origin, fill, load_model_weights
+from visionkit.types import Classes, Head
+
+HEADS = components("heads")
+WITH_CLASSES = [name for name, cls in HEADS.items() if cls.class_key]
+AB, BA, CAB = ("cat", "dog"), ("dog", "cat"), ("bird", "cat", "dog")
+
+
+class Boxes(Head):
+    """Finds boxes, for heads that describe them."""
+
+    required_targets = ("boxes", "labels")
+
+
+def model_of(name, classes, seed, *, backbone=None, **arguments):
+    torch.manual_seed(seed)
+    backbone = backbone or TinyCNN(channels=(8, 8, 8))
+    neck = FPN(backbone.levels, channels=8)
+    cls = HEADS[name]
+    known = inspect.signature(cls).parameters
+    if name in ("FCN", "DeepLabV3"):
+        arguments["aux_weight"] = 0.5
+    if "boxes_from" in known:
+        arguments["boxes_from"] = "truth"
+    heads = {"head": cls(neck.levels, classes, **arguments)}
+    if "boxes_from" in known:
+        heads["truth"] = Boxes()
+    return VisionModel(backbone, neck, heads, dict.fromkeys(heads, 1.0))
+
+
+def filled(name, theirs, ours, *, named=True, **options):
+    """A model with classes `ours` that starts from one with `theirs`; both."""
+    source, model = model_of(name, theirs, 1), model_of(name, ours, 2)
+    known = {"head": theirs} if named else {}
+    origin = Origin("file.pt", source.state_dict(), known, "a model")
+    lists = {"head": Classes.numbered(ours), "truth": Classes((), ())}
+    fill(model, origin, lists, **options)
+    return source, model
+
+
+def rows_of(model, count):
+    """By class, all its rows in all layers of classes; and the rows before them, of no class."""
+    head, state = model.head("head"), model.state_dict()
+    front, rows = [], [[] for _ in range(count)]
+    for layer, each in head.class_layers.items():
+        for kind in ("weight", "bias"):
+            tensor = state[f"heads.head.{layer}.{kind}"]
+            start = len(tensor) - each * count
+            front.append(tensor[:start].flatten())
+            for k in range(count):
+                first = start + k * each
+                rows[k].append(tensor[first : first + each].flatten())
+    return torch.cat(front), [torch.cat(r) for r in rows]
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
+def test_the_layers_of_classes_are_all_that_depends_on_them(name):
+    """A head that has one more such layer and does not declare it fails here."""
+    two, three = (model_of(name, classes, 0).state_dict() for classes in (AB, CAB))
+    assert two.keys() == three.keys()
+    differ = {key.rpartition(".")[0] for key in two if two[key].shape != three[key].shape}
+    assert differ == {f"heads.head.{layer}" for layer in HEADS[name].class_layers}
+    for layer, rows in HEADS[name].class_layers.items():
+        key = f"heads.head.{layer}.bias"
+        assert len(three[key]) - len(two[key]) == rows
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [(AB, BA), (AB, CAB), (CAB, AB), (CAB, ("dog", "fox", "cat")), (("a",), ("b", "a"))],
+    ids=["reordered", "more", "fewer", "others", "one"],
+)
+def test_rows_of_classes_go_by_name(name, theirs, ours, caplog):
+    with caplog.at_level(logging.INFO, "visionkit"):
+        source, model = filled(name, theirs, ours)
+    fresh = model_of(name, ours, 2)
+    background, rows = rows_of(model, len(ours))
+    their_background, their_rows = rows_of(source, len(theirs))
+    _, random_rows = rows_of(fresh, len(ours))
+    assert torch.equal(background, their_background)
+    for k, name_k in enumerate(ours):
+        known = name_k in theirs
+        wanted = their_rows[theirs.index(name_k)] if known else random_rows[k]
+        assert torch.equal(rows[k], wanted), name_k
+    shared = [n for n in ours if n in theirs]
+    assert f"{len(shared)} class{'es' if len(shared) > 1 else ''} kept ({', '.join(shared)})" in (
+        caplog.text
+    )
+    for what, found in (("new", set(ours) - {*theirs}), ("dropped", set(theirs) - {*ours})):
+        for one in found:
+            assert re.search(rf"{what} \([^)]*\b{one}\b", caplog.text)
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
+def test_everything_else_is_loaded_too(name):
+    source, model = filled(name, AB, BA)
+    theirs, layers = source.state_dict(), tuple(f"heads.head.{x}" for x in HEADS[name].class_layers)
+    for key, tensor in model.state_dict().items():
+        assert key.startswith(layers) or torch.equal(tensor, theirs[key]), key
+
+
+def test_renamed_classes_keep_their_rows(caplog):
+    with caplog.at_level(logging.INFO, "visionkit"):
+        source, model = filled("FCOS", AB, ("hound", "cat"), rename={"dog": "hound"})
+    _, theirs = rows_of(source, 2)
+    _, ours = rows_of(model, 2)
+    assert torch.equal(ours[0], theirs[1]) and torch.equal(ours[1], theirs[0])
+    assert "2 classes kept (hound, cat)" in caplog.text
+    source, model = filled("FCOS", AB, AB, rename={"cat": "dog", "dog": "cat"})
+    assert torch.equal(rows_of(model, 2)[1][0], rows_of(source, 2)[1][1])
+
+
+@pytest.mark.parametrize(
+    "rename, message",
+    [
+        ({"kat": "dog"}, "rename: 'kat' is not a class in file.pt; did you mean 'cat'?"),
+        ({"cat": "doge"}, "rename: 'doge' is not a class of this model; did you mean 'dog'?"),
+        ({"cat": "dog"}, "rename: gives two classes of heads.head the name 'dog'"),
+    ],
+)
+def test_a_wrong_rename_is_an_error(rename, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        filled("FCOS", AB, AB, rename=rename)
+
+
+def test_disjoint_classes_are_a_warning(caplog):
+    filled("SemanticFPN", AB, ("x", "y", "z"))
+    assert "3 classes new (x, y, z), 2 classes dropped (cat, dog)" in caplog.text
+    assert "nothing of the classes is kept" in caplog.text and "rename:" in caplog.text
+
+
+def test_rows_without_names_keep_their_place_with_a_warning(caplog):
+    source, model = filled("FasterRCNN", AB, ("x", "y"), named=False)
+    for mine, theirs in zip(rows_of(model, 2)[1], rows_of(source, 2)[1], strict=True):
+        assert torch.equal(mine, theirs)
+    assert "by position" in caplog.text
+    caplog.clear()
+    source, model = filled("FasterRCNN", CAB, ("x", "y"), named=False)
+    assert torch.equal(rows_of(model, 2)[0], rows_of(source, 3)[0])  # the background
+    assert "nothing of the classes is kept" in caplog.text
+
+
+class Custom(Head):
+    """A head that does not declare its layers of classes."""
+
+    required_targets = ("class_id",)
+    class_key = "class_id"
+
+    def __init__(self, levels, classes):
+        super().__init__()
+        self.linear = torch.nn.Linear(8, len(classes))
+
+
+def test_a_custom_head_without_declared_layers_is_a_warning(caplog):
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        backbone = TinyCNN(channels=(8,))
+        models.append(VisionModel(backbone, None, {"head": Custom({}, AB)}, {"head": 1.0}))
+    origin = Origin("file.pt", models[0].state_dict(), {"head": AB}, "a model")
+    fill(models[1], origin, {"head": Classes.numbered(BA)})
+    assert "by position" in caplog.text
+
+
+# --- other architectures -------------------------------------------------------------------------
+
+
+def saved(model, path, **more):
+    torch.save({**model.state_dict(), **more}, path)
+    return str(path)
+
+
+def load(model, path, classes=AB, **options):
+    load_model_weights(model, path, {"head": Classes.numbered(classes)}, **options)
+
+
+def test_a_deeper_network_is_another_architecture(tmp_path):
+    deep = model_of("FCOS", AB, 1, num_convs=3)
+    shallow = model_of("FCOS", AB, 2, num_convs=2)
+    before = {key: t.clone() for key, t in shallow.state_dict().items()}
+    for model, source in ((shallow, deep), (deep, shallow)):
+        with pytest.raises(CheckpointError, match=r"\d+ of \d+ tensors fit the model") as error:
+            load(model, saved(source, tmp_path / "x.pt"))
+        assert "classification_head.conv." in str(error.value)
+        assert "partial_weights: true" in str(error.value)
+    assert all(torch.equal(t, before[key]) for key, t in shallow.state_dict().items())
+
+
+def test_partial_weights_load_what_fits_and_name_what_is_random(tmp_path, caplog):
+    shallow, deep = model_of("FCOS", AB, 1, num_convs=1), model_of("FCOS", AB, 2, num_convs=2)
+    load(deep, saved(shallow, tmp_path / "x.pt"), partial=True)
+    name = "heads.head.head.classification_head.conv.0.weight"
+    assert torch.equal(deep.state_dict()[name], shallow.state_dict()[name])
+    assert "partly loaded, 8 tensors at random" in caplog.text  # conv and norm, in both branches
+    assert "8 missing: heads.head.head.classification_head.conv.3.weight" in caplog.text
+
+
+def test_parts_that_the_model_does_not_have_are_told_and_dropped(tmp_path, caplog):
+    model, mask = model_of("FasterRCNN", AB, 1), model_of("MaskRCNN", AB, 2)
+    load(model, saved(mask, tmp_path / "mask.pt"))
+    assert torch.equal(model.state_dict()["neck.inner_blocks.0.0.bias"],
+                       mask.state_dict()["neck.inner_blocks.0.0.bias"])  # fmt: skip
+    assert "not in the model: heads.head.roi_heads.mask_head" in caplog.text
+    with pytest.raises(CheckpointError, match=r"12 missing: heads\.head\.roi_heads\.mask_head"):
+        load(mask, saved(model, tmp_path / "boxes.pt"))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "model_state_dict"])
+def test_wrapped_state_dicts_are_understood(prefix, key, tmp_path):
+    source, model = model_of("FCOS", AB, 1, num_convs=0), model_of("FCOS", AB, 2, num_convs=0)
+    state = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    torch.save({key: state, "epoch": 3} if key else state, tmp_path / "x.pt")
+    load(model, str(tmp_path / "x.pt"))
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)

@@ -1,0 +1,260 @@
+"""Weights of a whole model from a file: a visionkit checkpoint, or a state_dict of visionkit or
+torchvision.
+
+Rows of classes go by the names of the classes, whatever their order in the file. All other tensors
+go by name, and all of the model's must be in the file, in their shape.
+
+visionkit keeps torchvision's parameter names inside the backbone, the neck and the heads, so a
+name in a file of a torchvision detector or segmentation model differs from ours in its prefix
+alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.segmentation import FCN_ResNet50_Weights
+
+from visionkit.errors import CheckpointError, ConfigError, listed, plural, unknown
+from visionkit.models.model import VisionModel
+from visionkit.runs.checkpoint import COUNTER, MOST, compare, is_run, load_state_dict
+from visionkit.runs.foreign import content_kind
+from visionkit.types import Classes
+
+log = logging.getLogger("visionkit")
+
+# Names in older torchvision files, before each convolution got a module of its own; and the neck.
+LEGACY = (
+    (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
+    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
+    *((rf"^(roi_heads\.mask_head\.)mask_fcn{n}\.", rf"\g<1>{n - 1}.0.") for n in (1, 2, 3, 4)),
+    (r"^backbone\.fpn\.", "neck."),
+)
+REMEDY = (
+    "give weights of this architecture and variant (a classifier's as backbone.weights), or set "
+    "partial_weights: true to load the tensors that fit and start the others at random"
+)
+# The classes of torchvision's files, by their number of outputs
+TORCHVISION_CLASSES = {
+    len(names): ("background", *names[1:])
+    for names in (
+        FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"],
+        FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"],
+    )
+}
+
+
+@dataclass
+class Origin:
+    """Weights to start from, under the model's names, and what is known about them.
+
+    classes: by head the names of its classes in the file; a head whose names are not known lacks.
+    kind: what the file looks like.
+    """
+
+    path: str
+    state: dict[str, Tensor]
+    classes: dict[str, Sequence[str]]
+    kind: str
+
+
+def load_model_weights(
+    model: VisionModel,
+    path: str,
+    classes: Mapping[str, Classes],
+    *,
+    rename: Mapping[str, str] | None = None,
+    partial: bool = False,
+) -> None:
+    """Load a file into the whole model. Raise CheckpointError, with nothing loaded, if a tensor of
+    the model is not in it; with `partial`, such tensors stay as they are and are logged.
+
+    `rename` gives classes of the file the names that they have in the model.
+    """
+    state, content = load_state_dict(path)
+    kind = content_kind(content)
+    detector = any(name.startswith(("rpn.", "head.", "backbone.fpn.")) for name in state)
+    names: dict[str, Sequence[str]] = {}
+    if detector or {"backbone", "classifier"} <= {name.partition(".")[0] for name in state}:
+        head = _only_head(model, path)
+        if not detector:
+            state = {re.sub(r"^backbone\.", "backbone.body.", n): t for n, t in state.items()}
+        state = {_our_name(name, head): tensor for name, tensor in state.items()}
+        names = _torchvision_classes(model, head, state, classes[head].names)
+    origin = Origin(path, state, names, kind)
+    if is_run(content):
+        origin = checkpoint_origin(path, content)
+    fill(model, origin, classes, rename=rename, partial=partial)
+
+
+def checkpoint_origin(path: str, content: Mapping[str, Any]) -> Origin:
+    """The weights of a visionkit checkpoint, that `checkpoint.is_run` accepts."""
+    names = {head: lists["names"] for head, lists in content["classes"].items()}
+    kind = "a visionkit checkpoint of " + config_kind(content["config"])
+    return Origin(path, content["model"], names, kind)
+
+
+def config_kind(config: Mapping[str, Any]) -> str:
+    """`detection (FCOS) on Torchvision resnet18 and FPN`, from a config in the long form."""
+    parts = [config.get("backbone"), config.get("neck")]
+    found = [f"{part.get('type')} {part.get('name', '')}".strip() for part in parts if part]
+    heads = [f"{name} ({head.get('type')})" for name, head in config.get("heads", {}).items()]
+    return f"{' and '.join(heads)} on {' and '.join(found)}"
+
+
+def _only_head(model: VisionModel, path: str) -> str:
+    if len(model.heads) != 1:
+        raise CheckpointError(
+            f"{path}: weights of a torchvision model need a model with one head, got "
+            f"{len(model.heads)} heads: {', '.join(model.heads)}"
+        )
+    return next(iter(model.heads))
+
+
+def _our_name(name: str, head: str) -> str:
+    for pattern, replacement in LEGACY:
+        name = re.sub(pattern, replacement, name)
+    return name if name.startswith(("backbone.", "neck.")) else f"heads.{head}.{name}"
+
+
+def _torchvision_classes(
+    model: VisionModel, head: str, state: Mapping[str, Tensor], ours: Sequence[str]
+) -> dict[str, Sequence[str]]:
+    """The classes of a file that torchvision published, told by its number of outputs; none if no
+    class of the model is among them, as in a file for other classes."""
+    own = model.state_dict()
+    for layer, rows in model.head(head).class_layers.items():
+        key = f"heads.{head}.{layer}.bias"
+        if key in state and key in own:
+            names = TORCHVISION_CLASSES.get(len(state[key]) // rows, ())
+            background = len(own[key]) // rows - len(ours)  # 1 where it is not one of the classes
+            return {head: names[background:]} if {*names[1:]} & {*ours} else {}
+    return {}
+
+
+def fill(
+    model: VisionModel,
+    origin: Origin,
+    classes: Mapping[str, Classes],
+    *,
+    rename: Mapping[str, str] | None = None,
+    partial: bool = False,
+    may_be_new: Iterable[str] = (),
+) -> None:
+    """Load `origin` into the model; heads in `may_be_new` may lack in it. As
+    `load_model_weights`."""
+    _check_rename(rename or {}, origin, classes)
+    ours = model.state_dict()
+    state = dict(origin.state)
+    reports: list[tuple[str, Sequence[str], Sequence[str] | None, Sequence[str]]] = []
+    for name in model.heads:
+        names, layers = classes[name].names, model.head(name).class_layers
+        theirs = _renamed(name, origin.classes.get(name), rename or {})
+        if layers and any(tensor.startswith(f"heads.{name}.") for tensor in state):
+            kept = _fill_class_rows(state, ours, f"heads.{name}", layers, names, theirs)
+            reports.append((name, names, theirs, kept))
+        elif theirs is not None and theirs != [*names]:  # a custom head without `class_layers`
+            reports.append((name, names, None, names))
+    own_names = [name for name in ours if not name.endswith(COUNTER)]
+    optional = ("log_variances.", *(f"heads.{name}." for name in may_be_new))
+    fit = compare(ours, state, optional)
+    if not fit.fitting or not (fit.is_whole or partial):
+        text = f"{origin.path}: {len(fit.fitting)} of {len(own_names)} tensors fit the model"
+        looks = f"{text}: the file looks like {origin.kind}; this model is {model.kind}"
+        raise CheckpointError(looks, *fit.lines(), f"  {REMEDY}")
+    same = [name for name in ours if name in state and state[name].shape == ours[name].shape]
+    model.load_state_dict({name: state[name] for name in same}, strict=False)
+    log.info("%s: loaded %d of %d tensors", origin.path, len(fit.fitting), len(own_names))
+    if not fit.is_whole:
+        random = len(fit.missing) + len(fit.shapes)
+        log.warning("%s: partly loaded, %s at random", origin.path, plural(random, "tensor"))
+        for line in fit._replace(others=[]).lines(MOST):
+            log.warning("%s: %s", origin.path, line.strip())
+    if fit.others:
+        log.warning("%s: not in the model: %s", origin.path, listed(fit.others))
+    for report in reports:
+        _report_classes(origin.path, *report)
+
+
+def _check_rename(
+    rename: Mapping[str, str], origin: Origin, classes: Mapping[str, Classes]
+) -> None:
+    known = {name for names in origin.classes.values() for name in names}
+    wanted = {name for one in classes.values() for name in one.names}
+    for old, new in rename.items():
+        if old not in known:
+            what = f"rename: {old!r} is not a class in {origin.path}"
+            raise ConfigError(unknown(old, known, what))
+        if new not in wanted:
+            raise ConfigError(unknown(new, wanted, f"rename: {new!r} is not a class of this model"))
+
+
+def _renamed(head: str, names: Sequence[str] | None, rename: Mapping[str, str]) -> list[str] | None:
+    if names is None:
+        return None
+    found = [rename.get(name, name) for name in names]
+    for name in rename.values():
+        if found.count(name) > 1:
+            raise ConfigError(f"rename: gives two classes of heads.{head} the name {name!r}")
+    return found
+
+
+def _fill_class_rows(
+    state: dict[str, Tensor],
+    ours: Mapping[str, Tensor],
+    head: str,
+    layers: Mapping[str, int],
+    names: Sequence[str],
+    theirs: Sequence[str] | None,
+) -> list[str]:
+    """Replace the tensors of the class layers in `state` by those of the model with the rows of the
+    classes that both have; returns the names of these. Where the names are not known, equally many
+    rows keep their place."""
+    kept = [name for name in names if theirs is None or name in theirs]
+    for key in [f"{head}.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]:
+        if key not in state or key not in ours or state[key].shape[1:] != ours[key].shape[1:]:
+            continue  # it does not fit, which is an error
+        old, new = state[key], ours[key].clone()
+        if theirs is None and len(old) == len(new):
+            continue
+        rows = layers[key.removeprefix(f"{head}.").rpartition(".")[0]]
+        front = len(new) - rows * len(names)  # rows of the background
+        new[:front] = old[:front]
+        if theirs is None:
+            kept = []
+        else:
+            first = len(old) - rows * len(theirs)
+            for name in kept:
+                to, at = front + rows * names.index(name), first + rows * theirs.index(name)
+                new[to : to + rows] = old[at : at + rows]
+        state[key] = new
+    return kept
+
+
+def _report_classes(
+    path: str, head: str, names: Sequence[str], theirs: Sequence[str] | None, kept: Sequence[str]
+) -> None:
+    new = [name for name in names if name not in kept]
+    dropped = [name for name in theirs or () if name not in kept]
+    parts = [
+        f"{plural(len(found), 'class', 'classes')} {what} ({listed(found)})"
+        for what, found in (("kept", kept), ("new", new), ("dropped", dropped))
+        if found
+    ]
+    text = f"{path}: heads.{head}: {', '.join(parts)}"
+    if names and not kept:
+        log.warning(
+            "%s: nothing of the classes is kept, and their rows start at random; if a class has "
+            "another name in the file, give rename: {old: new}",
+            text,
+        )
+    elif theirs is None:
+        log.warning("%s by position, since it is not known which rows are of which class", text)
+    else:
+        log.info("%s", text)
