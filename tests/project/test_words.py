@@ -53,6 +53,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("visionkit/config", r'"on_broken_picture"|"check_pictures"|"labelled"'): "old keys",
     ("visionkit/config", r'mobilenet pictures regnet|"Pictures": "Images"'): "old types",
     ("visionkit/models", r"trunk_output"): "torchvision's module",
+    ("visionkit/runs", r"trunk_output"): "torchvision's module",
 }
 
 PLACES = {

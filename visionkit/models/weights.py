@@ -36,7 +36,7 @@ LEGACY = (
     *((rf"^(roi_heads\.mask_head\.)mask_fcn{n}\.", rf"\g<1>{n - 1}.0.") for n in (1, 2, 3, 4)),
     (r"^backbone\.fpn\.", "neck."),
 )
-REMEDY = (
+HINT = (
     "give weights of this architecture and variant (a classifier's as backbone.weights), or set "
     "partial_weights: true to load the tensors that fit and start the others at random"
 )
@@ -126,7 +126,7 @@ def _our_name(name: str, head: str) -> str:
 def _torchvision_classes(
     model: VisionModel, head: str, state: Mapping[str, Tensor], ours: Sequence[str]
 ) -> dict[str, Sequence[str]]:
-    """The classes of a file that torchvision published, told by its number of outputs; none if no
+    """The classes of a file that torchvision published, found by its number of outputs; none if no
     class of the model is among them, as in a file for other classes."""
     own = model.state_dict()
     for layer, rows in model.head(head).class_layers.items():
@@ -167,7 +167,7 @@ def fill(
     if not fit.fitting or not (fit.is_whole or partial):
         text = f"{origin.path}: {len(fit.fitting)} of {len(own_names)} tensors fit the model"
         looks = f"{text}: the file looks like {origin.kind}; this model is {model.kind}"
-        raise CheckpointError(looks, *fit.lines(), f"  {REMEDY}")
+        raise CheckpointError(looks, *fit.lines(), f"  {HINT}")
     same = [name for name in ours if name in state and state[name].shape == ours[name].shape]
     model.load_state_dict({name: state[name] for name in same}, strict=False)
     log.info("%s: loaded %d of %d tensors", origin.path, len(fit.fitting), len(own_names))

@@ -1,6 +1,6 @@
 """What a file is that is not a visionkit checkpoint: the kind of its content, and of its weights.
 
-Nothing here runs code of the file: bytes, names and shapes tell enough for a message.
+Nothing here runs code of the file: bytes, names and shapes are enough for a message.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile
 
 
 def file_kind(path: Path) -> str:
-    """What the content of a file looks like, with the remedy; empty for unknown content."""
+    """What the content of a file looks like, with what to do; empty for unknown content."""
     with open(path, "rb") as file:
         start = file.read(START)
     if not start:
@@ -133,8 +133,8 @@ def _zip_kind(path: Path) -> str:
 
 def _program(classes: str) -> str:
     named = [kind for package, kind in PROGRAMS if re.search(rf"\b{package}", classes)]
-    remedy = ", with objects of its program; load it there and save model.state_dict() alone"
-    return named[0] + remedy if named else ""
+    hint = ", with objects of its program; load it there and save model.state_dict() alone"
+    return named[0] + hint if named else ""
 
 
 def _is_text(start: bytes) -> bool:

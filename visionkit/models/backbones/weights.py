@@ -19,7 +19,7 @@ from visionkit.runs.foreign import content_kind
 
 log = logging.getLogger("visionkit")
 
-REMEDY = (
+HINT = (
     "give the file of the same architecture and variant, or set backbone.partial_weights: true to "
     "load the tensors that fit and start the others at random"
 )
@@ -87,7 +87,7 @@ def fit(
     text = f"weights {origin!r}: {len(fit.fitting)} of {total} tensors fit this backbone"
     if not fit.fitting or not (fit.is_whole or partial):
         looks = f"{text}: the file looks like {content_kind(tensors)}"
-        raise CheckpointError(looks, *fit.lines(), f"  {REMEDY}")
+        raise CheckpointError(looks, *fit.lines(), f"  {HINT}")
     if fit.lines():
         log.warning("%s", "; ".join([text, *map(str.strip, fit.lines(MOST))]))
     body.load_state_dict({own[key][0]: tensors[key] for key in fit.fitting}, strict=False)
