@@ -189,6 +189,7 @@ class Head(nn.Module):
     class_layers: ClassVar[Mapping[str, int]] = {}
     boxes_from: str | None = None  # head whose boxes it describes
     single_object: ClassVar[bool] = False  # it wants images with a single object
+    cell: int | None = None  # input pixels of the side of its smallest cell, if cells find objects
     draw_threshold: ClassVar[float] = 0.5  # score from which its objects are drawn by default
     main_metric: ClassVar[str]  # the metric that selects the best checkpoint by default
     default_transforms: ClassVar[tuple[str, ...]] = ()  # types: the augmentation that suits it

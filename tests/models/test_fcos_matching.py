@@ -25,14 +25,14 @@ def target(boxes):
     return {"boxes": boxes, "labels": labels, "iscrowd": torch.zeros(len(boxes)).bool()}
 
 
-def random_target(count, generator):
+def random_target(count, generator, smallest=8):
     corner = torch.rand(count, 2, generator=generator) * 45
-    extent = 8 + torch.rand(count, 2, generator=generator) * 26
+    extent = smallest + torch.rand(count, 2, generator=generator) * 26
     return target(torch.cat([corner, corner + extent], 1).tolist())
 
 
 def naive_match(locations, ranges, boxes, iscrowd, radius):
-    matched, ignored = [], []
+    matched, ignored, seen = [], [], [0] * len(boxes)
     columns = (locations.centers, locations.strides, ranges)
     for (x, y), size, (low, high) in zip(*(c.tolist() for c in columns), strict=True):
         best, best_area, in_crowd = -1, math.inf, False
@@ -45,17 +45,38 @@ def naive_match(locations, ranges, boxes, iscrowd, radius):
                 continue
             near = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) < radius * size
             box_area = (x2 - x1) * (y2 - y1)
-            if near and low < max(sides) < high and box_area < best_area:
+            takes = near and low < max(sides) < high
+            seen[i] += takes
+            if takes and box_area < best_area:
                 best, best_area = i, box_area
         matched.append(best)
         ignored.append(in_crowd)
-    return matched, ignored
+    unseen = [i for i in range(len(boxes)) if not seen[i] and not iscrowd[i]]
+    return naive_nearest(matched, seen, unseen, locations, ranges, boxes), ignored
 
 
+def naive_nearest(matched, seen, unseen, locations, ranges, boxes):
+    """With the objects that no location takes: each goes to the nearest one of its level."""
+    wanted = {}
+    for i in unseen:
+        x1, y1, x2, y2 = boxes[i].tolist()
+        half = max(x2 - x1, y2 - y1) / 2
+        distances = {
+            p: (x - (x1 + x2) / 2) ** 2 + (y - (y1 + y2) / 2) ** 2
+            for p, (x, y) in enumerate(locations.centers.tolist())
+            if ranges[p, 0] <= half < ranges[p, 1] and (matched[p] < 0 or seen[matched[p]] > 1)
+        }
+        if distances:
+            nearest = min(distances, key=distances.get)
+            wanted.setdefault(nearest, []).append((distances[nearest], i))
+    return [min(wanted[p])[1] if p in wanted else m for p, m in enumerate(matched)]
+
+
+@pytest.mark.parametrize("smallest", [1, 8])
 @pytest.mark.parametrize("radius", [0.7, 1.5, 3.0])
-def test_matching_equals_a_naive_loop(radius):
+def test_matching_equals_a_naive_loop(radius, smallest):
     generator = torch.Generator().manual_seed(7)
-    targets = [random_target(n, generator) for n in (9, 0, 4)]
+    targets = [random_target(n, generator, smallest) for n in (9, 0, 4)]
     targets[0]["iscrowd"][:3] = True
     locations, ranges = locations_over((64, 64))
     matched, ignored = match(locations, ranges, Truth.of(targets, "cpu"), radius)
@@ -67,7 +88,7 @@ def test_matching_equals_a_naive_loop(radius):
 
 def test_matching_in_chunks_is_the_same():
     generator = torch.Generator().manual_seed(7)
-    some = random_target(40, generator)
+    some = random_target(40, generator, smallest=17)  # each holds a location
     some_locations, some_ranges = locations_over((64, 64))
     centers, strides = some_locations.centers, some_locations.strides
     # More pairs than one chunk.
@@ -87,6 +108,24 @@ def test_objects_go_to_the_level_of_their_size():
     sizes = [set(locations.strides[matched[0] == i].tolist()) for i in range(3)]
     # The farthest side is up to 64 pixels off on the first level, to 128 on the second.
     assert sizes == [{8.0}, {8.0, 16.0}, {32.0}]
+
+
+def test_an_object_smaller_than_a_cell_gets_the_nearest_location():
+    """By hand: 3 x 3 pixels around (11, 9), 3 off the cell at (8, 8) and 5 off (16, 8); and around
+    (11, 10), whose nearest cell is the same, and is farther."""
+    locations, ranges = locations_over((64, 64))
+    boxes = [[9.5, 7.5, 12.5, 10.5], [9.5, 8.5, 12.5, 11.5], [24, 24, 56, 56]]
+    matched, _ = match(locations, ranges, Truth.of([target(boxes)], "cpu"), 1.5)
+    found = (matched[0] == 0).nonzero()[:, 0]
+    assert locations.centers[found].tolist() == [[8, 8]] and locations.strides[found] == 8
+    assert not (matched[0] == 1).any()
+    assert (matched[0] == 2).sum() > 1  # as without the small ones
+
+
+def test_a_cell_outside_of_its_object_is_trained_to_be_its_center():
+    box = torch.tensor([[9.0, 9.0, 12.0, 12.0]])
+    assert true_centerness(torch.tensor([[8.0, 8.0]]), box).tolist() == [1]
+    assert true_centerness(torch.tensor([[8.0, 16.0]]), box).tolist() == [1]
 
 
 def test_centerness_is_one_in_the_middle_and_falls_to_the_sides():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from support.losses import losses_of
+from visionkit.models import heads
 from visionkit.models.heads.dense import Locations, locations_of
 from visionkit.models.heads.task_aligned import TaskAligned
 from visionkit.ops.boxes import box_iou
@@ -107,7 +108,7 @@ def test_no_objects():
 def naive(scores, boxes, points, objects, labels, *, radius, top_k, alpha, beta):
     """The definition, cell by cell."""
     overlaps = box_iou(objects, boxes)
-    wanted = []
+    wanted, candidates = [], []
     for n, (x1, y1, x2, y2) in enumerate(objects.tolist()):
         alignment = {}
         for p, ((x, y), size) in enumerate(
@@ -116,6 +117,10 @@ def naive(scores, boxes, points, objects, labels, *, radius, top_k, alpha, beta)
             near = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2)) < radius * size
             if x1 < x < x2 and y1 < y < y2 and near:
                 alignment[p] = float(scores[p, labels[n]] ** alpha * overlaps[n, p] ** beta)
+        candidates.append(alignment)
+    nearest = naive_nearest(candidates, points, objects)
+    for alignment in candidates:
+        alignment = {p: value for p, value in alignment.items() if p not in nearest}
         best = sorted(alignment, key=alignment.get, reverse=True)[:top_k]
         wanted.append({p: alignment[p] for p in best if alignment[p] > 0})
     matched, quality = [-1] * len(boxes), [0.0] * len(boxes)
@@ -128,7 +133,49 @@ def naive(scores, boxes, points, objects, labels, *, radius, top_k, alpha, beta)
         for p in own:
             scale = max(float(overlaps[n, q]) for q in own) / max(wanted[n][q] for q in own)
             quality[p] = wanted[n][p] * scale
+    for p, n in nearest.items():
+        matched[p], quality[p] = n, max(0.1, float(overlaps[n, p]))
     return matched, quality
+
+
+def naive_nearest(candidates, points, objects):
+    """For the cells nearest to objects without candidates, which object they take."""
+    only = {p for own in candidates if len(own) == 1 for p in own}
+    wanted = {}
+    for n, own in enumerate(candidates):
+        if not own:
+            x, y = ((objects[n, :2] + objects[n, 2:]) / 2).tolist()
+            distances = {
+                p: (x - u) ** 2 + (y - v) ** 2
+                for p, (u, v) in enumerate(points.centers.tolist())
+                if p not in only
+            }
+            p = min(distances, key=distances.get)
+            wanted.setdefault(p, []).append((distances[p], n))
+    return {p: min(by)[1] for p, by in wanted.items()}
+
+
+def test_an_object_smaller_than_a_cell_gets_the_nearest_cell():
+    """By hand: 3 x 3 pixels around (19, 8); the cells are 8 pixels apart. Its target is the IoU,
+    at least 0.1: a box elsewhere has none."""
+    objects = torch.tensor([[17.5, 6.5, 20.5, 9.5]])
+    for box, wanted in (([17.5, 6.5, 20.5, 12.5], 0.5), ([100.0, 0, 110, 9], 0.1)):
+        boxes = torch.tensor([box]).expand(5, 4)
+        arguments = (torch.full((5, 1), 0.5), boxes, row_of_cells(5), objects, torch.tensor([0]))
+        matched, quality = align(*arguments, **ARGUMENTS)
+        assert matched.tolist() == [-1, 0, -1, -1, -1]
+        assert quality.tolist() == pytest.approx([0, wanted, 0, 0, 0])
+
+
+@pytest.mark.parametrize("name", ["TaskAligned", "FCOS"])
+def test_objects_smaller_than_a_cell_are_in_the_loss(name):
+    """Of the head with one image with three objects of 3 pixels that hold no cell."""
+    head = getattr(heads, name)(LEVELS, CLASSES, num_convs=1)
+    assert head.cell == 8
+    boxes = [[9.5, 9.5, 12.5, 12.5], [33.5, 9.5, 36.5, 12.5], [49.5, 49.5, 52.5, 52.5]]
+    losses = head.loss(features(1), batch_of(target(boxes, [0, 1, 2])))
+    assert losses["box_reg"].sum > 0
+    assert losses["box_reg"].count >= (3 if name == "FCOS" else 0.3 - 1e-6)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -37,6 +37,7 @@ from visionkit.engine.setup import (
     check_training,
     load_init_from,
     reused_classes,
+    small_object_findings,
     splits_read,
 )
 from visionkit.engine.train import train_step
@@ -122,6 +123,8 @@ def check(
         return report
     with report.catching(), reproducible(loaded.train.deterministic):
         model, _ = build_initial_model(loaded, sources, reused, origin, device=device)
+        if not missing and not errors:
+            report.findings += small_object_findings(model, sources)
         _check_first_batches(loaded, model, sources, report)
     return report
 

@@ -21,6 +21,7 @@ from visionkit.data.checks.findings import Finding
 from visionkit.data.checks.images import check_images
 from visionkit.data.checks.summary import (
     all_class_findings,
+    below_cell,
     class_lines,
     cross_split_findings,
     cross_split_lines,
@@ -29,7 +30,7 @@ from visionkit.data.checks.summary import (
     fingerprint,
     summary_lines,
 )
-from visionkit.data.loading.source import Source, iter_splits
+from visionkit.data.loading.source import Source, iter_splits, split_key
 from visionkit.distributed import collectives
 from visionkit.engine.evaluate import metric_names
 from visionkit.engine.failures import explain_errors
@@ -106,6 +107,7 @@ def setup(
 
     with progress.errors.tolerated(run / "data.json"):
         collectives.on_main_rank(lambda: log_data_summary(config, run, sources, images))
+        collectives.on_main_rank(lambda: log_small_objects(model, sources))
     return TrainingSetup(state, sources)
 
 
@@ -280,6 +282,23 @@ def _datasets(sources: list[Source]) -> Iterator[tuple[str, Dataset]]:
     for source in sources:
         for split, dataset in iter_splits(source):
             yield f"data.{source.name}.{split}", dataset
+
+
+def small_object_findings(model: VisionModel, sources: list[Source]) -> list[Finding]:
+    """For each head that finds objects by cells, how many of its training data are below one."""
+    found = [
+        (source, below_cell(source.train, source.image_size, head, cell))
+        for source in sources
+        for head in source.feeds
+        if source.train is not None and (cell := model.head(head).cell)
+    ]
+    return [one._replace(file=split_key(source.name, "train")) for source, one in found if one]
+
+
+def log_small_objects(model: VisionModel, sources: list[Source]) -> None:
+    for found in small_object_findings(model, sources):
+        level = logging.INFO if found.severity == "note" else logging.WARNING
+        log.log(level, "%s: %s; %s", found.file, found.message, found.hint)
 
 
 def log_data_summary(

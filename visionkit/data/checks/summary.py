@@ -25,6 +25,7 @@ from visionkit.data.checks.images import duplicate_files, inspect_images, map_va
 from visionkit.data.checks.kinds import FINDING_KINDS, title
 from visionkit.data.contracts import original
 from visionkit.data.loading.source import Source, iter_splits, split_key
+from visionkit.data.transforms import ImageSize, fit
 from visionkit.errors import listed, plural
 from visionkit.types import IGNORE, Dataset
 
@@ -237,6 +238,37 @@ def all_class_findings(config: Config, sources: Iterable[Source]) -> dict[str, l
             where = split_key(source.name, split)
             found[where] = dataset_class_findings(dataset, where, keys, maps=maps)
     return found
+
+
+def below_cell(dataset: Any, image_size: ImageSize, head: str, cell: int) -> Finding | None:
+    """How many objects are smaller than a cell of `cell` input pixels at that size, and the size at
+    which 95 % are not, or all if these are fewer than 5 % already; None if no object is smaller."""
+    inner = original(dataset)
+    if not hasattr(inner, "objects") or not hasattr(inner, "sizes"):
+        return None
+    image, boxes, *_ = inner.objects()
+    sizes, of_image = np.unique(np.asarray(inner.sizes), axis=0, return_inverse=True)
+    scales = np.array([fit(size, image_size) for size in map(tuple, sizes.tolist())]) / sizes
+    extents = (boxes[:, 2:] - boxes[:, :2]) * scales[of_image.ravel()[image]][:, ::-1]
+    sides = extents.min(1)  # the shorter one of each object
+    small = int((sides < cell).sum())
+    if not small:
+        return None
+    many = small >= 0.05 * len(sides)
+    factor = cell / max(float(np.quantile(sides, 0.05 if many else 0)), 0.1)
+    numbers = [image_size] if isinstance(image_size, int) else image_size
+    larger = [-(-round(number * factor) // 32) * 32 for number in numbers]
+    shown = larger[0] if isinstance(image_size, int) else larger
+    text = (
+        f"{small} of {plural(len(sides), 'object')} smaller than a cell of head {head!r}, {cell} "
+        f"pixels, at image_size={image_size}"
+    )
+    hint = (
+        "such an object is learned from its nearest cell alone; "
+        f"image_size={shown} would do for {'95 %' if many else 'all'} of the objects"
+    )
+    found = finding("below-cell", text, hint=hint)
+    return found._replace(severity="warning" if many else "note")
 
 
 def dataset_class_findings(

@@ -113,6 +113,20 @@ class Locations(NamedTuple):
         x1, y1, x2, y2 = boxes[..., None].unbind(-2)
         return torch.minimum(torch.minimum(x - x1, x2 - x), torch.minimum(y - y1, y2 - y)) > 0
 
+    def nearest_of(self, boxes: Tensor, allowed: Tensor) -> Tensor:
+        """For each location the object among the boxes (N, 4), N > 0, that has it as the nearest to
+        its center of those `allowed` (N, P), or -1: (P,). Of several objects with one nearest
+        location, the nearest has it. Of locations of several levels at one point, the finest is."""
+        offsets = self.centers - ((boxes[:, :2] + boxes[:, 2:]) / 2)[:, None]  # (N, P, 2)
+        distances = offsets.square().sum(2).masked_fill(~allowed, math.inf)
+        least, location = distances.min(1)
+        order = least.argsort(stable=True)
+        ranks = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)).to(order))
+        ranks = ranks.masked_fill(least.isinf(), len(order))
+        best = location.new_full((len(self.centers),), len(order))
+        best = best.scatter_reduce(0, location, ranks, "amin")
+        return order[best.clamp(max=len(order) - 1)].masked_fill(best == len(order), -1)
+
 
 def locations_of(levels: dict[str, Level], features: Features) -> Locations:
     """The locations at which heads without anchors detect in `features` of these levels."""
@@ -182,6 +196,7 @@ class DenseHead(Head):
                 "add `neck: {type: FPN}`"
             )
         self.levels, self.channels = levels, next(iter(channels.values()))
+        self.cell = min(level.stride for level in levels.values())
         self.score_threshold, self.pre_nms_top_n = score_threshold, pre_nms_top_n
         self.nms_iou, self.nms, self.max_detections = nms_iou, nms, max_detections
 

@@ -180,12 +180,13 @@ def match(
 
     Both (B, P). A location takes an object if it is inside the box, within `radius` cells of the
     box's center, and its farthest side is in `ranges` (P, 2); of several such objects the one
-    with the smallest box.
+    with the smallest box. An object that no location takes gets the nearest one.
     """
     x1, y1, x2, y2 = truth.boxes[:, None].unbind(-1)  # (B, 1, N) each
     center_x, center_y = (x1 + x2) / 2, (y1 + y2) / 2
     areas, iscrowd = area(truth.boxes)[:, None], truth.iscrowd[:, None]
     matched, ignored = [], []
+    counts = torch.zeros_like(truth.labels)  # of the locations that take an object
     # About four million pairs of location and object at a time bound the memory.
     chunk = max(1, 2**22 // max(1, truth.labels.numel()))
     columns = locations.centers, locations.strides, ranges
@@ -198,17 +199,40 @@ def match(
         inside = nearest > 0
         takes = inside & ~iscrowd & (off_center < radius * strides[:, None])
         takes &= (farthest > limits[:, :1]) & (farthest < limits[:, 1:])
+        counts += takes.sum(1)
         least, index = areas.where(takes, math.inf).min(2)
         matched.append(index.masked_fill(least.isinf(), -1))
         ignored.append((inside & iscrowd).any(2))
-    return torch.cat(matched, 1), torch.cat(ignored, 1)
+    all_matched = _with_unseen(torch.cat(matched, 1), counts, locations, ranges, truth)
+    return all_matched, torch.cat(ignored, 1)
+
+
+def _with_unseen(
+    matched: Tensor, counts: Tensor, locations: Locations, ranges: Tensor, truth: Truth
+) -> Tensor:
+    """The matches (B, P) with objects that no location takes, such as those smaller than a cell: of
+    the level whose range has half their longest side, the nearest location takes them, unless it is
+    the only one of another object."""
+    unseen = (counts == 0) & ~truth.iscrowd & (area(truth.boxes) > 0)
+    for image in unseen.any(1).nonzero()[:, 0].tolist():
+        objects = unseen[image].nonzero()[:, 0]
+        boxes = truth.boxes[image, objects]
+        half = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True) / 2
+        allowed = (half >= ranges[:, 0]) & (half < ranges[:, 1])
+        only = (matched[image] >= 0) & (counts[image, matched[image].clamp(min=0)] == 1)
+        nearest = locations.nearest_of(boxes, allowed & ~only)
+        taken = objects[nearest.clamp(min=0)]
+        matched[image] = torch.where(nearest >= 0, taken, matched[image])
+    return matched
 
 
 def true_centerness(centers: Tensor, boxes: Tensor) -> Tensor:
-    """1 in the middle of a box, 0 at its sides, for points (N, 2) within boxes (N, 4): (N,)."""
+    """1 in the middle of a box, 0 at its sides, for points (N, 2) and boxes (N, 4): (N,). 1 for a
+    point outside of its box: it is the only one that detects the object."""
     before, after = centers - boxes[:, :2], boxes[:, 2:] - centers
     ratios = torch.minimum(before, after) / torch.maximum(before, after)  # (N, 2)
-    return ratios.prod(1).sqrt()
+    inside = (ratios > 0).all(1)
+    return ratios.prod(1).where(inside, 1.0).sqrt()
 
 
 class Branches(nn.Module):

@@ -32,6 +32,9 @@ from visionkit.ops.losses import giou_loss, quality_focal_loss
 from visionkit.types import Batch, Features, Level, Loss, Target
 
 TINY = torch.finfo(torch.float32).tiny
+# Target score of a location that is the only one of its object: with the IoU alone, which may be 0,
+# an object smaller than a cell would never be learned.
+LEAST_QUALITY = 0.1
 MAX_LOG_DISTANCE = 6.0  # 400 cells: keeps exp() finite
 
 
@@ -162,7 +165,8 @@ class TaskAligned(DenseHead):
         score^alpha x IoU^beta take the object; a location that several objects want takes the one
         that its box overlaps most. The target score, 0..1, is the alignment, scaled so that the
         best location of an object gets the highest IoU among its locations (Feng et al. 2021,
-        equations 1 to 3).
+        equations 1 to 3). An object without a candidate, such as one smaller than a cell, takes the
+        location nearest to it; the target score is the IoU, at least LEAST_QUALITY.
 
         Both (P,).
         """
@@ -170,6 +174,8 @@ class TaskAligned(DenseHead):
         if not len(objects):
             return labels.new_full((num_locations,), -1), boxes.new_zeros(num_locations)
         candidates = _candidates(locations, objects, self.center_radius)  # (N, P)
+        nearest = _nearest_to_unseen(locations, objects, candidates)  # (P,)
+        candidates = candidates & (nearest < 0)
         overlaps = box_iou(objects, boxes)
         alignment = scores.T[labels] ** self.alpha * overlaps**self.beta
         alignment = alignment.where(candidates, 0.0)
@@ -181,7 +187,11 @@ class TaskAligned(DenseHead):
         taken = torch.zeros_like(taken).scatter_(0, matched[None], found[None])
         alignment = alignment.where(taken, 0.0)
         highest = overlaps.where(taken, 0.0).amax(1) / alignment.amax(1).clamp(min=TINY)
-        return matched.where(found, -1), (alignment * highest[:, None]).amax(0)
+        matched, quality = matched.where(found, -1), (alignment * highest[:, None]).amax(0)
+        at = (nearest >= 0).nonzero()[:, 0]
+        matched[at] = nearest[at]
+        quality[at] = overlaps[nearest[at], at].clamp(min=LEAST_QUALITY)
+        return matched, quality
 
 
 def _candidates(locations: Locations, objects: Tensor, radius: float) -> Tensor:
@@ -190,6 +200,18 @@ def _candidates(locations: Locations, objects: Tensor, radius: float) -> Tensor:
     x1, y1, x2, y2 = objects[:, :, None].unbind(1)
     off_center = torch.maximum((x - (x1 + x2) / 2).abs(), (y - (y1 + y2) / 2).abs())
     return locations.contained(objects) & (off_center < radius * locations.strides)
+
+
+def _nearest_to_unseen(locations: Locations, objects: Tensor, candidates: Tensor) -> Tensor:
+    """For each location the object (P,) without candidates that it is nearest to, or -1. The only
+    candidate of another object stays that."""
+    counts = candidates.sum(1)
+    unseen = (counts == 0).nonzero()[:, 0]
+    if not len(unseen):
+        return counts.new_full((len(locations.centers),), -1)
+    free = ~candidates[counts == 1].any(0)
+    nearest = locations.nearest_of(objects[unseen], free.expand(len(unseen), -1))
+    return unseen[nearest.clamp(min=0)].masked_fill(nearest < 0, -1)
 
 
 class Branch(nn.Module):
