@@ -198,13 +198,13 @@ def test_a_class_that_is_not_labeled_here_is_not_missed(tmp_path):
     assert found == {"data.train": []}
 
 
-def test_attributes_that_no_object_has(tmp_path):
-    data = coco(tmp_path, [1, 1, 1])
+def attribute_findings(tmp_path, *attributes):
+    """What is found about the attributes of objects."""
+    data = coco(tmp_path, [1] * len(attributes))
     file = json.loads((tmp_path / "file.json").read_text())
-    for record, color in zip(file["annotations"], ("red", "red", "blue"), strict=True):
-        record["attributes"] = {"color": color, "open": False}
+    for record, given in zip(file["annotations"], attributes, strict=True):
+        record["attributes"] = given
     (tmp_path / "file.json").write_text(json.dumps(file))
-    data["attributes"] = None
     config = load_config(
         {
             "backbone": TINY,
@@ -217,10 +217,26 @@ def test_attributes_that_no_object_has(tmp_path):
         }
     )
     found = all_class_findings(config, build_sources(config, ("train",)))["data.x.train"]
-    unused = [one.message for one in found if one.kind == "unused-class"]
-    assert (
-        "class 'open' has no object; objects by class: 'color=red' (2), 'color=blue' (1)" in unused
+    return [one.message for one in found if one.severity == "warning"]
+
+
+def test_attributes_that_no_object_has(tmp_path):
+    shut = {"open": False}
+    found = attribute_findings(
+        tmp_path, {"color": "red"} | shut, {"color": "red"} | shut, {"color": "blue"} | shut
     )
+    there = "objects by class: 'color=red' (2), 'color=blue' (1)"
+    assert f"class 'open' has no object; {there}" in found
+    found = attribute_findings(tmp_path, shut, shut)
+    assert "class 'open' has no object; objects by class: none" in found
+
+
+def test_attributes_that_all_objects_have(tmp_path):
+    found = attribute_findings(tmp_path, {"open": True, "color": "red"}, {"color": "red"}, {})
+    assert [text for text in found if text.startswith("attribute")] == [
+        "attribute 'color' is the same for all objects, 'red'",
+        "attribute 'open' is the same for all objects, 'yes'",
+    ]
 
 
 # --- other datasets, and the two commands ---

@@ -23,6 +23,9 @@ from visionkit.data.checks.findings import (
 )
 from visionkit.data.checks.images import duplicate_files, inspect_images, map_values
 from visionkit.data.checks.kinds import FINDING_KINDS, title
+from visionkit.data.classes import groups
+from visionkit.data.coco.annotations import Annotations
+from visionkit.data.coco.attributes import AttributeTable
 from visionkit.data.contracts import original
 from visionkit.data.loading.source import Source, iter_splits, split_key
 from visionkit.data.transforms import ImageSize, fit
@@ -277,14 +280,27 @@ def dataset_class_findings(
     """The findings about the class lists of these target keys; those of semantic maps with `maps`,
     which inspects them."""
     found: list[Finding] = []
-    for key, counts in _class_counts(dataset).items():
-        if key in keys and any(counts.values()):
+    counts_of, inner = _class_counts(dataset), original(dataset)
+    for key in [key for key in counts_of if key in keys]:
+        if any(counts_of["labels" if key == "attributes" else key].values()):
             noun = "image" if key == "class_id" else "object"
-            found += class_findings(counts, noun, where)
-    inner = original(dataset)
+            found += class_findings(counts_of[key], noun, where)
+    if "attributes" in keys and isinstance(inner, Annotations) and inner.attributes is not None:
+        found += _attribute_findings(inner.attributes, inner.selected.rows, where)
     if "semantic" in keys and maps and (values := map_values(inner)):
         found += _map_class_findings(inner, where, values)
     return found
+
+
+def _attribute_findings(table: AttributeTable, rows: np.ndarray, where: str) -> Iterator[Finding]:
+    """Attributes with the same answer for all objects, of which some answer is known."""
+    answers = table.values[rows]
+    for name, group in groups(table.classes.names).items():
+        yes = answers[:, group.columns]
+        known = yes[~np.isnan(yes).all(1)]
+        if len(known) and len(group.columns) == 1 and (known == 1).all():
+            text = f"attribute {name!r} is the same for all objects, {group.values[0] or 'yes'!r}"
+            yield finding("single-class", text, file=where, value=name)
 
 
 def _map_class_findings(dataset: Any, where: str, values: Counter[int]) -> list[Finding]:
