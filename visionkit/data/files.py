@@ -123,7 +123,7 @@ def resolve(root: Path, names: Sequence[str]) -> Iterator[tuple[int, str]]:
         if "\\" not in name and name[1:2] != ":" and not name.startswith(prefixes):
             continue
         is_there = os.path.exists(os.path.join(root, name)) and not os.path.isabs(name)
-        found = name if is_there else re.sub(r"[\\/]+", "/", name)  # // would begin a path anew
+        found = name if is_there else re.sub(r"[\\/]+", "/", name)  # a leading // is another root
         found = found.removeprefix("./")
         if found.startswith("/") or re.match("[A-Za-z]:", found):
             inside = [found.removeprefix(home) for home in homes if found.startswith(home)]
