@@ -1,5 +1,6 @@
 """Generated shapes: a real COCO dataset, the same for the same seed, consistent in all labels."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -7,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from visionkit.cli.main import main
+from visionkit.config import load_config
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.shapes import COLORS, SHAPES, Shapes, color_name, generate_shapes
 from visionkit.data.masks import Polygons
-from visionkit.errors import DataError
+from visionkit.errors import ConfigError, DataError
 
 NUM_IMAGES = 96
 
@@ -111,18 +114,36 @@ def test_only_generated_datasets_are_replaced(tmp_path):
     assert len(list((out / "images").iterdir())) == 3
     assert list(tmp_path.iterdir()) == [out]
     (out / "mine.txt").write_text("keep")
-    with pytest.raises(DataError, match="choose another folder"):
+    with pytest.raises(ConfigError, match="choose another folder"):
         generate_shapes(out, images=2, size=48)
     assert (out / "mine.txt").read_text() == "keep"
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(DataError):
+    with pytest.raises(ConfigError):
         generate_shapes(file, images=2, size=48)
-    with pytest.raises(DataError, match="images=0"):
+    with pytest.raises(ConfigError, match="images=0"):
         generate_shapes(tmp_path / "none", images=0, size=48)
     assert not (tmp_path / "none").exists()
     (tmp_path / "empty").mkdir()
     generate_shapes(tmp_path / "empty", images=1, size=48)
+
+
+def test_what_is_asked_for_wrongly_is_a_usage_error(tmp_path, monkeypatch, capsys):
+    """Not one of the data. A dataset that is, or holds, the current folder is not replaced."""
+    out = tmp_path / "out"
+    for words in (["--size", "8"], ["--size", "9000"], ["--seed", "-1"], ["--images", "0"]):
+        with contextlib.suppress(SystemExit):
+            assert main(["data", "shapes", str(out), *words]) == 2
+        assert not out.exists()
+    generate_shapes(out, images=1, size=48)
+    for folder, name in ((out, "."), (out, str(out)), (out / "images", "..")):
+        monkeypatch.chdir(folder)
+        assert main(["data", "shapes", name, "--images", "1"]) == 2
+        assert "choose another folder" in capsys.readouterr().err
+    assert main(["data", "shapes", str(out / "images"), "--images", "1"]) == 2
+    assert len(list((out / "images").iterdir())) == 1
+    with pytest.raises(ConfigError, match=r"data\.train\.size: got 9000; expected .* <= 8192"):
+        load_config({"task": "detection", "data": {"train": {"type": "Shapes", "size": 9000}}})
 
 
 def test_nothing_is_left_behind_by_a_failure(tmp_path, monkeypatch):

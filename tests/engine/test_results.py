@@ -17,7 +17,7 @@ from visionkit.engine.results import (
     predict_files,
     to_records,
 )
-from visionkit.errors import DataError
+from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
 from visionkit.visualization.draw import draw, draw_all
 
@@ -148,6 +148,33 @@ def test_files_of_a_joint_model(prediction, tmp_path):
     rows = [record["row"] for record in records if record["head"] == "vector"]
     assert rows == [0, 1]
     predict_files(OfPrediction(prediction), [tmp_path / "in"], out)  # again, over its own results
+
+
+class Interrupted(OfPrediction):
+    """Until it is at the last image."""
+
+    def predict_batch(self, images):
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_command_can_be_repeated(prediction, tmp_path):
+    """Also after a kill, which leaves temporary files; only in a folder that it made."""
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / "in" / "a.png")
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(Interrupted(prediction), [tmp_path / "in"], out)
+    (out / "sub").mkdir()
+    for name in ("b.jpg", "predictions.json.tmp.123", "sub/c.jpg.tmp.7"):
+        (out / name).touch()
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(Interrupted(prediction), [tmp_path / "in"], out)
+    predict_files(OfPrediction(prediction), [tmp_path / "in"], out)
+    found = {path.name for path in out.rglob("*") if path.is_file()}
+    assert found == {"a.jpg", "b.jpg", "a_map.png", EMBEDDINGS, "predictions.json"}
+    (out / "predictions.json").unlink()  # it is not unfinished any more
+    with pytest.raises(ConfigError, match="contains other files"):
+        predict_files(OfPrediction(prediction), [tmp_path / "in"], out)
 
 
 def test_overlays_keep_the_subfolders_and_records_name_them(prediction, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import visionkit
 from support.paths import ROOT
 from support.runs import SIZE, config, lines, read_status, same, start, state
 from support.runs import spec as spec_of
+from visionkit.cli.main import main
 from visionkit.data.datasets.shapes import generate_shapes
 from visionkit.distributed import collectives
 from visionkit.engine import train as training
@@ -189,6 +190,33 @@ def test_classes_and_models_that_do_not_fit_are_refused(begun):
     checkpoint.save(saved, last)
     assert same(checkpoint.load(last), saved)
     assert read_status(begun)["state"] == "finished"
+
+
+BROKEN_PROGRESS = {
+    "step": ["2", -1, None, 2.0, True, "missing"],
+    "validated_at": ["x", -3, "missing"],
+    "best": [None, {"score": "high", "stale": 0}, {"score": 0.1, "stale": -1}, "missing"],
+    "skipped": [[0, 0], [0, 0, "1"], "missing"],
+    "window": [{"sums": {}, "steps": "1"}, {"sums": {"a": 1}, "steps": 1}, "missing"],
+    "metrics": [{"a": "1"}, "missing"],
+    "images": [["x"], "missing"],
+    "world_size": [0, "1", "missing"],
+    "optimizer": [[], "missing"],
+}
+
+
+@pytest.mark.parametrize("key", BROKEN_PROGRESS)
+def test_a_checkpoint_whose_progress_is_damaged_is_refused(key, begun, tmp_path, capsys):
+    last = begun / "checkpoints/last.pt"
+    saved = checkpoint.load(last)
+    files.write_text(tmp_path / "c.yaml", files.to_json(config(begun, steps=4, validate=False)))
+    for value in BROKEN_PROGRESS[key]:
+        broken = {k: v for k, v in saved.items() if k != key}
+        checkpoint.save(broken if value == "missing" else {**broken, key: value}, last)
+        before = last.read_bytes()
+        assert main(["train", str(tmp_path / "c.yaml"), "--resume"]) == 4
+        assert f"last.pt: cannot be resumed: its {key!r} is" in capsys.readouterr().err
+        assert last.read_bytes() == before
 
 
 @pytest.mark.parametrize("steps", [2, 1], ids=["as many", "fewer"])

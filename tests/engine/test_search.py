@@ -149,6 +149,16 @@ def test_a_second_search_replaces_the_first_and_does_not_find_its_sheet(images):
     assert not any("found/" in name for found in names(first).values() for name in found)
 
 
+def test_an_interrupted_search_can_be_repeated(images, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("visionkit.engine.search.save_image", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            search(images)
+    (images / "found/matches.json").unlink()
+    search(images)
+    assert {p.name for p in (images / "found").iterdir()} == {"matches.json", "matches.jpg"}
+
+
 def test_a_folder_of_other_files_is_refused(images):
     paint(images / "found/holiday.png", (1, 2, 3))
     with pytest.raises(ConfigError, match="--out"):

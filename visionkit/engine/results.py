@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from visionkit.errors import ConfigError, DataError, DivergedError
 from visionkit.metrics.coco.evaluator import detections_of
 from visionkit.models.heads.autoencoder import VAE, to_bytes
 from visionkit.ops.inference import autocast
-from visionkit.runs.files import json_list, replacing
+from visionkit.runs.files import json_list, remove_strays, replacing, write_text
 from visionkit.types import Classes, prediction_kinds
 from visionkit.visualization.draw import as_image, color_of, save_image
 
 log = logging.getLogger("visionkit")
 TOP = 5  # classes in a record
 PREDICTIONS, EMBEDDINGS = "predictions.json", "embeddings.npz"
+UNFINISHED = ".{}.unfinished"  # a file in the folder of results that are not complete yet
 # Images of the latent space of a variational autoencoder.
 PLANE = 20  # images on a side of the plane
 DIMENSIONS = 10  # at most so many traversals
@@ -56,7 +57,6 @@ def predict_files(
     out = Path(out)
     found = find_images(inputs)
     files = {file: name for file, name in found if out.resolve() not in file.resolve().parents}
-    prepare_out(out, inputs, marker=PREDICTIONS)
     overlays = _overlays(files, out)
 
     def drawn(file: Path, prediction: Prediction) -> tuple[Prediction, dict[str, dict[str, Any]]]:
@@ -67,6 +67,7 @@ def predict_files(
 
     unreadable, embeddings = 0, EmbeddingWriter()
     with (
+        results_folder(out, inputs, PREDICTIONS),
         json_list(out / PREDICTIONS) as add,
         closing(predict_each(predictor, [*files], drawn, batch_size)) as results,
     ):
@@ -88,17 +89,26 @@ def predict_files(
     return unreadable
 
 
-def prepare_out(out: Path, inputs: Sequence[str | Path], marker: str) -> None:
-    """Create the folder. One with other content than earlier results, which have the file `marker`,
-    is refused, so that nothing ever replaces a user's image."""
+@contextmanager
+def results_folder(out: Path, inputs: Sequence[str | Path], last: str) -> Iterator[None]:
+    """Create the folder for results that are complete with the file `last`. One with other content
+    than earlier results is refused, so that nothing ever replaces a user's image; a file marks one
+    that is not complete, so that an interrupted command can be repeated."""
     if any(out.resolve() in (Path(p).resolve(), Path(p).resolve().parent) for p in inputs):
         raise ConfigError(f"--out: {out} contains the input images; choose another folder")
+    mark = out / UNFINISHED.format(last)
     try:
-        if out.exists() and any(out.iterdir()) and not (out / marker).exists():
+        interrupted = mark.is_file()
+        if out.exists() and any(out.iterdir()) and not interrupted and not (out / last).exists():
             raise ConfigError(f"--out: {out} contains other files; choose a new folder")
         out.mkdir(parents=True, exist_ok=True)
+        for folder in (out, *out.rglob("*/")) if interrupted else ():
+            remove_strays(folder)
+        write_text(mark, "")
     except OSError as error:
         raise ConfigError(f"--out: {out} cannot be created: {error.strerror}") from error
+    yield
+    mark.unlink(missing_ok=True)
 
 
 def _overlays(files: Mapping[Path, str], out: Path) -> dict[Path, Path]:

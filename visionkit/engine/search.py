@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from visionkit.engine.predict import Prediction, Predictor, find_images, predict_each
-from visionkit.engine.results import prepare_out
+from visionkit.engine.results import results_folder
 from visionkit.errors import ConfigError, DataError, printable
 from visionkit.metrics.accuracy import finite
 from visionkit.models.heads.embedding import Embedding
@@ -56,27 +56,29 @@ def search_files(
     if top < 1:
         raise ConfigError(f"top: got {top}; expected at least 1 image for each query")
     asked, offered = _images(queries, out), _images(gallery, out)
-    prepare_out(out, [*queries, *gallery], "matches.json")
-    files = dict.fromkeys([*asked, *offered])
-    vectors = _embeddings(predictor, head, files)
-    asked = {file: name for file, name in asked.items() if file in vectors}
-    offered = {file: name for file, name in offered.items() if file in vectors}
-    if not asked or not offered:
-        which = "queries" if not asked else "images of the gallery"
-        raise DataError(f"search: none of the {which} could be read")
+    with results_folder(out, [*queries, *gallery], "matches.json"):
+        files = dict.fromkeys([*asked, *offered])
+        vectors = _embeddings(predictor, head, files)
+        asked = {file: name for file, name in asked.items() if file in vectors}
+        offered = {file: name for file, name in offered.items() if file in vectors}
+        if not asked or not offered:
+            which = "queries" if not asked else "images of the gallery"
+            raise DataError(f"search: none of the {which} could be read")
 
-    found = _nearest(vectors, asked, offered, top)
-    records = [
-        {
-            "query": asked[query],
-            "nearest": [{"file_name": name, "similarity": cosine} for _, name, cosine in matches],
-        }
-        for query, matches in found.items()
-    ]
-    write_text(out / "matches.json", to_json(records) + "\n")
-    sheet = _sheet(predictor, dict(list(found.items())[:ROWS]), asked)
-    save_image(sheet, out / "matches.jpg", quality=90)
-    return len(files) - len(vectors)
+        found = _nearest(vectors, asked, offered, top)
+        records = [
+            {
+                "query": asked[query],
+                "nearest": [
+                    {"file_name": name, "similarity": cosine} for _, name, cosine in matches
+                ],
+            }
+            for query, matches in found.items()
+        ]
+        write_text(out / "matches.json", to_json(records) + "\n")
+        sheet = _sheet(predictor, dict(list(found.items())[:ROWS]), asked)
+        save_image(sheet, out / "matches.jpg", quality=90)
+        return len(files) - len(vectors)
 
 
 def _embedding_head(predictor: Predictor, wanted: str | None) -> str:

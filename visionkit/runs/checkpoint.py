@@ -87,6 +87,41 @@ def is_run(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(k), dict) for k in OF_A_RUN)
 
 
+def _require_resumable(path: Path, state: dict[str, Any]) -> None:
+    """Raise CheckpointError unless the progress of a run is in the state, of the right kinds."""
+
+    def count(value: Any) -> bool:
+        return type(value) is int and value >= 0
+
+    best, window, skipped = (state.get(key) for key in ("best", "window", "skipped"))
+    train = state["config"].get("train")
+    fits = {
+        "step": count(state.get("step")),
+        "validated_at": count(state.get("validated_at")),
+        "world_size": count(state.get("world_size")) and state["world_size"] > 0,
+        "metrics": _is_mapping(state.get("metrics"), float),
+        "images": _is_mapping(state.get("images"), int),
+        "best": isinstance(best, dict)
+        and count(best.get("stale"))
+        and isinstance(best.get("score", ""), float | int | None),
+        "skipped": isinstance(skipped, list) and len(skipped) == 3 and all(map(count, skipped)),
+        "window": isinstance(window, dict)
+        and count(window.get("steps"))
+        and _is_mapping(window.get("sums"), Tensor),
+        "config": isinstance(train, dict) and count(train.get("log_every")),
+        "optimizer": isinstance(state.get("optimizer"), dict),
+        "scaler": isinstance(state.get("scaler"), dict),
+    }
+    wrong = [f"{key!r} is {shorten(repr(state.get(key)))}" for key, fit in fits.items() if not fit]
+    if wrong:
+        raise CheckpointError(f"{path}: cannot be resumed: its {', '.join(wrong)}")
+
+
+def _is_mapping(value: Any, kind: type) -> bool:
+    numbers = (kind, int) if kind is float else kind
+    return isinstance(value, dict) and all(isinstance(item, numbers) for item in value.values())
+
+
 def _is_class_list(lists: Any) -> bool:
     match lists:
         case {"names": list(names), "ids": list(ids)} if len(names) == len(ids):
@@ -260,6 +295,8 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
             log.warning("%s", error)
             damage.append(f"  {error}")
             continue
+        if resume:
+            _require_resumable(path, state)
         if damage or absent:
             why = f"{' and '.join(absent)} missing: " if absent else ""
             log.warning("%susing %s of step %s instead", why, path, state.get("step", "?"))

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 from visionkit.config.schema import Count, Natural, Range
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.cache import cache_folder, staging
-from visionkit.errors import DataError
+from visionkit.errors import ConfigError, DataError
 from visionkit.runs.files import open_regular
 
 SHAPES = ("circle", "ring", "square", "star", "triangle")
@@ -228,6 +228,7 @@ VERSION = 2  # of the files: raise it when the same seed gives other files
 
 _PARTS = {"images", "semantic", "annotations.json"}
 _IMAGES_PER_IDENTITY = 8
+MAX_SIZE = 8192  # pixels
 _MAX_OBJECTS = 5
 
 
@@ -244,7 +245,7 @@ class Shapes(Coco):
         self,
         *,
         num_images: Count = 800,
-        size: Annotated[int, Range(low=32)] = 160,
+        size: Annotated[int, Range(32, MAX_SIZE)] = 160,
         seed: Natural = 0,
         classes: list[str] | None = None,
         masks: bool | None = None,
@@ -261,17 +262,20 @@ def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int 
     """Write OUT/images/*.jpg, OUT/semantic/*.png and OUT/annotations.json (COCO format).
 
     The bytes depend only on the arguments. OUT appears only when complete; an earlier dataset of
-    this kind is replaced. Raises DataError if OUT contains anything else.
+    this kind is replaced. Raises ConfigError if OUT contains anything else or is the current
+    folder, DataError if it cannot be written.
     """
-    if images < 1 or not 32 <= size <= 8192 or seed < 0:
-        raise DataError(
-            f"shapes: expected at least 1 image, a size from 32 to 8192 and a seed >= 0; got "
+    if images < 1 or not 32 <= size <= MAX_SIZE or seed < 0:
+        raise ConfigError(
+            f"shapes: expected at least 1 image, a size from 32 to {MAX_SIZE} and a seed >= 0; got "
             f"images={images}, size={size}, seed={seed}"
         )
     out = Path(out)
+    if Path.cwd().is_relative_to(out.resolve()):  # which cannot be replaced as a whole
+        raise ConfigError(f"{out} is the current folder or holds it: choose another folder")
     replaces = out.exists()
     if replaces and not _is_shapes(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(
+        raise ConfigError(
             f"{out} already exists and is not a generated shapes dataset: choose another folder"
         )
     try:
