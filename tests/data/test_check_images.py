@@ -258,6 +258,8 @@ def test_16_bit_images_that_use_a_part_of_the_range_are_told_once(tmp_path):
     assert narrow.kind == "image-range" and narrow.severity == "warning"
     assert "above 4000 of 65535" in narrow.message
     assert "data.value_range=[0,4095]" in narrow.message
+    (street,) = narrow_range(found, "data.street.val", data)
+    assert "data.street.value_range=[0,4095]" in street.message
     data.value_range = (0, 4095)
     assert narrow_range(found, "data.train", data) == []
     deep(tmp_path / "1.png", 60_000)

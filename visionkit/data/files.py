@@ -62,6 +62,12 @@ def format_of(start: bytes) -> str | None:
     return next(found, None)
 
 
+def unreadable_format(name: str) -> str:
+    """The clause of a file in a format, a result of `format_of`, that cannot be read."""
+    known = {"HEIF": "HEIC (HEIF)", "JPEG2000": "JPEG 2000", "JXL": "JPEG XL"}.get(name, name)
+    return f"has the format {known}, which cannot be read here: convert it to PNG or JPEG"
+
+
 def diagnose(path: str | Path) -> str:
     """Why a file cannot be read: a clause that follows its name, such as `is empty: download it
     again`."""
@@ -88,8 +94,7 @@ def find_fault(path: str | Path) -> Fault:
         if start.lstrip().startswith(beginning):
             return fault
     if name := format_of(start):
-        clause = f"has the format {name}, which cannot be read here: convert it to PNG or JPEG"
-        return Fault("format", clause)
+        return Fault("format", unreadable_format(name))
     return Fault("damaged", "is damaged, cut short or of another format: check or replace it")
 
 

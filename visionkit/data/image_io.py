@@ -22,7 +22,7 @@ import torch
 from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
-from visionkit.data.files import Fault, find_fault, format_of
+from visionkit.data.files import Fault, find_fault, format_of, unreadable_format
 from visionkit.errors import ArgumentError, DataError, plural, printable
 
 Exif: TypeAlias = Literal["apply", "ignore"]  # whether an EXIF orientation turns the image
@@ -340,8 +340,8 @@ def _open(path: str | Path) -> Image.Image:
     if name not in Image.OPEN:
         _import_plugin(name)
     if name not in Image.OPEN:
-        clause = f"has the format {name}, which cannot be read here: convert it to PNG or JPEG"
-        raise Refused(Fault("format", f"{clause}, or install {PLUGINS[name].package}"))
+        clause = f"{unreadable_format(name)}, or install {PLUGINS[name].package}"
+        raise Refused(Fault("format", clause))
     return Image.open(path, formats=(name,))
 
 

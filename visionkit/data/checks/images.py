@@ -413,9 +413,10 @@ def narrow_range(found: Iterable[Finding], section: str, dataset: Any) -> list[F
     highest = max(values, default=0)
     if not 0 < highest < 2**15 or getattr(dataset, "value_range", None) is not None:
         return []
+    source = section.rpartition(".")[0] if section.startswith("data.") else "data"
     text = (
         f"no 16-bit image has a value above {highest} of 65535, so all are dark: set "
-        f"data.value_range=[0,{2 ** highest.bit_length() - 1}], or the range of the camera"
+        f"{source}.value_range=[0,{2 ** highest.bit_length() - 1}], or the range of the camera"
     )
     return [Finding("image-range", text, section, action="keep", severity="warning")]
 
