@@ -149,7 +149,7 @@ class TrainingState:
         rest of the run differ is a warning; with `strict`, other data is a DataError."""
         other_data = self._other_data(saved)
         if other_data and strict:
-            raise DataError("\n".join(f"--resume --strict: {text}" for text in other_data))
+            raise DataError(*(f"--resume --strict: {text}" for text in other_data))
         before = {head: tuple(c["names"]) for head, c in saved["classes"].items()}
         now = {head: c.names for head, c in self.classes.items()}
         if before != now:
