@@ -32,6 +32,7 @@ CALLS = {  # function and arguments, and what the error says
     "train": (visionkit.train, [None], {}, "expected a config file or a dict, got a NoneType"),
     "train overrides": (visionkit.train, [SHORT, None], {}, f"overrides: got None; {OVERRIDES}"),
     "train flag": (visionkit.train, [SHORT], {"resume": "run"}, "resume: got 'run'; expected True"),
+    "train strict": (visionkit.train, [SHORT], {"strict": 1}, "strict: got 1; expected True"),
     "check": (visionkit.check, [5], {}, "expected a config file or a dict, got a int"),
     "check overrides": (visionkit.check, [SHORT, 5], {}, f"overrides: got 5; {OVERRIDES}"),
     "config": (visionkit.load_config, [b"a.yaml"], {}, "got a bytes"),

@@ -66,7 +66,7 @@ def train(
     Raises ConfigError, DataError, CheckpointError or DivergedError for what the user can fix, and
     Preempted when a signal asked to stop.
     """
-    check_flags(resume=resume, overwrite=overwrite)
+    check_flags(resume=resume, overwrite=overwrite, strict=strict)
     if isinstance(config, Config) and overrides:
         raise ArgumentError("overrides: do not apply to a checked Config; give them to load_config")
     if not isinstance(config, Config):
