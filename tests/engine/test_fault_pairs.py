@@ -116,7 +116,7 @@ def test_two_faults_are_both_named(tmp_path, seed):
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_two_thousand_pairs_of_faults(tmp_path):
-    """About half an hour: `pytest -m slow tests/engine/test_fault_pairs.py`."""
+    """About a quarter of an hour: `pytest -m slow tests/engine/test_fault_pairs.py`."""
     rng = random.Random(2000)
     for number, names in enumerate(rng.sample(PAIRS, 2000)):
         try:
