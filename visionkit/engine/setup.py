@@ -174,6 +174,7 @@ def _last_checkpoint(config: Config) -> tuple[Path, dict[str, Any]]:
 
     def pick() -> Path:
         path, found["state"] = checkpoint.load_latest(run, resume=True)
+        checkpoint.require_resumable(path, found["state"])
         return path
 
     path = collectives.on_main_rank(pick)

@@ -87,7 +87,7 @@ def is_run(content: Any) -> bool:
     return isinstance(content, dict) and all(isinstance(content.get(k), dict) for k in OF_A_RUN)
 
 
-def _require_resumable(path: Path, state: dict[str, Any]) -> None:
+def require_resumable(path: Path, state: dict[str, Any]) -> None:
     """Raise CheckpointError unless the progress of a run is in the state, of the right kinds."""
 
     def count(value: Any) -> bool:
@@ -295,8 +295,6 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
             log.warning("%s", error)
             damage.append(f"  {error}")
             continue
-        if resume:
-            _require_resumable(path, state)
         if damage or absent:
             why = f"{' and '.join(absent)} missing: " if absent else ""
             log.warning("%susing %s of step %s instead", why, path, state.get("step", "?"))
