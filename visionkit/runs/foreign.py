@@ -117,8 +117,11 @@ def file_kind(path: Path) -> str:
 
 
 def _zip_kind(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # it is damaged
+        return ""
     for member, kind in MEMBERS:
         if any(re.search(member, name) for name in names):
             return kind
