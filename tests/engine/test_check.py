@@ -258,8 +258,9 @@ def test_label_maps(tmp_path, check):
     spec["head"] = {"type": "FCN"}
     code, kinds, _ = check(spec)
     assert code == 3
-    assert [(f["value"], f["file"]) for f in kinds["class-map"]] == [("b.png", data["labels"])]
-    assert "no class has the value 9" in kinds["class-map"][0]["message"]
+    assert "class-map" not in kinds  # the same is found by inspection
+    (fault,) = kinds["image-values"]
+    assert "no class has the value 9" in fault["message"] and fault["index"] == 1
     (found,) = kinds["image-size"]
     assert "c.png is 6x8, but its image" in found["message"]
     assert [f["value"] for f in kinds["unlabeled-map"]] == ["d.png"]
