@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from visionkit.errors import listed
+from visionkit.runs.files import open_regular
 
 START = 1024  # bytes that show the kind of a file
 # Files by how they begin: a regex of the first bytes, and what it is.
@@ -100,12 +101,12 @@ PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile
 
 def file_kind(path: Path) -> str:
     """What the content of a file looks like, with what to do; empty for unknown content."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         start = file.read(START)
     if not start:
         return "an empty file"
-    if start.startswith(b"PK") and zipfile.is_zipfile(path):
-        return _zip_kind(path)
+    if start.startswith(b"PK") and (names := _members(path)):
+        return _zip_kind(path, names)
     found = next((kind for begins, kind in BEGINNINGS if re.match(begins, start)), "")
     if not found and path.suffix.lower() == ".onnx":
         found = "an exported model in ONNX; use a file with the state_dict"
@@ -116,12 +117,16 @@ def file_kind(path: Path) -> str:
     return found
 
 
-def _zip_kind(path: Path) -> str:
+def _members(path: Path) -> list[str]:
+    """The names in a zip archive; none if it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # it is damaged
-        return ""
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return []
+
+
+def _zip_kind(path: Path, names: list[str]) -> str:
     for member, kind in MEMBERS:
         if any(re.search(member, name) for name in names):
             return kind
