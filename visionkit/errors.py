@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -175,6 +175,14 @@ def other_form(name: str, names: Iterable[str]) -> str:
         return ""
     kind = "NFC" if unicodedata.is_normalized("NFC", other) else "NFD"
     return f", but the same name in another Unicode form ({kind}) is: rename one of the two"
+
+
+def other_case(name: str, folded: Mapping[str, str]) -> str:
+    """A clause if `folded`, names by their `casefold`, has the name with other capitals; or ""."""
+    other = folded.get(name.casefold(), name)
+    return (
+        "" if other == name else f", but {other!a}, with other capitals, is: rename one of the two"
+    )
 
 
 def _twin(name: str, names: Iterable[str]) -> str | None:

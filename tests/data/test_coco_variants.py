@@ -322,6 +322,44 @@ def test_polygons_in_parts_of_the_image_are_refused_where_masks_are_used(tmp_pat
     assert evaluate_coco(content, [], "bbox")["AP"] == 0
 
 
+@pytest.mark.parametrize(
+    ("boxes", "says"),
+    [
+        ([[0.5, 0.25, 0.9, 0.75], [0.1, 0.2, 0.3, 0.4], [0.6, 0.6, 1, 1]], "like corners"),
+        ([[0.7, 0.7, 0.5, 0.5], [0.1, 0.2, 0.2, 0.4]], "like centers"),
+        ([[0, 0, 1.02, 1.0]], "y and height by its height"),
+    ],
+)
+def test_numbers_in_0_to_1_are_relative_whatever_the_last_two_mean(tmp_path, boxes, says):
+    content = two()
+    base = content["annotations"][0]
+    content["annotations"] = [base | {"id": i, "bbox": box} for i, box in enumerate(boxes)]
+    (found,) = errors(tmp_path, content).findings
+    assert found.kind == "relative-boxes" and says in str(found)
+    with pytest.raises(DataError, match=says):
+        evaluate_coco(content, [], "bbox")
+
+
+def test_boxes_within_0_to_1_are_pixels_in_an_image_of_few(tmp_path):
+    content = two()
+    content["images"] = [image | {"height": 8, "width": 8} for image in content["images"]]
+    content["annotations"] = [content["annotations"][0] | {"bbox": [0.5, 0.25, 0.5, 0.5]}]
+    assert save(tmp_path, content, masks=False).num_objects == 1
+
+
+def test_file_names_may_repeat_slashes_and_other_capitals_are_told(tmp_path):
+    content = small()
+    data = save(tmp_path, content)
+    for name in ("a.png", "A.png"):
+        content["images"][0]["file_name"] = f".//{name}"
+        content["images"][1]["file_name"] = "sub//b.png"
+        (tmp_path / "again.json").write_text(json.dumps(content))
+        if name == "a.png":
+            assert Coco(str(data.images), str(tmp_path / "again.json")).image_path(1).is_file()
+    with pytest.raises(DataError, match=r"'A\.png', but .*but 'a\.png', with other capitals, is"):
+        Coco(str(data.images), str(tmp_path / "again.json"))
+
+
 ODD = {"rotation": 12.5, "track_id": 7, "occluded": False}
 
 

@@ -232,6 +232,19 @@ def test_names_in_two_unicode_forms_are_told_apart(folder):
     assert "the same name in another Unicode form (NFD)" in str(caught.value)
 
 
+def test_names_with_other_capitals_and_maps_of_another_suffix_are_told(folder):
+    image(folder / "images" / "Cat.jpg")
+    numbers(folder / "labels" / "cat.png", [[0, 1, 2], [0, 0, 0]])
+    image(folder / "images" / "dog.jpg")
+    numbers(folder / "labels" / "dog.tif", [[0, 1, 2], [0, 0, 0]])
+    with pytest.raises(DataError) as caught:
+        opened(folder, classes=CLASSES)
+    assert "its map Cat.png is not in" in str(caught.value) and "problems" in str(caught.value)
+    assert "but 'cat', with other capitals, is: rename one of the two" in str(caught.value)
+    assert "but 'Cat', with other capitals, is: rename one of the two" in str(caught.value)
+    assert "but dog.tif is: set `labels_pattern: '{stem}.tif'`" in str(caught.value)
+
+
 def test_wrong_values_are_found_before_training(folder):
     numbers(folder / "labels" / "b.png", [[0, 3, 9], [255, 0, 0]])
     (fault,) = dataset_faults(opened(folder, classes=CLASSES))

@@ -14,6 +14,8 @@ from visionkit.types import Head
 class Nothing(Head):
     """A head with one parameter, whose losses a test makes up."""
 
+    required_targets = ()
+
     def __init__(self):
         super().__init__()
         self.own = nn.Parameter(torch.ones(1))

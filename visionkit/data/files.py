@@ -8,10 +8,11 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from visionkit.errors import other_form, printable
+from visionkit.errors import other_case, other_form, printable
 
 log = logging.getLogger("visionkit")
 
@@ -129,7 +130,7 @@ def resolve(root: Path, names: Sequence[str]) -> Iterator[tuple[int, str]]:
             continue
         is_there = os.path.exists(os.path.join(root, name)) and not os.path.isabs(name)
         found = name if is_there else re.sub(r"[\\/]+", "/", name)  # a leading // is another root
-        found = found.removeprefix("./")
+        found = re.sub(r"^(\./+)+", "", found)
         if found.startswith("/") or re.match("[A-Za-z]:", found):
             inside = [found.removeprefix(home) for home in homes if found.startswith(home)]
             found = inside[0] if inside else ""
@@ -161,6 +162,7 @@ def unusable(
         listing = folders[folder]
         if not listing.holds(base):
             twin = other_form(base, listing.names | listing.links)
+            twin = twin or other_case(base, listing.folded)
             yield i, "missing-file", f"it is not in {printable(root)}{twin}"
         elif links == "inside" and (elsewhere := listing.leads_out(base)):
             what = f"it is a link, or passes one, that leads out to {printable(elsewhere)}"
@@ -178,6 +180,11 @@ class _Listing:
         with suppress(OSError):  # the folder is not found, or may be entered but not listed
             for entry in os.scandir(path):
                 (self.links if entry.is_symlink() else self.names).add(entry.name)
+
+    @cached_property
+    def folded(self) -> dict[str, str]:
+        """The names by their form without capitals."""
+        return {name.casefold(): name for name in self.names | self.links}
 
     def holds(self, base: str) -> bool:
         return base in self.names or os.path.exists(os.path.join(self.path, base))

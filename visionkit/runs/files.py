@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from visionkit.errors import other_form
+from visionkit.errors import other_case, other_form
 
 log = logging.getLogger("visionkit")
 
@@ -204,7 +204,8 @@ def _finite(value: Any) -> Any:
 
 def twin_clause(path: str | Path) -> str:
     """A clause about a file that is not there, if its folder has the same name in another Unicode
-    form; else ""."""
+    form or with other capitals; else ""."""
     with suppress(OSError, ValueError):
-        return other_form(Path(path).name, os.listdir(Path(path).parent))
+        name, names = Path(path).name, os.listdir(Path(path).parent)
+        return other_form(name, names) or other_case(name, {n.casefold(): n for n in names})
     return ""

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("visionkit")
 
-FORMAT = 7  # to be raised with each change of what is stored, or of what is checked
+FORMAT = 8  # to be raised with each change of what is stored, or of what is checked
 SMALLEST = 4 << 20  # bytes of an annotation file that is worth an entry in the cache
-RELATIVE = 1.01  # the end of a box in parts of its image, with rounding
+RELATIVE = 1.05  # the highest number of boxes in parts of their images, with rounding
+SMALL_IMAGE = 8  # pixels of the longer side: up to here, a box within 0..1 may be in pixels
 MOSTLY = 0.5  # of all boxes within 0..1: the file has parts of images
 LARGEST_IMAGE = 2**31  # pixels; pycocotools counts them in 32 bits
 # What the cache keeps next to the arrays.
@@ -208,7 +209,7 @@ def _index(
             names[key] = []
     check_images(image_table, len(names["image_classes"]), faults)
     check_objects(table, image_table, category_ids, faults)
-    check_scale(table, objects.extents[0], faults, mask_faults)
+    check_scale(table, image_table, objects.extents[0], faults, mask_faults)
     check_masks(table, image_table, objects, mask_faults)
     return CocoIndex(
         path,
@@ -309,13 +310,17 @@ def check_objects(
 
 
 def check_scale(
-    objects: ObjectTable, reach: np.ndarray, problems: Problems, mask_problems: Problems
+    objects: ObjectTable,
+    images: ImageTable,
+    reach: np.ndarray,
+    problems: Problems,
+    mask_problems: Problems,
 ) -> None:
     """Boxes and polygons must be in pixels, not in parts of their image. `reach` is that of the
     polygons."""
-    x, y, w, h = objects.bbox.T
-    boxes = np.minimum(w, h) > 0
-    inside = boxes & (np.minimum(x, y) >= 0) & (np.maximum(x + w, y + h) <= RELATIVE)
+    longer = images.sizes_of(objects.image).max(1)
+    boxes = (objects.bbox[:, 2:].min(1) > 0) & ((longer <= 0) | (longer > SMALL_IMAGE))
+    inside = boxes & (objects.bbox.min(1) >= 0) & (objects.bbox.max(1) <= RELATIVE)
     polygons = objects.masks.polygons > 0
     for key, known, small, found in (
         ("bbox", boxes, inside, problems),
@@ -326,14 +331,24 @@ def check_scale(
         first = objects.record(int(np.flatnonzero(small)[0]))[key]
         if key == "segmentation" or (objects.bbox[small] % 1 != 0).any():
             what = f"'{key}' of {small.sum()} of {known.sum()} objects lies within 0..1"
+            hint = FINDING_KINDS["relative-boxes"].hint
             found.add(
                 "annotations",
                 f"{what}, first {short(first)}",
-                FINDING_KINDS["relative-boxes"].hint,
+                hint + _other_corners(objects.bbox[small]) if key == "bbox" else hint,
                 kind="relative-boxes",
                 key=key,
                 value=short(first),
             )
+
+
+def _other_corners(boxes: np.ndarray) -> str:
+    """A clause if relative boxes [x, y, width, height] would end outside their images."""
+    if (boxes[:, :2] + boxes[:, 2:]).max() <= RELATIVE:
+        return ""
+    if (boxes[:, 2:] > boxes[:, :2]).all():
+        return "; they look like corners [x1, y1, x2, y2]: the width is x2 - x1, the height y2 - y1"
+    return "; they look like centers: x is the center's minus half the width, y alike"
 
 
 def check_masks(

@@ -104,6 +104,8 @@ class RecordReader:
             if is_integer and low <= value <= LARGEST:
                 return int(value)
             bound = f" of at least {low}" if low > -LARGEST else ""
+            if is_integer and abs(value) > LARGEST:
+                bound = f" from {low} to {LARGEST}"
             hint = " (without quotes)" if isinstance(value, str) else ""  # of other keys than ids
             raise ValueError(f"must be an integer{bound}{hint}")
 

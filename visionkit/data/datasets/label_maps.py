@@ -18,7 +18,7 @@ from visionkit.data.datasets.folder import require_folder
 from visionkit.data.files import diagnose, visible_files
 from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image, read_label_map, turns
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError, listed, other_form, plural, printable
+from visionkit.errors import DataError, listed, other_case, other_form, plural, printable
 from visionkit.runs.files import open_regular
 from visionkit.types import IGNORE, Classes
 
@@ -250,21 +250,29 @@ def _pairs(
     """The names of images and of their maps, relative to the two folders, sorted."""
     source = f"images {images} and semantic maps {labels}"
     problems = Problems(source, labels)
-    image_names = _files(images, patterns[0], problems)
-    maps = _files(labels, patterns[1], problems)
+    image_names, _ = _files(images, patterns[0], problems)
+    maps, others = _files(labels, patterns[1], problems)
     ending = _shared_ending(image_names)
     if patterns[0] is None and ending and not image_names.keys() & maps.keys():
         image_names = {stem.removesuffix(ending): name for stem, name in image_names.items()}
         log.info("images %s: names without %s are those of the maps", images, printable(ending))
     wanted = image_names.keys() | maps.keys() if split is None else set(_lines(Path(split)))
+    folded = [{stem.casefold(): stem for stem in one} for one in (image_names, maps)]
     for stem in (chosen := sorted(wanted)):
         folder, base = os.path.split(stem)
         map_name = os.path.join(folder, patterns[1].replace("{stem}", base))
         lacks_image = f"its image is not in {images}"
         lacks_map = f"its map {printable(map_name)} is not in {labels}"
-        for here, there, what in ((image_names, maps, lacks_image), (maps, image_names, lacks_map)):
+        if other := others.get(os.path.splitext(map_name)[0]):
+            pattern = os.path.splitext(patterns[1])[0] + os.path.splitext(other)[1]
+            lacks_map += f", but {printable(other)} is: set `labels_pattern: {pattern!r}`"
+        for here, there, what, cases in (
+            (image_names, maps, lacks_image, folded[0]),
+            (maps, image_names, lacks_map, folded[1]),
+        ):
             if stem not in here:
-                where, twin = printable(there.get(stem, stem)), other_form(stem, here)
+                where = printable(there.get(stem, stem))
+                twin = other_form(stem, here) or other_case(stem, cases)
                 problems.add(where, what + twin, kind="missing-file", value=stem)
     problems.raise_any()
     if not chosen:
@@ -288,30 +296,35 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _files(root: Path, pattern: str | None, problems: Problems) -> dict[str, str]:
-    """The visible files below `root` that match, by relative name with the stem alone. Without a
-    pattern: those with the suffix of an image."""
+def _files(
+    root: Path, pattern: str | None, problems: Problems
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The visible files below `root` that match, by relative name with the stem alone, and other
+    images, by relative name without suffix. Without a pattern, all images match."""
     require_folder(root)
     before, _, after = (pattern or "").partition("{stem}")
     if pattern is not None and (not after.lower().endswith(SUFFIXES) or "/" in pattern):
         text = f"got {pattern!r}; expected a file name with {{stem}} and the suffix of an image"
         raise DataError(f"{'labels' if problems.file == str(root) else 'images'}_pattern: {text}")
     found: dict[str, str] = {}
+    others: dict[str, str] = {}
     skipped = 0
     for folder, name in sorted(visible_files(root)):
         stem, suffix = os.path.splitext(name)
         if pattern is not None:
             stem, suffix = name[len(before) : -len(after)], name[-len(after) :]
         matches = suffix.lower() == after.lower() if pattern else suffix.lower() in SUFFIXES
-        if not matches or not stem or not name.startswith(before):
-            skipped += 1
-            continue
         relative = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
         relative = relative.removeprefix("./")
+        if not matches or not stem or not name.startswith(before):
+            skipped += 1
+            if name.lower().endswith(SUFFIXES):
+                others[os.path.splitext(relative + name)[0]] = relative + name
+            continue
         if (key := relative + stem) in found:
             what = f"{printable(found[key])} has the same name except for its suffix"
             problems.add(printable(relative + name), what, kind="repeated", value=key)
         found[key] = relative + name
     if skipped:
         log.info("%s: %s of other names skipped", root, plural(skipped, "file"))
-    return found
+    return found, others
