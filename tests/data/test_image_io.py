@@ -18,7 +18,7 @@ from visionkit.data.image_io import (
     read_label_map,
     to_pixels,
 )
-from visionkit.errors import ConfigError, DataError
+from visionkit.errors import ArgumentError, ConfigError, DataError
 
 ORIENTATION = 0x0112
 
@@ -357,22 +357,33 @@ def test_a_value_range_is_refused_for_16_bit_colors_of_which_half_is_lost(tmp_pa
     assert to_pixels(values).unique().tolist() == [16]
 
 
-def test_arrays_and_tensors_of_gray_rgb_and_rgba():
+def test_arrays_and_tensors_of_gray_and_rgb():
     rgb = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
-    alpha = np.concatenate([rgb, rgb[..., :1]], 2)
     expected = torch.from_numpy(rgb).permute(2, 0, 1)
-    for given in (
-        rgb,
-        alpha,
-        rgb.astype(">u2") * 257,
-        expected,
-        torch.from_numpy(alpha.T.copy()).mT,
-    ):
+    for given in (rgb, rgb.astype(">u2") * 257, expected, torch.from_numpy(rgb.T.copy()).mT):
         assert torch.equal(to_pixels(given), expected)
+    assert torch.equal(to_pixels(np.asmatrix(rgb[..., 0])), expected[:1].expand(3, 2, 4))
     found = to_pixels(rgb)
     found += 1
     assert rgb[0, 0, 0] == 0  # a copy
     assert to_pixels(torch.full((3, 2, 2), 0.5, dtype=torch.bfloat16), (0, 1)).unique() == 128
+
+
+def test_four_channels_may_be_rgba_or_cmyk_so_they_are_refused():
+    ink = Image.new("CMYK", (4, 3), (255, 0, 0, 0))
+    assert to_pixels(ink).flatten(1)[:, 0].tolist() == [0, 255, 255]
+    with pytest.raises(ArgumentError, match=r"if they are RGBA, give image\[\.\.\., :3\]; if CMYK"):
+        to_pixels(np.array(ink))
+    with pytest.raises(ArgumentError, match=r"if they are RGBA, give image\[:3\]; if CMYK"):
+        to_pixels(torch.zeros(4, 3, 5, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "given", [torch.zeros(3, 5, 5).to_sparse(), torch.zeros(3, 5, 5, device="meta")]
+)
+def test_tensors_without_plain_values_are_told(given):
+    with pytest.raises(ArgumentError, match="expected a dense tensor"):
+        to_pixels(given)
 
 
 @pytest.mark.parametrize(

@@ -165,3 +165,4 @@ def test_thresholds(threshold):
     with pytest.raises(ArgumentError, match=r"threshold: got .*; expected None or a number"):
         prediction.draw(threshold=threshold)
     prediction.draw(threshold=np.float32(0.5))
+    prediction.draw(threshold=torch.tensor(0.5))

@@ -1,6 +1,7 @@
 """What `predict` writes for each kind of head, and the overlay that shows them together."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -215,13 +216,20 @@ def test_files_of_a_folder_that_are_passed_over_are_named(tmp_path, caplog):
     for name in (*seen, "@eaDir/a.png/b.jpg", "deep/__MACOSX/b.jpg", ".thumbs/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "deep" / "link.png").symlink_to("nothing.png")
     assert len(find_images([tmp_path])) == 3
     (told,) = caplog.messages
-    assert told == "2 files without the suffix of an image skipped: c.xyz, notes.txt"
+    first, special, hidden = told.split("; ")
+    assert first == "2 files without the suffix of an image skipped: c.xyz, notes.txt"
+    assert special == "2 pipes, devices or links to nothing skipped: link.png, pipe.png"
+    assert hidden.startswith("4 hidden files or folders skipped: ") and "@eaDir" in hidden
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "e.jxl").touch()
     if ".jxl" not in SUFFIXES:
         with pytest.raises(
-            DataError, match=r"no images .*e\.jxl; convert them, or install pillow-j"
+            DataError, match=r"1 image of a format that is not read here .*e\.jxl; .* pillow-j"
         ):
             find_images([tmp_path / "none"])
+    with pytest.raises(ConfigError, match="got an empty file name"):
+        find_images([""])

@@ -99,10 +99,13 @@ def find_fault(path: str | Path) -> Fault:
     return Fault("damaged", "is damaged, cut short or of another format: check or replace it")
 
 
-def visible_files(root: str | Path) -> Iterator[tuple[str, str]]:
-    """Folder and name of each file below `root` that `is_visible`. Links to folders are not
-    followed, since they may form a loop; a warning names them."""
+def visible_files(root: str | Path, hidden: list[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Folder and name of each file below `root` that `is_visible`; `hidden` gets the names of other
+    files and folders. Links to folders are not followed, since they may form a loop; a warning
+    names them."""
+    hidden = [] if hidden is None else hidden
     for folder, subfolders, names in os.walk(root):
+        hidden += [name for name in (*subfolders, *names) if not is_visible(name)]
         subfolders[:] = filter(is_visible, subfolders)
         for name in subfolders:
             if os.path.islink(path := os.path.join(folder, name)):

@@ -128,8 +128,8 @@ def read_image(
 def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
     """A PIL image, an array or a tensor as (3, h, w) uint8 RGB, by the rules of `read_image`.
 
-    Arrays are (h, w), (h, w, 1), (h, w, 3) or (h, w, 4); tensors (h, w), (1, h, w), (3, h, w) or
-    (4, h, w). Raises ArgumentError for anything else, DataError for values without a fixed meaning.
+    Arrays are (h, w), (h, w, 1) or (h, w, 3); tensors (h, w), (1, h, w) or (3, h, w). Raises
+    ArgumentError for anything else, DataError for values without a fixed meaning.
     """
     try:
         if isinstance(image, Image.Image):
@@ -142,33 +142,39 @@ def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
             raise
         text = f"the PIL image is closed or cannot be decoded [{printable(str(error))}]"
         raise ArgumentError(f"{text}: open it again") from error
-    rgb = values[..., :3] if values.shape[2] > 1 else values.repeat(3, 2)
+    rgb = values if values.shape[2] > 1 else values.repeat(3, 2)
     return torch.from_numpy(rgb.copy()).permute(2, 0, 1)
 
 
 def _channels_last(image: Any) -> np.ndarray:
-    """The values (h, w, 1), (h, w, 3) or (h, w, 4) of an array or a tensor."""
-    values, channels = image, -1
+    """The values (h, w, 1) or (h, w, 3) of an array or a tensor."""
+    values, hint = image, ""
     if isinstance(image, Tensor):
-        plain = image.detach().cpu()
-        values = (plain.float() if plain.is_floating_point() else plain).numpy()
-        channels = 0
+        try:
+            plain = image.detach().cpu()
+            values = (plain.float() if plain.is_floating_point() else plain).numpy()
+        except (RuntimeError, TypeError) as error:  # sparse, meta, quantized
+            text = str(error).splitlines()[0]
+            raise ArgumentError(
+                f"got a tensor without plain values (layout {image.layout}, device {image.device}) "
+                f"[{text}]; expected a dense tensor (h, w) or (3, h, w), as `to_dense()` returns"
+            ) from error
     if isinstance(values, np.ndarray):
+        values = np.asarray(values)  # a matrix would stay one, whatever its index
         gray = values[..., None] if values.ndim == 2 else values
-        if channels == 0 and values.ndim == 3:
+        if isinstance(image, Tensor) and values.ndim == 3:
             gray = np.moveaxis(values, 0, -1)
-        if (
-            gray.ndim == 3
-            and gray.size
-            and gray.shape[2] in (1, 3, 4)
-            and gray.dtype.kind in "buif"
-        ):
-            return gray
+        if gray.ndim == 3 and gray.size and gray.dtype.kind in "buif":
+            if gray.shape[2] in (1, 3):
+                return gray
+            if gray.shape[2] == 4:
+                rgb = "image[:3]" if isinstance(image, Tensor) else "image[..., :3]"
+                hint = f" (of 4 channels: if they are RGBA, give {rgb}; if CMYK, the PIL image)"
     found = type(image).__name__
     if isinstance(values, np.ndarray):
         found += f" of shape {values.shape} and type {image.dtype}"
     raise ArgumentError(
-        f"got {found}; expected a file name, a PIL image, an array (h, w) or (h, w, 3), or a "
+        f"got {found}{hint}; expected a file name, a PIL image, an array (h, w) or (h, w, 3), or a "
         "tensor (h, w) or (3, h, w), with gray or RGB pixels; several images are a list"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Real
@@ -18,8 +18,8 @@ from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.config import Config, load_config
-from visionkit.data.files import is_visible
-from visionkit.data.image_io import PLUGINS, SUFFIXES, is_image_file, read_image, to_pixels
+from visionkit.data.files import visible_files
+from visionkit.data.image_io import PLUGINS, is_image_file, read_image, to_pixels
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
@@ -46,6 +46,7 @@ log = logging.getLogger("visionkit")
 
 BATCH = 4  # images a thread predicts at once; more is not faster on a CPU
 MAX_THREADS = 4  # each holds a batch of images and their feature maps
+NO_NAME = "got an empty file name; expected an image or a folder"
 Kept = TypeVar("Kept")
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -120,10 +121,12 @@ class Prediction:
             raise AttributeError(f"{count} {keys[0]!r}; use .heads, which has {heads}")
         return found[0]
 
-    def draw(self, *, threshold: float | None = None) -> Image.Image:
+    def draw(self, *, threshold: float | Tensor | None = None) -> Image.Image:
         """The image with the results of all heads, objects of at least that score."""
         from visionkit.visualization.draw import draw_all
 
+        if isinstance(threshold, Tensor) and threshold.numel() == 1:
+            threshold = threshold.item()
         number = isinstance(threshold, Real) and not isinstance(threshold, bool)
         if threshold is not None and not (number and 0 <= threshold <= 1):
             raise ArgumentError(f"threshold: got {threshold!r}; expected None or a number, 0 to 1")
@@ -172,12 +175,14 @@ class Predictor:
         (3, h, w), with gray or RGB pixels of 8 or 16 bits; `data.value_range` of the config holds.
 
         Raises DataError if an image cannot be read or has values without a fixed meaning,
-        ArgumentError for anything else.
+        ArgumentError for anything else, also for 4 channels: RGBA and CMYK look alike.
         """
         return self.predict_batch([image])[0]
 
     def read(self, image: ImageInput) -> Tensor:
         """The image as (3, h, w) uint8, as `predict` reads it."""
+        if isinstance(image, str) and not image:
+            raise ArgumentError(NO_NAME)
         if isinstance(image, (str, Path)):
             return read_image(image, value_range=self.value_range)
         return to_pixels(image, self.value_range)
@@ -295,22 +300,20 @@ def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Te
 def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     """The images among files and folders, each with its name: relative to the folder, as in a COCO
     file. Images that would share a name get their whole path instead."""
+    if "" in inputs:
+        raise ArgumentError(NO_NAME)
     missing = [f"{path}{twin_clause(path)}" for path in map(Path, inputs) if not path.exists()]
     if missing:
         raise DataError(f"no such file or directory: {', '.join(missing)}")
     found: list[tuple[Path, str]] = []
     others: list[Path] = []
+    hidden: list[str] = []
     for path in map(Path, inputs):
-        inside = [
-            file
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and all(map(is_visible, file.relative_to(path).parts))
-        ]
-        images = [file for file in inside if is_image_file(file)]
-        found += [(file, file.relative_to(path).as_posix()) for file in images]
+        inside = sorted(Path(folder, name) for folder, name in visible_files(path, hidden))
+        found += [(f, f.relative_to(path).as_posix()) for f in inside if is_image_file(f)]
         found += [] if path.is_dir() else [(path, path.name)]
-        others += [file for file in inside if file.suffix.lower() not in SUFFIXES]
-    skipped = _passed_over(others)
+        others += [file for file in inside if not is_image_file(file)]
+    skipped = "; ".join(_passed_over(others, hidden))
     if not found:
         raise DataError(f"no images in {', '.join(map(str, inputs))}{skipped and f'; {skipped}'}")
     if skipped:
@@ -320,15 +323,37 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     return [(file, name if times[name] == 1 else file.as_posix()) for file, name in found]
 
 
-def _passed_over(files: Sequence[Path]) -> str:
-    """Names the files of folders that are not images by their suffix; "" without any."""
-    if not files:
-        return ""
-    suffixes = {file.suffix.lower() for file in files}
-    packages = [one.package for one in PLUGINS.values() if suffixes & {*one.suffixes}]
-    hint = f"; convert them, or install {listed(packages)}" if packages else ""
-    names = printable(listed([file.name for file in files]))
-    return f"{plural(len(files), 'file')} without the suffix of an image skipped: {names}{hint}"
+def _passed_over(files: Sequence[Path], hidden: Sequence[str]) -> Iterator[str]:
+    """Names the files of folders that are not images, for each reason, and what is hidden."""
+    needed = {suffix: one.package for one in PLUGINS.values() for suffix in one.suffixes}
+    suffixes = {file: file.suffix.lower() for file in files}
+    special = [file for file in files if not file.is_file()]
+    plugins = [f for f in files if suffixes[f] in needed and f not in special]
+    packages = {needed[suffixes[file]]: None for file in plugins}
+    rest = [file for file in files if file not in special and file not in plugins]
+    for noun, several, names, hint in (
+        (
+            "file without the suffix of an image",
+            "files without the suffix of an image",
+            [file.name for file in rest],
+            "",
+        ),
+        (
+            "image of a format that is not read here",
+            "images of formats that are not read here",
+            [file.name for file in plugins],
+            f"; convert them, or install {listed(packages)}",
+        ),
+        (
+            "pipe, device or link to nothing",
+            "pipes, devices or links to nothing",
+            [file.name for file in special],
+            "",
+        ),
+        ("hidden file or folder", "hidden files or folders", hidden, ""),
+    ):
+        if names:
+            yield f"{plural(len(names), noun, several)} skipped: {printable(listed(names))}{hint}"
 
 
 def predict_each(
