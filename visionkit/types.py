@@ -87,7 +87,7 @@ class Target(TypedDict, total=False):
     replaces: str  # the error of the unreadable image that it replaces; removed at once
 
 
-class Prediction(TypedDict, total=False):
+class HeadPrediction(TypedDict, total=False):
     """What a head finds in one image. Boxes, masks and maps are in original pixels.
 
     visionkit draws, scores and writes these keys; a custom head may add others.
@@ -208,11 +208,11 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """One prediction for each image, boxes and masks in the *original* image's pixels."""
         raise NotImplementedError
 
-    def predict(self, features: Features, batch: Batch) -> list[Prediction]:
+    def predict(self, features: Features, batch: Batch) -> list[HeadPrediction]:
         """`decode` of `forward`. The boxes to describe are the `boxes` of the targets."""
         arguments = [batch.size_tensor]
         if self.boxes_from is not None:
@@ -234,7 +234,7 @@ class Evaluator(Protocol):
     """
 
     def update(self, predictions: list[Any], batch: Batch) -> None:
-        """Take in the `Prediction` of each image of a batch."""
+        """Take in the `HeadPrediction` of each image of a batch."""
 
     def state(self) -> Any:
         """What other processes need for `merge`: picklable."""

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from support.ranks import on_ranks
-from support.small_runs import HEADS
+from support.small_runs import SMALL_RUNS
 from visionkit.config import load_config
 from visionkit.data.loading.source import InfiniteBatchSampler
 from visionkit.distributed import collectives, launch
@@ -194,4 +194,4 @@ def test_the_shares_of_all_processes_are_the_batch_of_one(ratios, monkeypatch):
 def test_a_batch_that_cannot_be_shared_is_told(monkeypatch):
     monkeypatch.setattr(collectives, "world_size", lambda: 4)
     with pytest.raises(ConfigError, match="batch_size: 6 images cannot be split evenly"):
-        build_training(load_config(HEADS["classification"]), device=torch.device("cpu"))
+        build_training(load_config(SMALL_RUNS["classification"]), device=torch.device("cpu"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from support.ranks import on_ranks
-from support.small_runs import HEADS, TASKS, joint
+from support.small_runs import SMALL_RUNS, TASKS, joint
 from visionkit.config import load_config
 from visionkit.distributed import collectives
 from visionkit.distributed.collectives import across_ranks, loss_values, pad_to_global_max
@@ -24,11 +24,11 @@ BATCH_NORM = {"type": "TinyCNN", "channels": [8, 16], "norm": "batch"}
 
 def cases():
     return {
-        **HEADS,
+        **SMALL_RUNS,
         "joint": joint(),
         "pcgrad": joint(weighting="pcgrad"),
         "uncertainty": joint(weighting="uncertainty", accumulate_grad_batches=2, ema=0.9),
-        "batch_norm": {**HEADS["fcn"], "backbone": BATCH_NORM},
+        "batch_norm": {**SMALL_RUNS["fcn"], "backbone": BATCH_NORM},
     }
 
 
@@ -114,7 +114,7 @@ def test_statistics_of_batch_norms_are_those_of_all_ranks(runs):
 
 
 def synchronized(folder):
-    spec = {**HEADS["fcn"], "backbone": BATCH_NORM}
+    spec = {**SMALL_RUNS["fcn"], "backbone": BATCH_NORM}
     train.train(spec, {"output": f"{folder}/run", "train.sync_batchnorm": True})
 
 
@@ -129,7 +129,7 @@ def gradients(names, unlabeled):
     rank 1, have no labels. And which positions those are."""
     found = {}
     for name in names:
-        config = load_config(HEADS[name])
+        config = load_config(SMALL_RUNS[name])
         collectives.setup()
         model, (source,), _ = build_training(config, device=torch.device("cpu"))
         model.train()
@@ -150,7 +150,7 @@ def gradients(names, unlabeled):
 
 
 def test_a_rank_without_a_labeled_image_takes_part(tmp_path):
-    names = [name for name in HEADS if name not in ("autoencoder", "vae")]  # which need none
+    names = [name for name in SMALL_RUNS if name not in ("autoencoder", "vae")]  # which need none
     first, second = on_ranks(2, gradients, names, {}, folder=tmp_path)
     alone = gradients(names, {name: second[name][0] for name in names})
     for name in names:

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from support.ranks import on_ranks
-from support.small_runs import HEADS, SHAPES, TASKS
+from support.small_runs import SHAPES, SMALL_RUNS, TASKS
 from visionkit.config import load_config
 from visionkit.data.build import build_sources
 from visionkit.data.loading import source
@@ -28,11 +28,11 @@ def figures(names, splits):
     for name in names:
         arguments = {"data.batch_size": 12}  # can be shared by three, pairs of images too
         arguments |= {"head.score_threshold": 0.0} if name == "fcos" else {}
-        config = load_config(HEADS[name], arguments)
+        config = load_config(SMALL_RUNS[name], arguments)
         model, _, classes = build_training(config, device=torch.device("cpu"))
         for count, size in splits:
             val = {**SHAPES, "seed": 2, "num_images": count}
-            changed = {**HEADS[name], "data": {**HEADS[name]["data"], "val": val}}
+            changed = {**SMALL_RUNS[name], "data": {**SMALL_RUNS[name]["data"], "val": val}}
             changed["train"] = {**changed["train"], "eval_batch_size": size}
             source = build_sources(load_config(changed), ("val",), classes)
             metrics, _ = evaluate_model(model, source, dtype=torch.float32, workers=0)

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from support.ranks import on_ranks
-from support.small_runs import HEADS
+from support.small_runs import SMALL_RUNS
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.distributed import collectives
 from visionkit.engine import train
@@ -27,7 +27,7 @@ def run_with(fault, folder, settings):
     collectives.setup()
     os.environ["TORCHELASTIC_ERROR_FILE"] = f"{folder}/error{collectives.rank()}.json"
     begin = time.monotonic()
-    spec = HEADS["classification"]
+    spec = SMALL_RUNS["classification"]
     spec = {
         **spec,
         "train": {**spec["train"], "steps": 6, "eval_batch_size": 2, **settings},
@@ -185,7 +185,7 @@ def test_all_processes_end_and_tell_the_cause(name, tmp_path):
 
 
 def different(folder):
-    spec = {**HEADS["classification"], "output": f"{folder}/run"}
+    spec = {**SMALL_RUNS["classification"], "output": f"{folder}/run"}
     collectives.setup()
     if collectives.rank() == 1:
         fewer = {**spec["data"]["train"], "num_images": 11}
@@ -202,7 +202,7 @@ def test_processes_with_other_data_are_told(tmp_path):
 def other_seed(folder):
     collectives.setup()
     seed = collectives.rank()
-    train.train(HEADS["classification"], {"output": f"{folder}/run", "train.seed": seed})
+    train.train(SMALL_RUNS["classification"], {"output": f"{folder}/run", "train.seed": seed})
 
 
 def test_processes_with_other_settings_are_told(tmp_path):

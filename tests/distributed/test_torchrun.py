@@ -11,7 +11,7 @@ import torch
 
 from support.paths import ROOT
 from support.ranks import on_ranks
-from support.small_runs import HEADS
+from support.small_runs import SMALL_RUNS
 from visionkit.distributed import collectives
 from visionkit.engine.train import train
 from visionkit.runs import checkpoint
@@ -39,7 +39,7 @@ sys.exit(main(sys.argv[1:]))
 
 def torchrun(folder, fault, *options):
     (folder / "script.py").write_text(SCRIPT)
-    spec = HEADS["classification"]
+    spec = SMALL_RUNS["classification"]
     settings = {**spec["train"], "steps": 5, "validate": 1}
     spec = {**spec, "backbone": {**spec["backbone"], "norm": "batch"}, "train": settings}
     (folder / "run.yaml").write_text(json.dumps(spec))  # which is YAML too

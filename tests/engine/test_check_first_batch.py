@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import visionkit
-from support.small_runs import HEADS, joint
+from support.small_runs import SMALL_RUNS, joint
 from visionkit.metrics.accuracy import Accuracy
 from visionkit.models.backbones.plain import TinyCNN
 from visionkit.models.heads.classification import Classification
@@ -28,7 +28,7 @@ def messages(spec, **overrides):
 def test_a_sound_config_has_no_errors_and_leaves_no_trace(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = torch.get_rng_state()
-    assert messages(HEADS[name]) == []
+    assert messages(SMALL_RUNS[name]) == []
     assert torch.equal(torch.get_rng_state(), before)
     assert not list(tmp_path.iterdir())
 
@@ -44,7 +44,7 @@ def test_a_sound_config_has_no_errors_and_leaves_no_trace(name, tmp_path, monkey
 )
 def test_the_part_that_fails_is_named(cls, method, key, monkeypatch):
     monkeypatch.setattr(cls, method, failing)
-    found = messages(HEADS["classification"])
+    found = messages(SMALL_RUNS["classification"])
     assert found == [f"{key}: fails on the first batch (RuntimeError: no such size)"]
 
 
@@ -56,7 +56,7 @@ def test_every_source_is_checked(monkeypatch):
 
 def test_generated_images_replace_data_that_cannot_be_read(tmp_path, monkeypatch):
     missing = {"type": "ImageFolder", "root": str(tmp_path / "nowhere")}
-    spec = HEADS["classification"]
+    spec = SMALL_RUNS["classification"]
     spec = {**spec, "data": {**spec["data"], "train": missing}}
     (found,) = messages(spec)
     assert "data.train.root" in found
@@ -72,7 +72,7 @@ def test_a_loss_that_is_not_finite_is_an_error(monkeypatch):
         return {name: term._replace(sum=term.sum * math.inf) for name, term in terms.items()}
 
     monkeypatch.setattr(Classification, "loss", infinite)
-    (found,) = messages(HEADS["classification"])
+    (found,) = messages(SMALL_RUNS["classification"])
     assert "classification/classification, total of the first batch not finite" in found
 
 
@@ -81,5 +81,5 @@ def test_an_error_with_a_known_fix_keeps_it(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(Classification, "loss", exhausted)
-    (found,) = messages(HEADS["classification"])
+    (found,) = messages(SMALL_RUNS["classification"])
     assert "out of memory with data.main: batch_size 6" in found

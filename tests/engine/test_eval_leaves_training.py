@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_training import equal
 
-from golden.recipes import HEADS, config
+from golden.recipes import RECIPES, config
 from visionkit.config import load_config
 from visionkit.distributed.collectives import loss_values
 from visionkit.engine.evaluate import evaluate_model
@@ -52,7 +52,7 @@ def state(model, optimizer):
     }
 
 
-@pytest.fixture(params=HEADS)
+@pytest.fixture(params=RECIPES)
 def training(request, tmp_path):
     """A model of each task after a step, with some parts switched to `eval` by hand."""
     checked = load_config(with_validation(request.param, tmp_path / "run"))

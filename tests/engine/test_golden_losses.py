@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from golden.recipes import HEADS, STEPS, losses, machine
+from golden.recipes import RECIPES, STEPS, losses, machine
 from support.paths import ROOT
 
 STORED = json.loads((ROOT / "tests/golden/losses.json").read_text())
@@ -36,7 +36,7 @@ def difference(stored, found, exact):
     return None
 
 
-@pytest.mark.parametrize("task", HEADS)
+@pytest.mark.parametrize("task", RECIPES)
 def test_losses_are_the_stored_ones(task):
     """To the last digit where processor and libraries are those of the file, else nearly."""
     found = losses(task)
@@ -45,7 +45,7 @@ def test_losses_are_the_stored_ones(task):
 
 
 def test_every_recipe_is_stored_and_trains():
-    assert STORED["losses"].keys() == HEADS.keys(), "run python tests/golden/write.py TASK"
+    assert STORED["losses"].keys() == RECIPES.keys(), "run python tests/golden/write.py TASK"
     for columns in STORED["losses"].values():
         assert all(math.isfinite(x) for column in columns.values() for x in column)
         assert min(columns["grad_norm"]) > 0

@@ -15,7 +15,7 @@ from visionkit.errors import ArgumentError, ConfigError
 from visionkit.models.build import build_model
 from visionkit.types import Classes
 
-SHORT = small_runs.HEADS["classification"]
+SHORT = small_runs.SMALL_RUNS["classification"]
 PATH, OVERRIDES = "expected the path of a run", "expected strings such as"
 CALLS = {  # function and arguments, and what the error says
     "load None": (visionkit.load, [None], {}, f"run: got None; {PATH}"),

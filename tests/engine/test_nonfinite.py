@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from support.small_runs import HEADS
+from support.small_runs import SMALL_RUNS
 from visionkit.config import load_config
 from visionkit.engine import setup, train
 from visionkit.engine.progress import Progress
@@ -25,7 +25,7 @@ LOSS = Classification.loss
 
 
 def spec(folder, **settings):
-    base = HEADS["classification"]
+    base = SMALL_RUNS["classification"]
     backbone = {**base["backbone"], "norm": "batch"}
     settings = {"steps": 6, "validate": False, "schedule": "constant", "ema": 0.9, **settings}
     settings = {**base["train"], **settings}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.small_runs import HEADS
+from support.small_runs import SMALL_RUNS
 from visionkit.config import load_config
 from visionkit.engine.evaluate import evaluate_model
 from visionkit.engine.setup import build_training
@@ -17,7 +17,7 @@ def validation_losses(model, source):
 @pytest.mark.parametrize("name", ["classification", "localization", "fcos", "semantic", "vae"])
 def test_it_does_not_depend_on_how_images_are_put_into_batches(name):
     """Images hold different numbers of objects: a mean of the batches' means would depend on it."""
-    model, (source,), _ = build_training(load_config(HEADS[name]), device=torch.device("cpu"))
+    model, (source,), _ = build_training(load_config(SMALL_RUNS[name]), device=torch.device("cpu"))
     found = {}
     for size in (1, 2, 5):
         source.eval_batch_size = size
@@ -29,7 +29,9 @@ def test_it_does_not_depend_on_how_images_are_put_into_batches(name):
 
 def test_it_is_the_loss_of_the_dataset_as_one_batch():
     """By hand: the cross-entropy of all pixels of five images."""
-    model, (source,), _ = build_training(load_config(HEADS["semantic"]), device=torch.device("cpu"))
+    model, (source,), _ = build_training(
+        load_config(SMALL_RUNS["semantic"]), device=torch.device("cpu")
+    )
     source.eval_batch_size = 5
     (batch,) = source.val_batches(workers=0)
     with torch.inference_mode():

@@ -49,7 +49,7 @@ SLOTS = {  # names of the heads
     "embedding": "place",
     "autoencoder": "image",
 }
-HEADS: dict[str, dict[str, dict[str, Any]]] = {
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     **{
         case.name: {SLOTS[case.task]: {"type": head, **case.golden}}
         for head, case in heads.HEADS.items()
@@ -66,7 +66,7 @@ HEADS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def config(task: str, output: Path) -> dict[str, Any]:
-    used = HEADS[task]
+    used = RECIPES[task]
     source = {
         "feeds": [*used],
         "train": {"type": "Shapes", "num_images": 48, "size": 64, "seed": 0},

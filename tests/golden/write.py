@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from golden.recipes import HEADS, losses, machine
+from golden.recipes import RECIPES, losses, machine
 
 FILE = Path(__file__).with_name("losses.json")
 
@@ -29,12 +29,12 @@ def as_text(contents: dict) -> str:
 
 def main(tasks: list[str]) -> None:
     stored = json.loads(FILE.read_text())
-    if unknown := set(tasks) - HEADS.keys():
-        sys.exit(f"unknown tasks {sorted(unknown)}; choose from {[*HEADS]}")
+    if unknown := set(tasks) - RECIPES.keys():
+        sys.exit(f"unknown tasks {sorted(unknown)}; choose from {[*RECIPES]}")
     if tasks and stored["machine"] != machine():
         sys.exit(f"{FILE.name} is of another machine or other libraries: write all tasks")
     before = stored["losses"]
-    after = {task: losses(task) for task in tasks or HEADS}
+    after = {task: losses(task) for task in tasks or RECIPES}
     for task, columns in after.items():
         old = before.get(task, {})
         moved = [
@@ -42,9 +42,13 @@ def main(tasks: list[str]) -> None:
             for name, column in columns.items()
             for a, b in zip(old.get(name, column), column, strict=True)
         ]
-        same_terms = old.keys() == columns.keys()
-        print(f"{task}: " + (f"moved by at most {max(moved):.3g}" if same_terms else "other terms"))
-    found = {task: after.get(task) or before[task] for task in HEADS if task in {**before, **after}}
+        change = (
+            f"moved by at most {max(moved):.3g}" if old.keys() == columns.keys() else "new terms"
+        )
+        print(f"{task}: {change if old else 'new'}")
+    found = {
+        task: after.get(task) or before[task] for task in RECIPES if task in {**before, **after}
+    }
     FILE.write_text(as_text({"machine": machine(), "losses": found}))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from support.small_runs import HEADS
+from support.small_runs import SMALL_RUNS
 from visionkit.config.components import resolve
 from visionkit.engine.evaluate import coverage_of, metric_names
 from visionkit.engine.progress import Best
@@ -218,7 +218,7 @@ def test_a_class_is_told_all_that_it_lacks(tmp_path, monkeypatch):
 
 def test_a_main_metric_that_is_never_computed_is_told_before_training(tmp_path, monkeypatch):
     monkeypatch.setattr(Classification, "main_metric", "topp1")
-    config = HEADS["classification"] | {"output": str(tmp_path / "run")}
+    config = SMALL_RUNS["classification"] | {"output": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match=r"main_metric .*/topp1'; did you mean '.*/top1'"):
         train(config)
 

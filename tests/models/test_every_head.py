@@ -31,10 +31,10 @@ def types(models):
 @pytest.mark.parametrize("name", HEADS)
 def test_a_head_has_a_golden_recipe_and_a_small_run(name):
     case = HEADS[name]
-    small = [{"head": config["head"]} for config in small_runs.HEADS.values()]
+    small = [{"head": config["head"]} for config in small_runs.SMALL_RUNS.values()]
     small.append(small_runs.joint()["heads"])
     where = f"{FILE}: give {name} a `task`, or add it to"
-    assert name in types(recipes.HEADS.values()), f"{where} `joint` of tests/golden/recipes.py"
+    assert name in types(recipes.RECIPES.values()), f"{where} `joint` of tests/golden/recipes.py"
     assert name in types(small), f"{where} `joint` of tests/support/small_runs.py"
     stored = json.loads((ROOT / LOSSES).read_text())["losses"]
     assert case.task is None or case.name in stored, f"run tests/golden/write.py {case.name}"

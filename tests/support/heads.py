@@ -16,7 +16,7 @@ Arguments = dict[str, Any]
 class Case:
     """The settings of one head.
 
-    name: its key in tests/golden/losses.json, in `small_runs.HEADS` and in `runs.HEADS`.
+    name: its key in tests/golden/losses.json, in `small_runs.SMALL_RUNS` and in `runs.RESUMED`.
     task: `task` of a config; None: the head needs another one, and is in the joint runs alone.
     pyramid: whether it needs an FPN.
     class_layer: of a head that finds objects, the end of the name of the layer with the class

@@ -31,16 +31,18 @@ from visionkit.runs.directory import read_status
 
 SIZE = 32
 STEPS = 5  # an epoch of three steps, and two of the next
-HEADS: dict[str, dict[str, Any]] = {
+RESUMED: dict[str, dict[str, Any]] = {
     case.name: {"type": head, **case.resumed}
     for head, case in heads.HEADS.items()
     if case.resumed is not None
 }
 
 WEIGHTINGS = ("fixed", "uncertainty", "pcgrad")
-MODELS = [(case.name, "fixed") for case in heads.HEADS.values() if case.task and case.name in HEADS]
+MODELS = [
+    (case.name, "fixed") for case in heads.HEADS.values() if case.task and case.name in RESUMED
+]
 MODELS += [("joint", weighting) for weighting in WEIGHTINGS]
-FEEDS = {name: {"main": [name]} for name in HEADS} | {
+FEEDS = {name: {"main": [name]} for name in RESUMED} | {
     "pair": {"main": ["classification", "vae"]},
     "three": {"main": ["fcos", "localization", "semantic"]},
     "joint": {"objects": ["fcos", "attributes"], "places": ["classification", "vae", "fcos"]},
@@ -54,7 +56,7 @@ def spec(what: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str
     return {
         "backbone": {"type": "TinyCNN", "channels": [4, 8, 8], "norm": "batch"},
         "neck": {"type": "FPN", "channels": 8, "in_features": ["c2", "c3"], "extra_levels": "none"},
-        "heads": {name: HEADS[name] for name in used},
+        "heads": {name: RESUMED[name] for name in used},
         "data": {"workers": workers, **{n: _source(n, f) for n, f in feeds.items()}},
         "train": {
             **{"steps": STEPS, "log_every": 1, "precision": "fp32", "plots": False},

@@ -36,7 +36,7 @@ def config(
 
 
 PAIRS = {"images_per_identity": 2, "batch_size": 8}
-HEADS = {
+SMALL_RUNS = {
     case.name: config(
         case.task,
         head,
@@ -68,7 +68,7 @@ def joint(**train: Any) -> dict[str, Any]:
             "street": {"feeds": ["objects", "looks"], "batch_size": 4, "val": val, **small},
             "places": {"feeds": ["scene"], "batch_size": 6, "val": val, **small},
         },
-        "train": {**HEADS["fcos"]["train"], **train},
+        "train": {**SMALL_RUNS["fcos"]["train"], **train},
     }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from visionkit.data.contracts import is_custom, shown
 from visionkit.errors import ConfigError
 from visionkit.metrics.report import Coverage
-from visionkit.types import Evaluator, Features, Level, Loss, Prediction, prediction_kinds
+from visionkit.types import Evaluator, Features, HeadPrediction, Level, Loss, prediction_kinds
 
 EVALUATOR_METHODS = ("update", "state", "merge", "compute")
 # The dimensions of the results that visionkit draws, scores or writes.
@@ -95,7 +95,7 @@ def _is_scalar(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 0 and not value.is_complex()
 
 
-def checked_predictions(head: str, found: Any, count: int) -> list[Prediction]:
+def checked_predictions(head: str, found: Any, count: int) -> list[HeadPrediction]:
     """The predictions for a batch of `count` images."""
     what = f"heads.{head}: decode()"
     if not isinstance(found, list) or len(found) != count:
@@ -129,7 +129,7 @@ def _check_result(what: str, result: dict[str, Any]) -> None:
             raise _broken(what, {key: result[key], "boxes": boxes}, "as many of both")
 
 
-def boxes_of(head: str, on: str, found: list[Prediction]) -> list[Prediction]:
+def boxes_of(head: str, on: str, found: list[HeadPrediction]) -> list[HeadPrediction]:
     """The predictions of the head `on`, whose boxes the other one describes."""
     for result in found:
         if "boxes" not in result:

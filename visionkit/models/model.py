@@ -12,7 +12,7 @@ from visionkit.errors import ConfigError, unknown
 from visionkit.models import contracts
 from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.inference import autocast
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Loss, Prediction, Target
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Loss, Target
 
 
 class VisionModel(nn.Module):
@@ -91,7 +91,7 @@ class VisionModel(nn.Module):
 
     def predictions(
         self, features: Features, batch: Batch, heads: Iterable[str]
-    ) -> dict[str, list[Prediction]]:
+    ) -> dict[str, list[HeadPrediction]]:
         """Each head's predictions, a list with one dict for each image.
 
         A head that describes the boxes of another one gets the boxes that that one predicts; they
@@ -113,7 +113,7 @@ class VisionModel(nn.Module):
 
     def infer(
         self, batch: Batch, heads: Iterable[str], dtype: torch.dtype, *, with_losses: bool = False
-    ) -> tuple[dict[str, list[Prediction]], dict[str, dict[str, Loss]]]:
+    ) -> tuple[dict[str, list[HeadPrediction]], dict[str, dict[str, Loss]]]:
         """Each head's predictions for a batch on the model's device, computed in that precision;
         and its losses, from the same features."""
         with autocast(batch.images.device, dtype):
@@ -121,7 +121,7 @@ class VisionModel(nn.Module):
             predictions = self.predictions(features, batch, heads)
             return predictions, self.losses(features, batch, heads) if with_losses else {}
 
-    def _predicted(self, head: str, features: Features, batch: Batch) -> list[Prediction]:
+    def _predicted(self, head: str, features: Features, batch: Batch) -> list[HeadPrediction]:
         found = self.head(head).predict(features, batch)
         return contracts.checked_predictions(head, found, len(batch))
 
@@ -150,7 +150,7 @@ def _finds_boxes(head: Head) -> bool:
     return head.boxes_from is None and "boxes" in head.required_targets and not head.single_object
 
 
-def _with_boxes(batch: Batch, predictions: list[Prediction]) -> Batch:
+def _with_boxes(batch: Batch, predictions: list[HeadPrediction]) -> Batch:
     """The batch with predicted boxes instead of all labels."""
     targets: list[Target] = []
     for target, found in zip(batch.targets, predictions, strict=True):

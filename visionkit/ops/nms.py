@@ -14,7 +14,7 @@ from torchvision.ops import batched_nms
 from torchvision.ops import nms as torchvision_nms
 
 from visionkit.ops.boxes import rescale_boxes
-from visionkit.types import Batch, Prediction
+from visionkit.types import Batch, HeadPrediction
 
 Among = Literal["class", "all"]
 
@@ -43,7 +43,7 @@ def suppress(
     }
 
 
-def detections(found: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+def detections(found: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
     """What `suppress` returns, as a prediction for each image, with boxes in original pixels."""
     columns = (found[key] for key in ("boxes", "scores", "labels"))
     rows = zip(*columns, found["count"].tolist(), batch.targets, strict=True)

@@ -22,9 +22,9 @@ from visionkit.types import (
     Evaluator,
     Features,
     Head,
+    HeadPrediction,
     Level,
     Loss,
-    Prediction,
     Size,
     Target,
 )
@@ -135,7 +135,7 @@ class Attributes(Head):
             losses["binary"] = sum_where(entropy, known[:, columns])
         return losses
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `attributes` (N, A), the probabilities of each class for its N `boxes`.
 
         The boxes are those in the image's target, in input pixels; without any, N is 0.

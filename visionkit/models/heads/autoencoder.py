@@ -24,7 +24,17 @@ from visionkit.ops.layers import (
     normal_noise,
     valid_cells,
 )
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction, Size
+from visionkit.types import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Features,
+    Head,
+    HeadPrediction,
+    Level,
+    Loss,
+    Size,
+)
 
 NARROWEST = 16  # channels at full size, where each costs most
 COARSEST = 32  # stride of the map that a VAE's decoder begins with
@@ -131,7 +141,7 @@ class Autoencoder(Head):
         valid = valid_cells(batch.size_tensor, logits, stride=1)[:, None]  # (B, 1, H, W)
         return {"reconstruction": Loss((errors * valid).sum(), 3 * valid.sum())}
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `reconstruction` (3, h, w) uint8, at its size in the batch."""
         images = to_bytes(fitted(outputs["logits"], batch).sigmoid())
         return [
@@ -237,7 +247,7 @@ class VAE(Head):
         kl = kl_from_standard_normal(mean, log_var)
         return {"images": self.decode_latent(mean), "latent_mean": mean, "kl": kl}
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `reconstruction` (3, h, w) uint8 at its size in the batch, `latent_mean`
         (latent,) and `kl` ()."""
         return [

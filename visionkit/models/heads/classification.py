@@ -13,7 +13,7 @@ from visionkit.config.schema import Fraction, Positive
 from visionkit.errors import ConfigError, unknown
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
 
 TINY = 1e-12  # least sum of class weights
 
@@ -83,7 +83,7 @@ class Classification(Head):
         total = F.cross_entropy(logits, truth, weights, label_smoothing=smoothing, reduction="sum")
         return {"classification": Loss(total, weights[truth].sum(), TINY)}
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `probs` (K,), `label` () and its `score` ().
 
         With `multilabel` instead of the last two: `labels` (M,), the classes whose probability is

@@ -20,7 +20,7 @@ from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.ops.boxes import clip, decode
 from visionkit.ops.layers import cell_corners
 from visionkit.ops.nms import Among, detections, suppress
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Prediction, Size
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Size
 
 Prior = Annotated[float, Range(low=0, high=0.5, open=True)]
 
@@ -213,7 +213,7 @@ class DenseHead(Head):
         boxes = clip(boxes, places.image_size if sizes is None else sizes)
         return {"boxes": boxes, "scores": best, "labels": labels}
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
         boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs["labels"]
         scores = scores.masked_fill(scores <= self.score_threshold, -1)

@@ -27,7 +27,7 @@ from visionkit.models.heads.rcnn.roi_heads import (
 from visionkit.models.heads.rcnn.rpn import RPN, TopN
 from visionkit.ops.nms import Among, detections
 from visionkit.ops.roi_align import flatten_boxes
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
 
 # Of the second stage; the first knows no classes
 ROWS = {"roi_heads.box_predictor.cls_score": 1, "roi_heads.box_predictor.bbox_pred": 4}
@@ -148,7 +148,7 @@ class FasterRCNN(Head):
         proposals, count = self.rpn.propose(outputs, inside, self.rpn.test_top)
         return self.roi_heads.detect(features, proposals, count, inside)
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
         return detections(outputs, batch)
 
@@ -215,7 +215,7 @@ class MaskRCNN(FasterRCNN):
         probs = self._mask_logits(features, boxes[rows], image, labels[rows]).sigmoid()
         return found | {"masks": pad_rows(probs, rows, used) * used[:, :, None, None]}
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """As `FasterRCNN.decode`, and N `masks`, dicts of COCO's compressed RLE."""
         predictions = super().decode(outputs, batch)
         for found, probs, target in zip(predictions, outputs["masks"], batch.targets, strict=True):

@@ -14,7 +14,7 @@ from visionkit.distributed.collectives import all_gather_with_grad
 from visionkit.metrics.retrieval import Retrieval
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
 
 Mining = Literal["all", "hard", "semihard"]
 
@@ -161,7 +161,7 @@ class Embedding(Head):
             return {"contrastive": contrastive_loss(vectors, identities, self.temperature)}
         return {"triplet": triplet_loss(vectors, identities, self.margin, self.mining)}
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `embedding` (size,) float32 of unit length."""
         return [{"embedding": vector} for vector in outputs["embedding"]]
 

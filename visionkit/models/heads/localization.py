@@ -22,7 +22,7 @@ from visionkit.ops.layers import (
     valid_cells,
 )
 from visionkit.ops.losses import giou_loss
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
 
 
 class Output(NamedTuple):
@@ -135,7 +135,7 @@ class Localization(Head):
             return giou_loss(boxes, truth)
         return F.smooth_l1_loss(boxes, truth, beta=0.1, reduction="none").sum(1)
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `probs` (K,), `label` (), its `score` (), and `box` (4,)."""
         return [
             {

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from visionkit.distributed.collectives import all_gather_with_grad
 from visionkit.errors import ConfigError
 from visionkit.models.heads.classification import weights_in_order
-from visionkit.types import IGNORE, Batch, Loss, Prediction, Size, Target
+from visionkit.types import IGNORE, Batch, HeadPrediction, Loss, Size, Target
 
 CHUNK = 2**23  # logits held at full resolution at a time: 32 MB
 MAX_CLASSES = IGNORE  # what fits into 8 bits next to it
@@ -190,7 +190,7 @@ def _centers(pixels: int, covered: float, cells: int, device: torch.device) -> T
     return centers.clamp(-edge, edge)
 
 
-def semantic_maps(logits: Tensor, batch: Batch) -> list[Prediction]:
+def semantic_maps(logits: Tensor, batch: Batch) -> list[HeadPrediction]:
     """Each image's `semantic` (h, w) uint8 at its `orig_size`, of `logits` (B, K, hl, wl)."""
     height, width = batch.images.shape[-2:]
     return [

@@ -23,7 +23,7 @@ from visionkit.ops.layers import (
     masked_mean,
     valid_cells,
 )
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, Level, Loss, Prediction
+from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
 
 MAX_STRIDE = 16  # coarser maps do not separate pixels
 MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
@@ -84,7 +84,7 @@ class SemanticHead(Head):
     def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         return self.pixel_loss(self(features, batch.size_tensor)["logits"], batch)
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[Prediction]:
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
         return semantic_maps(outputs["logits"], batch)
 
