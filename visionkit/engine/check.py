@@ -242,7 +242,10 @@ def _named(key: str, config: Config) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error).strip().partition("\n")[0]
-        raise explained(error, config) or ConfigError(
+        known = explained(error, config)
+        if isinstance(known, ResourceError):  # a finding about the config, next to the others
+            known = ConfigError(str(known))
+        raise known or ConfigError(
             f"{key}: fails on the first batch ({type(error).__name__}: {text})"
         ) from error
 
