@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
+from types import NoneType
 from typing import Any
 
 SHOWN_NAMES = 20  # names, for example of classes, in a message
@@ -91,6 +92,16 @@ def check_flags(**flags: object) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ArgumentError(f"{name}: got {shorten(repr(value))}; expected True or False")
+
+
+def check_names(**lists: object) -> None:
+    """ArgumentError for one that is neither None nor a list of names; a string has letters."""
+    for name, value in lists.items():
+        if isinstance(value, (str, bytes)) or not isinstance(value, (Iterable, NoneType)):
+            text = f"{name}: got {shorten(repr(value))}; expected a list of names"
+            raise ArgumentError(
+                f"{text}, such as [{shorten(repr(value))}]" if isinstance(value, str) else text
+            )
 
 
 def printable(text: object) -> str:

@@ -9,9 +9,14 @@ from PIL import Image
 
 import visionkit
 from support import small_runs
+from support.coco_files import save, small
 from visionkit.config import load_config
+from visionkit.data.datasets.folder import ImageFolder
+from visionkit.data.datasets.idx import Idx
+from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.engine.predict import Prediction, Predictor
 from visionkit.errors import ArgumentError, ConfigError
+from visionkit.metrics.coco.evaluator import evaluate_coco
 from visionkit.models.build import build_model
 from visionkit.types import Classes
 
@@ -157,6 +162,22 @@ def test_heads_that_are_no_list_of_names(heads, model):
 def test_a_head_that_there_is_not(model):
     with pytest.raises(ConfigError, match="the model has no head 'x'; it has classification"):
         Predictor(*model, heads=("x",))
+
+
+@pytest.mark.parametrize("key", ["classes", "ignore_categories", "attributes", "only"])
+def test_a_string_is_no_list_of_names(key, tmp_path):
+    calls = [
+        lambda **given: save(tmp_path, small(), **given),
+        lambda **given: LabelMaps("images", "maps", **given),
+        lambda **given: ImageFolder("images", **given),
+        lambda **given: Idx("images", "labels", **given),
+        lambda **given: evaluate_coco(small(), [], "bbox", **given),
+    ]
+    takes = {"classes": (0, 1, 2, 3), "ignore_categories": (0, 4), "attributes": (0,)}
+    takes["only"] = (2, 3)
+    for place in takes[key]:
+        with pytest.raises(ArgumentError, match=rf"{key}: got 'dog'; expected a list of names"):
+            calls[place](**{key: "dog"})
 
 
 @pytest.mark.parametrize("threshold", ["a", True, float("nan"), -0.1, 1.1, [0.5]])

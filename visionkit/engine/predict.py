@@ -125,13 +125,14 @@ class Prediction:
         """The image with the results of all heads, objects of at least that score."""
         from visionkit.visualization.draw import draw_all
 
-        if isinstance(threshold, Tensor) and threshold.numel() == 1:
-            threshold = threshold.item()
-        number = isinstance(threshold, Real) and not isinstance(threshold, bool)
-        if threshold is not None and not (number and 0 <= threshold <= 1):
+        given: Any = threshold
+        if isinstance(given, Tensor) and given.numel() == 1:
+            given = given.item()
+        number = isinstance(given, Real) and not isinstance(given, bool)
+        if given is not None and not (number and 0 <= given <= 1):
             raise ArgumentError(f"threshold: got {threshold!r}; expected None or a number, 0 to 1")
         names = {head: self.classes[head].names for head in self.heads}
-        lowest = self.draw_threshold if threshold is None else threshold
+        lowest = self.draw_threshold if given is None else given
         return draw_all(self.image, self.heads, names, threshold=lowest)
 
 

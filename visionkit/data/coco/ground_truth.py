@@ -13,7 +13,7 @@ from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.records import read_categories
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.tables import rows_of
-from visionkit.errors import ConfigError, VisionkitError, unknown
+from visionkit.errors import ConfigError, VisionkitError, check_names, unknown
 
 if TYPE_CHECKING:
     from visionkit.types import Classes
@@ -156,6 +156,7 @@ def without_categories(
     classes: tuple[Sequence[str], Sequence[int]], ignored: Collection[str], problems: Problems
 ) -> tuple[tuple[tuple[str, ...], tuple[int, ...]], tuple[int, ...]]:
     """The classes (names and ids) without the ignored ones, and the ids of those."""
+    check_names(ignore_categories=ignored)
     names, pairs = classes[0], list(zip(*classes, strict=True))
     for name in [name for name in ignored if name not in names]:
         what = unknown(name, names, f"ignore_categories: unknown category {name!r}")

@@ -23,7 +23,7 @@ from visionkit.data.files import Links
 from visionkit.data.image_io import Exif, ValueRange, check_size, read_image, read_label_map
 from visionkit.data.masks import Segmentation, paint
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError, printable
+from visionkit.errors import DataError, check_names, printable
 from visionkit.types import IGNORE, Classes
 
 log = logging.getLogger("visionkit")
@@ -76,6 +76,7 @@ class Coco(Annotations):
         links: Links = "inside",
         on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
     ):
+        check_names(classes=classes, attributes=attributes)
         self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
         self.other_classes, actions = other_classes, policies(on_fault)
         problems = Problems(f"annotation file {annotations}", annotations)

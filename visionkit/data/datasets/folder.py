@@ -18,7 +18,7 @@ from visionkit.data.checks.findings import (
 from visionkit.data.files import is_visible, visible_files
 from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError, printable, unknown
+from visionkit.errors import DataError, check_names, printable, unknown
 from visionkit.types import Classes
 
 
@@ -88,6 +88,7 @@ class ImageFolder(Images):
         only: list[str] | None = None,
         exif: Exif = "apply",
     ):
+        check_names(classes=classes, only=only)
         self.root, self.exif = Path(root), exif
         found = _class_folders(self.root)
         if classes is not None:

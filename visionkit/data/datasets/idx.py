@@ -21,7 +21,7 @@ from visionkit.data.checks.findings import (
 from visionkit.data.datasets.folder import kept_classes
 from visionkit.data.files import diagnose
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError, plural
+from visionkit.errors import DataError, check_names, plural
 from visionkit.runs.files import open_regular
 from visionkit.types import Classes
 
@@ -49,6 +49,7 @@ class Idx:
         classes: list[str] | None = None,
         only: list[str] | None = None,
     ):
+        check_names(classes=classes, only=only)
         self.file = str(labels or images)
         self._images = _read(images, dims=3)  # (n, h, w) uint8
         self.keys: tuple[str, ...] = ()

@@ -18,7 +18,15 @@ from visionkit.data.datasets.folder import require_folder
 from visionkit.data.files import diagnose, visible_files
 from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image, read_label_map, turns
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError, listed, other_case, other_form, plural, printable
+from visionkit.errors import (
+    DataError,
+    check_names,
+    listed,
+    other_case,
+    other_form,
+    plural,
+    printable,
+)
 from visionkit.runs.files import open_regular
 from visionkit.types import IGNORE, Classes
 
@@ -77,6 +85,7 @@ class LabelMaps:
         split: InputPath | None = None,
         exif: Exif = "apply",
     ):
+        check_names(classes=classes)
         self.images, self.labels, self.exif = Path(images), Path(labels), exif
         self.colored_maps = palette is not None  # whether colors count, so any mode is right
         self._colors = _checked_palette(palette or {})  # (C,) as one number each
