@@ -16,7 +16,7 @@ from visionkit.data.datasets.idx import Idx
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.engine.predict import Prediction, Predictor
 from visionkit.errors import ArgumentError, ConfigError
-from visionkit.metrics.coco.evaluator import evaluate_coco
+from visionkit.metrics.coco.evaluator import evaluate_files
 from visionkit.models.build import build_model
 from visionkit.types import Classes
 
@@ -171,7 +171,7 @@ def test_a_string_is_no_list_of_names(key, tmp_path):
         lambda **given: LabelMaps("images", "maps", **given),
         lambda **given: ImageFolder("images", **given),
         lambda **given: Idx("images", "labels", **given),
-        lambda **given: evaluate_coco(small(), [], "bbox", **given),
+        lambda **given: evaluate_files(tmp_path / "a.json", [], "bbox", **given),
     ]
     takes = {"classes": (0, 1, 2, 3), "ignore_categories": (0, 4), "attributes": (0,)}
     takes["only"] = (2, 3)
