@@ -1,5 +1,7 @@
 """Images with semantic maps: numbers, palettes and colors, pairing, and what is refused."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -196,7 +198,7 @@ def test_the_names_of_cityscapes(tmp_path, given):
 
 
 @pytest.mark.parametrize(
-    ("mode", "color"), [("RGB", (0, 64, 128)), ("1", 1), ("RGBA", (1, 1, 1, 255)), ("LA", (1, 255))]
+    ("mode", "color"), [("RGB", (0, 64, 128)), ("1", 1), ("RGBA", (1, 1, 1, 255))]
 )
 def test_maps_of_another_mode_name_the_palette(folder, mode, color):
     Image.new(mode, (3, 2), color).save(folder / "labels" / "b.png")
@@ -206,6 +208,22 @@ def test_maps_of_another_mode_name_the_palette(folder, mode, color):
         palette = {"background": [0, 0, 0], "cat": [255, 255, 255]}
         Image.new("1", (3, 2), 1).save(folder / "labels" / "deep" / "a.png")
         assert opened(folder, palette=palette)[0].semantic.tolist() == [[1] * 3] * 2
+
+
+@pytest.mark.parametrize("mode", ["LA", "PA"])
+def test_maps_of_numbers_with_alpha_are_not_colors(folder, mode):
+    Image.new("LA", (3, 2), (1, 255)).convert(mode).save(folder / "labels" / "b.png", "TIFF")
+    with pytest.raises(DataError, match=r"has mode .A.*; save its first channel alone, with 8 bi"):
+        opened(folder, classes=CLASSES)[0]
+
+
+def test_gray_levels_of_no_class_have_an_example(folder):
+    numbers(folder / "labels" / "b.png", [[0, 128, 128], [0, 0, 0]])
+    palette = "palette: {a: [0, 0, 0], b: [128, 128, 128]}"
+    with pytest.raises(DataError, match=f"for example `{re.escape(palette)}`"):
+        opened(folder, classes=["a", "b"])[0]
+    with pytest.raises(DataError, match=r"\[128, 128, 128\], \.\.\.}`"):
+        opened(folder, classes=["a", "b", "c"])[0]
 
 
 @pytest.mark.parametrize(

@@ -244,13 +244,15 @@ def test_identities(tmp_path, check):
 
 
 def test_label_maps(tmp_path, check):
-    for name, size in (("a", (8, 6)), ("b", (8, 6)), ("c", (8, 6)), ("d", (8, 6))):
+    for name, size in dict.fromkeys("abcdef", (8, 6)).items():
         (tmp_path / "images").mkdir(exist_ok=True)
         (tmp_path / "labels").mkdir(exist_ok=True)
         Image.new("RGB", size).save(tmp_path / f"images/{name}.png")
         Image.new("L", size, 1).save(tmp_path / f"labels/{name}.png")
     Image.new("L", (8, 6), 9).save(tmp_path / "labels/b.png")
     Image.new("L", (6, 8), 1).save(tmp_path / "labels/c.png")
+    Image.new("RGB", (8, 6), 1).save(tmp_path / "labels/e.png")
+    (tmp_path / "labels/f.png").write_bytes(b"")
     Image.fromarray(np.full((6, 8), 255, np.uint8)).save(tmp_path / "labels/d.png")
     data = {"images": str(tmp_path / "images"), "labels": str(tmp_path / "labels")}
     data["classes"] = ["x", "y"]
@@ -259,8 +261,10 @@ def test_label_maps(tmp_path, check):
     code, kinds, _ = check(spec)
     assert code == 3
     assert "class-map" not in kinds  # the same is found by inspection
-    (fault,) = kinds["image-values"]
-    assert "no class has the value 9" in fault["message"] and fault["index"] == 1
+    values, colors = kinds["image-values"]
+    assert "no class has the value 9" in values["message"] and values["index"] == 1
+    assert "e.png has mode RGB" in colors["message"] and colors["index"] == 4
+    assert [fault["index"] for fault in kinds["image-empty"]] == [5]
     (found,) = kinds["image-size"]
     assert "c.png is 6x8, but its image" in found["message"]
     assert [f["value"] for f in kinds["unlabeled-map"]] == ["d.png"]

@@ -249,6 +249,8 @@ def label_mode_fault(mode: str, hint: str = "convert it") -> Fault | None:
         return None
     if mode.startswith(("I", "F")):  # of more than 8 bits, not a map of colors
         hint = "save its numbers with 8 bits"
+    elif mode in ("LA", "La", "PA"):  # numbers with alpha, not colors
+        hint = "save its first channel alone, with 8 bits"
     clause = f"has mode {mode}: a semantic map must be 8-bit gray or palette; {hint}"
     return Fault("values", clause)
 
@@ -263,7 +265,7 @@ def read_label_map(path: str | Path, hint: str = "convert it") -> Tensor:
         image.load()
         return image
 
-    labels = _read(path, indices)
+    labels = _read(path, indices, "semantic map")
     values = torch.frombuffer(bytearray(labels.tobytes()), dtype=torch.uint8)
     return values.view(labels.height, labels.width)
 
@@ -388,11 +390,13 @@ def _unusual_tiff(path: str | Path) -> Fault | None:
     return Fault("values", f"{clause}: save 1 (gray) or 3 (RGB) of them with 8 or 16 bits")
 
 
-def _read(path: str | Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _read(
+    path: str | Path, convert: Callable[[Image.Image], Image.Image], what: str = "image"
+) -> Image.Image:
     try:
         return open_image(path, convert)
     except Refused as refused:
-        raise DataError(f"image {printable(path)} {refused.fault.clause}") from refused.__cause__
+        raise DataError(f"{what} {printable(path)} {refused.fault.clause}") from refused.__cause__
 
 
 def orientation(image: Image.Image) -> int:

@@ -140,9 +140,7 @@ def _check_data(config: Config, sources: list[Source], report: Report) -> None:
         for split, dataset in iter_splits(source):
             where = split_key(source.name, split)
             images[where] = completed(source, split, image_findings(dataset, where))
-            known = {
-                found.message for found in images[where]
-            }  # of semantic maps, also by examine()
+            known = {found.message for found in images[where]}  # examine() reads maps too
             others = _located(where, _dataset_findings(dataset))
             report.findings += [found for found in others if found.message not in known]
             report.findings += images[where] + classes[where]

@@ -211,9 +211,8 @@ class Coco(Annotations):
             return None
         values = read_label_map(path)
         if tuple(values.shape) != size:
-            raise DataError(
-                f"semantic map {printable(path)} is {tuple(values.shape)} (h, w), not {size}"
-            )
+            found = f"is {values.shape[1]}x{values.shape[0]}, but its image {size[1]}x{size[0]}"
+            raise DataError(f"semantic map {printable(path)} {found}: make them one size")
         highest = values.where(values != IGNORE, 0).max().reshape(1)
         if clause := self.map_fault(highest.numpy()):
             raise DataError(f"semantic map {printable(path)} {clause}")

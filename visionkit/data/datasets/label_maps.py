@@ -198,7 +198,12 @@ class LabelMaps:
             return None
         count = len(self.classes["semantic"].names)
         last = self._first + count - 1
-        hint = "list all classes, set `ignore`, or give the gray levels as `palette`"
+        names = self.classes["semantic"].names
+        levels = values.tolist() if len(values) == count else [0, max(unknown)]
+        pairs = [f"{name}: {[level] * 3}" for name, level in zip(names[:3], levels, strict=False)]
+        example = ", ".join(pairs if count == len(pairs) else [*pairs, "..."])
+        hint = "list all classes, set `ignore`, or give the gray levels as `palette`, for example "
+        hint += f"`palette: {{{example}}}`"
         if self._first == 0 and unknown == [count]:
             ignore = " and `ignore: 0`" if 0 in values else ""
             hint = f"if the numbers begin at 1, set `first: 1`{ignore}; else {hint}"
