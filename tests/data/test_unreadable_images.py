@@ -4,6 +4,7 @@ import json
 import logging
 from itertools import chain
 from typing import ClassVar
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -135,6 +136,15 @@ def test_a_replacement_has_the_same_identity_where_batches_are_made_of_them():
 def test_validation_never_skips():
     with pytest.raises(DataError, match=r"^image 3.jpg is empty \(record 3, image id 103\)$"):
         list(source({3}).val_batches(workers=0))
+
+
+def test_an_error_of_several_lines_keeps_them():
+    broken = source((), skip=False)
+    error = DataError("image 9.jpg: 2 problems", "  no header", "  no end")
+    broken.val.__class__ = type("Lines", (Data,), {"__getitem__": Mock(side_effect=error)})
+    with pytest.raises(DataError) as caught:
+        list(broken.val_batches(workers=0))
+    assert caught.value.lines[1:] == ["  no header", "  no end (record 0, image id 100)"]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

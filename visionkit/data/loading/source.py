@@ -240,7 +240,8 @@ class TransformedDataset:
                 raise broken_contract(f"{image_name(self.dataset, index)}: {error}") from None
             ids = getattr(self.dataset, "image_ids", None)
             record = "" if ids is None else f" (record {index}, image id {ids[index]})"
-            named = DataError(f"{error}{record}")
+            *lines, last = error.lines
+            named = DataError(*lines, f"{last}{record}")
             if self.skip_unreadable:
                 rng = np.random.default_rng((self.seed, position, 4))
                 for other in replacements(index, len(self.dataset), rng, self.identities):
