@@ -9,6 +9,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+W, H = 96, 64  # of the images of `truth_of_six`
+
 
 def rectangle(box, size):
     x, y, w, h = (round(v) for v in box)
@@ -233,3 +235,34 @@ def raw_pycocotools(truth, results, iou_type, max_detections=(1, 10, 100)):
         if max_detections[-1] == 100:  # else it prints -1 for nearly all
             evaluation.summarize()
     return evaluation
+
+
+def truth_of_six():
+    """Six images, each with a cat and a dog at other places."""
+    truth = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": W, "height": H} for i in range(1, 7)
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [],
+    }
+    for i in range(1, 7):
+        for category, box in ((1, [8 + i, 12, 30, 28]), (2, [50, 20 + 2 * i, 28, 26])):
+            truth["annotations"].append(
+                {
+                    **{"id": 2 * i + category, "image_id": i, "category_id": category},
+                    **{"bbox": box, "area": box[2] * box[3], "iscrowd": 0},
+                    "segmentation": rectangle(box, (H, W)),
+                }
+            )
+    return truth
+
+
+def results_of(truth, **changes):
+    """Perfect results; each change is a function of the annotation."""
+    results = []
+    for number, annotation in enumerate(truth["annotations"]):
+        record = {key: annotation[key] for key in ("image_id", "category_id", "bbox")}
+        record["score"] = 0.9 - number / 100
+        results.append(record | {key: change(annotation) for key, change in changes.items()})
+    return results

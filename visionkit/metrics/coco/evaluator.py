@@ -32,7 +32,8 @@ from visionkit.errors import DataError, DivergedError, listed
 from visionkit.metrics.coco.detections import DetectionChecker, Detections, concatenate
 from visionkit.metrics.coco.engines import engine_version, match, pick_engine
 from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, log_once, read_truth, scored
-from visionkit.metrics.coco.sanity import NameCheck, judge
+from visionkit.metrics.coco.names import NameCheck
+from visionkit.metrics.coco.sanity import judge
 from visionkit.metrics.report import Coverage
 
 if TYPE_CHECKING:

@@ -1,47 +1,43 @@
 """Signs that a result file means something else than it says: corners, 0..1, other ids.
 
 Metrics do not show this: a file with corners has a low AP, as a weak model has. So the results are
-read in other ways too, on some images. If objects are found much better in another reading than in
-the one of COCO's format, the file is refused.
+read in other ways too, on some images. The file is refused if another reading finds at least a
+third of the objects with an IoU of 0.75, at five places that no single box finds, and twice as many
+as COCO's format does. The same with an IoU of 0.5, or at fewer places, is a warning.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import PurePath
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from visionkit.data.checks.findings import short
-from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.segmentations import to_rle
-from visionkit.data.coco.selection import FAR
 from visionkit.data.coco.tables import rows_of
 from visionkit.errors import DataError, listed, plural
 from visionkit.metrics.coco.detections import Detections
 from visionkit.metrics.coco.ground_truth import ScoredTruth
+from visionkit.metrics.coco.names import CONFIRMED, moved_classes, objects_of
 
 log = logging.getLogger("visionkit")
 
 IMAGES = 50  # on which results are read in other ways
-PER_IMAGE = 100  # detections, those with the highest scores
-GAIN = 0.15  # in the mean IoU of the objects, by which another reading must be better
-UNSURE = 0.3  # the same below a mean IoU of `SURE`
-MOVED = 0.2  # the same for readings that move boxes, which no mistake of a model looks like
-SHORT = 0.9  # of where objects end: boxes of smaller images do not reach so far
-SURE = 0.75  # mean IoU that leaves no doubt about a reading
-FEW = 0.5  # the same for a single object; it falls with the square root of their number
-MATCH = 0.5  # IoU of an object and the detection whose class is compared
-OUTSIDE = 0.05  # of all boxes: more outside their image are a mistake
-FEWEST = 6  # objects for a statement about classes
-CONFIRMED = 0.8  # of the objects of a class: more found as one other class are a mistake
+PAIRS = 10_000  # of an object and a detection, after which no further image is read
+PER_IMAGE = 50  # detections, those with the highest scores; more if there are more objects
+LIKELY = 0.5  # IoU of objects that a reading finds
+RIGHT = (0.75, 0.95)  # where that is certain; higher, places may be closer to each other
+FITTED = (0.85, 0.95)  # the same for readings with free numbers
+SHARE = 1 / 3  # of the objects that a better reading finds at least
+GAIN = 0.2  # in the mean IoU of the objects, by which another reading is better at least
+PLACES = 5  # of found objects: a constant box finds one
+OUTSIDE = 0.05  # of all boxes: more outside their image are a sign
 
 Boxes = np.ndarray  # (N, 4) x, y, w, h unless a name says otherwise
-NAME_KEYS = ("category_name", "class_name", "category", "class", "label", "name")
 
 
 def judge(
@@ -54,7 +50,8 @@ def judge(
 ) -> None:
     """DataError if checked results, or the `doubts` about them, say that they mean something else;
     with `trust` a warning. Logs what lowers metrics without being wrong."""
-    doubts = [*doubts, *find_doubts(truth, found)]
+    certain, hints = find_doubts(truth, found)
+    doubts = [*doubts, *certain]
     if doubts:
         if not trust:
             raise DataError(
@@ -63,91 +60,26 @@ def judge(
                 *(f"  {doubt}" for doubt in doubts),
             )
         log.warning("%s: scored as it is, although" + "\n  %s" * len(doubts), source, *doubts)
-    for remark in find_remarks(truth, found):
+    for remark in [*hints, *find_remarks(truth, found)]:
         log.warning("%s: %s", source, remark)
 
 
-class NameCheck:
-    """Compares the names of images and classes in result records with those of their ids."""
-
-    def __init__(self, index: CocoIndex, truth: ScoredTruth) -> None:
-        self.images = dict(zip(index.images.ids.tolist(), index.images.names.texts(), strict=True))
-        self.classes = dict(zip(truth.category_ids.tolist(), truth.names, strict=True))
-        self.known = {name.casefold() for name in truth.names}
-        self.counts: Counter[str] = Counter()  # contradictions by key
-        self.first: dict[str, str] = {}
-        self.seen = 0
-
-    def add(self, records: Sequence[Any]) -> None:
-        """Check some more records."""
-        for number, record in enumerate(records, self.seen):
-            if isinstance(record, dict) and len(record) > 4:
-                for key, contradiction in self._contradictions(record):
-                    self.counts[key] += 1
-                    self.first.setdefault(key, f"result {number}: {contradiction}")
-        self.seen += len(records)
-
-    def doubts(self) -> list[str]:
-        """One for each key that contradicts the ids."""
-        return [
-            self.first[key] + (f" (and {count - 1} more)" if count > 1 else "")
-            for key, count in self.counts.items()
-        ]
-
-    def _contradictions(self, record: dict[str, Any]) -> Iterator[tuple[str, str]]:
-        if "file_name" in record:
-            id_, name = record.get("image_id"), str(record["file_name"])
-            known = self.images.get(id_) if isinstance(id_, int) else None
-            if known and PurePath(name).name != PurePath(known).name:
-                yield (
-                    "file_name",
-                    f"image_id {id_} is the image {name!r} there, and {known!r} in the "
-                    "annotations. `visionkit predict` counts images from 1; `visionkit eval RUN` "
-                    "writes files to score, with the ids of its data, to RUN/eval",
-                )
-        for key in NAME_KEYS:
-            text, id_ = record.get(key), record.get("category_id")
-            if not isinstance(text, str) or not isinstance(id_, int) or id_ not in self.classes:
-                continue
-            is_class = key == "category_name" or text.casefold() in self.known
-            if is_class and text.casefold() != self.classes[id_].casefold():
-                yield (
-                    key,
-                    f"{key} is {short(text)}, but category_id {id_} is "
-                    f"{short(self.classes[id_])} in the annotations: use their ids",
-                )
-
-
-class Pairs(NamedTuple):
-    """The objects and the best detections of an image."""
-
-    size: np.ndarray  # (2,) w, h; 0 where unknown
-    objects: Boxes  # (M, 4)
-    found: Boxes  # (N, 4) as the results have them
-    classes: np.ndarray  # (M,) rows
-    found_classes: np.ndarray  # (N,) rows
-
-
-# A meaning of boxes in words, as a function, and the gain it needs below `SURE`.
-Reading = tuple[str, Callable[[Pairs], Boxes], float]
-
-
-def find_doubts(truth: ScoredTruth, found: Detections) -> list[str]:
-    """What speaks against the results, each with its reason."""
+def find_doubts(truth: ScoredTruth, found: Detections) -> tuple[list[str], list[str]]:
+    """What speaks against the results, each with its reason: what is certain, what is likely."""
     image = rows_of(found.image_ids, truth.image_ids)
-    pairs = _sampled(truth, found, image)
-    own = _mean_iou(pairs)
-    doubts = [
-        doubt
-        for doubt in (
-            _relative(truth, found),
-            _other_boxes(pairs, own, truth.iou_type),
-            _other_images(truth, found, image, own),
-            _other_classes(truth, pairs),
-        )
-        if doubt
+    sample = _sampled(truth, found, image)
+    own = _ious(sample, sample.found) if len(sample.objects) else np.zeros(1)
+    judged = [
+        (True, _relative(truth, found)),
+        _other_boxes(sample, own, truth.iou_type),
+        _other_images(truth, found, image, own),
+        (True, _other_classes(truth, sample)),
     ]
-    return doubts or _outside(truth, found, image)
+    certain = [doubt for is_certain, doubt in judged if doubt and is_certain]
+    likely = [doubt for is_certain, doubt in judged if doubt and not is_certain]
+    if not certain and (outside := _outside(truth, found, image)):
+        likely.append(outside)
+    return certain, likely
 
 
 def find_remarks(truth: ScoredTruth, found: Detections) -> list[str]:
@@ -199,175 +131,224 @@ def _mixed(found: Detections) -> np.ndarray:
     return mixed
 
 
-def _sampled(truth: ScoredTruth, found: Detections, image: np.ndarray) -> list[Pairs]:
+class Sample(NamedTuple):
+    """The objects and the best detections of some images, and all pairs of them in one image."""
+
+    objects: Boxes  # (M, 4)
+    found: Boxes  # (N, 4) as the results have them
+    sizes: np.ndarray  # (M, 2) w, h of the image of each object; 0 where unknown
+    found_sizes: np.ndarray  # (N, 2)
+    classes: np.ndarray  # (M,) rows
+    found_classes: np.ndarray  # (N,) rows
+    images: np.ndarray  # (M,) rows
+    found_images: np.ndarray  # (N,) rows
+    object: np.ndarray  # (P,) rows, ascending
+    detection: np.ndarray  # (P,) rows
+
+
+def _sampled(truth: ScoredTruth, found: Detections, image: np.ndarray) -> Sample:
     """At most `IMAGES` images, evenly spaced among those with objects and detections."""
     single = np.flatnonzero(~truth.iscrowd)
-    both = np.intersect1d(truth.image[single], image)
-    chosen = both[np.linspace(0, len(both) - 1, min(IMAGES, len(both))).round().astype(int)]
+    counts = np.bincount(truth.image[single], minlength=len(truth.image_ids))
+    detections = np.bincount(image, minlength=len(truth.image_ids))
+    detections = np.minimum(detections, np.maximum(counts, PER_IMAGE))
+    both = np.flatnonzero((counts > 0) & (detections > 0))
+    both = both[np.linspace(0, len(both) - 1, min(IMAGES, len(both))).round().astype(int)]
+    both = both[np.random.default_rng(0).permutation(len(both))]
+    pairs = np.cumsum(counts[both] * detections[both])
+    chosen = np.sort(both[(pairs <= PAIRS) | (np.arange(len(both)) == 0)])
     objects = single[np.isin(truth.image[single], chosen)]
+    objects = objects[np.argsort(truth.image[objects], kind="stable")]
     rows = np.flatnonzero(np.isin(image, chosen))
-    rows = rows[np.argsort(-found.scores[rows], kind="stable")]
-    category = rows_of(found.category_ids, truth.category_ids)
-    pairs = []
-    for i in chosen.tolist():
-        mine = objects[truth.image[objects] == i]
-        theirs = rows[image[rows] == i][:PER_IMAGE]
-        size = truth.sizes[i]
-        boxes = _bounds(truth.masks, truth.boxes, mine, size)
-        pairs.append(
-            Pairs(
-                size[::-1],
-                boxes,
-                _bounds(found.masks, found.boxes, theirs, size),
-                truth.category[mine],
-                category[theirs],
-            )
-        )
-    return pairs
+    rows = rows[np.lexsort((-found.scores[rows], image[rows]))]
+    starts = np.searchsorted(image[rows], image[rows])
+    rows = rows[np.arange(len(rows)) - starts < detections[image[rows]]]
+    images, found_images = truth.image[objects], image[rows]
+    repeats = np.searchsorted(found_images, images, "right") - np.searchsorted(found_images, images)
+    first = np.searchsorted(found_images, images) - np.cumsum(repeats) + repeats
+    return Sample(
+        _bounds(truth.masks, truth.boxes, objects, truth.sizes[images]),
+        _bounds(found.masks, found.boxes, rows, truth.sizes[found_images]),
+        truth.sizes[images, ::-1],
+        truth.sizes[found_images, ::-1],
+        truth.category[objects],
+        rows_of(found.category_ids[rows], truth.category_ids),
+        images,
+        found_images,
+        np.repeat(np.arange(len(objects)), repeats),
+        np.repeat(first, repeats) + np.arange(repeats.sum()),
+    )
 
 
 def _bounds(
-    masks: list[Any] | None, boxes: Boxes | None, rows: np.ndarray, size: np.ndarray
+    masks: list[Any] | None, boxes: Boxes | None, rows: np.ndarray, sizes: np.ndarray
 ) -> Boxes:
     """The boxes in those rows, or those around the masks."""
     if masks is None:
         assert boxes is not None
         return boxes[rows]
-    codes = [to_rle(masks[row], size.tolist()) for row in rows.tolist()]
+    codes = [
+        to_rle(masks[row], size) for row, size in zip(rows.tolist(), sizes.tolist(), strict=True)
+    ]
     return np.asarray(coco_mask.toBbox(codes)).reshape(-1, 4)
 
 
-def _iou(objects: Boxes, found: Boxes) -> np.ndarray:
-    """(M, N)."""
-    sides, found_sides = objects[:, 2:].clip(0), found[:, 2:].clip(0)
-    low = np.maximum(objects[:, None, :2], found[:, :2])
-    high = np.minimum((objects[:, :2] + sides)[:, None], found[:, :2] + found_sides)
-    shared = (high - low).clip(0).prod(2)
-    total = sides.prod(1)[:, None] + found_sides.prod(1) - shared
+def _iou(one: Boxes, other: Boxes) -> np.ndarray:
+    """(..., ) of boxes (..., 4) that are broadcast."""
+    sides, other_sides = one[..., 2:].clip(0), other[..., 2:].clip(0)
+    low = np.maximum(one[..., :2], other[..., :2])
+    high = np.minimum(one[..., :2] + sides, other[..., :2] + other_sides)
+    width, height = np.moveaxis((high - low).clip(0), -1, 0)
+    shared = width * height
+    total = sides[..., 0] * sides[..., 1] + other_sides[..., 0] * other_sides[..., 1] - shared
     return np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
 
 
-def _mean_iou(pairs: list[Pairs], read: Callable[[Pairs], Boxes] | None = None) -> float:
-    """Over the objects, the IoU of each with the nearest detection of any class in its image."""
-    best = [_iou(p.objects, read(p) if read else p.found).max(1) for p in pairs]
-    return float(np.concatenate(best).mean()) if best else 0.0
+def _ious(sample: Sample, found: Boxes, objects: Boxes | None = None) -> np.ndarray:
+    """(M,) of each object with the nearest detection of any class in its image."""
+    objects = sample.objects if objects is None else objects
+    if not len(objects):
+        return np.zeros(0)
+    pairs = _iou(objects[sample.object], found[sample.detection])
+    starts = np.searchsorted(sample.object, np.arange(len(objects)))
+    return np.maximum.reduceat(pairs, starts)
 
 
-def _is_better(other: float, own: float, count: int, unsure: float = UNSURE) -> bool:
-    gain = GAIN if other >= SURE else unsure
-    return count > 0 and other - own > max(gain, FEW / count**0.5)
+def _verdict(
+    sample: Sample,
+    own: np.ndarray,
+    other: np.ndarray,
+    objects: Boxes,
+    levels: Sequence[float] = RIGHT,
+) -> float:
+    """The IoU (one of `levels`) at which another reading is certain, `LIKELY` if it is likely, and
+    0 if neither. `own` and `other` are IoUs of objects, `own` those as the file stands."""
+    if not len(other) or other.mean() < own.mean() + GAIN:
+        return 0.0
+    for level in (*levels, LIKELY):
+        share = (other >= level).mean()
+        is_better = share >= SHARE and share >= 2 * (own >= level).mean()
+        if is_better and (level == LIKELY or _places(sample, objects, other, level) >= PLACES):
+            return level
+    return 0.0
+
+
+def _places(sample: Sample, objects: Boxes, ious: np.ndarray, level: float) -> int:
+    """At how many different places objects are found, at most `PLACES`: in pixels and in parts of
+    their image. 1 - IoU is a distance, so no box finds two objects of an IoU below 2 level - 1."""
+    rows = np.flatnonzero(ious >= level)
+    sizes = np.where(sample.sizes > 0, sample.sizes, 1.0)[rows]
+    counts = []
+    for boxes in (objects[rows], objects[rows] / np.tile(sizes, 2)):
+        places = boxes[:0]
+        for box in boxes:
+            if len(places) < PLACES and not (_iou(places, box) >= 2 * level - 1).any():
+                places = np.concatenate([places, box[None]])
+        counts.append(len(places))
+    return min(counts)
 
 
 XYWH, CORNERS = "[x, y, width, height]", "corners [x1, y1, x2, y2]"
-EXCHANGED, EXCHANGED_CORNERS = "[y, x, height, width]", "corners [y1, x1, y2, x2]"
-SHRINKING = (CORNERS, EXCHANGED_CORNERS)  # most boxes are smaller if they are read so
+EXCHANGED = "[y, x, height, width]"
 ORDERS: dict[str, Callable[[Boxes], Boxes]] = {
     XYWH: lambda b: b,
     CORNERS: lambda b: np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], 1),
     "[center x, center y, width, height]": lambda b: np.concatenate(
         [b[:, :2] - b[:, 2:] / 2, b[:, 2:]], 1
     ),
-    EXCHANGED_CORNERS: lambda b: np.concatenate([b[:, 1::-1], b[:, :1:-1] - b[:, 1::-1]], 1),
+    "corners [y1, x1, y2, x2]": lambda b: np.concatenate(
+        [b[:, 1::-1], b[:, :1:-1] - b[:, 1::-1]], 1
+    ),
     EXCHANGED: lambda b: b[:, [1, 0, 3, 2]],
+    "[x, y, height, width]": lambda b: b[:, [0, 1, 3, 2]],
+    "[center x, center y, width / 2, height / 2]": lambda b: np.concatenate(
+        [b[:, :2] - b[:, 2:], 2 * b[:, 2:]], 1
+    ),
+    "[x1, x2, y1, y2]": lambda b: np.concatenate([b[:, ::2], b[:, 1::2] - b[:, ::2]], 1),
 }
 UNITS = {1.0: "relative to the image (0 to 1)", 100.0: "in percent", 1000.0: "from 0 to 1000"}
 
 
-def _other_boxes(pairs: list[Pairs], own: float, iou_type: str) -> str | None:
-    """The best other reading of the boxes, if it is much better."""
-    count = sum(len(p.objects) for p in pairs)
+def _other_boxes(sample: Sample, own: np.ndarray, iou_type: str) -> tuple[bool, str | None]:
+    """Whether another reading of the boxes is certain, and the best one that is much better."""
+    best: tuple[tuple[bool, float], str] | None = None
 
-    def better(readings: Iterable[Reading]) -> list[tuple[float, str]]:
-        scores = [(_mean_iou(pairs, read), name, unsure) for name, read, unsure in readings]
-        return [(s, name) for s, name, unsure in scores if _is_better(s, own, count, unsure)]
+    def compare(text: str, found: Boxes, objects: Boxes, levels: Sequence[float] = RIGHT) -> None:
+        nonlocal best
+        ious = _ious(sample, found, objects)
+        level = _verdict(sample, own, ious, objects, levels)
+        rank = (level > LIKELY, round(float(ious.mean()), 2))  # the first of equal ones
+        if level and (best is None or rank > best[0]):
+            best = (
+                rank,
+                (
+                    f"{text}, not like {expected}: read so, {np.count_nonzero(ious >= level)} of "
+                    f"{plural(len(own), 'object')} have an IoU of {level:g} or more with a result, "
+                    f"else {np.count_nonzero(own >= level)}"
+                ),
+            )
 
-    what, expected = "boxes look", f"{XYWH} in pixels" if iou_type == "bbox" else "masks"
-    found = better(_readings(pairs, iou_type))
-    if iou_type == "bbox":
-        other = _mean_iou([p._replace(objects=ORDERS[CORNERS](p.objects)) for p in pairs])
-        unsure = _unsure([p.objects for p in pairs], pairs)
-        is_best = all(other > score for score, _ in found)
-        if is_best and _is_better(other, own, count, unsure):
-            found, what = [(other, CORNERS)], "boxes of the annotations look"
-        found = found or better(_fitted(pairs))
-    if not found:
-        return None
-    best, name = max(found, key=lambda score: round(score[0], 2))  # the first of equal ones
-    return (
-        f"{what} like {name}, not like {expected}: read so, the mean IoU of "
-        f"{plural(count, 'object')} with the nearest result is {best:.2f}, else {own:.2f}"
-    )
+    expected = f"{XYWH} in pixels" if iou_type == "bbox" else "masks"
+    if len(sample.objects) and own.mean() <= 1 - GAIN:  # else no other reading is much better
+        for name, found in _readings(sample, iou_type):
+            compare(f"boxes look like {name}", found, sample.objects)
+        if iou_type == "bbox":
+            objects = ORDERS[CORNERS](sample.objects)
+            compare(f"boxes of the annotations look like {CORNERS}", sample.found, objects)
+            if best is None or not best[0][0]:
+                for name, found in _resized(sample):
+                    compare(f"boxes look like {name}", found, sample.objects, FITTED)
+    return (False, None) if best is None else (best[0][0], best[1])
 
 
-def _readings(pairs: list[Pairs], iou_type: str) -> Iterator[Reading]:
-    """Other meanings of boxes; of masks: exchanged axes."""
+def _readings(sample: Sample, iou_type: str) -> Iterator[tuple[str, Boxes]]:
+    """Other meanings of boxes, and the boxes then; of masks: exchanged axes."""
     if iou_type == "segm":
-        yield "masks with x and y exchanged", _reading(EXCHANGED), MOVED
+        yield "masks with x and y exchanged", ORDERS[EXCHANGED](sample.found)
         return
-    for order in ORDERS:
+    x, y, w, h = sample.found.T
+    width, height = sample.found_sizes.T
+    for order, read in ORDERS.items():
+        boxes = read(sample.found)
         if order != XYWH:
-            unsure = _unsure([p.found for p in pairs], pairs) if order in SHRINKING else MOVED
-            yield order, _reading(order), unsure
+            yield order, boxes
         for unit, text in UNITS.items():
-            yield f"{order} {text}", _reading(order, unit), UNSURE
+            yield f"{order} {text}", boxes * np.tile(sample.found_sizes / unit, 2)
+    yield f"{XYWH} with x from the right", np.stack([width - x - w, y, w, h], 1)
+    yield f"{XYWH} with y from the bottom", np.stack([x, height - y - h, w, h], 1)
 
 
-def _reading(
-    order: str, size: float | np.ndarray | None = None, factor: float | np.ndarray = 1.0
-) -> Callable[[Pairs], Boxes]:
-    """Read boxes in that order, in an image of that size, or enlarged by a factor."""
-
-    def read(p: Pairs) -> Boxes:
-        scale = 1 / factor if size is None else p.size / size
-        return ORDERS[order](p.found) * np.tile(np.broadcast_to(scale, 2), 2)
-
-    return read
-
-
-def _ends(boxes: Boxes, p: Pairs) -> np.ndarray:
-    """(N, 2): where boxes end, in parts of their image; 0 where its size is unknown."""
-    return (boxes[:, :2] + boxes[:, 2:]) / np.where(p.size > 0, p.size, np.inf)
-
-
-def _unsure(boxes: list[Boxes], pairs: list[Pairs]) -> float:
-    """The gain that boxes read as corners need. Boxes that are too large fit better as corners,
-    too, but they do not reach out of the image: without that, they must be `SURE`."""
-    ends = np.concatenate([np.zeros((1, 2)), *map(_ends, boxes, pairs)])
-    return UNSURE if (ends > FAR).any(1).mean() > OUTSIDE else 1.0
-
-
-def _fitted(pairs: list[Pairs]) -> Iterator[Reading]:
-    """Boxes in the pixels of resized images: by one factor, or to one size. Only of boxes that
-    reach out of their images, or that end where many objects still continue."""
-    if len(pairs) < 3:  # two numbers fit to one or two images would fit anything
+def _resized(sample: Sample) -> Iterator[tuple[str, Boxes]]:
+    """Boxes in the pixels of resized images: by one factor, or to one size."""
+    images, starts = np.unique(sample.images, return_index=True)
+    if len(images) < PLACES or not (sample.sizes > 0).all():
         return
-    sizes = np.array([p.size for p in pairs])
-    objects = np.array([_ends(p.objects, p).max(0) for p in pairs])
-    reach = np.quantile(_reach(pairs, XYWH), 0.9, axis=0)
-    far = bool((reach > FAR).any())
-    short = bool((reach < SHORT * np.quantile(objects, 0.9, axis=0)).all())
-    for order in [XYWH] * (far or short) + [CORNERS] * far:
-        ratios = _reach(pairs, order) / np.maximum(objects, 1e-9)
-        factor, size = np.median(ratios, 0), np.median(ratios * sizes, 0)
-        if (factor > 0).all() and (size > 0).all():
-            by = f"by {factor[0]:.2g} x {factor[1]:.2g}"
+    sizes = sample.sizes[starts]
+    objects = np.maximum.reduceat(sample.objects[:, :2] + sample.objects[:, 2:], starts)
+    first = np.searchsorted(sample.found_images, sample.found_images)
+    counts = np.bincount(sample.images)[sample.found_images]
+    best = np.arange(len(sample.found)) - first < counts  # as many as there are objects
+    starts = np.unique(sample.found_images[best], return_index=True)[1]
+    for order in (XYWH, CORNERS):
+        boxes = ORDERS[order](sample.found)
+        ends = np.maximum.reduceat((boxes[:, :2] + boxes[:, 2:])[best], starts)
+        ratios = ends / np.maximum(objects, 1e-9)
+        factor, size = np.median(ratios), np.median(ratios * sizes, 0)
+        if factor > 0 and (size > 0).all():
+            yield f"{order} of images resized by {factor:.2g}", boxes / factor
             to = f"to about {size[0]:.0f} x {size[1]:.0f} pixels"
-            for text, read in ((by, _reading(order, factor=factor)), (to, _reading(order, size))):
-                yield f"{order} of images resized {text}", read, UNSURE
-
-
-def _reach(pairs: list[Pairs], order: str) -> np.ndarray:
-    """(P, 2): where the best detections of each image end, as many as it has objects."""
-    read = _reading(order)
-    return np.array([_ends(read(p)[: len(p.objects)], p).max(0) for p in pairs])
+            scales = np.tile(sample.found_sizes / size, 2)
+            yield f"{order} of images resized {to}", boxes * scales
 
 
 def _relative(truth: ScoredTruth, found: Detections) -> str | None:
     """Boxes from 0 to 1, also where the sizes of the images are unknown."""
-    if found.boxes is None or not len(found) or truth.iscrowd.all() or (truth.sizes > 0).all():
+    sides = truth.boxes[~truth.iscrowd, 2:]
+    if found.boxes is None or (truth.sizes > 0).all() or len(sides) < PLACES:
         return None
-    largest = float(np.abs(found.boxes).max())
-    if largest <= 1.01 and np.median(truth.boxes[~truth.iscrowd, 2:]) > 2:
+    largest = float(np.abs(found.boxes).max(initial=0))
+    varied = len(np.unique(found.boxes, axis=0)) >= PLACES if largest <= 1.01 else False
+    if varied and largest > 0.5 and np.median(sides) > 2:
         return f"boxes look relative to the image (0 to 1): no number is above {largest:.2g}"
     return None
 
@@ -384,67 +365,67 @@ def _other_rows(ids: np.ndarray, known: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _other_images(
-    truth: ScoredTruth, found: Detections, image: np.ndarray, own: float
-) -> str | None:
-    """Image ids that are shifted, or are places in the list of images."""
+    truth: ScoredTruth, found: Detections, image: np.ndarray, own: np.ndarray
+) -> tuple[bool, str | None]:
+    """Whether image ids are certainly shifted or places in the list of images, and which."""
+    likely = None
     for name, rows in _other_rows(found.image_ids, truth.image_ids).items():
-        if np.array_equal(rows, image) or (rows < 0).any():
+        if np.array_equal(rows, image) or (rows < 0).any() or own.mean() > 1 - GAIN:
             continue
-        pairs = _sampled(truth, found, rows)
-        other = _mean_iou(pairs)
-        if _is_better(other, own, sum(len(p.objects) for p in pairs)):
-            return (
+        sample = _sampled(truth, found, rows)
+        ious = _ious(sample, sample.found)
+        if level := _verdict(sample, own, ious, sample.objects):
+            text = (
                 f"image_id seems to be {name}: then the mean IoU of objects with the nearest "
-                f"result is {other:.2f}, else {own:.2f}"
+                f"result is {ious.mean():.2f}, else {own.mean():.2f}"
             )
-    return None
+            if level > LIKELY:
+                return True, text
+            likely = likely or text
+    return False, likely
 
 
-def _other_classes(truth: ScoredTruth, pairs: list[Pairs]) -> str | None:
-    """Category ids that are shifted, are places in the list of categories, or are exchanged."""
-    seen: Counter[tuple[int, int]] = Counter()  # rows: class of an object, of its detection
-    for p in pairs:
-        ious = _iou(p.objects, p.found)
-        for i in np.flatnonzero(ious.max(1) >= MATCH).tolist():
-            labels = p.found_classes[ious[i] >= ious[i].max() - 1e-9]
-            label = p.classes[i] if p.classes[i] in labels else labels[0]
-            seen[int(p.classes[i]), int(label)] += 1
-    total, right = seen.total(), sum(n for (one, label), n in seen.items() if one == label)
-    if total < FEWEST:
+def _other_classes(truth: ScoredTruth, sample: Sample) -> str | None:
+    """Category ids that are shifted, are places in the list of categories, or in another order."""
+    if not len(sample.objects):
         return None
+    pairs = _iou(sample.objects[sample.object], sample.found[sample.detection])
+    starts = np.searchsorted(sample.object, np.arange(len(sample.objects)))
+    best = np.maximum.reduceat(pairs, starts)[sample.object]
+    one, label = sample.classes[sample.object], sample.found_classes[sample.detection]
+    nearest = np.flatnonzero((pairs >= RIGHT[0]) & (pairs >= best - 1e-9))
+    nearest = nearest[np.lexsort((one[nearest] != label[nearest], sample.object[nearest]))]
+    nearest = nearest[np.unique(sample.object[nearest], return_index=True)[1]]
+    seen = Counter(zip(one[nearest].tolist(), label[nearest].tolist(), strict=True))
+    moved = moved_classes(seen)
+    if not moved:
+        return None
+    total, right = seen.total(), sum(n for (a, b), n in seen.items() if a == b)
     of = f"of {total} objects that are found, {right} are found as their class"
     for name, rows in _other_rows(truth.category_ids, truth.category_ids).items():
-        corrected = {one for one, label in seen if one != label and one == rows[label]}
-        other = sum(n for (one, label), n in seen.items() if one == rows[label])
-        if len(corrected) > 1 and other >= max(CONFIRMED * total, right + GAIN * total):
-            return f"category_id seems to be {name}: {of}, and {other} if it is read so"
-    objects: Counter[int] = Counter()
-    for (one, _), n in seen.items():
-        objects[one] += n
-    exchanged = {
-        one: label
-        for (one, label), n in seen.items()
-        if one != label and n > 1 and n >= CONFIRMED * objects[one]
-    }
-    if {*exchanged} != {*exchanged.values()} or sum(seen[p] for p in exchanged.items()) < FEWEST:
+        if all(a == rows[b] for a, b in moved.items()) and len(truth.names) > 2:
+            other = sum(n for (a, b), n in seen.items() if a == rows[b])
+            if other >= CONFIRMED * total:
+                return f"category_id seems to be {name}: {of}, and {other} if it is read so"
+    if {*moved} != {*moved.values()} and 2 * objects_of(moved, seen) <= total:
         return None
-    shown = [f"{truth.names[a]!r} as {truth.names[b]!r}" for a, b in exchanged.items()]
+    shown = [f"{truth.names[a]!r} as {truth.names[b]!r}" for a, b in moved.items()]
     return f"category_id looks exchanged: {of}; found are {listed(shown, 5)}"
 
 
-def _outside(truth: ScoredTruth, found: Detections, image: np.ndarray) -> list[str]:
+def _outside(truth: ScoredTruth, found: Detections, image: np.ndarray) -> str | None:
     """Boxes of which too many lie outside their image."""
     if found.boxes is None or not len(found):
-        return []
+        return None
     width, height = truth.sizes[image, ::-1].T
     x, y, w, h = found.boxes.T
     beyond = (x >= width) | (y >= height) | (x + w <= 0) | (y + h <= 0)
     beyond &= (width > 0) & (height > 0)
     if np.count_nonzero(beyond) <= OUTSIDE * len(found):
-        return []
+        return None
     i = int(np.flatnonzero(beyond)[0])
-    return [
+    return (
         f"{np.count_nonzero(beyond)} of {len(found)} boxes lie outside their image (result {i} "
         f"is {short(found.boxes[i].tolist())} in {width[i]}x{height[i]}): are they of another size "
         "of the images, or of other images, or are the sizes in the annotations wrong?"
-    ]
+    )
