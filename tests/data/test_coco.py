@@ -193,7 +193,7 @@ def test_whole_image_labels(tmp_path):
     assert not {"class_id", "identity", "semantic"} & data[1].target().keys()
 
     Image.fromarray(numbers.T.copy()).save(tmp_path / "maps" / "a.png")
-    with pytest.raises(DataError, match=r"a.png is \(20, 10\)"):
+    with pytest.raises(DataError, match=r"a.png is 10x20, but its image 20x10"):
         data[0]
     Image.new("L", (20, 10), 3).save(tmp_path / "maps" / "a.png")
     with pytest.raises(DataError, match=r"value 3.*3 names"):
