@@ -13,7 +13,7 @@ from support.paths import ROOT
 from visionkit.cli.main import main
 from visionkit.config import load_config
 from visionkit.engine.train import train
-from visionkit.errors import ConfigError, printable
+from visionkit.errors import CheckpointError, ConfigError, printable
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 CONFIG = CONFIGS[0].with_name("mlp_mnist.yaml")
@@ -106,7 +106,7 @@ def test_a_name_that_reads_as_a_number_is_a_name(name, tmp_path, monkeypatch):
     assert coco.data["main"].train == {"type": "Coco", "images": name, "annotations": name}
     (tmp_path / "again.yaml").write_text(config.to_yaml())
     assert load_config(tmp_path / "again.yaml") == config
-    with pytest.raises(ConfigError, match=f"init_from: {re.escape(name)}: not found"):
+    with pytest.raises(CheckpointError, match=f"init_from: {re.escape(name)}: not found"):
         load_config(CONFIG, [f"init_from={name}"])
 
 

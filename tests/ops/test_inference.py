@@ -13,7 +13,7 @@ from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
 from visionkit.ops.inference import LAYERS, NORMS, cast_weights, fold_norms
-from visionkit.types import Batch, Classes
+from visionkit.types import Batch, Classes, Level
 
 CONFIGS = ROOT / "configs"
 NAMES = ["detection", "detection_small", "instance_segmentation", "localization", "vae"]
@@ -80,10 +80,9 @@ def test_the_neck_is_folded_too():
 class Shared(nn.Module):
     """A backbone in which one convolution serves two norms, and one is a level itself."""
 
-    levels = {}  # noqa: RUF012
-
     def __init__(self):
         super().__init__()
+        self.levels = dict.fromkeys(("before", "sum", "after"), Level(3, 1))
         self.twice = nn.Conv2d(3, 3, 1)
         self.level = nn.Conv2d(3, 3, 1)
         self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(3))
