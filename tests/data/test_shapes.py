@@ -128,6 +128,50 @@ def test_only_generated_datasets_are_replaced(tmp_path):
     generate_shapes(tmp_path / "empty", images=1, size=48)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("images/my_photo.jpg", "images/000003.jpg", "images/0000001.jpg", "images/000001.png"),
+        *("images/own/000001.jpg", "semantic/my_map.png", "semantic/000000.png", "notes.txt"),
+    ],
+)
+def test_a_file_of_the_user_is_never_replaced(tmp_path, capsys, name):
+    out = tmp_path / "out"
+    generate_shapes(out, images=2, size=48)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("keep")
+    before = contents(out)
+    assert main(["data", "shapes", str(out), "--images", "5"]) == 2
+    assert name in (told := capsys.readouterr().err) and "choose another folder" in told
+    assert contents(out) == before and list(tmp_path.iterdir()) == [out]
+
+
+def test_a_file_that_is_added_to_the_annotations_is_still_the_users(tmp_path):
+    out = tmp_path / "out"
+    generate_shapes(out, images=1, size=48)
+    content = json.loads((out / "annotations.json").read_text())
+    content["images"].append({**content["images"][0], "id": 2, "file_name": "my_photo.jpg"})
+    (out / "annotations.json").write_text(json.dumps(content))
+    (out / "images" / "my_photo.jpg").write_text("keep")
+    with pytest.raises(ConfigError, match=r"\(images/my_photo\.jpg\): move them"):
+        generate_shapes(out, images=1, size=48)
+    assert (out / "images" / "my_photo.jpg").read_text() == "keep"
+
+
+def test_a_file_that_appears_while_images_are_drawn_is_kept(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    generate_shapes(out, images=1, size=48)
+
+    def draw_slowly(*args):
+        (out / "images" / "my_photo.jpg").write_text("keep")
+
+    monkeypatch.setattr("visionkit.data.datasets.shapes._write", draw_slowly)
+    with pytest.raises(ConfigError, match="my_photo"):
+        generate_shapes(out, images=1, size=48)
+    assert sorted(contents(out)) == ["000001.jpg", "000001.png", "annotations.json", "my_photo.jpg"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_what_is_asked_for_wrongly_is_a_usage_error(tmp_path, monkeypatch, capsys):
     """Not one of the data. A dataset that is, or holds, the current folder is not replaced."""
     out = tmp_path / "out"

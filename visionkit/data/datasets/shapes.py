@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,7 @@ from pycocotools import mask as coco_mask
 from visionkit.config.schema import Count, Natural, Range
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.cache import cache_folder, staging
-from visionkit.errors import ConfigError, DataError
+from visionkit.errors import ConfigError, DataError, listed
 from visionkit.runs.files import open_regular
 
 SHAPES = ("circle", "ring", "square", "star", "triangle")
@@ -262,7 +263,7 @@ def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int 
     """Write OUT/images/*.jpg, OUT/semantic/*.png and OUT/annotations.json (COCO format).
 
     The bytes depend only on the arguments. OUT appears only when complete; an earlier dataset of
-    this kind is replaced. Raises ConfigError if OUT contains anything else or is the current
+    this kind is replaced. Raises ConfigError if OUT contains any other file or is the current
     folder, DataError if it cannot be written.
     """
     if images < 1 or not 32 <= size <= MAX_SIZE or seed < 0:
@@ -273,33 +274,57 @@ def generate_shapes(out: str | Path, *, images: int, size: int = 160, seed: int 
     out = Path(out)
     if Path.cwd().is_relative_to(out.resolve()):  # which cannot be replaced as a whole
         raise ConfigError(f"{out} is the current folder or holds it: choose another folder")
-    replaces = out.exists()
-    if replaces and not _is_shapes(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(
-            f"{out} already exists and is not a generated shapes dataset: choose another folder"
-        )
     try:
+        _refuse_foreign(out)
         with staging(out) as scratch:
             new = scratch / "new"
             _write(new, images, size, seed)
-            if replaces:
+            _refuse_foreign(out)  # again: drawing takes a while
+            if out.exists():
                 out.rename(scratch / "old")
             try:
                 new.rename(out)
             except OSError:
-                if not _is_shapes(out):  # else another process was faster
+                if _size_of_shapes(out) is None:  # else another process was faster
                     raise
     except OSError as error:
         raise DataError(f"shapes cannot be written to {out}: {error}") from error
 
 
-def _is_shapes(out: Path) -> bool:
+def _refuse_foreign(out: Path) -> None:
+    """Raise ConfigError unless `out` is missing, empty or holds a generated dataset and no more."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    count = _size_of_shapes(out)
+    if count is None:
+        raise ConfigError(
+            f"{out} already exists and is not a generated shapes dataset: choose another folder"
+        )
+    names = (entry.relative_to(out).as_posix() for entry in out.rglob("*"))
+    if foreign := sorted(name for name in names if not _is_part(name, count)):
+        raise ConfigError(
+            f"{out} holds files that do not belong to its generated dataset ({listed(foreign)}): "
+            "move them, or choose another folder"
+        )
+
+
+def _size_of_shapes(out: Path) -> int | None:
+    """The number of images of a generated dataset; None if `out` is something else."""
     try:
         with open_regular(out / "annotations.json") as file:
             info = json.load(file)["info"]
-        return "visionkit_shapes" in info and {entry.name for entry in out.iterdir()} <= _PARTS
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return int(info["images"]) if "visionkit_shapes" in info else None
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def _is_part(name: str, count: int) -> bool:
+    """Whether a generated dataset of `count` images has a file or folder of that name."""
+    numbered = re.fullmatch(r"images/([0-9]{6,18})\.jpg|semantic/([0-9]{6,18})\.png", name)
+    if numbered is None:
+        return name in _PARTS
+    digits = numbered[1] or numbered[2]
+    return 1 <= int(digits) <= count and digits == f"{int(digits):06d}"
 
 
 def _write(folder: Path, images: int, size: int, seed: int) -> None:
