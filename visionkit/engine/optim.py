@@ -221,21 +221,23 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 def _regrouped(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """The saved state of each parameter, by name, in the own groups with their own settings.
 
-    So a resumed run may change the groups and their settings, such as `lr_scale`.
+    So a resumed run may change the groups and their settings, such as `lr_scale`. Only `lr`, which
+    each step sets, stays as saved: a state that is restored and saved is the same.
     """
     old = {
-        name: saved["state"][index]
+        name: (saved["state"].get(index), group["lr"])
         for group in saved["param_groups"]
         for name, index in zip(group["param_names"], group["params"], strict=True)
-        if index in saved["state"]
     }
-    found = {
-        index: old[name]
-        for group in own["param_groups"]
-        for name, index in zip(group["param_names"], group["params"], strict=True)
-        if name in old
-    }
-    return {"state": own["state"] | found, "param_groups": own["param_groups"]}
+    state, groups = dict(own["state"]), []
+    for group in own["param_groups"]:
+        names = [name for name in group["param_names"] if name in old]
+        groups.append({**group, "lr": old[names[0]][1]} if names else group)
+        for name, index in zip(group["param_names"], group["params"], strict=True):
+            found = old.get(name, (None,))[0]
+            if found is not None:
+                state[index] = found
+    return {"state": state, "param_groups": groups}
 
 
 def lr_factor(step: int, total: int, config: TrainConfig) -> float:
