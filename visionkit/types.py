@@ -49,8 +49,8 @@ class Classes(NamedTuple):
     @classmethod
     def numbered(cls, names: Iterable[str]) -> Classes:
         """Classes whose ids count from 0."""
-        names = tuple(names)
-        return cls(names, tuple(range(len(names))))
+        names = tuple(str(name) if isinstance(name, str) else name for name in names)
+        return cls(names, tuple(range(len(names))))  # numpy's strings are none of a checkpoint's
 
 
 class Loss(NamedTuple):

@@ -39,6 +39,10 @@ class Boxes(Whole):
     default_transforms = ("toy.Flip",)
     def __init__(self, levels: dict[str, Level], classes: list[str], *, convs: Count = 4): ...
 
+class Plain(Whole):
+    default_transforms = ()
+    def __init__(self, levels, classes): ...
+
 class Tags(Whole):
     def __init__(self, levels, classes, *, dropout: Fraction = 0.0): ...
 
@@ -161,7 +165,8 @@ def test_default_transforms_belong_to_the_class(tmp_path):
 def test_a_short_form_with_a_custom_head_has_the_transforms_of_its_class_or_of_the_task():
     both = [{"type": "HorizontalFlip"}, {"type": "RandomResizedCrop"}]
     short = {"task": "classification", "data": {"train": {"root": "x"}}}
-    for head, expected in (("toy.Tags", both), ("toy.Boxes", [{"type": "toy.Flip"}])):
+    flip = [{"type": "toy.Flip"}]
+    for head, expected in (("toy.Tags", both), ("toy.Boxes", flip), ("toy.Plain", [])):
         config = load_config({**short, "head": {"type": head}})
         assert config.data["main"].transforms == expected
 

@@ -173,6 +173,7 @@ def test_arguments_are_all_checked():
 def test_paths_among_values():
     assert paths_in("a", InputPath) == ["a"]
     assert paths_in("a", str) == []
+    assert paths_in({"a": "b"}, dict | None) == paths_in(["a"], list) == []
     assert paths_in(None, InputPath | None) == []
     assert paths_in(["a", "b"], list[InputPath] | None) == ["a", "b"]
     assert paths_in({"k": "a"}, dict[str, InputPath]) == ["a"]

@@ -530,3 +530,8 @@ def test_a_dataset_that_cannot_be_opened_is_located(tmp_path, monkeypatch):
     )  # fmt: skip
     with pytest.raises(DataError, match=r"data\.train: closed\.Closed: its __init__ raised FileNo"):
         build_sources(config, ("train",))
+
+
+def test_numbered_classes_have_plain_strings():
+    """A checkpoint holds them, and it takes no numpy type."""
+    assert {type(name) for name in Classes.numbered(np.unique(["b", "a"])).names} == {str}

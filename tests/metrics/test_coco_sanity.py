@@ -367,18 +367,24 @@ def test_trust_takes_scores_of_any_size():
         evaluate_coco(truth, results, "bbox", trust=True)
 
 
-def test_masks_with_exchanged_axes_are_refused():
+@pytest.mark.parametrize(
+    ("moved", "text"),
+    [
+        (lambda x, y, w, h: [y, x, h, w], "masks with x and y exchanged"),
+        (lambda x, y, w, h: [96 - x - w, y, w, h], "masks mirrored left to right"),
+        (lambda x, y, w, h: [x, 96 - y - h, w, h], "masks upside down"),
+    ],
+)
+def test_masks_with_other_axes_are_refused(moved, text):
     truth = truth_of_six()
     for image in truth["images"]:
         image["width"] = image["height"] = 96
     for annotation in truth["annotations"]:
         annotation["segmentation"] = rectangle(annotation["bbox"], (96, 96))
     good = results_of(truth, segmentation=lambda a: a["segmentation"])
-    bad = results_of(
-        truth, segmentation=lambda a: rectangle([a["bbox"][i] for i in (1, 0, 3, 2)], (96, 96))
-    )
+    bad = results_of(truth, segmentation=lambda a: rectangle(moved(*a["bbox"]), (96, 96)))
     assert evaluate_coco(truth, only(good, "segm"), "segm")["AP"] == pytest.approx(1)
-    with pytest.raises(DataError, match="masks with x and y exchanged"):
+    with pytest.raises(DataError, match=text):
         evaluate_coco(truth, only(bad, "segm"), "segm")
 
 

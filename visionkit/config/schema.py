@@ -261,7 +261,7 @@ def paths_in(value: Any, annotation: Any) -> list[str]:
         return [value] if PATH in args[1:] and isinstance(value, str) else []
     if origin in LISTS or origin in MAPPINGS:
         items = value.values() if isinstance(value, Mapping) else value
-        inner = args[-1] if origin in MAPPINGS else args[0] if args else Any
+        inner = Any if not args else args[-1] if origin in MAPPINGS else args[0]
         fits = isinstance(value, (list, tuple, dict))
         return [path for item in items for path in paths_in(item, inner)] if fits else []
     if origin in (Union, UnionType):

@@ -12,6 +12,7 @@ from typing import Any
 from visionkit.config.components import resolve
 from visionkit.config.schema import ConfigProblems
 from visionkit.errors import ConfigError, unknown
+from visionkit.types import Head
 
 SECTIONS = (
     *("name", "backbone", "neck", "data", "train"),
@@ -80,18 +81,21 @@ def to_long_form(config: dict[str, Any], problems: ConfigProblems) -> dict[str, 
     return long
 
 
-def default_transforms(head_types: Iterable[str]) -> list[dict[str, Any]]:
+def default_transforms(head_types: Iterable[Any]) -> list[dict[str, Any]]:
     """The transforms that suit all of these heads, as their classes say."""
-    suited = [_transforms_of(head_type) for head_type in head_types]
+    suited = [_transforms_of(head_type) or () for head_type in head_types]
     shared = [name for name in suited[0] if all(name in o for o in suited)] if suited else []
     return [{"type": name} for name in shared]
 
 
-def _transforms_of(head_type: Any) -> tuple[str, ...]:
+def _transforms_of(head_type: Any) -> tuple[str, ...] | None:
+    """The `default_transforms` of a head's class; None if neither it nor a base sets them."""
     try:
-        return resolve("heads", head_type).default_transforms
+        cls = resolve("heads", head_type)
     except ConfigError:  # which the check of the head reports
-        return ()
+        return None
+    is_set = any("default_transforms" in vars(base) for base in cls.__mro__ if base is not Head)
+    return cls.default_transforms if is_set else None
 
 
 def _long_data(given: Any, name: str, task: Task, head: Any) -> Any:
@@ -105,8 +109,9 @@ def _long_data(given: Any, name: str, task: Task, head: Any) -> Any:
     if task.images_per_identity:
         source.setdefault("images_per_identity", task.images_per_identity)
     if source.get("transforms") is None:
-        own = [head["type"]] if isinstance(head, dict) else []
-        source["transforms"] = default_transforms(own) or default_transforms([task.head])
+        own = head["type"] if isinstance(head, dict) else None
+        suited = task.head if _transforms_of(own) is None else own
+        source["transforms"] = default_transforms([suited])
     return {**workers, SOURCE: source}
 
 

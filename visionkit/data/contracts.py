@@ -129,7 +129,7 @@ def _check_classes(faults: Faults, what: str, classes: Any) -> None:
         faults.add(what, classes, "visionkit.Classes, such as Classes.numbered(['cat', 'dog'])")
         return
     names, ids = classes
-    if not isinstance(names, tuple) or not all(isinstance(n, str) and n.strip() for n in names):
+    if not isinstance(names, tuple) or not all(type(n) is str and n.strip() for n in names):
         faults.add(f"{what}.names", names, "a tuple of strings that are not empty")
     elif not names:
         faults.add(f"{what}.names", names, "at least one class")

@@ -302,20 +302,24 @@ def _other_boxes(sample: Sample, own: np.ndarray, iou_type: str) -> tuple[bool, 
 
 
 def _readings(sample: Sample, iou_type: str) -> Iterator[tuple[str, Boxes]]:
-    """Other meanings of boxes, and the boxes then; of masks: exchanged axes."""
-    if iou_type == "segm":
-        yield "masks with x and y exchanged", ORDERS[EXCHANGED](sample.found)
-        return
+    """Other meanings of boxes, and the boxes then; of masks: their boxes."""
     x, y, w, h = sample.found.T
     width, height = sample.found_sizes.T
+    mirrored = np.stack([width - x - w, y, w, h], 1)
+    upside_down = np.stack([x, height - y - h, w, h], 1)
+    if iou_type == "segm":
+        yield "masks with x and y exchanged", ORDERS[EXCHANGED](sample.found)
+        yield "masks mirrored left to right", mirrored
+        yield "masks upside down", upside_down
+        return
     for order, read in ORDERS.items():
         boxes = read(sample.found)
         if order != XYWH:
             yield order, boxes
         for unit, text in UNITS.items():
             yield f"{order} {text}", boxes * np.tile(sample.found_sizes / unit, 2)
-    yield f"{XYWH} with x from the right", np.stack([width - x - w, y, w, h], 1)
-    yield f"{XYWH} with y from the bottom", np.stack([x, height - y - h, w, h], 1)
+    yield f"{XYWH} with x from the right", mirrored
+    yield f"{XYWH} with y from the bottom", upside_down
 
 
 def _resized(sample: Sample) -> Iterator[tuple[str, Boxes]]:
