@@ -1,4 +1,4 @@
-"""How many objects are smaller than a cell of the network, and which image size would do."""
+"""How many objects are smaller than a cell of the network or a pixel, and which size would do."""
 
 import json
 import logging
@@ -10,6 +10,7 @@ from PIL import Image
 import visionkit
 from visionkit.data.checks.summary import below_cell
 from visionkit.data.datasets.coco import Coco
+from visionkit.data.transforms import fit
 
 
 def dataset(tmp_path, sides, size=(64, 128)):
@@ -35,6 +36,9 @@ def dataset(tmp_path, sides, size=(64, 128)):
         ([32, 64], [8, 20, 30], "1 of 3 objects smaller than a cell of head 'detection', 8 pixels, "
                                 "at image_size=[32, 64]"),
         (128, [3] * 10, "10 of 10 objects smaller"),
+        # At 64 the sides are halved: 0.5, 0.75, 1 and 10.
+        (64, [1, 1.5, 2, 20], "2 of 4 objects below one pixel and 1 other smaller than a cell of "
+                              "head 'detection', 8 pixels, at image_size=64"),
     ],
 )  # fmt: skip
 def test_small_objects_are_counted_in_pixels_of_the_network(tmp_path, image_size, sides, found):
@@ -63,6 +67,63 @@ def test_a_size_that_would_do_is_named(tmp_path, image_size, sides, size, share)
     assert below_cell(data, numbers, "detection", 8) is None
 
 
+def test_objects_below_one_pixel_are_not_said_to_be_learned(tmp_path):
+    """Of 0.25 pixels: 4 times as large for one pixel, 32 times for a cell."""
+    data = dataset(tmp_path, [0.5] * 10)
+    unused = (
+        "an object below one pixel is not used in training; "
+        "image_size=256 would do for 95 % of the objects"
+    )
+    found = below_cell(data, 64, "detection", 8)
+    assert found.message == (
+        "10 of 10 objects below one pixel and 0 others smaller than a cell of head 'detection', "
+        "8 pixels, at image_size=64"
+    )
+    assert found.hint == (
+        f"{unused}; another one below a cell is learned from its nearest cell alone; "
+        "image_size=2048 would do for 95 % of the objects"
+    )
+    found = below_cell(data, 64)  # heads without cells
+    assert found.message == "10 of 10 objects below one pixel at image_size=64"
+    assert found.hint == unused
+    assert below_cell(data, 256) is None
+
+
+def test_each_count_has_its_own_size(tmp_path):
+    """Of 40, one of 0.5 pixels: all of them need twice the size, 95 % of them are no smaller than
+    one pixel, but of 4 pixels, half a cell."""
+    found = below_cell(dataset(tmp_path, [1] + [8] * 39), 64, "detection", 8)
+    assert "1 of 40 objects below one pixel and 39 others smaller than a cell" in found.message
+    unused, learned = found.hint.split("; another")
+    assert unused.endswith("image_size=128 would do for all of the objects")
+    assert learned.endswith("image_size=128 would do for 95 % of the objects")
+    assert found.severity == "warning"
+
+
+@pytest.mark.parametrize(
+    "sides, end",
+    [
+        ([4] + [20] * 19, "image_size=256 would do for all of the objects"),  # just 5 %
+        ([0.05] + [20] * 30, "no usual image_size would do for all of the objects"),
+    ],
+)
+def test_no_size_is_named_that_would_not_do(tmp_path, sides, end):
+    found = below_cell(dataset(tmp_path, sides), 128, "detection", 8)
+    assert found.hint.endswith(end)
+    assert found.severity == "note"
+
+
+@pytest.mark.parametrize("image_size", [64, 96, [32, 64]])
+def test_what_is_below_one_pixel_is_what_samples_drop(tmp_path, image_size):
+    sides = [0.5, 1, 1.3, 1.4, 1.9, 2, 2.1, 9]
+    data = dataset(tmp_path, sides)
+    sample = data[0]
+    used = len(sample.resize(fit(sample.size, image_size)).target()["boxes"])
+    dropped = len(sides) - used
+    assert 0 < dropped < len(sides)
+    assert below_cell(data, image_size).message.startswith(f"{dropped} of 8 objects below")
+
+
 def test_the_start_of_a_training_and_check_tell_it(tmp_path, caplog):
     dataset(tmp_path, [3] * 12)
     split = {"images": str(tmp_path), "annotations": str(tmp_path / "a.json")}
@@ -83,3 +144,30 @@ def test_the_start_of_a_training_and_check_tell_it(tmp_path, caplog):
         visionkit.train(config)
     assert "data.train: 12 of 12 objects smaller than a cell" in caplog.text
     assert "image_size=352 would do" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"type": "TaskAligned", "num_convs": 0},
+        {"type": "FCOS", "num_convs": 0},
+        {"type": "FasterRCNN", "box_hidden": 8},
+        {"type": "Localization"},
+    ],
+    ids=lambda head: head["type"],
+)
+def test_check_counts_objects_below_one_pixel_for_all_heads_with_boxes(tmp_path, head):
+    dataset(tmp_path, [1] * 12)
+    split = {"images": str(tmp_path), "annotations": str(tmp_path / "a.json")}
+    config = {
+        "task": "localization" if head["type"] == "Localization" else "detection",
+        "backbone": {"type": "TinyCNN", "channels": [8, 8, 8]},
+        "neck": {"type": "FPN", "channels": 8, "in_features": ["c2", "c3"]},
+        "head": head,
+        "data": {"train": split, "val": None, "image_size": 64, "batch_size": 1, "workers": 0},
+        "train": {"device": "cpu"},
+    }
+    (found,) = [one for one in visionkit.check(config).findings if one.kind == "below-cell"]
+    assert found.message.startswith("12 of 12 objects below one pixel ")
+    assert "not used in training; image_size=128 would do" in found.hint
+    assert ("cell" in found.hint) == (head["type"] in ("TaskAligned", "FCOS"))

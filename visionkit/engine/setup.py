@@ -286,14 +286,18 @@ def _datasets(sources: list[Source]) -> Iterator[tuple[str, Dataset]]:
 
 
 def small_object_findings(model: VisionModel, sources: list[Source]) -> list[Finding]:
-    """For each head that finds objects by cells, how many of its training data are below one."""
-    found = [
-        (source, below_cell(source.train, source.image_size, head, cell))
-        for source in sources
-        for head in source.feeds
-        if source.train is not None and (cell := model.head(head).cell)
-    ]
-    return [one._replace(file=split_key(source.name, "train")) for source, one in found if one]
+    """How many objects of the training data of each source with boxes are below one pixel, and how
+    many below a cell, for each head that finds objects by cells."""
+    found = []
+    for source in sources:
+        heads = {name: model.head(name) for name in source.feeds}
+        cells = {name: head.cell for name, head in heads.items() if head.cell}
+        if source.train is None or not any("boxes" in h.required_targets for h in heads.values()):
+            continue
+        for head, cell in cells.items() or [("", None)]:
+            if one := below_cell(source.train, source.image_size, head, cell):
+                found.append(one._replace(file=split_key(source.name, "train")))
+    return found
 
 
 def log_small_objects(model: VisionModel, sources: list[Source]) -> None:

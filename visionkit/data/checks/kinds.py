@@ -164,7 +164,7 @@ _DROPPED = {  # because the arguments of the dataset say so: title, hint
 _ONE_SPLIT = "remove it from one split: metrics on images of the training set mean little"
 _REPORTED = {  # never an error: title, hint
     "below-cell": (
-        "datasets with objects smaller than a cell of a head",
+        "datasets with objects smaller than a cell of a head or than one pixel",
         "use a larger image_size, or a neck with a finer level",
     ),
     "xyxy-boxes": (

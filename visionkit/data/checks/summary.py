@@ -243,35 +243,62 @@ def all_class_findings(config: Config, sources: Iterable[Source]) -> dict[str, l
     return found
 
 
-def below_cell(dataset: Any, image_size: ImageSize, head: str, cell: int) -> Finding | None:
-    """How many objects are smaller than a cell of `cell` input pixels at that size, and the size at
-    which 95 % are not, or all if these are fewer than 5 % already; None if no object is smaller."""
+def below_cell(
+    dataset: Any, image_size: ImageSize, head: str = "", cell: int | None = None
+) -> Finding | None:
+    """How many objects are below one pixel at that size, and how many others are smaller than a
+    cell of `cell` input pixels, if cells find them; for each, the size at which 95 % are not, or
+    all if 95 % are not already. None if no object is so small."""
     inner = original(dataset)
     if not hasattr(inner, "objects") or not hasattr(inner, "sizes"):
         return None
-    image, boxes, *_ = inner.objects()
-    sizes, of_image = np.unique(np.asarray(inner.sizes), axis=0, return_inverse=True)
-    scales = np.array([fit(size, image_size) for size in map(tuple, sizes.tolist())]) / sizes
-    extents = (boxes[:, 2:] - boxes[:, :2]) * scales[of_image.ravel()[image]][:, ::-1]
-    sides = extents.min(1)  # the shorter one of each object
-    small = int((sides < cell).sum())
-    if not small:
+    sides = _shorter_sides(inner, image_size)
+    unused = int((sides < 1).sum())
+    small = int((sides < (cell or 1)).sum()) - unused
+    if not unused + small:
         return None
-    many = small >= 0.05 * len(sides)
-    factor = cell / max(float(np.quantile(sides, 0.05 if many else 0)), 0.1)
+    counts, hints, objects = [], [], plural(len(sides), "object")
+    if unused:
+        counts.append(f"{unused} of {objects} below one pixel")
+        size = _size_for(sides, 1, image_size)
+        hints.append(f"an object below one pixel is not used in training; {size}")
+    if cell:
+        others = plural(small, "other") if unused else f"{small} of {objects}"
+        counts.append(f"{others} smaller than a cell of head {head!r}, {cell} pixels,")
+        which = "another one below a cell" if unused else "such an object"
+        size = _size_for(sides, cell, image_size)
+        hints.append(f"{which} is learned from its nearest cell alone; {size}")
+    text = f"{' and '.join(counts)} at image_size={image_size}"
+    found = finding("below-cell", text, hint="; ".join(hints))
+    return found._replace(severity="warning" if _many_below(sides, cell or 1) else "note")
+
+
+def _shorter_sides(dataset: Any, image_size: ImageSize) -> np.ndarray:
+    """Of each object, in pixels of the network's input; rounded as the boxes of samples are."""
+    image, boxes, *_ = dataset.objects()
+    sizes, of_image = np.unique(np.asarray(dataset.sizes), axis=0, return_inverse=True)
+    scales = np.array([fit(size, image_size) for size in map(tuple, sizes.tolist())]) / sizes
+    factors = scales[of_image.ravel()[image]][:, [1, 0, 1, 0]]
+    resized = (boxes * factors).astype(np.float32)
+    return (resized[:, 2:] - resized[:, :2]).min(1)
+
+
+def _size_for(sides: np.ndarray, least: int, image_size: ImageSize) -> str:
+    """The image_size at which 95 % of the `sides` at `image_size` have at least so many pixels, or
+    all if 95 % have already, in words."""
+    many = _many_below(sides, least)
+    share = "95 %" if many else "all"
+    side = float(np.quantile(sides, 0.05 if many else 0))
+    if side < 0.1:  # the image would have to be more than ten times as large
+        return f"no usual image_size would do for {share} of the objects"
     numbers = [image_size] if isinstance(image_size, int) else image_size
-    larger = [-(-round(number * factor) // 32) * 32 for number in numbers]
+    larger = [-(-round(number * least / side) // 32) * 32 for number in numbers]
     shown = larger[0] if isinstance(image_size, int) else larger
-    text = (
-        f"{small} of {plural(len(sides), 'object')} smaller than a cell of head {head!r}, {cell} "
-        f"pixels, at image_size={image_size}"
-    )
-    hint = (
-        "such an object is learned from its nearest cell alone; "
-        f"image_size={shown} would do for {'95 %' if many else 'all'} of the objects"
-    )
-    found = finding("below-cell", text, hint=hint)
-    return found._replace(severity="warning" if many else "note")
+    return f"image_size={shown} would do for {share} of the objects"
+
+
+def _many_below(sides: np.ndarray, least: int) -> bool:
+    return float(np.quantile(sides, 0.05)) < least
 
 
 def dataset_class_findings(
