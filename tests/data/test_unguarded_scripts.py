@@ -20,6 +20,8 @@ CONFIG = """{
     "train": {"steps": 1, "plots": False, "device": "cpu"},
 }"""
 BARE = "import visionkit\n\nvisionkit.train(CONFIG)\n"
+CALL = "from visionkit.data.loading.workers import refuse_unguarded\n"
+MAIN = f"{CALL}def main():\n    refuse_unguarded(1)\n"
 GUARDED = 'import visionkit\n\nif __name__ == "__main__":\n    visionkit.train(CONFIG)\n'
 
 
@@ -49,6 +51,8 @@ def method(request):
         (BARE, 3),
         ("import visionkit\nif 1 > 0:\n    visionkit.train(CONFIG)\n", 3),
         ("import visionkit\n\ndef main():\n    visionkit.train(CONFIG)\n\nmain()\n", 6),
+        (f"{BARE}\nif __name__ == '__main__':\n    print('done')\n", 3),
+        (f"import logging\nlog = logging.getLogger(__name__)\n{BARE}", 5),
     ],
 )
 def test_a_script_without_a_guard_is_refused_before_anything_is_written(script, method, text, line):
@@ -58,6 +62,36 @@ def test_a_script_without_a_guard_is_refused_before_anything_is_written(script, 
     assert f"own.py, line {line}, calls visionkit outside of `if __name__ ==" in told
     assert f"(start method {method})" in told and "data.workers=0" in told
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "is_main = __name__ == '__main__'\nif is_main:\n    main()\n",
+        "main() if __name__ == '__main__' else None\n",
+        "__name__ == '__main__' and main()\n",
+        "match __name__:\n    case '__main__':\n        main()\n",
+        "if __name__ != '__main__':\n    raise SystemExit\nmain()\n",
+        "if __name__ == '__main__':\n    go = main\nelse:\n    go = print\ngo()\n",
+        "def run(name):\n    name.strip('_') == 'main' and main()\n\nrun(__name__)\n",
+        "if globals()['__name__'] == '__main__':\n    main()\n",
+        "import sys\nif vars(sys.modules['__main__']) is globals():\n    main()\n",
+        "def run():\n    if __name__ == '__main__':\n        main()\n\nrun()\n",
+        "def if_main(f):\n    __name__ == '__main__' and f()\n\n@if_main\ndef go():\n    main()\n",
+        "while __name__ == '__main__':\n    main()\n    break\n",
+        "for _ in range(__name__ == '__main__'):\n    main()\n",
+        "from multiprocessing import parent_process as parent\nparent() or main()\n",
+        "import multiprocessing as mp\nmp.current_process().name == 'MainProcess' and main()\n",
+    ],
+)
+def test_a_script_that_may_have_a_guard_is_not_refused(script, method, text):
+    runpy.run_path(script(f"{MAIN}\n{text}"), run_name="__main__")
+
+
+def test_the_main_file_of_a_folder_needs_no_guard(tmp_path, method):
+    """Nor does that of a package: multiprocessing does not import it in a worker."""
+    (tmp_path / "__main__.py").write_text(f"{MAIN}\nmain()\n")
+    runpy.run_path(str(tmp_path), run_name="__main__")
 
 
 def test_without_workers_nothing_is_run_again(script, method):

@@ -43,7 +43,8 @@ from visionkit.errors import (
 from visionkit.runs.signals import end_in, outlive_first_signal
 from visionkit.types import Batch, Dataset, Target
 
-GUARDS = {"__name__", "parent_process", "current_process"}  # in the test of an `if` of a script
+# What a script asks for to know which module or process it is
+GUARDS = {"__name__", "__main__", "parent_process", "current_process"}
 HANG_SECONDS = 300  # for one image, or for making a batch of loaded images
 ALIGNMENT = 64  # bytes; each tensor of a packed batch begins at a multiple
 
@@ -66,11 +67,15 @@ def refuse_unguarded(workers: int) -> None:
     """Raise ConfigError if loader workers would run the user's script again, which trains again.
 
     Under the start methods spawn and forkserver a worker imports the main module: a script that
-    calls visionkit outside of `if __name__ == "__main__":` calls it in each worker too.
+    calls visionkit outside of `if __name__ == "__main__":` calls it in each worker too. A script
+    that may have another guard is not refused here; in a worker, each call is.
     """
     if not workers or (method := multiprocessing.get_start_method()) == "fork":
         return
-    script = getattr(sys.modules["__main__"], "__file__", None)
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", "")
+    # Workers do not import the `__main__.py` of a package or folder.
+    script = None if name.split(".")[-1] == "__main__" else getattr(main, "__file__", None)
     again = getattr(multiprocessing.current_process(), "_inheriting", False)  # in such a worker
     line = None if again or script is None else _unguarded_line(script)
     if again or line:
@@ -83,8 +88,8 @@ def refuse_unguarded(workers: int) -> None:
 
 
 def _unguarded_line(script: str) -> int | None:
-    """The line of the main module that is being run, unless an `if` around it asks which process or
-    module this is."""
+    """The line of the main module that is being run, unless a statement up to there may ask which
+    module or process this is. Later ones cannot keep a worker from reaching the line."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and not (
         frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == "__main__"
@@ -96,12 +101,18 @@ def _unguarded_line(script: str) -> int | None:
         tree = ast.parse(Path(script).read_bytes())
     except (OSError, SyntaxError):
         return None
-    line = frame.f_lineno
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and node.lineno <= line <= (node.end_lineno or line):
-            names = {getattr(one, "id", getattr(one, "attr", "")) for one in ast.walk(node.test)}
-            if names & GUARDS:
-                return None
+        if isinstance(node, ast.Call):
+            called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if called == "getLogger" and [getattr(a, "id", "") for a in node.args] == ["__name__"]:
+                node.args = []  # a logger has the name of its module
+    line = frame.f_lineno
+    for statement in tree.body:
+        nodes = list(ast.walk(statement))
+        begun = any(getattr(node, "lineno", line + 1) <= line for node in nodes)
+        words = {getattr(n, key, None) for n in nodes for key in ("id", "attr", "value", "name")}
+        if begun and words & GUARDS:
+            return None
     return line
 
 
