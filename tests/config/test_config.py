@@ -12,7 +12,7 @@ from visionkit.config.components import components
 from visionkit.config.tasks import Task
 from visionkit.errors import ConfigError
 
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 PARTS = """
 from typing import Literal

@@ -106,7 +106,7 @@ def test_python_names_of_the_pages_exist(page):
 
 
 def test_configs_stay_short_and_have_a_header():
-    for path in CONFIGS.glob("*.yaml"):
+    for path in CONFIGS.rglob("*.yaml"):
         lines = path.read_text().splitlines()
         assert len(lines) <= 50 and lines[0].startswith("# ")
-        assert f"visionkit train configs/{path.name}" in path.read_text()
+        assert f"visionkit train {path.relative_to(ROOT)}" in path.read_text()

@@ -15,36 +15,14 @@ from visionkit.engine.predict import Predictor
 from visionkit.models.build import build_model
 from visionkit.types import Classes
 
-CONFIGS = ROOT / "configs"
-MOBILENET = {
-    "task": "detection",
-    "backbone": {
-        "type": "Torchvision",
-        "name": "mobilenet_v3_large",
-        "out_indices": [13, 16],
-        "norm": "frozen",
-        "norm_eps": 1e-5,
-    },
-    "neck": {"type": "FPN", "channels": 256},
-    "head": {
-        "type": "FasterRCNN",
-        "anchor_sizes": [[32, 64, 128, 256, 512]] * 3,
-        "rpn_pre_nms_test": 150,
-        "rpn_post_nms_test": 150,
-        "rpn_score_threshold": 0.05,
-    },
-    "data": {"train": {"type": "Shapes"}, "val": {"type": "Shapes"}},
-}
-RESNET = ["backbone.name=resnet50", "neck.channels=256", "backbone.norm=batch"]
-MODELS = {
-    "fasterrcnn_resnet50_fpn": (CONFIGS / "detection.yaml", RESNET),
-    "maskrcnn_resnet50_fpn": (CONFIGS / "instance_segmentation.yaml", RESNET),
-    "fcos_resnet50_fpn": (
-        CONFIGS / "detection_fcos.yaml",
-        ["backbone.name=resnet50", "neck.channels=256", "head.score_threshold=0.2"],
-    ),
-    "fasterrcnn_mobilenet_v3_large_320_fpn": (MOBILENET, []),
-}
+CONFIGS = ROOT / "configs/torchvision"
+MODELS = (
+    "fasterrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn",
+    "fcos_resnet50_fpn",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+)
 NUM_CLASSES = 7  # in torchvision's count, background included
 
 
@@ -61,7 +39,7 @@ def images(tmp_path_factory):
     return files
 
 
-def torchvision_model(name):
+def torchvision_model(name, norm_eps):
     """Random weights, with predictors scaled up until there are many detections. MobileNet's norms
     get statistics of noise: with the initial ones its features do not depend on the image, and all
     scores are equal."""
@@ -71,6 +49,9 @@ def torchvision_model(name):
         weights=None, weights_backbone=None, num_classes=NUM_CLASSES, min_size=256, max_size=256
     )
     model.eval()
+    for norm in model.backbone.body.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d) and norm_eps is not None:
+            norm.eps = norm_eps  # as torchvision sets it in models with published weights
     with torch.no_grad():
         if "mobilenet" in name:
             for norm in model.modules():
@@ -99,12 +80,11 @@ def count(model):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_torchvision_checkpoint_gives_the_same_predictions(name, images, tmp_path):
-    theirs = torchvision_model(name)
-    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    source, settings = MODELS[name]
-    words = [*settings, f"weights={tmp_path / 'weights.pth'}", "data.image_size=256",
+    words = [f"weights={tmp_path / 'weights.pth'}", "data.image_size=256",
              "train.precision=fp32", "train.device=cpu", "train.channels_last=false"]  # fmt: skip
-    config = load_config(source, words)
+    config = load_config(CONFIGS / f"{name}.yaml", words)
+    theirs = torchvision_model(name, config.backbone.get("norm_eps"))
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     head = next(iter(config.heads))
     slots = NUM_CLASSES if name.startswith("fcos") else NUM_CLASSES - 1
     classes = {head: Classes(tuple(f"class {i}" for i in range(slots)), tuple(range(slots)))}
@@ -135,8 +115,8 @@ def test_the_rows_of_a_coco_model_are_selected_by_class_name(tmp_path):
     torch.manual_seed(0)
     theirs = tv.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     torch.save(theirs.state_dict(), tmp_path / "coco.pth")
-    words = ["backbone.name=resnet50", "neck.channels=256", f"weights={tmp_path / 'coco.pth'}"]
-    config = load_config(CONFIGS / "detection.yaml", words)
+    words = [f"weights={tmp_path / 'coco.pth'}"]
+    config = load_config(CONFIGS / "fasterrcnn_resnet50_fpn.yaml", words)
     classes = {"detection": Classes(("zebra", "person"), (24, 1))}  # COCO's slots 24 and 1
     predictor = build_model(config, classes).heads["detection"].roi_heads.box_predictor
     reference = theirs.roi_heads.box_predictor
@@ -149,8 +129,8 @@ def test_classes_that_a_file_does_not_name_start_at_random(tmp_path, caplog):
     torch.manual_seed(0)
     theirs = tv.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5)
     torch.save(theirs.state_dict(), tmp_path / "five.pth")
-    words = ["backbone.name=resnet50", "neck.channels=256", f"weights={tmp_path / 'five.pth'}"]
-    config = load_config(CONFIGS / "detection.yaml", words)
+    words = [f"weights={tmp_path / 'five.pth'}"]
+    config = load_config(CONFIGS / "fasterrcnn_resnet50_fpn.yaml", words)
     model = build_model(config, {"detection": Classes(("a", "b"), (1, 2))})
     assert "2 classes new (a, b): nothing of the classes is kept" in caplog.text
     assert torch.equal(model.backbone.body.conv1.weight, theirs.backbone.body.conv1.weight)

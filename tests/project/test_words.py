@@ -67,7 +67,7 @@ PLACES = {
         for p in sorted((ROOT / "docs").iterdir())
         if p.is_dir() and p.name != "images"
     },
-    "configs": sorted((ROOT / "configs").glob("*.yaml")),
+    "configs": sorted((ROOT / "configs").rglob("*.yaml")),
     "scripts": sorted(
         p for p in (ROOT / "scripts").rglob("*") if p.is_file() and p.suffix != ".pyc"
     ),
