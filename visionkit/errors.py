@@ -16,6 +16,7 @@ from itertools import islice
 from types import NoneType
 from typing import Any
 
+DISTRIBUTION = "visionkit-torch"  # what pip installs; on PyPI `visionkit` is another package
 SHOWN_NAMES = 20  # names, for example of classes, in a message
 
 
@@ -85,6 +86,11 @@ class Preempted(VisionkitError):
 
 class LostRank(VisionkitError):
     """Another rank of the same run ended or does not answer."""
+
+
+def install_hint(extra: str) -> str:
+    """The command that installs an extra of this package, such as `timm`."""
+    return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
 def check_flags(**flags: object) -> None:

@@ -107,7 +107,7 @@ def test_without_hotcoco_pycocotools_is_used_and_asking_for_it_is_an_error(monke
     assert pick_engine() == "pycocotools"
     truth, results = wild(4)
     assert evaluate_coco(truth, only(results, "bbox"), "bbox")["AP"] > 0.05
-    with pytest.raises(ConfigError, match=r"hotcoco is not installed.*visionkit\[fast\]"):
+    with pytest.raises(ConfigError, match=r"hotcoco is not installed.*visionkit-torch\[fast\]"):
         evaluate_coco(truth, [], "bbox", "hotcoco")
 
 

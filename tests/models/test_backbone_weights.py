@@ -194,7 +194,7 @@ def test_detection_backbones_of_torchvision_map_one_to_one(ours, theirs):
 
 def test_timm_is_optional(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r'pip install "visionkit\[timm\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "visionkit-torch\[timm\]"'):
         Timm(name="resnet18")
 
 

@@ -45,7 +45,7 @@ def test_no_curves_without_matplotlib(fault, tmp_path, caplog):
     caplog.set_level(logging.INFO, "visionkit")
     (tmp_path / "metrics.jsonl").write_text('{"kind": "train", "step": 1, "train/total": 1.0}\n')
     write_plots(tmp_path / "metrics.jsonl", tmp_path / "plots")
-    assert len(caplog.records) == 1 and "visionkit[plots]" in caplog.text
+    assert len(caplog.records) == 1 and "visionkit-torch[plots]" in caplog.text
     assert not (tmp_path / "plots").exists()
 
 
@@ -58,5 +58,5 @@ def test_a_corrupt_hotcoco_leaves_the_metrics_to_pycocotools(fault, caplog):
 
 
 def test_timm_says_what_is_wrong_with_it(fault):
-    with pytest.raises(ConfigError, match=rf'{fault}; run: pip install "visionkit\[timm\]"'):
+    with pytest.raises(ConfigError, match=rf'{fault}; run: pip install "visionkit-torch\[timm\]"'):
         Timm(name="resnet18")

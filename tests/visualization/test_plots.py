@@ -117,7 +117,7 @@ def test_without_matplotlib_a_message_says_what_to_install(tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     write_plots(write_metrics(tmp_path / "metrics.jsonl"), tmp_path / "plots")
-    assert "visionkit[plots]" in caplog.text and len(caplog.records) == 1
+    assert "visionkit-torch[plots]" in caplog.text and len(caplog.records) == 1
     assert not (tmp_path / "plots").exists()
 
 

@@ -17,6 +17,7 @@ from visionkit.cli import commands
 from visionkit.cli.commands import OVERRIDE, SECTIONS
 from visionkit.distributed import launch
 from visionkit.errors import (
+    DISTRIBUTION,
     ArgumentError,
     Preempted,
     VisionkitError,
@@ -334,6 +335,6 @@ def _version() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return f"visionkit {version('visionkit')}"
+        return f"visionkit {version(DISTRIBUTION)}"
     except PackageNotFoundError:
         return "visionkit (not installed)"

@@ -21,7 +21,7 @@ import torch
 from visionkit.data.loading.source import Source, collate
 from visionkit.data.transforms import fit
 from visionkit.distributed import collectives
-from visionkit.errors import printable
+from visionkit.errors import install_hint, printable
 from visionkit.models.model import VisionModel
 from visionkit.runs.files import open_regular, replacing
 from visionkit.types import Batch, Classes, Target
@@ -81,7 +81,7 @@ def write_plots(metrics_jsonl: Path, out_dir: Path) -> None:
     except Exception as error:  # a damaged installation may raise anything
         missing = isinstance(error, ModuleNotFoundError)
         what = "is missing" if missing else f"cannot be imported ({type(error).__name__}: {error})"
-        log.warning("no curves: matplotlib %s; pip install 'visionkit[plots]'", what)
+        log.warning("no curves: matplotlib %s; run: %s", what, install_hint("plots"))
         return
     records = read_records(metrics_jsonl)
     train = series_of(r for r in records if r.get("kind") == "train")

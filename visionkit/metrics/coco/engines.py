@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 
 from visionkit.data.coco.tables import rows_of
-from visionkit.errors import ConfigError
+from visionkit.errors import ConfigError, install_hint
 from visionkit.metrics.coco.detections import Detections
 from visionkit.metrics.coco.ground_truth import ScoredTruth, log_once
 
@@ -39,7 +39,7 @@ def pick_engine(name: str | None = None) -> str:
     fault = _fault_of_hotcoco() if name == "hotcoco" else None
     if fault:
         raise ConfigError(
-            f"{source}: hotcoco {fault}: `pip install 'visionkit[fast]'`, or use "
+            f"{source}: hotcoco {fault}: `{install_hint('fast')}`, or use "
             "pycocotools, which computes the same metrics"
         )
     return name

@@ -1,4 +1,4 @@
-"""Any convolutional model of timm as a backbone; needs `pip install "visionkit[timm]"`."""
+"""Any convolutional model of timm as a backbone; needs the extra `timm`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from visionkit.config.schema import Natural
-from visionkit.errors import CheckpointError, ConfigError
+from visionkit.errors import CheckpointError, ConfigError, install_hint
 from visionkit.models.backbones.norm import Normalize, Rgb, resolve_norm
 from visionkit.models.backbones.weights import fit, read
 from visionkit.runs.files import open_regular
@@ -73,9 +73,7 @@ def _timm() -> ModuleType:
     try:
         import timm
     except Exception as error:  # an incomplete installation may raise anything
-        raise ConfigError(
-            f'backbone Timm: timm: {error}; run: pip install "visionkit[timm]"'
-        ) from error
+        raise ConfigError(f"backbone Timm: timm: {error}; run: {install_hint('timm')}") from error
     return timm
 
 
