@@ -1,0 +1,185 @@
+"""What the site has besides the pages of docs/: the pages of the repository's top and of the API.
+
+README.md, CONTRIBUTING.md and CHANGELOG.md stay the only source of their pages. Their links, which
+work on a code host, are rewritten to the site's paths. The API pages list what the package exports.
+"""
+
+import posixpath
+import re
+from pathlib import Path
+
+import griffe
+from mkdocs.structure.files import File
+
+import visionkit
+from visionkit import errors
+from visionkit.config.components import PACKAGES, components
+
+ROOT = Path(__file__).parents[2]
+TOP_PAGES = {  # file of the repository -> page of the site
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "about/contributing.md",
+    "CHANGELOG.md": "about/changes.md",
+}
+FENCE = re.compile(r"(?ms)^ *```.*?^ *```")
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+# Of what no `type:` names, the parts that the pages mention or that are useful alone.
+METRICS = (
+    "coco.evaluator.CocoEvaluator",
+    "coco.evaluator.evaluate_coco",
+    "coco.evaluator.evaluate_files",
+    "coco.ground_truth.read_truth",
+    "accuracy.Accuracy",
+    "accuracy.MultiLabelAccuracy",
+    "accuracy.LocalizationAccuracy",
+    "accuracy.AttributeAccuracy",
+    "confusion.ConfusionMatrix",
+    "retrieval.Retrieval",
+    "reconstruction.Reconstruction",
+    "report.Coverage",
+)
+OPS = (
+    "boxes.box_iou",
+    "boxes.box_ioa",
+    "boxes.encode",
+    "boxes.decode",
+    "boxes.clip",
+    "losses.sigmoid_focal_loss",
+    "losses.quality_focal_loss",
+    "losses.marginal_cross_entropy",
+    "losses.giou_loss",
+    "nms.nms",
+    "roi_align.roi_align",
+)
+OTHERS = (
+    "models.model.VisionModel",
+    "engine.optim.build_optimizer",
+    "engine.optim.lr_factor",
+    "engine.benchmark.benchmark",
+    "data.classes.describe",
+    "data.coco.ground_truth.GroundTruth",
+    "distributed.collectives.all_gather_with_grad",
+)
+
+
+def public(where):
+    """The names of `visionkit` whose home is one of `functions`, `types` and `errors`."""
+    for name in visionkit.__all__:
+        home = "types"
+        if name in visionkit._HOME:
+            home = "functions"
+        elif hasattr(errors, name):
+            home = "errors"
+        if home == where:
+            yield f"visionkit.{name}"
+
+
+def section(name):
+    return [f"{PACKAGES[name]}.{component}" for component in components(name)]
+
+
+def api_pages():
+    """Path, title, first words and names of each API page."""
+    contracts = "The contracts between the parts, attributes of `visionkit`."
+    metrics = "The evaluators of the heads, and COCO's metrics of files."
+    named = "What `type:` can name"
+    return [
+        ("index", "Functions", "Attributes of `visionkit`.", public("functions")),
+        ("types", "Types", contracts, public("types")),
+        ("errors", "Errors", "What visionkit raises.", public("errors")),
+        ("heads", "Heads", f"{named} under `head` and `heads`.", section("heads")),
+        (
+            "backbones",
+            "Backbones and necks",
+            f"{named} under `backbone` and `neck`.",
+            section("backbones") + section("necks"),
+        ),
+        ("datasets", "Datasets", f"{named} in `train` and `val` of a source.", section("datasets")),
+        ("transforms", "Transforms", f"{named} in `transforms`.", section("transforms")),
+        ("metrics", "Metrics", metrics, [f"visionkit.metrics.{name}" for name in METRICS]),
+        ("ops", "Operations", "Boxes, losses, pooling.", [f"visionkit.ops.{name}" for name in OPS]),
+        (
+            "others",
+            "Other parts",
+            "For custom heads and training loops.",
+            [f"visionkit.{name}" for name in OTHERS],
+        ),
+    ]
+
+
+def api_page(title, words, names):
+    """A page of mkdocstrings' blocks. Of components only class and arguments are shown."""
+    blocks = []
+    for name in names:
+        brief = name.startswith(tuple(PACKAGES.values()))
+        options = "\n    options: {members: false}" if brief else ""
+        blocks.append(f"::: {name}{options}")
+    return "\n\n".join([f"# {title}", words, *blocks]) + "\n"
+
+
+def rewritten(text, source):
+    """The Markdown of a file of the repository with the links that its page in the site needs."""
+    here = posixpath.dirname(site_path(source) or source)
+
+    def link(match):
+        bang, words, target = match.groups()
+        path, _, anchor = target.partition("#")
+        if not path or ":" in path:
+            return match[0]
+        place = site_path(posixpath.normpath(posixpath.join(posixpath.dirname(source), path)))
+        if place is None:  # a file of the repository that the site does not have
+            return words
+        anchor = anchor and f"#{anchor}"
+        return f"{bang}[{words}]({posixpath.relpath(place, here or '.')}{anchor})"
+
+    parts, end = [], 0
+    for fence in FENCE.finditer(text):
+        parts += [LINK.sub(link, text[end : fence.start()]), fence[0]]
+        end = fence.end()
+    return "".join([*parts, LINK.sub(link, text[end:])])
+
+
+def site_path(path):
+    """The path in the site of a file of the repository, or None."""
+    if path in TOP_PAGES:
+        return TOP_PAGES[path]
+    return path.removeprefix("docs/") if path.startswith("docs/") else None
+
+
+def on_files(files, config):
+    for source, page in TOP_PAGES.items():
+        text = rewritten((ROOT / source).read_text(), source)
+        files.append(File.generated(config, page, content=text))
+    for path, title, words, names in api_pages():
+        page = api_page(title, words, names)
+        files.append(File.generated(config, f"api/{path}.md", content=page))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    if page.file.generated_by:
+        return markdown
+    return rewritten(markdown, f"docs/{page.file.src_uri}")
+
+
+class ArgumentLists(griffe.Extension):
+    """Docstrings list arguments as `name: words`, one below the other. Markdown needs bullets."""
+
+    def on_object(self, *, obj, **_):
+        if obj.docstring:
+            obj.docstring.value = bulleted(obj.docstring.value)
+
+
+ARGUMENT = re.compile(r"([a-z_][\w*]*(?:, [a-z_][\w*]*)*): (?=\S)")
+
+
+def bulleted(docstring):
+    """The docstring with each paragraph of `name: words` lines as a list."""
+    paragraphs = docstring.split("\n\n")
+    for number, paragraph in enumerate(paragraphs):
+        lines = paragraph.splitlines()
+        heads = [line for line in lines if line and not line.startswith(" ")]
+        if heads and all(ARGUMENT.match(line) for line in heads):
+            marked = [ARGUMENT.sub(lambda m: f"- `{m[1]}`: ", line, count=1) for line in lines]
+            paragraphs[number] = "\n".join(marked)
+    return "\n\n".join(paragraphs)
