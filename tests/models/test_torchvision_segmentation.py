@@ -11,6 +11,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.mobilenetv3 import mobilenet_v3_small
 
 from support.backbones import assert_same_features, pixels, randomize_norms
+from support.paths import CONFIGS
 from visionkit.config import load_config
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.models.backbones.torchvision import Torchvision
@@ -18,56 +19,52 @@ from visionkit.models.build import build_model
 from visionkit.models.heads.pixel_loss import at_pixels
 from visionkit.types import Batch, Classes
 
-RESNET = {"type": "Torchvision", "name": "resnet50", "dilated": True}
-MOBILENET = {
-    "type": "Torchvision",
-    "name": "mobilenet_v3_large",
-    "dilated": True,
-    "out_indices": [4, 16],
-}
-MODELS = {
-    "deeplabv3_resnet50": (RESNET, "DeepLabV3"),
-    "deeplabv3_mobilenet_v3_large": (MOBILENET, "DeepLabV3"),
-    "fcn_resnet50": (RESNET, "FCN"),
-}
+MODELS = (
+    "deeplabv3_resnet50",
+    "deeplabv3_resnet101",
+    "deeplabv3_mobilenet_v3_large",
+    "fcn_resnet50",
+    "fcn_resnet101",
+)
+HEAD = "semantic_segmentation"
 CLASSES = Classes(("background", *(f"class {k}" for k in range(1, 21))), tuple(range(21)))
 SIZE = (64, 96)
 
 
 def torchvision_model(name, aux):
-    """Random weights; biases such that no class wins everywhere."""
+    """Random weights. Logits of each class get mean 0 and spread 1: no class wins everywhere, and
+    rounding does not grow with the depth of a random network."""
     torch.manual_seed(1)
     build = getattr(tv, name)
     model = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=aux)
     randomize_norms(model).eval()
     with torch.no_grad():
-        logits = model(torch.randn(2, 3, *SIZE))["out"]
-        model.classifier[-1].bias -= logits.mean((0, 2, 3))
+        outputs = model(torch.randn(2, 3, *SIZE))
+        for key, classifier in {"out": model.classifier, "aux": model.aux_classifier}.items():
+            if classifier is not None:
+                spread = outputs[key].std()
+                classifier[-1].weight /= spread
+                classifier[-1].bias -= outputs[key].mean((0, 2, 3))
+                classifier[-1].bias /= spread
     return model
 
 
 def our_model(name, path, aux, **more_heads):
-    backbone, head_type = MODELS[name]
-    head = {"type": head_type, "aux_weight": 0.5 if aux else 0.0}
-    source = {"type": "Shapes"}
-    heads = {"semantic": head, **more_heads}
-    config = load_config(
-        {
-            "backbone": backbone,
-            "heads": heads,
-            "data": {"main": {"feeds": list(heads), "train": source, "val": source}},
-            "weights": str(path),
-        }
-    )
-    return build_model(config, dict.fromkeys(heads, CLASSES)).eval()
+    """From the shipped config, which has the auxiliary classifier of the published weights."""
+    config = load_config(CONFIGS / "torchvision" / f"{name}.yaml", {"weights": str(path)})
+    if not aux:
+        config.heads[HEAD]["aux_weight"] = 0.0
+    config.heads.update(more_heads)
+    return build_model(config, dict.fromkeys(config.heads, CLASSES)).eval()
 
 
 def count(model):
     return sum(t.numel() for key, t in model.state_dict().items() if "num_batches" not in key)
 
 
-@pytest.mark.parametrize("aux", [False, True], ids=["alone", "aux"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "aux"), [*((name, True) for name in MODELS), ("deeplabv3_mobilenet_v3_large", False)]
+)
 def test_a_torchvision_checkpoint_gives_the_same_logits_and_map(name, aux, tmp_path, caplog):
     theirs = torchvision_model(name, aux)
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
@@ -79,14 +76,14 @@ def test_a_torchvision_checkpoint_gives_the_same_logits_and_map(name, aux, tmp_p
 
     images = pixels(2, 3, *SIZE)
     batch = Batch(images, [{"size": SIZE, "orig_size": SIZE} for _ in images])
-    head = ours.heads["semantic"]
+    head = ours.heads[HEAD]
     with torch.inference_mode():
         expected = theirs(ours.backbone.normalize(images, None, like=ours.backbone.body))
         features = ours.features(batch)
         maps = {"out": head(features, batch.size_tensor)["logits"]}
         if aux:
             maps["aux"] = head.aux_classifier(features[head.aux_level])
-        found = ours.predictions(features, batch, ["semantic"])["semantic"]
+        found = ours.predictions(features, batch, [HEAD])[HEAD]
     for key, logits in maps.items():
         full = torch.stack([at_pixels(image, SIZE, SIZE) for image in logits])
         assert full.std() > 0.01
@@ -104,7 +101,7 @@ def test_what_does_not_fit_is_said(tmp_path, caplog):
     theirs = torchvision_model("deeplabv3_mobilenet_v3_large", aux=True)
     torch.save(theirs.state_dict(), tmp_path / "aux.pth")
     our_model("deeplabv3_mobilenet_v3_large", tmp_path / "aux.pth", aux=False)
-    assert "not in the model: heads.semantic.aux_classifier.0.weight" in caplog.text
+    assert "not in the model: heads.semantic_segmentation.aux_classifier.0.weight" in caplog.text
     two = {"other": {"type": "FCN"}}
     with pytest.raises(CheckpointError, match="need a model with one head, got 2 heads"):
         our_model("deeplabv3_mobilenet_v3_large", tmp_path / "aux.pth", aux=False, **two)
