@@ -52,6 +52,21 @@ def test_every_shipped_config_prints_what_reloads_to_the_same(config, tmp_path, 
     assert capsys.readouterr().out == first and "lr: 0.001" in first
 
 
+def test_commands_take_the_name_of_a_shipped_config(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "autoencoder").mkdir()  # a folder of that name is not a config
+    settings = [*quick_settings("autoencoder.yaml"), "train.steps=1"]
+    assert main(["train", "autoencoder", *settings]) == 0
+    assert "run: runs/autoencoder-001" in capsys.readouterr().out
+    words = ["train", "--resume", "autoencoder", *settings, "output=runs/autoencoder-001"]
+    (tmp_path / "autoencoder").rmdir()
+    assert main(words) == 0
+    assert main(["config", "autoencoder"]) == 0
+    assert main(["check", "autoencoder", *settings]) == 0
+    assert main(["check", "autoencodr"]) == main(["bench", "autoencodr"]) == 2
+    assert "did you mean 'autoencoder'?" in capsys.readouterr().err
+
+
 def test_eval_prints_one_json_object_that_pycocotools_confirms(run, shapes, capsys):
     data = [
         f"data.val.images={shapes / 'images'}",

@@ -47,8 +47,7 @@ def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
     from visionkit.config import load_config
 
     config, resume, origin = args.config, args.resume, None
-    follows = rf"{OVERRIDE.pattern}|.*\.ya?ml$"  # unless a run has such a name
-    if isinstance(resume, str) and re.match(follows, resume) and not Path(resume).is_dir():
+    if isinstance(resume, str) and _follows(resume) and not Path(resume).is_dir():
         words = [resume, *([config] if config else [])]  # `--resume` stood before the config
         config = next((word for word in words if not OVERRIDE.match(word)), None)
         args.overrides += [word for word in words if OVERRIDE.match(word)]
@@ -75,6 +74,13 @@ def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
     if resume and checked.output is None:
         raise ConfigError("--resume: name the run with --resume RUN or output=RUN")
     return checked, bool(resume)
+
+
+def _follows(word: str) -> bool:
+    """Whether a word after `--resume` is a config or an override rather than a run."""
+    from visionkit.config.shipped import shipped_configs
+
+    return bool(OVERRIDE.match(word) or re.match(r".*\.ya?ml$", word)) or word in shipped_configs()
 
 
 def evaluate(args: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ from visionkit.runs.terminal import discard_output, open_streams
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 LIBRARIES = (os.path.dirname(os.__file__), "site-packages", "dist-packages")
 UNEXPECTED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes without a class in visionkit.errors
+CONFIG = "a YAML file or the name of a shipped config"
 Run = Callable[[argparse.Namespace], int | None]
 AddArguments = Callable[[argparse.ArgumentParser], None]
 
@@ -192,7 +193,7 @@ def _parser() -> tuple[Parser, list[str]]:
 
 
 def _add_train(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("config", nargs="?", help="a YAML file; not needed with --resume RUN")
+    sub.add_argument("config", nargs="?", help=f"{CONFIG}; not needed with --resume RUN")
     _add_overrides(sub)
     sub.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue a run")
     sub.add_argument("--overwrite", action="store_true", help="replace the run in output=")
@@ -248,7 +249,7 @@ def _add_bench(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_check(sub: argparse.ArgumentParser) -> None:
-    text = "a YAML file, or a JSON file of COCO annotations"
+    text = f"{CONFIG}, or a JSON file of COCO annotations"
     sub.add_argument("target", metavar="CONFIG_OR_JSON", help=text)
     _add_overrides(sub)
     sub.add_argument("--images", metavar="DIR", help="the images of the annotation file")
@@ -273,7 +274,7 @@ def _add_data(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> N
 
 
 def _add_config(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("config", help="a YAML file")
+    sub.add_argument("config", help=CONFIG)
     _add_overrides(sub)
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from visionkit.config.components import arguments_of, components, refuse_plugins
 from visionkit.config.config import SOURCE_KEYS, Config, SourceConfig, TrainConfig
 from visionkit.config.schema import REQUIRED, ConfigProblems, paths_in
+from visionkit.config.shipped import find_config
 from visionkit.config.tasks import TASKS, to_long_form
 from visionkit.config.validate import check
 from visionkit.config.yaml import Key, parse, read
@@ -48,7 +49,8 @@ def load_config(
     origin: str | Path | None = None,
     allow_plugins: bool = False,
 ) -> Config:
-    """The checked config of a YAML file, or of a dict of the same form.
+    """The checked config of a YAML file, of the shipped config of that name, or of a dict of the
+    same form.
 
     `overrides` are strings such as `train.epochs=2`, or a dict such as {"train.epochs": 2}. Raises
     one ConfigError with a line for each problem. Whether datasets and weights exist on the disk is
@@ -61,8 +63,9 @@ def load_config(
     if isinstance(source, Mapping):
         config, name, problems = _copy(source), "run", ConfigProblems(str(origin or "config"), {})
     elif isinstance(source, (str, os.PathLike)):
-        config, lines = read(os.fspath(source))
-        name, problems = Path(source).stem, ConfigProblems(os.fspath(source), lines)
+        path = find_config(source)
+        config, lines = read(path)
+        name, problems = path.stem, ConfigProblems(str(path), lines)
     else:
         raise ArgumentError(f"expected a config file or a dict, got a {type(source).__name__}")
     check_flags(allow_plugins=allow_plugins)

@@ -1,0 +1,120 @@
+"""Shipped configs by name: what a name means, and what a mistake is answered with."""
+
+import logging
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from support.paths import CONFIGS
+from visionkit.config import load_config, shipped
+from visionkit.config.shipped import find_config, shipped_configs
+from visionkit.errors import ConfigError
+
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_file_of_the_folder_is_shipped_under_its_own_name():
+    assert {path.resolve() for path in shipped_configs().values()} == {*FILES}
+    assert [*shipped_configs()] == sorted(path.stem for path in FILES)
+    twice = [name for name, times in Counter(path.stem for path in FILES).items() if times > 1]
+    assert not twice
+    for name in shipped_configs():
+        assert name.isidentifier() and name == name.lower()  # neither a suffix nor a separator
+
+
+def test_a_name_is_its_file():
+    config = load_config("detection_small", ["train.epochs=2"])
+    assert config == load_config(str(CONFIGS / "detection_small.yaml"), ["train.epochs=2"])
+    assert config.name == "detection_small"
+    assert find_config(Path("detection_small")) == shipped_configs()["detection_small"]
+    with pytest.raises(ConfigError) as caught:
+        load_config("detection_small", ["train.lrr=1", "head.typo=1"])
+    assert "override train.lrr=1" in str(caught.value)
+
+
+def test_errors_in_a_shipped_config_name_its_file_and_line(empty_folder, monkeypatch):
+    (empty_folder / "configs").mkdir()
+    file = empty_folder / "configs" / "broken.yaml"
+    file.write_text("task: detection\nhead:\n  typo: 1\n")
+    monkeypatch.setattr(shipped, "PACKAGE", empty_folder)
+    with pytest.raises(ConfigError) as caught:
+        load_config("broken")
+    assert f"{file}:3: head.typo: unknown key" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_lies_in_the_current_directory_does_not_change_what_a_name_means(kind, empty_folder):
+    path = empty_folder / "detection_small"
+    path.mkdir() if kind == "folder" else path.write_text("task: embedding\n")
+    assert find_config("detection_small") == shipped_configs()["detection_small"]
+    (empty_folder / "configs").mkdir()
+    (empty_folder / "configs" / "detection_small.yaml").write_text("task: embedding\n")
+    assert find_config("detection_small") == shipped_configs()["detection_small"]
+
+
+def test_a_copy_in_the_current_directory_needs_its_suffix(empty_folder, caplog):
+    (empty_folder / "vae.yaml").write_text("task: embedding\n")
+    with caplog.at_level(logging.WARNING, "visionkit"):
+        assert find_config("vae") == shipped_configs()["vae"]
+        assert "for the file here write vae.yaml" in caplog.text
+        caplog.clear()
+        for own in ("vae.yaml", "./vae.yaml", str(empty_folder / "vae.yaml")):
+            assert find_config(own).samefile(empty_folder / "vae.yaml")
+        assert find_config("autoencoder").stem == "autoencoder"
+    assert not caplog.records
+
+
+def test_a_path_stays_a_path(empty_folder):
+    (empty_folder / "note").write_text("task: embedding\n")
+    for path in ("missing.yaml", "./detection_small", "a/detection_small", "note", "a.json"):
+        assert find_config(path) == Path(path)
+    with pytest.raises(ConfigError, match=r"^missing.yaml: cannot be read: No such file"):
+        load_config("missing.yaml")
+    with pytest.raises(ConfigError, match=r"^note: a config is a .yaml file"):
+        load_config("note")
+
+
+def test_a_typo_is_answered_with_the_nearest_three():
+    with pytest.raises(ConfigError) as caught:
+        load_config("detecton_small")
+    text = str(caught.value)
+    assert "unknown config 'detecton_small', neither a file nor a shipped config" in text
+    assert "did you mean 'detection_small'?" in text and "`visionkit list configs`" in text
+    valid = text.partition("valid: ")[2].partition(" and ")[0].split(", ")
+    assert len(valid) == 3 and "detection_small" in valid
+
+
+def test_a_path_of_the_clone_is_answered_with_the_name():
+    for path in ("configs/detection_small.yaml", "detection_small.yaml"):
+        with pytest.raises(ConfigError, match=r"not found .* write detection_small instead"):
+            load_config(path)
+
+
+def test_an_installed_package_has_its_configs_inside(empty_folder, monkeypatch):
+    package = empty_folder / "site-packages" / "visionkit"
+    (package / "configs" / "torchvision").mkdir(parents=True)
+    strange = package.parent / "configs"  # of another package
+    strange.mkdir()
+    (strange / "strange.yaml").write_text("")
+    monkeypatch.setattr(shipped, "PACKAGE", package)
+    assert shipped_configs() == {}
+    file = package / "configs" / "torchvision" / "one.yaml"
+    file.write_text("task: detection\n")
+    assert shipped_configs() == {"one": file}
+
+
+def test_names_are_found_without_torch():
+    code = (
+        "import sys; from visionkit.config.shipped import find_config; "
+        "find_config('detection'); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
