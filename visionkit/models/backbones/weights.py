@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from visionkit.errors import CheckpointError
+from visionkit.errors import CheckpointError, install_hint
 from visionkit.runs.checkpoint import COUNTER, MOST, compare, load_state_dict, load_tensors
 from visionkit.runs.foreign import content_kind
 
@@ -62,6 +63,30 @@ def download(arch: str) -> dict[str, Tensor]:
             f"{found[: len(checksum)]}, expected {checksum}); delete it to download it again"
         )
     return {_modern(key): value for key, value in load_tensors(file).items()}
+
+
+def packaged(distribution: str, file: str, sha256: str, *, used_by: str) -> dict[str, Tensor]:
+    """The tensors of a file that an installed Python package has. No code of the package runs.
+
+    CheckpointError if the package is not installed or its file has another SHA-256.
+    """
+    what = f"backbone.weights: 'default' of {used_by}"
+    try:
+        path = Path(str(metadata.distribution(distribution).locate_file(file)))
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except metadata.PackageNotFoundError as error:
+        raise CheckpointError(
+            f"{what} are in the Python package {distribution}, which is not installed; run: "
+            f"{install_hint('pretrained')}; or set weights: null for random ones"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{what}: {error}; install {distribution} again") from error
+    if found != sha256:
+        raise CheckpointError(
+            f"{what}: {path} is damaged or of another version (its SHA-256 is {found}, expected "
+            f"{sha256}); install {distribution} again"
+        )
+    return load_tensors(path)
 
 
 def fit(
