@@ -508,12 +508,12 @@ CASES: dict[int, list[str]] = {
         "project/test_offline.py::test_nothing_reaches_the_network_and_no_secret_is_written",
     ],
     173: [
-        "models/test_pretrained_download.py::test_without_a_network_the_remedies_are_told",
-        "models/test_pretrained_download.py::test_what_arrives_in_part_or_changed_is_not_kept",
+        "models/test_published.py::test_without_a_network",
+        "models/test_published.py::test_a_failed_download_leaves_nothing",
     ],
     174: [
-        "models/test_pretrained_download.py::test_what_arrives_in_part_or_changed_is_not_kept",
-        "models/test_pretrained_download.py::test_a_damaged_file_in_the_cache_is_named_and_left_to_the_user",
+        "models/test_published.py::test_a_failed_download_leaves_nothing",
+        "models/test_published.py::test_a_damaged_file_at_hand_is_named_and_left_to_the_user",
     ],
     181: [
         "cli/test_exit_codes.py::test_help_of_every_command_imports_nothing_heavy",

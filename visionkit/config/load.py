@@ -33,7 +33,7 @@ from visionkit.errors import (
     shorten,
 )
 from visionkit.runs import checkpoint
-from visionkit.runs.files import twin_clause
+from visionkit.runs.files import means_file, twin_clause
 
 log = logging.getLogger("visionkit")
 
@@ -313,14 +313,14 @@ def missing_paths(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
     """A problem text for each path that a component declares as InputPath and that does not exist.
 
     The datasets of `splits` are checked, and, if `train` is among them, the files with weights that
-    training starts from.
+    training starts from; not the names of published weights.
     """
     found = []
     if "train" in splits:
-        pretrained = config.backbone.get("weights")
-        found += [("weights", config.weights)] if config.weights else []
-        if pretrained not in (None, "default") and config.init_from is None:
-            found.append(("backbone.weights", pretrained))
+        given = {"weights": config.weights}
+        if config.init_from is None:
+            given["backbone.weights"] = config.backbone.get("weights")
+        found += [(key, value) for key, value in given.items() if value and means_file(value)]
     for key, section, spec in _components(config, splits):
         for name, argument in arguments_of(section, spec["type"]).items():
             found += [(f"{key}.{name}", p) for p in paths_in(spec.get(name), argument.annotation)]

@@ -22,6 +22,17 @@ from visionkit.errors import other_case, other_form
 log = logging.getLogger("visionkit")
 
 
+WEIGHTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl", ".onnx", ".h5", ".tar", ".zip")
+
+
+def means_file(weights: str) -> bool:
+    """Whether a value that can be a file of weights or the name of published ones means a file: one
+    that is there, or that has a folder or a suffix of such files. A folder is none."""
+    path = Path(weights)
+    named = path.name != weights or path.suffix.lower() in WEIGHTS
+    return named or path.is_file()
+
+
 def open_regular(path: str | Path, *, follow: bool = True) -> BinaryIO:
     """Open a regular file for reading; `follow`: also through a link. OSError for anything else:
     opening a named pipe waits for a writer, and a device may never end."""

@@ -24,7 +24,7 @@ from visionkit.models.backbones.norm import (
     convert_norms,
     resolve_norm,
 )
-from visionkit.models.backbones.weights import download, fit, read
+from visionkit.models.backbones.weights import fit, load
 from visionkit.types import Level, Size
 
 RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -55,8 +55,9 @@ class Torchvision(nn.Module):
         without pooling. The levels are then c0..c3, and `freeze_at: 1` includes `layer1`.
     dilated: the last stages (two in a ResNet from 50 layers on, one in a MobileNetV3) keep the
         stride of the one before and dilate their convolutions (Chen et al. 2017, 1706.05587).
-    weights: null (random), `default` (torchvision's download), or the file of a torchvision
-        classifier's state_dict. CheckpointError if it lacks a tensor of the backbone.
+    weights: null (random), `default` (torchvision's best, downloaded once), a member of its enums
+        such as `ResNet50_Weights.IMAGENET1K_V1`, or the file of a torchvision classifier's
+        state_dict. CheckpointError if it lacks a tensor of the backbone.
     partial_weights: whether tensors that `weights` lacks are random, with a warning.
     norm: `batch`; `frozen`, a BatchNorm that never changes; `group`, 32 groups or fewer; `auto`,
         which is `frozen` with weights and `batch` without.
@@ -116,7 +117,7 @@ class Torchvision(nn.Module):
             prefix = f"{root}." if root else ""
             fit(
                 self.body,
-                download(name) if weights == "default" else read(weights),
+                load(name, weights),
                 origin=weights,
                 file_key=lambda key: prefix + key,
                 ignored=classifier_keys,

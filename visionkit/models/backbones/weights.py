@@ -1,21 +1,20 @@
-"""Read or download pretrained classifier weights for a backbone, and report what does not fit."""
+"""Pretrained classifier weights for a backbone, from a file or by name, and what does not fit."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from visionkit.errors import CheckpointError, install_hint
+from visionkit.models.published import fetch, find
+from visionkit.runs import download
 from visionkit.runs.checkpoint import COUNTER, MOST, compare, load_state_dict, load_tensors
+from visionkit.runs.files import means_file
 from visionkit.runs.foreign import content_kind
 
 log = logging.getLogger("visionkit")
@@ -35,34 +34,19 @@ def read(path: str) -> dict[str, Tensor]:
     return {_modern(key): value for key, value in state.items()}
 
 
-def download(arch: str) -> dict[str, Tensor]:
-    """torchvision's best ImageNet weights of that architecture, from torch's cache or the network.
-
-    The name of the file has the beginning of its SHA-256, which is always compared. An incomplete
-    or different download is deleted.
-    """
-    url = get_model_weights(arch).DEFAULT.url
-    name = Path(urlsplit(url).path).name
-    checksum = name.rpartition("-")[2].partition(".")[0]
-    file = Path(torch.hub.get_dir()) / "checkpoints" / name
-    try:
-        if not file.is_file():
-            log.info("downloading %s to %s", url, file)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), checksum, progress=False)
-        with open(file, "rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-    except (OSError, RuntimeError) as error:  # no network, no disk, or a wrong checksum
+def load(arch: str, weights: str) -> dict[str, Tensor]:
+    """The tensors that `weights` of torchvision's `arch` means: of a file, or of `default` or other
+    published weights, which are fetched. CheckpointError if they are of another architecture."""
+    if means_file(weights):
+        return read(weights)
+    found = find(arch if weights == "default" else weights)
+    if found.name != arch:
+        hint = "; weights of a whole model go into `weights`" if found.kind == "model" else ""
         raise CheckpointError(
-            f"weights: 'default' of {arch} could not be downloaded from {url}: {error}; fetch "
-            "that file elsewhere and give its path, or set weights: null for random ones"
-        ) from error
-    if not found.startswith(checksum):
-        raise CheckpointError(
-            f"weights: 'default' of {arch}: {file} is damaged (its SHA-256 begins with "
-            f"{found[: len(checksum)]}, expected {checksum}); delete it to download it again"
+            f"backbone.weights: {found.member} is of {found.name}, and this backbone is "
+            f"{arch}{hint}"
         )
-    return {_modern(key): value for key, value in load_tensors(file).items()}
+    return {_modern(key): value for key, value in load_tensors(fetch(found)).items()}
 
 
 def packaged(distribution: str, file: str, sha256: str, *, used_by: str) -> dict[str, Tensor]:
@@ -73,7 +57,7 @@ def packaged(distribution: str, file: str, sha256: str, *, used_by: str) -> dict
     what = f"backbone.weights: 'default' of {used_by}"
     try:
         path = Path(str(metadata.distribution(distribution).locate_file(file)))
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = download.sha256(path)
     except metadata.PackageNotFoundError as error:
         raise CheckpointError(
             f"{what} are in the Python package {distribution}, which is not installed; run: "

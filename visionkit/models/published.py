@@ -1,0 +1,227 @@
+"""Published weights by name: what there is, where its files are, and how they get here.
+
+An entry is a member of one of torchvision's weight enums. Names, addresses, checksums, sizes and
+metrics are those of the enum; nothing is copied. Whole models are those for which visionkit ships
+a config of the same name; the others are classifiers, whose layers a backbone uses.
+
+    one = find("maskrcnn_resnet50_fpn_v2")  # or "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1"
+    path = fetch(one)  # searched in `folders()`, else downloaded; always compared to its SHA-256
+
+`weights: NAME` of a config, `backbone.weights: NAME`, `visionkit.load(NAME)` and `visionkit
+weights` are built on these two. Another kind of address (such as `hf://`) needs its own search and
+can use `runs.download.download`, `is_offline` and `one_process`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import torch
+from torchvision import models
+from torchvision.models import WeightsEnum, get_model_weights, list_models
+
+from visionkit.config.shipped import shipped_configs
+from visionkit.errors import CheckpointError, ConfigError
+from visionkit.runs import download, files
+from visionkit.runs.download import without_login
+
+SETTING = "VISIONKIT_WEIGHTS"  # environment variable: a folder, or the URL of one, searched first
+NEAREST = 3  # names in the answer to an unknown one
+# The metrics that torchvision publishes, by their names here
+METRICS = {
+    "box_map": "box AP",
+    "mask_map": "mask AP",
+    "miou": "mIoU",
+    "pixel_acc": "pixel accuracy",
+    "acc@1": "top-1",
+    "acc@5": "top-5",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """Weights that torchvision publishes.
+
+    name: torchvision's name of the model, such as `resnet50`; for a whole model that of its config.
+    member: the member of the enum, such as `ResNet50_Weights.IMAGENET1K_V2`.
+    default: whether `name` alone means these weights.
+    checksum: hex digits that begin the SHA-256 of the file, from its name.
+    size: of the file, in megabytes (1024 * 1024 bytes).
+    license: empty where torchvision states none.
+    metrics: by name (see METRICS), in percent, on `dataset`.
+    classes: the names of the outputs, in their order.
+    """
+
+    name: str
+    member: str
+    kind: Literal["model", "backbone"]
+    default: bool
+    url: str
+    checksum: str
+    size: float
+    license: str
+    dataset: str
+    metrics: dict[str, float]
+    classes: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return Path(urlsplit(self.url).path).name
+
+
+@cache
+def entries() -> tuple[Published, ...]:
+    """All published weights that load, whole models first, by name."""
+    from visionkit.models.backbones.torchvision import NAMES  # which imports this module
+
+    shipped = shipped_configs()
+    whole = [n for m in (models.detection, models.segmentation) for n in list_models(m)]
+    return tuple(
+        _entry(name, weights, kind)
+        for kind, names in (("model", [n for n in whole if n in shipped]), ("backbone", NAMES))
+        for name in sorted(names)
+        for weights in get_model_weights(name)
+    )
+
+
+def _entry(name: str, weights: WeightsEnum, kind: Any) -> Published:
+    meta = weights.meta
+    dataset, values = next(iter(meta.get("_metrics", {}).items()), ("", {}))
+    file = Path(urlsplit(weights.url).path)
+    return Published(
+        name=name,
+        member=str(weights),
+        kind=kind,
+        default=weights is get_model_weights(name).DEFAULT,
+        url=weights.url,
+        checksum=file.stem.rpartition("-")[2],
+        size=meta.get("_file_size", 0.0),
+        license=meta.get("license", ""),
+        dataset=dataset,
+        metrics={METRICS[key]: value for key, value in values.items() if key in METRICS},
+        classes=tuple(meta.get("categories") or ()),
+    )
+
+
+def find(name: str, kind: str | None = None) -> Published:
+    """The weights of that name, of a model or a member of an enum. ConfigError with the nearest
+    names for an unknown one."""
+    for one in entries():
+        if kind in (None, one.kind) and (name == one.member or (one.default and name == one.name)):
+            return one
+    raise ConfigError(f"no weights are published as {name!r}; {nearest(name, kind)}")
+
+
+def is_published(name: str, kind: str | None = None) -> bool:
+    try:
+        return bool(find(name, kind))
+    except ConfigError:
+        return False
+
+
+def nearest(name: str, kind: str | None = None) -> str:
+    """A clause with the published names that are most like an unknown one."""
+    found = [one for one in entries() if kind in (None, one.kind)]
+    names = {n.lower(): n for one in found for n in (one.name, one.member)}
+    close = difflib.get_close_matches(name.lower(), names, n=NEAREST, cutoff=0.0)
+    listed = ", ".join(names[one] for one in close)
+    return f"nearest: {listed}; `visionkit weights list` shows all"
+
+
+def folders() -> list[Path]:
+    """Where files of weights are searched, in this order. ConfigError if VISIONKIT_WEIGHTS is
+    neither a folder nor a URL."""
+    given = os.environ.get(SETTING, "")
+    own = [] if not given or download.is_url(given) else [Path(given)]
+    for folder in own:
+        if not folder.is_dir():
+            raise ConfigError(f"{SETTING}: got {given!r}; expected a folder, or a URL of one")
+    return [*own, hub_folder()]
+
+
+def mirror() -> str:
+    """The URL that VISIONKIT_WEIGHTS names, which is asked before torchvision's; or empty."""
+    given = os.environ.get(SETTING, "")
+    return given if download.is_url(given) else ""
+
+
+def hub_folder() -> Path:
+    """torch's own folder of downloaded weights, which TORCH_HOME moves."""
+    return Path(torch.hub.get_dir()) / "checkpoints"
+
+
+def at_hand(one: Published) -> Path | None:
+    """Its file, if it is in one of `folders()`; the content is not checked."""
+    return next((f / one.file for f in folders() if (f / one.file).is_file()), None)
+
+
+def fetch(one: Published) -> Path:
+    """Its file, whose SHA-256 is right: one at hand, or else downloaded.
+
+    Raises CheckpointError if the file at hand is another, or if no download works, with why.
+    """
+    if path := at_hand(one):
+        return _verified(one, path)
+    target = hub_folder() / one.file
+    if download.is_offline():
+        raise CheckpointError(
+            f"{one.member}: {one.file} is not at hand, and downloads are off (--offline or "
+            f"{download.OFFLINE})",
+            *_hints(one),
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _failed(one, [f"{target.parent} cannot be made: {files.reason(error)}"]) from error
+    with download.one_process(target.parent):
+        if not target.is_file():  # another process may have fetched it meanwhile
+            download.remove_strays(target)
+            _download(one, target)
+    return _verified(one, target)
+
+
+def _download(one: Published, target: Path) -> None:
+    """From the mirror, then from torchvision."""
+    own = [f"{mirror().rstrip('/')}/{one.file}"] if mirror() else []
+    reasons = []
+    for url in (*own, one.url):
+        try:
+            return download.download(url, target, one.checksum, one.size)
+        except CheckpointError as error:
+            reasons.append(f"{without_login(url)}: {error}")
+    raise _failed(one, reasons)
+
+
+def _failed(one: Published, reasons: list[str]) -> CheckpointError:
+    text = f"{one.member}: {one.file} could not be downloaded"
+    return CheckpointError(text, *(f"  {reason}" for reason in reasons), *_hints(one))
+
+
+def _hints(one: Published) -> list[str]:
+    """What to do without a download: lines of an error."""
+    return [
+        f"  searched: {', '.join(map(str, folders()))}",
+        f"  fetch {one.url} elsewhere and put it there, or into a folder that {SETTING} names, or "
+        "give its path; or start from random weights (weights: null)",
+    ]
+
+
+def _verified(one: Published, path: Path) -> Path:
+    try:
+        found = download.sha256(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {files.reason(error)}") from error
+    if not found.startswith(one.checksum):
+        raise CheckpointError(
+            f"{one.member}: {path} is damaged (its SHA-256 begins with "
+            f"{found[: len(one.checksum)]}, expected {one.checksum}); delete it to download it "
+            "again"
+        )
+    return path
