@@ -166,7 +166,7 @@ FAULTS = {
     "page": (lambda _: b"<!DOCTYPE html><html>log in", "wrong checksum: it is an HTML page"),
     "pointer": (lambda _: b"version https://git-lfs.github.com/spec/v1", "Git LFS pointer"),
     "empty": (lambda _: b"", "wrong checksum: it is an empty file"),
-    "missing": (lambda _: None, "the server answers 404: it has no such file"),
+    "missing": (lambda _: None, "the server answers 404: the file is not there"),
     "forbidden": (lambda _: status(403), "the server answers 403: it refuses the download"),
     "busy": (lambda _: status(503), "the server answers 503"),
     "closed": (lambda _: closes, "the connection broke: RemoteDisconnected"),

@@ -38,7 +38,7 @@ MEGABYTE = 1 << 20
 STATUS = {
     401: "it needs a login",
     403: "it refuses the download",
-    404: "it has no such file",
+    404: "the file is not there",
     407: "the proxy needs a login",
     429: "too many downloads; try again later",
 }
