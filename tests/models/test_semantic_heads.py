@@ -9,7 +9,7 @@ from support.losses import losses_of, value
 from visionkit.errors import ConfigError
 from visionkit.models.heads import pixel_loss
 from visionkit.models.heads.pixel_loss import semantic_map
-from visionkit.models.heads.semantic import ASPP, FCN, DeepLabV3, SemanticFPN
+from visionkit.models.heads.semantic import ASPP, FCN, LRASPP, DeepLabV3, SemanticFPN
 from visionkit.types import Level
 
 # --- semantic maps ---
@@ -122,11 +122,31 @@ def test_aspp_pools_over_the_image_alone():
     torch.testing.assert_close(aspp(x, valid), expected)
 
 
+def test_lraspp_weights_the_coarse_map_by_the_mean_of_the_image_alone():
+    """An image of 20x32 px in a batch of 32x32: one and a quarter rows of cells of 16 px."""
+    head = LRASPP(LEVELS, CLASSES, channels=4).eval()
+    assert (head.level, head.low_level) == ("p4", "p3")
+    features, parts = features_of(1), head.classifier
+    high, low = features["p4"], features["p3"]
+    for size, rows in (((16, 32), 1), ((20, 32), 2)):
+        mean = high[:, :, :rows].mean((2, 3), keepdim=True)
+        scaled = parts["cbr"](high) * torch.sigmoid(parts["scale"][1](mean))
+        x = F.interpolate(scaled, (4, 4), mode="bilinear")
+        expected = parts["low_classifier"](low) + parts["high_classifier"](x)
+        found = head(features, torch.tensor([size]))["logits"]
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(head(features)["logits"], expected)
+    assert LRASPP({"c5": Level(8, 32)}, CLASSES).low_level == "c5"
+    assert LRASPP(LEVELS, CLASSES, low_level="p2").low_level == "p2"
+
+
 def test_impossible_arguments_are_an_error():
     with pytest.raises(ConfigError, match="unknown class 'cta'; did you mean 'cat'"):
         FCN(LEVELS, CLASSES, class_weights={"cta": 2.0})
     with pytest.raises(ConfigError, match="feature map 'c9' not found"):
         DeepLabV3(LEVELS, CLASSES, level="c9")
+    with pytest.raises(ConfigError, match="feature map 'c9' not found"):
+        LRASPP(LEVELS, CLASSES, low_level="c9")
     with pytest.raises(ConfigError, match="inputs: got"):
         SemanticFPN(LEVELS, CLASSES, inputs=["p9"])
     for head_class in HEADS:

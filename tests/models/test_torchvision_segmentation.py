@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from torch import nn
 from torchvision.models import segmentation as tv
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.mobilenetv3 import mobilenet_v3_small
@@ -25,6 +26,7 @@ MODELS = (
     "deeplabv3_mobilenet_v3_large",
     "fcn_resnet50",
     "fcn_resnet101",
+    "lraspp_mobilenet_v3_large",
 )
 HEAD = "semantic_segmentation"
 CLASSES = Classes(("background", *(f"class {k}" for k in range(1, 21))), tuple(range(21)))
@@ -32,20 +34,20 @@ SIZE = (64, 96)
 
 
 def torchvision_model(name, aux):
-    """Random weights. Logits of each class get mean 0 and spread 1: no class wins everywhere, and
+    """Random weights. The logits get mean 0 by class and spread 1: no class wins everywhere, and
     rounding does not grow with the depth of a random network."""
     torch.manual_seed(1)
-    build = getattr(tv, name)
-    model = build(weights=None, weights_backbone=None, num_classes=21, aux_loss=aux)
+    more = {} if name.startswith("lraspp") else {"aux_loss": aux}
+    model = getattr(tv, name)(weights=None, weights_backbone=None, num_classes=21, **more)
     randomize_norms(model).eval()
     with torch.no_grad():
-        outputs = model(torch.randn(2, 3, *SIZE))
-        for key, classifier in {"out": model.classifier, "aux": model.aux_classifier}.items():
-            if classifier is not None:
-                spread = outputs[key].std()
-                classifier[-1].weight /= spread
-                classifier[-1].bias -= outputs[key].mean((0, 2, 3))
-                classifier[-1].bias /= spread
+        for key, logits in model(torch.randn(2, 3, *SIZE)).items():
+            layers = getattr(model, {"out": "classifier", "aux": "aux_classifier"}[key])
+            last = [m for m in layers.modules() if isinstance(m, nn.Conv2d) and m.bias is not None]
+            last[-1].bias -= logits.mean((0, 2, 3))
+            for layer in last:  # the two that LR-ASPP adds up
+                layer.weight /= logits.std()
+                layer.bias /= logits.std()
     return model
 
 
@@ -53,7 +55,7 @@ def our_model(name, path, aux, **more_heads):
     """From the shipped config, which has the auxiliary classifier of the published weights."""
     config = load_config(CONFIGS / "torchvision" / f"{name}.yaml", {"weights": str(path)})
     if not aux:
-        config.heads[HEAD]["aux_weight"] = 0.0
+        config.heads[HEAD].pop("aux_weight", None)
     config.heads.update(more_heads)
     return build_model(config, dict.fromkeys(config.heads, CLASSES)).eval()
 
@@ -63,7 +65,11 @@ def count(model):
 
 
 @pytest.mark.parametrize(
-    ("name", "aux"), [*((name, True) for name in MODELS), ("deeplabv3_mobilenet_v3_large", False)]
+    ("name", "aux"),
+    [
+        *((name, not name.startswith("lraspp")) for name in MODELS),
+        ("deeplabv3_mobilenet_v3_large", False),
+    ],
 )
 def test_a_torchvision_checkpoint_gives_the_same_logits_and_map(name, aux, tmp_path, caplog):
     theirs = torchvision_model(name, aux)

@@ -106,6 +106,13 @@ HEADS: dict[str, Case] = {
         small={"channels": 8, **PIXELS},
         resumed=None,
     ),
+    "LRASPP": Case(
+        "lraspp",
+        "semantic_segmentation",
+        golden={"channels": 16},
+        small={"channels": 8, "norm": "group"},
+        resumed=None,
+    ),
     "Embedding": Case(
         "embedding",
         "embedding",

@@ -7,12 +7,13 @@ from visionkit.models.heads.detection import FasterRCNN, MaskRCNN
 from visionkit.models.heads.embedding import Embedding
 from visionkit.models.heads.fcos import FCOS
 from visionkit.models.heads.localization import Localization
-from visionkit.models.heads.semantic import FCN, DeepLabV3, SemanticFPN
+from visionkit.models.heads.semantic import FCN, LRASPP, DeepLabV3, SemanticFPN
 from visionkit.models.heads.task_aligned import TaskAligned
 
 __all__ = [
     "FCN",
     "FCOS",
+    "LRASPP",
     "VAE",
     "Attributes",
     "Autoencoder",

@@ -1,4 +1,4 @@
-"""Semantic segmentation: FCN, DeepLabV3, and a head for feature pyramids."""
+"""Semantic segmentation: FCN, DeepLabV3, LR-ASPP, and a head for feature pyramids."""
 
 from __future__ import annotations
 
@@ -121,8 +121,7 @@ class SingleLevelHead(SemanticHead):
     ) -> None:
         super().__init__(classes, class_weights, dice)
         self.level = pick_level(levels, level, default=coarsest_useful(levels, MAX_STRIDE))
-        before = [*levels][max(0, [*levels].index(self.level) - 1)]
-        self.aux_level = pick_level(levels, aux_level, default=before)
+        self.aux_level = pick_level(levels, aux_level, default=_before(levels, self.level))
         self.aux_weight = aux_weight
         self.norm: Norm = norm
 
@@ -208,6 +207,63 @@ class DeepLabV3(SingleLevelHead):
         return {"logits": self.classifier[1:](joined)}
 
 
+class LRASPP(SemanticHead):
+    """Lite reduced atrous spatial pyramid pooling, MobileNetV3's fast head (Howard et al. 2019).
+
+    A 1x1 convolution of a coarse feature map, weighted by channel from the mean of the whole image,
+    and a finer map each give logits, which are added at the finer one. Made for a MobileNetV3 with
+    `dilated: true`. Loss, partial labels included: see `PixelLoss`. Parameter names are
+    torchvision's.
+
+    level: the coarse map; by default the last whose stride is 16 or less.
+    low_level: the fine map; by default the one before `level`.
+    channels: of the convolution.
+    norm: `group` for small batches.
+    class_weights: factor of a class in the cross-entropy, by its name; 1 where none is given.
+    dice: weight of a Dice loss next to the cross-entropy.
+    """
+
+    class_layers: ClassVar[dict[str, int]] = {
+        "classifier.low_classifier": 1,
+        "classifier.high_classifier": 1,
+    }
+
+    def __init__(
+        self,
+        levels: dict[str, Level],
+        classes: Sequence[str],
+        *,
+        level: str | None = None,
+        low_level: str | None = None,
+        channels: Count = 128,
+        norm: Norm = "batch",
+        class_weights: dict[str, Positive] | None = None,
+        dice: NonNegative = 0.0,
+    ) -> None:
+        super().__init__(classes, class_weights, dice)
+        self.level = pick_level(levels, level, default=coarsest_useful(levels, MAX_STRIDE))
+        self.low_level = pick_level(levels, low_level, default=_before(levels, self.level))
+        width, self.stride = levels[self.level]
+        scale = nn.Conv2d(width, channels, 1, bias=False)
+        self.classifier = nn.ModuleDict(
+            {
+                "cbr": nn.Sequential(*conv_norm_relu(width, channels, norm, kernel=1)),
+                # Pooling is done in `forward`; its place keeps the name of the convolution.
+                "scale": nn.Sequential(nn.Identity(), scale, nn.Sigmoid()),
+                "low_classifier": nn.Conv2d(levels[self.low_level].channels, len(classes), 1),
+                "high_classifier": nn.Conv2d(channels, len(classes), 1),
+            }
+        )
+
+    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
+        """`logits` (B, K, h, w) on the cells of the fine map."""
+        layers, low, high = self.classifier, features[self.low_level], features[self.level]
+        mean = masked_mean(high, valid_cells(sizes, high, self.stride))[:, :, None, None]
+        x = layers["cbr"](high) * layers["scale"](mean.to(high.dtype))
+        x = F.interpolate(x, low.shape[-2:], mode="bilinear", align_corners=False)
+        return {"logits": layers["low_classifier"](low) + layers["high_classifier"](x)}
+
+
 class SemanticFPN(SemanticHead):
     """Every level of a pyramid brought to the finest one and added up (Kirillov et al. 2019).
 
@@ -254,6 +310,12 @@ def _fcn(width: int, channels: int, classes: int, dropout: float, norm: Norm) ->
     return nn.Sequential(
         *conv_norm_relu(width, channels, norm), nn.Dropout(dropout), nn.Conv2d(channels, classes, 1)
     )
+
+
+def _before(levels: dict[str, Level], level: str) -> str:
+    """The next finer level; the finest has none and gives itself."""
+    names = list(levels)
+    return names[max(0, names.index(level) - 1)]
 
 
 def _pick_inputs(levels: dict[str, Level], inputs: list[str] | None) -> list[str]:
