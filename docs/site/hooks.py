@@ -63,8 +63,8 @@ OTHERS = (
 
 
 def public(where):
-    """The names of `visionkit` whose home is one of `functions`, `types` and `errors`."""
-    for name in visionkit.__all__:
+    """The names of `visionkit` of `functions`, `types` or `errors`; functions before classes."""
+    for name in sorted(visionkit.__all__, key=lambda name: (not name.islower(), name)):
         home = "types"
         if name in visionkit._HOME:
             home = "functions"
