@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.data.sample import Sample
     from visionkit.engine.check import check
     from visionkit.engine.evaluate import evaluate
-    from visionkit.engine.predict import Prediction, Predictor, load, predict
+    from visionkit.engine.predict import Predictor, load, predict
+    from visionkit.engine.prediction import PredictedObject, Prediction
+    from visionkit.engine.results import predict_files
     from visionkit.engine.train import train
     from visionkit.types import (
         Backbone,
@@ -44,7 +46,9 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
 
 _HOME = {
     **dict.fromkeys(("Config", "load_config"), "config"),
-    **dict.fromkeys(("Prediction", "Predictor", "load", "predict"), "engine.predict"),
+    **dict.fromkeys(("Predictor", "load", "predict"), "engine.predict"),
+    **dict.fromkeys(("PredictedObject", "Prediction"), "engine.prediction"),
+    "predict_files": "engine.results",
     "Sample": "data.sample",
     "check": "engine.check",
     "evaluate": "engine.evaluate",
@@ -64,6 +68,7 @@ __all__ = [
     "Head",
     "Level",
     "Loss",
+    "PredictedObject",
     "Prediction",
     "Predictor",
     "Preempted",
@@ -77,6 +82,7 @@ __all__ = [
     "load",
     "load_config",
     "predict",
+    "predict_files",
     "train",
 ]
 

@@ -100,6 +100,13 @@ def check_flags(**flags: object) -> None:
             raise ArgumentError(f"{name}: got {shorten(repr(value))}; expected True or False")
 
 
+def check_counts(**counts: object) -> None:
+    """ArgumentError for one that is not an integer of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ArgumentError(f"{name}: got {shorten(repr(value))}; expected an integer >= 1")
+
+
 def check_names(**lists: object) -> None:
     """ArgumentError for one that is neither None nor a list of names; a string has letters."""
     for name, value in lists.items():

@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 from arguments import count, existing, start
 
-from visionkit.engine.predict import Predictor, load
-from visionkit.engine.results import find_images, predict_files, to_records
+from visionkit.engine.predict import Predictor, find_images, load
+from visionkit.engine.prediction import to_records
+from visionkit.engine.results import predict_files
 from visionkit.runs.files import to_json, write_text
 
 

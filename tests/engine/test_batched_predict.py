@@ -46,7 +46,7 @@ def files(tmp_path):
     return sorted(folder.iterdir())
 
 
-class Counting:
+class Counting(Predictor):
     """A predictor that remembers the shapes of its batches."""
 
     read = staticmethod(read_image)

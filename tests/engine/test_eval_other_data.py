@@ -10,7 +10,7 @@ import visionkit
 from golden.recipes import config
 from visionkit.cli.main import main
 from visionkit.data.datasets.shapes import generate_shapes
-from visionkit.engine.results import to_records
+from visionkit.engine.prediction import to_records
 from visionkit.engine.train import train
 from visionkit.errors import DivergedError
 

@@ -14,7 +14,8 @@ from visionkit.config import load_config
 from visionkit.data.datasets.folder import ImageFolder
 from visionkit.data.datasets.idx import Idx
 from visionkit.data.datasets.label_maps import LabelMaps
-from visionkit.engine.predict import Prediction, Predictor
+from visionkit.engine.predict import Predictor
+from visionkit.engine.prediction import Prediction
 from visionkit.errors import ArgumentError, ConfigError
 from visionkit.metrics.coco.evaluator import evaluate_files
 from visionkit.models.build import build_model
@@ -147,7 +148,7 @@ def test_a_batch_that_is_no_list(images, predictor):
 def test_predict_with_a_model(predictor):
     with pytest.raises(ArgumentError, match="predict: got no images"):
         visionkit.predict(predictor, [])
-    with pytest.raises(ArgumentError, match="got NoneType; expected a file name"):
+    with pytest.raises(ArgumentError, match=r"^image 0 \(from 0\): got NoneType \(cv2"):
         visionkit.predict(predictor, [None])
     with pytest.raises(ArgumentError, match=r"heads: do not apply to a loaded model"):
         visionkit.predict(predictor, [ROWS], heads=["classification"])

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from visionkit.data.image_io import SUFFIXES, read_image
-from visionkit.engine.predict import Prediction, find_images
+from visionkit.engine.predict import Predictor, find_images
+from visionkit.engine.prediction import Prediction, to_records
 from visionkit.engine.results import (
     EMBEDDINGS,
     EmbeddingWriter,
     _write_maps,
     predict_files,
-    to_records,
 )
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
@@ -119,7 +119,7 @@ def test_one_overlay_shows_all_heads(prediction):
     assert np.array_equal(left, np.asarray(draw_all(IMAGE, turned, names))[:, : left.shape[1]])
 
 
-class OfPrediction:
+class OfPrediction(Predictor):
     """Stands for a predictor that always gives the same."""
 
     class Model:

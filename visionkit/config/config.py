@@ -16,6 +16,7 @@ from visionkit.config.schema import (
     Range,
 )
 from visionkit.config.yaml import dump
+from visionkit.errors import printable
 
 Metrics = str | dict[str, float]
 Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
@@ -125,6 +126,23 @@ class Config:
     rename: dict[str, str] = field(default_factory=dict)  # classes there, by their names here
     init_from: dict[str, Any] | None = None  # `run` to grow, `heads` reused from it
     output: str | None = None  # run directory; None: runs/<name>-NNN
+
+    @property
+    def architecture(self) -> str:
+        """Backbone and neck in a few words: `Torchvision resnet50 + FPN`."""
+        name = self.backbone.get("name")
+        words = [self.backbone["type"] + (f" {name}" if isinstance(name, str) else "")]
+        return " + ".join([*words, *([self.neck["type"]] if self.neck else [])])
+
+    def __repr__(self) -> str:
+        """What it describes in a line each; `to_yaml()` has everything."""
+        lines = [f"Config {self.name!r}: {self.architecture}"]
+        for name, source in self.data.items():
+            split = source.train or source.val or {}
+            heads = [f"{head} ({self.heads[head]['type']})" for head in source.feeds]
+            lines.append(f"data {name}: {split.get('type')} -> {', '.join(heads)}")
+        length = f"{self.train.steps} steps" if self.train.steps else f"{self.train.epochs} epochs"
+        return "\n  ".join(map(printable, [*lines, f"train: {length}, output: {self.output}"]))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `load_config` turns into an equal config."""

@@ -129,14 +129,16 @@ def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
     """A PIL image, an array or a tensor as (3, h, w) uint8 RGB, by the rules of `read_image`.
 
     Arrays are (h, w), (h, w, 1) or (h, w, 3); tensors (h, w), (1, h, w) or (3, h, w). Raises
-    ArgumentError for anything else, DataError for values without a fixed meaning.
+    ArgumentError for anything else, DataError for values without a fixed meaning; both say how to
+    convert it.
     """
     try:
         if isinstance(image, Image.Image):
             return _as_tensor(to_rgb(upright(image, "apply"), value_range))
         values = eight_bits(_channels_last(image), value_range)
     except Refused as refused:
-        raise DataError(f"{type(image).__name__} {refused.fault.clause}") from None
+        how = _rescaling(image)
+        raise DataError(f"{type(image).__name__} {refused.fault.clause}{how}") from None
     except (OSError, ValueError, SyntaxError) as error:  # of Pillow; our own are ValueErrors too
         if isinstance(error, ArgumentError):
             raise
@@ -148,7 +150,7 @@ def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
 
 def _channels_last(image: Any) -> np.ndarray:
     """The values (h, w, 1) or (h, w, 3) of an array or a tensor."""
-    values, hint = image, ""
+    values = image
     if isinstance(image, Tensor):
         try:
             plain = image.detach().cpu()
@@ -159,24 +161,61 @@ def _channels_last(image: Any) -> np.ndarray:
                 f"got a tensor without plain values (layout {image.layout}, device {image.device}) "
                 f"[{text}]; expected a dense tensor (h, w) or (3, h, w), as `to_dense()` returns"
             ) from error
+    found = type(image).__name__
     if isinstance(values, np.ndarray):
         values = np.asarray(values)  # a matrix would stay one, whatever its index
         gray = values[..., None] if values.ndim == 2 else values
         if isinstance(image, Tensor) and values.ndim == 3:
             gray = np.moveaxis(values, 0, -1)
-        if gray.ndim == 3 and gray.size and gray.dtype.kind in "buif":
-            if gray.shape[2] in (1, 3):
-                return gray
-            if gray.shape[2] == 4:
-                rgb = "image[:3]" if isinstance(image, Tensor) else "image[..., :3]"
-                hint = f" (of 4 channels: if they are RGBA, give {rgb}; if CMYK, the PIL image)"
-    found = type(image).__name__
-    if isinstance(values, np.ndarray):
+        if gray.ndim == 3 and gray.size and gray.dtype.kind in "buif" and gray.shape[2] in (1, 3):
+            return gray
         found += f" of shape {values.shape} and type {image.dtype}"
     raise ArgumentError(
-        f"got {found}{hint}; expected a file name, a PIL image, an array (h, w) or (h, w, 3), or a "
-        "tensor (h, w) or (3, h, w), with gray or RGB pixels; several images are a list"
+        f"got {found}{_conversion(image)}; expected a file name, a PIL image, an array (h, w) or "
+        "(h, w, 3), or a tensor (h, w) or (3, h, w), with gray or RGB pixels"
     )
+
+
+def _conversion(image: Any) -> str:
+    """How to make an image of something else, if that can be guessed: ` (...)`, or nothing."""
+    shape = tuple(getattr(image, "shape", ()))
+    if isinstance(image, (np.ndarray, Tensor)) and len(shape) == 3:
+        is_tensor = isinstance(image, Tensor)
+        channels, other = (shape[0], shape[2]) if is_tensor else (shape[2], shape[0])
+        if channels == 4:
+            rgb = "image[:3]" if is_tensor else "image[..., :3]"
+            return f" (of 4 channels: if they are RGBA, give {rgb}; if CMYK, the PIL image)"
+        if other in (1, 3, 4):
+            turned = "last: give image.permute(2, 0, 1)"
+            turned = turned if is_tensor else "first: give image.transpose(1, 2, 0)"
+            return f" (its channels are {turned})"
+        if channels == 2:
+            gray = "image[0]" if is_tensor else "image[..., 0]"
+            return f" (of 2 channels: if they are gray and alpha, give {gray})"
+    if isinstance(image, (list, tuple)) or len(shape) == 4:
+        images = "images" if isinstance(image, (list, tuple)) else "list(images)"
+        return f" (for several images: visionkit.predict(model, {images}))"
+    if isinstance(image, (bytes, bytearray)):
+        return " (of a file's content: give PIL.Image.open(io.BytesIO(content)))"
+    if hasattr(image, "read"):
+        return " (of an open file: give PIL.Image.open(file))"
+    return " (cv2.imread returns it if it cannot read a file)" if image is None else ""
+
+
+def _rescaling(image: Any) -> str:
+    """How to make 8 bits of floating-point pixels, if that can be guessed: `; ...`, or nothing."""
+    is_tensor = isinstance(image, Tensor) and image.is_floating_point()
+    if not is_tensor and not (isinstance(image, np.ndarray) and image.dtype.kind == "f"):
+        return ""
+    low, high = float(image.min()), float(image.max())
+    to_bytes = "byte()" if is_tensor else "astype(np.uint8)"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    if low >= 0 and high <= 1:
+        return f"; if 1 is white, give (image * 255).round().{to_bytes}"
+    if low >= 0 and high <= 255:
+        return f"; if 255 is white, give image.round().{to_bytes}"
+    return "; if they are normalized, give the pixels before: the model normalizes them itself"
 
 
 def _as_tensor(rgb: Image.Image) -> Tensor:

@@ -6,15 +6,13 @@ import logging
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from numbers import Real
+from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools.mask import decode
 from torch import Tensor
 
 from visionkit.config import Config, load_config
@@ -23,11 +21,13 @@ from visionkit.data.image_io import PLUGINS, is_image_file, read_image, to_pixel
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import fit
+from visionkit.engine.prediction import Prediction
 from visionkit.errors import (
     ArgumentError,
     CheckpointError,
     ConfigError,
     DataError,
+    check_counts,
     check_flags,
     listed,
     plural,
@@ -40,7 +40,7 @@ from visionkit.ops.inference import cast_weights, fold_norms, pick_device, pick_
 from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
 from visionkit.runs.files import twin_clause
-from visionkit.types import Classes, prediction_kinds
+from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
 
@@ -48,92 +48,8 @@ BATCH = 4  # images a thread predicts at once; more is not faster on a CPU
 MAX_THREADS = 4  # each holds a batch of images and their feature maps
 NO_NAME = "got an empty file name; expected an image or a folder"
 Kept = TypeVar("Kept")
-ImageInput = str | Path | Image.Image | np.ndarray | Tensor
-
-
-@dataclass
-class Prediction:
-    """The predictions of all heads for one image.
-
-    `heads` holds each head's result as a dict of CPU tensors in the pixels of the image;
-    `draw_threshold` the default score from which objects are drawn. The properties are shortcuts
-    to the one head that has such a result.
-    """
-
-    heads: dict[str, dict[str, Any]]
-    classes: dict[str, Classes]
-    image: Tensor  # (3, h, w) uint8
-    draw_threshold: float | dict[str, float] = 0.5
-
-    @property
-    def boxes(self) -> Tensor:
-        """(N, 4) float32 xyxy; (1, 4) for localization."""
-        return self._only("boxes", "box")[1].reshape(-1, 4)
-
-    @property
-    def scores(self) -> Tensor:
-        """(N,) from 0 to 1, descending."""
-        return self._only("scores", "score")[1].reshape(-1)
-
-    @property
-    def labels(self) -> Tensor:
-        """(N,) int64, indices into the class list."""
-        return self._only("labels", "label")[1].reshape(-1)
-
-    @property
-    def names(self) -> list[str]:
-        """The class name of each label."""
-        head, _ = self._only("labels", "label")
-        return [self.classes[head].names[label] for label in self.labels.tolist()]
-
-    @property
-    def probs(self) -> Tensor:
-        """(K,) class probabilities of the whole image."""
-        return self._only("probs")[1]
-
-    @property
-    def semantic(self) -> Tensor:
-        """(h, w) uint8 semantic map."""
-        return self._only("semantic")[1]
-
-    @property
-    def embedding(self) -> Tensor:
-        """(D,) float32 embedding of length 1."""
-        return self._only("embedding")[1]
-
-    @property
-    def masks(self) -> np.ndarray:
-        """(N, h, w) bool; `heads[...]["masks"]` holds them run-length encoded."""
-        full = [decode(rle).astype(bool) for rle in self._only("masks")[1]]
-        return np.stack(full) if full else np.zeros((0, *self.image.shape[1:]), bool)
-
-    def _only(self, *keys: str) -> tuple[str, Any]:
-        """The head that has one of those results, and the result."""
-        found = [
-            (head, result[key])
-            for head, result in self.heads.items()
-            for key in keys
-            if key in result and "attributes" not in prediction_kinds(result)  # of another head
-        ]
-        if len(found) != 1:
-            heads = ", ".join(self.heads)
-            count = "no head has" if not found else "several heads have"
-            raise AttributeError(f"{count} {keys[0]!r}; use .heads, which has {heads}")
-        return found[0]
-
-    def draw(self, *, threshold: float | Tensor | None = None) -> Image.Image:
-        """The image with the results of all heads, objects of at least that score."""
-        from visionkit.visualization.draw import draw_all
-
-        given: Any = threshold
-        if isinstance(given, Tensor) and given.numel() == 1:
-            given = given.item()
-        number = isinstance(given, Real) and not isinstance(given, bool)
-        if given is not None and not (number and 0 <= given <= 1):
-            raise ArgumentError(f"threshold: got {threshold!r}; expected None or a number, 0 to 1")
-        names = {head: self.classes[head].names for head in self.heads}
-        lowest = self.draw_threshold if given is None else given
-        return draw_all(self.image, self.heads, names, threshold=lowest)
+ImageInput: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
 
 class Predictor:
@@ -171,12 +87,28 @@ class Predictor:
         cast_weights(model, self.dtype)
         self.model = model
 
+    def __repr__(self) -> str:
+        """The backbone, and each head with its classes, on one line each."""
+        where = f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
+        lines = [f"Predictor of {self.config.name!r} ({where})", self.config.architecture]
+        for head in self.heads:
+            names = self.classes[head].names
+            of = f", {plural(len(names), 'class', 'classes')}: {listed(names)}" if names else ""
+            kind = type(self.model.heads[head]).__name__
+            lines.append(printable(f"{head}: {kind}, image size {self._image_size[head]}{of}"))
+        return "\n  ".join(lines)
+
     def predict(self, image: ImageInput) -> Prediction:
-        """Predictions for a file, a PIL image, an array (h, w) or (h, w, 3) or a tensor (h, w) or
-        (3, h, w), with gray or RGB pixels of 8 or 16 bits; `data.value_range` of the config holds.
+        """What the model finds in one image.
+
+        `image` is a file, a PIL image (turned upright by its EXIF orientation, as a file is), an
+        array (h, w) or (h, w, 3), or a tensor (h, w) or (3, h, w), with gray or RGB pixels of 8 or
+        16 bits; `data.value_range` of the config holds. OpenCV's arrays are BGR: give
+        `image[..., ::-1]`.
 
         Raises DataError if an image cannot be read or has values without a fixed meaning,
-        ArgumentError for anything else, also for 4 channels: RGBA and CMYK look alike.
+        ArgumentError for anything else, also for 4 channels: RGBA and CMYK look alike. The message
+        says how to convert it.
         """
         return self.predict_batch([image])[0]
 
@@ -190,9 +122,14 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_batch(self, images: Sequence[ImageInput]) -> list[Prediction]:
-        """Predictions for several images at once; the heads of one size share the backbone."""
+        """What the model finds in several images, which go through it together.
+
+        Smaller images are padded to the largest, so that predictions may differ from those of
+        `predict` a little. All heads of one image size share the features of the backbone.
+        """
         if isinstance(images, (str, Path, Image.Image)) or not isinstance(images, Iterable):
             raise ArgumentError(f"predict_batch: got {type(images).__name__}; expected a list")
+        images = [*images]
         tensors = [self.read(image) for image in images]
         if not tensors:
             raise ArgumentError("predict_batch: got no images; expected at least one")
@@ -208,9 +145,10 @@ class Predictor:
                         key: value.cpu() if isinstance(value, Tensor) else value
                         for key, value in prediction.items()
                     }
+        paths = [Path(image) if isinstance(image, (str, Path)) else None for image in images]
         return [
-            Prediction(result, self.classes, tensor, self.model.draw_threshold)
-            for result, tensor in zip(results, tensors, strict=True)
+            Prediction(result, self.classes, tensor, self.model.draw_threshold, path)
+            for result, tensor, path in zip(results, tensors, paths, strict=True)
         ]
 
 
@@ -244,33 +182,138 @@ def load(
     return Predictor(model, config, classes, heads=heads, fold=fold)
 
 
-def predict(
+def loaded(
     model: str | Path | Predictor,
-    inputs: ImageInput | Sequence[ImageInput],
+    overrides: Overrides = (),
     *,
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
-) -> list[Prediction]:
-    """Predictions of a run directory, a checkpoint file or a loaded `Predictor` for images.
+) -> Predictor:
+    """The model itself, or what `load` returns for a run or a checkpoint; ArgumentError for options
+    of `load` next to a model that is loaded already."""
+    if not isinstance(model, Predictor):
+        return load(model, overrides, heads=heads, allow_plugins=allow_plugins)
+    if heads is not None or overrides:
+        what = "overrides" if overrides else "heads"
+        raise ArgumentError(f"{what}: do not apply to a loaded model; give them to load()")
+    return model
 
-    `inputs` is an image as for `Predictor.predict`, a folder, or a list of these. Returns a
-    Prediction for each image in order, those of a folder sorted by name. All are in memory; for
-    many images use `visionkit predict`, or `load` once and predict one by one. `heads` and
-    `allow_plugins` as for `load`. Raises DataError if a file cannot be read.
+
+@overload
+def predict(  # type: ignore[overload-overlap]  # a list is an Iterable too
+    model: str | Path | Predictor,
+    inputs: ImageInput | list[Any] | tuple[Any, ...],
+    overrides: Overrides = (),
+    *,
+    heads: Sequence[str] | None = None,
+    batch_size: int = 1,
+    skip_unreadable: Literal[False] = False,
+    allow_plugins: bool = False,
+) -> list[Prediction]: ...
+
+
+@overload
+def predict(  # type: ignore[overload-overlap]  # a list is an Iterable too
+    model: str | Path | Predictor,
+    inputs: ImageInput | list[Any] | tuple[Any, ...],
+    overrides: Overrides = (),
+    *,
+    heads: Sequence[str] | None = None,
+    batch_size: int = 1,
+    skip_unreadable: bool,
+    allow_plugins: bool = False,
+) -> list[Prediction | None]: ...
+
+
+@overload
+def predict(
+    model: str | Path | Predictor,
+    inputs: Iterable[Any],
+    overrides: Overrides = (),
+    *,
+    heads: Sequence[str] | None = None,
+    batch_size: int = 1,
+    skip_unreadable: Literal[False] = False,
+    allow_plugins: bool = False,
+) -> Iterator[Prediction]: ...
+
+
+@overload
+def predict(
+    model: str | Path | Predictor,
+    inputs: Iterable[Any],
+    overrides: Overrides = (),
+    *,
+    heads: Sequence[str] | None = None,
+    batch_size: int = 1,
+    skip_unreadable: bool,
+    allow_plugins: bool = False,
+) -> Iterator[Prediction | None]: ...
+
+
+def predict(
+    model: str | Path | Predictor,
+    inputs: ImageInput | Iterable[Any],
+    overrides: Overrides = (),
+    *,
+    heads: Sequence[str] | None = None,
+    batch_size: int = 1,
+    skip_unreadable: bool = False,
+    allow_plugins: bool = False,
+) -> list[Any] | Iterator[Any]:
+    """What a model finds in images: a run directory, a checkpoint file or a loaded `Predictor`.
+
+    `inputs` is an image as for `Predictor.predict`, a folder (its images sorted by name), or a list
+    of these: then the result is a list with a Prediction for each image in order. Any other
+    iterable, such as a generator, returns an iterator: it takes the next `batch_size` images only
+    when the next prediction is asked for, so that any number of images needs little memory.
+
+    `batch_size` images go through the model together where they are of equal size. Other arguments
+    are those of `load`. An image that cannot be read is a DataError, which names it; with
+    `skip_unreadable` it is logged, and None is in its place.
     """
-    if isinstance(model, Predictor) and heads is not None:
-        raise ArgumentError("heads: do not apply to a loaded model; give them to load()")
-    predictor = model
-    if not isinstance(predictor, Predictor):
-        predictor = load(predictor, heads=heads, allow_plugins=allow_plugins)
-    items: list[Any] = [*inputs] if isinstance(inputs, (list, tuple)) else [inputs]
+    predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins)
+    check_flags(skip_unreadable=skip_unreadable)
+    check_counts(batch_size=batch_size)
+    single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, Tensor, bytes, Mapping))
+    if not single and isinstance(inputs, Iterable) and not isinstance(inputs, (list, tuple)):
+        return _predicted_each(predictor, _expanded(inputs), batch_size, skip_unreadable)
+    items: Any = inputs if isinstance(inputs, (list, tuple)) else [inputs]
     if not items:
         raise ArgumentError("predict: got no images; expected at least one")
-    images: list[ImageInput] = []
-    for item in items:
-        named = isinstance(item, (str, Path))
-        images += [file for file, _ in find_images([item])] if named else [item]
-    return [predictor.predict(image) for image in images]
+    check_exist([item for item in items if isinstance(item, (str, Path))])
+    images = _expanded(items, numbered=items is inputs)
+    return [*_predicted_each(predictor, images, batch_size, skip_unreadable)]
+
+
+def _predicted_each(
+    predictor: Predictor,
+    images: Iterator[tuple[str, ImageInput]],
+    batch_size: int,
+    skip_unreadable: bool,
+) -> Iterator[Prediction | None]:
+    """The prediction of each image in order; see `predict`."""
+    while batch := list(islice(images, batch_size)):
+        found = _predicted(predictor, [image for _, image in batch])
+        for (place, _), result in zip(batch, found, strict=True):
+            if isinstance(result, Prediction):
+                yield result
+            elif not skip_unreadable or isinstance(result, ArgumentError):
+                first, *others = result.lines
+                raise type(result)(f"{place}{first}", *others) from result
+            else:
+                log.error("skipped: %s%s", place, result)
+                yield None
+
+
+def _expanded(inputs: Iterable[Any], *, numbered: bool = True) -> Iterator[tuple[str, ImageInput]]:
+    """Each image, those of folders too, after the words that name it in a message; messages about
+    files have their names already."""
+    for number, item in enumerate(inputs):
+        if isinstance(item, (str, Path)):
+            yield from (("", file) for file, _ in find_images([item]))
+        else:
+            yield f"image {number} (from 0): " if numbered else "", item
 
 
 def _chosen(heads: Sequence[str] | None, known: list[str]) -> list[str]:
@@ -298,14 +341,19 @@ def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Te
     return sample.image, sample.target()
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
-    """The images among files and folders, each with its name: relative to the folder, as in a COCO
-    file. Images that would share a name get their whole path instead."""
+def check_exist(inputs: Iterable[str | Path]) -> None:
+    """DataError that names all files and folders that do not exist."""
     if "" in inputs:
         raise ArgumentError(NO_NAME)
     missing = [f"{path}{twin_clause(path)}" for path in map(Path, inputs) if not path.exists()]
     if missing:
         raise DataError(f"no such file or directory: {', '.join(missing)}")
+
+
+def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """The images among files and folders, each with its name: relative to the folder, as in a COCO
+    file. Images that would share a name get their whole path instead."""
+    check_exist(inputs)
     found: list[tuple[Path, str]] = []
     others: list[Path] = []
     hidden: list[str] = []
@@ -377,8 +425,8 @@ def predict_each(
     """
 
     def work(batch: Sequence[Path]) -> list[tuple[Path, Kept | DataError]]:
-        found = _predicted(predictor, batch)
-        return [(f, p if isinstance(p, DataError) else use(f, p)) for f, p in found.items()]
+        found = zip(batch, _predicted(predictor, batch), strict=True)
+        return [(f, use(f, p) if isinstance(p, Prediction) else p) for f, p in found]
 
     before = torch.get_num_threads()
     threads = min(MAX_THREADS, before)
@@ -396,17 +444,21 @@ def predict_each(
         torch.set_num_threads(before)
 
 
-def _predicted(predictor: Predictor, files: Sequence[Path]) -> dict[Path, Prediction | DataError]:
-    """The prediction of each file, or why it cannot be read, in order."""
-    found: dict[Path, Prediction | DataError] = {}
-    images: dict[Path, Tensor] = {}
-    for file in files:
+def _predicted(predictor: Predictor, images: Sequence[ImageInput]) -> list[Prediction | DataError]:
+    """The prediction of each image, or why it cannot be read, in order. Images of equal size go
+    through the model together."""
+    found: list[Any] = [None] * len(images)
+    pixels: dict[int, Tensor] = {}
+    for place, image in enumerate(images):
         try:
-            images[file] = predictor.read(file)
-        except DataError as error:
-            found[file] = error
-    for shape in dict.fromkeys(image.shape for image in images.values()):
-        alike = [file for file, image in images.items() if image.shape == shape]
-        predictions = predictor.predict_batch([images[file] for file in alike])
-        found |= zip(alike, predictions, strict=True)
-    return {file: found[file] for file in files}
+            pixels[place] = predictor.read(image)
+        except (DataError, ArgumentError) as error:
+            found[place] = error
+    for shape in dict.fromkeys(image.shape for image in pixels.values()):
+        alike = [place for place, image in pixels.items() if image.shape == shape]
+        predictions = predictor.predict_batch([pixels[place] for place in alike])
+        for place, prediction in zip(alike, predictions, strict=True):
+            image = images[place]
+            prediction.path = Path(image) if isinstance(image, (str, Path)) else None
+            found[place] = prediction
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from math import ceil, sqrt
 from pathlib import Path
@@ -17,17 +17,22 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from visionkit.engine.predict import BATCH, Prediction, Predictor, find_images, predict_each
-from visionkit.errors import ConfigError, DataError, DivergedError
-from visionkit.metrics.coco.evaluator import detections_of
+from visionkit.engine.predict import (
+    BATCH,
+    Overrides,
+    Predictor,
+    find_images,
+    loaded,
+    predict_each,
+)
+from visionkit.engine.prediction import Prediction, to_records
+from visionkit.errors import ConfigError, DataError, check_counts
 from visionkit.models.heads.autoencoder import VAE, to_bytes
 from visionkit.ops.inference import autocast
 from visionkit.runs.files import json_list, remove_strays, replacing, write_text
-from visionkit.types import Classes, prediction_kinds
 from visionkit.visualization.draw import as_image, color_of, save_image
 
 log = logging.getLogger("visionkit")
-TOP = 5  # classes in a record
 PREDICTIONS, EMBEDDINGS = "predictions.json", "embeddings.npz"
 UNFINISHED = ".{}.unfinished"  # a file in the folder of results that are not complete yet
 # Images of the latent space of a variational autoencoder.
@@ -39,21 +44,33 @@ CHUNK = 64  # images decoded at once
 
 
 def predict_files(
-    predictor: Predictor,
-    inputs: Sequence[str | Path],
+    model: str | Path | Predictor,
+    inputs: str | Path | Sequence[str | Path],
     out: str | Path,
+    overrides: Overrides = (),
     *,
     threshold: float | None = None,
     batch_size: int = BATCH,
+    heads: Sequence[str] | None = None,
+    allow_plugins: bool = False,
 ) -> int:
-    """Predict images and folders of images; returns how many could not be read.
+    """Predict images and folders of images and write the results to the folder `out`, as `visionkit
+    predict` does; returns how many images could not be read.
+
+    `model` is a run directory, a checkpoint file or a loaded `Predictor`; `overrides`, `heads` and
+    `allow_plugins` as for `load`. `batch_size` images of equal size go through the model together.
 
     Writes OUT/predictions.json with every prediction; for each image an overlay of those with a
     score of at least `threshold` (by default that of the head), and its semantic maps, in the
     subfolder that it has in its folder; OUT/embeddings.npz; images of the latent space of a VAE. An
-    unreadable image is reported and skipped. Only the embeddings are kept in memory. `batch_size`
-    as for `predict_each`.
+    unreadable image is reported and skipped. Only the embeddings are kept in memory.
+
+    Raises ConfigError if `out` has other content than earlier results, DataError if an input does
+    not exist or no image can be read, DivergedError for numbers that are not finite.
     """
+    check_counts(batch_size=batch_size)
+    predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins)
+    inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     out = Path(out)
     found = find_images(inputs)
     files = {file: name for file, name in found if out.resolve() not in file.resolve().parents}
@@ -172,76 +189,6 @@ def _write_maps(prediction: Prediction, overlay: Path, out: Path) -> dict[str, d
             save_image(image, path)
             written[head] = {"map": _below(out, path)}
     return written
-
-
-def to_records(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
-    """The predictions of all heads for one image as plain records.
-
-    Detections are COCO results: bbox xywh in the image's pixels, segmentation as RLE. Each
-    record names its head and, where it has one, its class. Raises DivergedError for numbers that
-    are not finite.
-    """
-    records = []
-    for head, result in prediction.heads.items():
-        for name, value in result.items():
-            if isinstance(value, Tensor) and not value.isfinite().all():
-                raise DivergedError(f"{head}: '{name}' of image {image_id} is not finite")
-        classes = prediction.classes[head]
-        names = dict(zip(classes.ids, classes.names, strict=True))
-        for record in _records_of(result, image_id, classes):
-            if "category_id" in record:
-                record["category_name"] = names[record["category_id"]]
-            records.append({"head": head, **record})
-    return records
-
-
-def _records_of(
-    result: dict[str, Any], image_id: int, classes: Classes
-) -> Iterable[dict[str, Any]]:
-    kinds = prediction_kinds(result)
-    if "attributes" in kinds:
-        return _attribute_records(result, image_id, classes)
-    if "objects" in kinds:
-        return detections_of(result, image_id, classes).records()
-    record: dict[str, Any] = {"image_id": image_id}
-    if "classes" in kinds or "box" in kinds:
-        scores, labels = result["probs"].sort(descending=True)
-        record["category_id"] = classes.ids[int(labels[0])]
-        record["score"] = float(scores[0])
-        top = zip(labels[:TOP].tolist(), scores[:TOP].tolist(), strict=True)
-        record["top"] = {classes.names[label]: score for label, score in top}
-    if "box" in kinds:
-        record["bbox"] = _xywh(result["box"])
-    if "semantic" in kinds:
-        labels, counts = result["semantic"].unique(return_counts=True)
-        pixels = zip(labels.tolist(), counts.tolist(), strict=True)
-        record["pixels"] = {classes.names[label]: count for label, count in pixels}
-    if "kl" in result:
-        record |= {"kl": float(result["kl"]), "latent_mean": result["latent_mean"].tolist()}
-    if not kinds:  # a custom head
-        record |= {k: v.tolist() if isinstance(v, Tensor) else v for k, v in result.items()}
-    return [record]
-
-
-def _attribute_records(
-    result: dict[str, Any], image_id: int, classes: Classes
-) -> list[dict[str, Any]]:
-    """The boxes of the head that found them, each with the probability of every attribute."""
-    objects = zip(result["boxes"], result["scores"].tolist(), result["attributes"], strict=True)
-    return [
-        {
-            "image_id": image_id,
-            "bbox": _xywh(box),
-            "score": score,
-            "attributes": dict(zip(classes.names, probs.tolist(), strict=True)),
-        }
-        for box, score, probs in objects
-    ]
-
-
-def _xywh(box: Tensor) -> list[float]:
-    x1, y1, x2, y2 = box.double().tolist()
-    return [x1, y1, x2 - x1, y2 - y1]
 
 
 @torch.inference_mode()
