@@ -25,12 +25,11 @@ SELF = "tests/project/test_install_hints.py"
 
 def problems(text):
     """What is wrong with the requirements in a text."""
-    for name, extras in re.findall(r"([\w.-]*visionkit[\w-]*|\.)\\?\[([a-z][a-z, -]*)\\?\]", text):
-        if name not in (DISTRIBUTION, ".") and not name.startswith("."):
+    requirement = r"([\w-]*visionkit[\w-]*|(?<=[ \"'])\.)\\?\[([a-z][a-z, ]*)\\?\]"
+    for name, extras in re.findall(requirement, text):
+        if name not in (DISTRIBUTION, "."):
             yield f"{name}[{extras}] is another package"
-        if name.endswith((".", "visionkit", DISTRIBUTION)):
-            unknown = {extra.strip() for extra in extras.split(",")} - EXTRAS
-            yield from (f"no extra {extra}" for extra in unknown)
+        yield from (f"no extra {extra}" for extra in {*re.split(", *", extras)} - EXTRAS)
     for words in re.findall(r"pip install ([^\n`]*)", text):
         for word in re.split(r"[\s\"']+", words.split("#")[0]):
             if re.fullmatch(r"visionkit[\w-]*", word) and word != DISTRIBUTION:
