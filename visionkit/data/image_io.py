@@ -270,7 +270,7 @@ DEEP_COLOR = Fault(
 def is_deep_color(image: Image.Image) -> bool:
     """Whether an image that is not decoded yet has colors of 16 bits, which become 8 bits then."""
     tiles = getattr(image, "tile", ())
-    return not image.mode.startswith("I") and any(";16" in str(tile.args) for tile in tiles)
+    return not image.mode.startswith("I") and any(";16" in str(tile[3]) for tile in tiles)
 
 
 def deep_values(image: Image.Image) -> np.ndarray | None:
