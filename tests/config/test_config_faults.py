@@ -34,7 +34,10 @@ RANGES = {
     "train.schedule": (["cosin"], "'cosine' or 'multistep' or 'constant'"),
     "data.batch_size": (["0", "-4", "1.5"], "an integer >= 1"),
     "data.workers": (["-1", "100000", "all"], "an integer >= 0 and <= 256"),
-    "data.image_size": (["0", "[0, 5]", "10000000", "[64]"], f"{SIDE} or a list of 2"),
+    "data.image_size": (
+        ["0", "[0, 5]", "10000000", "[64]", "64x"],
+        f"{SIDE} or a list of 2",
+    ),
     "backbone.hidden": (["[0]", "8"], "a list (each an integer >= 1)"),
     "output": (["''", "[a]"], ""),
     "name": (["a/b", "..", "''"], "a valid directory name"),
@@ -49,6 +52,15 @@ def test_a_value_out_of_range_is_answered_with_the_range(key):
             load_config(CONFIG, [f"{key}={value}"])
         told = str(caught.value)
         assert told.startswith(f"override {key}={value}: {key}: got ") and expected in told
+
+
+def test_a_fixed_image_size_has_sides_in_the_range():
+    assert load_config(CONFIG, ["data.image_size=300x200"]).data["main"].image_size == "300x200"
+    for value in ("7x300", "300x8193"):
+        with pytest.raises(ConfigError, match=rf"image_size: got '{value}'; expected sides of 8 "):
+            load_config(CONFIG, [f"data.image_size={value}"])
+    with pytest.raises(ConfigError, match="or 'WIDTHxHEIGHT'"):
+        load_config(CONFIG, ["data.image_size=300 x 200"])
 
 
 def test_a_removed_key_is_answered_with_what_became_of_it():

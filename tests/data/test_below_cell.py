@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import visionkit
@@ -54,6 +55,7 @@ def test_small_objects_are_counted_in_pixels_of_the_network(tmp_path, image_size
         # The side of 3 has 1.5 pixels at 64: 8 / 1.5 = 5.3 times as large, in steps of 32.
         (64, [3] * 20, "image_size=352", "95 %"),
         ([32, 64], [3] * 20, "image_size=[192, 352]", "95 %"),
+        ("64x64", [3] * 20, "image_size=352x352", "95 %"),
         # One of 30: for all of them.
         (128, [4] + [20] * 29, "image_size=256", "all"),
     ],
@@ -63,7 +65,7 @@ def test_a_size_that_would_do_is_named(tmp_path, image_size, sides, size, share)
     found = below_cell(data, image_size, "detection", 8)
     assert f"{size} would do for {share} of the objects" in found.hint
     assert found.severity == ("note" if share == "all" else "warning")
-    numbers = json.loads(size.partition("=")[2])
+    numbers = yaml.safe_load(size.partition("=")[2])
     assert below_cell(data, numbers, "detection", 8) is None
 
 

@@ -313,7 +313,10 @@ def test_a_wrong_transform(call, message):
 def test_a_transform_that_says_it_resizes_and_does_not():
     made = source(Mine(lambda: sound().resize((40, 60))), Resizing(lambda sample, rng: sample))
     text = error_of_loading(made)
-    assert "Resizing: got an image of 60x40; expected one that fits into image_size, 30" in text
+    assert "Resizing: got an image of 60x40; expected one that fits into image_size 30" in text
+    made.image_size = "60x39"
+    text = error_of_loading(made)
+    assert "Resizing: got an image of 60x40; expected one that fits into image_size 60x39" in text
 
 
 class Counter:

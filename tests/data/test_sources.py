@@ -13,7 +13,7 @@ from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.records import read_categories
 from visionkit.data.loading.source import InfiniteBatchSampler, Source
 from visionkit.data.sample import Sample
-from visionkit.data.transforms import HorizontalFlip
+from visionkit.data.transforms import HorizontalFlip, ScaleJitter
 from visionkit.engine.check import check
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
@@ -151,6 +151,20 @@ def test_batches_are_padded_with_zeros_to_a_multiple_of_32():
         assert (h, w) == (20 + i, 40)
         assert (batch.images[i, :, :h, 20:w] == i).all()
         assert not batch.images[i, :, h:].any() and not batch.images[i, :, :, w:].any()
+
+
+def test_batches_of_a_fixed_size_have_that_size():
+    """Images that a transform left smaller are padded up to it."""
+    batch = next(source(image_size="50x30").val_batches(workers=1))
+    assert batch.images.shape == (4, 3, 30, 50) and batch.sizes == [(30, 50)] * 4
+    assert [t["orig_size"] for t in batch.targets] == [(20 + i, 40) for i in range(4)]
+    small = source(image_size="50x30", transforms=[ScaleJitter(low=0.5, high=0.5)])
+    batch = next(small.train_batches(seed=0, start=0, workers=0))
+    assert batch.images.shape == (4, 3, 30, 50) and batch.sizes == [(15, 25)] * 4
+    assert not batch.images[:, :, 15:].any() and not batch.images[:, :, :, 25:].any()
+    grouped = source(image_size="50x30")
+    grouped.train.sizes = np.array([(20, 40), (40, 20)] * 5)
+    assert grouped._aspect_ratios() is None  # nothing to gain
 
 
 def test_validation_sees_every_image_once():

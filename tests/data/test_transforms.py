@@ -71,7 +71,7 @@ def iou(a, b):
     return float((a & b).sum() / (a | b).sum())
 
 
-@pytest.mark.parametrize("image_size", [96, 200, (80, 128)])
+@pytest.mark.parametrize("image_size", [96, 200, (80, 128), "200x120"])
 @pytest.mark.parametrize("transform", GEOMETRIC, ids=lambda t: type(t).__name__)
 def test_masks_boxes_and_maps_stay_on_what_the_image_shows(transform, image_size):
     seen = 0
@@ -246,6 +246,18 @@ def test_fit_rounds_as_torchvision_does(height, width, image_size):
     transform = GeneralizedRCNNTransform(*image_size, [0.0] * 3, [1.0] * 3, size_divisible=1)
     (expected,) = transform([torch.zeros(3, height, width)])[0].image_sizes
     assert T.fit((height, width), image_size) == tuple(expected)
+
+
+def test_a_fixed_size_is_that_of_every_image():
+    for size in ((480, 640), (640, 480), (1, 1000), (300, 200)):
+        assert T.fit(size, "300x200") == (200, 300)  # width first
+    sample, rng = scene(0), np.random.default_rng(0)
+    moved = sample.resize(T.fit(sample.size, "96x30"))  # from 160x120
+    np.testing.assert_allclose(moved.boxes, sample.boxes * ([96 / 160, 30 / 120] * 2), rtol=1e-6)
+    assert T.RandomResizedCrop()(sample, rng, "50x70").size == (70, 50)
+    assert T.ScaleJitter(low=0.5, high=0.5)(sample, rng, "50x70").size == (35, 25)
+    sizes = [T.ScaleJitter(low=0.5, high=2)(sample, rng, "50x70").size for _ in range(40)]
+    assert all(h <= 70 and w <= 50 for h, w in sizes) and (70, 50) in sizes
 
 
 def test_scale_jitter_sizes():

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from visionkit.config.renamed import FREEZE
 from visionkit.config.schema import (
     Count,
+    Form,
     Fraction,
     Natural,
     NonNegative,
@@ -87,6 +88,16 @@ def problems_of(config: TrainConfig) -> dict[str, str]:
 
 
 Side = Annotated[int, Range(8, 8192)]  # of an image, in pixels
+FixedSize = Annotated[str, Form(r"[1-9]\d*x[1-9]\d*", "'WIDTHxHEIGHT'")]
+
+
+def fixed_size(image_size: int | tuple[int, int] | str) -> tuple[int, int] | None:
+    """The (h, w) that `WIDTHxHEIGHT` gives every image; None for an `image_size` that keeps the
+    aspect ratio."""
+    if not isinstance(image_size, str):
+        return None
+    width, height = map(int, image_size.split("x"))
+    return height, width
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,8 @@ class SourceConfig:
 
     feeds: list[str]
     batch_size: Count = 8
-    image_size: Side | tuple[Side, Side] = 320  # longest side, or at most (shortest, longest)
+    # Longest side, or at most (shortest, longest), or `WIDTHxHEIGHT` of every image
+    image_size: Side | tuple[Side, Side] | FixedSize = 320
     value_range: tuple[float, float] | None = None  # of pixels of more than 8 bits, as [low, high]
     transforms: list[dict[str, Any]] | None = None  # null: the default of the heads; []: none
     labeled_classes: list[str] | None = None  # null: all classes of the dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -48,6 +49,20 @@ class OneOf:
 
     def mismatch(self, value: object) -> str:
         return unknown(value, self.names, f"got {shorten(repr(value))}", limit=len(self.names))
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form that a string must have: a regular expression, and the same in words."""
+
+    pattern: str
+    words: str
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return self.words
 
 
 Count = Annotated[int, Range(low=1)]
@@ -232,7 +247,7 @@ def expected(annotation: Any) -> str:
     if origin is Annotated:
         if PATH in args[1:]:
             return "a path"
-        if choices := [str(m) for m in args[1:] if isinstance(m, OneOf)]:
+        if choices := [str(m) for m in args[1:] if isinstance(m, (OneOf, Form))]:
             return choices[0]
         return " ".join([expected(args[0]), *(str(r) for r in args[1:] if isinstance(r, Range))])
     if origin in (Union, UnionType):
@@ -287,7 +302,7 @@ def _is_writable(text: str) -> bool:
 
 
 def _in_range(value: Any, metadata: tuple[Any, ...]) -> Any:
-    kind = Range if isinstance(value, (int, float)) else OneOf
+    kind = Range if isinstance(value, (int, float)) else (OneOf, Form)
     return _require(value, all(value in m for m in metadata if isinstance(m, kind)))
 
 

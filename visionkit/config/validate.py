@@ -9,7 +9,14 @@ from typing import Annotated, Any
 from torch import nn
 
 from visionkit.config.components import arguments_of, components
-from visionkit.config.config import SOURCE_KEYS, Config, SourceConfig, TrainConfig, problems_of
+from visionkit.config.config import (
+    SOURCE_KEYS,
+    Config,
+    SourceConfig,
+    TrainConfig,
+    fixed_size,
+    problems_of,
+)
 from visionkit.config.renamed import renamed_key, renamed_type
 from visionkit.config.schema import (
     Argument,
@@ -155,6 +162,10 @@ def _check_source(
     size = fitting.get("image_size")
     if isinstance(size, tuple) and size[0] > size[1]:
         problems.add((*key, "image_size"), f"got {list(size)}; expected [shortest, longest]")
+    fixed = fixed_size(size) if isinstance(size, str) else None
+    if fixed and not all(8 <= side <= 8192 for side in fixed):
+        message = f"got {size!r}; expected sides of 8 to 8192 pixels"
+        problems.add((*key, "image_size"), message)
     span = fitting.get("value_range")
     if isinstance(span, tuple) and not span[0] < span[1]:
         problems.add((*key, "value_range"), f"got {list(span)}; expected [low, high], low < high")

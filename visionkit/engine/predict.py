@@ -20,7 +20,7 @@ from visionkit.data.files import visible_files
 from visionkit.data.image_io import PLUGINS, is_image_file, read_image, to_pixels
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
-from visionkit.data.transforms import fit
+from visionkit.data.transforms import ImageSize, fit
 from visionkit.engine.prediction import Prediction
 from visionkit.errors import (
     ArgumentError,
@@ -136,7 +136,7 @@ class Predictor:
         results: list[dict[str, dict[str, Any]]] = [{} for _ in tensors]
         for size in dict.fromkeys(self._image_size[head] for head in self.heads):
             heads = [head for head in self.heads if self._image_size[head] == size]
-            batch = collate([_item(tensor, i, size) for i, tensor in enumerate(tensors)])
+            batch = collate([_item(tensor, i, size) for i, tensor in enumerate(tensors)], size)
             batch = batch.to(self.device)
             predictions, _ = self.model.infer(batch, heads, self.dtype)
             for head in heads:
@@ -334,7 +334,7 @@ def class_lists_of(state: dict[str, Any]) -> dict[str, Classes]:
     return {h: Classes(tuple(c["names"]), tuple(c["ids"])) for h, c in state["classes"].items()}
 
 
-def _item(image: Tensor, image_id: int, size: int | tuple[int, int]) -> tuple[Tensor, Any]:
+def _item(image: Tensor, image_id: int, size: ImageSize) -> tuple[Tensor, Any]:
     _, height, width = image.shape
     sample = Sample(image, image_id, orig_size=(height, width))
     sample = sample.resize(fit(sample.size, size))

@@ -263,7 +263,8 @@ def save_val_samples(
             continue
         samples = [source.val[i] for i in range(min(MAX_IMAGES, len(source.val)))]
         small = [sample.resize(fit(sample.size, source.image_size)) for sample in samples]
-        batch = collate([(sample.image, sample.target()) for sample in small]).to(device)
+        items = [(sample.image, sample.target()) for sample in small]
+        batch = collate(items, source.image_size).to(device)
         predictions, _ = model.infer(batch, source.feeds, dtype)
         names = {head: classes[head].names for head in source.feeds}
         images = [

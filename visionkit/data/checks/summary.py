@@ -14,6 +14,7 @@ import numpy as np
 
 from visionkit.config import Config
 from visionkit.config.components import head_class
+from visionkit.config.config import fixed_size
 from visionkit.data.checks.findings import (
     DONE,
     Finding,
@@ -291,9 +292,12 @@ def _size_for(sides: np.ndarray, least: int, image_size: ImageSize) -> str:
     side = float(np.quantile(sides, 0.05 if many else 0))
     if side < 0.1:  # the image would have to be more than ten times as large
         return f"no usual image_size would do for {share} of the objects"
-    numbers = [image_size] if isinstance(image_size, int) else image_size
+    fixed = fixed_size(image_size)
+    numbers: Any = [image_size] if isinstance(image_size, int) else fixed or image_size
     larger = [-(-round(number * least / side) // 32) * 32 for number in numbers]
-    shown = larger[0] if isinstance(image_size, int) else larger
+    shown: Any = larger[0] if isinstance(image_size, int) else larger
+    if fixed:
+        shown = f"{larger[1]}x{larger[0]}"
     return f"image_size={shown} would do for {share} of the objects"
 
 

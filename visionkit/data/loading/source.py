@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import count
 from traceback import format_exception
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from visionkit.config.config import fixed_size
 from visionkit.data.checks.findings import finding
 from visionkit.data.contracts import (
     breaks_contract,
@@ -89,7 +90,8 @@ class Source:
             identities = transformed.identities = dataset.identities
             sampler = PKBatchSampler(identities, self.batch_size, per_identity, seed, start)
         name = f"data.{self.name}.train"
-        batches = load_batches(transformed, sampler, collate, workers=workers, name=name)
+        gather = partial(collate, image_size=self.image_size)
+        batches = load_batches(transformed, sampler, gather, workers=workers, name=name)
         return self._counted(batches) if self.skip_unreadable else batches
 
     def val_batches(self, *, workers: int) -> Generator[Batch, None, None]:
@@ -101,7 +103,8 @@ class Source:
         mine = batches[collectives.rank() :: collectives.world_size()]
         transformed = TransformedDataset(dataset, (), self.image_size, seed=0)
         name = f"data.{self.name}.val"
-        return load_batches(transformed, mine, collate, workers=workers, name=name)
+        gather = partial(collate, image_size=self.image_size)
+        return load_batches(transformed, mine, gather, workers=workers, name=name)
 
     def _dataset(self, split: str) -> Dataset:
         dataset = getattr(self, split)
@@ -148,7 +151,8 @@ class Source:
                 f"data.{self.name}.group_by_aspect_ratio: the dataset does not know the sizes of "
                 "its images before it reads them; remove this key"
             )
-        if sizes is None or self.group_by_aspect_ratio is False:
+        same = fixed_size(self.image_size) is not None  # nothing to pad
+        if sizes is None or self.group_by_aspect_ratio is False or same:
             return None
         return sizes[:, 0] / sizes[:, 1]
 
@@ -223,11 +227,14 @@ class TransformedDataset:
     def _checked(self, what: str, transform: Any, sample: Any) -> Sample:
         """What a custom transform made of a sample."""
         sample = checked_sample(what, sample, self.dataset.classes)
-        longest = np.max(self.image_size)
-        if getattr(transform, "resizes", False) and max(sample.size) > longest:
+        limits, (height, width) = fixed_size(self.image_size), sample.size
+        if limits is None:
+            longest = int(np.max(self.image_size))
+            limits = (longest, longest)
+        if getattr(transform, "resizes", False) and (height > limits[0] or width > limits[1]):
             raise broken_contract(
-                f"{what}: got an image of {sample.size[1]}x{sample.size[0]}; expected one that "
-                f"fits into image_size, {longest}, as `resizes` is True (visionkit.Transform)"
+                f"{what}: got an image of {width}x{height}; expected one that fits into image_size "
+                f"{self.image_size}, as `resizes` is True (visionkit.Transform)"
             )
         return sample
 
@@ -250,9 +257,13 @@ class TransformedDataset:
             raise named from error
 
 
-def collate(items: Sequence[tuple[torch.Tensor, Target]]) -> Batch:
-    """Pad images at the right and the bottom to one size, a multiple of `DIVISOR`."""
-    height, width = (
+def collate(
+    items: Sequence[tuple[torch.Tensor, Target]], image_size: ImageSize | None = None
+) -> Batch:
+    """Pad images at the right and the bottom to one size: that of every image, if `image_size`
+    fixes it, else a multiple of `DIVISOR`."""
+    fixed = None if image_size is None else fixed_size(image_size)
+    height, width = fixed or (
         -(-max(image.shape[axis] for image, _ in items) // DIVISOR) * DIVISOR for axis in (1, 2)
     )
     images = torch.zeros((len(items), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
