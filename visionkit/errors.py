@@ -93,6 +93,11 @@ def install_hint(extra: str) -> str:
     return f'pip install "{DISTRIBUTION}[{extra}]"'
 
 
+def upgrade_hint() -> str:
+    """The command that installs the newest version of this package."""
+    return f"pip install --upgrade {DISTRIBUTION}"
+
+
 def check_flags(**flags: object) -> None:
     """ArgumentError for one that is not a bool: most other values would count as True."""
     for name, value in flags.items():

@@ -267,8 +267,8 @@ weight: x
         "did you mean 'toys'? valid: toys",
         "c.yaml:18: train.seed: got 4294967296; expected an integer >= 0 and <= 4294967295",
         "c.yaml:19: weight: unknown key; did you mean 'weights'? "
-        "valid: backbone, data, head, init_from, name, neck, output, partial_weights, rename, "
-        "task, train, weights",
+        "valid: backbone, base, data, head, init_from, name, neck, output, partial_weights, "
+        "rename, task, train, version, weights",
     ]
 
 
@@ -296,7 +296,7 @@ weight: x
         ("{type: toy.Tags}", "{type: toy.Net}", "heads.tags.type: toy.Net: it must derive from"),
         ("{type: toy.Tags}", "{type: toy.Tags, levels: 1}", "heads.tags.levels: unknown key"),
         ("{type: toy.Tags}", "{type: 3}", "got 3; expected the name of a component or"),
-        ("data:\n", "task: toys\ndata:\n", "c.yaml:2: heads: unknown key; did you mean 'head'?"),
+        ("data:\n", "task: toys\ndata:\n", "c.yaml:2: heads: conflicts with 'task' (c.yaml:5)"),
         ("data:\n", "name: ../x\ndata:\n", "c.yaml:5: name: got '../x'"),
     ],
 )  # fmt: skip

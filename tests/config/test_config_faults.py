@@ -195,12 +195,6 @@ def test_a_dict_that_holds_itself_is_refused():
         load_config(looped)
 
 
-def test_a_version_is_no_key_of_a_config():
-    """Only checkpoints have a format; a key of a newer visionkit is unknown to this one."""
-    with pytest.raises(ConfigError, match="format_version: unknown key; valid: backbone"):
-        load_config(CONFIG, {"format_version": 99})
-
-
 changes = st.fixed_dictionaries(
     {},
     optional={

@@ -104,7 +104,7 @@ def test_another_type_starts_a_section_again():
 
 
 def test_a_single_source_and_a_single_head_have_short_keys(monkeypatch):
-    monkeypatch.setattr("visionkit.config.load.OWN_DATA", ("toy.Files",))
+    monkeypatch.setattr("visionkit.config.overrides.OWN_DATA", ("toy.Files",))
     config = load(ONE_SOURCE, "data.batch_size=2", "head.dropout=0.1", "data.workers=0",
                   "data.val.images=a", "data.val.annotations=b", "data.train.images=c",
                   "data.train.annotations=d")  # fmt: skip

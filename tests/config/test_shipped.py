@@ -65,7 +65,7 @@ def test_a_copy_in_the_current_directory_needs_its_suffix(empty_folder, caplog):
     (empty_folder / "vae.yaml").write_text("task: embedding\n")
     with caplog.at_level(logging.WARNING, "visionkit"):
         assert find_config("vae") == shipped_configs()["vae"]
-        assert "for the file here write vae.yaml" in caplog.text
+        assert "for the file there write vae.yaml" in caplog.text
         caplog.clear()
         for own in ("vae.yaml", "./vae.yaml", str(empty_folder / "vae.yaml")):
             assert find_config(own).samefile(empty_folder / "vae.yaml")
@@ -75,12 +75,31 @@ def test_a_copy_in_the_current_directory_needs_its_suffix(empty_folder, caplog):
 
 def test_a_path_stays_a_path(empty_folder):
     (empty_folder / "note").write_text("task: embedding\n")
-    for path in ("missing.yaml", "./detection_small", "a/detection_small", "note", "a.json"):
+    for path in ("./detection_small", "a/detection_small", "note", "a.json"):
         assert find_config(path) == Path(path)
-    with pytest.raises(ConfigError, match=r"^missing.yaml: cannot be read: No such file"):
-        load_config("missing.yaml")
     with pytest.raises(ConfigError, match=r"^note: a config is a .yaml file"):
         load_config("note")
+
+
+def test_a_missing_file_is_answered_with_those_like_it(empty_folder):
+    (empty_folder / "configs").mkdir()
+    for name in ("street.yaml", "stret2.yml", "street.txt"):
+        (empty_folder / "configs" / name).write_text("task: embedding\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config("configs/stret.yaml")
+    text = f"configs/stret.yaml: not found (relative to {empty_folder}); nearest: "
+    assert str(caught.value) in (f"{text}street.yaml, stret2.yml", f"{text}stret2.yml, street.yaml")
+    with pytest.raises(ConfigError, match=r"^nowhere/x.yaml: not found \(relative to \S+\)$"):
+        load_config("nowhere/x.yaml")
+    with pytest.raises(ConfigError, match=r"STREET.yaml: not found .*'street.yaml', with other"):
+        load_config("configs/STREET.yaml")
+
+
+def test_a_run_directory_is_answered_with_its_config(empty_folder):
+    (empty_folder / "run").mkdir()
+    (empty_folder / "run" / "config.yaml").write_text("task: embedding\n")
+    with pytest.raises(ConfigError, match=r"^run: .*that of this run is run/config.yaml"):
+        load_config("run")
 
 
 def test_a_typo_is_answered_with_the_nearest_three():
@@ -95,7 +114,7 @@ def test_a_typo_is_answered_with_the_nearest_three():
 
 def test_a_path_of_the_clone_is_answered_with_the_name():
     for path in ("configs/detection_small.yaml", "detection_small.yaml"):
-        with pytest.raises(ConfigError, match=r"not found .* write detection_small instead"):
+        with pytest.raises(ConfigError, match=r"not found .* name is 'detection_small'"):
             load_config(path)
 
 

@@ -244,4 +244,4 @@ def test_a_checkpoint_of_another_shape_differs_from_one(key, value, tmp_path, ca
     shown = capsys.readouterr().err
     assert "x.pt" in shown and "Traceback" not in shown and "unexpected" not in shown
     with pytest.raises((ConfigError, CheckpointError), match=r"x\.pt|data"):
-        load_config({**spec, "init_from": str(tmp_path / "x.pt"), "heads": {}})
+        load_config({**spec, "init_from": str(tmp_path / "x.pt")})

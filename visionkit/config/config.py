@@ -19,6 +19,7 @@ from visionkit.config.schema import (
 from visionkit.config.yaml import dump
 from visionkit.errors import printable
 
+VERSION = 1  # of the format of configs
 Metrics = str | dict[str, float]
 Seed = Annotated[int, Range(low=0, high=2**32 - 1)]
 
@@ -138,6 +139,7 @@ class Config:
     rename: dict[str, str] = field(default_factory=dict)  # classes there, by their names here
     init_from: dict[str, Any] | None = None  # `run` to grow, `heads` reused from it
     output: str | None = None  # run directory; None: runs/<name>-NNN
+    version: int = VERSION
 
     @property
     def architecture(self) -> str:
@@ -158,7 +160,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `load_config` turns into an equal config."""
-        values = asdict(self)
+        values = {"version": self.version, **asdict(self)}
         values["data"] = {"workers": values.pop("workers"), **values["data"]}
         return _plain(values)
 

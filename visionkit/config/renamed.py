@@ -1,6 +1,6 @@
 """Names of visionkit 0.1, so that an old key or type is answered with its new name.
 
-The tables are those of CHANGELOG.md under 0.2.0.
+Most tables are those of CHANGELOG.md under 0.2.0.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ KEYS = {  # an old key means the new one only where the new one is accepted
     "extra": "extra_levels",
     "on": "boxes_from",
 }
+OPPOSITE = {"weights_strict": "partial_weights"}  # of another name and the other way round
 REMOVED = {"cache_gb": "decoded images are not cached; delete this key"}
 FREEZE = {"old heads": "init_heads"}  # patterns of `train.freeze`
 
@@ -53,6 +54,8 @@ def renamed_key(name: str, accepted: Collection[str]) -> str | None:
     """What became of a key of 0.1; None if it was none, or none of this section."""
     if name in REMOVED:
         return f"removed in 0.2: {REMOVED[name]}"
+    if (other := OPPOSITE.get(name)) in accepted:
+        return f"is called {other!r} and means the opposite: {name}: false is {other}: true"
     return f"renamed to {KEYS[name]!r} in 0.2" if KEYS.get(name) in accepted else None
 
 

@@ -74,34 +74,50 @@ InputPath = Annotated[str, "path"]  # a file or folder that must exist before a 
 
 
 class ConfigProblems:
-    """Collects problems by key, for one error. A place is the line of the file, or the override."""
+    """Collects problems by key, for one error. A place is a line of a file, or an override."""
 
-    def __init__(self, source: str, lines: Mapping[Key, int]) -> None:
-        self._places = {key: ((0, line), f"{source}:{line}") for key, line in lines.items()}
-        self._places[()] = ((0, 0), source)
+    def __init__(self, source: str, lines: Mapping[Key, int] | None = None) -> None:
+        self._places: dict[Key, tuple[int, str]] = {}  # with their order
+        self._last = 0
         self._renamed: dict[Key, Key] = {}
-        self._overrides = 0
         self._raw: dict[Key, str] = {}
-        self._found: dict[str, tuple[int, int]] = {}
+        self._found: dict[str, int] = {}
+        self.located(source, lines or {})
 
-    def overridden(self, key: Key, text: str, raw: str | None = None) -> None:
-        """The value at `key` and below comes from that override, no longer from the file; `raw` is
+    def located(self, source: str, lines: Mapping[Key, int]) -> None:
+        """The values at these keys are from these lines of a file; what is missing is missing
+        there."""
+        for key, line in lines.items():
+            self._places[key] = (self._last + line, f"{source}:{line}")
+        self._places[()] = (0, source)
+        self._last += max(lines.values(), default=0)
+
+    def overridden(self, key: Key, place: str, raw: str | None = None) -> None:
+        """The value at `key` and below is from that place, no longer from the one before; `raw` is
         the value as it was typed."""
         for known in (self._places, self._raw):
             for stale in [place for place in known if place[: len(key)] == key]:
                 del known[stale]
-        self._overrides += 1
-        place = ((1, self._overrides), f"override {text}")
-        self._places[key] = place
+        self._last += 1
+        self._places[key] = (self._last, place)
         if raw is not None:
             self._raw[key] = raw
         for length in range(1, len(key)):  # sections that only the override mentions
-            self._places.setdefault(key[:length], place)
+            self._places.setdefault(key[:length], (self._last, place))
 
-    def refused(self, text: str, message: str) -> None:
+    def refused(self, place: str, message: str) -> None:
         """Add the problem of an override that cannot be applied."""
-        self._overrides += 1
-        self._found[printable(f"override {text}: {message}")] = (1, self._overrides)
+        self._last += 1
+        self._found[printable(f"{place}: {message}")] = self._last
+
+    def place(self, key: Key) -> str:
+        """Where the value at a key is from, or the nearest section that it is in."""
+        return self._place(self._as_written(key))[1]
+
+    def _place(self, key: Key) -> tuple[int, str]:
+        return self._places[
+            next(k for n in range(len(key), -1, -1) if (k := key[:n]) in self._places)
+        ]
 
     def fit(self, value: Any, annotation: Any, key: Key) -> Any:
         """The value as annotated, or as it was typed: `output=123` names a directory. ValueError if
@@ -120,8 +136,7 @@ class ConfigProblems:
 
     def add(self, key: Key, message: str | VisionkitError) -> None:
         key = self._as_written(key)
-        place = next(key[:n] for n in range(len(key), -1, -1) if key[:n] in self._places)
-        order, text = self._places[place]
+        order, text = self._place(key)
         parts = text, ".".join(key), message
         entry = ": ".join(printable(part) for part in parts if part)
         self._found.setdefault(entry, order)

@@ -6,11 +6,13 @@ module imports no torch.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 from pathlib import Path
 
-from visionkit.errors import ConfigError, unknown
+from visionkit.errors import ConfigError, listed, unknown
+from visionkit.runs.files import twin_clause
 
 log = logging.getLogger("visionkit")
 
@@ -18,6 +20,7 @@ PACKAGE = Path(__file__).parents[1]
 FOLDERS = ("", "torchvision")  # within the folder of configs
 NEAREST = 3  # names in the answer to an unknown one
 SUFFIXES = (".yaml", ".yml")
+MOST_LISTED = 1000  # files that a missing one is compared with
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -26,31 +29,39 @@ def shipped_configs() -> dict[str, Path]:
     return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
 
 
-def find_config(name_or_path: str | os.PathLike[str]) -> Path:
-    """The file that a user means: a path, or the name of a shipped config.
+def find_config(name_or_path: str | os.PathLike[str], folder: Path = Path()) -> Path:
+    """The file that a user means: a path, relative to `folder`, or the name of a shipped config.
 
-    A path has a suffix or a separator; `detection_small` is a name, whatever lies in the current
-    directory. Raises ConfigError with the nearest names for one that is neither.
+    A path has a suffix or a separator; `detection_small` is a name, whatever lies in the folder.
+    Raises ConfigError with the nearest names if there is neither.
     """
     text = os.fspath(name_or_path)
-    path, shipped = Path(text), shipped_configs()
-    if os.path.basename(text) == text and text in shipped:
-        if own := next((f"{text}{s}" for s in SUFFIXES if os.path.isfile(f"{text}{s}")), None):
-            log.warning("%s: is the shipped config; for the file here write %s", text, own)
+    path, shipped = folder / text, shipped_configs()
+    if text in shipped:
+        own = next((f"{path}{s}" for s in SUFFIXES if os.path.isfile(f"{path}{s}")), None)
+        if own is not None and not os.path.samefile(own, shipped[text]):
+            log.warning("%s: is the shipped config; for the file there write %s", text, own)
         return shipped[text]
-    if os.path.exists(text):
-        return path
-    if path.suffix in SUFFIXES and path.stem in shipped:
-        raise ConfigError(
-            f"{text}: not found (relative to {Path.cwd()}); visionkit ships a config of that name: "
-            f"write {path.stem} instead of the path"
-        )
-    if path.suffix or os.path.basename(text) != text:
+    is_name = not path.suffix and os.path.basename(text) == text
+    if os.path.lexists(path) or not (is_name or path.suffix in SUFFIXES):
         return path  # reading it says what is wrong
-    what = f"unknown config {text!r}, neither a file nor a shipped config"
-    raise ConfigError(
-        f"{unknown(text, shipped, what, limit=NEAREST)}; `visionkit list configs` shows all"
-    )
+    if is_name:
+        what = f"unknown config {text!r}, neither a file nor a shipped config"
+        nearest = unknown(text, shipped, what, limit=NEAREST)
+        raise ConfigError(f"{nearest}; `visionkit list configs` shows all")
+    what = f"{text}: not found (relative to {folder.absolute()})"
+    if path.stem in shipped:
+        raise ConfigError(f"{what}; the shipped config of that name is {path.stem!r}")
+    near = difflib.get_close_matches(path.name, [*_configs_in(path.parent), *shipped], n=NEAREST)
+    nearest = f"; nearest: {listed(near)}" if near else ""
+    raise ConfigError(f"{what}{twin_clause(path)}{nearest}")
+
+
+def _configs_in(folder: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if name.endswith(SUFFIXES)][:MOST_LISTED]
+    except (OSError, ValueError):  # ValueError: a path with a NUL in it
+        return []
 
 
 def _root() -> Path:

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionkit.config.components import resolve
+from visionkit.config.renamed import renamed_key
 from visionkit.config.schema import ConfigProblems
 from visionkit.errors import ConfigError, unknown
 from visionkit.types import Head
 
 SECTIONS = (
-    *("name", "backbone", "neck", "data", "train"),
+    *("version", "base", "name", "backbone", "neck", "data", "train"),
     *("weights", "partial_weights", "rename", "init_from", "output"),
 )
 SOURCE = "main"  # name of the only source of a short form
@@ -48,11 +49,17 @@ def to_long_form(config: dict[str, Any], problems: ConfigProblems) -> dict[str, 
 
     If the task is unknown, `heads` and `data` are missing from the result.
     """
-    is_long = "heads" in config and "task" not in config
+    if "heads" in config and "task" in config:
+        at = problems.place(("task",))
+        problems.add(
+            ("heads",), f"conflicts with 'task' ({at}), which is one head; give one of them"
+        )
+        problems.raise_found()
+    is_long = "heads" in config
     valid = (*SECTIONS, "heads") if is_long else (*SECTIONS, "task", "head")
     for key in config:
         if key not in valid:
-            problems.add((str(key),), unknown(key, valid))
+            problems.add((str(key),), renamed_key(key, valid) or unknown(key, valid))
     long = {key: config[key] for key in config if key in SECTIONS}
     if is_long:
         return {**long, "heads": config["heads"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from torch import nn
 
@@ -33,6 +33,7 @@ from visionkit.errors import ConfigError, unknown
 
 Workers = Annotated[int, Range(0, 256)]  # processes for each source
 TOP = {
+    "version": Literal[1],
     "name": str,
     "backbone": dict,
     "neck": dict | None,

@@ -7,6 +7,7 @@ tags, aliases and second documents are errors.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -178,7 +179,9 @@ def _fault(node: Node, message: str) -> Fault:
 
 def _read_text(path: str | Path) -> str:
     if Path(path).suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{path}: a config is a .yaml file")
+        own = Path(path, "config.yaml")
+        of_run = f"; that of this run is {own}" if os.path.isfile(own) else ""
+        raise ConfigError(f"{path}: a config is a .yaml file{of_run}")
     try:
         with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
