@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 
 import griffe
+import nbformat
+import notebooks
 from mkdocs.structure.files import File
 
 import visionkit
@@ -153,13 +155,22 @@ def on_files(files, config):
     for path, title, words, names in api_pages():
         page = api_page(title, words, names)
         files.append(File.generated(config, f"api/{path}.md", content=page))
+    for task in notebooks.TASKS:
+        text = nbformat.writes(notebooks.notebook(task))
+        files.append(File.generated(config, f"notebooks/{task}.ipynb", content=text))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
     if page.file.generated_by:
         return markdown
-    return rewritten(markdown, f"docs/{page.file.src_uri}")
+    text = rewritten(markdown, f"docs/{page.file.src_uri}")
+    task = page.file.src_uri.removeprefix("tasks/").removesuffix(".md")
+    if task in notebooks.TASKS:
+        title, _, rest = text.partition("\n")
+        link = f"[Download as a notebook](../notebooks/{task}.ipynb){{ .md-button download }}"
+        text = f"{title}\n\n{link}\n{rest}"
+    return text
 
 
 class ArgumentLists(griffe.Extension):
