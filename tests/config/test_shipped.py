@@ -1,6 +1,7 @@
 """Shipped configs by name: what a name means, and what a mistake is answered with."""
 
 import logging
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,7 +11,7 @@ import pytest
 
 from support.paths import CONFIGS
 from visionkit.config import load_config, shipped
-from visionkit.config.shipped import find_config, shipped_configs
+from visionkit.config.shipped import find_config, list_configs, shipped_configs
 from visionkit.errors import ConfigError
 
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -131,9 +132,58 @@ def test_an_installed_package_has_its_configs_inside(empty_folder, monkeypatch):
     assert shipped_configs() == {"one": file}
 
 
+def test_the_list_says_what_each_config_is_and_is_good_for():
+    listed = {config.name: config for config in list_configs()}
+    assert listed.keys() == shipped_configs().keys()
+    assert [config.group for config in list_configs()] == sorted(c.group for c in listed.values())
+    for name, found in listed.items():
+        config = load_config(name)
+        assert found.heads == tuple(head["type"] for head in config.heads.values())
+        assert found.backbone == config.backbone.get("name", config.backbone["type"])
+        assert found.task == (next(iter(config.heads)) if len(found.heads) == 1 else "joint")
+        assert found.path.stem == name
+        first = found.path.read_text().split("\n")[0]
+        assert first == f"# {found.summary}" and 40 < len(first) < 120
+        assert first.endswith(".") and ". " not in first  # one sentence
+        assert (found.group == "torchvision") == ("torchvision" in found.path.parts)
+    small = listed["detection_small"]
+    assert (small.task, *small.heads, small.backbone) == ("detection", "TaskAligned", "LightResNet")
+
+
+def test_a_config_in_the_list_may_have_a_base(empty_folder, monkeypatch):
+    folder = empty_folder / "configs" / "torchvision"
+    folder.mkdir(parents=True)
+    head, backbone = "head: {type: FCOS}\n", "backbone: {type: MLP}\n"
+    (folder / "one.yaml").write_text(f"# One.\ntask: detection\n{head}{backbone}")
+    (folder.parent / "two.yaml").write_text("# Two.\nbase: one\nhead: {type: TaskAligned}\n")
+    monkeypatch.setattr(shipped, "PACKAGE", empty_folder)
+    two, one = list_configs()
+    assert (two.name, two.task, two.heads, two.backbone) == (
+        "two", "detection", ("TaskAligned",), "MLP"
+    )  # fmt: skip
+    assert (one.name, one.summary, one.group) == ("one", "One.", "torchvision")
+
+
+def test_the_text_of_the_list_is_aligned_in_groups():
+    ours, others = shipped.describe_configs().split("\n\n")[:2]
+    for text, group in ((ours, ""), (others, "torchvision")):
+        title, *lines = text.split("\n")
+        assert title == f"{shipped.FOLDERS[group]}:"
+        configs = [config for config in list_configs() if config.group == group]
+        assert lines[1::2] == [f"    {config.summary}" for config in configs]
+        starts = {}
+        for line, config in zip(lines[::2], configs, strict=True):
+            cells = re.split(r"  +", line)
+            assert cells == [config.name, config.task, config.backbone, ", ".join(config.heads)]
+            for index, cell in enumerate(cells[1:]):
+                starts.setdefault(index, set()).add(line.index(f" {cell}", len(config.name)))
+        assert [len(places) for places in starts.values()] == [1, 1, 1]
+
+
 def test_names_are_found_without_torch():
     code = (
-        "import sys; from visionkit.config.shipped import find_config; "
-        "find_config('detection'); assert 'torch' not in sys.modules"
+        "import sys; from visionkit.cli.main import main; "
+        "from visionkit.config.shipped import find_config; find_config('detection'); "
+        "assert main(['list', 'configs']) == 0; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

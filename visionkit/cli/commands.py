@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from visionkit.config import Config
     from visionkit.engine.check import Report
 
-SECTIONS = ("heads", "backbones", "necks", "datasets", "transforms")
+SECTIONS = ("configs", "heads", "backbones", "necks", "datasets", "transforms")
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
 
 
@@ -236,10 +236,15 @@ def config(args: argparse.Namespace) -> None:
 
 
 def list_components(args: argparse.Namespace) -> None:
-    from visionkit.config.components import describe
+    if args.section in (None, "configs"):
+        from visionkit.config.shipped import describe_configs
 
+        print(describe_configs())
     for section in [args.section] if args.section else SECTIONS:
-        print(describe(section))
+        if section != "configs":
+            from visionkit.config.components import describe
+
+            print(describe(section))
 
 
 def data_shapes(args: argparse.Namespace) -> None:

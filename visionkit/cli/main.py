@@ -311,7 +311,12 @@ COMMANDS: tuple[tuple[str, Run, AddArguments, str], ...] = (
         "validate a config with its data and weights, or a COCO file",
     ),
     ("config", commands.config, _add_config, "validate a config and print it complete"),
-    ("list", commands.list_components, _add_list, "list the components that a config can name"),
+    (
+        "list",
+        commands.list_components,
+        _add_list,
+        "list the shipped configs and the components that a config can name",
+    ),
 )
 
 

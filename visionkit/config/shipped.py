@@ -9,15 +9,21 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from visionkit.config.yaml import read
 from visionkit.errors import ConfigError, listed, unknown
 from visionkit.runs.files import twin_clause
 
 log = logging.getLogger("visionkit")
 
 PACKAGE = Path(__file__).parents[1]
-FOLDERS = ("", "torchvision")  # within the folder of configs
+FOLDERS = {  # within the folder of configs, and what is in them
+    "": "Recipes",
+    "torchvision": "Models of torchvision, with the values that fit its published weights",
+}
 NEAREST = 3  # names in the answer to an unknown one
 SUFFIXES = (".yaml", ".yml")
 MOST_LISTED = 1000  # files that a missing one is compared with
@@ -27,6 +33,66 @@ def shipped_configs() -> dict[str, Path]:
     """The file of each shipped config by its name, sorted."""
     files = [file for folder in FOLDERS for file in (_root() / folder).glob("*.yaml")]
     return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
+
+
+@dataclass(frozen=True)
+class ShippedConfig:
+    """What `visionkit list configs` shows of one config."""
+
+    name: str
+    path: Path
+    task: str  # `joint`: several heads
+    heads: tuple[str, ...]  # their types
+    backbone: str  # its `name`, or else its type
+    summary: str  # what it is good for: the first comment of the file
+
+    @property
+    def group(self) -> str:
+        """The folder: empty for the recipes of visionkit."""
+        return self.path.parent.name if self.path.parent.name in FOLDERS else ""
+
+
+def list_configs() -> list[ShippedConfig]:
+    """All shipped configs: visionkit's own by name, then those of torchvision's models."""
+    found = [_describe(name, path) for name, path in shipped_configs().items()]
+    return sorted(found, key=lambda config: ([*FOLDERS].index(config.group), config.name))
+
+
+def describe_configs() -> str:
+    """The text of `visionkit list configs`: of each config the name, task, backbone and heads, and
+    what it is good for."""
+    found, shown = list_configs(), []
+    for folder, title in FOLDERS.items():
+        group = [config for config in found if config.group == folder]
+        rows = [(c.name, c.task, c.backbone, ", ".join(c.heads)) for c in group]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        shown.append(f"{title}:")
+        for config, row in zip(group, rows, strict=True):
+            cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+            shown += ["  ".join(cells).rstrip(), f"    {config.summary}"]
+        shown.append("")
+    return "\n".join(
+        [*shown, "Use: visionkit train NAME key=value ..., or a copy: visionkit init NAME"]
+    )
+
+
+def _describe(name: str, path: Path) -> ShippedConfig:
+    config: dict[str, Any] = {}
+    file: Path | None = path
+    while file is not None:  # what the config says, or else its base
+        values, _ = read(file)
+        base = values.pop("base", None)
+        config, file = values | config, base and find_config(base, file.parent)
+    heads, backbone = config.get("heads") or {"": config["head"]}, config["backbone"]
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return ShippedConfig(
+        name=name,
+        path=path,
+        task=config.get("task", "joint"),
+        heads=tuple(head["type"] for head in heads.values()),
+        backbone=backbone.get("name", backbone["type"]),
+        summary=first.removeprefix("#").strip(),
+    )
 
 
 def find_config(name_or_path: str | os.PathLike[str], folder: Path = Path()) -> Path:
