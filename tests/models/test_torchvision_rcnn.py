@@ -32,7 +32,15 @@ def pyramid(strides):
     return {name: Level(256, stride) for name, stride in strides.items()}
 
 
+V2 = {"rpn_convs": 2, "box_convs": 4, "box_norm": "batch"}
 RESNET_LEVELS = pyramid({"0": 4, "1": 8, "2": 16, "3": 32, "pool": 64})
+# Smaller counts than the default, to be quick
+SMALL = {"max_detections": 30, "rpn_post_nms_test": 200, "box_batch_size": 64}
+TV_SMALL = {
+    "box_detections_per_img": 30,
+    "rpn_post_nms_top_n_test": 200,
+    "box_batch_size_per_image": 64,
+}
 MODELS = {
     "fasterrcnn_resnet50_fpn": (FasterRCNN, RESNET_LEVELS, {}, {}),
     "fasterrcnn_mobilenet_v3_large_320_fpn": (
@@ -41,15 +49,12 @@ MODELS = {
         MOBILENET,
         {},
     ),
-    "maskrcnn_resnet50_fpn": (  # smaller counts than the default, to be quick
+    "maskrcnn_resnet50_fpn": (MaskRCNN, RESNET_LEVELS, SMALL, TV_SMALL),
+    "maskrcnn_resnet50_fpn_v2": (
         MaskRCNN,
         RESNET_LEVELS,
-        {"max_detections": 30, "rpn_post_nms_test": 200, "box_batch_size": 64},
-        {
-            "box_detections_per_img": 30,
-            "rpn_post_nms_top_n_test": 200,
-            "box_batch_size_per_image": 64,
-        },
+        {**SMALL, **V2, "mask_norm": "batch"},
+        TV_SMALL,
     ),
 }
 
@@ -180,7 +185,8 @@ def test_same_losses_and_gradients(name):
     expected["rpn_box"] = expected.pop("rpn_box_reg")
 
     torch.manual_seed(5)  # both draw in the same order, so they draw the same
-    losses = losses_of(ours, features, batch_of(targets))
+    losses = losses_of(ours.train(), features, batch_of(targets))
+    ours.eval()
     assert losses.keys() == expected.keys() == set(ours.terms)
     assert all(value > 0 for value in losses.values())
     torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-4)
@@ -189,9 +195,10 @@ def test_same_losses_and_gradients(name):
     sum(expected.values()).backward()
     sum(losses.values()).backward()
     their_parameters = dict(theirs.named_parameters())
+    tolerance = 1e-2 if "v2" in name else 1e-3  # batch norms magnify what rounding changes
     for key, parameter in ours.named_parameters():
         reference = their_parameters[key].grad
-        assert (parameter.grad - reference).norm() <= 1e-3 * reference.norm(), key
+        assert (parameter.grad - reference).norm() <= tolerance * reference.norm(), key
 
 
 @pytest.mark.parametrize("name", MODELS)

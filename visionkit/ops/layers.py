@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
 
 from visionkit.types import Target
 
 Norm = Literal["batch", "group"]
+OptionalNorm = Literal["none", "batch", "group"]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -25,8 +27,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """BatchNorm, but a single value for each channel, as of one image, has no statistics: the
-    running ones normalize it."""
+    """BatchNorm, but a single value for each channel, as of one image, or none has no statistics:
+    the running ones normalize it."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x[:, 0].numel() > 1:
@@ -34,6 +36,19 @@ class BatchNorm(nn.BatchNorm2d):
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
         )
+
+
+NORM_LAYERS: dict[OptionalNorm, Callable[[int], nn.Module] | None] = {
+    "none": None,
+    "batch": BatchNorm,
+    "group": group_norm,
+}
+
+
+def conv_block(channels: int, out: int, norm: OptionalNorm) -> nn.Sequential:
+    """A 3x3 convolution, a norm and a ReLU, named as torchvision names them. The convolution has a
+    bias if no norm follows."""
+    return Conv2dNormActivation(channels, out, norm_layer=NORM_LAYERS[norm])
 
 
 def conv_norm_relu(

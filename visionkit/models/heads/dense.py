@@ -259,6 +259,13 @@ def cells_first(maps: Tensor) -> Tensor:
     return maps.permute(0, 2, 3, 1).flatten(1, 2).float()
 
 
+def init_small(conv: nn.Conv2d) -> None:
+    """The initial values that Lin et al. 2017 give the convolutions of such heads."""
+    nn.init.normal_(conv.weight, std=0.01)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
 def prior_bias(prior: float) -> float:
     """Bias under which each class begins with the probability `prior` (Lin et al. 2017)."""
     return -math.log((1 - prior) / prior)

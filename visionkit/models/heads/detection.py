@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionkit.config.schema import Count, Fraction, Positive
+from visionkit.config.schema import Count, Fraction, Natural, Positive
+from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.models.heads.dense import AnchorGenerator
 from visionkit.models.heads.matching import Matcher, Sampler, ground_truth_of, labeled, zero_losses
@@ -25,6 +26,7 @@ from visionkit.models.heads.rcnn.roi_heads import (
     valid_rows,
 )
 from visionkit.models.heads.rcnn.rpn import RPN, TopN
+from visionkit.ops.layers import OptionalNorm
 from visionkit.ops.nms import Among, detections
 from visionkit.ops.roi_align import flatten_boxes
 from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
@@ -50,8 +52,10 @@ class FasterRCNN(Head):
     rpn_score_threshold: least objectness of a proposal.
     roi_levels: levels that regions are read from; by default those of stride 32 and finer.
     box_pool_size, sampling_ratio: bins per region side; samples per bin side.
-    box_hidden: width of the two hidden layers over a region; by default 4 times the channels of
-        the levels, which is torchvision's 1024 at its 256.
+    box_convs, box_norm: convolutions over a region, before the hidden layers, and the norm after
+        each.
+    box_hidden: width of the two hidden layers over a region, or one after convolutions; by default
+        4 times the channels of the levels, which is torchvision's 1024 at its 256.
     box_fg_iou, box_bg_iou, box_batch_size, box_positive_fraction: as for the anchors, but for the
         regions of the second stage.
     box_score_threshold, box_nms_iou, max_detections: least score of a detection, overlap at which
@@ -89,6 +93,8 @@ class FasterRCNN(Head):
         roi_levels: list[str] | None = None,
         box_pool_size: Count = 7,
         sampling_ratio: Count = 2,
+        box_convs: Natural = 0,
+        box_norm: OptionalNorm = "none",
         box_hidden: Count | None = None,
         box_fg_iou: Fraction = 0.5,
         box_bg_iou: Fraction = 0.5,
@@ -100,6 +106,10 @@ class FasterRCNN(Head):
         max_detections: Count = 100,
     ) -> None:
         super().__init__()
+        if box_norm != "none" and not box_convs:
+            raise ConfigError(
+                f"box_norm: got {box_norm!r} without convolutions to normalize; give box_convs"
+            )
         self.rpn = RPN(
             AnchorGenerator(levels, anchor_sizes, anchor_ratios),
             Matcher(rpn_fg_iou, rpn_bg_iou, best_for_each=True),
@@ -115,6 +125,8 @@ class FasterRCNN(Head):
             RoIPooler(levels, roi_levels, box_pool_size, sampling_ratio),
             Matcher(box_fg_iou, box_bg_iou, best_for_each=False),
             Sampler(box_batch_size, box_positive_fraction),
+            convs=box_convs,
+            norm=box_norm,
             hidden=box_hidden,
             score_threshold=box_score_threshold,
             nms_iou=box_nms_iou,
@@ -160,8 +172,8 @@ class MaskRCNN(FasterRCNN):
     """Faster R-CNN with a branch that draws each object's mask (He et al. 2017).
 
     mask_pool_size: bins per region side; the mask has twice as many.
-    mask_channels, mask_convs: width and number of the mask branch's hidden convolutions; by
-        default as wide as the levels.
+    mask_channels, mask_convs, mask_norm: width and number of the mask branch's hidden convolutions,
+        by default as wide as the levels, and the norm after each.
     kwargs: the arguments of `FasterRCNN`.
     """
 
@@ -178,6 +190,7 @@ class MaskRCNN(FasterRCNN):
         mask_pool_size: Count = 14,
         mask_channels: Count | None = None,
         mask_convs: Count = 4,
+        mask_norm: OptionalNorm = "none",
         **kwargs: Any,
     ) -> None:
         super().__init__(levels, classes, **kwargs)
@@ -185,7 +198,7 @@ class MaskRCNN(FasterRCNN):
         self.mask_pool = RoIPooler(levels, pool.names, mask_pool_size, pool.sampling_ratio)
         mask_channels = mask_channels or pool.channels
         # Next to the box modules, where torchvision's checkpoints have them.
-        self.roi_heads.mask_head = MaskHead(pool.channels, mask_channels, mask_convs)
+        self.roi_heads.mask_head = MaskHead(pool.channels, mask_channels, mask_convs, mask_norm)
         self.roi_heads.mask_predictor = MaskPredictor(mask_channels, mask_channels, len(classes))
 
     def _second_stage_losses(self, features: Features, regions: SampledRegions) -> dict[str, Loss]:

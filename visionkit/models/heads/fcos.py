@@ -23,11 +23,12 @@ from visionkit.models.heads.dense import (
     Locations,
     Prior,
     cells_first,
+    init_small,
     locations_of,
     prior_bias,
 )
 from visionkit.ops.boxes import area
-from visionkit.ops.layers import constant_bias, group_norm
+from visionkit.ops.layers import group_norm
 from visionkit.ops.losses import giou_loss, sigmoid_focal_loss
 from visionkit.types import Batch, Features, Level, Loss, Target
 
@@ -276,6 +277,5 @@ class Branch(nn.Module):
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-    nn.init.normal_(conv.weight, std=0.01)
-    constant_bias(conv, 0.0)
+    init_small(conv)
     return conv

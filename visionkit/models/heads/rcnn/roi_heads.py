@@ -19,6 +19,7 @@ from torchvision.ops import roi_align as torchvision_roi_align
 from visionkit.errors import ConfigError
 from visionkit.models.heads.matching import GroundTruth, Matcher, Sampler
 from visionkit.ops.boxes import clip, decode, encode
+from visionkit.ops.layers import OptionalNorm, conv_block
 from visionkit.ops.losses import marginal_cross_entropy
 from visionkit.ops.nms import Among, suppress
 from visionkit.ops.roi_align import flatten_boxes, roi_align
@@ -34,7 +35,8 @@ MASK_THRESHOLD = 0.5  # a pixel is part of the object from this probability
 class RoIHeads(nn.Module):
     """Learns from sampled proposals; turns proposals into detections.
 
-    hidden: width of the box head; by default 4 times the pool's channels.
+    convs, norm: convolutions of the box head and the norm after each.
+    hidden: width of its hidden layers; by default 4 times the pool's channels.
     score_threshold: the least probability of a class for a detection.
     nms_iou, nms: of two detections that overlap more than that, the worse goes: those of one
         `class`, or `all`.
@@ -52,6 +54,8 @@ class RoIHeads(nn.Module):
         matcher: Matcher,
         sampler: Sampler,
         *,
+        convs: int,
+        norm: OptionalNorm,
         hidden: int | None,
         score_threshold: float,
         nms_iou: float,
@@ -63,7 +67,11 @@ class RoIHeads(nn.Module):
         self.pool = pool
         self.matcher, self.sampler = matcher, sampler
         hidden = hidden or 4 * pool.channels
-        self.box_head = BoxHead(pool.channels, pool.size, hidden)
+        self.box_head: nn.Module = (
+            ConvBoxHead(pool.channels, pool.size, hidden, convs, norm)
+            if convs
+            else BoxHead(pool.channels, pool.size, hidden)
+        )
         self.box_predictor = BoxPredictor(hidden, num_classes)
         self.score_threshold = score_threshold
         self.nms_iou, self.nms = nms_iou, nms
@@ -271,6 +279,19 @@ class BoxHead(nn.Module):
         return F.relu(self.fc7(F.relu(self.fc6(regions.flatten(1)))))
 
 
+class ConvBoxHead(nn.Sequential):
+    """Convolutions and one hidden layer over a pooled region: (R, C, size, size) to (R, hidden).
+
+    After Wu and He 2018, appendix.
+    """
+
+    def __init__(self, channels: int, size: int, hidden: int, convs: int, norm: OptionalNorm):
+        blocks = [conv_block(channels, channels, norm) for _ in range(convs)]
+        linear = nn.Linear(channels * size**2, hidden)
+        super().__init__(*blocks, nn.Flatten(), linear, nn.ReLU(inplace=True))
+        _init_convs(self)
+
+
 class BoxPredictor(nn.Module):
     """A logit for background and each of K classes, and box offsets for each of them."""
 
@@ -288,11 +309,9 @@ class BoxPredictor(nn.Module):
 class MaskHead(nn.Sequential):
     """Convolutions over a pooled region."""
 
-    def __init__(self, channels: int, hidden: int, convs: int) -> None:
-        super().__init__()
-        for before, after in itertools.pairwise([channels] + [hidden] * convs):
-            conv = nn.Conv2d(before, after, 3, padding=1)
-            self.append(nn.Sequential(conv, nn.ReLU(inplace=True)))
+    def __init__(self, channels: int, hidden: int, convs: int, norm: OptionalNorm) -> None:
+        widths = itertools.pairwise([channels] + [hidden] * convs)
+        super().__init__(*(conv_block(before, after, norm) for before, after in widths))
         _init_convs(self)
 
 
@@ -325,7 +344,8 @@ def _init_convs(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.get_parameter("bias"))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.models.heads.dense import AnchorGenerator, Anchors, best_of_each_level
+from visionkit.models.heads.dense import AnchorGenerator, Anchors, best_of_each_level, init_small
 from visionkit.models.heads.matching import BACKGROUND, IGNORED, GroundTruth, Matcher, Sampler
 from visionkit.ops.boxes import clip, encode
+from visionkit.ops.layers import conv_block
 from visionkit.ops.nms import suppress
 from visionkit.types import Features, Loss, Size
 
@@ -113,16 +114,12 @@ class RPNHead(nn.Module):
 
     def __init__(self, channels: int, anchors_per_cell: int, convs: int) -> None:
         super().__init__()
-        self.conv = nn.Sequential()
-        for _ in range(convs):
-            conv = nn.Conv2d(channels, channels, 3, padding=1)
-            self.conv.append(nn.Sequential(conv, nn.ReLU(inplace=True)))
+        self.conv = nn.Sequential(*(conv_block(channels, channels, "none") for _ in range(convs)))
         self.cls_logits = nn.Conv2d(channels, anchors_per_cell, 1)
         self.bbox_pred = nn.Conv2d(channels, 4 * anchors_per_cell, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.get_parameter("bias"))
+                init_small(layer)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """From (B, C, h, w): logits (B, h * w * A) and offsets (B, h * w * A, 4)."""
