@@ -187,6 +187,8 @@ class Head(nn.Module):
     # Layers with outputs for each class, and how many; outputs before these are of no class. By
     # these, weights of a model with other classes are loaded by class name.
     class_layers: ClassVar[Mapping[str, int]] = {}
+    # Of such a layer that repeats its outputs, as one set for each anchor of a cell: how often.
+    class_groups: Mapping[str, int] = {}
     boxes_from: str | None = None  # head whose boxes it describes
     single_object: ClassVar[bool] = False  # it wants images with a single object
     cell: int | None = None  # input pixels of the side of its smallest cell, if cells find objects

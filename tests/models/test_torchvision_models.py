@@ -18,22 +18,28 @@ from visionkit.types import Classes
 CONFIGS = ROOT / "configs/torchvision"
 MODELS = (
     "fasterrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn",
-    "fcos_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
+    "maskrcnn_resnet50_fpn",
+    "maskrcnn_resnet50_fpn_v2",
+    "fcos_resnet50_fpn",
+    "retinanet_resnet50_fpn",
+    "retinanet_resnet50_fpn_v2",
 )
 NUM_CLASSES = 7  # in torchvision's count, background included
+SIDE = 160
+PROPOSALS = 100  # fewer than published, since the box heads of `v2` take long
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Images whose longer side is 256, so that neither side resizes them."""
+    """Images whose longer side is SIDE, so that neither side resizes them."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     files = []
-    for number, (h, w) in enumerate([(256, 190), (201, 256)]):
-        coarse = Image.fromarray(rng.integers(0, 255, (h // 24, w // 24, 3), np.uint8))
+    for number, (h, w) in enumerate([(SIDE, 118), (125, SIDE)]):
+        coarse = Image.fromarray(rng.integers(0, 255, (h // 16, w // 16, 3), np.uint8))
         files.append(folder / f"{number}.png")
         coarse.resize((w, h), Image.Resampling.BICUBIC).save(files[-1])
     return files
@@ -45,9 +51,11 @@ def torchvision_model(name, norm_eps):
     scores are equal."""
     torch.manual_seed(1)
     build = getattr(tv, name)
+    counts = {"rpn_post_nms_top_n_test": PROPOSALS} if "rcnn" in name else {}
     model = build(
-        weights=None, weights_backbone=None, num_classes=NUM_CLASSES, min_size=256, max_size=256
-    )
+        weights=None, weights_backbone=None, num_classes=NUM_CLASSES,
+        min_size=SIDE, max_size=SIDE, **counts,
+    )  # fmt: skip
     model.eval()
     for norm in model.backbone.body.modules():
         if isinstance(norm, torch.nn.BatchNorm2d) and norm_eps is not None:
@@ -57,21 +65,37 @@ def torchvision_model(name, norm_eps):
             for norm in model.modules():
                 if isinstance(norm, torch.nn.BatchNorm2d):
                     norm.momentum = None  # takes the statistics of the next pass
-            model.train().backbone(torch.randn(4, 3, 256, 256))
+            model.train().backbone(torch.randn(4, 3, SIDE, SIDE))
             model.eval()
-        for layer, gain in {
-            "box_predictor.cls_score": 6 if "mobilenet" in name else 20,
-            "box_predictor.bbox_pred": 1, "rpn.head.cls_logits": 5,
-            "rpn.head.bbox_pred": 1, "mask_fcn_logits": 5,
-            "classification_head.cls_logits": 20, "bbox_reg": 5,
-        }.items():  # fmt: skip
+        gains = {"rpn.head.cls_logits": 5, "mask_fcn_logits": 5}
+        if name.startswith("fcos"):
+            gains = {"classification_head.cls_logits": 20, "bbox_reg": 5}
+        for layer, gain in gains.items():
             for key, value in model.named_parameters():
                 if key.endswith(f"{layer}.weight"):
                     value *= gain
-        for key, value in model.named_parameters():
-            if key.endswith("cls_logits.bias") and "classification" in key:
-                value.fill_(-1.0)
+                if key.endswith("classification_head.cls_logits.bias"):
+                    value.fill_(-1.0)
+        if name.startswith("retinanet"):
+            heads = model.head.classification_head, model.head.regression_head
+            spread(model, heads[0].cls_logits, -3.0, 1.5)
+            spread(model, heads[1].bbox_reg, 0.0, 0.3)
+        elif "rcnn" in name:
+            spread(model, model.roi_heads.box_predictor.cls_score, 0.0, 4.0)
     return model
+
+
+def spread(model, layer, mean, std):
+    """Give the outputs of a layer that mean and spread: a random network's are nearly constant, or
+    so large that scores are equal."""
+    outputs = []
+    hook = layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output))
+    model([torch.rand(3, SIDE, SIDE) for _ in range(2)])
+    hook.remove()
+    values = torch.cat([output.flatten() for output in outputs])
+    factor = std / values.std()
+    layer.weight *= factor
+    layer.bias.sub_(values.mean()).mul_(factor).add_(mean)
 
 
 def count(model):
@@ -80,13 +104,15 @@ def count(model):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_torchvision_checkpoint_gives_the_same_predictions(name, images, tmp_path):
-    words = [f"weights={tmp_path / 'weights.pth'}", "data.image_size=256",
+    words = [f"weights={tmp_path / 'weights.pth'}", f"data.image_size={SIDE}",
              "train.precision=fp32", "train.device=cpu", "train.channels_last=false"]  # fmt: skip
+    words += [f"head.rpn_post_nms_test={PROPOSALS}"] * ("rcnn" in name)
     config = load_config(CONFIGS / f"{name}.yaml", words)
     theirs = torchvision_model(name, config.backbone.get("norm_eps"))
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
     head = next(iter(config.heads))
-    slots = NUM_CLASSES if name.startswith("fcos") else NUM_CLASSES - 1
+    shift = 0 if name.startswith(("fcos", "retinanet")) else 1  # labels count from the background
+    slots = NUM_CLASSES - shift
     classes = {head: Classes(tuple(f"class {i}" for i in range(slots)), tuple(range(slots)))}
     ours = build_model(config, classes).eval()
 
@@ -97,7 +123,6 @@ def test_a_torchvision_checkpoint_gives_the_same_predictions(name, images, tmp_p
         expected = theirs([tensor.float() / 255 for tensor in tensors])
     predictor = Predictor(ours, config, classes, fold=False)
     found = predictor.predict_batch(images)
-    shift = 0 if name.startswith("fcos") else 1
     for theirs_in_image, prediction in zip(expected, found, strict=True):
         assert len(prediction.labels) == len(theirs_in_image["labels"]) > 5
         assert torch.equal(prediction.labels, theirs_in_image["labels"] - shift)

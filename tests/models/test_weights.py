@@ -59,24 +59,26 @@ def rows_of(model, count):
     for layer, each in head.class_layers.items():
         for kind in ("weight", "bias"):
             tensor = state[f"heads.head.{layer}.{kind}"]
-            start = len(tensor) - each * count
-            front.append(tensor[:start].flatten())
-            for k in range(count):
-                first = start + k * each
-                rows[k].append(tensor[first : first + each].flatten())
+            for group in tensor.chunk(head.class_groups.get(layer, 1)):
+                start = len(group) - each * count
+                front.append(group[:start].flatten())
+                for k in range(count):
+                    first = start + k * each
+                    rows[k].append(group[first : first + each].flatten())
     return torch.cat(front), [torch.cat(r) for r in rows]
 
 
 @pytest.mark.parametrize("name", WITH_CLASSES)
 def test_the_layers_of_classes_are_all_that_depends_on_them(name):
     """A head that has one more such layer and does not declare it fails here."""
+    head = model_of(name, AB, 0).head("head")
     two, three = (model_of(name, classes, 0).state_dict() for classes in (AB, CAB))
     assert two.keys() == three.keys()
     differ = {key.rpartition(".")[0] for key in two if two[key].shape != three[key].shape}
     assert differ == {f"heads.head.{layer}" for layer in HEADS[name].class_layers}
     for layer, rows in HEADS[name].class_layers.items():
         key = f"heads.head.{layer}.bias"
-        assert len(three[key]) - len(two[key]) == rows
+        assert len(three[key]) - len(two[key]) == rows * head.class_groups.get(layer, 1)
 
 
 @pytest.mark.parametrize("name", WITH_CLASSES)

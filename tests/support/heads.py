@@ -69,6 +69,14 @@ HEADS: dict[str, Case] = {
     "FCOS": Case(
         "fcos", "detection", pyramid=True, class_layer="cls_logits", resumed={"num_convs": 1}
     ),
+    "RetinaNet": Case(
+        "retinanet",
+        "detection",
+        pyramid=True,
+        class_layer="cls_logits",
+        small={"num_convs": 1},
+        resumed={"num_convs": 1},
+    ),
     "TaskAligned": Case(
         "task_aligned",
         "detection",

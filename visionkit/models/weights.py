@@ -36,6 +36,10 @@ LEGACY = (
     *((rf"^(roi_heads\.mask_head\.)mask_fcn{n}\.", rf"\g<1>{n - 1}.0.") for n in (1, 2, 3, 4)),
     (r"^backbone\.fpn\.", "neck."),
 )
+# RetinaNet's; in FCOS, which has the same names, norms stand between the convolutions
+LEGACY_RETINANET = tuple(
+    (rf"^(head\.\w+_head\.conv\.){2 * n}\.(weight|bias)$", rf"\g<1>{n}.0.\2") for n in range(4)
+)
 HINT = (
     "give weights of this architecture and variant (a classifier's as backbone.weights), or set "
     "partial_weights: true to load the tensors that fit and start the others at random"
@@ -85,7 +89,8 @@ def load_model_weights(
         head = _only_head(model, path)
         if not detector:
             state = {re.sub(r"^backbone\.", "backbone.body.", n): t for n, t in state.items()}
-        state = {_our_name(name, head): tensor for name, tensor in state.items()}
+        legacy = LEGACY if any(".bbox_ctrness." in n for n in state) else LEGACY + LEGACY_RETINANET
+        state = {_our_name(name, head, legacy): tensor for name, tensor in state.items()}
         names = _torchvision_classes(model, head, state, classes[head].names)
     origin = Origin(path, state, names, kind)
     if is_run(content):
@@ -117,8 +122,8 @@ def _only_head(model: VisionModel, path: str) -> str:
     return next(iter(model.heads))
 
 
-def _our_name(name: str, head: str) -> str:
-    for pattern, replacement in LEGACY:
+def _our_name(name: str, head: str, legacy: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in legacy:
         name = re.sub(pattern, replacement, name)
     return name if name.startswith(("backbone.", "neck.")) else f"heads.{head}.{name}"
 
@@ -131,6 +136,7 @@ def _torchvision_classes(
     own = model.state_dict()
     for layer, rows in model.head(head).class_layers.items():
         key = f"heads.{head}.{layer}.bias"
+        rows *= model.head(head).class_groups.get(layer, 1)
         if key in state and key in own:
             names = TORCHVISION_CLASSES.get(len(state[key]) // rows, ())
             background = len(own[key]) // rows - len(ours)  # 1 where it is not one of the classes
@@ -155,9 +161,11 @@ def fill(
     reports: list[tuple[str, Sequence[str], Sequence[str] | None, Sequence[str]]] = []
     for name in model.heads:
         names, layers = classes[name].names, model.head(name).class_layers
+        groups = model.head(name).class_groups
         theirs = _renamed(name, origin.classes.get(name), rename or {})
         if layers and any(tensor.startswith(f"heads.{name}.") for tensor in state):
-            kept = _fill_class_rows(state, ours, f"heads.{name}", layers, names, theirs)
+            layout = {layer: (rows, groups.get(layer, 1)) for layer, rows in layers.items()}
+            kept = _fill_class_rows(state, ours, f"heads.{name}", layout, names, theirs)
             reports.append((name, names, theirs, kept))
         elif theirs is not None and theirs != [*names]:  # a custom head without `class_layers`
             reports.append((name, names, None, names))
@@ -209,31 +217,34 @@ def _fill_class_rows(
     state: dict[str, Tensor],
     ours: Mapping[str, Tensor],
     head: str,
-    layers: Mapping[str, int],
+    layers: Mapping[str, tuple[int, int]],
     names: Sequence[str],
     theirs: Sequence[str] | None,
 ) -> list[str]:
     """Replace the tensors of the class layers in `state` by those of the model with the rows of the
     classes that both have; returns the names of these. Where the names are not known, equally many
-    rows keep their place."""
+    rows keep their place. `layers` have so many rows for each class in so many groups."""
     kept = [name for name in names if theirs is None or name in theirs]
     for key in [f"{head}.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]:
         if key not in state or key not in ours or state[key].shape[1:] != ours[key].shape[1:]:
             continue  # it does not fit, which is an error
-        old, new = state[key], ours[key].clone()
-        if theirs is None and len(old) == len(new):
+        rows, groups = layers[key.removeprefix(f"{head}.").rpartition(".")[0]]
+        if len(state[key]) % groups or (theirs is None and len(state[key]) == len(ours[key])):
             continue
-        rows = layers[key.removeprefix(f"{head}.").rpartition(".")[0]]
-        front = len(new) - rows * len(names)  # rows of the background
-        new[:front] = old[:front]
+        old, new = (x.unflatten(0, (groups, -1)) for x in (state[key], ours[key].clone()))
+        front = new.shape[1] - rows * len(names)  # rows of the background
+        new[:, :front] = old[:, :front]
         if theirs is None:
             kept = []
         else:
-            first = len(old) - rows * len(theirs)
+            first = old.shape[1] - rows * len(theirs)
+            if first != front:  # of other anchors: none is known to be at its place
+                del state[key]
+                continue
             for name in kept:
                 to, at = front + rows * names.index(name), first + rows * theirs.index(name)
-                new[to : to + rows] = old[at : at + rows]
-        state[key] = new
+                new[:, to : to + rows] = old[:, at : at + rows]
+        state[key] = new.flatten(0, 1)
     return kept
 
 

@@ -7,6 +7,7 @@ from visionkit.models.heads.detection import FasterRCNN, MaskRCNN
 from visionkit.models.heads.embedding import Embedding
 from visionkit.models.heads.fcos import FCOS
 from visionkit.models.heads.localization import Localization
+from visionkit.models.heads.retinanet import RetinaNet
 from visionkit.models.heads.semantic import FCN, LRASPP, DeepLabV3, SemanticFPN
 from visionkit.models.heads.task_aligned import TaskAligned
 
@@ -23,6 +24,7 @@ __all__ = [
     "FasterRCNN",
     "Localization",
     "MaskRCNN",
+    "RetinaNet",
     "SemanticFPN",
     "TaskAligned",
 ]

@@ -15,7 +15,7 @@ from torchvision.ops.feature_pyramid_network import (
 
 from visionkit.config.schema import Count
 from visionkit.errors import ConfigError
-from visionkit.ops.layers import group_norm
+from visionkit.ops.layers import NORM_LAYERS, OptionalNorm
 from visionkit.types import Features, Level
 
 
@@ -26,7 +26,9 @@ class FPN(FeaturePyramidNetwork):
     channels: of every output.
     in_features: names of the levels to use; null: all.
     extra_levels: beyond the coarsest: `none`; `pool`, one by subsampling (R-CNNs); `p6`, one by a
-        convolution; `p6p7`, two by convolutions of the coarsest output (RetinaNet, FCOS).
+        convolution; `p6p7`, two by convolutions (RetinaNet, FCOS).
+    extra_from: what these convolutions read: the coarsest map of the `pyramid`, or that of the
+        `backbone`.
     norm: after each convolution of the pyramid.
 
     Level `c3` comes out as `p3`; a level without such a name keeps its own. Extra levels are named
@@ -42,20 +44,28 @@ class FPN(FeaturePyramidNetwork):
         channels: Count = 256,
         in_features: list[str] | None = None,
         extra_levels: Literal["none", "pool", "p6", "p6p7"] = "pool",
-        norm: Literal["none", "batch", "group"] = "none",
+        extra_from: Literal["pyramid", "backbone"] = "pyramid",
+        norm: OptionalNorm = "none",
     ) -> None:
         if in_features is not None and not (in_features and levels.keys() >= {*in_features}):
             raise ConfigError(
                 f"in_features: got {in_features}; expected some of {', '.join(levels)}"
             )
+        if extra_from == "backbone" and extra_levels in ("none", "pool"):
+            raise ConfigError(
+                f"extra_from: got 'backbone' with extra_levels={extra_levels!r}, which has no "
+                "convolution; give extra_levels p6 or p6p7, or remove extra_from"
+            )
         wanted = levels if in_features is None else in_features
         chosen = {name: level for name, level in levels.items() if name in wanted}
-        super().__init__(
-            [level.channels for level in chosen.values()],
-            channels,
-            extra_blocks=_extra_block(extra_levels, channels),
-            norm_layer={"none": None, "batch": nn.BatchNorm2d, "group": group_norm}[norm],
-        )
+        widths = [level.channels for level in chosen.values()]
+        extra: ExtraFPNBlock | None = None
+        if extra_levels == "pool":
+            extra = LastLevelMaxPool()
+        elif extra_levels != "none":
+            source = widths[-1] if extra_from == "backbone" else None
+            extra = _ExtraConvs(channels, two=extra_levels == "p6p7", from_backbone=source)
+        super().__init__(widths, channels, extra_blocks=extra, norm_layer=NORM_LAYERS[norm])
         self._inputs = list(chosen)
         self.levels = {
             re.sub(r"^c(\d+)$", r"p\1", name): Level(channels, level.stride)
@@ -71,19 +81,16 @@ class FPN(FeaturePyramidNetwork):
         return dict(zip(self.levels, maps.values(), strict=True))
 
 
-def _extra_block(kind: str, channels: int) -> ExtraFPNBlock | None:
-    if kind == "none":
-        return None
-    return LastLevelMaxPool() if kind == "pool" else _ExtraConvs(channels, kind == "p6p7")
-
-
 class _ExtraConvs(ExtraFPNBlock):
-    """One or two more levels, by convolutions of stride 2 over the coarsest output."""
+    """One or two more levels, by convolutions of stride 2 over the coarsest map of the pyramid, or
+    over that of the backbone, which has `from_backbone` channels."""
 
-    def __init__(self, channels: int, two: bool) -> None:
+    def __init__(self, channels: int, *, two: bool, from_backbone: int | None) -> None:
         super().__init__()
+        self.from_backbone = from_backbone
         for name in ("p6", "p7")[: 1 + two]:
-            conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+            before = from_backbone or channels if name == "p6" else channels
+            conv = nn.Conv2d(before, channels, 3, stride=2, padding=1)
             nn.init.kaiming_uniform_(conv.weight, a=1)
             nn.init.zeros_(conv.get_parameter("bias"))
             self.add_module(name, conv)
@@ -91,9 +98,10 @@ class _ExtraConvs(ExtraFPNBlock):
     def forward(
         self, outputs: list[Tensor], inputs: list[Tensor], names: list[str]
     ) -> tuple[list[Tensor], list[str]]:
-        for name, conv in self.named_children():
-            x = outputs[-1]
-            outputs = [*outputs, _convolve(conv, x if name == "p6" else x.relu())]
+        x = inputs[-1] if self.from_backbone else outputs[-1]
+        for conv in self.children():
+            outputs = [*outputs, _convolve(conv, x)]
+            x = outputs[-1].relu()
         return outputs, [*names, *(name for name, _ in self.named_children())]
 
 
