@@ -2,9 +2,10 @@
 
 import visionkit
 if __name__ == "__main__":  # loader workers import the script too
-    visionkit.train("configs/detection.yaml", {"train.epochs": 2})
-    model = visionkit.load("runs/detection-001")
-    model.predict("a.jpg").boxes
+    run = visionkit.train("detection", {"train.epochs": 2})
+    print(run.metrics)
+    for found in run.load().predict("a.jpg").above(0.5):
+        print(found.name, found.score, found.box)
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ from visionkit.errors import (
 
 if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is used
     from visionkit.config import Config, load_config
+    from visionkit.data.datasets.shapes import generate_shapes
     from visionkit.data.sample import Sample
+    from visionkit.engine.benchmark import benchmark
     from visionkit.engine.check import check
     from visionkit.engine.evaluate import evaluate
     from visionkit.engine.predict import Predictor, load, predict
     from visionkit.engine.prediction import PredictedObject, Prediction
+    from visionkit.engine.report import Report
     from visionkit.engine.results import predict_files
-    from visionkit.engine.train import train
+    from visionkit.engine.search import SearchResult, search, search_files
+    from visionkit.engine.train import TrainedRun, train
+    from visionkit.metrics.coco.evaluator import CocoEvaluator, evaluate_files
     from visionkit.types import (
         Backbone,
         Batch,
@@ -48,17 +54,23 @@ _HOME = {
     **dict.fromkeys(("Config", "load_config"), "config"),
     **dict.fromkeys(("Predictor", "load", "predict"), "engine.predict"),
     **dict.fromkeys(("PredictedObject", "Prediction"), "engine.prediction"),
-    "predict_files": "engine.results",
+    **dict.fromkeys(("SearchResult", "search", "search_files"), "engine.search"),
+    **dict.fromkeys(("TrainedRun", "train"), "engine.train"),
+    **dict.fromkeys(("CocoEvaluator", "evaluate_files"), "metrics.coco.evaluator"),
+    "Report": "engine.report",
     "Sample": "data.sample",
+    "benchmark": "engine.benchmark",
     "check": "engine.check",
     "evaluate": "engine.evaluate",
-    "train": "engine.train",
+    "generate_shapes": "data.datasets.shapes",
+    "predict_files": "engine.results",
 }
 __all__ = [
     "Backbone",
     "Batch",
     "CheckpointError",
     "Classes",
+    "CocoEvaluator",
     "Config",
     "ConfigError",
     "DataError",
@@ -72,17 +84,25 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Preempted",
+    "Report",
     "ResourceError",
     "Sample",
+    "SearchResult",
     "Target",
+    "TrainedRun",
     "Transform",
     "VisionkitError",
+    "benchmark",
     "check",
     "evaluate",
+    "evaluate_files",
+    "generate_shapes",
     "load",
     "load_config",
     "predict",
     "predict_files",
+    "search",
+    "search_files",
     "train",
 ]
 

@@ -1,15 +1,20 @@
-"""The Python of docs/guide/prediction.md, run as it stands with a small model."""
+"""The Python of docs/guide/python.md and prediction.md, run as it stands with a small model."""
 
+import argparse
+import inspect
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_docs import resolved
 
 import visionkit
 from support import small_runs
 from support.paths import ROOT
+from support.small_runs import quick_settings
+from visionkit.cli import main
 
 
 def blocks(page):
@@ -54,3 +59,43 @@ def test_the_tables_of_the_page_have_what_a_prediction_has(folder):
     public = {name for name in dir(visionkit.Prediction) if not name.startswith("_")}
     fields = {*visionkit.Prediction.__dataclass_fields__} - {"classes", "draw_threshold"}
     assert named == public - {"draw_threshold", "path"} | fields
+
+
+PYTHON = "docs/guide/python.md"
+# What an option of a command is called in Python; None: it is about the output of the command.
+RENAMED = {"gt": "truth", "pred": "results", "type": "iou_type", "json": None, "debug": None}
+RENAMED |= {"help": None, "strict": None}
+
+
+def test_the_python_of_the_python_page(tmp_path, monkeypatch, capsys):
+    (code,) = blocks(PYTHON)
+    train = visionkit.train
+
+    def quick(config, settings):
+        assert settings.pop("train.epochs") == 2
+        words = [f"{key}={value}" for key, value in settings.items()]
+        return train(config, quick_settings(f"{config}.yaml") + words)
+
+    monkeypatch.setattr(visionkit, "train", quick)
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (90, 60)).save("a.jpg")
+    exec(compile(code, "python.md", "exec"), {"__name__": "__main__"})
+    assert "TrainedRun in run\n  " in capsys.readouterr().out
+
+
+def test_every_command_has_its_function_with_the_same_options():
+    """Of each row of the table; a new command needs a row."""
+    page = (ROOT / PYTHON).read_text()
+    rows = re.findall(r"^\| `([^`|]*)` \| `(visionkit\.\w+)", page, re.MULTILINE)
+    parser, names = main._parser()
+    listed = {words.split()[0] for words, _ in rows}
+    assert listed == {*names} - {"val", "list"}
+    actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    taken = {name: set() for name in listed}
+    for words, function in rows:
+        taken[words.split()[0]] |= {*inspect.signature(resolved(function)).parameters}
+    for name in listed - {"data"}:
+        for action in actions.choices[name]._actions:
+            for option in [o[2:] for o in action.option_strings if o.startswith("--")]:
+                parameter = RENAMED.get(option, option.replace("-", "_"))
+                assert parameter is None or parameter in taken[name], (name, option)

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +15,6 @@ from visionkit.runs.terminal import discard_output
 
 if TYPE_CHECKING:
     from visionkit.config import Config
-    from visionkit.engine.check import Report
 
 SECTIONS = ("configs", "heads", "backbones", "necks", "datasets", "transforms")
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
@@ -43,34 +40,25 @@ def train(args: argparse.Namespace) -> None:
 
 def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
     """The config to train and whether to resume its run. Imports torch, which takes seconds."""
-    import visionkit.engine.train  # noqa: F401
     from visionkit.config import load_config
+    from visionkit.engine.train import resumed_config
 
-    config, resume, origin = args.config, args.resume, None
+    config, resume = args.config, args.resume
     if isinstance(resume, str) and _follows(resume) and not Path(resume).is_dir():
         words = [resume, *([config] if config else [])]  # `--resume` stood before the config
         config = next((word for word in words if not OVERRIDE.match(word)), None)
         args.overrides += [word for word in words if OVERRIDE.match(word)]
         resume = True
-    if isinstance(resume, str):
-        words = [config, *args.overrides] if config else args.overrides
-        run = Path(resume)
-        if any(re.match(r"-{0,2}output=", word) for word in words):
-            raise ConfigError(f"--resume {run}: continues in {run}; remove output=")
-        if not (run / "config.yaml").is_file():
-            raise ConfigError(f"--resume: {run} is not a run directory (no config.yaml)")
-        config = origin = str(run / "config.yaml")  # written by whoever trained it
-        args.overrides = words
-        resume = True
     if resume and args.overwrite:
         raise ConfigError("train: --resume continues a run, --overwrite replaces it: give only one")
     if args.strict and not resume:
         raise ConfigError("train: --strict compares the data of a run with --resume: give both")
+    if isinstance(resume, str):
+        words = [config, *args.overrides] if config else args.overrides
+        return resumed_config(resume, words, allow_plugins=args.allow_plugins), True
     if config is None:
         raise ConfigError("train: give a config file, or --resume RUN")
-    checked = load_config(config, args.overrides, origin=origin, allow_plugins=args.allow_plugins)
-    if origin is not None:
-        checked = replace(checked, output=str(Path(origin).parent))
+    checked = load_config(config, args.overrides, allow_plugins=args.allow_plugins)
     if resume and checked.output is None:
         raise ConfigError("--resume: name the run with --resume RUN or output=RUN")
     return checked, bool(resume)
@@ -196,30 +184,14 @@ def check(args: argparse.Namespace) -> int:
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise ConfigError(f"--json: the directory of {args.json} does not exist")
     from visionkit.cli import reports
-
-    log = logging.getLogger("visionkit")
-    level = log.level
-    log.setLevel(logging.ERROR)  # the report contains what opening the data logs
-    try:
-        report = _checked(args)
-    finally:
-        log.setLevel(level)
-    if args.json:
-        reports.write(report, Path(args.json))
-    print(reports.text(report, args.json))
-    return reports.exit_code(report, strict=args.strict)
-
-
-def _checked(args: argparse.Namespace) -> Report:
     from visionkit.engine import check
 
-    if args.target.endswith(".json"):
-        if args.overrides:
-            raise ConfigError("check: key=value overrides do not apply to an annotation file")
-        return check.check_annotations(args.target, args.images)
-    if args.images:
-        raise ConfigError("check: --images needs an annotation file; a config names its images")
-    return check.check(args.target, args.overrides, allow_plugins=args.allow_plugins)
+    options: dict[str, Any] = {"images": args.images, "allow_plugins": args.allow_plugins}
+    report = check.check(args.target, args.overrides, **options)
+    if args.json:
+        reports.write(report, Path(args.json))
+    print(report.text(f"all are in {args.json}" if args.json else "--json FILE writes all"))
+    return reports.exit_code(report, strict=args.strict)
 
 
 def config(args: argparse.Namespace) -> None:

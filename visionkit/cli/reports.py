@@ -1,22 +1,14 @@
-"""What `visionkit check` and `visionkit bench` print, and the JSON file of `check`."""
+"""What `visionkit bench` prints, and the exit code and the JSON file of `visionkit check`."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visionkit.data.checks.findings import DONE, Finding
-from visionkit.data.checks.kinds import title
-from visionkit.data.checks.summary import summary_lines
-from visionkit.engine.check import Report
-from visionkit.errors import CheckpointError, ConfigError, DataError, plural, printable
+from visionkit.engine.report import VERSION, Report
+from visionkit.errors import CheckpointError, ConfigError, DataError
 from visionkit.runs import files
-
-VERSION = 1  # of the JSON file
-SHOWN = 20  # findings on the screen
-SEVERITIES = ("error", "warning", "note")
 
 
 def bench_text(result: Mapping[str, Any]) -> str:
@@ -62,70 +54,7 @@ def write(report: Report, path: Path) -> None:
         raise ConfigError(
             f"--json: {path} already exists and is not a visionkit report; choose another file"
         )
-    files.write_text(path, files.to_json(record(report)) + "\n")
-
-
-def record(report: Report) -> dict[str, Any]:
-    """The content of the JSON file, see docs/guide/data-checks.md."""
-    counts = _severities(report)
-    return {
-        "version": VERSION,
-        "file": report.target,
-        "counts": {
-            **{f"{severity}s": counts[severity] for severity in SEVERITIES},
-            "kinds": dict(sorted(Counter(found.kind for found in report.findings).items())),
-        },
-        "data": report.used,
-        "findings": [found.record() for found in _ordered(report)],
-    }
-
-
-def text(report: Report, written: str | None) -> str:
-    """The report on the screen: some findings of each kind, counts by kind, and the data used.
-    `written` is the path of the JSON file."""
-    findings, counts = _ordered(report), _severities(report)
-    summary = ", ".join(plural(counts[severity], severity) for severity in SEVERITIES)
-    shown = [f"{printable(report.target)}: {summary}"]
-    shown += [
-        f"  {found.severity} {found.kind}: {_located(found, report.target)}"
-        for found in _selected(findings)
-    ]
-    if len(findings) > SHOWN:
-        where = f"all are in {written}" if written else "--json FILE writes all"
-        shown.append(f"  ... and {len(findings) - SHOWN} more; {where}")
-    kinds = Counter((found.severity, found.kind, found.action) for found in findings)
-    if len(findings) > len(kinds):
-        shown.append("by kind:")
-        for (severity, kind, action), count in kinds.items():
-            done = f", {DONE[action]}" if action in DONE else ""
-            shown.append(f"  {count} x {kind} ({severity}{done}): {title(kind)}")
-    shown += [printable(f"data used: {line}") for line in summary_lines(report.used)]
-    return "\n".join(shown)
-
-
-def _located(found: Finding, target: str) -> str:
-    """The finding with its file, unless that is the checked one."""
-    return str(found) if found.file in ("", target) else f"{printable(found.file)}: {found}"
-
-
-def _ordered(report: Report) -> list[Finding]:
-    """Errors, warnings, notes; each in the order of the data."""
-    return sorted(report.findings, key=lambda found: SEVERITIES.index(found.severity))
-
-
-def _severities(report: Report) -> Counter[str]:
-    return Counter(found.severity for found in report.findings)
-
-
-def _selected(findings: list[Finding]) -> list[Finding]:
-    """At most `SHOWN` findings in their order: severe ones first, then the first of each kind, the
-    second of each kind and so on, so that many of one kind do not hide a rare one."""
-    seen: Counter[str] = Counter()
-    ranked = []
-    for index, found in enumerate(findings):
-        ranked.append((SEVERITIES.index(found.severity), seen[found.kind], index))
-        seen[found.kind] += 1
-    return [findings[index] for index in sorted(index for _, _, index in sorted(ranked)[:SHOWN])]
+    files.write_text(path, files.to_json(report.to_dict()) + "\n")
 
 
 def _is_report(path: Path) -> bool:

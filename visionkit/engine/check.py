@@ -6,9 +6,10 @@ slower checks of the data; all findings are in one report.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 
 from visionkit.config import Config, load_config, missing_paths
 from visionkit.data.build import check_custom, open_sources
-from visionkit.data.checks.findings import Finding, Problems, finding, findings_of
+from visionkit.data.checks.findings import Finding, Problems, finding
 from visionkit.data.checks.images import completed, image_findings, narrow_range
 from visionkit.data.checks.kinds import policies
 from visionkit.data.checks.summary import (
@@ -32,6 +33,7 @@ from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.source import Source, iter_splits, split_key
 from visionkit.engine.failures import explained
 from visionkit.engine.optim import Learner
+from visionkit.engine.report import Report, located
 from visionkit.engine.setup import (
     build_initial_model,
     check_training,
@@ -47,44 +49,51 @@ from visionkit.ops.inference import pick_device, pick_precision, reproducible
 from visionkit.runs.terminal import progress_bar
 from visionkit.types import Batch
 
+log = logging.getLogger("visionkit")
 CPU_IMAGES = 2  # of the first batch; a GPU gets all, so that a lack of its memory is found
-
-
-@dataclass
-class Report:
-    """What was checked, all findings, and the data that training would use."""
-
-    target: str
-    findings: list[Finding] = field(default_factory=list)
-    used: dict[str, Any] = field(default_factory=lambda: data_summary((), ()))
-
-    @contextmanager
-    def catching(self, where: str = "") -> Iterator[None]:
-        """A VisionkitError becomes findings, and the check continues after the block."""
-        try:
-            yield
-        except ResourceError:  # a shortage is not a finding about the data
-            raise
-        except VisionkitError as error:
-            self.add(error, where)
-
-    def add(self, error: VisionkitError, where: str = "") -> None:
-        others = getattr(error, "others", [])  # warnings and notes from the same check
-        found = _located(where, [*findings_of(error), *others])
-        self.findings += [one for one in found if one not in self.findings]
 
 
 def check(
     config: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
+    images: str | Path | None = None,
     allow_plugins: bool = False,
 ) -> Report:
-    """Check everything that training of a config depends on; arguments as for `train`.
+    """Check everything that training of a config depends on; or a COCO annotation file.
 
-    Its data, model and weights, and the first batch of each source forward and backward and
-    through the evaluators. No run directory is written. `report.findings` is empty if all is well.
+    `config` is a YAML file, the name of a shipped config, a dict of the same form, or an annotation
+    file: a path that ends in `.json`, with the folder of its `images` or without. Checked are the
+    data, the model and the weights, and the first batch of each source forward and backward and
+    through the evaluators. No run directory is written and no file is changed.
+
+    All problems are in the report, none is raised. `report.errors` is empty if training can start.
+    Raises ArgumentError for a wrong argument, ResourceError if the machine lacks something.
     """
+    is_path = isinstance(config, (str, Path))
+    with _quiet():
+        if is_path and str(config).endswith(".json"):
+            if overrides:
+                raise ArgumentError("check: overrides do not apply to an annotation file")
+            return check_annotations(str(config), images)
+        if images is not None:
+            what = "check: images need an annotation file; a config names its images"
+            raise ArgumentError(what)
+        return _check_config(config, overrides, allow_plugins=allow_plugins)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log of opening the data, which the report has."""
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _check_config(config: Any, overrides: Any, *, allow_plugins: bool) -> Report:
     report = Report(str(config) if isinstance(config, (str, Path)) else "config")
     try:
         loaded = load_config(config, overrides, allow_plugins=allow_plugins)
@@ -141,7 +150,7 @@ def _check_data(config: Config, sources: list[Source], report: Report) -> None:
             where = split_key(source.name, split)
             images[where] = completed(source, split, image_findings(dataset, where))
             known = {found.message for found in images[where]}  # examine() reads maps too
-            others = _located(where, _dataset_findings(dataset))
+            others = located(where, _dataset_findings(dataset))
             report.findings += [found for found in others if found.message not in known]
             report.findings += images[where] + classes[where]
     report.findings += across
@@ -261,14 +270,10 @@ def check_annotations(path: str | Path, images: str | Path | None = None) -> Rep
         found = image_findings(data, str(path))
         found += narrow_range(found, str(path), data)
         found += dataset_class_findings(data, str(path), ["labels"])
-        report.findings += [*_located(str(path), _dataset_findings(data)), *found]
+        report.findings += [*located(str(path), _dataset_findings(data)), *found]
         used = {"main": {"annotations": dataset_summary(data, found)}}
         report.used = {**report.used, "sources": used}
     return report
-
-
-def _located(where: str, findings: Iterable[Finding]) -> list[Finding]:
-    return [found if found.file else found._replace(file=where) for found in findings]
 
 
 def _dataset_findings(dataset: Any) -> Iterator[Finding]:

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from copy import copy
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from visionkit.engine.predict import Prediction, Predictor, find_images, predict_each
+from visionkit.engine.predict import Overrides, Predictor, find_images, loaded, predict_each
+from visionkit.engine.prediction import Prediction
 from visionkit.engine.results import results_folder
-from visionkit.errors import ConfigError, DataError, printable
+from visionkit.errors import ConfigError, DataError, check_counts, printable
 from visionkit.metrics.accuracy import finite
 from visionkit.models.heads.embedding import Embedding
 from visionkit.runs.files import to_json, write_text
@@ -27,58 +29,120 @@ ROWS = 20  # queries on the contact sheet
 CELL, FRAME, LINE = 144, 4, 20  # its sizes in pixels
 QUERY_COLOR, TEXT_COLOR = (214, 39, 40), (40, 40, 40)
 
-Match = tuple[Path, str, float]  # file, name, cosine
+
+class Match(NamedTuple):
+    """An image of the gallery that is near to a query.
+
+    path: the file.
+    name: its name: relative to the folder that was given.
+    similarity: the cosine of the two embeddings, -1 to 1.
+    """
+
+    path: Path
+    name: str
+    similarity: float
 
 
-def search_files(
-    predictor: Predictor,
-    queries: Sequence[str | Path],
-    gallery: Sequence[str | Path],
-    out: str | Path,
+class SearchResult(NamedTuple):
+    """The nearest images of a query.
+
+    path: the file of the query.
+    name: its name: relative to the folder that was given.
+    nearest: the nearest images of the gallery, the most similar first.
+    """
+
+    path: Path
+    name: str
+    nearest: list[Match]
+
+
+Inputs: TypeAlias = str | Path | Sequence[str | Path]
+
+
+def search(
+    model: str | Path | Predictor,
+    queries: Inputs,
+    gallery: Inputs,
+    overrides: Overrides = (),
     *,
     top: int = 5,
     head: str | None = None,
-) -> int:
-    """Find the `top` images of the gallery that are nearest to each query; returns how many
-    images could not be read.
+    allow_plugins: bool = False,
+) -> list[SearchResult]:
+    """The `top` images of the gallery that are nearest to each query, by their embeddings.
 
-    Both are images and folders of images. Writes OUT/matches.json, a record for each query
-    with its `nearest` images and their `similarity`, the cosine of the embeddings (-1 to 1), in
-    descending order; and OUT/matches.jpg, a row for each of the first queries. An image does not
-    match itself. An unreadable image is reported and skipped.
+    `model` is a run directory, a checkpoint file or a loaded `Predictor`; `queries` and `gallery`
+    are images, folders of images, or lists of these. An image does not match itself. An unreadable
+    image is logged and skipped. `head` is the embedding head, where the model has several;
+    `overrides` and `allow_plugins` as for `load`.
 
-    head: the embedding head, where the model has several. Raises ConfigError if there is none or
-    it is unknown; DataError if no query or no image of the gallery can be read.
+    Raises ConfigError if there is no embedding head or `head` is unknown; DataError if no query or
+    no image of the gallery can be read.
     """
-    out, head = Path(out), _embedding_head(predictor, head)
-    predictor = copy(predictor)
-    predictor.heads = [head]  # the others would only cost time
-    if top < 1:
-        raise ConfigError(f"top: got {top}; expected at least 1 image for each query")
-    asked, offered = _images(queries, out), _images(gallery, out)
-    with results_folder(out, [*queries, *gallery], "matches.json"):
-        files = dict.fromkeys([*asked, *offered])
-        vectors = _embeddings(predictor, head, files)
-        asked = {file: name for file, name in asked.items() if file in vectors}
-        offered = {file: name for file, name in offered.items() if file in vectors}
-        if not asked or not offered:
-            which = "queries" if not asked else "images of the gallery"
-            raise DataError(f"search: none of the {which} could be read")
+    check_counts(top=top)
+    predictor = loaded(model, overrides, allow_plugins=allow_plugins)
+    predictor = _of_head(predictor, _embedding_head(predictor, head))
+    return _search(predictor, _images(queries), _images(gallery), top)[0]
 
-        found = _nearest(vectors, asked, offered, top)
+
+def search_files(
+    model: str | Path | Predictor,
+    queries: Inputs,
+    gallery: Inputs,
+    out: str | Path,
+    overrides: Overrides = (),
+    *,
+    top: int = 5,
+    head: str | None = None,
+    allow_plugins: bool = False,
+) -> int:
+    """`search`, with the results in the folder `out`; returns how many images could not be read.
+
+    Writes OUT/matches.json, a record for each query with its `nearest` images and their
+    `similarity`, the cosine of the embeddings (-1 to 1), in descending order; and OUT/matches.jpg,
+    a row for each of the first queries. Raises ConfigError too if `out` has other content.
+    """
+    check_counts(top=top)
+    predictor = loaded(model, overrides, allow_plugins=allow_plugins)
+    predictor = _of_head(predictor, _embedding_head(predictor, head))
+    out = Path(out)
+    asked, offered = _images(queries, out), _images(gallery, out)
+    with results_folder(out, [*_listed(queries), *_listed(gallery)], "matches.json"):
+        found, unreadable = _search(predictor, asked, offered, top)
         records = [
             {
-                "query": asked[query],
+                "query": result.name,
                 "nearest": [
-                    {"file_name": name, "similarity": cosine} for _, name, cosine in matches
+                    {"file_name": match.name, "similarity": match.similarity}
+                    for match in result.nearest
                 ],
             }
-            for query, matches in found.items()
+            for result in found
         ]
         write_text(out / "matches.json", to_json(records) + "\n")
-        sheet = _sheet(predictor, dict(list(found.items())[:ROWS]), asked)
-        save_image(sheet, out / "matches.jpg", quality=90)
-        return len(files) - len(vectors)
+        save_image(_sheet(predictor, found[:ROWS]), out / "matches.jpg", quality=90)
+        return unreadable
+
+
+def _of_head(predictor: Predictor, head: str) -> Predictor:
+    """The same with that head alone: the others would only cost time."""
+    predictor = copy(predictor)
+    predictor.heads = [head]
+    return predictor
+
+
+def _search(
+    predictor: Predictor, asked: dict[Path, str], offered: dict[Path, str], top: int
+) -> tuple[list[SearchResult], int]:
+    """The result of each readable query, and how many images could not be read."""
+    files = dict.fromkeys([*asked, *offered])
+    vectors = _embeddings(predictor, predictor.heads[0], files)
+    asked = {file: name for file, name in asked.items() if file in vectors}
+    offered = {file: name for file, name in offered.items() if file in vectors}
+    if not asked or not offered:
+        which = "queries" if not asked else "images of the gallery"
+        raise DataError(f"search: none of the {which} could be read")
+    return _nearest(vectors, asked, offered, top), len(files) - len(vectors)
 
 
 def _embedding_head(predictor: Predictor, wanted: str | None) -> str:
@@ -97,10 +161,15 @@ def _embedding_head(predictor: Predictor, wanted: str | None) -> str:
     raise ConfigError(f"search: the model has {what}; choose one: {', '.join(embedding)}")
 
 
-def _images(inputs: Sequence[str | Path], out: Path) -> dict[Path, str]:
-    """Each image once, by file, with its name; without the sheet of an earlier search."""
-    files = {file.resolve(): name for file, name in find_images(inputs)}
-    return {file: name for file, name in files.items() if out.resolve() not in file.parents}
+def _listed(inputs: Inputs) -> list[str | Path]:
+    return [inputs] if isinstance(inputs, (str, Path)) else [*inputs]
+
+
+def _images(inputs: Inputs, out: Path | None = None) -> dict[Path, str]:
+    """Each image once, by file, with its name; without the sheet of an earlier search in `out`."""
+    files = {file.resolve(): name for file, name in find_images(_listed(inputs))}
+    own = None if out is None else out.resolve()
+    return {file: name for file, name in files.items() if own not in file.parents}
 
 
 def _embeddings(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Path, Tensor]:
@@ -121,28 +190,27 @@ def _embeddings(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[
 
 def _nearest(
     vectors: dict[Path, Tensor], asked: dict[Path, str], offered: dict[Path, str], top: int
-) -> dict[Path, list[Match]]:
+) -> list[SearchResult]:
     """Of equal cosines, the image that was given first comes first."""
     files = list(offered)
     gallery = F.normalize(torch.stack([vectors[file] for file in files]), dim=1)
-    found = {}
-    for query in asked:
+    found = []
+    for query, name in asked.items():
         cosines = (gallery @ F.normalize(vectors[query], dim=0)).clamp(-1, 1)  # rounding
         ranked = cosines.argsort(descending=True, stable=True)[: top + 1].tolist()
-        matches = [(files[i], offered[files[i]], float(cosines[i])) for i in ranked]
-        found[query] = [match for match in matches if match[0] != query][:top]
+        matches = [Match(files[i], offered[files[i]], float(cosines[i])) for i in ranked]
+        others = [match for match in matches if match.path != query]
+        found.append(SearchResult(query, name, others[:top]))
     return found
 
 
-def _sheet(
-    predictor: Predictor, found: dict[Path, list[Match]], names: dict[Path, str]
-) -> Image.Image:
+def _sheet(predictor: Predictor, found: list[SearchResult]) -> Image.Image:
     """A row for each query: the query, framed, then its nearest images with their cosine."""
-    columns = 1 + max(map(len, found.values()))
+    columns = 1 + max(len(result.nearest) for result in found)
     cells = []
-    for query, matches in found.items():
-        row = [_cell(predictor.read(query), names[query], framed=True)]
-        row += [_cell(predictor.read(file), f"{cosine:.3f}") for file, _, cosine in matches]
+    for result in found:
+        row = [_cell(predictor.read(result.path), result.name, framed=True)]
+        row += [_cell(predictor.read(m.path), f"{m.similarity:.3f}") for m in result.nearest]
         blank = Image.new("RGB", row[0].size, "white")
         cells += row + [blank] * (columns - len(row))
     return contact_sheet(cells, columns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,11 +30,13 @@ from visionkit.engine.failures import (
     record_status,
 )
 from visionkit.engine.optim import Learner, StepResult, total_norm
+from visionkit.engine.predict import Overrides, Predictor, load
 from visionkit.engine.setup import setup
 from visionkit.engine.state import TrainingState, check_finite
-from visionkit.errors import ArgumentError, Preempted, check_flags
+from visionkit.errors import ArgumentError, ConfigError, Preempted, check_flags, printable
+from visionkit.metrics.report import SHOWN, metric_lines
 from visionkit.ops.inference import autocast
-from visionkit.runs import directory, files
+from visionkit.runs import checkpoint, directory, files
 from visionkit.runs.signals import Stopped, StopRequest
 from visionkit.types import Batch
 from visionkit.visualization.plots import save_train_samples, save_val_samples, write_curves
@@ -41,36 +44,61 @@ from visionkit.visualization.plots import save_train_samples, save_val_samples, 
 log = logging.getLogger("visionkit")
 
 
-class Run(NamedTuple):
-    """The result of training: the run directory, and the metrics of its best checkpoint."""
+class TrainedRun(NamedTuple):
+    """What `train` returns.
+
+    directory: the run directory.
+    metrics: those of the best checkpoint by name, `<head>/<metric>`; without a validation, none.
+    """
 
     directory: Path
     metrics: dict[str, float]
 
+    @property
+    def checkpoint(self) -> Path:
+        """The file of the best checkpoint."""
+        return checkpoint.folder(self.directory) / "best.pt"
+
+    def load(
+        self, overrides: Overrides = (), *, heads: Sequence[str] | None = None, fold: bool = True
+    ) -> Predictor:
+        """The trained model, ready to predict; the arguments are those of `visionkit.load`."""
+        return load(self.directory, overrides, heads=heads, fold=fold, allow_plugins=True)
+
+    def __repr__(self) -> str:
+        """The directory, and a line for each metric."""
+        lines = metric_lines(self.metrics)
+        more = [f"... and {len(lines) - SHOWN} more in .metrics"] if len(lines) > SHOWN else []
+        of = f"TrainedRun in {printable(self.directory)}"
+        return "\n  ".join([of, *(lines[:SHOWN] or ["not validated"]), *more])
+
 
 def train(
-    config: str | Path | Mapping[str, Any] | Config,
+    config: str | Path | Mapping[str, Any] | Config | None = None,
     overrides: Mapping[str, Any] | Iterable[str] = (),
     *,
-    resume: bool = False,
+    resume: bool | str | Path = False,
     overwrite: bool = False,
     strict: bool = False,
     allow_plugins: bool = False,
-) -> Run:
+) -> TrainedRun:
     """Train the model that a config describes and write everything to a run directory.
 
-    `config` is a YAML file, a dict of the same form, or a checked Config; `overrides` are dotted
-    keys with values. With `resume`, continue the run in `config.output` from its last checkpoint;
-    with `overwrite`, replace it. With `strict`, resuming with other data is a DataError instead of
-    a warning. `allow_plugins` is for `init_from`, see `load_config`.
+    `config` is a YAML file, the name of a shipped config, a dict of the same form, or a checked
+    Config; `overrides` are dotted keys with values. With `resume=True`, continue the run in
+    `config.output` from its last checkpoint; with `overwrite`, replace it. `resume` may be the run
+    directory instead, whose config is used. With `strict`, resuming with other data is a DataError
+    instead of a warning. `allow_plugins` is for `init_from` and for the config of a run, see
+    `load_config`.
+
     Raises ConfigError, DataError, CheckpointError or DivergedError for what the user can fix, and
     Preempted when a signal asked to stop.
     """
-    check_flags(resume=resume, overwrite=overwrite, strict=strict)
-    if isinstance(config, Config) and overrides:
-        raise ArgumentError("overrides: do not apply to a checked Config; give them to load_config")
-    if not isinstance(config, Config):
-        config = load_config(config, overrides, allow_plugins=allow_plugins)
+    check_flags(overwrite=overwrite, strict=strict)
+    if resume and overwrite:
+        raise ArgumentError("resume continues a run, overwrite replaces it: give only one")
+    config = _config_to_train(config, overrides, resume=resume, allow_plugins=allow_plugins)
+    resume = bool(resume)
     with StopRequest() as stop, contextlib.ExitStack() as held:
         try:
             collectives.setup()
@@ -93,6 +121,35 @@ def train(
             held.close()  # unlock the run directory, whose status may change now
             run = config.output if resume else None
             raise directory.stopped_before_training(run, stop.received) from None
+
+
+def _config_to_train(
+    config: Any, overrides: Any, *, resume: bool | str | Path, allow_plugins: bool
+) -> Config:
+    if isinstance(resume, (str, Path)):
+        if config is not None:
+            what = f"config: does not apply to resume={str(resume)!r}"
+            raise ArgumentError(f"{what}, whose own config is used; give overrides alone")
+        return resumed_config(resume, overrides, allow_plugins=allow_plugins)
+    check_flags(resume=resume)
+    if not isinstance(config, Config):
+        return load_config(config, overrides, allow_plugins=allow_plugins)
+    if overrides:
+        raise ArgumentError("overrides: do not apply to a checked Config; give them to load_config")
+    return config
+
+
+def resumed_config(run: str | Path, overrides: Any = (), *, allow_plugins: bool = False) -> Config:
+    """The config of a run directory with which it continues."""
+    given = overrides if isinstance(overrides, (Mapping, list, tuple)) else ()
+    if any(str(one).lstrip("-").partition("=")[0] == "output" for one in given):
+        raise ConfigError(f"resume: {run} continues where it is; remove output=")
+    file = Path(run) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"resume: {run} is not a run directory (no config.yaml)")
+    # Written by whoever trained it, so that its custom classes are imported only if allowed.
+    config = load_config(file, overrides, origin=str(file), allow_plugins=allow_plugins)
+    return replace(config, output=str(run))
 
 
 def _begin(state: TrainingState) -> None:
@@ -232,7 +289,7 @@ def _validate_if_due(state: TrainingState, sources: list[Source], stop: StopRequ
         state.save_best()
 
 
-def _finish(state: TrainingState, sources: list[Source], stop: StopRequest) -> Run:
+def _finish(state: TrainingState, sources: list[Source], stop: StopRequest) -> TrainedRun:
     """Save the last state and what shows the result."""
     run, settings, learner, progress = state.run, state.config.train, state.learner, state.progress
     if progress.unsaved:
@@ -250,4 +307,4 @@ def _finish(state: TrainingState, sources: list[Source], stop: StopRequest) -> R
     if progress.early_end:
         log.info("%s", progress.early_end)
     progress.finish("finished", exit_code=0, reason=progress.early_end)
-    return Run(run, progress.metrics)
+    return TrainedRun(run, progress.metrics)

@@ -87,6 +87,10 @@ class Annotations:
         if not problems.count:  # which others may be refused, if the file is sound so far
             picked = _pick(picked, classes, other_classes, problems)
         self.classes: dict[str, Classes] = {"labels": picked}
+        if (index.images.class_ids >= 0).any():
+            self.classes["class_id"] = Classes.numbered(index.names["image_classes"])
+        if self.attributes is not None:
+            self.classes["attributes"] = self.attributes.classes
         self.file_names: list[str] = index.images.names.texts()
         self.semantic_names: list[str] = index.images.semantic.texts()
         if images is not None:

@@ -118,12 +118,7 @@ class Coco(Annotations):
         names = self.index.names
         if self.has_masks:
             keys.append("masks")
-        if (images.class_ids >= 0).any():
-            keys.append("class_id")
-            self.classes["class_id"] = Classes.numbered(names["image_classes"])
-        if self.attributes is not None:
-            keys.append("attributes")
-            self.classes["attributes"] = self.attributes.classes
+        keys += [key for key in ("class_id", "attributes") if key in self.classes]
         if self._paints or len(images.semantic.data):
             keys.append("semantic")
             painted = ["background", *self.classes["labels"].names]
