@@ -67,6 +67,43 @@ def test_commands_take_the_name_of_a_shipped_config(tmp_path, monkeypatch, capsy
     assert "did you mean 'autoencoder'?" in capsys.readouterr().err
 
 
+def test_init_writes_a_copy_that_trains_and_says_what_is_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my configs").mkdir()
+    file = "my configs/street.yml"
+    assert main(["init", "autoencoder", file]) == 0
+    assert capsys.readouterr().out == (
+        f"wrote {file}; edit it, then:\n  visionkit check '{file}'\n  visionkit train '{file}'\n"
+    )
+    assert f"#   visionkit train '{file}' data.train.root=DIR" in Path(file).read_text()
+    settings = [*quick_settings("autoencoder.yaml"), "train.steps=1"]
+    assert main(["check", file, *settings]) == 0
+    assert main(["train", file, *settings]) == 0
+    assert "run: runs/street-001" in capsys.readouterr().out
+    assert main(["init", "autoencoder"]) == 0
+    assert Path("autoencoder.yaml").is_file()
+
+
+def test_init_changes_no_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("vae.yaml").write_text("mine")
+    Path("link.yaml").symlink_to("nowhere.yaml")
+    for words, expected in (
+        (["vae"], "init: vae.yaml already exists and stays as it is; name another file: "),
+        (["vae", "link.yaml"], "init: link.yaml already exists"),
+        (["vae", "."], "init: . is a folder; name a file: vae.yaml"),
+        (["vae", "nowhere/vae.yaml"], "init: the folder of nowhere/vae.yaml does not exist"),
+        (["vae", "vae.json"], "init: got vae.json; a config is a .yaml file: vae.json.yaml"),
+        (["vea"], "unknown config 'vea', neither a file nor a shipped config; did you mean 'vae'?"),
+        (["vae.yaml"], "init: vae.yaml is a file; expected a name that `visionkit list configs`"),
+        (["configs/vae.yaml"], "the shipped config of that name is 'vae'"),
+    ):
+        assert main(["init", *words]) == 2
+        assert expected in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link.yaml", "vae.yaml"]
+    assert Path("vae.yaml").read_text() == "mine" and not Path("nowhere.yaml").exists()
+
+
 def test_eval_prints_one_json_object_that_pycocotools_confirms(run, shapes, capsys):
     data = [
         f"data.val.images={shapes / 'images'}",

@@ -137,3 +137,16 @@ def test_generated_data_replaces_no_folder_with_a_pipe(tmp_path):
     os.mkfifo(tmp_path / "annotations.json")
     with pytest.raises(VisionkitError, match="not a generated shapes dataset"):
         generate_shapes(tmp_path, images=1)
+
+
+def test_a_new_file_is_written_whole_or_not_at_all(tmp_path):
+    files.write_new(tmp_path / "new", "text")
+    assert (tmp_path / "new").read_text() == "text"
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("new", "link"):
+        with pytest.raises(FileExistsError):
+            files.write_new(tmp_path / name, "other")
+    assert (tmp_path / "new").read_text() == "text" and not (tmp_path / "nowhere").exists()
+    with pytest.raises(UnicodeEncodeError):
+        files.write_new(tmp_path / "half", "text" * 10_000 + "\ud800")
+    assert not (tmp_path / "half").exists()

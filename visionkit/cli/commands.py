@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,6 +206,41 @@ def config(args: argparse.Namespace) -> None:
     except UnicodeEncodeError:
         as_it_is = False
     print(text if as_it_is else checked.to_yaml(ascii=True), end="")
+
+
+def init(args: argparse.Namespace) -> None:
+    from visionkit.config.shipped import SUFFIXES, find_config, shipped_configs
+
+    name, path = args.name, Path(args.file or f"{args.name}.yaml")
+    if name not in shipped_configs():
+        find_config(name)  # raises unless it is a file
+        raise ConfigError(
+            f"init: {name} is a file; expected a name that `visionkit list configs` shows"
+        )
+    if path.is_dir():
+        raise ConfigError(f"init: {path} is a folder; name a file: {path / name}.yaml")
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"init: got {path}; a config is a .yaml file: {path}.yaml")
+    if not path.parent.is_dir():
+        raise ConfigError(f"init: the folder of {path} does not exist")
+    from visionkit.config.starter import starter_text
+    from visionkit.runs.files import write_new
+
+    try:
+        write_new(path, starter_text(name, str(path)))
+    except FileExistsError:
+        raise ConfigError(
+            f"init: {path} already exists and stays as it is; name another file: "
+            f"visionkit init {name} FILE.yaml"
+        ) from None
+    word = printable(shlex.quote(str(path)))
+    _tell(
+        [
+            f"wrote {path}; edit it, then:",
+            f"  visionkit check {word}",
+            f"  visionkit train {word}",
+        ]
+    )
 
 
 def list_components(args: argparse.Namespace) -> None:

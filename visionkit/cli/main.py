@@ -261,6 +261,12 @@ def _add_list(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("section", nargs="?", choices=SECTIONS)
 
 
+def _add_init(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("name", metavar="NAME", help="a shipped config: `visionkit list configs`")
+    text = "a new file (default: NAME.yaml)"
+    sub.add_argument("file", nargs="?", metavar="FILE", help=text)
+
+
 def _add_data(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:
     text = "generate images of shapes with COCO annotations"
     kinds = sub.add_subparsers(metavar="KIND", required=True)
@@ -311,6 +317,7 @@ COMMANDS: tuple[tuple[str, Run, AddArguments, str], ...] = (
         "validate a config with its data and weights, or a COCO file",
     ),
     ("config", commands.config, _add_config, "validate a config and print it complete"),
+    ("init", commands.init, _add_init, "write a copy of a shipped config, with comments, to edit"),
     (
         "list",
         commands.list_components,

@@ -218,14 +218,18 @@ def describe(section: str) -> str:
     """The text of `visionkit list`: type, first sentence of the docstring, arguments."""
     entries = []
     for name, cls in components(section).items():
-        paragraph = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
-        first_sentence = re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
-        lines = [name, f"    {first_sentence}".rstrip()]
+        lines = [name, f"    {first_sentence(cls)}".rstrip()]
         for argument, (annotation, default) in arguments_of(section, name).items():
             value = "required" if default is REQUIRED else f"default {json.dumps(default)}"
             lines.append(f"    {argument}: {expected(annotation)} ({value})")
         entries.append("\n".join(line for line in lines if line))
     return "\n\n".join(entries)
+
+
+def first_sentence(cls: type) -> str:
+    """What the docstring of a class begins with."""
+    paragraph = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?=[A-Z])", paragraph)[0]
 
 
 def refuse_plugins(config: Mapping[str, Any], origin: str | Path, *, allowed: bool = False) -> None:

@@ -105,8 +105,8 @@ def fixed_size(image_size: int | tuple[int, int] | str) -> tuple[int, int] | Non
 class SourceConfig:
     """One source: datasets with the same labels, and the heads that they feed."""
 
-    feeds: list[str]
-    batch_size: Count = 8
+    feeds: list[str]  # heads that learn from it
+    batch_size: Count = 8  # images per step, over all ranks
     # Longest side, or at most (shortest, longest), or `WIDTHxHEIGHT` of every image
     image_size: Side | tuple[Side, Side] | FixedSize = 320
     value_range: tuple[float, float] | None = None  # of pixels of more than 8 bits, as [low, high]
@@ -116,8 +116,8 @@ class SourceConfig:
     group_by_aspect_ratio: bool | None = None  # null: if the sizes of the images are known
     check_images: bool = True  # before training
     on_unreadable_image: Literal["error", "skip"] = "error"  # skip: replace it
-    train: dict[str, Any] | None = None
-    val: dict[str, Any] | None = None
+    train: dict[str, Any] | None = None  # dataset to learn from; null: none
+    val: dict[str, Any] | None = None  # dataset to validate with; null: none
 
 
 SOURCE_KEYS = tuple(field.name for field in fields(SourceConfig))
@@ -138,7 +138,7 @@ class Config:
     partial_weights: bool = False  # whether tensors that `weights` or `init_from` lack are random
     rename: dict[str, str] = field(default_factory=dict)  # classes there, by their names here
     init_from: dict[str, Any] | None = None  # `run` to grow, `heads` reused from it
-    output: str | None = None  # run directory; None: runs/<name>-NNN
+    output: str | None = None  # run directory; null: runs/<name>-001, -002, ...
     version: int = VERSION
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,15 +83,15 @@ def parse(text: str) -> Any:
     return value
 
 
-def dump(value: Any, *, ascii: bool = False) -> str:
+def dump(value: Any, *, ascii: bool = False, one_line: bool = False) -> str:
     """YAML that `read` and `parse` understand as the same value; tuples become lists."""
     return yaml.dump(
         value,
         Dumper=_Dumper,
         sort_keys=False,
         allow_unicode=not ascii,
-        default_flow_style=None,
-        width=99,
+        default_flow_style=True if one_line else None,
+        width=sys.maxsize if one_line else 99,
     )
 
 

@@ -97,6 +97,18 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
+def write_new(path: Path, text: str) -> None:
+    """Write a small file that is not there yet, as a whole or not at all. FileExistsError if there
+    is something of that name, such as a link."""
+    with open(path, "x", encoding="utf-8") as file:
+        try:
+            file.write(text)
+            file.flush()
+        except BaseException:
+            path.unlink()
+            raise
+
+
 def append_lines(path: Path, lines: str) -> None:
     """Append whole lines to a file, or nothing if there is no room for all of them."""
     rest = lines.encode()
