@@ -14,7 +14,7 @@ import notebooks
 from mkdocs.structure.files import File
 
 import visionkit
-from visionkit import errors
+from visionkit import errors, types
 from visionkit.config.components import PACKAGES, components
 
 ROOT = Path(__file__).parents[2]
@@ -66,9 +66,11 @@ OTHERS = (
 
 def public(where):
     """The names of `visionkit` of `functions`, `types` or `errors`; functions before classes."""
-    for name in sorted(visionkit.__all__, key=lambda name: (not name.islower(), name)):
+    first = ("VisionkitError",)  # the base of the others
+    names = sorted(visionkit.__all__, key=lambda n: (not n.islower(), n not in first, n))
+    for name in names:
         home = "types"
-        if name in visionkit._HOME:
+        if visionkit._HOME.get(name, "data.sample") != "data.sample":
             home = "functions"
         elif hasattr(errors, name):
             home = "errors"
@@ -110,11 +112,14 @@ def api_pages():
 
 
 def api_page(title, words, names):
-    """A page of mkdocstrings' blocks. Of components only class and arguments are shown."""
+    """A page of mkdocstrings' blocks: of components the arguments, of types and errors all."""
     blocks = []
     for name in names:
-        brief = name.startswith(tuple(PACKAGES.values()))
-        options = "\n    options: {members: false}" if brief else ""
+        options = ""
+        if name.startswith(tuple(PACKAGES.values())):
+            options = "\n    options: {members: false}"
+        elif title in ("Types", "Errors"):
+            options = "\n    options: {show_if_no_docstring: true}"
         blocks.append(f"::: {name}{options}")
     return "\n\n".join([f"# {title}", words, *blocks]) + "\n"
 
@@ -173,12 +178,24 @@ def on_page_markdown(markdown, page, config, files):
     return text
 
 
-class ArgumentLists(griffe.Extension):
-    """Docstrings list arguments as `name: words`, one below the other. Markdown needs bullets."""
+class Docstrings(griffe.Extension):
+    """The package's docstrings and comments as Markdown."""
 
     def on_object(self, *, obj, **_):
         if obj.docstring:
-            obj.docstring.value = bulleted(obj.docstring.value)
+            obj.docstring.value = escaped(bulleted(obj.docstring.value))
+
+    def on_attribute(self, *, attr, **_):
+        """A field of a class is explained by its comment; what `__init__` sets is internal."""
+        in_class = attr.parent.is_class and not attr.source.lstrip().startswith("self.")
+        if in_class and not attr.docstring and (words := comment(attr)):
+            attr.docstring = griffe.Docstring(escaped(words), parent=attr)
+
+    def on_function(self, *, func, **_):
+        """What an evaluator does not say of its methods, the contract says."""
+        contract = getattr(types.Evaluator, func.name, None) if func.parent.is_class else None
+        if contract and contract.__doc__ and not func.docstring:
+            func.docstring = griffe.Docstring(contract.__doc__, parent=func)
 
 
 ARGUMENT = re.compile(r"([a-z_][\w*]*(?:, [a-z_][\w*]*)*): (?=\S)")
@@ -194,3 +211,23 @@ def bulleted(docstring):
             marked = [ARGUMENT.sub(lambda m: f"- `{m[1]}`: ", line, count=1) for line in lines]
             paragraphs[number] = "\n".join(marked)
     return "\n\n".join(paragraphs)
+
+
+def escaped(docstring):
+    """With `<head>` as it is written, not as a tag; code is left alone."""
+    parts = re.split(r"(`[^`]*`|^ {4,}.*$)", docstring, flags=re.MULTILINE)
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return "".join(parts)
+
+
+def comment(attr):
+    """What the comment behind a field says, or those above it."""
+    behind = re.search(r"  # (?!type:)(.+)", attr.source)
+    if behind:
+        return behind[1]
+    found, lines = [], attr.module.lines_collection[attr.filepath]
+    for line in reversed(lines[: attr.lineno - 1]):
+        if not line.strip().startswith("# "):
+            break
+        found.insert(0, line.strip().removeprefix("# "))
+    return " ".join(found)

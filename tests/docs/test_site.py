@@ -1,5 +1,6 @@
 """The documentation site: it builds without a warning, its links lead somewhere, it is complete."""
 
+import importlib
 import inspect
 import logging
 import re
@@ -20,12 +21,15 @@ LOADED = {"script": "src", "img": "src", "iframe": "src", "link": "href"}
 
 
 class Page(HTMLParser):
-    """The links of a page, its ids, and what a browser loads for it."""
+    """The links of a page, its ids, its text, and what a browser loads for it."""
 
     def __init__(self, path: Path):
         super().__init__()
-        self.links, self.ids, self.loaded = [], set(), []
+        self.links, self.ids, self.loaded, self.text = [], set(), [], ""
         self.feed(path.read_text())
+
+    def handle_data(self, data):
+        self.text += data
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
@@ -97,3 +101,45 @@ def test_classes_and_functions_that_pages_name_are_in_the_api(anchors):
         if inspect.isclass(value) or inspect.isfunction(value):
             short = f"visionkit.{value.__name__}"
             assert {name, short} & anchors, name
+
+
+def test_the_api_pages_say_what_docstrings_and_comments_say(site):
+    assert "class of the whole image" in site["api/types.html"].text  # the comment of a field
+    assert "RUN/eval/<head>_bbox.json" in site["api/index.html"].text
+
+
+@pytest.fixture
+def hooks(monkeypatch):
+    monkeypatch.syspath_prepend(MKDOCS.parent)
+    return importlib.import_module("hooks")
+
+
+def test_lists_of_arguments_become_bullets(hooks):
+    text = "What it does.\n\nsize: of the image.\nlow, high_*: bounds\n    of it.\n\nNote: none."
+    lists = "- `size`: of the image.\n- `low, high_*`: bounds\n    of it."
+    assert hooks.bulleted(text) == f"What it does.\n\n{lists}\n\nNote: none."
+
+
+def test_angle_brackets_are_no_tags_outside_of_code(hooks):
+    assert hooks.escaped("a <b> `<c>`\n\n    <d>\n") == "a &lt;b> `<c>`\n\n    <d>\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "link", "there"),
+    [
+        ("README.md", "docs/guide/data.md#images", "guide/data.md#images"),
+        ("README.md", "CONTRIBUTING.md", "about/contributing.md"),
+        ("docs/guide/data.md", "../../README.md#tasks", "../index.md#tasks"),
+        ("docs/guide/data.md", "config.md", "config.md"),
+        ("CONTRIBUTING.md", "README.md#tasks", "../index.md#tasks"),
+        ("docs/guide/data.md", "#images", "#images"),
+        ("README.md", "https://a.b/c", "https://a.b/c"),
+    ],
+)
+def test_links_of_the_repository_become_links_of_the_site(hooks, source, link, there):
+    assert hooks.rewritten(f"[a]({link})", source) == f"[a]({there})"
+
+
+def test_a_link_to_what_the_site_lacks_becomes_words_and_code_stays(hooks):
+    text = "```\n[a](LICENSE)\n```\n[license](LICENSE)"
+    assert hooks.rewritten(text, "README.md") == "```\n[a](LICENSE)\n```\nlicense"

@@ -37,7 +37,7 @@ def exists(text):
 @cache
 def keys():
     """Every dotted key that a config of one head and one source can have."""
-    known = {*TOP, "task", "head", "head.weight", "data.workers"}
+    known = {*TOP, "base", "task", "head", "head.weight", "data.workers"}
     known |= {f"train.{name}" for name in TrainConfig.__dataclass_fields__}
     known |= {f"data.{name}" for name in SOURCE_KEYS}
     for section, places in PLACES.items():
