@@ -54,6 +54,7 @@ OPS = (
     "roi_align.roi_align",
 )
 OTHERS = (
+    "config.shipped.list_configs",
     "models.model.VisionModel",
     "engine.optim.build_optimizer",
     "engine.optim.lr_factor",
