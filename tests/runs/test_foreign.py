@@ -65,7 +65,6 @@ def npy():
     return file.getvalue()
 
 
-HEADER = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
 FILES = {
     "an empty file": b"",
     "an HTML page": b"\n<!DOCTYPE html>\n<html><body>Sign in</body></html>",
@@ -82,7 +81,6 @@ FILES = {
     "an image": image("PNG"),
     "an image ": image("JPEG"),
     "an image  ": image("WEBP"),
-    "a safetensors file": len(HEADER).to_bytes(8, "little") + HEADER + bytes(4),
     "a NumPy array": npy(),
     "a PDF document": b"%PDF-1.7",
     "a text file that begins with 'backbone: {type: MLP}'": b"backbone: {type: MLP}\n",

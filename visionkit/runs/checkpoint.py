@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from visionkit.errors import ArgumentError, CheckpointError, listed, shorten
-from visionkit.runs import files, foreign
+from visionkit.runs import files, foreign, safetensors_file
 
 log = logging.getLogger("visionkit")
 TO_RESUME = ("last.pt", "prev.pt")
@@ -139,6 +139,8 @@ def load_tensors(path: str | Path) -> Any:
         what = "is a pipe or device, not a file" if path.exists() and not hint else "not found"
         raise CheckpointError(f"{path}: {what}{hint}")
     try:
+        if safetensors_file.is_safetensors(path):
+            return _load_safetensors(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():  # torch.load does not check them
@@ -153,6 +155,28 @@ def load_tensors(path: str | Path) -> Any:
         kind = foreign.file_kind(path)
         what = f"looks like {kind}" if kind else f"is {unknown} ({type(error).__name__})"
         raise DamagedError(f"{path}: cannot be read as weights: it {what}") from error
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return safetensors_file.read(path)
+    except ValueError as error:
+        raise DamagedError(f"{path}: cannot be read as weights: it is {error}") from error
+
+
+def export(run: str | Path, path: str | Path) -> Path:
+    """Write the weights of a run, or of a checkpoint, as a new `.safetensors` file; returns its
+    path. With the config and the class lists in its metadata it predicts, is scored and is started
+    from like a checkpoint, but cannot be resumed. ArgumentError if the file exists.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ArgumentError(f"{path}: expected a file name that ends in .safetensors")
+    if path.exists():
+        raise ArgumentError(f"{path}: exists; delete it or choose another name")
+    _, state = load_latest(run)
+    safetensors_file.write({key: state[key] for key in ("format", *OF_A_RUN)}, path)
+    return path
 
 
 def load_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Any]:

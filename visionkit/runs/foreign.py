@@ -33,7 +33,6 @@ BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"(?s).{257}ustar", "a tar archive; unpack it first"),
     (rb"\x89PNG|\xff\xd8\xff|GIF8|BM.{4}\0{4}|II\*\0|MM\0\*|RIFF.{4}WEBP", "an image"),
     (rb"%PDF", "a PDF document"),
-    (rb"(?s).{8}\{\s*\"", "a safetensors file; save its tensors with torch.save"),
     (rb"\x93NUMPY", "a NumPy array"),
     (rb"GGUF", "a GGUF file of a language model"),
     (rb"(?s).{4}TFL3", "a TensorFlow Lite model"),

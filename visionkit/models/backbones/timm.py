@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -14,8 +13,6 @@ from visionkit.config.schema import Natural
 from visionkit.errors import CheckpointError, ConfigError, install_hint
 from visionkit.models.backbones.norm import Normalize, Rgb, resolve_norm
 from visionkit.models.backbones.weights import fit, read
-from visionkit.runs.files import open_regular
-from visionkit.runs.foreign import file_kind
 from visionkit.types import Level, Size
 
 
@@ -26,7 +23,7 @@ class Timm(nn.Module):
     out_indices: timm's numbers of the feature maps that are the levels, which are then named `f3`
         and so on.
     weights: null (random), `default` (timm's download), or the file of a timm classifier's
-        state_dict, `.pth` or `.safetensors`. Misfits are reported as by `Torchvision`.
+        state_dict. Misfits are reported as by `Torchvision`.
     norm: `batch`, `frozen`, or `auto`, which is `frozen` with weights and `batch` without.
     mean, std: of the pixels, in 0..1; null: those that the model was trained with.
     """
@@ -110,21 +107,9 @@ def _load(timm: ModuleType, name: str, body: nn.Module, path: str, partial: bool
     in_file = {key.replace(".", "_"): key for key in classifier_keys}
     fit(
         body,
-        _read_safetensors(path) if path.endswith(".safetensors") else read(path),
+        read(path),
         origin=path,
         file_key=lambda key: in_file.get(key.replace(".", "_"), key),
         ignored=classifier_keys,
         partial=partial,
     )
-
-
-def _read_safetensors(path: str) -> dict[str, Tensor]:
-    from safetensors.torch import load_file  # timm brings it
-
-    try:
-        open_regular(path).close()
-        return load_file(path)
-    except Exception as error:  # OSError, or what its Rust part raises
-        kind = "" if isinstance(error, OSError) else file_kind(Path(path))
-        what = f"it looks like {kind}" if kind else error
-        raise CheckpointError(f"{path}: cannot be read as weights: {what}") from error
