@@ -67,6 +67,25 @@ def test_commands_take_the_name_of_a_shipped_config(tmp_path, monkeypatch, capsy
     assert "did you mean 'autoencoder'?" in capsys.readouterr().err
 
 
+def test_a_run_of_a_config_with_a_base_stands_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "autoencoder", "base.yaml"]) == 0
+    settings = [*quick_settings("autoencoder.yaml"), "output=run"]
+    Path("mine.yaml").write_text("base: base.yaml\ntrain: {lr: 0.001}\n")
+    assert main(["train", "mine.yaml", *settings, "train.steps=1"]) == 0
+    Path("base.yaml").unlink()
+    config = Path("run/config.yaml").read_text()
+    assert config.startswith("version: 1\nname: mine\n") and "base" not in config.split("head")[0]
+    assert main(["train", "--resume", "run", "train.steps=2"]) == 0
+    assert main(["config", "run/config.yaml"]) == 0
+    assert "lr: 0.001" in capsys.readouterr().out
+    assert main(["config", "mine.yaml"]) == 2
+    assert "mine.yaml:1: base: base.yaml: not found" in capsys.readouterr().err
+    Path("run/config.yaml").write_text(f"base: ../mine.yaml\n{config}")
+    assert main(["train", "--resume", "run", "train.steps=3"]) == 2
+    assert "run/config.yaml: its config names a base" in capsys.readouterr().err
+
+
 def test_init_writes_a_copy_that_trains_and_says_what_is_next(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my configs").mkdir()

@@ -187,13 +187,17 @@ def test_a_chain_is_relative_to_each_file(write, tmp_path, monkeypatch):
     (tmp_path / "z").mkdir()
     monkeypatch.chdir(tmp_path / "z")
     assert load_config("../y/c.yaml").train == config.train
-    assert load_config({"base": str(tmp_path / "x" / "b.yaml")}).train.lr == 0.2
+    for base in (str(tmp_path / "x" / "b.yaml"), tmp_path / "x" / "b.yaml"):
+        assert load_config({"base": base}).train.lr == 0.2
 
 
 def test_a_shipped_config_is_a_base_by_its_name(write, caplog):
-    write(**{"vae": "base: vae\ntrain: {epochs: 2}\n"})
+    write(vae="base: vae\ntrain: {epochs: 2}\n", other="base: vae\n")
     config = load_config("vae.yaml")
-    assert config.train.epochs == 2 and config.heads == load_config("vae").heads
+    assert config.train.epochs == 2 and config.heads == load_config({"base": "vae"}).heads
+    caplog.clear()
+    assert load_config("vae.yaml") == config and not caplog.records  # it cannot mean itself
+    load_config("other.yaml")
     assert "is the shipped config; for the file there write vae.yaml" in caplog.text
 
 
@@ -333,3 +337,8 @@ def test_old_keys_are_answered_through_a_base_and_at_the_top(write):
     ) in found
     assert "a.yaml:4: data.labelled: renamed to 'labeled_classes' in 0.2" in found
     assert "b.yaml:2: train.accumulate: renamed to 'accumulate_grad_batches' in 0.2" in found
+
+
+def test_arguments_of_old_backbones_are_no_names_of_a_run(write):
+    write(a=SHORT + "size: 3\n")
+    assert problems("a.yaml")[0].startswith("a.yaml:8: size: unknown key")

@@ -144,7 +144,7 @@ def test_the_list_says_what_each_config_is_and_is_good_for():
         assert found.path.stem == name
         first = found.path.read_text().split("\n")[0]
         assert first == f"# {found.summary}" and 40 < len(first) < 120
-        assert first.endswith(".") and ". " not in first  # one sentence
+        assert first.isascii() and first.endswith(".") and ". " not in first  # one sentence
         assert (found.group == "torchvision") == ("torchvision" in found.path.parts)
     small = listed["detection_small"]
     assert (small.task, *small.heads, small.backbone) == ("detection", "TaskAligned", "LightResNet")

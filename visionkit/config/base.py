@@ -72,13 +72,13 @@ def check_version(config: dict[str, Any], place: str) -> None:
 def _read_base(base: Any, chain: Sequence[Layer]) -> Layer:
     layer = chain[-1]
     place = f"{layer.place(('base',))}: base"
-    if not isinstance(base, str):
+    if not isinstance(base, (str, os.PathLike)):
         raise ConfigError(
             f"{place}: got {shorten(repr(base))}; expected one file or the name of a shipped "
             "config, which may have a base itself"
         )
     try:
-        file = find_config(base, layer.file.parent if layer.file else Path())
+        file = find_config(base, layer.file)
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from error
     known = [one.file for one in chain if one.file is not None]

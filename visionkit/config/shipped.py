@@ -82,7 +82,7 @@ def _describe(name: str, path: Path) -> ShippedConfig:
     while file is not None:  # what the config says, or else its base
         values, _ = read(file)
         base = values.pop("base", None)
-        config, file = values | config, base and find_config(base, file.parent)
+        config, file = values | config, base and find_config(base, file)
     heads, backbone = config.get("heads") or {"": config["head"]}, config["backbone"]
     first = path.read_text(encoding="utf-8").partition("\n")[0]
     return ShippedConfig(
@@ -95,17 +95,19 @@ def _describe(name: str, path: Path) -> ShippedConfig:
     )
 
 
-def find_config(name_or_path: str | os.PathLike[str], folder: Path = Path()) -> Path:
-    """The file that a user means: a path, relative to `folder`, or the name of a shipped config.
+def find_config(name_or_path: str | os.PathLike[str], named_by: Path | None = None) -> Path:
+    """The file that a user means: a path, or the name of a shipped config. In a config, `named_by`,
+    a path is relative to its folder.
 
     A path has a suffix or a separator; `detection_small` is a name, whatever lies in the folder.
     Raises ConfigError with the nearest names if there is neither.
     """
-    text = os.fspath(name_or_path)
+    text, folder = os.fspath(name_or_path), named_by.parent if named_by else Path()
     path, shipped = folder / text, shipped_configs()
     if text in shipped:
         own = next((f"{path}{s}" for s in SUFFIXES if os.path.isfile(f"{path}{s}")), None)
-        if own is not None and not os.path.samefile(own, shipped[text]):
+        known = [shipped[text], *([named_by] if named_by else [])]
+        if own is not None and not any(os.path.samefile(own, file) for file in known):
             log.warning("%s: is the shipped config; for the file there write %s", text, own)
         return shipped[text]
     is_name = not path.suffix and os.path.basename(text) == text

@@ -59,7 +59,8 @@ def to_long_form(config: dict[str, Any], problems: ConfigProblems) -> dict[str, 
     valid = (*SECTIONS, "heads") if is_long else (*SECTIONS, "task", "head")
     for key in config:
         if key not in valid:
-            problems.add((str(key),), renamed_key(key, valid) or unknown(key, valid))
+            renamed = renamed_key(key, {*valid} - {"name"})  # not that of a backbone
+            problems.add((str(key),), renamed or unknown(key, valid))
     long = {key: config[key] for key in config if key in SECTIONS}
     if is_long:
         return {**long, "heads": config["heads"]}
