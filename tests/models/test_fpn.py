@@ -52,6 +52,28 @@ def test_levels_tell_the_truth_and_every_parameter_trains(extra):
     assert all(p.grad.abs().sum() > 0 for p in neck.parameters())
 
 
+def test_extra_levels_come_from_the_backbone_if_asked_for():
+    theirs = LastLevelP6P7(32, 12)
+    ours = FPN(LEVELS, channels=12, extra_levels="p6p7", extra_from="backbone")
+    ours.extra_blocks.load_state_dict(theirs.state_dict())
+    features = maps(side=128)
+    found = ours(features)
+    want, _ = theirs([found["p5"]], [features["c5"]], ["p5"])
+    assert torch.equal(found["p6"], want[1]) and torch.equal(found["p7"], want[2])
+    one = FPN(LEVELS, channels=12, extra_levels="p6", extra_from="backbone")
+    assert one.extra_blocks.p6.in_channels == 32 and list(one(features))[-1] == "p6"
+    for extra in ("none", "pool"):
+        with pytest.raises(ConfigError, match="extra_from: got 'backbone' with extra_levels="):
+            FPN(LEVELS, extra_levels=extra, extra_from="backbone")
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_norms_of_a_single_cell(norm):
+    """One image of one cell has no statistics, which torch's own batch norm refuses."""
+    neck = FPN({"c5": Level(8, 32)}, channels=8, norm=norm, extra_levels="none")
+    assert neck({"c5": torch.randn(1, 8, 1, 1)})["p5"].isfinite().all()
+
+
 def test_p6_is_a_convolution_of_the_coarsest_output():
     neck = FPN(LEVELS, channels=12, extra_levels="p6")
     got = neck(maps())

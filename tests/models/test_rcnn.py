@@ -27,9 +27,12 @@ SMALL = {
     "box_hidden": 32,
     "box_pool_size": 4,
 }
+MASKS = {"mask_pool_size": 7, "mask_channels": 16, "mask_convs": 2}
+NORMS = {"box_convs": 2, "box_norm": "batch", "mask_norm": "batch", "rpn_convs": 2}
 HEADS = {
-    FasterRCNN: SMALL,
-    MaskRCNN: {**SMALL, "mask_pool_size": 7, "mask_channels": 16, "mask_convs": 2},
+    "FasterRCNN": (FasterRCNN, SMALL),
+    "MaskRCNN": (MaskRCNN, {**SMALL, **MASKS}),
+    "MaskRCNN with norms": (MaskRCNN, {**SMALL, **MASKS, **NORMS}),
 }
 OBJECTS = [
     ([[8.0, 8, 28, 28], [30, 40, 62, 50]], [0, 1]),
@@ -79,9 +82,10 @@ def telling_features(batch):
     return features
 
 
-@pytest.fixture(params=HEADS, ids=lambda head: head.__name__)
+@pytest.fixture(params=HEADS)
 def head(request):
-    return request.param(LEVELS, CLASSES, **HEADS[request.param])
+    head_class, arguments = HEADS[request.param]
+    return head_class(LEVELS, CLASSES, **arguments)
 
 
 def test_every_parameter_and_feature_gets_a_gradient(head):
@@ -103,6 +107,7 @@ def test_images_without_objects_give_finite_losses(head):
     assert losses["classifier"] > 0
     assert all(losses[term] == 0 for term in head.terms if term not in ("objectness", "classifier"))
     assert all(p.grad.isfinite().all() for p in head.parameters())
+    assert all(tensor.isfinite().all() for tensor in head.buffers())  # statistics of no region
 
 
 def test_where_all_is_crowd_nothing_is_learned(head):
@@ -138,6 +143,8 @@ def test_nothing_labeled_gives_zeros_with_a_graph(head):
 
 
 def test_validation_loss_is_the_training_loss(head):
+    if any(isinstance(module, torch.nn.BatchNorm2d) for module in head.modules()):
+        pytest.skip("batch norms have other statistics in training")
     features, batch = random_features(), two_images()
     torch.manual_seed(0)
     expected = losses_of(head.train(), features, batch)
@@ -171,6 +178,28 @@ def test_nothing_found_gives_empty_predictions(head):
 def test_thresholds_must_be_in_order():
     with pytest.raises(ConfigError, match="bg_iou"):
         FasterRCNN(LEVELS, CLASSES, box_fg_iou=0.4, box_bg_iou=0.5)
+
+
+def test_a_norm_of_the_box_head_needs_convolutions():
+    with pytest.raises(ConfigError, match=r"box_norm: got .batch. without .*; give box_convs"):
+        FasterRCNN(LEVELS, CLASSES, box_norm="batch")
+
+
+def test_layers_of_the_box_head_are_those_asked_for():
+    """A convolution has a bias unless a norm follows; with convolutions one hidden layer, else two,
+    as in torchvision."""
+    shapes = {name: tuple(t.shape) for name, t in _box_head(box_convs=1).state_dict().items()}
+    assert shapes == {
+        "0.0.weight": (8, 8, 3, 3), "0.0.bias": (8,), "2.weight": (32, 8 * 4 * 4), "2.bias": (32,),
+    }  # fmt: skip
+    assert {"0.0.weight", "0.1.weight", "0.1.bias", "2.weight"} == {
+        name for name, _ in _box_head(box_convs=1, box_norm="group").named_parameters()
+    } - {"2.bias"}
+    assert {"fc6", "fc7"} == {name for name, _ in _box_head().named_children()}
+
+
+def _box_head(**arguments):
+    return FasterRCNN(LEVELS, CLASSES, **SMALL, **arguments).roi_heads.box_head
 
 
 def test_levels_of_unequal_channels_are_refused():
@@ -229,7 +258,7 @@ A, B, C, D = [0, 0, 40, 40], [0, 0, 40, 32], [0, 0, 40, 20], [44, 44, 60, 60]
         ({"nms": "all"}, [(A, 0), (C, 0), (D, 1)]),
     ],
 )
-@pytest.mark.parametrize("head_class", HEADS)
+@pytest.mark.parametrize("head_class", [FasterRCNN, MaskRCNN])
 def test_suppression_within_a_class_or_among_all(head_class, arguments, expected):
     head = head_class(LEVELS, CLASSES, box_nms_iou=0.6, **arguments).eval()
     boxes, labels = torch.tensor([B, D, A, C], dtype=torch.float32), torch.tensor([1, 1, 0, 0])
@@ -250,7 +279,7 @@ def test_suppression_within_a_class_or_among_all(head_class, arguments, expected
 def test_a_config_may_set_the_arguments_of_both_classes():
     base = signature_arguments(FasterRCNN, INJECTED["heads"])
     found = signature_arguments(MaskRCNN, INJECTED["heads"])
-    assert set(found) == {*base, "mask_pool_size", "mask_channels", "mask_convs"}
+    assert set(found) == {*base, "mask_pool_size", "mask_channels", "mask_convs", "mask_norm"}
     assert found["box_batch_size"] == base["box_batch_size"]
     problems = ConfigProblems("c.yaml", {})
     given = {"box_batch_size": 64, "rpn_pre_nms_train": 500, "nms": "one", "mask_convs": 0}

@@ -19,9 +19,10 @@ SMALL = {
     "box_score_threshold": 0.3,
     "max_detections": 40,
 }
+NORMS = {"box_convs": 1, "box_norm": "batch", "mask_norm": "batch"}
 HEADS = {
     FasterRCNN: SMALL,
-    MaskRCNN: {**SMALL, "mask_pool_size": 7, "mask_channels": 8, "mask_convs": 1},
+    MaskRCNN: {**SMALL, **NORMS, "mask_pool_size": 7, "mask_channels": 8, "mask_convs": 1},
 }
 
 

@@ -1,6 +1,8 @@
 """torchvision's whole detectors against ours, built from the shipped configs: the weights load
 through `weights:`, parameters are equally many, and the outputs are the same."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,43 @@ def test_a_torchvision_checkpoint_gives_the_same_predictions(name, images, tmp_p
         ):
             same = decode(rle).astype(bool) == (mask[0] > 0.5).numpy()
             assert same.mean() > 0.99  # a box corner on a pixel's edge shifts a mask by a pixel
+
+
+def old_name(key):
+    """As in files from before each convolution got a module of its own, such as the published ones
+    of the first models."""
+    key = re.sub(r"^(head\.\w+\.conv)\.(\d)\.0\.", lambda m: f"{m[1]}.{2 * int(m[2])}.", key)
+    key = re.sub(r"mask_head\.(\d)\.0\.", lambda m: f"mask_head.mask_fcn{int(m[1]) + 1}.", key)
+    return re.sub(r"^(rpn\.head\.conv)\.0\.0|(_blocks\.\d)\.0", r"\1\2", key)
+
+
+@pytest.mark.parametrize("name", ["maskrcnn_resnet50_fpn", "retinanet_resnet50_fpn"])
+def test_files_with_old_names_load(name, tmp_path):
+    torch.manual_seed(0)
+    state = getattr(tv, name)(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    old = {old_name(key): tensor for key, tensor in state.items()}
+    assert len(old.keys() - state.keys()) >= 16
+    torch.save(old, tmp_path / "old.pth")
+    config = load_config(CONFIGS / f"{name}.yaml", [f"weights={tmp_path / 'old.pth'}"])
+    (head,) = config.heads
+    build_model(config, {head: Classes(("zebra", "person"), (24, 1))})  # nothing is missing
+
+
+def test_the_rows_of_each_anchor_are_selected_by_class_name(tmp_path):
+    torch.manual_seed(0)
+    theirs = tv.retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    layer = theirs.head.classification_head.cls_logits
+    torch.nn.init.normal_(layer.bias)
+    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
+    config = load_config(
+        CONFIGS / "retinanet_resnet50_fpn.yaml", [f"weights={tmp_path / 'coco.pth'}"]
+    )
+    model = build_model(config, {"detection": Classes(("zebra", "unicorn", "person"), (24, 95, 1))})
+    ours = model.heads["detection"].head["classification_head"].cls_logits
+    rows = [anchor * 91 + slot for anchor in range(9) for slot in (24, 1)]
+    kept = [anchor * 3 + k for anchor in range(9) for k in (0, 2)]
+    assert torch.equal(ours.bias[kept], layer.bias[rows])
+    assert torch.equal(ours.weight[kept], layer.weight[rows])
 
 
 def test_the_rows_of_a_coco_model_are_selected_by_class_name(tmp_path):

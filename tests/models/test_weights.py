@@ -158,6 +158,21 @@ def test_rows_without_names_keep_their_place_with_a_warning(caplog):
     assert "nothing of the classes is kept" in caplog.text
 
 
+def test_rows_of_other_anchors_are_not_taken():
+    """Nine anchors of two classes have as many rows as six of three."""
+    source = model_of("RetinaNet", CAB, 1, anchor_sizes=[[8, 16], [16, 32], [32, 64], [64, 128]])
+    model = model_of("RetinaNet", AB, 2)
+    key = "heads.head.head.classification_head.cls_logits.weight"
+    assert source.state_dict()[key].shape == model.state_dict()[key].shape
+    before = model.state_dict()[key].clone()
+    origin = Origin("file.pt", source.state_dict(), {"head": CAB}, "a model")
+    lists = {"head": Classes.numbered(AB)}
+    with pytest.raises(CheckpointError, match="tensors fit the model"):
+        fill(model, origin, lists)
+    fill(model, origin, lists, partial=True)
+    assert torch.equal(model.state_dict()[key], before)
+
+
 class Custom(Head):
     """A head that does not declare its layers of classes."""
 
