@@ -61,7 +61,7 @@ def test_the_list_of_commands_is_that_of_the_program():
     assert {*names} - {"val"} <= {words[1] for words in listed if words[0] == "visionkit"}
     actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     for words in listed:
-        if words[0] == "visionkit" and words[1] in names and words[1] != "data":
+        if words[0] == "visionkit" and words[1] in names and words[1] not in ("data", "weights"):
             shown = actions.choices[words[1]].format_help()
             options = re.findall(r"--[a-z-]+", " ".join(words[2:]))
             assert all(option in shown for option in options), words

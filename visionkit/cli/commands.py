@@ -260,3 +260,27 @@ def data_shapes(args: argparse.Namespace) -> None:
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
     _tell([f"wrote {plural(args.images, 'image')} and annotations.json to {args.out}"])
+
+
+def weights_list(args: argparse.Namespace) -> None:
+    from visionkit.cli import weights
+
+    weights.show_list(args)
+
+
+def weights_fetch(args: argparse.Namespace) -> None:
+    from visionkit.cli import weights
+
+    weights.fetch(args)
+
+
+def weights_verify(args: argparse.Namespace) -> None:
+    from visionkit.cli import weights
+
+    weights.verify(args)
+
+
+def weights_where(args: argparse.Namespace) -> None:
+    from visionkit.cli import weights
+
+    weights.where(args)

@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from visionkit.cli import commands
@@ -30,6 +30,8 @@ from visionkit.runs.terminal import discard_output, open_streams
 
 PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 LIBRARIES = (os.path.dirname(os.__file__), "site-packages", "dist-packages")
+OFFLINE = "VISIONKIT_OFFLINE"  # of runs.download, whose import takes seconds
+RUN = "a run, a checkpoint, or the name of a published model (visionkit weights list)"
 UNEXPECTED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes without a class in visionkit.errors
 CONFIG = "a YAML file or the name of a shipped config"
 Run = Callable[[argparse.Namespace], int | None]
@@ -64,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("visionkit").setLevel(logging.INFO if first else logging.ERROR)
     try:
-        code = args.run(args) or 0
+        with _offline(args):
+            code = args.run(args) or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended
@@ -89,6 +92,22 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if "visionkit.distributed.collectives" in sys.modules:
             sys.modules["visionkit.distributed.collectives"].teardown()
+
+
+@contextmanager
+def _offline(args: argparse.Namespace) -> Iterator[None]:
+    """With --offline, VISIONKIT_OFFLINE is set while the command runs, for its processes too."""
+    if not getattr(args, "offline", False):
+        yield
+        return
+    before = os.environ.get(OFFLINE)
+    os.environ[OFFLINE] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[OFFLINE]
+        if before is not None:
+            os.environ[OFFLINE] = before
 
 
 def report(error: BaseException, *, debug: bool = False, as_json: bool = False) -> int:
@@ -189,6 +208,7 @@ def _parser() -> tuple[Parser, list[str]]:
         sub.set_defaults(run=run)
         add_arguments(sub)
     _add_data(subparsers.add_parser("data", help="generate data"), debug)
+    _add_weights(subparsers.add_parser("weights", help="list, fetch and check weights"), debug)
     return parser, [*subparsers.choices]
 
 
@@ -199,10 +219,11 @@ def _add_train(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--overwrite", action="store_true", help="replace the run in output=")
     text = "with --resume: other data than that of the run is an error (exit code 3)"
     sub.add_argument("--strict", action="store_true", help=text)
+    _add_offline(sub)
 
 
 def _add_eval(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run_directory", nargs="?", metavar="RUN", help="a run or a checkpoint")
+    sub.add_argument("run_directory", nargs="?", metavar="RUN", help=RUN)
     _add_overrides(sub)
     _add_json(sub)
     sub.add_argument("--heads", type=_names, metavar="A,B", help="only these heads")
@@ -217,10 +238,11 @@ def _add_eval(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--ignore-categories", type=_names, default=[], metavar="A,B", help=text)
     text = "score results that look wrong (other boxes, ids, scores) as they are"
     sub.add_argument("--trust", action="store_true", help=text)
+    _add_offline(sub)
 
 
 def _add_predict(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run_directory", metavar="RUN", help="a run or a checkpoint")
+    sub.add_argument("run_directory", metavar="RUN", help=RUN)
     text = "images and folders; also config overrides (key=value)"
     sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help=text)
     _add_allow_plugins(sub)
@@ -230,6 +252,7 @@ def _add_predict(sub: argparse.ArgumentParser) -> None:
     text = "images of equal size per forward pass (default: 4)"
     sub.add_argument("--batch-size", type=_count, default=4, metavar="N", help=text)
     sub.add_argument("--heads", type=_names, metavar="A,B", help="only these heads")
+    _add_offline(sub)
 
 
 def _add_search(sub: argparse.ArgumentParser) -> None:
@@ -240,12 +263,14 @@ def _add_search(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     sub.add_argument("--top", type=_count, default=5, help="matches per query image (default: 5)")
     sub.add_argument("--head", help="the embedding head, if the model has multiple")
+    _add_offline(sub)
 
 
 def _add_bench(sub: argparse.ArgumentParser) -> None:
     _add_config(sub)
     sub.add_argument("--steps", type=_count, default=20, help="training steps (default: 20)")
     _add_json(sub)
+    _add_offline(sub)
 
 
 def _add_check(sub: argparse.ArgumentParser) -> None:
@@ -255,6 +280,7 @@ def _add_check(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--images", metavar="DIR", help="the images of the annotation file")
     sub.add_argument("--strict", action="store_true", help="exit code 3 also for warnings")
     sub.add_argument("--json", metavar="FILE", help="write all findings to a new file")
+    _add_offline(sub)
 
 
 def _add_list(sub: argparse.ArgumentParser) -> None:
@@ -279,6 +305,26 @@ def _add_data(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> N
     shapes.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 
+def _add_weights(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:
+    kinds = sub.add_subparsers(metavar="KIND", required=True)
+
+    def add(name: str, run: Run, text: str) -> argparse.ArgumentParser:
+        one = kinds.add_parser(name, parents=[debug], help=text, description=text)
+        one.set_defaults(run=run)
+        return one
+
+    listing = add("list", commands.weights_list, "list the published weights that load")
+    listing.add_argument("pattern", nargs="?", help="only names with this text or pattern (res*)")
+    _add_json(listing)
+    fetching = add("fetch", commands.weights_fetch, "download published weights")
+    fetching.add_argument("names", nargs="+", metavar="NAME", help="a model, or a name of the list")
+    _add_offline(fetching)
+    checking = add("verify", commands.weights_verify, "say what a file of weights is")
+    checking.add_argument("file", metavar="FILE")
+    _add_json(checking)
+    _add_json(add("where", commands.weights_where, "show the folders that are searched"))
+
+
 def _add_config(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("config", help=CONFIG)
     _add_overrides(sub)
@@ -293,6 +339,11 @@ def _add_overrides(sub: argparse.ArgumentParser) -> None:
 def _add_allow_plugins(sub: argparse.ArgumentParser) -> None:
     text = "import custom classes that a checkpoint or a resumed run names: this runs their code"
     sub.add_argument("--allow-plugins", action="store_true", help=text)
+
+
+def _add_offline(sub: argparse.ArgumentParser) -> None:
+    text = "download no weights (also VISIONKIT_OFFLINE=1)"
+    sub.add_argument("--offline", action="store_true", help=text)
 
 
 def _add_json(sub: argparse.ArgumentParser) -> None:

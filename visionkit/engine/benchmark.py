@@ -22,6 +22,7 @@ from visionkit.data.loading.workers import cores
 from visionkit.engine.optim import Learner
 from visionkit.engine.setup import build_training
 from visionkit.engine.train import open_streams, train_step
+from visionkit.models.build import with_published
 from visionkit.models.model import wrap_calls
 from visionkit.ops.inference import pick_device, pick_precision, reproducible
 
@@ -66,7 +67,7 @@ def benchmark(
     add up to it; `evaluation` (see `_evaluate`); `memory_mb`, the peak of this process and, on a
     GPU, of its allocations; `advice`, a list of lines. The random generator is unchanged.
     """
-    checked = load_config(config, overrides, allow_plugins=allow_plugins)
+    checked = with_published(load_config(config, overrides, allow_plugins=allow_plugins))
     settings = checked.train
     device = pick_device(settings.device)
     dtype = pick_precision(settings.precision, device)

@@ -44,6 +44,7 @@ from visionkit.engine.setup import (
 )
 from visionkit.engine.train import train_step
 from visionkit.errors import ArgumentError, ConfigError, DataError, ResourceError, VisionkitError
+from visionkit.models.build import with_published
 from visionkit.models.model import VisionModel, wrap_calls
 from visionkit.ops.inference import pick_device, pick_precision, reproducible
 from visionkit.runs.terminal import progress_bar
@@ -109,6 +110,9 @@ def _check_config(config: Any, overrides: Any, *, allow_plugins: bool) -> Report
     with report.catching():
         origin = load_init_from(loaded)
         reused = reused_classes(loaded, origin)
+
+    with report.catching():
+        loaded = with_published(loaded)
 
     missing = missing_paths(loaded, splits_read(loaded))
     report.findings += [finding("config", text, hint="") for text in missing]

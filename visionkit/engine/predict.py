@@ -34,8 +34,9 @@ from visionkit.errors import (
     printable,
     shorten,
 )
-from visionkit.models.build import build_model
+from visionkit.models.build import build_model, build_published
 from visionkit.models.model import VisionModel
+from visionkit.models.published import is_model_name
 from visionkit.ops.inference import cast_weights, fold_norms, pick_device, pick_precision
 from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
@@ -160,7 +161,8 @@ def load(
     fold: bool = True,
     allow_plugins: bool = False,
 ) -> Predictor:
-    """Load the trained model of a run directory (its best checkpoint) or of a checkpoint file.
+    """Load the trained model of a run directory (its best checkpoint), of a checkpoint file, or of
+    published weights: `load("maskrcnn_resnet50_fpn")`. A path of that name wins.
 
     With `heads`, only those predict. Without `fold` its outputs equal those of the validation in
     training; with it, they round differently and it is a little faster.
@@ -171,6 +173,9 @@ def load(
     `allow_plugins`; without it, ConfigError.
     """
     check_flags(fold=fold)
+    if is_model_name(run):
+        config, classes, model = build_published(str(run), overrides)
+        return Predictor(model, config, classes, heads=heads, fold=fold)
     path, state = checkpoint.load_latest(run)
     config = load_config(state["config"], overrides, origin=path, allow_plugins=allow_plugins)
     classes = class_lists_of(state)

@@ -39,7 +39,7 @@ from visionkit.engine.predict import class_lists_of
 from visionkit.engine.progress import Best, Progress, default_best
 from visionkit.engine.state import TrainingState, flattened
 from visionkit.errors import CheckpointError, ConfigError, unknown
-from visionkit.models.build import build_model
+from visionkit.models.build import build_model, with_published
 from visionkit.models.model import VisionModel
 from visionkit.models.weights import checkpoint_origin, fill
 from visionkit.ops.inference import pick_device, pick_precision
@@ -63,6 +63,7 @@ def setup(
     """Check, build and, with `resume`, restore everything, then lock the run directory until `held`
     is closed. With `strict`, other data than that of the resumed run is an error."""
     config, resume, overwrite = _continue_launch(config, resume, overwrite)
+    config = with_published(config)
     device = pick_device(config.train.device)
     dtype = pick_precision(config.train.precision, device)
     if config.train.sync_batchnorm and collectives.world_size() > 1 and device.type != "cuda":

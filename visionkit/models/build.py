@@ -1,16 +1,30 @@
-"""Build the model of a checked config."""
+"""Build the model of a checked config, or a published one."""
 
 from __future__ import annotations
 
 import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from visionkit.config import Config
-from visionkit.config.components import build, resolve
+from visionkit.config import Config, load_config
+from visionkit.config.components import build, head_class, resolve
+from visionkit.config.shipped import shipped_configs
+from visionkit.errors import ConfigError
+from visionkit.models.architectures import published_for
 from visionkit.models.contracts import checked_levels
 from visionkit.models.model import VisionModel
+from visionkit.models.published import NO_CLASS, Published, entries, fetch, find, of_file
 from visionkit.models.weights import config_kind, load_model_weights
+from visionkit.runs.files import means_file
 from visionkit.types import Classes
+
+log = logging.getLogger("visionkit")
+
+COCO = "coco"  # `weights: coco`: those that are published for the architecture of the config
+BACKBONE = ("norm", "norm_eps", "mean", "std")  # settings of a backbone that weights depend on
+SOME = Classes.numbered(("background", "thing"))  # for a model whose classes do not matter
 
 
 def build_model(
@@ -18,6 +32,19 @@ def build_model(
 ) -> VisionModel:
     """The model of a config. `pretrained=False` reads no file with weights, for a model that a
     checkpoint is loaded into."""
+    if pretrained:
+        config = with_published(config)
+    model = _build(config, classes, pretrained)
+    if pretrained and config.weights:
+        rename, partial = config.rename, config.partial_weights
+        path = config.weights
+        if not means_file(path):
+            path = str(fetch(find(path)))
+        load_model_weights(model, path, classes, rename=rename, partial=partial)
+    return model
+
+
+def _build(config: Config, classes: dict[str, Classes], pretrained: bool) -> VisionModel:
     backbone = build("backbones", _backbone_spec(config.backbone, pretrained), key="backbone")
     levels, neck = checked_levels("backbone", backbone), None
     if config.neck is not None:
@@ -31,9 +58,6 @@ def build_model(
     learned = config.train.weighting == "uncertainty"
     model = VisionModel(backbone, neck, heads, weights, learned_weights=learned)
     model.kind = config_kind(vars(config))
-    if pretrained and config.weights:
-        rename, partial = config.rename, config.partial_weights
-        load_model_weights(model, config.weights, classes, rename=rename, partial=partial)
     return model
 
 
@@ -45,3 +69,84 @@ def _backbone_spec(spec: dict[str, Any], pretrained: bool) -> dict[str, Any]:
     if "norm" in arguments and spec.get("norm", "auto") == "auto":
         spec["norm"] = "frozen"  # the meaning of `auto` with weights
     return spec
+
+
+def with_published(config: Config) -> Config:
+    """The config with what follows from published `weights`: the member of the enum that is meant,
+    and the norms and pixels of the backbone as those weights were trained with.
+
+    Batch norms are frozen if `norm` is `auto`; settings that are given stay. Raises ConfigError for
+    a name that is not published, and CheckpointError for `coco` if nothing is published for the
+    architecture. Nothing is downloaded.
+    """
+    named = config.backbone.get("weights") if config.backbone["type"] == "Torchvision" else None
+    if named not in (None, "default") and not means_file(named):
+        _located("backbone.weights", named, "backbone")
+    if not config.weights:
+        return config
+    if means_file(config.weights):
+        one = of_file(config.weights)
+    elif config.weights == COCO:
+        one = _published_for(config)
+    else:
+        one = _located("weights", config.weights, "model")
+    if one is None:
+        return config
+    weights = config.weights if means_file(config.weights) else one.member
+    published = load_config(shipped_configs()[one.name]).backbone
+    if config.backbone["type"] != published["type"]:
+        return replace(config, weights=weights)
+    taken = {key: published[key] for key in BACKBONE if key in published}
+    given = {key: v for key, v in config.backbone.items() if (key, v) != ("norm", "auto")}
+    backbone = {**taken, "norm": "frozen", **given}
+    return replace(config, weights=weights, backbone=backbone)
+
+
+def build_published(
+    name: str, overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> tuple[Config, dict[str, Classes], VisionModel]:
+    """The config, classes and model of published weights, such as `maskrcnn_resnet50_fpn`.
+
+    Classes are the published ones without `N/A`; their ids are those of COCO's categories. The
+    config is the shipped one of the model with the overrides, without its generated images.
+    """
+    one = find(name, "model")
+    config = load_config(shipped_configs()[one.name], overrides)
+    data = {
+        source: replace(spec, train=_real(spec.train), val=_real(spec.val))
+        for source, spec in config.data.items()
+    }
+    config = with_published(replace(config, data=data, weights=config.weights or one.member))
+    (head,) = config.heads
+    first = 1 if head_class(config, head).class_key == "labels" else 0  # 0 is the background
+    names = {n: name for n, name in enumerate(one.classes) if n >= first and name != NO_CLASS}
+    classes = {head: Classes(tuple(names.values()), tuple(names))}
+    return config, classes, build_model(config, classes)
+
+
+def _real(dataset: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The dataset, unless it is of generated images."""
+    return None if dataset is None or dataset["type"] == "Shapes" else dataset
+
+
+def _published_for(config: Config) -> Published:
+    model = _build(config, dict.fromkeys(config.heads, SOME), pretrained=False)
+    found = published_for(model, config)
+    if found is None:
+        names = [one.name for one in entries() if one.kind == "model" and one.default]
+        raise ConfigError(
+            f"weights: no weights for COCO are published for this model ({model.kind})",
+            f"  there are some for the shipped configs {', '.join(names)}",
+            "  start from one of them, or give weights: NAME with partial_weights: true to load "
+            "what fits",
+        )
+    log.info("weights: coco are %s", found.member)
+    return found
+
+
+def _located(key: str, name: str, kind: str) -> Published:
+    """The published weights of that name, for that key of the config."""
+    try:
+        return find(name, kind)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error

@@ -30,8 +30,10 @@ from visionkit.config.shipped import shipped_configs
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.runs import download, files
 from visionkit.runs.download import without_login
+from visionkit.runs.files import means_file
 
 SETTING = "VISIONKIT_WEIGHTS"  # environment variable: a folder, or the URL of one, searched first
+NO_CLASS = "N/A"  # the name of an output that was never trained
 NEAREST = 3  # names in the answer to an unknown one
 # The metrics that torchvision publishes, by their names here
 METRICS = {
@@ -55,7 +57,7 @@ class Published:
     size: of the file, in megabytes (1024 * 1024 bytes).
     license: empty where torchvision states none.
     metrics: by name (see METRICS), in percent, on `dataset`.
-    classes: the names of the outputs, in their order.
+    classes: the names of the outputs, in their order; `N/A` where an output is of no class.
     """
 
     name: str
@@ -74,6 +76,9 @@ class Published:
     def file(self) -> str:
         """The name of its file."""
         return Path(urlsplit(self.url).path).name
+
+    def has_name(self, name: str) -> bool:
+        return name == self.member or (self.default and name == self.name)
 
 
 @cache
@@ -106,7 +111,7 @@ def _entry(name: str, weights: WeightsEnum, kind: Any) -> Published:
         license=meta.get("license", ""),
         dataset=dataset,
         metrics={METRICS[key]: value for key, value in values.items() if key in METRICS},
-        classes=tuple(meta.get("categories") or ()),
+        classes=tuple(n.replace("__background__", "background") for n in meta["categories"] or ()),
     )
 
 
@@ -114,16 +119,41 @@ def find(name: str, kind: str | None = None) -> Published:
     """The weights of that name, of a model or a member of an enum. ConfigError with the nearest
     names for an unknown one."""
     for one in entries():
-        if kind in (None, one.kind) and (name == one.member or (one.default and name == one.name)):
+        if kind in (None, one.kind) and one.has_name(name):
             return one
+    if kind is not None and is_published(name):
+        other = "a backbone: give it as backbone.weights" if kind == "model" else "a whole model"
+        hint = "" if kind == "model" else ": give it as weights"
+        raise ConfigError(f"{name!r} is of {other}{hint}")
     raise ConfigError(f"no weights are published as {name!r}; {nearest(name, kind)}")
 
 
 def is_published(name: str, kind: str | None = None) -> bool:
-    try:
-        return bool(find(name, kind))
-    except ConfigError:
+    return any(kind in (None, one.kind) and one.has_name(name) for one in entries())
+
+
+def is_model_name(run: str | Path) -> bool:
+    """Whether what should be a run or a checkpoint is the name of a published model instead; a path
+    that exists wins. CheckpointError for another name, which is none of the three."""
+    if not isinstance(run, str) or not run or means_file(run) or Path(run).exists():
         return False
+    try:
+        return bool(find(run, "model"))
+    except ConfigError as error:
+        if run in shipped_configs():
+            raise CheckpointError(
+                f"{run}: is a config without published weights, not a trained model; train it "
+                f"(visionkit train {run}) and name its run, or choose from `visionkit weights list`"
+            ) from error
+        raise CheckpointError(
+            f"{run}: not found; expected a run directory, a checkpoint file or the name of a "
+            f"published model; {nearest(run, 'model')}"
+        ) from error
+
+
+def of_file(path: str | Path) -> Published | None:
+    """The whole model whose file has that name, which has a part of its checksum."""
+    return next((e for e in entries() if e.kind == "model" and e.file == Path(path).name), None)
 
 
 def nearest(name: str, kind: str | None = None) -> str:

@@ -3,16 +3,11 @@ torchvision.
 
 Rows of classes go by the names of the classes, whatever their order in the file. All other tensors
 go by name, and all of the model's must be in the file, in their shape.
-
-visionkit keeps torchvision's parameter names inside the backbone, the neck and the heads, so a
-name in a file of a torchvision detector or segmentation model differs from ours in its prefix
-alone.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,25 +16,17 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from torchvision.models.segmentation import FCN_ResNet50_Weights
 
+from visionkit.config.shipped import shipped_configs
 from visionkit.errors import CheckpointError, ConfigError, listed, plural, unknown
+from visionkit.models.architectures import AUXILIARY, is_torchvisions, models_like, our_names
 from visionkit.models.model import VisionModel
+from visionkit.models.published import NO_CLASS
 from visionkit.runs.checkpoint import COUNTER, MOST, compare, is_run, load_state_dict
 from visionkit.runs.foreign import content_kind
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
 
-# Names in older torchvision files, before each convolution got a module of its own; and the neck.
-LEGACY = (
-    (r"^rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
-    (r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
-    *((rf"^(roi_heads\.mask_head\.)mask_fcn{n}\.", rf"\g<1>{n - 1}.0.") for n in (1, 2, 3, 4)),
-    (r"^backbone\.fpn\.", "neck."),
-)
-# RetinaNet's; in FCOS, which has the same names, norms stand between the convolutions
-LEGACY_RETINANET = tuple(
-    (rf"^(head\.\w+_head\.conv\.){2 * n}\.(weight|bias)$", rf"\g<1>{n}.0.\2") for n in range(4)
-)
 HINT = (
     "give weights of this architecture and variant (a classifier's as backbone.weights), or set "
     "partial_weights: true to load the tensors that fit and start the others at random"
@@ -83,14 +70,10 @@ def load_model_weights(
     """
     state, content = load_state_dict(path)
     kind = content_kind(content)
-    detector = any(name.startswith(("rpn.", "head.", "backbone.fpn.")) for name in state)
     names: dict[str, Sequence[str]] = {}
-    if detector or {"backbone", "classifier"} <= {name.partition(".")[0] for name in state}:
+    if is_torchvisions(state):
         head = _only_head(model, path)
-        if not detector:
-            state = {re.sub(r"^backbone\.", "backbone.body.", n): t for n, t in state.items()}
-        legacy = LEGACY if any(".bbox_ctrness." in n for n in state) else LEGACY + LEGACY_RETINANET
-        state = {_our_name(name, head, legacy): tensor for name, tensor in state.items()}
+        state = our_names(state, head)
         names = _torchvision_classes(model, head, state, classes[head].names)
     origin = Origin(path, state, names, kind)
     if is_run(content):
@@ -120,12 +103,6 @@ def _only_head(model: VisionModel, path: str) -> str:
             f"{len(model.heads)} heads: {', '.join(model.heads)}"
         )
     return next(iter(model.heads))
-
-
-def _our_name(name: str, head: str, legacy: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in legacy:
-        name = re.sub(pattern, replacement, name)
-    return name if name.startswith(("backbone.", "neck.")) else f"heads.{head}.{name}"
 
 
 def _torchvision_classes(
@@ -163,19 +140,20 @@ def fill(
         names, layers = classes[name].names, model.head(name).class_layers
         groups = model.head(name).class_groups
         theirs = _renamed(name, origin.classes.get(name), rename or {})
-        if layers and any(tensor.startswith(f"heads.{name}.") for tensor in state):
+        if any(_fits(f"heads.{name}.{layer}.weight", state, ours) for layer in layers):
             layout = {layer: (rows, groups.get(layer, 1)) for layer, rows in layers.items()}
             kept = _fill_class_rows(state, ours, f"heads.{name}", layout, names, theirs)
             reports.append((name, names, theirs, kept))
-        elif theirs is not None and theirs != [*names]:  # a custom head without `class_layers`
+        elif not layers and theirs is not None and theirs != [*names]:  # a custom head
             reports.append((name, names, None, names))
     own_names = [name for name in ours if not name.endswith(COUNTER)]
     optional = ("log_variances.", *(f"heads.{name}." for name in may_be_new))
     fit = compare(ours, state, optional)
     if not fit.fitting or not (fit.is_whole or partial):
         text = f"{origin.path}: {len(fit.fitting)} of {len(own_names)} tensors fit the model"
-        looks = f"{text}: the file looks like {origin.kind}; this model is {model.kind}"
-        raise CheckpointError(looks, *fit.lines(), f"  {HINT}")
+        kind, hint = _other_architecture(origin, [*fit.missing, *fit.shapes, *fit.surplus])
+        looks = f"{text}: the file looks like {kind}; this model is {model.kind}"
+        raise CheckpointError(looks, *fit.lines(), f"  {hint}")
     same = [name for name in ours if name in state and state[name].shape == ours[name].shape]
     model.load_state_dict({name: state[name] for name in same}, strict=False)
     log.info("%s: loaded %d of %d tensors", origin.path, len(fit.fitting), len(own_names))
@@ -188,6 +166,19 @@ def fill(
         log.warning("%s: not in the model: %s", origin.path, listed(fit.others))
     for report in reports:
         _report_classes(origin.path, *report)
+
+
+def _other_architecture(origin: Origin, missing: list[str]) -> tuple[str, str]:
+    """What the file looks like, and what to do with it."""
+    if all(f".{AUXILIARY}" in name for name in missing):
+        return origin.kind, "the file has no auxiliary classifier: set head.aux_weight: 0"
+    like = models_like(origin.state)
+    if not like:
+        return origin.kind, HINT
+    configs = [name for name in like if name in shipped_configs()]
+    words = " or ".join(f"visionkit train {name} weights={origin.path}" for name in configs)
+    config = f"its config is shipped: {words}; or {HINT}" if configs else HINT
+    return f"torchvision's {' or '.join(like)}", config
 
 
 def _check_rename(
@@ -213,6 +204,11 @@ def _renamed(head: str, names: Sequence[str] | None, rename: Mapping[str, str]) 
     return found
 
 
+def _fits(key: str, state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> bool:
+    """Whether a layer of classes is in both, for the same features."""
+    return key in state and key in ours and state[key].shape[1:] == ours[key].shape[1:]
+
+
 def _fill_class_rows(
     state: dict[str, Tensor],
     ours: Mapping[str, Tensor],
@@ -226,7 +222,7 @@ def _fill_class_rows(
     rows keep their place. `layers` have so many rows for each class in so many groups."""
     kept = [name for name in names if theirs is None or name in theirs]
     for key in [f"{head}.{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]:
-        if key not in state or key not in ours or state[key].shape[1:] != ours[key].shape[1:]:
+        if not _fits(key, state, ours):
             continue  # it does not fit, which is an error
         rows, groups = layers[key.removeprefix(f"{head}.").rpartition(".")[0]]
         if len(state[key]) % groups or (theirs is None and len(state[key]) == len(ours[key])):
@@ -252,7 +248,7 @@ def _report_classes(
     path: str, head: str, names: Sequence[str], theirs: Sequence[str] | None, kept: Sequence[str]
 ) -> None:
     new = [name for name in names if name not in kept]
-    dropped = [name for name in theirs or () if name not in kept]
+    dropped = [name for name in theirs or () if name not in (*kept, NO_CLASS)]
     parts = [
         f"{plural(len(found), 'class', 'classes')} {what} ({listed(found)})"
         for what, found in (("kept", kept), ("new", new), ("dropped", dropped))

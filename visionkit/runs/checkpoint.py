@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from visionkit.errors import ArgumentError, CheckpointError, listed, shorten
+from visionkit.errors import ArgumentError, CheckpointError, listed, plural, shorten
 from visionkit.runs import files, foreign, safetensors_file
 
 log = logging.getLogger("visionkit")
@@ -236,6 +236,7 @@ def compare(
     alike = [name for name in own if name in tensors and tensors[name].shape == own[name].shape]
     shapes = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
+        f"{_channels_clause(tensors[name].shape, tensor.shape)}"
         for name, tensor in own.items()
         if name in tensors and tensors[name].shape != tensor.shape
     ]
@@ -244,6 +245,13 @@ def compare(
     surplus = [name for name in unexpected if _is_further_layer(name, modules)]
     others = [name for name in unexpected if name not in surplus]
     return Fit(alike, missing, shapes, surplus, others)
+
+
+def _channels_clause(found: torch.Size, own: torch.Size) -> str:
+    """What the shape of a first convolution says if it is for other images than RGB."""
+    channels = found[1] if len(found) == len(own) == 4 and own[1] == 3 else 3
+    alike = channels != 3 and (found[0], found[2:]) == (own[0], own[2:])
+    return f" (it is for images of {plural(channels, 'channel')}, not RGB)" if alike else ""
 
 
 def _is_further_layer(name: str, modules: set[str]) -> bool:

@@ -1,0 +1,177 @@
+"""What `visionkit weights` prints: a list of what is published, files fetched and files checked."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from visionkit.errors import CheckpointError, ConfigError, plural
+from visionkit.models import architectures, published
+from visionkit.models.published import Published
+from visionkit.runs import checkpoint, download, files, foreign
+
+HEADER = ("name", "config", "published", "MB", "at hand", "license")
+UNSTATED = "not stated"  # instead of a license
+NOTE = (
+    "torchvision states no license for most of its weights; it says that they may have licenses or "
+    "terms derived from the dataset that they were trained on"
+)
+CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")  # in the name of a file
+
+
+def show_list(args: argparse.Namespace) -> None:
+    found = [one for one in published.entries() if _matches(one, args.pattern)]
+    if args.pattern and not found:
+        raise ConfigError(
+            f"weights list: none match {args.pattern!r}; {published.nearest(args.pattern)}"
+        )
+    if args.json:
+        print(files.to_json([record(one) for one in found]))
+    else:
+        print("\n".join(_table(found)))
+
+
+def _matches(one: Published, pattern: str | None) -> bool:
+    names = (one.name, one.member)
+    return pattern is None or any(pattern in n or fnmatch(n, pattern) for n in names)
+
+
+def record(one: Published) -> dict[str, Any]:
+    """An entry as a dict for JSON; `file` is null unless it is at hand."""
+    path = published.at_hand(one)
+    return {
+        "name": one.name if one.default else one.member,
+        "weights": one.member,
+        "kind": one.kind,
+        "config": one.name if one.kind == "model" else None,
+        "license": one.license or None,
+        "dataset": one.dataset or None,
+        "metrics": one.metrics,
+        "size_mb": one.size,
+        "url": one.url,
+        "checksum": one.checksum,
+        "file": None if path is None else str(path),
+    }
+
+
+def _table(found: Sequence[Published]) -> Iterator[str]:
+    titles = {
+        "model": "whole models: visionkit predict NAME, visionkit train NAME weights=coco",
+        "backbone": "backbones: backbone.name=NAME backbone.weights=default, or the full name",
+    }
+    for kind, title in titles.items():
+        rows = [_row(one) for one in found if one.kind == kind]
+        if rows:
+            rows.insert(0, HEADER)
+            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+            yield title
+            for row in rows:
+                cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+                yield f"  {'  '.join(cells).rstrip()}"
+            yield ""
+    yield NOTE
+
+
+def _row(one: Published) -> tuple[str, ...]:
+    main = {key: v for key, v in one.metrics.items() if key not in ("top-5", "pixel accuracy")}
+    return (
+        one.name if one.default else one.member,
+        one.name if one.kind == "model" else "(a backbone)",
+        ", ".join(f"{name} {value:.1f}" for name, value in main.items() if value == value),
+        f"{one.size:.0f}",
+        "yes" if published.at_hand(one) else "no",
+        one.license or UNSTATED,
+    )
+
+
+def fetch(args: argparse.Namespace) -> None:
+    for one in [published.find(name) for name in args.names]:  # all names before any download
+        print(f"{one.member}: {published.fetch(one)}", flush=True)
+
+
+def where(args: argparse.Namespace) -> None:
+    folders, mirror = published.folders(), published.mirror()
+    facts = {
+        "folders": [str(folder) for folder in folders],
+        "mirror": download.without_login(mirror) or None,
+        "offline": download.is_offline(),
+    }
+    if args.json:
+        print(files.to_json(facts))
+        return
+    print("searched for files of weights, in this order:")
+    for folder in folders:
+        state = "" if folder.is_dir() else " (not there yet)"
+        print(f"  {folder}{state}")
+    if mirror:
+        print(f"downloaded from {facts['mirror']}, then from torchvision's address")
+    print("downloads are off" if facts["offline"] else f"downloads go to {folders[-1]}")
+
+
+def verify(args: argparse.Namespace) -> None:
+    """CheckpointError, after the output, if the checksum is another than the published one."""
+    facts = examine(Path(args.file))
+    if args.json:
+        print(files.to_json(facts))
+    else:
+        print("\n".join(f"{key + ':':<14}{value}" for key, value in _words(facts)))
+    if facts["checksum"] == "wrong":
+        raise CheckpointError(
+            f"{args.file}: is not the file that is published under this name: its SHA-256 begins "
+            f"with {facts['sha256'][:8]}; delete it and fetch it again"
+        )
+
+
+def examine(path: Path) -> dict[str, Any]:
+    """What a file of weights is: its kind, its architecture and the config for it, and whether its
+    SHA-256 is the published one. CheckpointError for a file that has no weights."""
+    state, content = checkpoint.load_state_dict(path)
+    sha256 = download.sha256(path)
+    named = CHECKSUM.search(path.name)
+    same = [one for one in published.entries() if sha256.startswith(one.checksum)]
+    expected = [one for one in published.entries() if one.file == path.name]
+    verdict = "unknown"
+    if same or named:
+        right = bool(same) or (named is not None and sha256.startswith(named[1]))
+        verdict = "ok" if right else "wrong"
+    is_run = checkpoint.is_run(content)
+    like = [] if is_run else architectures.models_like(state)
+    one = next(iter(same or expected), None)
+    if one is not None and one.name not in like:
+        like = [*like, one.name]
+    shipped = architectures.shipped_configs()
+    return {
+        "file": str(path),
+        "kind": foreign.content_kind(content),
+        "architecture": like,
+        "config": [name for name in like if name in shipped],
+        "published_as": one.member if one else None,
+        "checksum": verdict,
+        "sha256": sha256,
+        "tensors": len(state),
+        "numbers": sum(tensor.numel() for tensor in state.values()),
+    }
+
+
+def _words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "file", facts["file"]
+    yield "looks like", facts["kind"]
+    yield "architecture", " or ".join(facts["architecture"]) or "none that torchvision publishes"
+    configs = [f"visionkit train {name} weights={facts['file']}" for name in facts["config"]]
+    if configs:
+        yield "load it with", " or ".join(configs)
+    elif facts["published_as"]:
+        yield "load it with", f"backbone.weights={facts['file']}"
+    yield "published as", facts["published_as"] or "nothing known"
+    words = {
+        "ok": "ok",
+        "wrong": "WRONG: the file is damaged or another one",
+        "unknown": "none is known for this file",
+    }
+    yield "checksum", words[facts["checksum"]]
+    yield "SHA-256", facts["sha256"]
+    yield "tensors", f"{plural(facts['tensors'], 'tensor')} with {facts['numbers']:,} numbers"
