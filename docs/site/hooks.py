@@ -5,6 +5,7 @@ work on a code host, are rewritten to the site's paths. The API pages list what 
 """
 
 import posixpath
+import pydoc
 import re
 from pathlib import Path
 
@@ -54,14 +55,10 @@ OPS = (
     "roi_align.roi_align",
 )
 OTHERS = (
-    "config.shipped.list_configs",
     "models.model.VisionModel",
     "engine.optim.build_optimizer",
     "engine.optim.lr_factor",
-    "engine.benchmark.benchmark",
-    "data.classes.describe",
     "data.coco.ground_truth.GroundTruth",
-    "distributed.collectives.all_gather_with_grad",
 )
 
 
@@ -83,33 +80,37 @@ def section(name):
     return [f"{PACKAGES[name]}.{component}" for component in components(name)]
 
 
+def mentioned():
+    """The other classes and functions whose full names are in the pages."""
+    known = {getattr(visionkit, name).__name__ for name in visionkit.__all__}
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*/*.md")])
+    for name in sorted({*re.findall(r"\bvisionkit(?:\.\w+)*\.\w+", text)}):
+        value = pydoc.locate(name)
+        if callable(value) and value.__name__ not in known:
+            yield name
+
+
 def api_pages():
     """Path, title, first words and names of each API page."""
-    contracts = "The contracts between the parts, attributes of `visionkit`."
-    metrics = "The evaluators of the heads, and COCO's metrics of files."
-    named = "What `type:` can name"
-    return [
-        ("index", "Functions", "Attributes of `visionkit`.", public("functions")),
-        ("types", "Types", contracts, public("types")),
-        ("errors", "Errors", "What visionkit raises.", public("errors")),
-        ("heads", "Heads", f"{named} under `head` and `heads`.", section("heads")),
-        (
-            "backbones",
-            "Backbones and necks",
-            f"{named} under `backbone` and `neck`.",
-            section("backbones") + section("necks"),
-        ),
-        ("datasets", "Datasets", f"{named} in `train` and `val` of a source.", section("datasets")),
-        ("transforms", "Transforms", f"{named} in `transforms`.", section("transforms")),
-        ("metrics", "Metrics", metrics, [f"visionkit.metrics.{name}" for name in METRICS]),
-        ("ops", "Operations", "Boxes, losses, pooling.", [f"visionkit.ops.{name}" for name in OPS]),
-        (
-            "others",
-            "Other parts",
-            "For custom heads and training loops.",
-            [f"visionkit.{name}" for name in OTHERS],
-        ),
+    named = "What `type:` can name under"
+    layers = section("backbones") + section("necks")
+    metrics = [f"visionkit.metrics.{name}" for name in METRICS]
+    operations = [f"visionkit.ops.{name}" for name in OPS]
+    pages = [
+        ("index", "Functions", "Attributes of `visionkit`.", [*public("functions")]),
+        ("types", "Types", "The contracts between the parts.", [*public("types")]),
+        ("errors", "Errors", "What visionkit raises.", [*public("errors")]),
+        ("heads", "Heads", f"{named} `head` and `heads`.", section("heads")),
+        ("backbones", "Backbones and necks", f"{named} `backbone` and `neck`.", layers),
+        ("datasets", "Datasets", f"{named} `train` and `val` of a source.", section("datasets")),
+        ("transforms", "Transforms", f"{named} `transforms`.", section("transforms")),
+        ("metrics", "Metrics", "Evaluators of heads, and COCO's metrics of files.", metrics),
+        ("ops", "Operations", "Boxes, losses, pooling.", operations),
     ]
+    shown = {name for _, _, _, names in pages for name in names}
+    others = {f"visionkit.{name}" for name in OTHERS} | {*mentioned()}
+    words = "For custom parts and training loops."
+    return [*pages, ("others", "Other parts", words, sorted(others - shown))]
 
 
 def api_page(title, words, names):
