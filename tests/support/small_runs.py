@@ -80,5 +80,5 @@ def quick_settings(config: str) -> list[str]:
         words += [f"{key}.{split}.size=64" for split in ("train", "val")]
         words += [f"{key}.train.num_images=16", f"{key}.val.num_images=6"]
         words += [f"{key}.batch_size={2 * (source.images_per_identity or 2)}"]
-        words += [f"{key}.image_size=64"] * (source.image_size > 64)
+        words += [f"{key}.image_size=64"] * (source.image_size not in range(64))
     return words
