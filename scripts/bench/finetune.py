@@ -35,7 +35,6 @@ from visionkit.engine.train import open_streams, train_step
 from visionkit.ops.inference import pick_device, pick_precision
 
 WARM_UP = 2  # steps before the clock counts
-ROUNDS = 3
 NEVER = 10**6  # epochs: validation after the last step alone
 
 
@@ -103,6 +102,7 @@ def main() -> None:
     parser.add_argument("--recipe", **recipe, metavar=("CONFIG", "key=value"))
     parser.add_argument("--seconds", type=float, default=90.0)
     parser.add_argument("--timed-steps", type=count, default=8)
+    parser.add_argument("--rounds", type=count, default=3)
     parser.add_argument("--steps", type=count, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     args = parser.parse_intermixed_args()
@@ -112,7 +112,7 @@ def main() -> None:
     steps = args.steps
     if steps is None:
         timed: dict[str, list[float]] = {name: [] for name in names}
-        for _ in range(ROUNDS):
+        for _ in range(args.rounds):
             for name, recipe in zip(names, args.recipe, strict=True):
                 timed[name].append(step_seconds(config_of(recipe, args.common), args.timed_steps))
         seconds = [statistics.median(times) for times in timed.values()]

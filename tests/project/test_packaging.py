@@ -25,7 +25,7 @@ def lowest(requirements):
 
 def test_the_core_packages_are_few_and_each_has_a_lowest_version():
     assert lowest(PROJECT["dependencies"]).keys() == CORE
-    for name in ("plots", "timm", "pretrained", "safetensors", "fast"):
+    for name in ("plots", "timm", "pretrained", "safetensors", "hub", "fast"):
         assert lowest(PROJECT["optional-dependencies"][name])
     assert PROJECT["requires-python"] == ">=3.11"
 

@@ -27,6 +27,7 @@ from visionkit.errors import (
 )
 from visionkit.runs import checkpoint
 from visionkit.runs.files import means_file, twin_clause
+from visionkit.runs.hub import is_hub
 
 
 def load_config(
@@ -149,7 +150,11 @@ def missing_paths(config: Config, splits: tuple[str, ...] = ("train", "val")) ->
         given = {"weights": config.weights}
         if config.init_from is None:
             given["backbone.weights"] = config.backbone.get("weights")
-        found += [(key, value) for key, value in given.items() if value and means_file(value)]
+        found += [
+            (key, value)
+            for key, value in given.items()
+            if value and means_file(value) and not is_hub(value)
+        ]
     for key, section, spec in _components(config, splits):
         for name, argument in arguments_of(section, spec["type"]).items():
             found += [(f"{key}.{name}", p) for p in paths_in(spec.get(name), argument.annotation)]

@@ -8,8 +8,7 @@ a config of the same name; the others are classifiers, whose layers a backbone u
     path = fetch(one)  # searched in `folders()`, else downloaded; always compared to its SHA-256
 
 `weights: NAME` of a config, `backbone.weights: NAME`, `visionkit.load(NAME)` and `visionkit
-weights` are built on these two. Another kind of address (such as `hf://`) needs its own search and
-can use `runs.download.download`, `is_offline` and `one_process`.
+weights` are built on these two. Addresses `hf://` are those of files, see `runs.hub`.
 """
 
 from __future__ import annotations
@@ -29,10 +28,9 @@ from torchvision.models import WeightsEnum, get_model_weights, list_models
 from visionkit.config.shipped import shipped_configs
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.runs import download, files
-from visionkit.runs.download import without_login
+from visionkit.runs.download import SETTING, without_login
 from visionkit.runs.files import means_file
 
-SETTING = "VISIONKIT_WEIGHTS"  # environment variable: a folder, or the URL of one, searched first
 NO_CLASS = "N/A"  # the name of an output that was never trained
 NEAREST = 3  # names in the answer to an unknown one
 # The metrics that torchvision publishes, by their names here

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from visionkit.errors import ArgumentError, CheckpointError, listed, plural, shorten
-from visionkit.runs import files, foreign, safetensors_file
+from visionkit.runs import files, foreign, hub, safetensors_file
 
 log = logging.getLogger("visionkit")
 TO_RESUME = ("last.pt", "prev.pt")
@@ -131,8 +131,9 @@ def _is_class_list(lists: Any) -> bool:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """Read a file of tensors and plain values; damage is found before anything is used."""
-    path = Path(path)
+    """Read a file of tensors and plain values, at a path or at a `hf://` address; damage is found
+    before anything is used."""
+    path = hub.fetch(path) if hub.is_hub(path) else Path(path)
     _require_safe_torch()
     if not path.is_file():
         hint = " (a directory; use RUN/checkpoints/best.pt)" if path.is_dir() else ""
@@ -308,7 +309,7 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
             f"run: got {shorten(repr(run))}; expected the path of a run directory or a checkpoint "
             "file"
         )
-    run = Path(run)
+    run = hub.fetch(run) if hub.is_hub(run) else Path(run)
     if run.is_file():
         return run, load_run(run)
     if not run.is_dir():

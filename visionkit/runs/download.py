@@ -30,6 +30,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger("visionkit")
 
+SETTING = "VISIONKIT_WEIGHTS"  # environment variable: a folder, or the URL of one, searched first
 OFFLINE = "VISIONKIT_OFFLINE"  # environment variable; "1" forbids downloads
 TIMEOUT = 30  # seconds without an answer or a byte
 BLOCK = 1 << 20  # bytes that are written at once
