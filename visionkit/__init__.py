@@ -25,6 +25,7 @@ from visionkit.errors import (
 
 if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is used
     from visionkit.config import Config, load_config
+    from visionkit.config.shipped import ShippedConfig, list_configs
     from visionkit.data.datasets.shapes import generate_shapes
     from visionkit.data.sample import Sample
     from visionkit.engine.benchmark import benchmark
@@ -52,6 +53,7 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
 
 _HOME = {
     **dict.fromkeys(("Config", "load_config"), "config"),
+    **dict.fromkeys(("ShippedConfig", "list_configs"), "config.shipped"),
     **dict.fromkeys(("Predictor", "load", "predict"), "engine.predict"),
     **dict.fromkeys(("PredictedObject", "Prediction"), "engine.prediction"),
     **dict.fromkeys(("SearchResult", "search", "search_files"), "engine.search"),
@@ -88,6 +90,7 @@ __all__ = [
     "ResourceError",
     "Sample",
     "SearchResult",
+    "ShippedConfig",
     "Target",
     "TrainedRun",
     "Transform",
@@ -97,6 +100,7 @@ __all__ = [
     "evaluate",
     "evaluate_files",
     "generate_shapes",
+    "list_configs",
     "load",
     "load_config",
     "predict",
