@@ -27,6 +27,14 @@ def pixel(path, **options):
     return read_image(path, **options)[:, 0, 0].tolist()
 
 
+def pillow_reads(path):
+    try:
+        Image.open(path).load()
+    except OSError:
+        return False
+    return True
+
+
 def with_info(image, transparency):
     image.info["transparency"] = transparency
     return image
@@ -70,6 +78,8 @@ def palette_image(mode="P", transparency=None):
 )
 def test_each_mode_has_exact_values(tmp_path, name, image, expected):
     image.save(tmp_path / name)
+    if name == "ycbcr.tif" and not pillow_reads(tmp_path / name):
+        pytest.skip("this Pillow does not read what it wrote")
     loaded = read_image(tmp_path / name)
     assert loaded.shape == (3, image.height, image.width) and loaded.dtype == torch.uint8
     assert loaded[:, 0, 0].tolist() == expected

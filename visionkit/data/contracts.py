@@ -67,6 +67,8 @@ def shown(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
     if isinstance(value, np.ndarray):
         return f"a numpy array {value.dtype} {value.shape}"
+    if isinstance(value, np.generic):
+        return f"np.{type(value).__name__}({value})"  # NumPy 1 shows the number alone
     if isinstance(value, dict):
         return shorten(f"{{{', '.join(f'{k!r}: {shown(v)}' for k, v in value.items())}}}", 300)
     if isinstance(value, list | tuple):
