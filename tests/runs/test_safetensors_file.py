@@ -10,6 +10,7 @@ from torchvision import models
 import visionkit
 from support.backbones import pixels, saved_classifier
 from support.small_runs import SMALL_RUNS
+from visionkit.cli.main import main
 from visionkit.errors import ArgumentError, CheckpointError
 from visionkit.models.backbones.timm import Timm
 from visionkit.models.backbones.torchvision import Torchvision
@@ -143,6 +144,17 @@ def test_an_exported_run_predicts_and_is_scored_as_before(tmp_path, run):
     for again in (path, tmp_path / "model.pt"):
         with pytest.raises(ArgumentError, match=r"exists; delete it|ends in \.safe"):
             checkpoint.export(run, again)
+
+
+def test_the_command_writes_a_file_and_never_replaces_one(tmp_path, run, capsys):
+    path = tmp_path / "model.safetensors"
+    assert main(["weights", "export", str(run), str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    before = path.read_bytes()
+    assert main(["weights", "export", str(run), str(path)]) == 2
+    assert main(["weights", "export", str(tmp_path), str(tmp_path / "b.safetensors")]) == 4
+    assert main(["weights", "export", str(run), str(tmp_path / "no" / "b.safetensors")]) == 4
+    assert path.read_bytes() == before and sorted(tmp_path.iterdir()) == [path]
 
 
 def test_rows_of_classes_go_by_name_from_an_exported_run(tmp_path, run):

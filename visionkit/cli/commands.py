@@ -280,6 +280,12 @@ def weights_verify(args: argparse.Namespace) -> None:
     weights.verify(args)
 
 
+def weights_export(args: argparse.Namespace) -> None:
+    from visionkit.runs import checkpoint
+
+    print(checkpoint.export(args.run_directory, args.file))
+
+
 def weights_where(args: argparse.Namespace) -> None:
     from visionkit.cli import weights
 

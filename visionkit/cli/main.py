@@ -322,6 +322,10 @@ def _add_weights(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -
     checking = add("verify", commands.weights_verify, "say what a file of weights is")
     checking.add_argument("file", metavar="FILE")
     _add_json(checking)
+    text = "write the weights of a run as a .safetensors file, with its config and classes"
+    exporting = add("export", commands.weights_export, text)
+    exporting.add_argument("run_directory", metavar="RUN", help="a run or a checkpoint")
+    exporting.add_argument("file", metavar="FILE.safetensors")
     _add_json(add("where", commands.weights_where, "show the folders that are searched"))
 
 
