@@ -10,7 +10,9 @@ from visionkit.config import load_config
 from visionkit.engine.optim import build_optimizer
 from visionkit.engine.setup import build_training
 
-NAMES = sorted(path.stem for path in (CONFIGS / "torchvision").glob("*.yaml"))
+NAMES = sorted(  # a ResNet-101 is built as a ResNet-50 is, and takes twice as long
+    path.stem for path in (CONFIGS / "torchvision").glob("*.yaml") if "resnet101" not in path.stem
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

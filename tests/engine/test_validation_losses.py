@@ -14,7 +14,9 @@ def validation_losses(model, source):
     return {name: value for name, value in metrics.items() if "/loss/" in name}
 
 
-@pytest.mark.parametrize("name", ["classification", "localization", "fcos", "semantic", "vae"])
+@pytest.mark.parametrize(
+    "name", ["classification", "localization", "fcos", "retinanet", "semantic", "vae"]
+)
 def test_it_does_not_depend_on_how_images_are_put_into_batches(name):
     """Images hold different numbers of objects: a mean of the batches' means would depend on it."""
     model, (source,), _ = build_training(load_config(SMALL_RUNS[name]), device=torch.device("cpu"))
