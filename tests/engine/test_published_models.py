@@ -196,7 +196,8 @@ def test_training_starts_from_coco_and_says_what_it_used(at_hand, tmp_path, monk
     text = (tmp_path / "run" / "config.yaml").read_text()
     assert "LRASPP_MobileNet_V3_Large_Weights.COCO_WITH_VOC_LABELS_V1" in text
     assert "norm: frozen" in text
-    monkeypatch.setenv("VISIONKIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("VISIONKIT_WEIGHTS", str(tmp_path))  # which has no weights
+    assert main(["train", "--resume", "run", "train.steps=2", "--offline"]) == 0
     body = visionkit.load("run", fold=False).model.backbone.body.state_dict()
     theirs = at_hand[SEGMENTER].backbone.state_dict()
     assert torch.equal(body["0.1.running_mean"], theirs["0.1.running_mean"])

@@ -125,6 +125,16 @@ def test_a_published_file_is_known_by_its_name():
     assert with_published(config) == config
 
 
+def test_pixels_are_normalized_as_the_weights_of_a_backbone_expect():
+    words = ["backbone.name=efficientnet_v2_l", "backbone.weights=default"]
+    backbone = with_published(load_config("detection", words)).backbone
+    assert backbone["mean"] == backbone["std"] == (0.5, 0.5, 0.5)
+    backbone = with_published(load_config("detection", [*words, "backbone.mean=[0,0,0]"])).backbone
+    assert backbone["mean"] == (0.0, 0.0, 0.0)
+    words = ["backbone.name=resnet50", "backbone.weights=ResNet50_Weights.IMAGENET1K_V1"]
+    assert "mean" not in with_published(load_config("detection", words)).backbone
+
+
 # --- loading ---
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torchvision import models
 
 from support.published import empty_hub, publish, save_as_published, serving
 from visionkit.errors import CheckpointError, ConfigError
+from visionkit.models.backbones.timm import Timm
 from visionkit.models.backbones.torchvision import Torchvision
 
 NAME = "squeezenet1_1"
@@ -61,6 +63,18 @@ def test_other_names_are_errors(weights, kind, message, hub):
     with pytest.raises(kind, match=message):
         Torchvision(name=NAME, weights=weights)
     assert not hub.exists()
+
+
+def test_timm_downloads_nothing_offline(tmp_path, monkeypatch):
+    pytest.importorskip("timm")
+    hub = pytest.importorskip("huggingface_hub")
+    connections = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **_: connections.append(a) or [])
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("VISIONKIT_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="downloads are off"):
+        Timm(name="resnet18", weights="default")
+    assert not connections and hub.constants.HF_HUB_OFFLINE is False
 
 
 class Touch:

@@ -162,7 +162,7 @@ def load(
     allow_plugins: bool = False,
 ) -> Predictor:
     """Load the trained model of a run directory (its best checkpoint), of a checkpoint file, or of
-    published weights: `load("maskrcnn_resnet50_fpn")`. A path of that name wins.
+    published weights: `load("maskrcnn_resnet50_fpn_v2")`. A path of that name wins.
 
     With `heads`, only those predict. Without `fold` its outputs equal those of the validation in
     training; with it, they round differently and it is a little faster.

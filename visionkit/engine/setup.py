@@ -124,7 +124,9 @@ def build_training(
     for source in sources:
         check_custom(source)
     collectives.assert_same_on_all_ranks(_fingerprint(config, sources))
-    model, classes = build_initial_model(config, sources, reused, origin, device=device)
+    model, classes = build_initial_model(
+        config, sources, reused, origin, device=device, resumed=saved is not None
+    )
     return model, sources, classes
 
 
@@ -135,12 +137,14 @@ def build_initial_model(
     origin: dict[str, Any] | None,
     *,
     device: torch.device,
+    resumed: bool = False,
 ) -> tuple[VisionModel, dict[str, Classes]]:
     """The model before its first step on those data, and the classes of each head; `origin` is the
-    checkpoint of `init_from`, which gives the classes of the heads in `reused`."""
+    checkpoint of `init_from`, which gives the classes of the heads in `reused`. That of a `resumed`
+    run reads no pretrained weights: all are in its checkpoint."""
     classes = {**head_classes(config, sources), **reused}
     torch.manual_seed(config.train.seed)
-    model = build_model(config, classes, pretrained=config.init_from is None)
+    model = build_model(config, classes, pretrained=config.init_from is None and not resumed)
     if origin is not None:
         _load_init_weights(model, config, classes, origin)
     model = model.to(device)

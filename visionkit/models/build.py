@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from visionkit.config import Config, load_config
-from visionkit.config.components import build, head_class, resolve
+from visionkit.config.components import arguments_of, build, head_class, resolve
 from visionkit.config.shipped import shipped_configs
 from visionkit.errors import ConfigError
 from visionkit.models.architectures import published_for
+from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD
 from visionkit.models.contracts import checked_levels
 from visionkit.models.model import VisionModel
 from visionkit.models.published import NO_CLASS, Published, entries, fetch, find, of_file
@@ -80,8 +81,12 @@ def with_published(config: Config) -> Config:
     architecture. Nothing is downloaded.
     """
     named = config.backbone.get("weights") if config.backbone["type"] == "Torchvision" else None
-    if named not in (None, "default") and not means_file(named):
-        _located("backbone.weights", named, "backbone")
+    if named and not means_file(named):
+        arch = config.backbone.get("name", arguments_of("backbones", "Torchvision")["name"].default)
+        name = arch if named == "default" else named
+        pixels = _located("backbone.weights", name, "backbone").pixels
+        usual = pixels == {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+        config = replace(config, backbone={**({} if usual else pixels), **config.backbone})
     if not config.weights:
         return config
     if means_file(config.weights):
@@ -134,8 +139,9 @@ def _published_for(config: Config) -> Published:
     found = published_for(model, config)
     if found is None:
         names = [one.name for one in entries() if one.kind == "model" and one.default]
+        several = "; published models have one head" if len(config.heads) > 1 else ""
         raise ConfigError(
-            f"weights: no weights for COCO are published for this model ({model.kind})",
+            f"weights: no weights for COCO are published for this model ({model.kind}){several}",
             f"  there are some for the shipped configs {', '.join(names)}",
             "  start from one of them, or give weights: NAME with partial_weights: true to load "
             "what fits",

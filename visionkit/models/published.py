@@ -56,6 +56,7 @@ class Published:
     license: empty where torchvision states none.
     metrics: by name (see METRICS), in percent, on `dataset`.
     classes: the names of the outputs, in their order; `N/A` where an output is of no class.
+    pixels: `mean` and `std` of the pixels that a classifier was trained with; empty for a model.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Published:
     dataset: str
     metrics: dict[str, float]
     classes: tuple[str, ...]
+    pixels: dict[str, tuple[float, ...]]
 
     @property
     def file(self) -> str:
@@ -97,7 +99,8 @@ def entries() -> tuple[Published, ...]:
 def _entry(name: str, weights: WeightsEnum, kind: Any) -> Published:
     meta = weights.meta
     dataset, values = next(iter(meta.get("_metrics", {}).items()), ("", {}))
-    file = Path(urlsplit(weights.url).path)
+    file, used = Path(urlsplit(weights.url).path), weights.transforms()
+    pixels = {key: tuple(getattr(used, key)) for key in ("mean", "std") if kind == "backbone"}
     return Published(
         name=name,
         member=str(weights),
@@ -110,6 +113,7 @@ def _entry(name: str, weights: WeightsEnum, kind: Any) -> Published:
         dataset=dataset,
         metrics={METRICS[key]: value for key, value in values.items() if key in METRICS},
         classes=tuple(n.replace("__background__", "background") for n in meta["categories"] or ()),
+        pixels=pixels,
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from visionkit.config.schema import Natural
 from visionkit.errors import CheckpointError, ConfigError, install_hint
 from visionkit.models.backbones.norm import Normalize, Rgb, resolve_norm
 from visionkit.models.backbones.weights import fit, read
+from visionkit.runs.download import OFFLINE, is_offline
 from visionkit.types import Level, Size
 
 
@@ -74,6 +76,19 @@ def _timm() -> ModuleType:
     return timm
 
 
+@contextmanager
+def _hub() -> Iterator[None]:
+    """Within, timm's downloads are off if those of visionkit are; what is at hand loads."""
+    from huggingface_hub import constants  # timm brings it
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or is_offline()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _features(
     timm: ModuleType, name: str, out_indices: list[int] | None, *, pretrained: bool
 ) -> nn.Module:
@@ -84,11 +99,13 @@ def _features(
         raise ConfigError("out_indices: got []; expected at least one")
     chosen = {} if out_indices is None else {"out_indices": sorted(set(out_indices))}
     try:
-        body = timm.create_model(name, features_only=True, pretrained=pretrained, **chosen)
+        with _hub() if pretrained else nullcontext():
+            body = timm.create_model(name, features_only=True, pretrained=pretrained, **chosen)
     except Exception as error:  # timm and its download raise many kinds
         if pretrained:
+            off = f"downloads are off (--offline or {OFFLINE}), and " if is_offline() else ""
             raise CheckpointError(
-                f"weights: 'default' of timm's {name!r} could not be loaded: {error}; "
+                f"weights: 'default' of timm's {name!r} could not be loaded: {off}{error}; "
                 "fetch the file elsewhere and give its path"
             ) from error
         raise ConfigError(
