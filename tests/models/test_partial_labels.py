@@ -1,5 +1,7 @@
 """Unlabeled is not negative: what the losses of the detectors make of partly labeled images."""
 
+import re
+
 import pytest
 import torch
 
@@ -11,9 +13,9 @@ from visionkit.distributed.collectives import loss_values
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.heads.dense import AnchorGenerator, Anchors
 from visionkit.models.heads.detection import FasterRCNN
-from visionkit.models.heads.matching import GroundTruth, Matcher, Sampler
-from visionkit.models.heads.rcnn.roi_heads import marginal_targets
+from visionkit.models.heads.matching import GroundTruth, Matcher, Sampler, marginal_targets
 from visionkit.models.heads.rcnn.rpn import RPN, RPNOutput, TopN
+from visionkit.models.heads.ssd import SSD
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
 from visionkit.ops.losses import marginal_cross_entropy
@@ -83,11 +85,15 @@ def test_class_logits_of_unlabeled_classes_are_not_lowered(name, dataset):
     """With nothing but class 0 labeled and no object of it, the biases of each other class get no
     push downwards where the network expects these classes; without the mark it does."""
     pushes, num_classes = {}, len(dataset.classes["labels"].names)
-    two_stage = issubclass(components("heads")[name], FasterRCNN)  # its first class is background
+    head_class = components("heads")[name]
+    softmax = issubclass(head_class, (FasterRCNN, SSD))  # of background, and then the classes
     for marked in (True, False):
         model = model_of(name, dataset)
-        if two_stage:
-            model.heads["head"].roi_heads.box_predictor.cls_score.bias.data[0] = -5
+        layer = f"{CLASS_LAYERS[name]}.bias$"
+        biases = [p for n, p in model.named_parameters() if re.search(layer, n)]
+        if softmax:
+            for bias in biases:
+                bias.data[:: num_classes + 1] = -5
         batch = batch_of(dataset, [0])
         for target in batch.targets:
             for key in ("boxes", "labels", "masks", "iscrowd", "area"):
@@ -95,12 +101,13 @@ def test_class_logits_of_unlabeled_classes_are_not_lowered(name, dataset):
             if not marked:
                 del target["labeled"]
         sum(losses_of(model, batch).values()).backward()
-        layer = f"{CLASS_LAYERS[name]}.bias"
-        (bias,) = [p for n, p in model.named_parameters() if n.endswith(layer)]
-        pushes[marked] = (bias.grad[1:] if two_stage else bias.grad).view(-1, num_classes)
+        rows = [bias.grad.view(-1, num_classes + softmax)[:, softmax:] for bias in biases]
+        if issubclass(head_class, SSD):  # of the hardest default boxes alone
+            rows = [torch.cat(rows).sum(0, keepdim=True)]
+        pushes[marked] = torch.cat(rows)
     assert (pushes[False] > 0).all()  # a positive gradient lowers the logit
     assert (pushes[True][:, 0] > 0).all() and (pushes[True][:, 1:] <= 0).all()
-    if not two_stage:
+    if not softmax:
         assert (pushes[True][:, 1:] == 0).all()
 
 

@@ -19,8 +19,8 @@ class Case:
     name: its key in tests/golden/losses.json, in `small_runs.SMALL_RUNS` and in `runs.RESUMED`.
     task: `task` of a config; None: the head needs another one, and is in the joint runs alone.
     pyramid: whether it needs an FPN.
-    class_layer: of a head that finds objects, the end of the name of the layer with the class
-        logits, whose outputs are (anchors of a cell) x (classes).
+    class_layer: of a head that finds objects, a regular expression of the end of the name of the
+        layers with the class logits, whose outputs are (anchors of a cell) x (classes).
     golden: arguments in the 20 steps that the golden file holds (`golden/recipes.py`).
     small: arguments in runs of 3 steps (`small_runs.py`).
     resumed: arguments in runs that are cut off and resumed (`runs.py`); None: a head with the
@@ -84,6 +84,13 @@ HEADS: dict[str, Case] = {
         class_layer="classification.predict",
         small={"num_convs": 0},
         resumed={"num_convs": 1},
+    ),
+    "SSD": Case(
+        "ssd",
+        "detection",
+        pyramid=True,
+        class_layer=r"classification_head\.module_list\.\d+",
+        resumed={"box_ratios": [[2], [2]], "lite": True},
     ),
     "MaskRCNN": Case(
         "mask_rcnn",

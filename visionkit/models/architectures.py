@@ -35,6 +35,27 @@ LEGACY = (
 LEGACY_RETINANET = tuple(
     (rf"^(head\.\w+_head\.conv\.){2 * n}\.(weight|bias)$", rf"\g<1>{n}.0.\2") for n in range(4)
 )
+# SSD's, whose backbones include our neck
+LEGACY_SSD = (
+    (r"^backbone\.scale_weight$", "neck.scale_weight"),
+    # VGG-16, cut after its layer 22, the ReLU of conv4_3
+    (r"^backbone\.features\.(\d+)\.(weight|bias)$", r"backbone.body.\1.\2"),
+    *(
+        (rf"^backbone\.extra\.0\.{n}\.(weight|bias)$", rf"backbone.body.{23 + n}.\1")
+        for n in (1, 3, 5)
+    ),
+    (r"^backbone\.extra\.0\.7\.", "neck.conv7."),
+    *(
+        (rf"^backbone\.extra\.{n}\.([02])\.(weight|bias)$", rf"neck.extra.{n - 1}.\1.\2")
+        for n in (1, 2, 3, 4)
+    ),
+    # MobileNetV3, cut after the first layer of its block 13
+    (r"^backbone\.features\.0\.13\.", "backbone.body.13.block.0."),
+    (r"^backbone\.features\.0\.", "backbone.body."),
+    (r"^backbone\.features\.1\.0\.", "backbone.body.13.block."),
+    *((rf"^backbone\.features\.1\.{n}\.", f"backbone.body.{13 + n}.") for n in (1, 2, 3)),
+    (r"^backbone\.extra\.", "neck.extra."),
+)
 AUXILIARY = "aux_classifier."  # which files and models of segmentation may lack
 HEAD = "head"  # its name, where it does not matter
 Shapes = dict[str, tuple[int, ...]]
@@ -54,7 +75,9 @@ def our_names(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]:
     name."""
     if not _is_detector(state):
         state = {re.sub(r"^backbone\.", "backbone.body.", name): t for name, t in state.items()}
-    legacy = LEGACY if any(".bbox_ctrness." in n for n in state) else LEGACY + LEGACY_RETINANET
+    legacy: list[tuple[str, str]] = [*LEGACY, *LEGACY_SSD]
+    if not any(".bbox_ctrness." in name for name in state):
+        legacy += LEGACY_RETINANET
     return {_our_name(name, head, legacy): tensor for name, tensor in state.items()}
 
 

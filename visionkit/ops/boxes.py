@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Weights = tuple[float, float, float, float]
+OFFSET_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)  # makes the offsets' spread about 1
 
 # No box is more than 1000/16 times as long as its anchor: keeps exp() finite.
 MAX_LOG_SCALE = math.log(1000.0 / 16)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import gcd
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from visionkit.types import Target
 
 Norm = Literal["batch", "group"]
 OptionalNorm = Literal["none", "batch", "group"]
+M = TypeVar("M", bound=nn.Module)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -60,6 +62,48 @@ def conv_norm_relu(
     return [conv, nn.BatchNorm2d(out) if norm == "batch" else group_norm(out), nn.ReLU()]
 
 
+class HalvingConv(nn.Conv2d):
+    """A convolution of stride 2, in float32 on a map of a single cell: in bfloat16 on a CPU, torch
+    2.14 leaves parts of the weight's gradient uninitialized there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] != (1, 1):
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float()).to(x.dtype)
+
+
+def lite_conv(
+    channels: int, out: int, *, kernel: int = 1, stride: int = 1, depthwise: bool = False
+) -> nn.Sequential:
+    """A convolution, a batch norm and ReLU6, a building block of SSDLite (Sandler et al. 2018);
+    epsilon and momentum are torchvision's."""
+    return Conv2dNormActivation(
+        channels,
+        out,
+        kernel,
+        stride,
+        groups=channels if depthwise else 1,
+        norm_layer=partial(BatchNorm, eps=0.001, momentum=0.03),
+        activation_layer=nn.ReLU6,
+    )
+
+
+def init_convs(module: M, init: Callable[[Tensor], Tensor]) -> M:
+    """The module, with new weights of its convolutions, and biases of zero."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            init(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return module
+
+
+def init_lite(module: M) -> M:
+    """`init_convs` as torchvision does it for the parts of SSDLite."""
+    return init_convs(module, partial(nn.init.normal_, std=0.03))
+
+
 def constant_bias(layer: nn.Conv2d | nn.Linear, value: float) -> None:
     """Set all biases of a layer."""
     assert layer.bias is not None
@@ -95,7 +139,7 @@ def valid_cells(sizes: Tensor | None, features: Tensor, stride: int) -> Tensor:
     return rows[:, :, None] & columns[:, None, :]
 
 
-def cell_corners(grid: Sequence[int], step: tuple[int, int], device: torch.device) -> Tensor:
+def cell_corners(grid: Sequence[int], step: tuple[float, float], device: torch.device) -> Tensor:
     """x and y (h * w, 2) of the top left corners of a (h, w) grid of cells, row by row; `step` is
     the height and width of a cell."""
     y = torch.arange(grid[0], device=device, dtype=torch.float32) * step[0]

@@ -79,8 +79,15 @@ def resolve_norm(norm: Norm, weights: str | None) -> Norm:
     return "batch" if weights is None else "frozen"
 
 
-def convert_norms(module: nn.Module, norm: Norm, weights: str | None, eps: float | None) -> None:
-    """Replace each BatchNorm2d inside `module` by what `norm` means, and set its `eps`.
+def convert_norms(
+    module: nn.Module,
+    norm: Norm,
+    weights: str | None,
+    eps: float | None,
+    momentum: float | None = None,
+) -> None:
+    """Replace each BatchNorm2d inside `module` by what `norm` means, and set its `eps` and
+    `momentum`.
 
     ConfigError if there is none to change.
     """
@@ -90,13 +97,14 @@ def convert_norms(module: nn.Module, norm: Norm, weights: str | None, eps: float
         for name, child in parent.named_children()
         if type(child) is nn.BatchNorm2d
     ]
-    if not found and (norm in ("batch", "group") or eps is not None):
+    if not found and (norm in ("batch", "group") or eps is not None or momentum is not None):
         raise ConfigError(
-            f"norm: got norm={norm!r}, norm_eps={eps}, but this backbone has no batch "
-            "normalization; remove both"
+            f"norm: got norm={norm!r}, norm_eps={eps}, norm_momentum={momentum}, but this backbone "
+            "has no batch normalization; remove them"
         )
     for parent, name, child in found:
         child.eps = child.eps if eps is None else eps
+        child.momentum = child.momentum if momentum is None else momentum
         setattr(parent, name, _replacement(child, resolve_norm(norm, weights)))
 
 

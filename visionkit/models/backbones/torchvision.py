@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from visionkit.config.schema import Natural, NonNegative, OneOf
+from visionkit.config.schema import Fraction, Natural, NonNegative, OneOf
 from visionkit.errors import ConfigError
 from visionkit.models.backbones.norm import (
     IMAGENET_MEAN,
@@ -42,7 +42,7 @@ SIDE = 64  # pixels of the image that measures channels and strides
 class Torchvision(nn.Module):
     """A CNN of torchvision without its classifier; levels `c2` (stride 4) to `c5` (stride 32).
 
-    A level is the last map of its stride. Sides of maps are rounded up; ConvNeXt, DenseNet and VGG
+    A level is the last map of its stride. Sides of maps are rounded up; ConvNeXt and DenseNet
     round down. SqueezeNet ends at `c4`, and its maps are up to two cells smaller. Layers after the
     last level are dropped; the others keep torchvision's parameter names under `body`.
 
@@ -55,6 +55,9 @@ class Torchvision(nn.Module):
         without pooling. The levels are then c0..c3, and `freeze_at: 1` includes `layer1`.
     dilated: the last stages (two in a ResNet from 50 layers on, one in a MobileNetV3) keep the
         stride of the one before and dilate their convolutions (Chen et al. 2017, 1706.05587).
+    reduced_tail: of a MobileNetV3: half the channels in the last stage, as for SSDLite.
+    expanded: of a MobileNetV3: a level is the widened map inside the next block with a stride
+        (Howard et al. 2019, section 6.3); without it, the map before that block.
     weights: null (random), `default` (torchvision's best, downloaded once), a member of its enums
         such as `ResNet50_Weights.IMAGENET1K_V1`, or the file of a torchvision classifier's
         state_dict. CheckpointError if it lacks a tensor of the backbone.
@@ -62,6 +65,7 @@ class Torchvision(nn.Module):
     norm: `batch`; `frozen`, a BatchNorm that never changes; `group`, 32 groups or fewer; `auto`,
         which is `frozen` with weights and `batch` without.
     norm_eps: replaces the epsilon of each norm; 0 for torchvision's R-CNNs on a ResNet.
+    norm_momentum: replaces the momentum of each batch norm: the share of a batch in the statistics.
     freeze_at: number of leading strides whose layers do not train, neither parameters nor
         statistics; strides are those without dilation. In a ResNet, 1 is the stem, 2 adds `layer1`.
     mean, std: of the pixels, in 0..1.
@@ -76,10 +80,13 @@ class Torchvision(nn.Module):
         out_indices: list[Natural] | None = None,
         stem: Literal["imagenet", "small"] = "imagenet",
         dilated: bool = False,
+        reduced_tail: bool = False,
+        expanded: bool = False,
         weights: str | None = None,
         partial_weights: bool = False,
         norm: Norm = "auto",
         norm_eps: NonNegative | None = None,
+        norm_momentum: Fraction | None = None,
         freeze_at: Natural = 0,
         mean: Rgb = IMAGENET_MEAN,
         std: Rgb = IMAGENET_STD,
@@ -88,18 +95,18 @@ class Torchvision(nn.Module):
         # A residual block starts as the identity (Goyal et al. 2017, section 5.1), unless its norms
         # are frozen and could never leave zero.
         zero_init = resolve_norm(norm, weights) != "frozen"
-        model = _classifier(name, stem, dilated, zero_init)
+        model = _classifier(name, stem, dilated, zero_init, reduced_tail)
         classifier_keys = list(model.state_dict())
-        convert_norms(model, norm, weights, norm_eps)
-        root, layers = _layers(name, model)
+        convert_norms(model, norm, weights, norm_eps, norm_momentum)
+        root, layers = _layers(name, model, expanded)
         maps = _measure(layers)
         # Levels and stages of a dilated model end where those of the undilated one do.
-        undilated = _layers(name, _classifier(name, stem))[1] if dilated else None
+        undilated = _layers(name, _classifier(name, stem), expanded)[1] if dilated else None
         strides = [level.stride for level in (_measure(undilated) if undilated else maps)]
         if out_indices is None:
             outputs = _last_of_each_stride(strides, finest=4 if stem == "imagenet" else 1)
         else:
-            outputs = _chosen(out_indices, len(layers))
+            outputs = _chosen(out_indices, len(layers), expanded)
 
         steps = list(layers)[: max(outputs) + 1]
         self.levels = {level: maps[index] for index, level in outputs.items()}
@@ -146,7 +153,11 @@ class Torchvision(nn.Module):
 
 
 def _classifier(
-    name: str, stem: str = "imagenet", dilated: bool = False, zero_init: bool = False
+    name: str,
+    stem: str = "imagenet",
+    dilated: bool = False,
+    zero_init: bool = False,
+    reduced_tail: bool = False,
 ) -> nn.Module:
     """torchvision's model with random weights. ConfigError for a combination that it lacks."""
     if name not in NAMES:
@@ -159,7 +170,9 @@ def _classifier(
             f"dilated: got true, which {name} cannot be; choose a ResNet from 50 layers on or a "
             "MobileNetV3"
         )
-    arguments: dict[str, Any] = {}
+    if reduced_tail:
+        _require_mobilenet_v3("reduced_tail", name)
+    arguments: dict[str, Any] = {"reduced_tail": True} if reduced_tail else {}
     if is_resnet:
         arguments["zero_init_residual"] = zero_init
         arguments["replace_stride_with_dilation"] = [False, dilated, dilated]
@@ -170,6 +183,10 @@ def _classifier(
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
+    if _family(name) == "vgg":
+        for layer in model.features:
+            if isinstance(layer, nn.MaxPool2d):
+                layer.ceil_mode = True  # as in SSD; the same where sides are multiples of 32
     if _family(name) == "densenet":
         model.features.append(nn.ReLU(inplace=True))  # torchvision applies it in forward
     return model
@@ -179,12 +196,32 @@ def _family(name: str) -> str:
     return next(family for family in FAMILIES if name.startswith(family))
 
 
-def _layers(name: str, model: nn.Module) -> tuple[str, dict[str, nn.Module]]:
-    """The module that holds the backbone, and its layers by name in the order they run."""
+def _layers(
+    name: str, model: nn.Module, expanded: bool = False
+) -> tuple[str, dict[str, nn.Module]]:
+    """The module that holds the backbone, and its layers by name in the order they run; if
+    `expanded`, with the layers of blocks that add nothing to their input in their place."""
+    if expanded:
+        _require_mobilenet_v3("expanded", name)
     steps = FAMILIES[_family(name)]
-    if steps is None:
-        return "features", dict(model.get_submodule("features").named_children())
-    return "", {step: model.get_submodule(step) for step in steps}
+    if steps is not None:
+        return "", {step: model.get_submodule(step) for step in steps}
+    layers = dict(model.get_submodule("features").named_children())
+    if not expanded:
+        return "features", layers
+    parts: dict[str, nn.Module] = {}
+    for step, layer in layers.items():
+        if getattr(layer, "use_res_connect", True):
+            parts[step] = layer
+        else:
+            inner = layer.get_submodule("block").named_children()
+            parts |= {f"{step}.block.{key}": part for key, part in inner}
+    return "features", parts
+
+
+def _require_mobilenet_v3(option: str, name: str) -> None:
+    if not name.startswith("mobilenet_v3"):
+        raise ConfigError(f"{option}: got true for {name}; only a MobileNetV3 has it")
 
 
 @torch.no_grad()
@@ -207,7 +244,9 @@ def _last_of_each_stride(strides: Sequence[int], finest: int) -> dict[int, str]:
     }
 
 
-def _chosen(out_indices: Sequence[int], count: int) -> dict[int, str]:
+def _chosen(out_indices: Sequence[int], count: int, expanded: bool) -> dict[int, str]:
+    if expanded:
+        raise ConfigError("out_indices: got both it and expanded, which chooses the levels")
     if not out_indices or not all(0 <= index < count for index in out_indices):
         raise ConfigError(f"out_indices: got {out_indices}; expected one or more of 0..{count - 1}")
     return {index: f"f{index}" for index in sorted(out_indices)}

@@ -9,12 +9,14 @@ from visionkit.models.heads.fcos import FCOS
 from visionkit.models.heads.localization import Localization
 from visionkit.models.heads.retinanet import RetinaNet
 from visionkit.models.heads.semantic import FCN, LRASPP, DeepLabV3, SemanticFPN
+from visionkit.models.heads.ssd import SSD
 from visionkit.models.heads.task_aligned import TaskAligned
 
 __all__ = [
     "FCN",
     "FCOS",
     "LRASPP",
+    "SSD",
     "VAE",
     "Attributes",
     "Autoencoder",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, Fraction, Range
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
-from visionkit.ops.boxes import clip, decode
+from visionkit.ops.boxes import Weights, clip, decode
 from visionkit.ops.layers import cell_corners
 from visionkit.ops.nms import Among, detections, suppress
 from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Size
@@ -31,10 +31,11 @@ class Anchors(NamedTuple):
     corners: Tensor  # (P, 4) in input pixels
     per_level: list[int]
     image_size: Size  # (h, w) of the batch with its padding
+    weights: Weights = (1.0, 1.0, 1.0, 1.0)  # of the offsets
 
     def boxes(self, offsets: Tensor, index: Tensor | slice = slice(None)) -> Tensor:
         """Boxes (..., 4) at `offsets` (..., 4) from the anchors `index` (...)."""
-        return decode(offsets, self.corners[index])
+        return decode(offsets, self.corners[index], self.weights)
 
 
 class AnchorGenerator(nn.Module):
@@ -163,8 +164,6 @@ class DenseHead(Head):
 
     A subclass adds its layers, `dense_predictions` and `loss`.
 
-    All levels need the same number of channels, as those of an FPN have.
-
     score_threshold, pre_nms_top_n: detections must score higher, and be among the best of their
         level, to enter the non-maximum suppression.
     nms_iou, max_detections: overlap at which the weaker of two detections goes, and how many stay
@@ -189,16 +188,21 @@ class DenseHead(Head):
         max_detections: Count = 100,
     ) -> None:
         super().__init__()
-        channels = {name: level.channels for name, level in levels.items()}
+        self.levels = levels
+        self.cell = min(level.stride for level in levels.values())
+        self.score_threshold, self.pre_nms_top_n = score_threshold, pre_nms_top_n
+        self.nms_iou, self.nms, self.max_detections = nms_iou, nms, max_detections
+
+    @property
+    def channels(self) -> int:
+        """Of all levels, for layers that they share. ConfigError if they differ."""
+        channels = {name: level.channels for name, level in self.levels.items()}
         if len(set(channels.values())) > 1:
             raise ConfigError(
                 f"{type(self).__name__} needs feature maps of equal channels, got {channels}; "
                 "add `neck: {type: FPN}`"
             )
-        self.levels, self.channels = levels, next(iter(channels.values()))
-        self.cell = min(level.stride for level in levels.values())
-        self.score_threshold, self.pre_nms_top_n = score_threshold, pre_nms_top_n
-        self.nms_iou, self.nms, self.max_detections = nms_iou, nms, max_detections
+        return next(iter(channels.values()))
 
     def dense_predictions(self, features: Features) -> tuple[Tensor, Tensor, Places]:
         """For P places the scores (B, P, K) of the classes, and the offsets or distances (B, P, 4)

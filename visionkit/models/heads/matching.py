@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.errors import ConfigError
@@ -113,6 +114,14 @@ def labeled(
         return features, batch
     part = Batch(batch.images[keep], [batch.targets[i] for i in keep])
     return {name: level[keep] for name, level in features.items()}, part
+
+
+def marginal_targets(logits: Tensor, possible: Tensor) -> Tensor:
+    """What boxes may show (R, K + 1), background first, less the classes that are not labeled
+    wherever background is more probable than each of them."""
+    others = logits.masked_fill(~possible, -torch.inf)[:, 1:].amax(1)
+    background = possible[:, 0] & (logits[:, 0] >= others)
+    return possible & ~F.pad(background[:, None].expand(-1, possible.shape[1] - 1), (1, 0))
 
 
 def zero_losses(head: nn.Module, features: Features, terms: Sequence[str]) -> dict[str, Loss]:

@@ -1,5 +1,6 @@
 """Necks: what `type:` can name under `neck`."""
 
 from visionkit.models.necks.fpn import FPN
+from visionkit.models.necks.ssd import SSDExtra
 
-__all__ = ["FPN"]
+__all__ = ["FPN", "SSDExtra"]

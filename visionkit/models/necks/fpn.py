@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torchvision.ops.feature_pyramid_network import (
     ExtraFPNBlock,
@@ -15,7 +14,7 @@ from torchvision.ops.feature_pyramid_network import (
 
 from visionkit.config.schema import Count
 from visionkit.errors import ConfigError
-from visionkit.ops.layers import NORM_LAYERS, OptionalNorm
+from visionkit.ops.layers import NORM_LAYERS, HalvingConv, OptionalNorm
 from visionkit.types import Features, Level
 
 
@@ -47,17 +46,12 @@ class FPN(FeaturePyramidNetwork):
         extra_from: Literal["pyramid", "backbone"] = "pyramid",
         norm: OptionalNorm = "none",
     ) -> None:
-        if in_features is not None and not (in_features and levels.keys() >= {*in_features}):
-            raise ConfigError(
-                f"in_features: got {in_features}; expected some of {', '.join(levels)}"
-            )
         if extra_from == "backbone" and extra_levels in ("none", "pool"):
             raise ConfigError(
                 f"extra_from: got 'backbone' with extra_levels={extra_levels!r}, which has no "
                 "convolution; give extra_levels p6 or p6p7, or remove extra_from"
             )
-        wanted = levels if in_features is None else in_features
-        chosen = {name: level for name, level in levels.items() if name in wanted}
+        chosen = chosen_levels(levels, in_features)
         widths = [level.channels for level in chosen.values()]
         extra: ExtraFPNBlock | None = None
         if extra_levels == "pool":
@@ -81,6 +75,13 @@ class FPN(FeaturePyramidNetwork):
         return dict(zip(self.levels, maps.values(), strict=True))
 
 
+def chosen_levels(levels: dict[str, Level], names: list[str] | None) -> dict[str, Level]:
+    """The levels of these names, all for None. ConfigError if there is none of such a name."""
+    if names is not None and not (names and levels.keys() >= {*names}):
+        raise ConfigError(f"in_features: got {names}; expected some of {', '.join(levels)}")
+    return {name: level for name, level in levels.items() if names is None or name in names}
+
+
 class _ExtraConvs(ExtraFPNBlock):
     """One or two more levels, by convolutions of stride 2 over the coarsest map of the pyramid, or
     over that of the backbone, which has `from_backbone` channels."""
@@ -90,7 +91,7 @@ class _ExtraConvs(ExtraFPNBlock):
         self.from_backbone = from_backbone
         for name in ("p6", "p7")[: 1 + two]:
             before = from_backbone or channels if name == "p6" else channels
-            conv = nn.Conv2d(before, channels, 3, stride=2, padding=1)
+            conv = HalvingConv(before, channels, 3, stride=2, padding=1)
             nn.init.kaiming_uniform_(conv.weight, a=1)
             nn.init.zeros_(conv.get_parameter("bias"))
             self.add_module(name, conv)
@@ -100,15 +101,6 @@ class _ExtraConvs(ExtraFPNBlock):
     ) -> tuple[list[Tensor], list[str]]:
         x = inputs[-1] if self.from_backbone else outputs[-1]
         for conv in self.children():
-            outputs = [*outputs, _convolve(conv, x)]
+            outputs = [*outputs, conv(x)]
             x = outputs[-1].relu()
         return outputs, [*names, *(name for name, _ in self.named_children())]
-
-
-def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution, in float32 on a map of a single cell: in bfloat16 on a CPU, torch 2.14 leaves
-    parts of the weight's gradient uninitialized there."""
-    if x.shape[-2:] != (1, 1):
-        return conv(x)
-    with torch.autocast(x.device.type, enabled=False):
-        return conv(x.float()).to(x.dtype)

@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from visionkit.errors import ConfigError
-from visionkit.models.heads.matching import GroundTruth, Matcher, Sampler
-from visionkit.ops.boxes import clip, decode, encode
+from visionkit.models.heads.matching import GroundTruth, Matcher, Sampler, marginal_targets
+from visionkit.ops.boxes import OFFSET_WEIGHTS, clip, decode, encode
 from visionkit.ops.layers import OptionalNorm, conv_block
 from visionkit.ops.losses import marginal_cross_entropy
 from visionkit.ops.nms import Among, suppress
 from visionkit.ops.roi_align import flatten_boxes, roi_align
 from visionkit.types import Features, Level, Loss, Size
 
-OFFSET_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # makes the offsets' spread about 1
 MIN_EXTENT = 1e-2  # pixels; detections that are thinner than that are dropped
 CANDIDATES = 4  # detections per proposal, on average, that enter non-maximum suppression
 COARSEST = 32  # input pixels per cell; coarser levels serve large anchors, not details
@@ -209,14 +208,6 @@ class SampledRegions(NamedTuple):
         boxes = [b[k] for b, k in zip(self.boxes, keep, strict=True)]
         objects = [m[k] for m, k in zip(self.matched, keep, strict=True)]
         return boxes, objects, self.classes[torch.cat(keep)] - 1
-
-
-def marginal_targets(logits: Tensor, possible: Tensor) -> Tensor:
-    """What regions may show (R, K + 1), less the classes that are not labeled wherever background
-    is more probable than each of them."""
-    others = logits.masked_fill(~possible, -torch.inf)[:, 1:].amax(1)
-    background = possible[:, 0] & (logits[:, 0] >= others)
-    return possible & ~F.pad(background[:, None].expand(-1, possible.shape[1] - 1), (1, 0))
 
 
 def _possible(
