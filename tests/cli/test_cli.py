@@ -113,9 +113,10 @@ def test_init_changes_no_file(tmp_path, monkeypatch, capsys):
         (["vae", "."], "init: . is a folder; name a file: vae.yaml"),
         (["vae", "nowhere/vae.yaml"], "init: the folder of nowhere/vae.yaml does not exist"),
         (["vae", "vae.json"], "init: got vae.json; a config is a .yaml file: vae.json.yaml"),
-        (["vea"], "unknown config 'vea', neither a file nor a shipped config; did you mean 'vae'?"),
-        (["vae.yaml"], "init: vae.yaml is a file; expected a name that `visionkit list configs`"),
-        (["configs/vae.yaml"], "the shipped config of that name is 'vae'"),
+        (["vea"], "init: 'vea' is not a shipped config; did you mean 'vae'?"),
+        (["vae.yaml"], "init: 'vae.yaml' is not a shipped config; did you mean 'vae'?"),
+        (["configs/vae"], "init: 'configs/vae' is not a shipped config; did you mean 'vae'?"),
+        ([""], "init: '' is not a shipped config; valid: "),
     ):
         assert main(["init", *words]) == 2
         assert expected in capsys.readouterr().err
@@ -242,7 +243,7 @@ def test_resume_of_a_finished_run(run, capsys):
     ("words", "code", "says"),
     [
         (["train", "nowhere.yaml"], 2, "nowhere.yaml"),
-        (["train"], 2, "give a config file"),
+        (["train"], 2, "give a config, or --resume RUN"),
         (["train", str(CONFIGS / "detection.yaml"), "train.lrr=1"], 2, "did you mean 'lr'"),
         (["train", "--resume", "nowhere"], 2, "is not a run directory"),
         (["train", str(CONFIGS / "mlp_mnist.yaml"), "train.device=gpu"], 2, "expected auto"),

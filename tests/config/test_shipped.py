@@ -76,7 +76,8 @@ def test_a_copy_in_the_current_directory_needs_its_suffix(empty_folder, caplog):
 
 def test_a_path_stays_a_path(empty_folder):
     (empty_folder / "note").write_text("task: embedding\n")
-    for path in ("./detection_small", "a/detection_small", "note", "a.json"):
+    (empty_folder / "vae").write_text("")
+    for path in ("./vae", "a/none", "note", "a.json"):
         assert find_config(path) == Path(path)
     with pytest.raises(ConfigError, match=r"^note: a config is a .yaml file"):
         load_config("note")
@@ -114,7 +115,7 @@ def test_a_typo_is_answered_with_the_nearest_three():
 
 
 def test_a_path_of_the_clone_is_answered_with_the_name():
-    for path in ("configs/detection_small.yaml", "detection_small.yaml"):
+    for path in ("configs/detection_small.yaml", "detection_small.yaml", "./detection_small"):
         with pytest.raises(ConfigError, match=r"not found .* name is 'detection_small'"):
             load_config(path)
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionkit.errors import ConfigError, DataError, plural, printable
+from visionkit.errors import ConfigError, DataError, plural, printable, unknown
 from visionkit.runs.signals import Stopped, StopRequest
 from visionkit.runs.terminal import discard_output
 
@@ -58,7 +58,7 @@ def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
         words = [config, *args.overrides] if config else args.overrides
         return resumed_config(resume, words, allow_plugins=args.allow_plugins), True
     if config is None:
-        raise ConfigError("train: give a config file, or --resume RUN")
+        raise ConfigError("train: give a config, or --resume RUN")
     checked = load_config(config, args.overrides, allow_plugins=args.allow_plugins)
     if resume and checked.output is None:
         raise ConfigError("--resume: name the run with --resume RUN or output=RUN")
@@ -209,14 +209,13 @@ def config(args: argparse.Namespace) -> None:
 
 
 def init(args: argparse.Namespace) -> None:
-    from visionkit.config.shipped import SUFFIXES, find_config, shipped_configs
+    from visionkit.config.shipped import NEAREST, SUFFIXES, shipped_configs
 
     name, path = args.name, Path(args.file or f"{args.name}.yaml")
-    if name not in shipped_configs():
-        find_config(name)  # raises unless it is a file
-        raise ConfigError(
-            f"init: {name} is a file; expected a name that `visionkit list configs` shows"
-        )
+    if name not in (shipped := shipped_configs()):
+        what = f"init: {name!r} is not a shipped config"
+        nearest = unknown(Path(name).stem, shipped, what, limit=NEAREST)
+        raise ConfigError(f"{nearest}; `visionkit list configs` shows all")
     if path.is_dir():
         raise ConfigError(f"init: {path} is a folder; name a file: {path / name}.yaml")
     if path.suffix not in SUFFIXES:

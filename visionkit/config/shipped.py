@@ -110,16 +110,17 @@ def find_config(name_or_path: str | os.PathLike[str], named_by: Path | None = No
         if own is not None and not any(os.path.samefile(own, file) for file in known):
             log.warning("%s: is the shipped config; for the file there write %s", text, own)
         return shipped[text]
-    is_name = not path.suffix and os.path.basename(text) == text
-    if os.path.lexists(path) or not (is_name or path.suffix in SUFFIXES):
-        return path  # reading it says what is wrong
-    if is_name:
+    if os.path.lexists(path):
+        return path  # reading it says what is wrong with it
+    if not path.suffix and os.path.basename(text) == text:
         what = f"unknown config {text!r}, neither a file nor a shipped config"
         nearest = unknown(text, shipped, what, limit=NEAREST)
         raise ConfigError(f"{nearest}; `visionkit list configs` shows all")
     what = f"{text}: not found (relative to {folder.absolute()})"
     if path.stem in shipped:
         raise ConfigError(f"{what}; the shipped config of that name is {path.stem!r}")
+    if path.suffix not in SUFFIXES:
+        return path
     near = difflib.get_close_matches(path.name, [*_configs_in(path.parent), *shipped], n=NEAREST)
     nearest = f"; nearest: {listed(near)}" if near else ""
     raise ConfigError(f"{what}{twin_clause(path)}{nearest}")
