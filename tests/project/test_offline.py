@@ -23,8 +23,9 @@ def local(self, address):  # loader workers talk through sockets of the machine'
 socket.socket.connect = socket.socket.connect_ex = local
 socket.getaddrinfo = socket.create_connection = refuse
 
-for package in ("matplotlib", "hotcoco", "timm", "safetensors", "pytest", "hypothesis"):
+for package in ("matplotlib", "hotcoco", "timm", "safetensors", "huggingface_hub"):
     sys.modules[package] = None  # importing it fails
+sys.modules["pytest"] = sys.modules["hypothesis"] = None
 
 import visionkit
 for module in pkgutil.walk_packages(visionkit.__path__, "visionkit."):

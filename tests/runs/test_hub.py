@@ -108,6 +108,7 @@ def saved(tensors, path):
 )
 def test_addresses(text, parts):
     assert hub.is_hub(text) and hub.parse(text) == parts
+    assert hub.parse(str(hub.parse(text))) == parts
 
 
 @pytest.mark.parametrize(
@@ -198,3 +199,16 @@ def test_a_config_and_load_take_an_address(server, exported, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert main(["train", "c.yaml", "--overwrite"]) == 4
     assert "hf://us/absent/model.safetensors: http://127" in capsys.readouterr().err
+
+
+def test_the_weights_command_takes_an_address(server, tmp_path, capsys):
+    server.files["us/net", "w.pt"] = saved({"w": torch.zeros(3)}, tmp_path / "w.pt")
+    assert main(["weights", "fetch", "hf://us/net/w.pt"]) == 0
+    path = capsys.readouterr().out.removeprefix("hf://us/net/w.pt: ").strip()
+    assert path.startswith(str(tmp_path / "hub")) and path.endswith("w.pt")
+    assert main(["weights", "verify", "hf://us/net/w.pt", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["numbers"] == 3
+    server.requests.clear()
+    assert main(["weights", "fetch", "hf://us/net/w.pt", "no_such_net"]) == 2
+    assert main(["weights", "fetch", "hf://us"]) == 2
+    assert not server.requests

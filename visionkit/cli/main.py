@@ -317,7 +317,9 @@ def _add_weights(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -
     listing.add_argument("pattern", nargs="?", help="only names with this text or pattern (res*)")
     _add_json(listing)
     fetching = add("fetch", commands.weights_fetch, "download published weights")
-    fetching.add_argument("names", nargs="+", metavar="NAME", help="a model, or a name of the list")
+    fetching.add_argument(
+        "names", nargs="+", metavar="NAME", help="of the list, or hf://owner/name"
+    )
     _add_offline(fetching)
     checking = add("verify", commands.weights_verify, "say what a file of weights is")
     checking.add_argument("file", metavar="FILE")

@@ -12,7 +12,7 @@ from typing import Any
 from visionkit.errors import CheckpointError, ConfigError, plural
 from visionkit.models import architectures, published
 from visionkit.models.published import Published
-from visionkit.runs import checkpoint, download, files, foreign
+from visionkit.runs import checkpoint, download, files, foreign, hub
 
 HEADER = ("name", "config", "published", "MB", "at hand", "license")
 UNSTATED = "not stated"  # instead of a license
@@ -89,8 +89,13 @@ def _row(one: Published) -> tuple[str, ...]:
 
 
 def fetch(args: argparse.Namespace) -> None:
-    for one in [published.find(name) for name in args.names]:  # all names before any download
-        print(f"{one.member}: {published.fetch(one)}", flush=True)
+    # All names are checked before any download.
+    found = [hub.parse(n) if hub.is_hub(n) else published.find(n) for n in args.names]
+    for one in found:
+        if isinstance(one, Published):
+            print(f"{one.member}: {published.fetch(one)}", flush=True)
+        else:
+            print(f"{one}: {hub.fetch(str(one))}", flush=True)
 
 
 def where(args: argparse.Namespace) -> None:
@@ -114,7 +119,7 @@ def where(args: argparse.Namespace) -> None:
 
 def verify(args: argparse.Namespace) -> None:
     """CheckpointError, after the output, if the checksum is another than the published one."""
-    facts = examine(Path(args.file))
+    facts = examine(hub.fetch(args.file) if hub.is_hub(args.file) else Path(args.file))
     if args.json:
         print(files.to_json(facts))
     else:

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from visionkit.errors import CheckpointError, ConfigError, install_hint, listed, printable, shorten
 from visionkit.runs import files
@@ -30,7 +30,7 @@ class Address(NamedTuple):
     file: str
 
     def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
+        revision = f"@{quote(self.revision, safe='')}" if self.revision else ""
         return f"hf://{self.repo}{revision}/{self.file}"
 
 
