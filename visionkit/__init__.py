@@ -26,6 +26,7 @@ from visionkit.errors import (
 if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is used
     from visionkit.config import Config, load_config
     from visionkit.config.shipped import ShippedConfig, list_configs
+    from visionkit.config.starter import init
     from visionkit.data.datasets.shapes import generate_shapes
     from visionkit.data.sample import Sample
     from visionkit.engine.benchmark import benchmark
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.engine.search import SearchResult, search, search_files
     from visionkit.engine.train import TrainedRun, train
     from visionkit.metrics.coco.evaluator import CocoEvaluator, evaluate_files
+    from visionkit.models.published import fetch_weights, list_weights
     from visionkit.types import (
         Backbone,
         Batch,
@@ -59,12 +61,14 @@ _HOME = {
     **dict.fromkeys(("SearchResult", "search", "search_files"), "engine.search"),
     **dict.fromkeys(("TrainedRun", "train"), "engine.train"),
     **dict.fromkeys(("CocoEvaluator", "evaluate_files"), "metrics.coco.evaluator"),
+    **dict.fromkeys(("fetch_weights", "list_weights"), "models.published"),
     "Report": "engine.report",
     "Sample": "data.sample",
     "benchmark": "engine.benchmark",
     "check": "engine.check",
     "evaluate": "engine.evaluate",
     "generate_shapes": "data.datasets.shapes",
+    "init": "config.starter",
     "predict_files": "engine.results",
 }
 __all__ = [
@@ -99,8 +103,11 @@ __all__ = [
     "check",
     "evaluate",
     "evaluate_files",
+    "fetch_weights",
     "generate_shapes",
+    "init",
     "list_configs",
+    "list_weights",
     "load",
     "load_config",
     "predict",

@@ -65,6 +65,11 @@ class Loss(NamedTuple):
     count: Tensor  # type: ignore[assignment]
     min_count: float = 1.0  # the divisor is at least this
 
+    @property
+    def value(self) -> Tensor:
+        """() float, attached to the graph: the loss of this process alone."""
+        return self.sum / self.count.clamp(min=self.min_count)
+
 
 class Target(TypedDict, total=False):
     """The labels of one image of a batch. An absent key means: not labeled."""

@@ -28,9 +28,7 @@ FENCE = re.compile(r"(?ms)^ *```.*?^ *```")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 # Of what no `type:` names, the parts that the pages mention or that are useful alone.
 METRICS = (
-    "coco.evaluator.CocoEvaluator",
     "coco.evaluator.evaluate_coco",
-    "coco.evaluator.evaluate_files",
     "coco.ground_truth.read_truth",
     "accuracy.Accuracy",
     "accuracy.MultiLabelAccuracy",
@@ -56,6 +54,9 @@ OPS = (
 )
 OTHERS = (
     "models.model.VisionModel",
+    "models.build.build_model",
+    "data.transforms.Compose",
+    "data.loading.source.collate",
     "engine.optim.build_optimizer",
     "engine.optim.lr_factor",
     "data.coco.ground_truth.GroundTruth",

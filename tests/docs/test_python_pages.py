@@ -64,7 +64,7 @@ def test_the_tables_of_the_page_have_what_a_prediction_has(folder):
 PYTHON = "docs/guide/python.md"
 # What an option of a command is called in Python; None: it is about the output of the command.
 RENAMED = {"gt": "truth", "pred": "results", "type": "iou_type", "json": None, "debug": None}
-RENAMED |= {"help": None, "strict": None}
+RENAMED |= {"help": None, "strict": None, "offline": None}
 
 
 def test_the_python_of_the_python_page(tmp_path, monkeypatch, capsys):
@@ -89,13 +89,23 @@ def test_every_command_has_its_function_with_the_same_options():
     rows = re.findall(r"^\| `([^`|]*)` \| `(visionkit\.\w+)", page, re.MULTILINE)
     parser, names = main._parser()
     listed = {words.split()[0] for words, _ in rows}
-    assert listed == {*names} - {"val", "init", "weights"}
+    assert listed == {*names} - {"val"}
     actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     taken = {name: set() for name in listed}
     for words, function in rows:
         taken[words.split()[0]] |= {*inspect.signature(resolved(function)).parameters}
-    for name in listed - {"data"}:
+    for name in listed - {"data", "weights"}:
         for action in actions.choices[name]._actions:
             for option in [o[2:] for o in action.option_strings if o.startswith("--")]:
                 parameter = RENAMED.get(option, option.replace("-", "_"))
                 assert parameter is None or parameter in taken[name], (name, option)
+
+
+def test_the_page_of_bare_loops_runs_from_top_to_bottom(capsys):
+    session = {}
+    for number, block in enumerate(blocks("docs/guide/bare-loop.md")):
+        exec(compile(block, f"bare-loop.md, block {number}", "exec"), session)
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    # Half of each square: an IoU of 0.5, which counts at the first of ten thresholds.
+    assert printed[0] == ["0.1", "1.0", "0.1"] and len(printed) == 3
+    assert session["loss"].isfinite() and session["batch"].images.shape == (1, 3, 96, 96)

@@ -124,6 +124,25 @@ def test_the_repr_of_a_config():
     assert repr(resnet).startswith("Config 'run': Torchvision resnet18\n  data main: Shapes -> emb")
 
 
+def test_a_config_is_copied_and_weights_are_listed(tmp_path, monkeypatch):
+    file = visionkit.init("detection_small", tmp_path / "mine.yaml")
+    assert file == tmp_path / "mine.yaml"
+    copied, shipped = visionkit.load_config(file), visionkit.load_config("detection_small")
+    assert copied.to_dict() | {"name": ""} == shipped.to_dict() | {"name": ""}
+    with pytest.raises(ConfigError, match="already exists and stays as it is"):
+        visionkit.init("detection_small", str(file))
+    monkeypatch.chdir(tmp_path)
+    assert str(visionkit.init("autoencoder")) == "autoencoder.yaml"
+    assert {"detection_small", "autoencoder"} <= {one.name for one in visionkit.list_configs()}
+    assert "fcos_resnet50_fpn" in {one.name for one in visionkit.list_weights()}
+    monkeypatch.setenv("VISIONKIT_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(CheckpointError, match="downloads are off"):
+        visionkit.fetch_weights("fcos_resnet50_fpn")
+    with pytest.raises(ConfigError, match="fcos_resnet50_fpn"):
+        visionkit.fetch_weights("fcos_resnet50")
+
+
 def test_every_public_name_is_there_and_documented():
     for name in visionkit.__all__:
         assert getattr(visionkit, name).__doc__.strip(), name

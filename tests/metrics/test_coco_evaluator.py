@@ -11,7 +11,8 @@ from support.coco_scenes import PERFECT, SQUARE, only, rectangle, scene, single_
 from visionkit.data.coco.ground_truth import ground_truth
 from visionkit.data.coco.index import index_of
 from visionkit.errors import DataError, DivergedError
-from visionkit.metrics.coco.evaluator import CocoEvaluator, detections_of, evaluate_coco
+from visionkit.metrics.coco.arrays import detections_of
+from visionkit.metrics.coco.evaluator import CocoEvaluator, evaluate_coco
 from visionkit.metrics.coco.ground_truth import log_once, read_truth
 from visionkit.types import Batch, Classes
 
@@ -106,16 +107,6 @@ def test_what_a_model_computed_must_be_finite(key):
 def test_masks_without_boxes_from_a_head_are_refused():
     with pytest.raises(DataError, match="image 1: the predictions lack boxes, labels"):
         detections_of({"scores": torch.ones(1), "masks": []}, 1, Boxes.classes["labels"])
-
-
-def test_masks_of_pixels_from_a_head_are_refused():
-    prediction = {
-        "boxes": torch.ones(2, 4),
-        "scores": torch.ones(2),
-        "labels": torch.zeros(2).long(),
-    }
-    with pytest.raises(DataError, match="image 1: predicted 'masks' must be a list of run-length"):
-        detections_of({**prediction, "masks": torch.rand(2, 8, 8)}, 1, Boxes.classes["labels"])
 
 
 def test_whole_numbers_written_otherwise_are_the_same_ids(engine):

@@ -108,6 +108,10 @@ def test_losses(terms, message):
         ([{**GOOD, "boxes": torch.zeros(4)}], "{'boxes': float32 (4,)}; expected a tensor of 2"),
         ([{**GOOD, "scores": torch.ones(3)}], "{'scores': float32 (3,), 'boxes': float32 (2, 4)}"),
         ([{**GOOD, "masks": [{}]}], "{'masks': a list of 1 (dict), 'boxes': float32 (2, 4)}"),
+        (
+            [{**GOOD, "masks": torch.rand(2, 8, 8)}],
+            "{'masks': float32 (2, 8, 8)}; expected a list of run-length codes",
+        ),
         ([{"boxes": BOXES, "scores": SCORES}], "expected 'labels' next to 'boxes'"),
         ([{"boxes": BOXES, "labels": LABELS}], "expected 'scores' next to 'boxes'"),
         ([{**GOOD, "labels": [0, 1]}], "{'labels': a list of 2 (int)}; expected a tensor of 1 "),

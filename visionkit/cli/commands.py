@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionkit.errors import ConfigError, DataError, plural, printable, unknown
+from visionkit.errors import ConfigError, DataError, plural, printable
 from visionkit.runs.signals import Stopped, StopRequest
 from visionkit.runs.terminal import discard_output
 
@@ -209,29 +209,9 @@ def config(args: argparse.Namespace) -> None:
 
 
 def init(args: argparse.Namespace) -> None:
-    from visionkit.config.shipped import NEAREST, SUFFIXES, shipped_configs
+    from visionkit.config.starter import init
 
-    name, path = args.name, Path(args.file or f"{args.name}.yaml")
-    if name not in (shipped := shipped_configs()):
-        what = f"init: {name!r} is not a shipped config"
-        nearest = unknown(Path(name).stem, shipped, what, limit=NEAREST)
-        raise ConfigError(f"{nearest}; `visionkit list configs` shows all")
-    if path.is_dir():
-        raise ConfigError(f"init: {path} is a folder; name a file: {path / name}.yaml")
-    if path.suffix not in SUFFIXES:
-        raise ConfigError(f"init: got {path}; a config is a .yaml file: {path}.yaml")
-    if not path.parent.is_dir():
-        raise ConfigError(f"init: the folder of {path} does not exist")
-    from visionkit.config.starter import starter_text
-    from visionkit.runs.files import write_new
-
-    try:
-        write_new(path, starter_text(name, str(path)))
-    except FileExistsError:
-        raise ConfigError(
-            f"init: {path} already exists and stays as it is; name another file: "
-            f"visionkit init {name} FILE.yaml"
-        ) from None
+    path = init(args.name, args.file)
     word = printable(shlex.quote(str(path)))
     _tell(
         [

@@ -9,6 +9,7 @@ import inspect
 import re
 import shlex
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 from visionkit.config.base import layers, read_layer
@@ -16,10 +17,11 @@ from visionkit.config.components import arguments_of, components, first_sentence
 from visionkit.config.config import VERSION, Config, SourceConfig, TrainConfig
 from visionkit.config.overrides import merge
 from visionkit.config.schema import REQUIRED, ConfigProblems
-from visionkit.config.shipped import shipped_configs
+from visionkit.config.shipped import NEAREST, SUFFIXES, shipped_configs
 from visionkit.config.tasks import TASKS
 from visionkit.config.yaml import dump
-from visionkit.errors import printable
+from visionkit.errors import ConfigError, printable, unknown
+from visionkit.runs.files import write_new
 
 WIDTH = 100  # of a line with a comment
 COMPONENTS = {"backbone": "backbones", "neck": "necks", "head": "heads", "transforms": "transforms"}
@@ -31,6 +33,30 @@ def help_texts(settings: type) -> dict[str, str]:
     above = re.findall(r"^    # (.+)\n    (\w+): ", source, re.MULTILINE)
     behind = re.findall(r"^    (\w+): .*?  # (.+)$", source, re.MULTILINE)
     return {name: text[0].lower() + text[1:] for text, name in above} | dict(behind)
+
+
+def init(name: str, file: str | Path | None = None) -> Path:
+    """Write a copy of a shipped config, with comments, to edit; returns the file, by default
+    NAME.yaml. Raises ConfigError for an unknown name, and for a file that exists."""
+    path = Path(f"{name}.yaml" if file is None else file)
+    if name not in (shipped := shipped_configs()):
+        what = f"init: {name!r} is not a shipped config"
+        nearest = unknown(Path(name).stem, shipped, what, limit=NEAREST)
+        raise ConfigError(f"{nearest}; `visionkit list configs` shows all")
+    if path.is_dir():
+        raise ConfigError(f"init: {path} is a folder; name a file: {path / name}.yaml")
+    if path.suffix not in SUFFIXES:
+        raise ConfigError(f"init: got {path}; a config is a .yaml file: {path}.yaml")
+    if not path.parent.is_dir():
+        raise ConfigError(f"init: the folder of {path} does not exist")
+    try:
+        write_new(path, starter_text(name, str(path)))
+    except FileExistsError:
+        raise ConfigError(
+            f"init: {path} already exists and stays as it is; name another file: "
+            f"visionkit init {name} FILE.yaml"
+        ) from None
+    return path
 
 
 def starter_text(name: str, file: str) -> str:

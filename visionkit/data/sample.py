@@ -6,14 +6,18 @@ than resizing masks of the whole image.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
+from pycocotools import mask as coco_mask
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from visionkit.data.masks import Segmentation, paint
+from visionkit.data.masks import Bitmap, Polygons, Segmentation, paint
+from visionkit.errors import DataError
 from visionkit.types import Target
 
 
@@ -40,6 +44,41 @@ class Sample:
     class_id: int | None = None
     identity: int | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)  # keys for custom heads
+
+    @classmethod
+    def from_target(cls, image: Tensor, target: Mapping[str, Any]) -> Sample:
+        """The sample of an image (3, h, w) uint8 and its labels in a dict, as torchvision's
+        detectors take it: `boxes` (N, 4) xyxy in pixels of the image, `labels` (N,), and perhaps
+        `masks` (N, h, w), `iscrowd`, `area`, `image_id`; or any other key of `visionkit.Target`.
+        Tensors or arrays. A mask without a pixel is not known. Keys that `Target` does not have are
+        kept, but not moved.
+
+        Raises DataError if a shape does not fit.
+        """
+        size = (image.shape[1], image.shape[2])
+        given = {key: value for key, value in target.items() if key not in ("size", "orig_size")}
+        sample = cls(image, int(_array(given.pop("image_id", 0)).item()), size)
+        count = len(given["boxes"]) if "boxes" in given else 0
+        for key, (dtype, shape) in _COLUMNS.items():
+            if key in given:
+                values = _array(given.pop(key)).astype(dtype)
+                setattr(sample, key, _fitting(key, values, (count, *shape)))
+        if sample.boxes is not None and sample.iscrowd is None:
+            sample.iscrowd = np.zeros(count, bool)
+        if "masks" in given:
+            masks = _fitting("masks", _array(given.pop("masks")), (count, *size))
+            sample.segmentations = [_outline(mask) for mask in masks]
+        if "semantic" in given:
+            values = _fitting("semantic", _array(given.pop("semantic")), size)
+            sample.semantic = torch.from_numpy(values.astype(np.uint8))
+        for key in ("class_id", "identity"):
+            if key in given:
+                setattr(sample, key, int(_array(given.pop(key)).item()))
+        for key in ("labeled", "semantic_labeled"):
+            if key in given:
+                setattr(sample, key, _array(given.pop(key)).astype(bool))
+        sample.extra = given
+        return sample
 
     @property
     def size(self) -> tuple[int, int]:
@@ -137,6 +176,40 @@ class Sample:
                 target[key] = torch.from_numpy(values)
         if self.labeled is not None:
             target["labeled"] = torch.from_numpy(self.labeled)
+
+
+# Of each object: its type, and the shape of one; -1: any number.
+_COLUMNS: dict[str, tuple[Any, tuple[int, ...]]] = {
+    "boxes": (np.float32, (4,)),
+    "labels": (np.int64, ()),
+    "iscrowd": (bool, ()),
+    "area": (np.float32, ()),
+    "attributes": (np.float32, (-1,)),
+}
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def _fitting(key: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The values, if they have that shape; none at all may have any."""
+    if not values.size and 0 in shape:
+        return values.reshape([max(side, 0) for side in shape])
+    pairs = zip(values.shape, shape, strict=False)
+    if values.ndim != len(shape) or any(b >= 0 and a != b for a, b in pairs):
+        wanted = ", ".join("A" if side < 0 else str(side) for side in shape)
+        comma = "," if len(shape) == 1 else ""
+        raise DataError(f"target: {key} has the shape {values.shape}; expected ({wanted}{comma})")
+    return values
+
+
+def _outline(mask: np.ndarray) -> Segmentation:
+    """The object of a mask (h, w) of true and false or of 0 and 1."""
+    if not mask.any():
+        return Polygons(np.zeros((0, 2)), np.zeros(0, np.int64))
+    code = coco_mask.encode(np.asfortranarray(mask >= 0.5, np.uint8))
+    return Bitmap(code["counts"], (mask.shape[0], mask.shape[1]))
 
 
 def _has_extent(boxes: np.ndarray) -> np.ndarray:

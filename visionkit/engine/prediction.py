@@ -25,7 +25,7 @@ from visionkit.errors import (
     printable,
     unknown,
 )
-from visionkit.metrics.coco.evaluator import detections_of
+from visionkit.metrics.coco.arrays import detections_of
 from visionkit.types import Classes, prediction_kinds
 from visionkit.visualization.draw import draw_all, name_of
 

@@ -124,6 +124,10 @@ def _check_result(what: str, result: dict[str, Any]) -> None:
     for key in ("scores", "labels") if "objects" in kinds else ("scores",):
         if key not in result:
             raise _broken(what, result, f"'{key}' next to 'boxes'")
+    masks = result.get("masks", [])
+    if not isinstance(masks, list) or not all(isinstance(rle, dict) for rle in masks):
+        codes = "a list of run-length codes, dicts as of pycocotools.mask.encode"
+        raise _broken(what, {"masks": masks}, codes)
     for key in (*OF_EACH_BOX, "masks"):
         if key in result and len(result[key]) != len(boxes):
             raise _broken(what, {key: result[key], "boxes": boxes}, "as many of both")

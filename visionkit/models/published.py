@@ -130,6 +130,21 @@ def find(name: str, kind: str | None = None) -> Published:
     raise ConfigError(f"no weights are published as {name!r}; {nearest(name, kind)}")
 
 
+def list_weights() -> tuple[Published, ...]:
+    """All published weights that load, whole models first, by name; nothing is downloaded."""
+    return entries()
+
+
+def fetch_weights(name: str) -> Path:
+    """The file of published weights, by the name of a model or of the weights: one at hand, or
+    else downloaded. Its SHA-256 is checked.
+
+    Raises ConfigError with the nearest names for an unknown one; CheckpointError if the file at
+    hand is another, or if no download works, with why.
+    """
+    return fetch(find(name))
+
+
 def is_published(name: str, kind: str | None = None) -> bool:
     return any(kind in (None, one.kind) and one.has_name(name) for one in entries())
 

@@ -32,7 +32,7 @@ from visionkit.data.contracts import (
 )
 from visionkit.data.loading.workers import Ticket, image_name, load_batches
 from visionkit.data.sample import Sample
-from visionkit.data.transforms import ImageSize, fit
+from visionkit.data.transforms import ImageSize, resized_first
 from visionkit.distributed import collectives
 from visionkit.errors import ConfigError, DataError, ResourceError, VisionkitError, plural, shortage
 from visionkit.types import Batch, Dataset, Target
@@ -202,8 +202,7 @@ class TransformedDataset:
         try:
             sample, replaces = self._read(index, position)
             rng = np.random.default_rng((self.seed, position, 1))
-            if not any(getattr(transform, "resizes", False) for transform in self.transforms):
-                sample = sample.resize(fit(sample.size, self.image_size))
+            sample = resized_first(sample, self.transforms, self.image_size)
             for transform in self.transforms:
                 doing = type(transform).__name__
                 sample = transform(sample, rng, self.image_size)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionkit.data.coco.ground_truth import ground_truth_of
 from visionkit.data.coco.index import open_index
 from visionkit.data.coco.reader import (
     CHUNK,
@@ -28,12 +27,14 @@ from visionkit.data.coco.reader import (
     read_list,
     skip,
 )
-from visionkit.errors import DataError, DivergedError, listed
+from visionkit.errors import ArgumentError, DataError, listed, plural
+from visionkit.metrics.coco.arrays import LabelKind, detections_of
 from visionkit.metrics.coco.detections import DetectionChecker, Detections, concatenate
 from visionkit.metrics.coco.engines import engine_version, match, pick_engine
-from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, log_once, read_truth, scored
+from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, log_once, read_truth
 from visionkit.metrics.coco.names import NameCheck
 from visionkit.metrics.coco.sanity import judge
+from visionkit.metrics.coco.truths import BACKGROUND, DatasetTruth, ImageResult, truth_of
 from visionkit.metrics.report import Coverage
 
 if TYPE_CHECKING:
@@ -45,50 +46,117 @@ MOST = 100  # detections of a category in an image that COCO scores
 
 
 class CocoEvaluator:
-    """Collects the detections of a dataset and scores them against its original annotations.
+    """Collects detections and scores them in the COCO way, as pycocotools does.
 
-    Detections of classes that the dataset, or one of its images, is not labeled for are ignored.
+    In any loop: `update(predictions, targets)` after each batch, `compute()` at the end. `truth` is
 
-    Metrics are named `bbox/AP`, `bbox/AP50`, ..., `bbox/AR100`, and `bbox/AP/<class>`; the same
-    with `segm/` where masks are scored. `engine` is the name of the engine that computes them.
+    - a list of class names: then the targets of `update` have the ground truth;
+    - a COCO annotation file (path) or dict: then targets say which image it is;
+    - a dataset with `ground_truth()`, as the heads of visionkit use it.
+
+    types: what is scored, `"bbox"`, `"segm"` or both.
+    classes: with a file, the names of the classes in the order of the labels, by default all of the
+        file in its order. Only these are scored.
+    labels: `"index"`, labels are places in the list of classes, from 0; or `"id"`, they are the
+        category ids of the file, as those of torchvision's published models are.
+
+    A class `__background__`, the first of torchvision's lists, is never an object. Detections of
+    classes that the ground truth, or one of its images, is not labeled for are ignored. `engine` is
+    the name of the engine that computes the metrics.
+
+    Raises ArgumentError for a wrong argument, DataError for a file that cannot be scored against.
     """
 
-    def __init__(self, dataset: Any, types: Sequence[IouType] = ("bbox",)) -> None:
-        self.dataset = dataset
-        self.types = tuple(types)
-        self.classes: Classes = dataset.classes["labels"]
+    def __init__(
+        self,
+        truth: Any,
+        types: IouType | Sequence[IouType] = ("bbox",),
+        *,
+        classes: Sequence[str] | None = None,
+        labels: LabelKind = "index",
+    ) -> None:
+        self.types: tuple[IouType, ...] = tuple([types] if isinstance(types, str) else types)
+        if not self.types or {*self.types} - {"bbox", "segm"}:
+            raise ArgumentError(f"types: got {types!r}; expected 'bbox', 'segm' or a list of both")
+        self.truth, self.labels = truth_of(truth, self.types, classes, labels), labels
+        self.classes: Classes = self.truth.classes
         self.engine = pick_engine()
-        self.results: list[Detections] = []  # one for each image
+        self.images: list[ImageResult] = []
+        self.seen: set[int] = set()  # image ids
         self.rule = ""  # that applied, from `compute`
         self.covered: dict[str, Coverage] = {}  # the same
 
-    def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
-        for prediction, target in zip(predictions, batch.targets, strict=True):
-            self.results.append(detections_of(prediction, target["image_id"], self.classes))
+    def __repr__(self) -> str:
+        kinds = plural(len(self.classes.names), "class", "classes")
+        images = plural(len(self.images), "image")
+        return f"CocoEvaluator({', '.join(self.types)}; {kinds}, {images} so far)"
 
-    def state(self) -> list[Detections]:
-        return self.results
+    def update(
+        self, predictions: Sequence[Mapping[str, Any]], batch: Batch | Sequence[Any]
+    ) -> None:
+        """Take in the predictions for a batch of images.
 
-    def merge(self, states: Sequence[list[Detections]]) -> None:
-        results = [result for state in states for result in state if len(result)]
-        self.results = sorted(results, key=lambda result: int(result.image_ids[0]))
+        predictions: for each image a dict of `boxes` (N, 4) xyxy, `scores` (N,) from 0 to 1,
+            `labels` (N,), and with `segm` also `masks`: (N, h, w) pixels, (N, 1, h, w)
+            probabilities, or a list of COCO's run-length codes. Tensors on any device, or arrays.
+        batch: for each image its target: a dict with `image_id`, and, if the targets are the ground
+            truth, `boxes`, `labels`, perhaps `iscrowd`, `area` (pixels), and with `segm` `masks`.
+            Without any `image_id` images are numbered. With a file, image ids alone will do. Or a
+            `visionkit.Batch`.
+
+        Boxes and masks are in pixels of the same image: the original one, if sizes (`APs`, `APm`,
+        `APl`) are to be comparable with published numbers.
+
+        Raises DataError for what has another form and for an image that was given before,
+        DivergedError for boxes and scores that are not finite.
+        """
+        targets = batch.targets if hasattr(batch, "targets") else batch
+        if len(predictions) != len(targets):
+            counts = f"{plural(len(predictions), 'prediction')}, {plural(len(targets), 'target')}"
+            raise DataError(f"CocoEvaluator.update: got {counts}; expected one for each image")
+        for prediction, target in zip(predictions, targets, strict=True):
+            image = self.truth.take(target, self.images)
+            if image.image_id in self.seen and not isinstance(self.truth, DatasetTruth):
+                hint = "call reset() before another validation"
+                raise DataError(f"image_id {image.image_id} was given before; {hint}")
+            found = detections_of(prediction, image.image_id, self.classes, self.labels)
+            self.seen.add(image.image_id)
+            self.images.append(image._replace(detections=found))
+
+    def reset(self) -> None:
+        """Forget all images, for another validation."""
+        self.images, self.seen = [], set()
+
+    def state(self) -> list[ImageResult]:
+        """What other processes need for `merge`: picklable."""
+        return self.images
+
+    def merge(self, states: Sequence[list[ImageResult]]) -> None:
+        """Replace the own images by those of all ranks, for example as
+        `torch.distributed.all_gather_object` collects their `state()`. An image that multiple ranks
+        have, as distributed samplers pad, counts once."""
+        self.images = self.truth.merged(states)
+        self.seen = {one.image_id for one in self.images}
 
     def coverage(self) -> dict[str, Coverage]:
         """Over how many classes each AP of the last `compute` is."""
         return self.covered
 
     def compute(self) -> dict[str, float]:
+        """The twelve metrics of COCO by name, `bbox/AP`, `bbox/AP50`, ..., `bbox/AR100`, and
+        `bbox/AP/<class>`; the same with `segm/` where masks are scored. 0 to 1; NaN where there is
+        no ground truth. Raises DataError for detections that cannot be scored."""
         log_once(f"COCO metrics are computed by {engine_version(self.engine)}", logging.INFO)
-        truth = ground_truth_of(self.dataset)
         metrics: dict[str, float] = {}
         with paused_collector():
             for iou_type in self.types:
-                found = concatenate(self.results, iou_type)
-                checker = DetectionChecker(scored(truth, iou_type))
-                self.covered[f"{iou_type}/AP"] = class_coverage(checker.truth, self.classes.names)
+                found = concatenate([one.detections for one in self.images], iou_type)
+                checker = DetectionChecker(self.truth.scored(iou_type, self.images))
+                names = [name for name in self.classes.names if name != BACKGROUND]
+                self.covered[f"{iou_type}/AP"] = class_coverage(checker.truth, names)
                 self.rule = scoring_rule(checker.truth)
                 # Of the model's own classes that are not categories of the truth: never errors.
-                others = np.setdiff1d(self.classes.ids, truth.category_ids)
+                others = np.setdiff1d(self.classes.ids, checker.truth.category_ids)
                 checker.add(found[~np.isin(found.category_ids, others)])
                 scores = compute_metrics(checker.truth, checker.detections(), self.engine)
                 metrics |= {f"{iou_type}/{name}": value for name, value in scores.items()}
@@ -100,37 +168,7 @@ class CocoEvaluator:
         Mask records carry no box: with one, pycocotools sorts them into the small, medium and
         large ranges by the area of the box instead of the mask's.
         """
-        return concatenate(self.results, iou_type).records()
-
-
-def detections_of(prediction: dict[str, Any], image_id: int, classes: Classes) -> Detections:
-    """One image's detections with the dataset's ids: boxes xywh, masks RLE, original pixels.
-
-    Raises DivergedError for boxes or scores that are not finite, which a model computed, and
-    DataError where a part is missing or a mask is not a run-length code.
-    """
-    if missing := {"boxes", "scores", "labels"} - prediction.keys():
-        raise DataError(f"image {image_id}: the predictions lack {', '.join(sorted(missing))}")
-    boxes = prediction["boxes"].double().cpu().numpy()
-    scores = prediction["scores"].double().cpu().numpy()
-    for name, values in (("boxes", boxes), ("scores", scores)):
-        if not np.isfinite(values).all():
-            raise DivergedError(f"image {image_id}: the predicted {name} are not finite")
-    masks = prediction.get("masks")
-    if masks is not None and not all(isinstance(rle, dict) for rle in masks):
-        raise DataError(
-            f"image {image_id}: predicted 'masks' must be a list of run-length codes, as of "
-            f"pycocotools.mask.encode, not a {type(masks).__name__}"
-        )
-    return Detections(
-        np.full(len(boxes), image_id, np.int64),
-        np.array(classes.ids, np.int64)[prediction["labels"].cpu().numpy()],
-        scores,
-        np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1),
-        None
-        if masks is None
-        else [{"size": list(rle["size"]), "counts": rle["counts"].decode()} for rle in masks],
-    )
+        return concatenate([one.detections for one in self.images], iou_type).records()
 
 
 def evaluate_coco(
