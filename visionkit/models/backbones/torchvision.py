@@ -25,6 +25,7 @@ from visionkit.models.backbones.norm import (
     resolve_norm,
 )
 from visionkit.models.backbones.weights import fit, load
+from visionkit.ops.layers import constant_bias
 from visionkit.types import Level, Size
 
 RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -178,17 +179,29 @@ def _classifier(
         arguments["replace_stride_with_dilation"] = [False, dilated, dilated]
     elif dilated:
         arguments["dilated"] = True
-    model = models.get_model(name, **arguments)
+    model: Any = _vgg(name) if _family(name) == "vgg" else models.get_model(name, **arguments)
     if stem == "small":
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
-    if _family(name) == "vgg":
-        for layer in model.features:
-            if isinstance(layer, nn.MaxPool2d):
-                layer.ceil_mode = True  # as in SSD; the same where sides are multiples of 32
     if _family(name) == "densenet":
         model.features.append(nn.ReLU(inplace=True))  # torchvision applies it in forward
+    return model
+
+
+def _vgg(name: str) -> Any:
+    """A VGG without its dense layers, 120 million parameters that take seconds to draw: they stay
+    on the meta device, without memory. Initial values are torchvision's."""
+    with torch.device("meta"):
+        model = models.get_model(name)
+    for layer in model.get_submodule("features").children():
+        if isinstance(layer, (nn.Conv2d, nn.BatchNorm2d)):
+            layer.to_empty(device="cpu").reset_parameters()
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            constant_bias(layer, 0.0)
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True  # as in SSD; the same where sides are multiples of 32
     return model
 
 

@@ -177,16 +177,17 @@ class SSD(DenseHead):
 def _class_losses(logits: Tensor, classes: Tensor, truths: Sequence[GroundTruth]) -> Tensor:
     """Cross-entropy (B, P) of `logits` (B, P, 1 + K) with `classes` (B, P), 0 for background; in
     partly labeled images `marginal_cross_entropy`."""
+    flat = logits.flatten(0, 1)  # for (B, P) at once, a GPU has no deterministic algorithm
     if not any(truth.partially_labeled for truth in truths):
-        return F.cross_entropy(logits.mT, classes, reduction="none")
+        losses = F.cross_entropy(flat, classes.flatten(), reduction="none")
+        return losses.view_as(classes)
     num_classes = logits.shape[2] - 1
     every = torch.ones(num_classes, dtype=torch.bool, device=logits.device)
     known = torch.stack([every if t.labeled is None else t.labeled for t in truths])
     possible = F.one_hot(classes, num_classes + 1).bool()
     possible[..., 1:] |= (classes == 0)[..., None] & ~known[:, None]
-    flat = logits.flatten(0, 1), possible.flatten(0, 1)
-    targets = marginal_targets(flat[0].detach(), flat[1])
-    return marginal_cross_entropy(flat[0], targets).view_as(classes)
+    targets = marginal_targets(flat.detach(), possible.flatten(0, 1))
+    return marginal_cross_entropy(flat, targets).view_as(classes)
 
 
 class DefaultBoxes(nn.Module):
