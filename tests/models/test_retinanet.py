@@ -147,8 +147,9 @@ def test_default_anchors_by_hand():
     assert squares[1, 0].tolist() == [-32, -32, 32, 32]
     few = RetinaNet(LEVELS, CLASSES, anchor_sizes=[[8], [16], [32]], anchor_ratios=(1.0,))
     assert few.anchors.per_cell == 1
-    with pytest.raises(ConfigError, match="anchor_sizes: got lists of"):
-        RetinaNet(LEVELS, CLASSES, anchor_sizes=[[8]])
+    for wrong in ([[8]], []):
+        with pytest.raises(ConfigError, match="anchor_sizes: got lists of"):
+            RetinaNet(LEVELS, CLASSES, anchor_sizes=wrong)
 
 
 # --- The loss, one anchor at a time --------------------------------------------------------------

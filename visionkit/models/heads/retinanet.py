@@ -89,7 +89,8 @@ class RetinaNet(DenseHead):
     ) -> None:
         super().__init__(levels, score_threshold=score_threshold, nms_iou=nms_iou, **kwargs)
         self.cell = None  # an anchor detects an object smaller than a cell, too
-        self.anchors = AnchorGenerator(levels, anchor_sizes or _thirds(levels), anchor_ratios)
+        sizes = _thirds(levels) if anchor_sizes is None else anchor_sizes
+        self.anchors = AnchorGenerator(levels, sizes, anchor_ratios)
         self.matcher = Matcher(fg_iou, bg_iou, best_for_each=True)
         self.box_loss = box_loss
         self.focal_alpha, self.focal_gamma = focal_alpha, focal_gamma
