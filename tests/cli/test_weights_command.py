@@ -57,6 +57,17 @@ def test_the_list_takes_a_pattern(hub, capsys):
     assert "none match 'resnt18'; nearest: resnet18, " in said(capsys, "list", "resnt18", code=2)
 
 
+def test_the_list_of_timm_has_its_licenses(hub, capsys):
+    timm = pytest.importorskip("timm")
+    found = json.loads(said(capsys, "list", "--timm", "resnet50.*", "--json"))
+    assert [one["name"] for one in found] == timm.list_pretrained("resnet50.*")
+    one = next(one for one in found if one["name"] == "resnet50.a1_in1k")
+    assert one == {"name": "resnet50.a1_in1k", "license": "apache-2.0",
+                   "from": "hf://timm/resnet50.a1_in1k"}  # fmt: skip
+    text = said(capsys, "list", "--timm", "resnet50.a1_in1k")
+    assert re.search(r"resnet50\.a1_in1k +apache-2\.0 +hf://timm/resnet50", text)
+
+
 def test_fetch_verify_and_where(file, hub, capsys, monkeypatch):
     where = json.loads(said(capsys, "where", "--json"))
     assert where == {"folders": [str(hub)], "mirror": None, "offline": False}

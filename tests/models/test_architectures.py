@@ -157,6 +157,15 @@ def test_published_weights_load_by_name(weights, published, caplog):
     assert norms == {"FrozenBatchNorm"}
 
 
+def test_the_background_of_published_weights_is_kept_with_other_classes(published, caplog):
+    _, state = published(SMALL)
+    config = load_config(SMALL, ["weights=coco"])
+    model = build_model(config, classes_of(config, ("background", "unicorn")))
+    rows = model.state_dict()["heads.semantic_segmentation.classifier.low_classifier.weight"]
+    assert torch.equal(rows[0], state["classifier.low_classifier.weight"][0])
+    assert "nothing of the classes is kept" not in caplog.text
+
+
 def test_a_file_of_another_architecture_names_its_config(tmp_path):
     state = models.get_model("fcos_resnet50_fpn", weights=None, weights_backbone=None).state_dict()
     torch.save(state, tmp_path / "w.pth")

@@ -220,5 +220,6 @@ def test_weights_of_another_detector_are_an_error_with_its_name(build, tmp_path)
     config, classes = load_config(spec), {"detection": Classes.numbered("ab")}
     with pytest.raises(CheckpointError) as error:
         build_model(config, classes)
-    assert f"looks like torchvision's {build}" in str(error.value)
+    assert f"looks like torchvision's {build};" in str(error.value)
+    assert f"visionkit train {build} weights={tmp_path / 'x.pth'}" in str(error.value)
     assert "this model is detection (FasterRCNN) on Torchvision resnet50" in str(error.value)

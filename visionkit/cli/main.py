@@ -315,6 +315,7 @@ def _add_weights(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -
 
     listing = add("list", commands.weights_list, "list the published weights that load")
     listing.add_argument("pattern", nargs="?", help="only names with this text or pattern (res*)")
+    listing.add_argument("--timm", action="store_true", help="those of timm's models instead")
     _add_json(listing)
     fetching = add("fetch", commands.weights_fetch, "download published weights")
     fetching.add_argument(

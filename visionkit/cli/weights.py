@@ -11,6 +11,7 @@ from typing import Any
 
 from visionkit.errors import CheckpointError, ConfigError, plural
 from visionkit.models import architectures, published
+from visionkit.models.backbones.timm import timm_module
 from visionkit.models.published import Published
 from visionkit.runs import checkpoint, download, files, foreign, hub
 
@@ -20,11 +21,18 @@ NOTE = (
     "torchvision states no license for most of its weights; it says that they may have licenses or "
     "terms derived from the dataset that they were trained on"
 )
+OTHERS = (
+    "others: backbone.type=EfficientNetLite0 (a Python package, Apache-2.0), backbone.type=Timm "
+    "(visionkit weights list --timm), each with backbone.weights=default"
+)
 CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.[^.]+$")  # in the name of a file
 
 
 def show_list(args: argparse.Namespace) -> None:
-    found = [one for one in published.entries() if _matches(one, args.pattern)]
+    if args.timm:
+        show_timm(args)
+        return
+    found = [one for one in published.entries() if _matches(args.pattern, one.name, one.member)]
     if args.pattern and not found:
         raise ConfigError(
             f"weights list: none match {args.pattern!r}; {published.nearest(args.pattern)}"
@@ -32,12 +40,28 @@ def show_list(args: argparse.Namespace) -> None:
     if args.json:
         print(files.to_json([record(one) for one in found]))
     else:
-        print("\n".join(_table(found)))
+        print("\n".join([*_table(found), NOTE, OTHERS]))
 
 
-def _matches(one: Published, pattern: str | None) -> bool:
-    names = (one.name, one.member)
+def _matches(pattern: str | None, *names: str) -> bool:
     return pattern is None or any(pattern in n or fnmatch(n, pattern) for n in names)
+
+
+def show_timm(args: argparse.Namespace) -> None:
+    """Names and licenses as timm states them; it has no metrics and no sizes."""
+    timm = timm_module()
+    found = []
+    for name in timm.list_pretrained():
+        if _matches(args.pattern, name):
+            trained = timm.get_pretrained_cfg(name)
+            where = f"hf://{trained.hf_hub_id}" if trained.hf_hub_id else trained.url
+            found.append({"name": name, "license": trained.license, "from": where})
+    if args.json:
+        print(files.to_json(found))
+        return
+    print("backbones: backbone.type=Timm backbone.name=NAME backbone.weights=default")
+    rows = [(one["name"], one["license"] or UNSTATED, one["from"]) for one in found]
+    print("\n".join(_columns([("name", "license", "from"), *rows])))
 
 
 def record(one: Published) -> dict[str, Any]:
@@ -66,14 +90,16 @@ def _table(found: Sequence[Published]) -> Iterator[str]:
     for kind, title in titles.items():
         rows = [_row(one) for one in found if one.kind == kind]
         if rows:
-            rows.insert(0, HEADER)
-            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
             yield title
-            for row in rows:
-                cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-                yield f"  {'  '.join(cells).rstrip()}"
+            yield from _columns([HEADER, *rows])
             yield ""
-    yield NOTE
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield f"  {'  '.join(cells).rstrip()}"
 
 
 def _row(one: Published) -> tuple[str, ...]:

@@ -253,10 +253,11 @@ def _failed(one: Published, reasons: list[str]) -> CheckpointError:
 
 def _hints(one: Published) -> list[str]:
     """What to do without a download: lines of an error."""
+    key = "weights" if one.kind == "model" else "backbone.weights"
     return [
         f"  searched: {', '.join(map(str, folders()))}",
         f"  fetch {one.url} elsewhere and put it there, or into a folder that {SETTING} names, or "
-        "give its path; or start from random weights (weights: null)",
+        f"give its path ({key}=PATH); or start from random weights ({key}: null)",
     ]
 
 

@@ -20,7 +20,7 @@ from visionkit.config.shipped import shipped_configs
 from visionkit.errors import CheckpointError, ConfigError, listed, plural, unknown
 from visionkit.models.architectures import AUXILIARY, is_torchvisions, models_like, our_names
 from visionkit.models.model import VisionModel
-from visionkit.models.published import NO_CLASS
+from visionkit.models.published import NO_CLASS, of_file
 from visionkit.runs.checkpoint import COUNTER, MOST, compare, is_run, load_state_dict
 from visionkit.runs.foreign import content_kind
 from visionkit.types import Classes
@@ -74,7 +74,8 @@ def load_model_weights(
     if is_torchvisions(state):
         head = _only_head(model, path)
         state = our_names(state, head)
-        names = _torchvision_classes(model, head, state, classes[head].names)
+        sure = of_file(path) is not None
+        names = _torchvision_classes(model, head, state, classes[head].names, sure=sure)
     origin = Origin(path, state, names, kind)
     if is_run(content):
         origin = checkpoint_origin(path, content)
@@ -106,10 +107,10 @@ def _only_head(model: VisionModel, path: str) -> str:
 
 
 def _torchvision_classes(
-    model: VisionModel, head: str, state: Mapping[str, Tensor], ours: Sequence[str]
+    model: VisionModel, head: str, state: Mapping[str, Tensor], ours: Sequence[str], *, sure: bool
 ) -> dict[str, Sequence[str]]:
     """The classes of a file that torchvision published, found by its number of outputs; none if no
-    class of the model is among them, as in a file for other classes."""
+    class of the model is among them, as in a file for other classes, unless it is `sure`."""
     own = model.state_dict()
     for layer, rows in model.head(head).class_layers.items():
         key = f"heads.{head}.{layer}.bias"
@@ -117,7 +118,7 @@ def _torchvision_classes(
         if key in state and key in own:
             names = TORCHVISION_CLASSES.get(len(state[key]) // rows, ())
             background = len(own[key]) // rows - len(ours)  # 1 where it is not one of the classes
-            return {head: names[background:]} if {*names[1:]} & {*ours} else {}
+            return {head: names[background:]} if sure or {*names[1:]} & {*ours} else {}
     return {}
 
 

@@ -161,7 +161,11 @@ def one_process(folder: Path) -> Iterator[None]:
     if fcntl is not None:
         with suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.info("another process downloads to %s: waiting for it", folder)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         yield
     finally:

@@ -44,7 +44,7 @@ class Timm(nn.Module):
         std: Rgb | None = None,
     ) -> None:
         super().__init__()
-        timm = _timm()
+        timm = timm_module()
         self.body = _features(timm, name, out_indices, pretrained=weights == "default")
         if weights not in (None, "default"):
             _load(timm, name, self.body, weights, partial_weights)
@@ -68,7 +68,8 @@ class Timm(nn.Module):
         return {level: maps[index] for level, index in self._indices.items()}
 
 
-def _timm() -> ModuleType:
+def timm_module() -> ModuleType:
+    """timm; ConfigError with what to install if it cannot be imported."""
     try:
         import timm
     except Exception as error:  # an incomplete installation may raise anything
