@@ -16,6 +16,7 @@ from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.errors import DataError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
+from visionkit.metrics.coco.truths import DatasetTruth
 
 NAMES = ("circle", "ring", "square", "star", "triangle")
 
@@ -204,7 +205,7 @@ def test_detections_of_unlabeled_classes_are_not_scored(tmp_path):
     index = index_of(data, "truth")
     truth = ground_truth(index, index.classes, index.objects.masks, index.objects.area)
     naive.ground_truth = lambda: truth
-    evaluator.dataset = naive
+    evaluator.truth = DatasetTruth(naive)
     assert evaluator.compute()["bbox/AP/dog"] == 0
 
 

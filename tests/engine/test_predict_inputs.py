@@ -198,6 +198,18 @@ def test_missing_files_of_a_list_are_named_together_before_anything_is_predicted
         visionkit.predict(predictor, [PIXELS, "no1.png", "no2.png"])
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("http://x.org/a.jpg", "images are not downloaded: give files"),
+        ("images/*.jpg", "patterns are not expanded: give files or a folder"),
+    ],
+)
+def test_urls_and_patterns_are_explained(name, hint, predictor):
+    with pytest.raises(DataError, match=f"no such file or directory: .*; {hint}"):
+        visionkit.predict(predictor, name)
+
+
 def test_overrides_are_those_of_load(predictor):
     with pytest.raises(ArgumentError, match="overrides: do not apply to a loaded model"):
         visionkit.predict(predictor, PIXELS, {"data.image_size": 64})

@@ -64,8 +64,9 @@ def benchmark(
     most as many batches of the evaluation. Returns `device`, `precision`, `workers`, `batch`
     (images in a step), `steps`; `images_per_second` of training and `loader_images_per_second`
     of the loader when nothing else runs; `seconds`, of one `step` and of each of its parts, which
-    add up to it; `evaluation` (see `_evaluate`); `memory_mb`, the peak of this process and, on a
-    GPU, of its allocations; `advice`, a list of lines. The random generator is unchanged.
+    add up to it; `evaluation`, None or a dict of `images`, `predict_seconds` of each and
+    `scoring_seconds` of all; `memory_mb`, the peak of this process and, on a GPU, of its
+    allocations; `advice`, a list of lines. The random generator is unchanged.
     """
     checked = with_published(load_config(config, overrides, allow_plugins=allow_plugins))
     settings = checked.train

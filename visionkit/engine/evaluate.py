@@ -45,7 +45,11 @@ def evaluate(
     With `heads`, only of those. Names are `<head>/<metric>`. On the run's own data they equal those
     of its validation, bit for bit on the same device and number of threads. They are written to
     RUN/eval/metrics.json, and the scored detections to RUN/eval/<head>_bbox.json (and
-    _segm.json), which pycocotools reads. `allow_plugins` as for `load`.
+    _segm.json), which pycocotools reads. NaN where a metric is not defined, as without ground
+    truth. `run` and `allow_plugins` as for `load`.
+
+    Raises ConfigError if there is no validation data, DataError if it cannot be used, and the
+    errors of `load`.
     """
     return evaluate_run(run, overrides, heads=heads, allow_plugins=allow_plugins)[0]
 

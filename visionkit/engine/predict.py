@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -171,6 +171,9 @@ def load(
     `{"data.image_size": 640, "train.precision": "fp32", "train.device": "cpu"}`. Classes outside
     visionkit that the checkpoint names are imported, which runs their modules, only with
     `allow_plugins`; without it, ConfigError.
+
+    Raises CheckpointError for what is none of the three or cannot be loaded, ConfigError for wrong
+    `overrides` and `heads`.
     """
     check_flags(fold=fold)
     if is_model_name(run):
@@ -346,13 +349,19 @@ def _item(image: Tensor, image_id: int, size: ImageSize) -> tuple[Tensor, Any]:
     return sample.image, sample.target()
 
 
-def check_exist(inputs: Iterable[str | Path]) -> None:
+def check_exist(inputs: Collection[str | Path]) -> None:
     """DataError that names all files and folders that do not exist."""
     if "" in inputs:
         raise ArgumentError(NO_NAME)
-    missing = [f"{path}{twin_clause(path)}" for path in map(Path, inputs) if not path.exists()]
+    missing = [one for one in inputs if not Path(one).exists()]
     if missing:
-        raise DataError(f"no such file or directory: {', '.join(missing)}")
+        named = ", ".join(f"{Path(one)}{twin_clause(Path(one))}" for one in missing)
+        hint = ""
+        if any("://" in str(one) for one in missing):
+            hint = "; images are not downloaded: give files"
+        elif any(sign in str(one) for one in missing for sign in "*?["):
+            hint = "; patterns are not expanded: give files or a folder"
+        raise DataError(f"no such file or directory: {named}{hint}")
 
 
 def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
