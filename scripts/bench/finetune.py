@@ -1,15 +1,16 @@
 """Quality after an equal time of training: from pretrained weights and from scratch.
 
-    python scripts/bench/finetune.py --seconds 90 --seeds 0 1 2 \
-        --recipe detection_small --recipe detection_finetune [--recipe CONFIG key=value ...] \
-        data.train.images=DIR data.train.annotations=FILE.json ... data.image_size=320
+    python scripts/bench/finetune.py \
+        data.train.images=DIR data.train.annotations=FILE.json ... data.image_size=320 \
+        --seconds 90 --seeds 0 1 2 \
+        --recipe detection_small --recipe detection_finetune [--recipe CONFIG key=value ...]
 
-Each recipe is a config with its own overrides; the others are for all. First the processor time of
-a training step is measured, loading included, in turn for several rounds, with one thread. Other
-work on the machine hardly changes it, and on a quiet core it is the time of a step. Each recipe
-then trains for as many steps as fit into `--seconds`, for each seed, and is scored at the end. With
---steps, one number for each recipe, nothing is measured. Prints a JSON record for each run, then
-the medians over the seeds.
+Each recipe is a config with its own overrides; those before the options are for all. First the
+processor time of a training step is measured, loading included, in turn for several rounds, with
+one thread. Other work on the machine hardly changes it, and on a quiet core it is the time of a
+step. Each recipe then trains for as many steps as fit into `--seconds`, for each seed, and is
+scored at the end. With --steps, one number for each recipe, nothing is measured. Prints a JSON
+record for each run, then the medians over the seeds.
 """
 
 from __future__ import annotations

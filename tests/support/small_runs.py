@@ -75,7 +75,9 @@ def joint(**train: Any) -> dict[str, Any]:
 def quick_settings(config: str) -> list[str]:
     """Overrides with which a config of `configs/` trains in a second."""
     words = ["data.workers=0", "train.epochs=null", "train.steps=3", "train.plots=false"]
-    for name, source in load_config(CONFIGS / config).data.items():
+    given = load_config(CONFIGS / config)
+    words += ["backbone.weights=null"] * bool(given.backbone.get("weights"))  # needs no package
+    for name, source in given.data.items():
         key = "data" if name == "main" else f"data.{name}"
         words += [f"{key}.{split}.size=64" for split in ("train", "val")]
         words += [f"{key}.train.num_images=16", f"{key}.val.num_images=6"]
