@@ -226,6 +226,17 @@ def test_a_mirror_that_fails_is_named_too(file, hub, monkeypatch):
     assert "s3cret" not in str(e.value)
 
 
+@pytest.mark.parametrize(
+    "mirror", ["http://[bad", "http://127.0.0.1:port", "https://", "file:///no"]
+)
+def test_a_mirror_that_is_no_address(mirror, file, hub, monkeypatch):
+    one = publish(monkeypatch, NAME, file)
+    monkeypatch.setenv("VISIONKIT_WEIGHTS", mirror)
+    with pytest.raises(CheckpointError, match=re.escape(f"{mirror.rstrip('/')}/{file.name}: ")):
+        fetch(one)
+    assert not os.listdir(hub)
+
+
 def test_a_folder_that_cannot_be_written(file, hub, monkeypatch, tmp_path):
     with serving({f"/{file.name}": file.read_bytes()}) as (url, _):
         one = publish(monkeypatch, NAME, file, url)

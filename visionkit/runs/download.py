@@ -130,12 +130,11 @@ def _why(error: Exception, url: str) -> str:
 
 def _proxy(url: str) -> str:
     """The proxy that urllib uses for a URL; empty without one."""
-    parts = urlsplit(url)
-    found = urllib.request.getproxies()
-    with suppress(OSError):
-        if parts.hostname and urllib.request.proxy_bypass(parts.hostname):
-            return ""
-    return found.get(parts.scheme, "")
+    with suppress(OSError, ValueError):  # ValueError: it is not a URL
+        parts = urlsplit(url)
+        if parts.hostname and not urllib.request.proxy_bypass(parts.hostname):
+            return urllib.request.getproxies().get(parts.scheme, "")
+    return ""
 
 
 def without_login(url: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def architecture(names: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def resnet_name(names: Mapping[str, Tensor]) -> str:
+def resnet_name(names: Iterable[str]) -> str:
     """`ResNet-50` for tensors of one, wherever it is in the model; empty for anything else."""
     blocks = [re.search(r"(?:^|\.)layer([1-4])\.(\d+)\.conv([123])\.weight$", n) for n in names]
     found = {(match[1], match[2]) for match in blocks if match}
