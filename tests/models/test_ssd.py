@@ -279,6 +279,33 @@ def test_cells_are_rescaled_to_a_length():
     torch.testing.assert_close(neck(maps)["c3"][:, 3], maps["c3"][:, 3] / 4)
 
 
+@pytest.mark.parametrize("lite", [False, True])
+def test_neck_and_head_can_be_exported(lite):
+    torch.manual_seed(0)
+    more = {"lite": True} if lite else {"unpadded": 2, "conv7": 8, "rescale": 20.0}
+    neck = SSDExtra(LEVELS, channels=(8, 8, 8), **more)
+    network = Sequence(neck, SSD(neck.levels, CLASSES, lite=lite)).eval()
+    sizes = torch.tensor([SIZE, (40, 50)])
+    batch = torch.export.Dim("batch")
+    shapes = ({name: {0: batch} for name in LEVELS}, {0: batch})
+    with torch.no_grad():
+        program = torch.export.export(network, (features_of(2), sizes), dynamic_shapes=shapes)
+        features = features_of(3)
+        sizes = torch.cat([sizes, sizes[:1]])
+        found, expected = program.module()(features, sizes), network(features, sizes)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+
+
+class Sequence(nn.Module):
+    def __init__(self, neck, head):
+        super().__init__()
+        self.neck, self.head = neck, head
+
+    def forward(self, features, sizes):
+        return self.head(self.neck(features), sizes)
+
+
 @pytest.mark.parametrize(
     "wrong, message",
     [

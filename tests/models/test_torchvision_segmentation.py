@@ -12,6 +12,7 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.mobilenetv3 import mobilenet_v3_small
 
 from support.backbones import assert_same_features, pixels, randomize_norms
+from support.losses import losses_of
 from support.paths import CONFIGS
 from visionkit.config import load_config
 from visionkit.errors import CheckpointError, ConfigError
@@ -101,6 +102,26 @@ def test_a_torchvision_checkpoint_gives_the_same_logits_and_map(name, aux, tmp_p
     assert clear.float().mean() > 0.5
     for prediction, labels, sure in zip(found, wanted, clear, strict=True):
         assert torch.equal(prediction["semantic"].long()[sure], labels[sure])
+
+
+def test_losses_and_gradients_of_lraspp_are_torchvisions(tmp_path):
+    """Those of the cross-entropy that torchvision trains with."""
+    name = "lraspp_mobilenet_v3_large"
+    theirs = torchvision_model(name, aux=False)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    ours = our_model(name, tmp_path / "weights.pth", aux=False)
+    images, truth = pixels(2, 3, *SIZE), torch.randint(21, (2, *SIZE), dtype=torch.uint8)
+    truth[0, :20] = 255
+    targets = [{"size": SIZE, "orig_size": SIZE, "semantic": one} for one in truth]
+    batch = Batch(images, targets)
+    loss = losses_of(ours.heads[HEAD], ours.features(batch), batch)["semantic"]
+    logits = theirs(ours.backbone.normalize(images, None, like=ours.backbone.body))["out"]
+    expected = nn.functional.cross_entropy(logits, truth.long(), ignore_index=255)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    loss.backward(), expected.backward()
+    layers = dict(theirs.classifier.named_parameters())
+    for key, parameter in ours.heads[HEAD].classifier.named_parameters():
+        torch.testing.assert_close(parameter.grad, layers[key].grad, atol=1e-5, rtol=1e-3)
 
 
 def test_what_does_not_fit_is_said(tmp_path, caplog):
