@@ -191,7 +191,10 @@ def examine(path: Path) -> dict[str, Any]:
 def _words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "file", facts["file"]
     yield "looks like", facts["kind"]
-    yield "architecture", " or ".join(facts["architecture"]) or "none that torchvision publishes"
+    yield (
+        "architecture",
+        " or ".join(facts["architecture"]) or "not a whole model that torchvision publishes",
+    )
     configs = [f"visionkit train {name} weights={facts['file']}" for name in facts["config"]]
     if configs:
         yield "load it with", " or ".join(configs)
