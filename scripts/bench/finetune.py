@@ -107,6 +107,8 @@ def main() -> None:
     parser.add_argument("--steps", type=count, nargs="+")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     args = parser.parse_intermixed_args()
+    if args.steps is not None and len(args.steps) != len(args.recipe):
+        parser.error(f"--steps: got {len(args.steps)} numbers for {len(args.recipe)} recipes")
     logging.getLogger("visionkit").setLevel(logging.WARNING)
     torch.set_num_threads(1)
     names = [" ".join(recipe) for recipe in args.recipe]

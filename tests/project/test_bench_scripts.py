@@ -43,6 +43,12 @@ def reported(script, *words):
             ["train", "--images", "no", "--annotations", "no"],
             "--images: got no",
         ),
+        ("finetune.py", ["--recipe", "nowhere", "--seeds", "0"], "error: unknown config 'nowhere'"),
+        (
+            "finetune.py",
+            ["--recipe", "vae", "--recipe", "mlp_mnist", "--steps", "1"],
+            "--steps: got 1 numbers for 2 recipes",
+        ),
         ("joint.py", ["time", "nonsense=1"], "error: override nonsense=1: nonsense: unknown key"),
         ("loader.py", ["nowhere", "no.json"], "images: got nowhere; not found"),
         ("loop.py", [__file__], "a config is a .yaml file"),
