@@ -87,12 +87,16 @@ def test_the_objects_of_a_joint_model_are_those_of_the_head_that_finds_them():
     assert np.array_equal(second.mask, found.masks[1])
     assert first.attributes == {"red": 0.75, "open": 0.25}
     assert third.attributes == {"red": 0.0, "open": 0.0}
-    assert "rle" not in repr(first) and "name='dog'" in repr(first)
+    assert repr(first) == (
+        "PredictedObject('dog', score=0.900, box=(5.0, 5.0, 25.0, 30.0), red=0.75, open=0.25, "
+        "with a mask)"
+    )
 
 
 def test_a_class_of_the_whole_image_is_an_object_without_a_box():
     (one,) = found = alone(WORDS)
     assert (one.box, one.mask, one.label, one.name, one.score) == (None, None, 1, "dog", 0.75)
+    assert repr(one) == "PredictedObject('dog', score=0.750)"
     assert found.names == ["dog"] and found.scores.tolist() == [0.75]
     with pytest.raises(AttributeError, match="'head' has no 'box'; it has probs, label, score"):
         _ = found.boxes

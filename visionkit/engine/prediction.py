@@ -36,7 +36,7 @@ OF_EACH_OBJECT = ("boxes", "scores", "labels", "masks", "attributes")
 TIERS = ({"objects"}, {"box", "classes", "label", "labels"}, {"attributes"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PredictedObject:
     """One object of a `Prediction`, in plain numbers; or a class of the whole image.
 
@@ -53,7 +53,15 @@ class PredictedObject:
     label: int | None = None
     name: str | None = None
     attributes: dict[str, float] = field(default_factory=dict)
-    rle: dict[str, Any] | None = field(default=None, repr=False)
+    rle: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        parts = [f"score={self.score:.3f}"]
+        if self.box is not None:
+            parts.append(f"box=({', '.join(f'{side:.1f}' for side in self.box)})")
+        parts += [f"{name}={value:.2f}" for name, value in self.attributes.items()]
+        parts += ["with a mask"] if self.rle is not None else []
+        return f"PredictedObject({', '.join([repr(self.name), *parts])})"
 
     @property
     def mask(self) -> np.ndarray | None:
