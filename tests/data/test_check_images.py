@@ -16,6 +16,7 @@ from support.damaged import (
     faults_of,
     flat_png,
     image,
+    pillow_reads,
     png,
     tiff,
     tiff_of,
@@ -285,4 +286,4 @@ def test_a_band_that_is_neither_color_nor_alpha_is_told(tmp_path):
     Image.new("RGBX", (4, 3)).save(tmp_path / "a.tif")
     (tmp_path / "b.tif").write_bytes(tiff_of(2, 8, 1))
     kinds = [fault.kind for fault in faults_of([tmp_path / "a.tif", tmp_path / "b.tif"])]
-    assert kinds == ["bands", "bands"]
+    assert kinds == ["bands", "bands" if pillow_reads(tmp_path / "b.tif") else "damaged"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, features
 
-from support.damaged import flat_png, png, tiff_of
+from support.damaged import flat_png, pillow_reads, png, tiff_of
 from visionkit.data.image_io import (
     PLUGINS,
     _import_plugin,
@@ -25,14 +25,6 @@ ORIENTATION = 0x0112
 
 def pixel(path, **options):
     return read_image(path, **options)[:, 0, 0].tolist()
-
-
-def pillow_reads(path):
-    try:
-        Image.open(path).load()
-    except OSError:
-        return False
-    return True
 
 
 def with_info(image, transparency):

@@ -117,6 +117,15 @@ class Files:
         return self.paths[index]
 
 
+def pillow_reads(path):
+    """Whether it does by itself: Pillow 10 reads fewer kinds of TIFF than the newest."""
+    try:
+        Image.open(path).load()
+    except OSError:
+        return False
+    return True
+
+
 def dataset_faults(dataset, **share):
     """What inspection of the images of a dataset finds."""
     return [
