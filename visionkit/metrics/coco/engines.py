@@ -70,16 +70,36 @@ def match(truth: ScoredTruth, found: Detections, engine: str, most: int = 100) -
     categories by id, area ranges (all, small, medium, large), and (1, 10, `most`) detections of a
     category in an image. -1 where there are no objects.
     """
+    evaluation = evaluated(truth, found, engine, [1, min(10, most), most])
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        evaluation.accumulate()
+    curves = evaluation.eval
+    return np.asarray(curves["precision"]), np.asarray(curves["recall"])
+
+
+def evaluated(
+    truth: ScoredTruth, found: Detections, engine: str, limits: list[int], ious: int | None = None
+) -> Any:
+    """The engine's COCOeval after `evaluate`. Its ids are rows + 1: of the images, categories and
+    objects of the truth, and of the detections. With `ious`, at the first so many IoU thresholds
+    only, and without regard to the sizes of objects."""
     numbered = replace(
         found,
         image_ids=rows_of(found.image_ids, truth.image_ids) + 1,
         category_ids=rows_of(found.category_ids, truth.category_ids) + 1,
     )
-    limits = [1, min(10, most), most]
-    return (_hotcoco if engine == "hotcoco" else _pycocotools)(truth, numbered, limits)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+        evaluation = (_hotcoco if engine == "hotcoco" else _pycocotools)(truth, numbered)
+        params = evaluation.params
+        params.maxDets = limits
+        if ious is not None:
+            params.iouThrs = params.iouThrs[:ious]
+            params.areaRng, params.areaRngLbl = params.areaRng[:1], params.areaRngLbl[:1]
+        evaluation.evaluate()
+    return evaluation
 
 
-def _hotcoco(truth: ScoredTruth, found: Detections, limits: list[int]) -> Curves:
+def _hotcoco(truth: ScoredTruth, found: Detections) -> Any:
     import hotcoco
 
     images, categories = _numbered(truth)
@@ -98,15 +118,10 @@ def _hotcoco(truth: ScoredTruth, found: Detections, limits: list[int]) -> Curves
     detections = objects.load_res(table, segmentation=cast(Any, found.masks))
     if truth.iou_type == "segm" and len(found):
         detections.update_anns(ids=np.arange(1, len(found) + 1), area=found.areas)
-    evaluation = hotcoco.COCOeval(objects, detections, truth.iou_type)
-    evaluation.params.max_dets = limits
-    evaluation.evaluate()
-    evaluation.accumulate()
-    curves: Any = evaluation.eval
-    return np.asarray(curves["precision"]), np.asarray(curves["recall"])
+    return hotcoco.COCOeval(objects, detections, truth.iou_type)
 
 
-def _pycocotools(truth: ScoredTruth, found: Detections, limits: list[int]) -> Curves:
+def _pycocotools(truth: ScoredTruth, found: Detections) -> Any:
     from pycocotools.cocoeval import COCOeval
 
     objects = _records(truth.image + 1, truth.category + 1, truth)
@@ -115,12 +130,7 @@ def _pycocotools(truth: ScoredTruth, found: Detections, limits: list[int]) -> Cu
     detections = _records(found.image_ids, found.category_ids, found)
     for record, score in zip(detections, found.scores.tolist(), strict=True):
         record |= {"score": score, "iscrowd": 0}
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_indexed(truth, objects), _indexed(truth, detections), truth.iou_type)
-        evaluation.params.maxDets = limits
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return evaluation.eval["precision"], evaluation.eval["recall"]
+    return COCOeval(_indexed(truth, objects), _indexed(truth, detections), truth.iou_type)
 
 
 def _records(
@@ -151,8 +161,7 @@ def _indexed(truth: ScoredTruth, annotations: list[dict[str, Any]]) -> Any:
     from pycocotools.coco import COCO
 
     images, categories = _numbered(truth)
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
-        coco.createIndex()
+    coco = COCO()
+    coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+    coco.createIndex()
     return coco
