@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+Row: TypeAlias = Sequence[str | float | int | None]
+CELLS = 40  # rows and columns of a matrix
 Kind = Literal["right", "wrong", "missed", "found", "truth"]  # what a mark is: it has that color
 
 
@@ -29,7 +31,7 @@ class Table:
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | float | int | None]]
+    rows: Sequence[Row]
     note: str = ""
 
 
@@ -113,3 +115,48 @@ class Gallery:
 
 
 Part: TypeAlias = Text | Table | Chart | Bars | Matrix | Gallery
+
+
+def confusion_part(
+    title: str,
+    names: Sequence[str],
+    counts: np.ndarray,
+    images: Mapping[tuple[int, int], Sequence[int]],
+    note: str,
+    *,
+    others: tuple[str, str] | None = None,
+) -> Matrix:
+    """A matrix of `counts` (C, C) with the classes that are confused most, if there are many.
+
+    With `others`, the names of the last row and column, counts (C + 1, C + 1) have what is of no
+    class.
+    """
+    classes = len(names)
+    kept = list(range(classes))
+    if classes > CELLS:
+        off = counts[:classes, :classes] - np.diag(np.diag(counts)[:classes])
+        order = np.argsort(-(off.sum(0) + off.sum(1)), kind="stable")
+        kept = sorted(order[:CELLS].tolist())
+        note += f" The {CELLS} classes of {classes} that are confused most."
+    rows = columns = [names[row] for row in kept]
+    if others is not None:
+        kept, rows, columns = [*kept, classes], [*rows, others[0]], [*columns, others[1]]
+    place = {row: i for i, row in enumerate(kept)}
+    cells = {
+        (place[r], place[c]): ids for (r, c), ids in images.items() if r in place and c in place
+    }
+    return Matrix(title, rows, columns, counts[np.ix_(kept, kept)], cells, note)
+
+
+def calibration_chart(scores: np.ndarray, right: np.ndarray, what: str, bins: int = 10) -> Chart:
+    """How often what has a score (N,) is right (N,) bool, and the expected calibration error (Guo
+    et al. 2017): the mean distance of both over bins of equal width."""
+    place = np.minimum((scores * bins).astype(int), bins - 1)
+    count = np.bincount(place, minlength=bins)
+    filled = count > 0
+    score = np.bincount(place, scores, bins)[filled] / count[filled]
+    share = np.bincount(place, right, bins)[filled] / count[filled]
+    error = (np.abs(score - share) * count[filled]).sum() / max(count.sum(), 1)
+    lines = [Series(what, score, share), Series("perfect", [0, 1], [0, 1])]
+    note = f"Expected calibration error {error:.3f}, over {count.sum()} {what}."
+    return Chart("Calibration", "score", "share that is right", lines, (0, 1), note=note)

@@ -335,7 +335,7 @@ def _draw_box(
         pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=2)
     if mark.text:
         text = printable(mark.text)[:40]
-        left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+        *_, right, bottom = pen.textbbox((0, 0), text, font=font)
         x = min(max(x1, 0), max(size[0] - right - 4, 0))
         y = min(max(y1 - bottom - 3, 0), max(size[1] - bottom - 3, 0))
         pen.rectangle((x, y, x + right + 3, y + bottom + 2), fill=color)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from visionkit.data.coco.index import open_index
+from visionkit.data.coco.index import CocoIndex, open_index
 from visionkit.data.coco.reader import (
     CHUNK,
     elements,
@@ -239,16 +239,43 @@ def score_files(
     engine = pick_engine(engine)
     log_once(f"COCO metrics are computed by {engine_version(engine)}", logging.INFO)
     index = open_index(truth)
+    objects = open_truth(index, iou_type, trust=trust, ignore_categories=ignore_categories)
+    found = open_results(index, objects, results, trust=trust)
+    metrics = compute_metrics(objects, found, engine, max_detections)
+    return metrics, {
+        "coco_engine": engine_version(engine),
+        "scoring": scoring_rule(objects, max_detections, trust=trust),
+        "classes": {"AP": class_coverage(objects)},
+    }
+
+
+def open_truth(
+    index: CocoIndex,
+    iou_type: IouType,
+    *,
+    trust: bool = False,
+    ignore_categories: Collection[str] = (),
+) -> ScoredTruth:
+    """The ground truth of an annotation file; warns if there is nothing to score."""
     objects = read_truth(index, iou_type, trust=trust, ignore_categories=ignore_categories)
     if objects.iscrowd.all():
         what = "object with a segmentation" if iou_type == "segm" else "object"
-        log.warning("annotation file %s has no %s to score: metrics are undefined", truth, what)
+        log.warning(
+            "annotation file %s has no %s to score: metrics are undefined", index.path, what
+        )
+    return objects
+
+
+def open_results(
+    index: CocoIndex, objects: ScoredTruth, results: str | Path, *, trust: bool = False
+) -> Detections:
+    """The detections of a result file, checked; DataError lists those that cannot be scored."""
     checker = DetectionChecker(objects, source=f"{results}: ", trust=trust)
     names = NameCheck(index, objects)
 
     def add(records: list[Any]) -> None:
         first = records[0] if records and not checker.seen else None
-        if iou_type == "segm" and isinstance(first, dict) and first.get("bbox"):
+        if objects.iou_type == "segm" and isinstance(first, dict) and first.get("bbox"):
             log.info(
                 "%s has boxes too: they are not used, and APs, APm, APl, ARs, ARm, ARl use the "
                 "area of the masks; COCO.loadRes would use that of the boxes",
@@ -260,12 +287,7 @@ def score_files(
     read_results(results, add)
     found = checker.detections()
     judge(str(results), objects, found, names.doubts(), trust=trust)
-    metrics = compute_metrics(objects, found, engine, max_detections)
-    return metrics, {
-        "coco_engine": engine_version(engine),
-        "scoring": scoring_rule(objects, max_detections, trust=trust),
-        "classes": {"AP": class_coverage(objects)},
-    }
+    return found
 
 
 def scoring_rule(truth: ScoredTruth, max_detections: int = MOST, *, trust: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,11 +13,25 @@ from visionkit.metrics.coco.engines import evaluated
 from visionkit.metrics.coco.ground_truth import ScoredTruth
 from visionkit.metrics.coco.matches import IOUS, Matches, match_objects
 from visionkit.metrics.coco.mistakes import Mistakes, find_mistakes
-from visionkit.metrics.parts import Bars, Chart, Gallery, Mark, Matrix, Part, Series, Shown, Table
+from visionkit.metrics.comparison import Subject
+from visionkit.metrics.intervals import average_precision
+from visionkit.metrics.parts import (
+    Bars,
+    Chart,
+    Gallery,
+    Mark,
+    Matrix,
+    Part,
+    Row,
+    Series,
+    Shown,
+    Table,
+    calibration_chart,
+    confusion_part,
+)
 from visionkit.metrics.thresholds import Curve, Thresholds, detection_curves
 
 SHOWN_CLASSES = 12  # of a chart
-CELLS = 40  # rows and columns of a matrix
 ERRORS = {  # TIDE (Bolya et al. 2020)
     "Cls": "class: right box, wrong class",
     "Loc": "location: right class, IoU 0.1 to 0.5",
@@ -60,6 +75,48 @@ class DetectionReport:
         """All parts, the most useful first."""
         return [*self._parts()]
 
+    def image_ids(self) -> np.ndarray:
+        """(I,) the images that are resampled for an interval."""
+        return self.truth.image_ids
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """AP, AP50, AP75 and AP by class (R,) in replicates with these weights (R, I)."""
+        return resampled(self.matches, weights)
+
+    def subject(self) -> Subject:
+        """What is scored, to compare it with another."""
+        truth = self.truth
+        columns = ("image", "category", "boxes", "iscrowd")
+        return Subject(
+            truth.image_ids, truth.names, {name: getattr(truth, name) for name in columns}
+        )
+
+    def sentences(self) -> list[str]:
+        """What stands out: the weakest classes, the most frequent confusion, the main error."""
+        names = self.truth.names
+        scored = [(self.metrics.get(f"AP/{name}", np.nan), name) for name in names]
+        scored = sorted((ap, name) for ap, name in scored if ap == ap)
+        found = []
+        if len(scored) > 1:
+            weakest = " and ".join(f"{name} ({ap:.3f})" for ap, name in scored[:2])
+            found.append(f"The weakest of {len(scored)} classes by AP: {weakest}.")
+        counts = self.mistakes.confusion()
+        off = counts[:-1, :-1] - np.diag(np.diag(counts)[:-1])
+        if off.any():
+            row, column = np.unravel_index(off.argmax(), off.shape)
+            share = off[row, column] / max(counts[row].sum(), 1)
+            found.append(
+                f"The most frequent confusion: {off[row, column]} times {names[row]} is detected "
+                f"as {names[column]} ({share:.0%} of its objects)."
+            )
+        missed, wrong = int(counts[:-1, -1].sum()), int(counts[-1, :-1].sum())
+        objects = int(counts[:-1].sum())
+        found.append(
+            f"At the thresholds, {missed} of {objects} objects are missed and {wrong} detections "
+            "are of background."
+        )
+        return found
+
     def _parts(self) -> Iterator[Part]:
         yield self.by_class()
         yield from self.precision_recall()
@@ -69,17 +126,18 @@ class DetectionReport:
             evaluation = evaluated(self.truth, self.found, self.engine, [1, 10, 100])
             yield tide(evaluation)
             yield self.by_size()
-            yield calibration(evaluation)
+            yield self.calibration()
             yield self.worst()
             yield self.suspects(evaluation)
         else:
             yield self.by_size()
+            yield self.calibration()
             yield self.worst()
 
     @property
     def without(self) -> str:
         """What is not in the report, and why."""
-        missing = "error types (TIDE), calibration and suspected label errors"
+        missing = "error types (TIDE) and suspected label errors"
         return "" if self.engine == "hotcoco" else missing
 
     def at_threshold(self, name: str) -> tuple[float, float, float, float]:
@@ -88,7 +146,7 @@ class DetectionReport:
         return threshold, *_at(self.curves[name], threshold)
 
     def by_class(self) -> Table:
-        rows = []
+        rows: list[Row] = []
         for name in self.truth.names:
             objects = self.curves[name].positives
             threshold, precision, recall, f1 = self.at_threshold(name)
@@ -156,34 +214,19 @@ class DetectionReport:
 
     def confusion(self) -> Matrix:
         """Objects by class and what they are detected as; of many classes the most confused."""
-        counts = self.mistakes.confusion()
-        background = len(self.truth.names)
-        kept = list(range(background))
-        if background > CELLS:
-            off = counts - np.diag(np.diag(counts))
-            mistaken = off[:background, :background].sum(0) + off[:background, :background].sum(1)
-            kept = sorted(np.argsort(-mistaken, kind="stable")[:CELLS].tolist())
-        kept = [*kept, background]
-        cells = {row: place for place, row in enumerate(kept)}
-        images = {
-            (cells[r], cells[c]): ids
-            for (r, c), ids in self.mistakes.images_by_cell().items()
-            if r in cells and c in cells
-        }
-        names = [*self.truth.names, "background"]
-        labels = [names[row] for row in kept]
-        more = f" The {CELLS} classes of {background} that are confused most." * (
-            background > CELLS
-        )
-        return Matrix(
-            "Confusion",
-            labels,
-            [*labels[:-1], "missed"],
-            counts[np.ix_(kept, kept)],
-            images,
+        note = (
             f"Rows: objects. Columns: what they are detected as, with at least the threshold of "
-            f"the class and IoU {self.iou:g}. The last row: detections where no object is.{more}",
+            f"the class and IoU {self.iou:g}. The last row: detections where no object is."
         )
+        mistakes = self.mistakes
+        counts, images = mistakes.confusion(), mistakes.images_by_cell()
+        others = ("background", "missed")
+        return confusion_part("Confusion", self.truth.names, counts, images, note, others=others)
+
+    def calibration(self) -> Chart:
+        counted = ~self.matches.ignored[self.level]
+        scores, right = self.matches.score[counted], self.matches.hit[self.level][counted]
+        return calibration_chart(scores.clip(0, 1), right, "detections")
 
     def by_size(self) -> Bars:
         names = {"APs": "small (< 32²)", "APm": "medium", "APl": "large (> 96²)"}
@@ -241,27 +284,26 @@ class DetectionReport:
         return Gallery("Suspected label errors", shown, "The detection, and the label if any.")
 
 
+def resampled(matches: Matches, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """COCO's AP metrics (R,) of the matches in replicates with these weights (R, I)."""
+    ap = average_precision(matches, weights)  # (R, C, T)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no class is NaN
+        found = {
+            "AP": np.nanmean(ap, (1, 2)),
+            "AP50": np.nanmean(ap[..., 0], 1),
+            "AP75": np.nanmean(ap[..., 5], 1),
+        }
+        by_class = ap.mean(2)
+    return found | {f"AP/{name}": by_class[:, i] for i, name in enumerate(matches.truth.names)}
+
+
 def tide(evaluation: Any) -> Bars:
     """What AP50 would gain if errors of one type were fixed, as hotcoco computes it."""
     found = evaluation.tide_errors()
     values = {text: found["delta_ap"][name] for name, text in ERRORS.items()}
     counts = ", ".join(f"{name} {found['counts'][name]}" for name in ERRORS)
     return Bars("Error types", values, " AP50", f"AP50 gained if fixed (TIDE). Counts: {counts}.")
-
-
-def calibration(evaluation: Any) -> Chart:
-    """How often detections of a score are right."""
-    found = evaluation.calibration()
-    bins = [one for one in found["bins"] if one["count"]]
-    scores = [one["avg_confidence"] for one in bins]
-    lines = [
-        Series("detections", scores, [one["avg_accuracy"] for one in bins]),
-        Series("perfect", [0, 1], [0, 1]),
-    ]
-    note = (
-        f"Expected calibration error {found['ece']:.3f}, over {found['num_detections']} detections."
-    )
-    return Chart("Calibration", "score", "share that is right", lines, (0, 1), note=note)
 
 
 def _at(curve: Curve, threshold: float) -> tuple[float, float, float]:

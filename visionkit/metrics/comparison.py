@@ -1,0 +1,118 @@
+"""The metrics of one or several models with their intervals, and what differs between two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from visionkit.errors import DataError
+from visionkit.metrics.intervals import FEWEST, LEVEL, Interval, interval, replicate_weights
+
+TOO_FEW = f"n/a: an interval from fewer than {FEWEST} images says little"
+
+
+class Resampled(Protocol):
+    """An evaluator whose metrics have intervals."""
+
+    def image_ids(self) -> np.ndarray:
+        """(I,) the images, in an order that depends on the dataset alone."""
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """By the name of a metric, its value (R,) in each replicate; `weights` (R, I) say how often
+        each image is in it. With weights of one, the value of `compute`."""
+
+
+def intervals(
+    evaluator: Resampled, metrics: Mapping[str, float], replicates: int, seed: int = 0
+) -> dict[str, Interval]:
+    """The interval of each metric that can be resampled; none with too few images."""
+    images = len(evaluator.image_ids())
+    if images < FEWEST or not replicates:
+        return {}
+    found = evaluator.resampled(replicate_weights(images, replicates, seed))
+    return {name: interval(metrics[name], values) for name, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of two models, A and B, on the same images."""
+
+    name: str
+    a: float
+    b: float
+    interval: Interval  # of B - A
+
+    @property
+    def verdict(self) -> str:
+        """In words: which model is better, or that it may be chance."""
+        delta, low, high = self.interval
+        if np.isnan(low):
+            return "no interval"
+        text = f"{delta:+.3f} {self.name}, {LEVEL} % interval {low:+.3f} to {high:+.3f}"
+        if low == high == 0:
+            return f"A and B are equal: {text}"
+        if low > 0:
+            return f"B is better: {text}"
+        return f"A is better: {text}" if high < 0 else f"no clear difference: {text}"
+
+
+def differences(
+    a: Resampled,
+    b: Resampled,
+    metrics_a: Mapping[str, float],
+    metrics_b: Mapping[str, float],
+    replicates: int,
+    seed: int = 0,
+) -> list[Difference]:
+    """The paired differences of all metrics that both have."""
+    images = len(a.image_ids())
+    if images < FEWEST or not replicates:
+        return []
+    weights = replicate_weights(images, replicates, seed)
+    values_a, values_b = a.resampled(weights), b.resampled(weights)
+    return [
+        Difference(
+            name,
+            metrics_a[name],
+            metrics_b[name],
+            interval(metrics_b[name] - metrics_a[name], values_b[name] - values_a[name]),
+        )
+        for name in values_a
+        if name in values_b
+    ]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was evaluated: two subjects must be equal for a comparison."""
+
+    image_ids: np.ndarray  # (I,)
+    classes: Sequence[str]
+    truth: Mapping[str, Any] = field(default_factory=dict)  # by name, arrays of the ground truth
+
+
+def check_same(a: Subject, b: Subject, names: tuple[str, str] = ("A", "B")) -> None:
+    """DataError with the first difference, since metrics on other data cannot be compared."""
+    first, second = names
+    if list(a.classes) != list(b.classes):
+        only = [name for name in a.classes if name not in b.classes]
+        extra = [name for name in b.classes if name not in a.classes]
+        what = f"{first} has {only[0]!r}, {second} has not" if only else ""
+        what = what or (f"{second} has {extra[0]!r}, {first} has not" if extra else "another order")
+        raise DataError(f"{first} and {second} have other classes and cannot be compared: {what}")
+    if not np.array_equal(a.image_ids, b.image_ids):
+        other = np.setxor1d(a.image_ids, b.image_ids)
+        what = f"image_id {other[0]} is in only one of them" if len(other) else "another order"
+        raise DataError(
+            f"{first} and {second} were evaluated on other images ({len(a.image_ids)} and "
+            f"{len(b.image_ids)}) and cannot be compared: {what}"
+        )
+    for name in a.truth.keys() & b.truth.keys():
+        if not np.array_equal(a.truth[name], b.truth[name]):
+            raise DataError(
+                f"{first} and {second} have other ground truth and cannot be compared: {name} "
+                "differs"
+            )
