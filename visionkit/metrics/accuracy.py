@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from visionkit.data.classes import YES, Group, groups
 from visionkit.errors import ConfigError, DivergedError
+from visionkit.metrics.image_reports import (
+    attribute_parts,
+    classification_parts,
+    localization_parts,
+    multilabel_parts,
+)
+from visionkit.metrics.intervals import mean_over
+from visionkit.metrics.parts import Part, ReportContext
 from visionkit.metrics.report import Coverage
+from visionkit.metrics.thresholds import Curve, Thresholds
 from visionkit.ops.boxes import area, box_iou, rescale_boxes
 from visionkit.types import Batch, Target
 
@@ -43,7 +53,16 @@ class Counts:
         self.counts = torch.tensor(states).sum(0)
 
 
-class Accuracy(Counts):
+class ClassRecord(NamedTuple):
+    """The class of an image, and the up to five most probable ones."""
+
+    image_id: int
+    truth: int
+    ranked: tuple[int, ...]
+    prob: float  # of the first
+
+
+class Accuracy(Records):
     """Top-1, top-5 (with more than five classes) and per-class accuracy, in [0, 1].
 
     `mean_class_accuracy` is the mean over the classes that occur in the data; the accuracy of other
@@ -51,32 +70,50 @@ class Accuracy(Counts):
     """
 
     def __init__(self, classes: Sequence[str]):
+        super().__init__()  # a `ClassRecord` for each image
         self.classes = list(classes)
-        # Rows: images of each class, those with the class first, those with it in the first five.
-        self.counts = torch.zeros(3, len(self.classes), dtype=torch.int64)
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         top = min(5, len(self.classes))
         for prediction, target in zip(predictions, batch.targets, strict=True):
             if "class_id" not in target:
                 continue
-            truth = int(target["class_id"])
-            ranked = finite(prediction, "probs", target.get("image_id")).topk(top).indices
-            self.counts[:, truth] += torch.tensor([1, ranked[0] == truth, truth in ranked])
+            id_ = target.get("image_id", len(self.records))
+            probs, ranked = finite(prediction, "probs", id_).topk(top)
+            found = tuple(ranked.tolist())
+            self.records.append(ClassRecord(id_, int(target["class_id"]), found, float(probs[0])))
 
     def compute(self) -> dict[str, float]:
-        images, first, five = self.counts.double()
-        per_class = (first / images).tolist()  # 0 / 0 is NaN: no image of the class
-        metrics = {"top1": (first.sum() / images.sum()).item()}
-        if len(self.classes) > 5:
-            metrics["top5"] = (five.sum() / images.sum()).item()
+        records, classes = self.records, len(self.classes)
+        truth = torch.tensor([one.truth for one in records], dtype=torch.int64)
+        first = torch.tensor([one.truth == one.ranked[0] for one in records], dtype=torch.bool)
+        five = sum(one.truth in one.ranked for one in records)
+        images = truth.bincount(minlength=classes).double()
+        correct = truth[first].bincount(minlength=classes).double()
+        per_class = (correct / images).tolist()  # 0 / 0 is NaN: no image of the class
+        metrics = {"top1": (correct.sum() / images.sum()).item()}
+        if classes > 5:
+            metrics["top5"] = five / len(records) if records else math.nan
         metrics["mean_class_accuracy"] = nan_mean(per_class)
         metrics |= {f"accuracy/{name}": x for name, x in zip(self.classes, per_class, strict=True)}
         return metrics
 
     def coverage(self) -> dict[str, Coverage]:
-        over = Coverage.of(self.classes, (self.counts[0] > 0).tolist())
+        present = {one.truth for one in self.records}
+        over = Coverage.of(self.classes, [i in present for i in range(len(self.classes))])
         return {"top1": over, "mean_class_accuracy": over}
+
+    def image_ids(self) -> np.ndarray:
+        return image_ids_of(self.records)
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """`top1` (R,) in replicates with these weights (R, I) of the images."""
+        records = sorted(self.records)
+        right = np.array([one.truth == one.ranked[0] for one in records])
+        return {"top1": mean_over(weights, right, np.ones(len(right)))}
+
+    def report(self, context: ReportContext) -> list[Part]:
+        return classification_parts(self.classes, self.records, context)
 
 
 class MultiLabelAccuracy(Records):
@@ -89,20 +126,19 @@ class MultiLabelAccuracy(Records):
     """
 
     def __init__(self, classes: Sequence[str], *, threshold: float = 0.5):
-        super().__init__()  # each record: probabilities (K,) float32, ground truth (K,) bool
+        super().__init__()  # each record: image id, probabilities (K,), ground truth (K,) bool
         self.classes = list(classes)
         self.threshold = threshold
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
             if "class_id" in target:
-                probs = finite(prediction, "probs", target.get("image_id"))
-                self.records.append((probs, target["class_id"].cpu() > 0.5))
+                id_ = target.get("image_id", len(self.records))
+                probs = finite(prediction, "probs", id_)
+                self.records.append((id_, probs, target["class_id"].cpu() > 0.5))
 
     def compute(self) -> dict[str, float]:
-        none = torch.zeros(0, len(self.classes))  # if there is no image
-        probs = torch.vstack([none, *(row for row, _ in self.records)])
-        truth = torch.vstack([none.bool(), *(row for _, row in self.records)])
+        probs, truth = self._tables(self.records)
         chosen = probs >= self.threshold
         some = truth.any(1)
         hits = truth[some].gather(1, probs[some].argmax(1, keepdim=True)).double()
@@ -115,9 +151,42 @@ class MultiLabelAccuracy(Records):
             **{f"AP/{name}": ap for name, ap in zip(self.classes, aps, strict=True)},
         }
 
+    def _tables(self, records: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Probabilities (I, K) and ground truth (I, K) bool."""
+        none = torch.zeros(0, len(self.classes))  # if there is no image
+        probs = torch.vstack([none, *(row for _, row, _ in records)])
+        return probs, torch.vstack([none.bool(), *(row for _, _, row in records)])
+
     def coverage(self) -> dict[str, Coverage]:
-        occurs = sum((row for _, row in self.records), torch.zeros(len(self.classes)))
-        return {"mAP": Coverage.of(self.classes, (occurs > 0).tolist())}
+        occurs = self._tables(self.records)[1].any(0).tolist()
+        return {"mAP": Coverage.of(self.classes, occurs)}
+
+    def curves(self) -> tuple[dict[str, Curve], Curve]:
+        """What counts as present from some probability on, by class and over all classes."""
+        probs, truth = (table.numpy() for table in self._tables(self.records))
+        by_class = {
+            name: Curve.of(probs[:, k].astype(float), truth[:, k], int(truth[:, k].sum()))
+            for k, name in enumerate(self.classes)
+        }
+        pooled = Curve.of(probs.ravel().astype(float), truth.ravel(), int(truth.sum()))
+        return by_class, pooled
+
+    def thresholds(self) -> Thresholds | None:
+        return Thresholds.of(*self.curves())
+
+    def image_ids(self) -> np.ndarray:
+        return image_ids_of(self.records)
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """`top1` (R,) in replicates with these weights (R, I) of the images."""
+        records = sorted(self.records, key=lambda record: record[0])
+        probs, truth = self._tables(records)
+        some = truth.any(1)
+        right = truth.gather(1, probs.argmax(1, keepdim=True))[:, 0] & some
+        return {"top1": mean_over(weights, right.numpy(), some.numpy())}
+
+    def report(self, context: ReportContext) -> list[Part]:
+        return multilabel_parts(self.classes, *self.curves(), self.thresholds())
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
@@ -137,6 +206,25 @@ def average_precision(scores: Tensor, truth: Tensor) -> float:
     return (hits / taken * gained).sum().item() / positives
 
 
+class LocalizationRecord(NamedTuple):
+    """The largest object of an image and what was found instead; boxes xyxy in original pixels."""
+
+    image_id: int
+    label: int
+    guess: int
+    iou: float
+    box: tuple[float, ...]
+    truth: tuple[float, ...]
+
+    @property
+    def right(self) -> bool:
+        return self.guess == self.label
+
+    def located(self, iou: float) -> bool:
+        """Whether the class is right and the box is near enough."""
+        return self.right and self.iou >= iou
+
+
 class LocalizationAccuracy(Records):
     """`top1` (of the class), `mean_iou` (of the box), `loc50` and `loc75`, all in [0, 1].
 
@@ -145,33 +233,51 @@ class LocalizationAccuracy(Records):
     largest object of the image, in original pixels; images without objects are skipped.
     """
 
-    names = ("top1", "mean_iou", "loc50", "loc75")  # a record has these, then the class
+    names = ("top1", "mean_iou", "loc50", "loc75")
 
     def __init__(self, classes: Sequence[str] = ()) -> None:
-        super().__init__()
+        super().__init__()  # a `LocalizationRecord` for each image
         self.classes = list(classes)
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         boxes, labels, found = largest_objects(batch.targets)
         for i in found.nonzero()[:, 0].tolist():
-            target = batch.targets[i]
-            box = finite(predictions[i], "box", target.get("image_id"))
+            target, label = batch.targets[i], int(labels[i])
+            id_ = target.get("image_id", len(self.records))
+            box = finite(predictions[i], "box", id_)
             truth = rescale_boxes(boxes[i].cpu(), target["size"], target["orig_size"])
-            correct = int(predictions[i]["probs"].argmax()) == int(labels[i])
+            guess = int(predictions[i]["probs"].argmax())
             iou = box_iou(box[None].double(), truth[None].double()).item()
-            scores = [correct, iou, correct and iou >= 0.5, correct and iou >= 0.75]
-            self.records.append((*map(float, scores), int(labels[i])))
+            boxes_of = tuple(box.tolist()), tuple(truth.tolist())
+            self.records.append(LocalizationRecord(id_, label, guess, iou, *boxes_of))
+
+    def _scores(self, records: Sequence[LocalizationRecord]) -> np.ndarray:
+        """(I, 4) float64, the values of `names` for each image."""
+        rows = [(one.right, one.iou, one.located(0.5), one.located(0.75)) for one in records]
+        return np.array(rows, float).reshape(-1, 4)
 
     def compute(self) -> dict[str, float]:
         if not self.records:
             return dict.fromkeys(self.names, math.nan)
         # Exact sums do not depend on the order of the images.
-        totals = map(math.fsum, zip(*(scores for *scores, _ in self.records), strict=True))
+        totals = map(math.fsum, self._scores(self.records).T.tolist())
         return {n: s / len(self.records) for n, s in zip(self.names, totals, strict=True)}
 
     def coverage(self) -> dict[str, Coverage]:
-        found = {label for *_, label in self.records}
+        found = {one.label for one in self.records}
         return {"top1": Coverage.of(self.classes, [i in found for i in range(len(self.classes))])}
+
+    def image_ids(self) -> np.ndarray:
+        return image_ids_of(self.records)
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """All metrics (R,) in replicates with these weights (R, I) of the images."""
+        scores = self._scores(sorted(self.records))
+        ones = np.ones(len(scores))
+        return {n: mean_over(weights, scores[:, k], ones) for k, n in enumerate(self.names)}
+
+    def report(self, context: ReportContext) -> list[Part]:
+        return localization_parts(self.classes, self.records, context)
 
 
 class AttributeAccuracy(Counts):
@@ -189,9 +295,12 @@ class AttributeAccuracy(Counts):
 
     def __init__(self, classes: Sequence[str]):
         self.groups = groups(classes)
+        self.classes = list(classes)
         # A row for each attribute: its correct predictions for objects that were found, and its
-        # known values there. The last: objects found, and those with at least one known attribute.
-        self.counts = torch.zeros(len(self.groups) + 1, 2, dtype=torch.int64)
+        # known values there. Then: objects found, and those with at least one known attribute. Then
+        # a row for each class: how often it is true and known, of the objects that were found.
+        rows = len(self.groups) + 1 + len(self.classes)
+        self.counts = torch.zeros(rows, 2, dtype=torch.int64)
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
@@ -213,10 +322,13 @@ class AttributeAccuracy(Counts):
             _correct_and_known(group, probs[matched[found]], truth[found])
             for group in self.groups.values()
         ]
-        self.counts += torch.tensor([*per_group, (int(found.sum()), int(is_known.sum()))])
+        there = truth[found]
+        values = torch.stack([(there == 1).sum(0), (~there.isnan()).sum(0)], 1).tolist()
+        objects = int(found.sum()), int(is_known.sum())
+        self.counts += torch.tensor([*per_group, objects, *values])
 
     def compute(self) -> dict[str, float]:
-        correct, known = self.counts.double().unbind(1)
+        correct, known = self.counts[: len(self.groups) + 1].double().unbind(1)
         *per_attribute, found = (correct / known).tolist()  # 0 / 0 is NaN: no known value
         return {
             "accuracy": nan_mean(per_attribute),
@@ -225,7 +337,11 @@ class AttributeAccuracy(Counts):
         }
 
     def coverage(self) -> dict[str, Coverage]:
-        return {"accuracy": Coverage.of([*self.groups], (self.counts[:-1, 1] > 0).tolist())}
+        known = self.counts[: len(self.groups), 1] > 0
+        return {"accuracy": Coverage.of([*self.groups], known.tolist())}
+
+    def report(self, context: ReportContext) -> list[Part]:
+        return attribute_parts(self.groups, self.classes, self.counts.numpy())
 
 
 def _original_objects(target: Target) -> tuple[Tensor, Tensor]:
@@ -286,6 +402,11 @@ def largest_objects(targets: Sequence[Target]) -> tuple[Tensor, Tensor, Tensor]:
         boxes[i] = target["boxes"][largest] * found[i]
         labels[i] = target["labels"][largest] * found[i]
     return boxes, labels, found
+
+
+def image_ids_of(records: Sequence[Any]) -> np.ndarray:
+    """(I,) the images of records that begin with the id, in order."""
+    return np.array(sorted(record[0] for record in records), np.int64)
 
 
 def finite(prediction: Mapping[str, Any], key: str, image: Any) -> Tensor:

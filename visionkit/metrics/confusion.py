@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit.errors import DataError
-from visionkit.metrics.accuracy import Counts, nan_mean
+from visionkit.metrics.accuracy import image_ids_of, nan_mean
+from visionkit.metrics.image_reports import semantic_parts
+from visionkit.metrics.parts import Part, ReportContext
 from visionkit.metrics.report import Coverage
 from visionkit.types import IGNORE, Batch, Dataset, Target
 
 
-class ConfusionMatrix(Counts):
+class ConfusionMatrix:
     """Intersection over union and accuracies, in [0, 1], over all pixels of a dataset.
 
     The ground truth is that of the dataset's `semantic_truth(image_id)`, (h, w) uint8, if it has
@@ -39,6 +44,8 @@ class ConfusionMatrix(Counts):
         self.truth_of = getattr(dataset, "semantic_truth", None)
         # Rows: ground truth, columns: predictions. The last of each: the classes not labeled.
         self.counts = torch.zeros((len(self.classes) + 1,) * 2, dtype=torch.int64)
+        # By image: correct, true and predicted pixels of each class, (3, C + 1).
+        self.by_image: list[tuple[int, Tensor]] = []
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
         for prediction, target in zip(predictions, batch.targets, strict=True):
@@ -61,7 +68,17 @@ class ConfusionMatrix(Counts):
                     f"{int(truth[counted].max())}; expected 0 to {len(self.classes) - 1}"
                 )
             pairs = rows[counted] * len(self.counts) + columns[counted]
-            self.counts += pairs.bincount(minlength=self.counts.numel()).view_as(self.counts)
+            counts = pairs.bincount(minlength=self.counts.numel()).view_as(self.counts)
+            self.counts += counts
+            parts = torch.stack([counts.diag(), counts.sum(1), counts.sum(0)])
+            self.by_image.append((target.get("image_id", len(self.by_image)), parts))
+
+    def state(self) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+        return self.counts, self.by_image
+
+    def merge(self, states: Sequence[tuple[Tensor, list[tuple[int, Tensor]]]]) -> None:
+        self.counts = torch.stack([counts for counts, _ in states]).sum(0)
+        self.by_image = sorted((one for _, part in states for one in part), key=itemgetter(0))
 
     def _index(self, labeled: Tensor | None) -> Tensor:
         """Row and column of each value of a semantic map, (256,) int64; -1 for no class."""
@@ -101,3 +118,25 @@ class ConfusionMatrix(Counts):
             "mIoU": Coverage.of(self.classes, occurs, scored),
             "mean_accuracy": Coverage.of(self.classes, occurs),
         }
+
+    def image_ids(self) -> np.ndarray:
+        return image_ids_of(self.by_image)
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """`mIoU`, `pixel_accuracy` and `IoU/<class>` (R,) in replicates with these weights (R, I)
+        of the images."""
+        parts = [part for _, part in sorted(self.by_image, key=itemgetter(0))]
+        table = torch.stack(parts).double().numpy()  # (I, 3, C + 1)
+        correct, true, found = np.tensordot(weights.astype(float), table, 1).transpose(1, 0, 2)
+        accuracy = correct.sum(1) / true.sum(1)
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no class is NaN
+            ious = (correct / (true + found - correct))[:, :-1]
+            mean = np.nanmean(ious, 1)
+        by_class = {f"IoU/{name}": ious[:, k] for k, name in enumerate(self.classes)}
+        return {"mIoU": mean, "pixel_accuracy": accuracy, **by_class}
+
+    def report(self, context: ReportContext) -> list[Part]:
+        pixels = [(id_, int(part[0].sum()), int(part[1].sum())) for id_, part in self.by_image]
+        counts = self.counts.numpy()
+        return semantic_parts(self.classes, counts, pixels, context, self.truth_of)

@@ -1,16 +1,19 @@
 """The parts of a report: plain data that an evaluator returns and `visualization` draws.
 
-An evaluator of a custom head may have `report() -> list[Part]`; the parts appear under its head, in
-this order, below the metrics that `compute` returns. Nothing here imports torch.
+An evaluator of a custom head may have `report(context) -> list[Part]`; the parts appear under its
+head, in this order, below the metrics that `compute` returns. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from visionkit.metrics.thresholds import Thresholds
 
 Row: TypeAlias = Sequence[str | float | int | None]
 CELLS = 40  # rows and columns of a matrix
@@ -95,7 +98,8 @@ class Shown:
     """One image of a gallery, with what is drawn on it.
 
     `image` is an (h, w, 3) uint8 array that is shown instead of the dataset's image. `label_map`
-    (h, w) uint8 is laid over it: 0 stays as it is, 1 is right, 2 is wrong.
+    (h, w) uint8 is laid over it: 0 stays as it is, 1 is right, 2 is wrong. Images of the dataset
+    with the ids `beside` are shown at the right.
     """
 
     image_id: int
@@ -103,6 +107,7 @@ class Shown:
     marks: Sequence[Mark] = ()
     label_map: np.ndarray | None = None
     image: np.ndarray | None = None
+    beside: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,20 @@ class Gallery:
     title: str
     images: Sequence[Shown]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """What an evaluator's `report` is given.
+
+    `predicted(image_id)` runs the model on an image of the dataset once more. It returns the image
+    (h, w, 3) uint8 at the size of the network's input, and the head's prediction.
+    """
+
+    predicted: Callable[[int], tuple[np.ndarray, Mapping[str, Any]]]
+    images: int = 24  # of a gallery
+    iou: float = 0.5  # from which a detection matches an object
+    thresholds: Thresholds | None = None  # those that the model uses
 
 
 Part: TypeAlias = Text | Table | Chart | Bars | Matrix | Gallery

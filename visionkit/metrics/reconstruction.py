@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from visionkit.metrics.accuracy import finite
+from visionkit.metrics.image_reports import reconstruction_parts
+from visionkit.metrics.parts import Part, ReportContext
 from visionkit.types import Batch
 
 PEAK = 255
@@ -27,8 +29,7 @@ class Reconstruction:
     def __init__(self, *, latent: bool = False) -> None:
         self.latent = latent
         # Integer sums do not depend on the order of the images or the number of ranks.
-        self.squares = 0
-        self.values = 0
+        self.errors: list[tuple[int, int, int]] = []  # image id, sum of squares, number of values
         self.divergences: list[float] = []
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
@@ -36,26 +37,30 @@ class Reconstruction:
             h, w = target["size"]
             truth = image[:, :h, :w].int()
             found = prediction["reconstruction"].to(truth.device).int()
-            self.squares += int((found - truth).square().sum(dtype=torch.int64))
-            self.values += truth.numel()
+            squares = int((found - truth).square().sum(dtype=torch.int64))
+            self.errors.append((target.get("image_id", len(self.errors)), squares, truth.numel()))
             if "kl" in prediction:
                 self.divergences.append(finite(prediction, "kl", target.get("image_id")).item())
 
-    def state(self) -> tuple[int, int, list[float]]:
-        return self.squares, self.values, self.divergences
+    def state(self) -> tuple[list[tuple[int, int, int]], list[float]]:
+        return self.errors, self.divergences
 
-    def merge(self, states: Sequence[tuple[int, int, list[float]]]) -> None:
-        self.squares = sum(squares for squares, _, _ in states)
-        self.values = sum(values for _, values, _ in states)
-        self.divergences = [kl for _, _, divergences in states for kl in divergences]
+    def merge(self, states: Sequence[tuple[list[tuple[int, int, int]], list[float]]]) -> None:
+        self.errors = sorted(one for errors, _ in states for one in errors)
+        self.divergences = [kl for _, divergences in states for kl in divergences]
 
     def compute(self) -> dict[str, float]:
-        mse = self.squares / self.values / PEAK**2 if self.values else math.nan
+        values = sum(values for _, _, values in self.errors)
+        squares = sum(squares for _, squares, _ in self.errors)
+        mse = squares / values / PEAK**2 if values else math.nan
         metrics = {"mse": mse, "psnr": psnr(mse)}
         if self.latent:
             count = len(self.divergences)
             metrics["kl"] = math.fsum(self.divergences) / count if count else math.nan
         return metrics
+
+    def report(self, context: ReportContext) -> list[Part]:
+        return reconstruction_parts(self.errors, context)
 
 
 def psnr(mse: float) -> float:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from visionkit.metrics.accuracy import Records, finite
+from visionkit.metrics.accuracy import Records, finite, image_ids_of
+from visionkit.metrics.intervals import mean_over
+from visionkit.metrics.parts import Gallery, Part, ReportContext, Shown
 from visionkit.types import Batch
 
 MAX_SIMILARITIES = 2**22  # computed at once; about 200 MB with all intermediate results
@@ -38,28 +41,58 @@ class Retrieval(Records):
         names = ("recall@1", "recall@5", "mAP@R")
         if len(self.records) < 2:
             return dict.fromkeys(names, math.nan)
+        scores = self._ranked()[0]
+        means = scores[~scores[:, 0].isnan()].mean(0).tolist()  # of nothing: NaN
+        return dict(zip(names, means, strict=True))
+
+    def _ranked(self) -> tuple[Tensor, Tensor]:
+        """For each image by id: recall@1, recall@5 and AP@R (I, 3), NaN if it is no query, and the
+        places of its five nearest (I, 5)."""
         records = sorted(self.records, key=lambda record: record[:2])
         identities = torch.tensor([identity for _, identity, _ in records])
         embeddings = F.normalize(torch.stack([row for _, _, row in records]), dim=1)
-        totals, queries = torch.zeros(3, dtype=torch.float64), 0
-        for rows in torch.arange(len(records)).split(max(1, MAX_SIMILARITIES // len(records))):
-            scores = _scores(embeddings, identities, rows)
-            totals += scores.sum(0)
-            queries += len(scores)
-        means = (totals / queries).tolist()  # 0 / 0 is NaN
-        return dict(zip(names, means, strict=True))
+        parts = [
+            _scores(embeddings, identities, rows)
+            for rows in torch.arange(len(records)).split(max(1, MAX_SIMILARITIES // len(records)))
+        ]
+        return torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts])
+
+    def image_ids(self) -> np.ndarray:
+        return image_ids_of(self.records)
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """`recall@1` (R,) in replicates with these weights (R, I) of the queries; the gallery stays
+        the same."""
+        hits = self._ranked()[0][:, 0].numpy() if len(self.records) > 1 else np.full(1, np.nan)
+        return {"recall@1": mean_over(weights, np.nan_to_num(hits), ~np.isnan(hits))}
+
+    def report(self, context: ReportContext) -> list[Part]:
+        """The queries whose nearest image is of another identity, with what was retrieved."""
+        if len(self.records) < 2:
+            return []
+        scores, nearest = self._ranked()
+        records = sorted(self.records, key=lambda record: record[:2])
+        failed = (scores[:, 0] == 0).nonzero()[:, 0].tolist()
+        failed.sort(key=lambda row: (float(scores[row, 2]), records[row][0]))
+        shown = []
+        for row in failed[: context.images]:
+            found = [records[i] for i in nearest[row].tolist()]
+            same = [k + 1 for k, one in enumerate(found) if one[1] == records[row][1]]
+            where = f"first at rank {same[0]}" if same else "none in the first five"
+            ids = [one[0] for one in found[:3]]
+            shown.append(Shown(records[row][0], f"its identity: {where}", beside=ids))
+        note = f"{len(failed)} queries. Left: the query. Then: the three nearest images."
+        return [Gallery("Failed queries", shown, note)]
 
 
-def _scores(embeddings: Tensor, identities: Tensor, rows: Tensor) -> Tensor:
-    """recall@1, recall@5 and AP@R of the rows that are queries, (Q, 3) float64.
+def _scores(embeddings: Tensor, identities: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """recall@1, recall@5 and AP@R of these rows, (Q, 3) float64, NaN of those that are no queries;
+    and the up to five rows nearest to each, (Q, 5).
 
     `embeddings` (N, D) have unit length; ties are ranked in their order. `identities` (N,).
     """
     same = identities[rows, None] == identities
     relevant = same.sum(1) - 1
-    rows, same, relevant = rows[relevant > 0], same[relevant > 0], relevant[relevant > 0]
-    if not len(rows):
-        return torch.zeros(0, 3, dtype=torch.float64)
     count = len(embeddings)
     decimals = (embeddings[rows] @ embeddings.T * 1e6).round().long()
     keys = decimals * count - torch.arange(count)  # unique, so the result of topk is too
@@ -70,4 +103,5 @@ def _scores(embeddings: Tensor, identities: Tensor, rows: Tensor) -> Tensor:
     precision = hits.cumsum(1) / torch.arange(1, depth + 1)
     within = torch.arange(depth) < relevant[:, None]
     average = (precision * hits * within).sum(1) / relevant
-    return torch.stack([hits[:, 0], hits[:, :5].amax(1), average], 1)
+    scores = torch.stack([hits[:, 0], hits[:, :5].amax(1), average], 1)
+    return scores.masked_fill((relevant == 0)[:, None], math.nan), nearest[:, :5]

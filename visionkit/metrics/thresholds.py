@@ -108,3 +108,16 @@ def detection_curves(matches: Matches, iou: int = 0) -> tuple[dict[str, Curve], 
         keep = counted[part]
         curves[name] = Curve.of(matches.score[part][keep], hit[part][keep], int(objects[row]))
     return curves, Curve.of(matches.score[counted], hit[counted], int(objects.sum()))
+
+
+def at_score(curve: Curve, threshold: float) -> tuple[float, float, float]:
+    """Precision, recall and F1 of what has at least that score."""
+    last = int(np.count_nonzero(curve.scores >= threshold)) - 1
+    if last < 0:
+        none = np.nan if not curve.positives else 0.0
+        return np.nan, none, none
+    return (
+        float(curve.precision[last]),
+        float(curve.recall[last]),
+        float(curve.f1[last]) if curve.positives else np.nan,
+    )

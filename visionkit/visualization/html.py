@@ -193,7 +193,9 @@ class _View:
             return Image.fromarray(shown.image)
         if self.section.open_image is None:
             raise LookupError("the images are not given")
-        return draw_marks(self.section.open_image(shown.image_id), shown)
+        drawn = draw_marks(self.section.open_image(shown.image_id), shown)
+        others = [self.section.open_image(id_) for id_ in shown.beside]
+        return side_by_side([drawn, *others]) if others else drawn
 
 
 def _cells(part: Table) -> dict[str, Any]:
@@ -371,6 +373,18 @@ def _with_map(drawn: Image.Image, labels: np.ndarray) -> Image.Image:
     alpha = Image.fromarray(np.uint8(130) * (labels > 0)).resize(drawn.size)
     drawn.paste(over, (0, 0), alpha)
     return drawn
+
+
+def side_by_side(images: Sequence[Image.Image], gap: int = 4) -> Image.Image:
+    """Images in a row, scaled to the height of the first."""
+    height = images[0].height
+    scaled = [one.resize((max(1, one.width * height // one.height), height)) for one in images]
+    row = Image.new("RGB", (sum(one.width + gap for one in scaled) - gap, height), "white")
+    left = 0
+    for one in scaled:
+        row.paste(one, (left, 0))
+        left += one.width + gap
+    return row
 
 
 def data_url(image: Image.Image) -> str:

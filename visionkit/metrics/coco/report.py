@@ -29,7 +29,7 @@ from visionkit.metrics.parts import (
     calibration_chart,
     confusion_part,
 )
-from visionkit.metrics.thresholds import Curve, Thresholds, detection_curves
+from visionkit.metrics.thresholds import Thresholds, at_score, detection_curves
 
 SHOWN_CLASSES = 12  # of a chart
 ERRORS = {  # TIDE (Bolya et al. 2020)
@@ -143,7 +143,7 @@ class DetectionReport:
     def at_threshold(self, name: str) -> tuple[float, float, float, float]:
         """Threshold of a class, and precision, recall and F1 with it; NaN where undefined."""
         (threshold,) = self.thresholds.best([name])
-        return threshold, *_at(self.curves[name], threshold)
+        return threshold, *at_score(self.curves[name], threshold)
 
     def by_class(self) -> Table:
         rows: list[Row] = []
@@ -304,19 +304,6 @@ def tide(evaluation: Any) -> Bars:
     values = {text: found["delta_ap"][name] for name, text in ERRORS.items()}
     counts = ", ".join(f"{name} {found['counts'][name]}" for name in ERRORS)
     return Bars("Error types", values, " AP50", f"AP50 gained if fixed (TIDE). Counts: {counts}.")
-
-
-def _at(curve: Curve, threshold: float) -> tuple[float, float, float]:
-    """Precision, recall and F1 of what has at least that score."""
-    last = int(np.count_nonzero(curve.scores >= threshold)) - 1
-    if last < 0:
-        none = np.nan if not curve.positives else 0.0
-        return np.nan, none, none
-    return (
-        float(curve.precision[last]),
-        float(curve.recall[last]),
-        float(curve.f1[last]) if curve.positives else np.nan,
-    )
 
 
 def _envelope(matches: Matches, category: int, level: int) -> np.ndarray:

@@ -1,0 +1,218 @@
+"""The parts of reports on heads that say something about whole images, and on attributes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from visionkit.metrics.parts import (
+    Bars,
+    Chart,
+    Gallery,
+    Mark,
+    Part,
+    ReportContext,
+    Row,
+    Series,
+    Shown,
+    Table,
+    calibration_chart,
+    confusion_part,
+)
+from visionkit.metrics.thresholds import Curve, Thresholds, at_score
+
+if TYPE_CHECKING:
+    from visionkit.data.classes import Group
+    from visionkit.metrics.accuracy import ClassRecord, LocalizationRecord
+
+CURVES = 12  # classes of a chart
+
+
+def classification_parts(
+    names: Sequence[str], records: Sequence[ClassRecord], context: ReportContext
+) -> list[Part]:
+    """Precision, recall and F1 by class, confusion, calibration and confident mistakes."""
+    records = sorted(records)
+    truth = np.array([one.truth for one in records], np.int64)
+    guess = np.array([one.ranked[0] for one in records], np.int64)
+    probs = np.array([one.prob for one in records])
+    counts = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts, (truth, guess), 1)
+    cells: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for one in records:
+        cells[one.truth, one.ranked[0]].append(one.image_id)
+    wrong = np.flatnonzero(truth != guess)
+    wrong = wrong[np.argsort(-probs[wrong], kind="stable")][: context.images]
+    shown = [
+        Shown(records[i].image_id, f"{names[guess[i]]} {probs[i]:.2f}, is {names[truth[i]]}")
+        for i in wrong.tolist()
+    ]
+    note = "Rows: ground truth. Columns: the most probable class."
+    return [
+        by_class(names, counts),
+        confusion_part("Confusion", names, counts, cells, note),
+        calibration_chart(probs, truth == guess, "images"),
+        Gallery("Most confident mistakes", shown),
+    ]
+
+
+def by_class(names: Sequence[str], counts: np.ndarray) -> Table:
+    """Precision, recall and F1 of each class, from a confusion matrix (C, C)."""
+    true, found, right = counts.sum(1), counts.sum(0), np.diag(counts)
+    with np.errstate(invalid="ignore"):
+        precision, recall, f1 = right / found, right / true, 2 * right / (true + found)
+    rows: list[Row] = [
+        [name, int(true[k]), float(precision[k]), float(recall[k]), float(f1[k])]
+        for k, name in enumerate(names)
+    ]
+    return Table("By class", ["class", "images", "precision", "recall", "F1"], rows)
+
+
+def multilabel_parts(
+    names: Sequence[str],
+    curves: Mapping[str, Curve],
+    pooled: Curve,
+    thresholds: Thresholds | None,
+) -> list[Part]:
+    """Precision, recall and F1 at the thresholds, and against the probability."""
+    used = thresholds or Thresholds(0.5)
+    rows: list[Row] = []
+    for name, threshold in zip(names, used.best(names), strict=True):
+        rows.append([name, curves[name].positives, threshold, *at_score(curves[name], threshold)])
+    columns = ["class", "images", "threshold", "precision", "recall", "F1"]
+    lines = [
+        Series(name, pooled.scores, getattr(pooled, name), used.common)
+        for name in ("precision", "recall", "f1")
+    ]
+    shown = sorted(names, key=lambda name: -curves[name].positives)[:CURVES]
+    by_name = [
+        Series(name, curves[name].scores, curves[name].f1, used.best([name])[0]) for name in shown
+    ]
+    return [
+        Table("By class", columns, rows, "With the threshold of each class."),
+        Chart("By probability, all classes", "probability", "", lines, (0, 1)),
+        Chart("F1 by probability and class", "probability", "F1", by_name, (0, 1)),
+    ]
+
+
+def localization_parts(
+    names: Sequence[str], records: Sequence[LocalizationRecord], context: ReportContext
+) -> list[Part]:
+    """How near the boxes are, by class and in a histogram, and the worst images."""
+    ious = np.array([one.iou for one in records])
+    right = np.array([one.right for one in records], bool)
+    label = np.array([one.label for one in records], np.int64)
+    rows: list[Row] = []
+    for k, name in enumerate(names):
+        own = label == k
+        if own.any():
+            located = float((right & (ious >= 0.5))[own].mean())
+            rows.append(
+                [name, int(own.sum()), float(right[own].mean()), located, float(ious[own].mean())]
+            )
+        else:
+            rows.append([name, 0, None, None, None])
+    counts = np.bincount(np.minimum((ious * 10).astype(int), 9), minlength=10)
+    histogram = {f"{k / 10:.1f} to {(k + 1) / 10:.1f}": float(n) for k, n in enumerate(counts)}
+    worst = sorted(records, key=lambda one: (one.located(0.5), one.iou, one.image_id))
+    shown = [_located(one, names) for one in worst[: context.images]]
+    return [
+        Table("By class", ["class", "images", "top1", "loc50", "mean IoU"], rows),
+        Bars("IoU of the box", histogram, " images"),
+        Gallery("Worst images", shown, "The box that was found, and that of the ground truth."),
+    ]
+
+
+def _located(one: LocalizationRecord, names: Sequence[str]) -> Shown:
+    marks = [
+        Mark("truth", one.truth, names[one.label]),
+        Mark("right" if one.located(0.5) else "wrong", one.box, names[one.guess]),
+    ]
+    return Shown(
+        one.image_id, f"IoU {one.iou:.2f}, {names[one.guess]}, is {names[one.label]}", marks
+    )
+
+
+def attribute_parts(
+    groups: Mapping[str, Group], classes: Sequence[str], counts: np.ndarray
+) -> list[Part]:
+    """Accuracy of each attribute beside what its most frequent answer would reach."""
+    correct, known = counts[: len(groups)].T
+    true, asked = counts[len(groups) + 1 :].T
+    rows: list[Row] = []
+    for k, (name, group) in enumerate(groups.items()):
+        yes = true[group.columns]
+        if group.kind != "one_of":
+            yes = np.append(yes, asked[group.columns] - yes)
+        share = yes.max() / known[k] if known[k] else None
+        accuracy = correct[k] / known[k] if known[k] else None
+        rows.append([name, int(known[k]), accuracy, share])
+    columns = ["attribute", "objects", "accuracy", "base rate"]
+    note = "Base rate: the accuracy of always giving the most frequent answer."
+    return [Table("By attribute", columns, rows, note)]
+
+
+def semantic_parts(
+    names: Sequence[str],
+    counts: np.ndarray,
+    by_image: Sequence[tuple[int, int, int]],
+    context: ReportContext,
+    truth_of: Any,
+) -> list[Part]:
+    """IoU and Dice by class, pixel confusion, and the images with the most wrong pixels.
+
+    `counts` (C + 1, C + 1), `by_image` image id, correct and counted pixels.
+    """
+    own = counts[:-1, :-1]
+    true, found, right = counts.sum(1)[:-1], counts.sum(0)[:-1], np.diag(own)
+    with np.errstate(invalid="ignore"):
+        iou, dice = right / (true + found - right), 2 * right / (true + found)
+    rows: list[Row] = [
+        [name, int(true[k]), float(iou[k]), float(dice[k])] for k, name in enumerate(names)
+    ]
+    note = "Pixels. Rows: ground truth. Columns: predictions."
+    worst = sorted(by_image, key=lambda one: (one[1] / max(one[2], 1), one[0]))
+    shown = [
+        _compared(id_, correct, counted, context, truth_of)
+        for id_, correct, counted in worst[: context.images]
+        if correct < counted
+    ]
+    return [
+        Table("By class", ["class", "pixels", "IoU", "Dice"], rows),
+        confusion_part("Pixel confusion", names, own, {}, note),
+        Gallery("Worst images", shown, "Right and wrong pixels; those not labeled as they are."),
+    ]
+
+
+def _compared(id_: int, correct: int, counted: int, context: ReportContext, truth_of: Any) -> Shown:
+    caption = f"{correct / counted:.1%} of the pixels are right"
+    if truth_of is None:
+        return Shown(id_, caption)
+    truth = np.asarray(truth_of(id_))
+    found = np.asarray(context.predicted(id_)[1]["semantic"].cpu())
+    difference = np.where(truth == found, np.uint8(1), np.uint8(2)) * np.uint8(truth != 255)
+    return Shown(id_, caption, label_map=difference)
+
+
+def reconstruction_parts(
+    by_image: Sequence[tuple[int, int, int]], context: ReportContext
+) -> list[Part]:
+    """The images with the largest error beside their reconstruction. `by_image` has id, sum of
+    squares and number of values."""
+    errors = {id_: squares / max(values, 1) / 255**2 for id_, squares, values in by_image}
+    worst = sorted(errors, key=lambda id_: (-errors[id_], id_))[: context.images]
+    shown = []
+    for id_ in worst:
+        image, prediction = context.predicted(id_)
+        found = prediction["reconstruction"].permute(1, 2, 0).cpu().numpy()
+        both = np.concatenate([image, np.full((len(image), 4, 3), 255, np.uint8), found], 1)
+        shown.append(Shown(id_, f"mean squared error {errors[id_]:.4f}", image=both))
+    note = "Left: the image. Right: its reconstruction."
+    values = np.array(sorted(errors.values()))
+    share = np.arange(1, len(values) + 1) / max(len(values), 1)
+    line = [Series("", values, share)]
+    chart = Chart("Error", "mean squared error of an image", "share of the images", line, None)
+    return [chart, Gallery("Worst reconstructions", shown, note)]
