@@ -9,6 +9,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from visionkit.metrics.coco.detections import DetectionChecker
+from visionkit.metrics.coco.ground_truth import read_truth
+
 W, H = 96, 64  # of the images of `truth_of_six`
 
 
@@ -266,3 +269,11 @@ def results_of(truth, **changes):
         record["score"] = 0.9 - number / 100
         results.append(record | {key: change(annotation) for key, change in changes.items()})
     return results
+
+
+def checked(truth, results, iou_type="bbox"):
+    """What scoring makes of a truth and results."""
+    objects = read_truth(copy.deepcopy(truth), iou_type)
+    checker = DetectionChecker(objects)
+    checker.add(results)
+    return objects, checker.detections()

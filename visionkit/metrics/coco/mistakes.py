@@ -33,7 +33,8 @@ class Mistakes:
     @property
     def right(self) -> np.ndarray:
         """(M,) bool: detections of an object of their class."""
-        return (self.matched >= 0) & (self.truth.category[self.matched] == self.category)
+        classes = np.append(self.truth.category, -1)  # of what matches nothing: none
+        return classes[self.matched] == self.category
 
     @property
     def objects(self) -> np.ndarray:
