@@ -88,6 +88,16 @@ class LostRank(VisionkitError):
     """Another rank of the same run ended or does not answer."""
 
 
+def package_version() -> str:
+    """The version of visionkit; "unknown" in a source tree that is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "unknown"
+
+
 def install_hint(extra: str) -> str:
     """The command that installs an extra of this package, such as `timm`."""
     return f'pip install "{DISTRIBUTION}[{extra}]"'

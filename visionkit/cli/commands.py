@@ -10,7 +10,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from visionkit.errors import ConfigError, DataError, plural, printable
+from visionkit.errors import (
+    ArgumentError,
+    ConfigError,
+    DataError,
+    package_version,
+    plural,
+    printable,
+)
 from visionkit.runs.signals import Stopped, StopRequest
 from visionkit.runs.terminal import discard_output
 
@@ -132,6 +139,72 @@ def _tell(lines: list[str]) -> None:
         print(*map(printable, lines), sep="\n", flush=True)
     except OSError:
         discard_output()
+
+
+def report(args: argparse.Namespace) -> None:
+    from visionkit.engine.report_files import report_files
+    from visionkit.runs.files import to_json, write_text
+    from visionkit.visualization.html import render
+
+    runs, overrides = _split_overrides([*args.runs, *args.overrides])
+    counts = [int(text) for text in args.images if text.isdecimal()]
+    folders = [text for text in args.images if not text.isdecimal()]
+    if len(counts) > 1 or len(folders) > 1:
+        raise ArgumentError("report: --images takes a number, and with --gt one folder")
+    options = {"replicates": args.bootstrap, "iou": args.iou}
+    if args.gt or args.pred:
+        if not (args.gt and args.pred) or runs or overrides or args.heads:
+            raise ArgumentError("report: give runs, or --gt FILE and --pred FILE, not both")
+        out = Path(args.out or "report.html")
+        _check_page(out)
+        page, record = report_files(
+            args.gt,
+            args.pred,
+            args.type or "bbox",
+            images=next(iter(folders), None),
+            count=next(iter(counts), 24),
+            **options,
+        )
+    else:
+        if not runs:
+            raise ArgumentError("report: give at least one run, or --gt FILE and --pred FILE")
+        if folders or args.type:
+            raise ArgumentError("report: --images DIR and --type apply to --gt and --pred")
+        from visionkit.engine.report_runs import report_runs
+
+        first = Path(runs[0])
+        out = Path(args.out or (first if first.is_dir() else first.parent) / "report.html")
+        _check_page(out)
+        page, record = report_runs(
+            runs,
+            overrides,
+            heads=args.heads,
+            images=next(iter(counts), 24),
+            allow_plugins=args.allow_plugins,
+            **options,
+        )
+    write_text(out, render(page, package_version()))
+    if args.json:
+        write_text(Path(args.json), to_json(record) + "\n")
+    _tell([*page.banners, *page.summary, f"wrote {out}"])
+
+
+def _check_page(path: Path) -> None:
+    """ArgumentError if the page cannot be written there; an earlier page is replaced."""
+    from visionkit.visualization.html import is_page
+
+    if not path.absolute().parent.is_dir():
+        raise ArgumentError(f"--out: the directory of {path} does not exist")
+    if path.is_dir():
+        raise ArgumentError(f"--out: {path} is a directory; name a file")
+    if path.exists() and not is_page(path):
+        raise ArgumentError(f"--out: {path} exists and is no report of visionkit")
+
+
+def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Paths, and config overrides that stood among them."""
+    settings = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]
+    return [word for word in words if word not in settings], settings
 
 
 def predict(args: argparse.Namespace) -> int:

@@ -17,10 +17,10 @@ from visionkit.cli import commands
 from visionkit.cli.commands import OVERRIDE, SECTIONS
 from visionkit.distributed import launch
 from visionkit.errors import (
-    DISTRIBUTION,
     ArgumentError,
     Preempted,
     VisionkitError,
+    package_version,
     printable,
     shortage,
     unknown,
@@ -196,7 +196,9 @@ def _parser() -> tuple[Parser, list[str]]:
         prog="visionkit",
         description="Train, evaluate and run vision models described by one YAML file.",
     )
-    parser.add_argument("-V", "--version", action="version", version=_version())
+    parser.add_argument(
+        "-V", "--version", action="version", version=f"visionkit {package_version()}"
+    )
     debug = Parser(add_help=False)
     debug.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -239,6 +241,24 @@ def _add_eval(sub: argparse.ArgumentParser) -> None:
     text = "score results that look wrong (other boxes, ids, scores) as they are"
     sub.add_argument("--trust", action="store_true", help=text)
     _add_offline(sub)
+
+
+def _add_report(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("runs", nargs="*", metavar="RUN", help="runs; the first is compared with each")
+    _add_allow_plugins(sub)
+    sub.add_argument("--gt", metavar="FILE", help="COCO annotations; with --pred, instead of RUN")
+    text = "COCO results to report on, without a model; twice: compare both"
+    sub.add_argument("--pred", metavar="FILE", action="append", default=[], help=text)
+    sub.add_argument("--type", choices=["bbox", "segm"], help="boxes (default) or masks")
+    sub.add_argument("--out", metavar="FILE.html", help="the page (default: RUN/report.html)")
+    sub.add_argument("--json", metavar="FILE", help="write the numbers to a file, too")
+    text = "images of a gallery (default: 24); with --gt also the folder of the images"
+    sub.add_argument("--images", action="append", default=[], metavar="N|DIR", help=text)
+    text = "replicates for intervals (default: 1000); 0: none"
+    sub.add_argument("--bootstrap", type=_natural, default=1000, metavar="N", help=text)
+    text = "IoU from which a detection matches (default: 0.5)"
+    sub.add_argument("--iou", type=_fraction, default=0.5, help=text)
+    sub.add_argument("--heads", type=_names, metavar="A,B", help="only these heads")
 
 
 def _add_predict(sub: argparse.ArgumentParser) -> None:
@@ -360,6 +380,7 @@ def _add_json(sub: argparse.ArgumentParser) -> None:
 COMMANDS: tuple[tuple[str, Run, AddArguments, str], ...] = (
     ("train", commands.train, _add_train, "train the model of a config"),
     ("eval", commands.evaluate, _add_eval, "evaluate a run, or score a COCO result file"),
+    ("report", commands.report, _add_report, "write a page on runs or result files"),
     ("predict", commands.predict, _add_predict, "run a trained model on images"),
     (
         "search",
@@ -396,16 +417,13 @@ def _fraction(text: str) -> float:
     raise argparse.ArgumentTypeError(f"got {text}; expected a number from 0 to 1")
 
 
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text}; expected an integer >= 0")
+    return int(text)
+
+
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text}; expected an integer >= 1")
     return int(text)
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"visionkit {version(DISTRIBUTION)}"
-    except PackageNotFoundError:
-        return "visionkit (not installed)"

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ from visionkit.data.build import build_sources
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
 from visionkit.engine.failures import propagate_failures
-from visionkit.engine.predict import load
+from visionkit.engine.predict import Predictor, load
 from visionkit.errors import ConfigError, VisionkitError
 from visionkit.metrics.coco.engines import engine_version, pick_engine
 from visionkit.metrics.coco.evaluator import CocoEvaluator
@@ -54,6 +54,15 @@ def evaluate(
     return evaluate_run(run, overrides, heads=heads, allow_plugins=allow_plugins)[0]
 
 
+class Evaluation(NamedTuple):
+    """A run that was evaluated: its model and data, and what was measured."""
+
+    predictor: Predictor
+    sources: list[Source]  # those with validation data
+    metrics: dict[str, float]
+    evaluators: dict[str, Evaluator]
+
+
 def evaluate_run(
     run: str | Path,
     overrides: Mapping[str, Any] | Sequence[str] = (),
@@ -64,26 +73,40 @@ def evaluate_run(
     """`evaluate`, and the other content of RUN/eval/metrics.json: `coco_engine`, the program that
     computed the COCO metrics, and its version; `scoring`, the rule of these; and `classes`, a
     `Coverage` for each metric that is over classes."""
+    with propagate_failures():
+        found = evaluated_run(run, overrides, heads=heads, allow_plugins=allow_plugins)
+        coco = {name: e for name, e in found.evaluators.items() if isinstance(e, CocoEvaluator)}
+        facts: dict[str, Any] = {"classes": coverage_of(found.evaluators)}
+        if coco:
+            facts["coco_engine"] = engine_version(pick_engine())
+            facts["scoring"] = "; ".join(dict.fromkeys(e.rule for e in coco.values()))
+        if Path(run).is_dir():
+            content = to_record(found.metrics, facts)
+            collectives.on_main_rank(lambda: _write(Path(run) / "eval", content, coco))
+        return found.metrics, facts
+
+
+def evaluated_run(
+    run: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    heads: Sequence[str] | None = None,
+    allow_plugins: bool = False,
+) -> Evaluation:
+    """`evaluate`, without writing anything, and all that the metrics come from."""
     collectives.setup()
     with propagate_failures():
         predictor = load(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
         sources = build_sources(predictor.config, ("val",), predictor.classes)
         for source in sources:
             source.feeds = [head for head in source.feeds if head in predictor.heads]
-        if not any(source.val is not None for source in sources):
+        sources = [source for source in sources if source.val is not None]
+        if not sources:
             raise ConfigError("data: no source has a 'val' section; give data.val.images=..., ...")
         metrics, evaluators = evaluate_model(
             predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
         )
-        coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
-        facts: dict[str, Any] = {"classes": coverage_of(evaluators)}
-        if coco:
-            facts["coco_engine"] = engine_version(pick_engine())
-            facts["scoring"] = "; ".join(dict.fromkeys(e.rule for e in coco.values()))
-        if Path(run).is_dir():
-            content = to_record(metrics, facts)
-            collectives.on_main_rank(lambda: _write(Path(run) / "eval", content, coco))
-        return metrics, facts
+        return Evaluation(predictor, sources, metrics, evaluators)
 
 
 def coverage_of(evaluators: Mapping[str, Evaluator]) -> dict[str, Coverage]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from visionkit.data.coco.index import CocoIndex, open_index
-from visionkit.errors import ArgumentError, DataError
+from visionkit.errors import ArgumentError, DataError, install_hint
 from visionkit.metrics.coco.engines import engine_version, pick_engine
 from visionkit.metrics.coco.evaluator import (
     MOST,
@@ -19,14 +19,14 @@ from visionkit.metrics.coco.evaluator import (
     open_truth,
     scoring_rule,
 )
-from visionkit.metrics.coco.ground_truth import IouType
+from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth
 from visionkit.metrics.coco.report import DetectionReport
 from visionkit.metrics.comparison import TOO_FEW, Difference, differences, intervals
 from visionkit.metrics.intervals import FEWEST, REPLICATES, Interval
 from visionkit.metrics.parts import Row, Table
 from visionkit.visualization.html import Headline, Page, Section
 
-HEADLINE = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+HEADLINE = ("AP", "AP50", "AP75")
 
 
 def report_files(
@@ -59,29 +59,39 @@ def report_files(
             objects, labeled_only(objects, found), metrics, engine, images=count, iou=iou
         )
     first = reports["A"]
-    known = {key: intervals(one, one.metrics, replicates) for key, one in reports.items()}
+    models = {
+        key: Measured(one.metrics, intervals(one, one.metrics, replicates))
+        for key, one in reports.items()
+    }
     between = []
     if len(reports) == 2:
         both = (first, reports["B"])
         between = differences(*both, both[0].metrics, both[1].metrics, replicates)
     opener = image_opener(index, images) if images is not None else None
-    sections = [_overview(truth, results, reports, known, engine, trust=trust)]
+    sections = [_overview(truth, results, objects, models, engine, trust=trust)]
     sections += [comparison_section(between)] if between else []
     names = image_names(index)
     for (letter, one), path in zip(reports.items(), results, strict=True):
         title = f"{letter}: {Path(path).name}" if len(reports) > 1 else Path(path).name
-        note = one.without and f"Without {one.without}: {INSTALL}"
+        note = one.without and f"Without {one.without}: {install_hint('fast')}"
         sections.append(Section(title, one.parts(), note, opener, names))
     page = Page(
         f"{iou_type} detections in {Path(results[0]).name}",
         sections,
-        [headline(name, first.metrics[name], known["A"].get(name)) for name in HEADLINE[:3]],
+        [
+            headline(name, first.metrics[name], models["A"].intervals.get(name))
+            for name in HEADLINE[:3]
+        ],
         [between[0].verdict + "."] if between else first.sentences(),
     )
-    return page, _record(reports, known, between, engine)
+    return page, _record(reports, models, between, engine)
 
 
-INSTALL = 'they need hotcoco, pip install "visionkit-torch[fast]"'
+class Measured(NamedTuple):
+    """The metrics of a model and their intervals, by name."""
+
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, Interval]
 
 
 def headline(name: str, value: float, around: Interval | None) -> Headline:
@@ -102,33 +112,38 @@ def comparison_section(
     return Section(f"{names[1]} against {names[0]}", [Table("Differences", columns, rows, note)])
 
 
+def metrics_table(models: Mapping[str, Measured], images: int) -> Table:
+    """Every metric of the models with its interval."""
+    names = dict.fromkeys(name for one in models.values() for name in one.metrics)
+    rows: list[Row] = []
+    for name in names:
+        row: list[str | float | None] = [name]
+        for one in models.values():
+            around = one.intervals.get(name)
+            row += [one.metrics.get(name), *(around[1:] if around else (None, None))]
+        rows.append(row)
+    columns = ["metric"]
+    for model in models:
+        columns += [model if len(models) > 1 else "value", "low", "high"]
+    note = TOO_FEW if images < FEWEST else "low and high: 95 % interval, by resampling the images."
+    return Table("Metrics", columns, rows, note)
+
+
 def _overview(
     truth: str | Path,
     results: Sequence[str | Path],
-    reports: Mapping[str, DetectionReport],
-    known: Mapping[str, Mapping[str, Interval]],
+    objects: ScoredTruth,
+    models: Mapping[str, Measured],
     engine: str,
     *,
     trust: bool,
 ) -> Section:
-    first = reports["A"]
-    rows: list[list[str | float]] = []
-    for name in first.metrics:
-        row: list[str | float] = [name]
-        for letter, one in reports.items():
-            around = known[letter].get(name)
-            row += [one.metrics[name], *(around[1:] if around else (float("nan"),) * 2)]
-        rows.append(row)
-    columns = ["metric"]
-    for letter in reports:
-        columns += [letter if len(reports) > 1 else "value", "low", "high"]
-    images = len(first.truth.image_ids)
-    counts = f"{images} images, {len(first.truth)} objects, {len(first.truth.names)} classes"
+    images = len(objects.image_ids)
+    counts = f"{images} images, {len(objects)} objects, {len(objects.names)} classes"
     facts = [["annotations", str(truth)], *(["results", str(path)] for path in results)]
     facts += [["data", counts], ["scored by", engine_version(engine)]]
-    facts += [["rule", scoring_rule(first.truth, trust=trust)]]
-    note = TOO_FEW if images < FEWEST else "low and high: 95 % interval, by resampling the images."
-    parts = [Table("What was scored", ["", ""], facts), Table("Metrics", columns, rows, note)]
+    facts += [["rule", scoring_rule(objects, trust=trust)]]
+    parts = [Table("What was scored", ["", ""], facts), metrics_table(models, images)]
     return Section("Metrics", parts)
 
 
@@ -155,26 +170,35 @@ def image_opener(index: CocoIndex, folder: str | Path) -> Callable[[int], Image.
     return open_one
 
 
+def measured_record(one: Measured) -> dict[str, Any]:
+    """For JSON."""
+    around = {name: [low, high] for name, (_, low, high) in one.intervals.items()}
+    return {"metrics": dict(one.metrics), "intervals": around}
+
+
+def differences_record(between: Sequence[Difference]) -> dict[str, Any]:
+    """For JSON: B - A, and its interval."""
+    keys = ("value", "low", "high")
+    return {d.name: dict(zip(keys, d.interval, strict=True)) for d in between}
+
+
 def _record(
     reports: Mapping[str, DetectionReport],
-    known: Mapping[str, Mapping[str, Interval]],
+    models: Mapping[str, Measured],
     between: Sequence[Difference],
     engine: str,
 ) -> dict[str, Any]:
     """The page's numbers."""
-    models = {
+    records = {
         letter: {
-            "metrics": dict(one.metrics),
-            "intervals": {name: [i.low, i.high] for name, i in known[letter].items()},
+            **measured_record(models[letter]),
             "thresholds": one.thresholds.to_dict(),
             "confusion": one.mistakes.confusion().tolist(),
         }
         for letter, one in reports.items()
     }
-    found: dict[str, Any] = {"coco_engine": engine_version(engine), **models["A"]}
-    if between:
-        found = {"coco_engine": engine_version(engine), "models": models}
-        found["differences"] = {
-            d.name: dict(zip(("value", "low", "high"), d.interval, strict=True)) for d in between
-        }
-    return {"classes": list(reports["A"].truth.names), **found}
+    found: dict[str, Any] = {"classes": list(reports["A"].truth.names)}
+    found["coco_engine"] = engine_version(engine)
+    if len(records) == 1:
+        return found | records["A"]
+    return found | {"models": records, "differences": differences_record(between)}

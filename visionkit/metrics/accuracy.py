@@ -15,6 +15,7 @@ from visionkit.errors import ConfigError, DivergedError
 from visionkit.metrics.image_reports import (
     attribute_parts,
     classification_parts,
+    classification_sentences,
     localization_parts,
     multilabel_parts,
 )
@@ -114,6 +115,10 @@ class Accuracy(Records):
 
     def report(self, context: ReportContext) -> list[Part]:
         return classification_parts(self.classes, self.records, context)
+
+    def sentences(self) -> list[str]:
+        """What stands out in a report."""
+        return classification_sentences(self.classes, self.records)
 
 
 class MultiLabelAccuracy(Records):

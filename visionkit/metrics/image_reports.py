@@ -21,6 +21,7 @@ from visionkit.metrics.parts import (
     Table,
     calibration_chart,
     confusion_part,
+    most_confused,
 )
 from visionkit.metrics.thresholds import Curve, Thresholds, at_score
 
@@ -39,8 +40,7 @@ def classification_parts(
     truth = np.array([one.truth for one in records], np.int64)
     guess = np.array([one.ranked[0] for one in records], np.int64)
     probs = np.array([one.prob for one in records])
-    counts = np.zeros((len(names), len(names)), np.int64)
-    np.add.at(counts, (truth, guess), 1)
+    counts = class_counts(len(names), records)
     cells: dict[tuple[int, int], list[int]] = defaultdict(list)
     for one in records:
         cells[one.truth, one.ranked[0]].append(one.image_id)
@@ -57,6 +57,26 @@ def classification_parts(
         calibration_chart(probs, truth == guess, "images"),
         Gallery("Most confident mistakes", shown),
     ]
+
+
+def class_counts(classes: int, records: Sequence[ClassRecord]) -> np.ndarray:
+    """(C, C) images by ground truth and most probable class."""
+    counts = np.zeros((classes, classes), np.int64)
+    for one in records:
+        counts[one.truth, one.ranked[0]] += 1
+    return counts
+
+
+def classification_sentences(names: Sequence[str], records: Sequence[ClassRecord]) -> list[str]:
+    """The weakest classes and the most frequent confusion."""
+    counts = class_counts(len(names), records)
+    totals = counts.sum(1)
+    known = [(counts[k, k] / totals[k], name) for k, name in enumerate(names) if totals[k]]
+    found = []
+    if len(known) > 1:
+        weakest = " and ".join(f"{name} ({share:.3f})" for share, name in sorted(known)[:2])
+        found.append(f"The weakest of {len(known)} classes by accuracy: {weakest}.")
+    return found + most_confused(names, counts, totals, "taken for")
 
 
 def by_class(names: Sequence[str], counts: np.ndarray) -> Table:

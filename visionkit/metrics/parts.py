@@ -179,3 +179,17 @@ def calibration_chart(scores: np.ndarray, right: np.ndarray, what: str, bins: in
     lines = [Series(what, score, share), Series("perfect", [0, 1], [0, 1])]
     note = f"Expected calibration error {error:.3f}, over {count.sum()} {what}."
     return Chart("Calibration", "score", "share that is right", lines, (0, 1), note=note)
+
+
+def most_confused(
+    names: Sequence[str], counts: np.ndarray, totals: np.ndarray, verb: str
+) -> list[str]:
+    """A sentence on the largest of `counts` (C, C) off the diagonal; `totals` (C,) by row."""
+    off = counts - np.diag(np.diag(counts))
+    if not off.any():
+        return []
+    row, column = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
+    return [
+        f"The most frequent confusion: {names[row]} is {verb} {names[column]} {off[row, column]} "
+        f"times ({off[row, column] / max(totals[row], 1):.0%} of {names[row]})."
+    ]

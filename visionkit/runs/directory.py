@@ -170,12 +170,21 @@ def write_status(run: Path, state: str, **details: Any) -> None:
 
 def read_status(run: Path) -> dict[str, Any]:
     """The content of status.json; empty if it is missing or corrupt."""
+    return _read_record(run / "status.json")
+
+
+def read_data(run: Path) -> dict[str, Any]:
+    """The content of data.json, what was used and dropped; empty if it is missing or corrupt."""
+    return _read_record(run / "data.json")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
     try:
-        with files.open_regular(run / "status.json", follow=False) as file:
-            status = json.load(file)
+        with files.open_regular(path, follow=False) as file:
+            record = json.load(file)
     except (OSError, ValueError):
         return {}
-    return status if isinstance(status, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def append_metrics(run: Path, records: list[dict[str, Any]]) -> None:

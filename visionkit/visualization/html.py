@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jinja2
 import numpy as np
@@ -33,6 +33,7 @@ from visionkit.metrics.parts import (
     Table,
     Text,
 )
+from visionkit.runs.files import open_regular
 
 SIDE = 480  # longest side of an image, in pixels
 QUALITY = 80  # of its JPEG
@@ -47,7 +48,7 @@ MARKS = {
     "found": (59, 111, 196),
     "truth": (240, 140, 0),
 }
-OpenImage = Callable[[int], Image.Image]  # by image id; raises OSError or VisionkitError
+OpenImage: TypeAlias = Callable[[int], Image.Image]  # by image id; raises OSError or VisionkitError
 
 
 class Headline(NamedTuple):
@@ -91,6 +92,12 @@ def render(page: Page, version: str) -> str:
         sections.append({"key": key, "title": section.title, "note": section.note, "rows": rows})
     view = {**vars(page), "sections": sections}
     return _templates().get_template("report.html").render(page=view, version=version)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that `render` made."""
+    with open_regular(path) as file:
+        return b'<meta name="generator" content="visionkit' in file.read(1000)
 
 
 @cache

@@ -6,14 +6,12 @@ directory, whether images are wanted (`train.plots`), and their own arguments; o
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +21,9 @@ from visionkit.data.transforms import fit
 from visionkit.distributed import collectives
 from visionkit.errors import install_hint, printable
 from visionkit.models.model import VisionModel
-from visionkit.runs.files import open_regular, replacing
+from visionkit.runs.files import replacing
 from visionkit.types import Batch, Classes, Target
+from visionkit.visualization.curves import Line, Panel, panels_of
 from visionkit.visualization.draw import contact_sheet, draw_all, draw_target, save_image
 
 if TYPE_CHECKING:
@@ -33,11 +32,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("visionkit")
 
-Series = dict[str, list[tuple[float, float]]]  # by name: (step, value), finite values only
-
 PANEL = (4.6, 3.0)  # inches, without the legend
 LEGEND = 1.4  # inches at the right of a panel
-TRAIN, VALIDATION = "#4878cf", "#d65f5f"
 COLORS = (
     "#4878cf",
     "#ee854a",
@@ -52,22 +48,8 @@ COLORS = (
     "#001c7f",
     "#12711c",
 )
-STEP_KEYS = ("kind", "step", "epoch")
-MAX_LINES = len(COLORS)  # in one panel
 MAX_IMAGES = 9  # on a sheet of samples
 FEW_POINTS = 30  # up to here each point of a curve has a marker
-
-
-class Line(NamedTuple):
-    """A curve of a panel."""
-
-    label: str
-    points: list[tuple[float, float]]
-    color: str | None = None  # None: the next of `COLORS`
-    smoothed: bool = False
-
-
-Panel = tuple[str, list[Line]]  # with its title
 
 
 def write_plots(metrics_jsonl: Path, out_dir: Path) -> None:
@@ -83,47 +65,11 @@ def write_plots(metrics_jsonl: Path, out_dir: Path) -> None:
         what = "is missing" if missing else f"cannot be imported ({type(error).__name__}: {error})"
         log.warning("no curves: matplotlib %s; run: %s", what, install_hint("plots"))
         return
-    records = read_records(metrics_jsonl)
-    train = series_of(r for r in records if r.get("kind") == "train")
-    val = series_of(r for r in records if r.get("kind") == "val")
     out_dir.mkdir(parents=True, exist_ok=True)
-    files = {
-        "losses.png": _loss_panels(train, val),
-        "metrics.png": _metric_panels(val),
-        "progress.png": _progress_panels(train),
-    }
-    for name, panels in files.items():
+    for name, panels in panels_of(metrics_jsonl).items():
         if panels:
-            with replacing(out_dir / name, "wb") as file:
+            with replacing(out_dir / f"{name}.png", "wb") as file:
                 _draw_panels(Figure, panels).savefig(file, dpi=110, format="png")
-
-
-def read_records(metrics_jsonl: Path) -> list[dict[str, Any]]:
-    """The JSON objects of the file, one per line; skips invalid lines."""
-    if not metrics_jsonl.exists():
-        return []
-    records = []
-    with open_regular(metrics_jsonl) as file:
-        lines = file.read().decode("utf-8").splitlines()
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), (int, float)):
-            records.append(record)
-    return records
-
-
-def series_of(records: Iterable[dict[str, Any]]) -> Series:
-    """The finite values of each name over the steps."""
-    series: Series = defaultdict(list)
-    for record in records:
-        for name, value in record.items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if name not in STEP_KEYS and number and math.isfinite(value):
-                series[name].append((record["step"], value))
-    return dict(series)
 
 
 def smooth(values: Sequence[float], span: float) -> np.ndarray:
@@ -132,46 +78,6 @@ def smooth(values: Sequence[float], span: float) -> np.ndarray:
     bell = np.exp(-0.5 * (np.arange(-reach, reach + 1) / span) ** 2)
     # At both ends the weights of the missing neighbors are shared among the others.
     return np.convolve(values, bell, "same") / np.convolve(np.ones(len(values)), bell, "same")
-
-
-def _loss_panels(train: Series, val: Series) -> list[Panel]:
-    """One panel for each loss term, with training and validation; the total is first."""
-    terms = [name.removeprefix("train/") for name in train if name.startswith("train/")]
-    panels = []
-    for term in sorted(terms, key=lambda t: (t != "total", t == "grad_norm", t)):
-        lines = [Line("training", train[f"train/{term}"], TRAIN, smoothed=True)]
-        # With multiple sources the name of a validation loss starts with its source.
-        found = [n for n in val if f"/{n}".endswith("/" + "/loss/".join(term.rsplit("/", 1)))]
-        for name in found:
-            label, color = (name, None) if len(found) > 1 else ("validation", VALIDATION)
-            lines.append(Line(label, val[name], color))
-        panels.append((term, lines))
-    return panels
-
-
-def _metric_panels(val: Series) -> list[Panel]:
-    """One panel for each group of metrics, such as `bbox/AP` and `bbox/AP50`, or the classes."""
-    groups: dict[str, list[Line]] = defaultdict(list)
-    for name, points in val.items():
-        if "/loss/" in name:
-            continue
-        group, _, metric = name.rpartition("/")
-        groups[group].append(Line(metric, points))
-    return [
-        (f"{title} ({len(lines)}, the first {MAX_LINES})", lines[:MAX_LINES])
-        if len(lines) > MAX_LINES
-        else (title, lines)
-        for title, lines in groups.items()
-    ]
-
-
-def _progress_panels(train: Series) -> list[Panel]:
-    names = {"lr": "learning rate", "images_per_second": "images per second"}
-    return [
-        (title, [Line("", train[name], TRAIN, smoothed=name != "lr")])
-        for name, title in names.items()
-        if name in train
-    ]
 
 
 def _draw_panels(figure_class: type[Figure], panels: list[Panel]) -> Figure:

@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,15 +27,20 @@ from visionkit.data.coco.reader import (
     read_list,
     skip,
 )
-from visionkit.errors import ArgumentError, DataError, listed, plural
+from visionkit.errors import ArgumentError, DataError, install_hint, listed, plural
 from visionkit.metrics.coco.arrays import LabelKind, detections_of
 from visionkit.metrics.coco.detections import DetectionChecker, Detections, concatenate
 from visionkit.metrics.coco.engines import engine_version, match, pick_engine
 from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth, log_once, read_truth
+from visionkit.metrics.coco.matches import match_objects
 from visionkit.metrics.coco.names import NameCheck
+from visionkit.metrics.coco.report import DetectionReport, resampled, subject_of
 from visionkit.metrics.coco.sanity import judge
 from visionkit.metrics.coco.truths import BACKGROUND, DatasetTruth, ImageResult, truth_of
+from visionkit.metrics.comparison import Subject
+from visionkit.metrics.parts import Part, ReportContext, Text
 from visionkit.metrics.report import Coverage
+from visionkit.metrics.thresholds import Thresholds, detection_curves
 
 if TYPE_CHECKING:
     from visionkit.types import Batch, Classes
@@ -43,6 +48,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("visionkit")
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MOST = 100  # detections of a category in an image that COCO scores
+
+
+class Scored(NamedTuple):
+    """What was scored, and the metrics."""
+
+    truth: ScoredTruth
+    detections: Detections
+    metrics: dict[str, float]
 
 
 class CocoEvaluator:
@@ -85,6 +98,7 @@ class CocoEvaluator:
         self.seen: set[int] = set()  # image ids
         self.rule = ""  # that applied, from `compute`
         self.covered: dict[str, Coverage] = {}  # the same
+        self.scored: dict[IouType, Scored] = {}  # the same
 
     def __repr__(self) -> str:
         kinds = plural(len(self.classes.names), "class", "classes")
@@ -158,9 +172,63 @@ class CocoEvaluator:
                 # Of the model's own classes that are not categories of the truth: never errors.
                 others = np.setdiff1d(self.classes.ids, checker.truth.category_ids)
                 checker.add(found[~np.isin(found.category_ids, others)])
-                scores = compute_metrics(checker.truth, checker.detections(), self.engine)
+                detections = labeled_only(checker.truth, checker.detections())
+                scores = compute_metrics(checker.truth, detections, self.engine)
+                self.scored[iou_type] = Scored(checker.truth, detections, scores)
                 metrics |= {f"{iou_type}/{name}": value for name, value in scores.items()}
         return metrics
+
+    def thresholds(self) -> Thresholds | None:
+        """The scores of the best F1 of the last `compute`: of the masks, if any are scored."""
+        truth, found, _ = self.scored[self.types[-1]]
+        return Thresholds.of(*detection_curves(match_objects(truth, found, self.engine, ious=1)))
+
+    def image_ids(self) -> np.ndarray:
+        """(I,) the images of the last `compute`."""
+        return self.scored[self.types[0]].truth.image_ids
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """AP, AP50, AP75 and AP by class of each type (R,) in replicates with these weights (R, I)
+        of the images."""
+        return {
+            f"{iou_type}/{name}": values
+            for iou_type, (truth, found, _) in self.scored.items()
+            for name, values in resampled(match_objects(truth, found, self.engine), weights).items()
+        }
+
+    def subject(self) -> Subject:
+        """What was scored, to compare it with another model."""
+        return subject_of(self.scored[self.types[0]].truth)
+
+    def reports(self, context: ReportContext) -> dict[str, DetectionReport]:
+        """By type, what a report says of the last `compute`."""
+        return {
+            iou_type: DetectionReport(
+                *one,
+                self.engine,
+                context.thresholds,
+                images=context.images,
+                iou=context.iou,
+            )
+            for iou_type, one in self.scored.items()
+        }
+
+    def report(self, context: ReportContext) -> list[Part]:
+        """The parts of a report: of masks, if any are scored, then of boxes."""
+        reports = self.reports(context)
+        found: list[Part] = []
+        for iou_type, one in reversed(reports.items()):
+            note = [f"Without {one.without}: {install_hint('fast')}"] if one.without else []
+            if len(reports) > 1 or note:
+                title = "Masks" if iou_type == "segm" else "Boxes"
+                found.append(Text(title, note))
+            found += one.parts()
+        return found
+
+    def sentences(self) -> list[str]:
+        """What stands out in a report, of the masks, if any are scored."""
+        one = self.scored[self.types[-1]]
+        return DetectionReport(*one, self.engine).sentences()
 
     def result_file(self, iou_type: IouType) -> list[dict[str, Any]]:
         """The records to score, as `COCO.loadRes` reads them from a file.

@@ -28,6 +28,7 @@ from visionkit.metrics.parts import (
     Table,
     calibration_chart,
     confusion_part,
+    most_confused,
 )
 from visionkit.metrics.thresholds import Thresholds, at_score, detection_curves
 
@@ -83,14 +84,6 @@ class DetectionReport:
         """AP, AP50, AP75 and AP by class (R,) in replicates with these weights (R, I)."""
         return resampled(self.matches, weights)
 
-    def subject(self) -> Subject:
-        """What is scored, to compare it with another."""
-        truth = self.truth
-        columns = ("image", "category", "boxes", "iscrowd")
-        return Subject(
-            truth.image_ids, truth.names, {name: getattr(truth, name) for name in columns}
-        )
-
     def sentences(self) -> list[str]:
         """What stands out: the weakest classes, the most frequent confusion, the main error."""
         names = self.truth.names
@@ -101,14 +94,11 @@ class DetectionReport:
             weakest = " and ".join(f"{name} ({ap:.3f})" for ap, name in scored[:2])
             found.append(f"The weakest of {len(scored)} classes by AP: {weakest}.")
         counts = self.mistakes.confusion()
-        off = counts[:-1, :-1] - np.diag(np.diag(counts)[:-1])
-        if off.any():
-            row, column = np.unravel_index(off.argmax(), off.shape)
-            share = off[row, column] / max(counts[row].sum(), 1)
-            found.append(
-                f"The most frequent confusion: {off[row, column]} times {names[row]} is detected "
-                f"as {names[column]} ({share:.0%} of its objects)."
-            )
+        found += most_confused(names, counts[:-1, :-1], counts[:-1].sum(1), "detected as")
+        if self.engine == "hotcoco":
+            gains = tide(evaluated(self.truth, self.found, self.engine, [1, 10, 100])).values
+            text, gain = max(gains.items(), key=lambda one: one[1])
+            found.append(f"The error that costs most: {text} ({gain:.3f} AP50).")
         missed, wrong = int(counts[:-1, -1].sum()), int(counts[-1, :-1].sum())
         objects = int(counts[:-1].sum())
         found.append(
@@ -282,6 +272,12 @@ class DetectionReport:
             id_ = int(self.truth.image_ids[one["image_id"] - 1])
             shown.append(Shown(id_, what, marks))
         return Gallery("Suspected label errors", shown, "The detection, and the label if any.")
+
+
+def subject_of(truth: ScoredTruth) -> Subject:
+    """What is scored, to compare it with another."""
+    columns = ("image", "category", "boxes", "iscrowd")
+    return Subject(truth.image_ids, truth.names, {name: getattr(truth, name) for name in columns})
 
 
 def resampled(matches: Matches, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,0 +1,334 @@
+"""Report on trained runs: evaluate them, and say what is to be seen."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+
+from visionkit.engine.evaluate import Evaluation, evaluated_run
+from visionkit.engine.report_files import (
+    Measured,
+    comparison_section,
+    differences_record,
+    headline,
+    measured_record,
+    metrics_table,
+)
+from visionkit.engine.state import flattened
+from visionkit.errors import ArgumentError, ConfigError, package_version
+from visionkit.metrics.coco.engines import engine_version, pick_engine
+from visionkit.metrics.coco.evaluator import CocoEvaluator
+from visionkit.metrics.comparison import (
+    Difference,
+    Resampled,
+    Subject,
+    check_same,
+    differences,
+    intervals,
+)
+from visionkit.metrics.intervals import REPLICATES, Interval
+from visionkit.metrics.parts import Part, ReportContext, Row, Table
+from visionkit.runs import directory
+from visionkit.types import Dataset
+from visionkit.visualization.curves import charts_of
+from visionkit.visualization.draw import as_image
+from visionkit.visualization.html import Headline, Page, Section
+
+log = logging.getLogger("visionkit")
+SENTENCES = 3
+
+
+@dataclass(frozen=True)
+class Report:
+    """One evaluated run of a page."""
+
+    name: str
+    run: Path
+    evaluation: Evaluation
+    replicates: int
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """Of each metric that can be resampled, by its whole name."""
+        found: dict[str, Interval] = {}
+        for head in self.heads:
+            if (evaluator := self.resampled(head)) is not None:
+                own = self.own_metrics(head)
+                around = intervals(evaluator, own, self.replicates)
+                found |= {f"{head}/{name}": one for name, one in around.items()}
+        return found
+
+    @cached_property
+    def measured(self) -> Measured:
+        return Measured(self.evaluation.metrics, self.intervals)
+
+    def own_metrics(self, head: str) -> dict[str, float]:
+        """The metrics of a head by their own names."""
+        prefix = f"{head}/"
+        metrics = self.evaluation.metrics.items()
+        return {name.removeprefix(prefix): v for name, v in metrics if name.startswith(prefix)}
+
+    def resampled(self, head: str) -> Resampled | None:
+        """The evaluator of a head, if its metrics have intervals."""
+        evaluator: Any = self.evaluation.evaluators.get(head)
+        return evaluator if hasattr(evaluator, "resampled") else None
+
+    @property
+    def heads(self) -> list[str]:
+        return [*self.evaluation.evaluators]
+
+    def dataset(self, head: str) -> Dataset:
+        """The validation data of a head, whose name may begin with that of the source."""
+        for source in self.evaluation.sources:
+            for name in source.feeds:
+                if head in (name, f"{source.name}/{name}") and source.val is not None:
+                    return source.val
+        raise LookupError(head)
+
+    def main_metric(self, head: str) -> str:
+        name = self.evaluation.predictor.model.head(head.rpartition("/")[2]).main_metric
+        return f"{head}/{name}"
+
+
+def report_runs(
+    runs: Sequence[str | Path],
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    heads: Sequence[str] | None = None,
+    images: int = 24,
+    replicates: int = REPLICATES,
+    iou: float = 0.5,
+    allow_plugins: bool = False,
+) -> tuple[Page, dict[str, Any]]:
+    """A page on one or several runs, evaluated on their validation data, and its numbers.
+
+    The first run is compared with each of the others, on the same images.
+    """
+    if not runs:
+        raise ArgumentError("report: give at least one run")
+    reports = []
+    for letter, run in zip(_letters(), runs, strict=False):
+        log.info("evaluating %s", run)
+        evaluation = evaluated_run(run, overrides, heads=heads, allow_plugins=allow_plugins)
+        name = letter if len(runs) > 1 else Path(run).name
+        reports.append(Report(name, Path(run), evaluation, replicates))
+    first = reports[0]
+    sections = [_summary(reports)]
+    between: dict[str, list[Difference]] = {}
+    for other in reports[1:]:
+        for head, found in _compared(first, other).items():
+            between[f"{other.name}/{head}"] = found
+            titled = comparison_section(found, (first.name, other.name))
+            sections.append(Section(f"{titled.title}: {head}", titled.parts))
+    sections += [section for one in reports for section in _heads(one, images // len(runs), iou)]
+    sections += _about(reports)
+    page = Page(
+        ", ".join(Path(run).name for run in runs),
+        sections,
+        [_headline(first, head) for head in first.heads],
+        _sentences(first, between),
+        [line for one in reports for line in _unfinished(one)],
+    )
+    record = {one.name: {"run": str(one.run), **measured_record(one.measured)} for one in reports}
+    if len(reports) == 1:
+        return page, record[first.name]
+    return page, {
+        "runs": record,
+        "differences": {name: differences_record(found) for name, found in between.items()},
+    }
+
+
+def _letters() -> list[str]:
+    letters = [chr(ord("A") + i) for i in range(26)]
+    return letters + [a + b for a in letters for b in letters]
+
+
+def _summary(reports: Sequence[Report]) -> Section:
+    images = max(len(one.dataset(head)) for one in reports for head in one.heads)
+    parts: list[Part] = []
+    if len(reports) > 1:
+        rows: list[Row] = [[one.name, str(one.run)] for one in reports]
+        parts.append(Table("Runs", ["", "run"], rows))
+    parts.append(metrics_table({one.name: one.measured for one in reports}, images))
+    return Section("Metrics", parts)
+
+
+def _headline(one: Report, head: str) -> Headline:
+    name = one.main_metric(head)
+    return headline(name, one.evaluation.metrics.get(name, np.nan), one.intervals.get(name))
+
+
+def _compared(a: Report, b: Report) -> dict[str, list[Difference]]:
+    """The paired differences by head. DataError if the runs were evaluated on other data."""
+    found = {}
+    for head in a.heads:
+        one, other = a.resampled(head), b.resampled(head)
+        if one is None or other is None:
+            continue
+        check_same(_subject(one), _subject(other), (str(a.run), str(b.run)))
+        own = a.own_metrics(head), b.own_metrics(head)
+        found[head] = differences(one, other, *own, a.replicates)
+    return found
+
+
+def _subject(evaluator: Any) -> Subject:
+    if isinstance(evaluator, CocoEvaluator):
+        return evaluator.subject()
+    return Subject(evaluator.image_ids(), getattr(evaluator, "classes", ()))
+
+
+def _sentences(one: Report, between: Mapping[str, Sequence[Difference]]) -> list[str]:
+    """What stands out: which run is better, or what the first heads say of their mistakes."""
+    verdicts = [f"{name}: {found[0].verdict}." for name, found in between.items() if found]
+    if verdicts:
+        return verdicts
+    evaluators = one.evaluation.evaluators.values()
+    found = [line for e in evaluators if hasattr(e, "sentences") for line in e.sentences()]
+    return found[:SENTENCES]
+
+
+def _unfinished(one: Report) -> list[str]:
+    """What a reader has to know before the numbers."""
+    status = directory.read_status(one.run)
+    state = status.get("state")
+    if not one.run.is_dir() or state == "finished":
+        return []
+    if state is None:
+        return [f"{one.run}: status.json is missing or damaged; the run may not be finished"]
+    where = f"at step {status.get('step')} of {status.get('total_steps')}"
+    return [f"{one.run}: this run is {state}, not finished, {where}: {status.get('reason') or ''}"]
+
+
+def _heads(one: Report, images: int, iou: float) -> list[Section]:
+    """A section for each head: what its evaluator reports, or its metrics alone."""
+    sections = []
+    for head, evaluator in one.evaluation.evaluators.items():
+        dataset = one.dataset(head)
+        opened = _Images(one, head, dataset)
+        parts: list[Part] = []
+        if hasattr(evaluator, "report"):
+            context = ReportContext(opened.predicted, images, iou)
+            parts = checked_parts(head, evaluator.report(context))
+        if not parts:
+            rows: list[Row] = [[name, value] for name, value in one.own_metrics(head).items()]
+            parts = [Table("Metrics", ["metric", "value"], rows)]
+        kind = type(one.evaluation.predictor.model.head(head.rpartition("/")[2])).__name__
+        title = f"{one.name}: {head} ({kind})"
+        sections.append(Section(title, parts, "", opened.image, opened.name))
+    return sections
+
+
+def checked_parts(head: str, parts: Any) -> list[Part]:
+    """The parts that a custom evaluator returned; ConfigError for anything else."""
+    kinds = get_args(Part)
+    if not isinstance(parts, list) or not all(isinstance(part, kinds) for part in parts):
+        named = ", ".join(kind.__name__ for kind in kinds)
+        found = parts if not isinstance(parts, list) else [type(part).__name__ for part in parts]
+        raise ConfigError(
+            f"heads.{head}: report() of its evaluator returned {found!r:.80}; expected a list of "
+            f"{named} of visionkit.metrics.parts"
+        )
+    return parts
+
+
+class _Images:
+    """The images of one head's validation data, by id."""
+
+    def __init__(self, one: Report, head: str, dataset: Dataset) -> None:
+        self.predictor, self.head = one.evaluation.predictor, head.rpartition("/")[2]
+        self.dataset = dataset
+        ids = getattr(dataset, "image_ids", None)
+        known = range(len(dataset)) if ids is None else np.asarray(ids).tolist()
+        self.places = {id_: place for place, id_ in enumerate(known)}
+
+    def image(self, id_: int) -> Image.Image:
+        return as_image(self.dataset[self.places[id_]].image)
+
+    def name(self, id_: int) -> str:
+        if hasattr(self.dataset, "image_path") and id_ in self.places:
+            return self.dataset.image_path(self.places[id_]).name
+        return f"image {id_}"
+
+    def predicted(self, id_: int) -> tuple[np.ndarray, Mapping[str, Any]]:
+        prediction = self.predictor.predict(self.dataset[self.places[id_]].image)
+        found = prediction.heads[self.head]
+        image = as_image(prediction.image)
+        if "reconstruction" in found:
+            height, width = found["reconstruction"].shape[1:]
+            image = image.resize((width, height))
+        return np.asarray(image), found
+
+
+def _about(reports: Sequence[Report]) -> list[Section]:
+    """Curves, data, config and environment."""
+    runs = {one.name if len(reports) > 1 else "": one.run for one in reports}
+    charts = charts_of({name: run for name, run in runs.items() if run.is_dir()})
+    sections = [Section("Curves", charts)] if charts else []
+    data = [part for one in reports for part in _data(one)]
+    if data:
+        sections.append(Section("Data", data))
+    sections.append(Section("Config", [_config(reports)]))
+    sections.append(Section("Environment", [_environment(reports)]))
+    return sections
+
+
+def _data(one: Report) -> list[Part]:
+    """What was used of each dataset, and what was dropped."""
+    rows: list[Row] = []
+    for source, splits in directory.read_data(one.run).get("sources", {}).items():
+        for split, facts in splits.items():
+            row: list[str | int | None] = [f"{source}, {split}"]
+            row += [facts.get("images"), facts.get("objects")]
+            for key in ("dropped", "fixed", "kept"):
+                found = facts.get(key) or {}
+                row.append(", ".join(f"{count} {kind}" for kind, count in found.items()) or "–")
+            rows.append(row)
+    columns = ["data", "images", "objects", "dropped", "fixed", "kept although odd"]
+    return [Table(f"{one.name}: data of the training", columns, rows)] if rows else []
+
+
+def _config(reports: Sequence[Report]) -> Table:
+    """All settings; of several runs those that differ first."""
+    flat = [
+        {
+            key: str(value)
+            for key, value in flattened(asdict(one.evaluation.predictor.config)).items()
+        }
+        for one in reports
+    ]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    differ = [key for key in keys if len({one.get(key) for one in flat}) > 1]
+    rows: list[Row] = [
+        [key, *(one.get(key) for one in flat), *(["differs"] if key in differ else [""])]
+        for key in [*differ, *(key for key in keys if key not in differ)]
+    ]
+    columns = ["key", *(one.name for one in reports), ""]
+    note = f"{len(differ)} settings differ." if len(reports) > 1 else ""
+    return Table("Config", columns, rows, note)
+
+
+def _environment(reports: Sequence[Report]) -> Table:
+    """Where this report was made, and where the runs are."""
+    rows: list[Row] = [
+        ["visionkit", package_version()],
+        ["torch", torch.__version__],
+        ["Python", platform.python_version()],
+        ["system", platform.platform()],
+        ["COCO metrics by", engine_version(pick_engine())],
+    ]
+    for one in reports:
+        status = directory.read_status(one.run)
+        predictor = one.evaluation.predictor
+        rows.append([f"{one.name}: run", str(one.run.absolute())])
+        rows.append([f"{one.name}: trained on", str(status.get("host", "–"))])
+        rows.append([f"{one.name}: evaluated on", f"{predictor.device}, {predictor.dtype}"])
+    return Table("Environment of this report", ["", ""], rows)
