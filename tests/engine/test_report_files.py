@@ -1,0 +1,113 @@
+"""`visionkit report --gt --pred`: the page and its numbers, without torch."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.coco_scenes import scene
+from visionkit.cli.main import main
+from visionkit.engine.report_files import report_files
+from visionkit.metrics.coco.evaluator import evaluate_files
+
+USAGE, DATA = 2, 3
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Annotations with their images, and two result files."""
+    truth, results = scene(2, num_images=24)
+    (tmp_path / "images").mkdir()
+    for image in truth["images"]:
+        image["file_name"] = f"{image['id']}.png"
+        Image.new("RGB", (120, 100), (90, 90, 90)).save(tmp_path / "images" / image["file_name"])
+    rng = np.random.default_rng(0)
+    worse = [r for r in results if rng.random() < 0.5]
+    for name, content in (("gt", truth), ("a", worse), ("b", results)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_the_numbers_are_those_of_eval(files):
+    page, record = report_files(files / "gt.json", [files / "b.json"], replicates=50)
+    expected = evaluate_files(files / "gt.json", files / "b.json", "bbox")
+    assert record["metrics"] == expected
+    low, high = record["intervals"]["AP"]
+    assert low < expected["AP"] < high
+    assert page.headline[0].value == f"{expected['AP']:.3f}"
+
+
+def test_two_files_are_compared(files):
+    names = [files / "a.json", files / "b.json"]
+    page, record = report_files(files / "gt.json", names, replicates=200)
+    values = [record["models"][letter]["metrics"]["AP"] for letter in "AB"]
+    assert record["differences"]["AP"]["value"] == pytest.approx(values[1] - values[0])
+    assert page.summary[0].startswith("B is better: +")
+    same = report_files(files / "gt.json", [names[0]] * 2, replicates=50)[1]["differences"]
+    assert all(one == {"value": 0, "low": 0, "high": 0} for one in same.values())
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_the_command_writes_the_page_and_the_numbers(files, capsys, iou_type):
+    words = ["report", "--gt", f"{files}/gt.json", "--pred", f"{files}/b.json", "--bootstrap", "20"]
+    words += ["--type", iou_type, "--images", f"{files}/images", "--images", "3"]
+    out, numbers = files / "out.html", files / "out.json"
+    assert main([*words, "--out", str(out), "--json", str(numbers)]) == 0
+    assert f"wrote {out}" in capsys.readouterr().out
+    assert json.loads(numbers.read_text())["metrics"]["AP"] > 0
+    text = out.read_text()
+    assert 3 <= text.count("<img ") <= 6 and "not shown" not in text
+    assert main([*words, "--out", str(out)]) == 0  # an earlier page is replaced
+
+
+def test_torch_is_not_imported(files):
+    words = ["report", "--gt", "gt.json", "--pred", "b.json", "--images", "images"]
+    code = f"import sys; from visionkit.cli.main import main; assert main({words}) == 0; " \
+        "assert 'torch' not in sys.modules"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], cwd=files, check=True)
+    assert (files / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--gt", "gt.json"], USAGE, "give runs, or --gt FILE and --pred FILE"),
+        (["--pred", "b.json"], USAGE, "give runs, or --gt FILE and --pred FILE"),
+        ([], USAGE, "give at least one run"),
+        (["RUN", "--gt", "gt.json", "--pred", "b.json"], USAGE, "not both"),
+        (["--gt", "gt.json", *["--pred", "b.json"] * 3], USAGE, "got 3 result files"),
+        (["--gt", "gt.json", "--pred", "b.json", "--out", "gt.json"], USAGE, "no report of"),
+        (["--gt", "gt.json", "--pred", "b.json", "--out", "images"], USAGE, "is a directory"),
+        (["--gt", "gt.json", "--pred", "b.json", "--out", "no/a.html"], USAGE, "does not exist"),
+        (["--gt", "gt.json", "--pred", "b.json", "--images", "no"], DATA, "not a directory"),
+        (["--gt", "gt.json", "--pred", "gt.json"], DATA, "gt.json"),
+        (["--gt", "no.json", "--pred", "b.json"], DATA, "no.json"),
+        (["--gt", "gt.json", "--pred", "b.json", "--bootstrap", "-1"], USAGE, "integer >= 0"),
+    ],
+)
+def test_wrong_arguments(files, monkeypatch, capsys, words, code, message):
+    monkeypatch.chdir(files)
+    before = {path: path.read_bytes() for path in files.rglob("*") if path.is_file()}
+    assert main(["report", *words]) == code
+    assert message in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in files.rglob("*") if path.is_file()} == before
+
+
+def test_a_missing_image_is_named_in_its_place(files):
+    for path in (files / "images").iterdir():
+        path.unlink()
+    assert main(["report", "--gt", f"{files}/gt.json", "--pred", f"{files}/b.json", "--bootstrap",
+                 "0", "--images", f"{files}/images", "--out", f"{files}/x.html"]) == 0  # fmt: skip
+    assert "not shown: " in (files / "x.html").read_text()
+
+
+def test_few_images_have_no_intervals_and_say_why(files):
+    truth, results = scene(2, num_images=5)
+    (files / "few.json").write_text(json.dumps(truth))
+    (files / "r.json").write_text(json.dumps(results))
+    page, record = report_files(files / "few.json", [files / "r.json"])
+    assert record["intervals"] == {}
+    assert "fewer than 20 images" in page.sections[0].parts[1].note
