@@ -267,8 +267,11 @@ def _add_predict(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help=text)
     _add_allow_plugins(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    text = "lowest score to draw (default: 0.5, or the head's own)"
-    sub.add_argument("--threshold", type=_fraction, help=text)
+    text = (
+        "lowest score to draw: a number, best (the best F1 of each class in the validation; the "
+        "default), or p=0.9 (that precision)"
+    )
+    sub.add_argument("--threshold", type=_threshold, help=text)
     text = "images of equal size per forward pass (default: 4)"
     sub.add_argument("--batch-size", type=_count, default=4, metavar="N", help=text)
     sub.add_argument("--heads", type=_names, metavar="A,B", help="only these heads")
@@ -415,6 +418,10 @@ def _fraction(text: str) -> float:
         if 0 <= float(text) <= 1:
             return float(text)
     raise argparse.ArgumentTypeError(f"got {text}; expected a number from 0 to 1")
+
+
+def _threshold(text: str) -> float | str:
+    return text if text == "best" or text.startswith("p=") else _fraction(text)
 
 
 def _natural(text: str) -> int:

@@ -22,6 +22,7 @@ from visionkit.metrics.coco.engines import engine_version, pick_engine
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.metrics.coco.ground_truth import log_once
 from visionkit.metrics.report import Coverage, to_record
+from visionkit.metrics.thresholds import Thresholds
 from visionkit.models.contracts import checked_coverage, checked_metrics
 from visionkit.models.model import VisionModel
 from visionkit.runs import files
@@ -116,6 +117,18 @@ def coverage_of(evaluators: Mapping[str, Evaluator]) -> dict[str, Coverage]:
         own = evaluator.coverage() if hasattr(evaluator, "coverage") else {}
         for metric, over in checked_coverage(name, own).items():
             found[f"{name}/{metric}"] = over
+    return found
+
+
+def find_thresholds(evaluators: Mapping[str, Evaluator]) -> dict[str, Thresholds]:
+    """The scores of the best F1, by head, of those that have any; with several validation sources
+    those of the first."""
+    found: dict[str, Thresholds] = {}
+    for name, evaluator in evaluators.items():
+        head = name.rpartition("/")[2]
+        if head not in found and hasattr(evaluator, "thresholds"):
+            one = evaluator.thresholds()
+            found |= {} if one is None else {head: one}
     return found
 
 

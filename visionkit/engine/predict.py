@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +23,7 @@ from visionkit.data.image_io import PLUGINS, is_image_file, read_image, to_pixel
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import ImageSize, fit
-from visionkit.engine.prediction import Prediction
+from visionkit.engine.prediction import Prediction, checked_threshold
 from visionkit.errors import (
     ArgumentError,
     CheckpointError,
@@ -34,6 +36,7 @@ from visionkit.errors import (
     printable,
     shorten,
 )
+from visionkit.metrics.thresholds import PRECISIONS, saved_thresholds
 from visionkit.models.build import build_model, build_published
 from visionkit.models.model import VisionModel
 from visionkit.models.published import is_model_name
@@ -49,6 +52,7 @@ BATCH = 4  # images a thread predicts at once; more is not faster on a CPU
 MAX_THREADS = 4  # each holds a batch of images and their feature maps
 NO_NAME = "got an empty file name; expected an image or a folder"
 Kept = TypeVar("Kept")
+Threshold: TypeAlias = float | tuple[float, ...]  # of all classes, or of each
 ImageInput: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
 
@@ -87,6 +91,59 @@ class Predictor:
             model = model.to(memory_format=torch.channels_last)
         cast_weights(model, self.dtype)
         self.model = model
+        self.draw_threshold: float | dict[str, Threshold] = model.draw_threshold
+        self._tell_heads()
+
+    def use_threshold(self, wanted: float | str) -> None:
+        """Which objects `Prediction.draw` and `Prediction.above` keep by default.
+
+        `wanted` is a score from 0 to 1; "best", for each class the score of the best F1 that the
+        validation found, as `load` sets it; or "p=0.9", for each class the lowest score with that
+        precision in the validation, 0.50 to 0.99. ArgumentError if nothing was found.
+        """
+        if not isinstance(wanted, str):
+            self.draw_threshold = checked_threshold(wanted)
+            return
+        known = self.model.thresholds
+        if not known:
+            raise ArgumentError(
+                f"threshold: got {wanted!r}, but the model has no thresholds, since no validation "
+                "of it found any; give a number from 0 to 1"
+            )
+        self.draw_threshold = self.model.draw_threshold
+        if wanted != "best":
+            percent = percent_of(wanted)
+            for name in self.draw_threshold:
+                base = self.model.head(name).boxes_from or name
+                if base in known:
+                    names = self.classes[base].names
+                    found = known[base].at_precision(percent, names)
+                    lowest = tuple(math.inf if one is None else one for one in found)
+                    self.draw_threshold[name] = lowest if base == name else min(lowest)
+        self._tell_heads()
+
+    def describe_thresholds(self) -> list[str]:
+        """A line for each head with the scores from which objects are drawn."""
+        if not isinstance(self.draw_threshold, dict):
+            return [f"score at least {self.draw_threshold:g}"]
+        lines = []
+        for name in self.heads:
+            lowest = self.draw_threshold[name]
+            if isinstance(lowest, tuple):
+                pairs = zip(self.classes[name].names, lowest, strict=True)
+                listing = [f"{c} {low:.3f}" if low < math.inf else f"{c} none" for c, low in pairs]
+                lines.append(f"{name}: {listed(listing)}")
+        return lines
+
+    def _tell_heads(self) -> None:
+        """A multi-label head names the classes from the same thresholds on."""
+        for name in self.heads:
+            head = self.model.head(name)
+            if hasattr(head, "class_thresholds"):
+                given = self.draw_threshold
+                lowest = given[name] if isinstance(given, dict) else given
+                known = name in self.model.thresholds
+                setattr(head, "class_thresholds", lowest if known else None)  # noqa: B010
 
     def __repr__(self) -> str:
         """The backbone, and each head with its classes, on one line each."""
@@ -148,7 +205,7 @@ class Predictor:
                     }
         paths = [Path(image) if isinstance(image, (str, Path)) else None for image in images]
         return [
-            Prediction(result, self.classes, tensor, self.model.draw_threshold, path)
+            Prediction(result, self.classes, tensor, self.draw_threshold, path)
             for result, tensor, path in zip(results, tensors, paths, strict=True)
         ]
 
@@ -187,7 +244,20 @@ def load(
         raise CheckpointError(f"{path}: has no class list of head {unlisted[0]!r}")
     model = build_model(config, classes, pretrained=False)
     load_weights(model, state["model"], path)
+    model.thresholds = saved_thresholds(state)
     return Predictor(model, config, classes, heads=heads, fold=fold)
+
+
+def percent_of(text: str) -> int:
+    """90 for "p=0.9"; ArgumentError for anything else."""
+    match = re.fullmatch(r"p=(0\.\d\d?)", text)
+    percent = round(float(match[1]) * 100) if match else 0
+    if percent not in PRECISIONS:
+        raise ArgumentError(
+            f"threshold: got {text!r}; expected a number from 0 to 1, best, or p= and a precision "
+            "from 0.50 to 0.99, such as p=0.9"
+        )
+    return percent
 
 
 def loaded(

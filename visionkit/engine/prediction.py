@@ -27,7 +27,7 @@ from visionkit.errors import (
 )
 from visionkit.metrics.coco.arrays import detections_of
 from visionkit.types import Classes, prediction_kinds
-from visionkit.visualization.draw import draw_all, name_of
+from visionkit.visualization.draw import at_least, draw_all, name_of
 
 TOP = 5  # classes in a record, and in a `repr`
 SHOWN_SCORES = 4  # of a class, in a `repr`
@@ -81,14 +81,15 @@ class Prediction:
     heads: each head's results by name (see `visionkit.types.HeadPrediction`), on the CPU.
     classes: each head's class list.
     image: (3, h, w) uint8 RGB, before it was resized for the network.
-    draw_threshold: the default score from which `draw` and `above` keep objects, by head.
+    draw_threshold: the default score from which `draw` and `above` keep objects, by head; of all
+        its classes, or of each.
     path: the file that the image is from; None for pixels.
     """
 
     heads: dict[str, dict[str, Any]]
     classes: dict[str, Classes]
     image: Tensor
-    draw_threshold: float | dict[str, float] = 0.5
+    draw_threshold: float | Mapping[str, float | tuple[float, ...]] = 0.5
     path: Path | None = None
 
     @property
@@ -169,11 +170,11 @@ class Prediction:
     def above(self, threshold: float | Tensor | None = None) -> Prediction:
         """The same with the objects that have at least that score, 0 to 1; by default those that
         `draw` shows. Heads that find no objects are unchanged."""
-        given = _checked(threshold)
+        given = _given(threshold)
         heads = dict(self.heads)
         for head, result in self.heads.items():
             if "boxes" in result:
-                keep = result["scores"] >= (self._threshold(head) if given is None else given)
+                keep = at_least(result, self._threshold(head) if given is None else given)
                 rows = keep.nonzero()[:, 0].tolist()
                 heads[head] = {
                     key: value
@@ -209,7 +210,7 @@ class Prediction:
     def draw(self, *, threshold: float | Tensor | None = None) -> Image.Image:
         """The image with the results of all heads, and objects of at least that score, 0 to 1; by
         default that of their head. Small images are enlarged."""
-        given = _checked(threshold)
+        given = _given(threshold)
         names = {head: self.classes[head].names for head in self.heads}
         lowest = self.draw_threshold if given is None else given
         return draw_all(self.image, self.heads, names, threshold=lowest)
@@ -314,7 +315,7 @@ class Prediction:
             raise AttributeError(f"no head has {key!r}; use .heads, which has {have}")
         return self.heads[found[0]][key]
 
-    def _threshold(self, head: str) -> float:
+    def _threshold(self, head: str) -> float | tuple[float, ...]:
         given = self.draw_threshold
         return given if isinstance(given, (int, float)) else given[head]
 
@@ -337,23 +338,29 @@ class Prediction:
         return found
 
 
-def _checked(threshold: Any) -> float | None:
+def _given(threshold: Any) -> float | None:
+    return None if threshold is None else checked_threshold(threshold)
+
+
+def checked_threshold(threshold: Any) -> float:
+    """ArgumentError for what is not a number from 0 to 1."""
     given = (
         threshold.item() if isinstance(threshold, Tensor) and threshold.numel() == 1 else threshold
     )
-    if given is None:
-        return None
     if isinstance(given, Real) and not isinstance(given, bool) and 0 <= float(given) <= 1:
         return float(given)
     raise ArgumentError(f"threshold: got {threshold!r}; expected None or a number, 0 to 1")
 
 
-def _counted(result: Mapping[str, Any], names: tuple[str, ...], threshold: float) -> str:
+def _counted(
+    result: Mapping[str, Any], names: tuple[str, ...], threshold: float | tuple[float, ...]
+) -> str:
     """`3 car (0.98, 0.91, 0.55), 1 dog (0.87); 8 below 0.5`, the most frequent class first."""
     scores: dict[int, list[float]] = defaultdict(list)
     below = 0
-    for label, score in zip(result["labels"].tolist(), result["scores"].tolist(), strict=True):
-        if score >= threshold:
+    columns = [result["labels"].tolist(), result["scores"].tolist()]
+    for label, score, shown in zip(*columns, at_least(result, threshold).tolist(), strict=True):
+        if shown:
             scores[label].append(score)
         else:
             below += 1
@@ -365,7 +372,8 @@ def _counted(result: Mapping[str, Any], names: tuple[str, ...], threshold: float
     ]
     text = listed(counts, 2 * TOP) if counts else "no objects"
     text += " with masks" if "masks" in result and counts else ""
-    return f"{text}; {below} below {threshold:g}" if below else text
+    lowest = f"{threshold:g}" if isinstance(threshold, (int, float)) else "their thresholds"
+    return f"{text}; {below} below {lowest}" if below else text
 
 
 def _shares(semantic: Tensor, names: tuple[str, ...]) -> list[str]:

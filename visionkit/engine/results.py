@@ -49,7 +49,7 @@ def predict_files(
     out: str | Path,
     overrides: Overrides = (),
     *,
-    threshold: float | None = None,
+    threshold: float | str | None = None,
     batch_size: int = BATCH,
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
@@ -61,7 +61,8 @@ def predict_files(
     `allow_plugins` as for `load`. `batch_size` images of equal size go through the model together.
 
     Writes OUT/predictions.json with every prediction; for each image an overlay of those with a
-    score of at least `threshold` (by default that of the head), and its semantic maps, in the
+    score of at least `threshold` (as for `Predictor.use_threshold`; by default "best", or that of
+    the head if no validation found one), and its semantic maps, in the
     subfolder that it has in its folder; OUT/embeddings.npz; images of the latent space of a VAE. An
     unreadable image is reported and skipped. Only the embeddings are kept in memory.
 
@@ -70,6 +71,10 @@ def predict_files(
     """
     check_counts(batch_size=batch_size)
     predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins)
+    if threshold is not None:
+        predictor.use_threshold(threshold)
+    for line in predictor.describe_thresholds():
+        log.info("objects are drawn from these scores on: %s", line)
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     out = Path(out)
     found = find_images(inputs)
@@ -77,7 +82,7 @@ def predict_files(
     overlays = _overlays(files, out)
 
     def drawn(file: Path, prediction: Prediction) -> tuple[Prediction, dict[str, dict[str, Any]]]:
-        image = prediction.draw(threshold=threshold).convert("RGB")
+        image = prediction.draw().convert("RGB")
         overlays[file].parent.mkdir(parents=True, exist_ok=True)
         save_image(image, overlays[file], quality=92)
         return prediction, _write_maps(prediction, overlays[file], out)

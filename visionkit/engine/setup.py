@@ -39,6 +39,7 @@ from visionkit.engine.predict import class_lists_of
 from visionkit.engine.progress import Best, Progress, default_best
 from visionkit.engine.state import TrainingState, flattened
 from visionkit.errors import CheckpointError, ConfigError, unknown
+from visionkit.metrics.thresholds import saved_thresholds
 from visionkit.models.build import build_model, with_published
 from visionkit.models.model import VisionModel
 from visionkit.models.weights import checkpoint_origin, fill
@@ -147,6 +148,8 @@ def build_initial_model(
     model = build_model(config, classes, pretrained=config.init_from is None and not resumed)
     if origin is not None:
         _load_init_weights(model, config, classes, origin)
+        known = saved_thresholds(origin)
+        model.thresholds = {head: one for head, one in known.items() if head in reused}
     model = model.to(device)
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)

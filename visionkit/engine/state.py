@@ -26,6 +26,7 @@ from visionkit.errors import (
     ResourceError,
     shorten,
 )
+from visionkit.metrics.thresholds import Thresholds, saved_thresholds
 from visionkit.runs import checkpoint
 from visionkit.types import Batch, Classes
 
@@ -67,6 +68,7 @@ class TrainingState:
             **self._identity(),
             "step": self.progress.step,
             "metrics": self.progress.metrics,
+            "thresholds": self._thresholds(),
             "model": self.learner.averaged.state_dict(),
         }
         if not self._tolerate_write_error(self._write_best, final=final):
@@ -108,6 +110,7 @@ class TrainingState:
             "world_size": collectives.world_size(),
             "images": self.images,
             "fingerprints": self.fingerprints,
+            "thresholds": self._thresholds(),
             **self.progress.state(),
         }
         checkpoint.save_last(self.run, state)
@@ -170,6 +173,7 @@ class TrainingState:
         if (before := saved["world_size"]) != collectives.world_size():
             log.warning("resumed with %d ranks instead of %d", collectives.world_size(), before)
         self.progress.restore(saved)
+        self.set_thresholds(saved_thresholds(saved))
 
     def _other_data(self, saved: dict[str, Any]) -> list[str]:
         """How the datasets differ from those that the run was trained with so far."""
@@ -193,6 +197,14 @@ class TrainingState:
                     f"{' and of '.join(changed)}"
                 )
         return texts
+
+    def set_thresholds(self, found: dict[str, Thresholds]) -> None:
+        """The models draw, and best.pt keeps, what was found by the validation of the weights."""
+        for model in {self.learner.model, self.learner.averaged}:
+            model.thresholds = {**model.thresholds, **found}
+
+    def _thresholds(self) -> dict[str, Any]:
+        return {head: one.to_dict() for head, one in self.learner.model.thresholds.items()}
 
     def _identity(self) -> dict[str, Any]:
         classes = {h: {"names": list(c.names), "ids": list(c.ids)} for h, c in self.classes.items()}

@@ -22,7 +22,7 @@ from visionkit.distributed.collectives import (
     loss_values,
     pad_to_global_max,
 )
-from visionkit.engine.evaluate import evaluate_model
+from visionkit.engine.evaluate import evaluate_model, find_thresholds
 from visionkit.engine.failures import (
     agree_on_signal,
     explain_errors,
@@ -282,10 +282,12 @@ def _validate_if_due(state: TrainingState, sources: list[Source], stop: StopRequ
         return
     learner = state.learner
     with stop.interruptible():  # the state is saved, and the validation is repeated
-        metrics, _ = evaluate_model(
+        metrics, evaluators = evaluate_model(
             learner.averaged, sources, dtype=learner.dtype, workers=state.config.workers
         )
+        thresholds = find_thresholds(evaluators)
     if state.progress.validated(metrics):
+        state.set_thresholds(thresholds)
         state.save_best()
 
 

@@ -97,6 +97,11 @@ def _by_precision(curve: Curve) -> dict[int, float]:
     return {percent: score for percent, score in found.items() if score is not None}
 
 
+def saved_thresholds(state: Mapping[str, Any]) -> dict[str, Thresholds]:
+    """Those in a checkpoint, by head; none in one of an earlier version."""
+    return {head: Thresholds(**one) for head, one in state.get("thresholds", {}).items()}
+
+
 def detection_curves(matches: Matches, iou: int = 0) -> tuple[dict[str, Curve], Curve]:
     """The curve of each class at IoU threshold number `iou`, and that over all classes."""
     truth, counted = matches.truth, ~matches.ignored[iou]

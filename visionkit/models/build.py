@@ -59,6 +59,7 @@ def _build(config: Config, classes: dict[str, Classes], pretrained: bool) -> Vis
     learned = config.train.weighting == "uncertainty"
     model = VisionModel(backbone, neck, heads, weights, learned_weights=learned)
     model.kind = config_kind(vars(config))
+    model.class_names = {name: classes[name].names for name in heads}
     return model
 
 

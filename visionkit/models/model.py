@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from visionkit.errors import ConfigError, unknown
+from visionkit.metrics.thresholds import Thresholds
 from visionkit.models import contracts
 from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.inference import autocast
@@ -39,6 +40,8 @@ class VisionModel(nn.Module):
         self.neck = neck
         self.heads = nn.ModuleDict(heads)
         self.loss_weights = loss_weights
+        self.class_names: dict[str, Sequence[str]] = {}  # of heads with classes
+        self.thresholds: dict[str, Thresholds] = {}  # found by a validation, by head
         self.log_variances = nn.ParameterDict()
         if learned_weights:
             self.log_variances.update({name: nn.Parameter(torch.zeros(())) for name in heads})
@@ -58,12 +61,17 @@ class VisionModel(nn.Module):
         return self
 
     @property
-    def draw_threshold(self) -> dict[str, float]:
-        """For each head, the score from which its objects, or those it describes, are drawn."""
-        return {
-            name: self.head(self.head(name).boxes_from or name).draw_threshold
-            for name in self.heads
-        }
+    def draw_threshold(self) -> dict[str, float | tuple[float, ...]]:
+        """For each head, the score from which its objects, or those it describes, are drawn: the
+        same for all, or for each class that of the best F1 which the last validation found."""
+        found: dict[str, float | tuple[float, ...]] = {}
+        for name in self.heads:
+            base = self.head(name).boxes_from or name
+            known = self.thresholds.get(base)
+            found[name] = self.head(base).draw_threshold if known is None else known.common
+            if known is not None and base == name and name in self.class_names:
+                found[name] = tuple(known.best(self.class_names[name]))
+        return found
 
     def head(self, name: str) -> Head:
         return cast(Head, self.heads[name])

@@ -23,6 +23,7 @@ OPACITY = 0.4  # of masks and semantic maps
 GRAY = (150, 150, 150)  # the color of crowds and attributes
 Color = tuple[int, int, int]
 Names = Sequence[str]
+Threshold = float | tuple[float, ...]  # of all classes, or of each
 Rectangle = tuple[float, float, float, float]
 
 
@@ -198,14 +199,14 @@ def draw(
     prediction: Mapping[str, Any],
     class_names: Names,
     *,
-    threshold: float = 0.5,
+    threshold: Threshold = 0.5,
 ) -> Image.Image:
     """Draw the prediction of one head on a copy of the image.
 
     `image` is (3, h, w) uint8 or a Pillow image, of the size that the prediction refers to.
-    Draws `boxes` with `labels`, `scores` and `masks` (scores of at least `threshold`), `box`,
-    `probs`, `semantic`, `attributes` of boxes, and `reconstruction` (at the right of the image);
-    ignores other keys. Small images are enlarged. The result can be drawn on again, for another
+    Draws `boxes` with `labels`, `scores` and `masks` (scores of at least `threshold`, of all
+    classes or of each), `box`, `probs`, `semantic`, `attributes` of boxes, and `reconstruction` (at
+    the right of the image); ignores other keys. Small images are enlarged. The result can be drawn on again, for another
     head.
     """
     canvas = Canvas(image)
@@ -226,6 +227,14 @@ def draw(
         elif kind == "reconstruction":
             canvas.append(prediction["reconstruction"])
     return canvas.finished()
+
+
+def at_least(prediction: Mapping[str, Any], threshold: Threshold) -> Tensor:
+    """(N,) bool: the objects with at least that score, or that of their class."""
+    scores = prediction["scores"]
+    if isinstance(threshold, (int, float)):
+        return scores >= threshold
+    return scores >= torch.tensor(threshold)[prediction["labels"]].to(scores.dtype)
 
 
 def draw_target(
@@ -275,7 +284,7 @@ def draw_all(
     predictions: Mapping[str, Mapping[str, Any]],
     class_names: Mapping[str, Names],
     *,
-    threshold: float | Mapping[str, float] = 0.5,
+    threshold: float | Mapping[str, Threshold] = 0.5,
 ) -> Image.Image:
     """Draw the predictions of all heads on a copy of the image: areas first, text last.
 
@@ -313,9 +322,9 @@ def contact_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
 
 
 def _draw_objects(
-    canvas: Canvas, prediction: Mapping[str, Any], names: Names, threshold: float
+    canvas: Canvas, prediction: Mapping[str, Any], names: Names, threshold: Threshold
 ) -> None:
-    shown = (prediction["scores"] >= threshold).nonzero()[:, 0].tolist()
+    shown = at_least(prediction, threshold).nonzero()[:, 0].tolist()
     labels = prediction["labels"].tolist()
     scores = prediction["scores"].tolist()
     boxes = prediction["boxes"].tolist()
@@ -325,11 +334,11 @@ def _draw_objects(
 
 
 def _draw_attributes(
-    canvas: Canvas, prediction: Mapping[str, Any], names: Names, threshold: float
+    canvas: Canvas, prediction: Mapping[str, Any], names: Names, threshold: Threshold
 ) -> None:
     """Write the attributes of each box at its lower side."""
     corners, tags = [], []
-    for i in (prediction["scores"] >= threshold).nonzero()[:, 0].tolist():
+    for i in at_least(prediction, threshold).nonzero()[:, 0].tolist():
         x1, _, _, y2 = prediction["boxes"][i].tolist()
         corners.append([x1, y2, x1, y2])
         tags.append(printable(", ".join(describe(names, prediction["attributes"][i]))) or "-")

@@ -58,6 +58,8 @@ class Classification(Head):
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
         self.threshold = threshold
+        # Of each class, or of all, instead of `threshold`; never those of the evaluation.
+        self.class_thresholds: float | tuple[float, ...] | None = None
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(levels[self.level].channels, len(self.classes))
         weights = weights_in_order(self.classes, class_weights or {})
@@ -99,7 +101,8 @@ class Classification(Head):
 
     def _present(self, probs: Tensor) -> Tensor:
         ranked = probs.argsort(descending=True)
-        return ranked[probs[ranked] >= self.threshold]
+        lowest = self.threshold if self.class_thresholds is None else self.class_thresholds
+        return ranked[(probs >= torch.tensor(lowest, device=probs.device))[ranked]]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         if self.multilabel:
