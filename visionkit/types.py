@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
 
 import torch
@@ -291,3 +292,25 @@ class Transform(Protocol):
     """
 
     def __call__(self, sample: Any, rng: Any, size: Any) -> Any: ...
+
+
+class Logger(Protocol):
+    """An experiment tracker: `train.loggers` names its class. Its methods are called in rank 0.
+
+    All its arguments are keyword-only: what a config may set. An error that it raises is reported
+    once, and ends the logging, not the run.
+    """
+
+    def begin(self, run: Path, config: Mapping[str, Any]) -> None:
+        """The run in that directory begins, or is resumed: then metrics.jsonl has what was logged
+        so far, and steps after its last one may be logged again."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """A record of metrics.jsonl: losses and learning rate, or the metrics of a validation."""
+
+    def images(self, step: int, images: Mapping[str, Any]) -> None:
+        """Pillow images by name: training images with labels, validation images with
+        predictions."""
+
+    def end(self, status: str) -> None:
+        """The run ends: `finished`, `failed` or `preempted`."""

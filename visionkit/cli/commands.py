@@ -24,7 +24,7 @@ from visionkit.runs.terminal import discard_output
 if TYPE_CHECKING:
     from visionkit.config import Config
 
-SECTIONS = ("configs", "heads", "backbones", "necks", "datasets", "transforms")
+SECTIONS = ("configs", "heads", "backbones", "necks", "datasets", "transforms", "loggers")
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
 
 

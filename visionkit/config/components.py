@@ -36,6 +36,7 @@ PACKAGES = {  # what a section's `type:` can name is in the `__all__` of its pac
     "heads": "visionkit.models.heads",
     "datasets": "visionkit.data.datasets",
     "transforms": "visionkit.data.transforms",
+    "loggers": "visionkit.engine.loggers",
 }
 INJECTED = {"heads": ("levels", "classes"), "necks": ("levels",)}  # arguments no config gives
 SETTING = "VISIONKIT_ALLOW_PLUGINS"  # environment variable; "1" allows plugins
@@ -181,6 +182,13 @@ def _transform_faults(cls: type) -> Iterator[str]:
         yield f"its 'resizes' is {shorten(repr(resizes))}; expected True or False"
 
 
+def _logger_faults(cls: type) -> Iterator[str]:
+    yield from _method_faults(cls, "begin", "run", "config")
+    yield from _method_faults(cls, "scalars", "step", "values")
+    yield from _method_faults(cls, "images", "step", "images")
+    yield from _method_faults(cls, "end", "status")
+
+
 def _method_faults(cls: type, name: str, *arguments: str) -> Iterator[str]:
     """That the method is missing or takes other arguments than these."""
     # Not by `getattr`, which would find the __call__ of any class: that makes an instance.
@@ -211,6 +219,7 @@ _CONTRACTS: dict[str, tuple[str, Callable[[type], Iterator[str]]]] = {
     "necks": ("Backbone", _neck_faults),
     "datasets": ("Dataset", _dataset_faults),
     "transforms": ("Transform", _transform_faults),
+    "loggers": ("Logger", _logger_faults),
 }
 
 
@@ -264,7 +273,8 @@ def _plugins(value: Any, key: Key) -> Iterator[tuple[Key, Mapping[str, Any]]]:
             yield from _plugins(item, (*key, str(part)))
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
-            yield from _plugins(item, (*key, str(index)))
+            short = key == ("train", "loggers") and isinstance(item, str)
+            yield from _plugins({"type": item} if short else item, (*key, str(index)))
 
 
 def _names_a_class(key: Key) -> bool:
@@ -272,6 +282,8 @@ def _names_a_class(key: Key) -> bool:
         case ("backbone",) | ("neck",) | ("head",) | ("heads", _):
             return True
         case ("data", *_, "train" | "val") | ("data", *_, "transforms", _):
+            return True
+        case ("train", "loggers", _):
             return True
     return False
 

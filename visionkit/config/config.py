@@ -59,7 +59,7 @@ class TrainConfig:
     best_constraints: dict[str, float] = field(  # values that the best checkpoint must reach
         default_factory=dict
     )
-    validate: bool | Count = True  # after every epoch; a number: every so many; false: never
+    validate: bool | Count = True  # every epoch, at least 8 times; n: every n epochs; false: never
     eval_batch_size: Count | None = None  # null: the source's own batch size
     save_every: NonNegative = 600.0  # seconds between two checkpoints; 0: one after every step
     log_every: Count = 20  # steps between two lines of the log
@@ -67,6 +67,10 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: a GPU if there is one
     deterministic: bool = False  # only algorithms that repeat bit by bit, also on a GPU
     plots: bool = True  # write curves and images to the run directory
+    report: bool = True  # write report.html at the end, if there was a validation
+    loggers: list[str | dict[str, Any]] = field(  # trackers: tensorboard, wandb, mlflow, or custom
+        default_factory=list
+    )
 
 
 def problems_of(config: TrainConfig) -> dict[str, str]:

@@ -223,10 +223,23 @@ def _check_training(given: dict[str, Any], problems: ConfigProblems) -> TrainCon
         problems.add(("train", "steps"), "conflicts with 'epochs'; give one of the two")
     if fitting.get("steps") is not None:
         fitting["epochs"] = None
+    fitting["loggers"] = [
+        _check_logger(spec, ("train", "loggers", str(number)), problems)
+        for number, spec in enumerate(fitting.get("loggers", ()))
+    ]
     train = TrainConfig(**fitting)
     for name, message in problems_of(train).items():
         problems.add(("train", *name.split(".")), message)
     return train
+
+
+def _check_logger(spec: Any, key: Key, problems: ConfigProblems) -> dict[str, Any]:
+    """A name, or a mapping with arguments; the names of visionkit's in any case."""
+    spec = {"type": spec} if isinstance(spec, str) else dict(spec)
+    names = {name.lower(): name for name in components("loggers")}
+    if isinstance(spec.get("type"), str):
+        spec["type"] = names.get(spec["type"].lower(), spec["type"])
+    return _check_component("loggers", spec, key, problems)
 
 
 def _check_best(

@@ -17,6 +17,7 @@ from torch import Tensor
 from visionkit.config import Config
 from visionkit.config.components import head_class
 from visionkit.distributed import collectives
+from visionkit.engine.loggers import Loggers
 from visionkit.errors import ConfigError, unknown
 from visionkit.runs import directory
 from visionkit.runs.files import WriteErrors
@@ -24,6 +25,8 @@ from visionkit.runs.terminal import progress_bar
 
 log = logging.getLogger("visionkit")
 STATUS_SECONDS = 1.0  # maximum age of status.json while steps are logged
+VALIDATIONS = 8  # of a run of few epochs, by default
+LONG = 2000  # steps of a run that is also validated before the first one
 LOWER_IS_BETTER = ("mse", "kl")  # and all losses
 
 
@@ -93,7 +96,10 @@ class Progress:
     """
 
     def __init__(self, config: Config, run: Path, total_steps: int, steps_per_epoch: int) -> None:
-        self.settings = config.train
+        self.settings, self.config = config.train, config
+        self.loggers = Loggers(
+            [dict(one) for one in config.train.loggers if not isinstance(one, str)]
+        )
         self.run, self.errors = run, WriteErrors()
         self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
         self.step = 0
@@ -133,6 +139,7 @@ class Progress:
                 directory.truncate_metrics(
                     self.run, self.step, self.validated_at, self._logged_every
                 )
+        self.loggers.begin(self.run, self.config.to_dict())
         total, hidden = self.total_steps, not self._is_main
         self._bar = progress_bar(
             total=total, initial=self.step, unit="step", leave=True, hidden=hidden
@@ -199,6 +206,7 @@ class Progress:
             with self.errors.tolerated(self.run / "metrics.jsonl"):
                 directory.append_metrics(self.run, self._unwritten)
                 self._unwritten = []
+            self.loggers.record(record)
 
     def validated(self, metrics: Mapping[str, float]) -> bool:
         """Record a validation; True if it is the best so far. NaN never is."""
@@ -231,6 +239,7 @@ class Progress:
         """The run ends, successfully or not."""
         self._write_status(state, exit_code=exit_code, reason=reason)
         self._bar.close()
+        self.loggers.end(state)
         self.errors.report()
 
     def force_exit_status(self, signal_name: str, exit_code: int) -> str:
@@ -277,10 +286,15 @@ class Progress:
 
     @property
     def validation_due(self) -> bool:
-        every = self.settings.validate
-        if not every or not self.best.names or self.step in (0, self.validated_at):
+        every, step = self.settings.validate, self.step
+        if not every or not self.best.names:
             return False
-        return self.step % (int(every) * self.steps_per_epoch) == 0 or self.step == self.total_steps
+        if step in (0, self.validated_at):
+            return step == 0 and every is True and self.total_steps >= LONG and not self.metrics
+        if every is True and self.steps_per_epoch * VALIDATIONS > self.total_steps:
+            part = self.total_steps / VALIDATIONS
+            return step // part > (step - 1) // part
+        return step % (int(every) * self.steps_per_epoch) == 0 or step == self.total_steps
 
     @property
     def save_due(self) -> bool:

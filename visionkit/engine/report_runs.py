@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from visionkit.data.loading.source import Source
+from visionkit.distributed import collectives
 from visionkit.engine.evaluate import Evaluation, evaluated_run
 from visionkit.engine.report_files import (
     Measured,
@@ -23,7 +25,7 @@ from visionkit.engine.report_files import (
     measured_record,
     metrics_table,
 )
-from visionkit.engine.state import flattened
+from visionkit.engine.state import TrainingState, flattened
 from visionkit.errors import ArgumentError, ConfigError, package_version
 from visionkit.metrics.coco.engines import engine_version, pick_engine
 from visionkit.metrics.coco.evaluator import CocoEvaluator
@@ -36,15 +38,16 @@ from visionkit.metrics.comparison import (
     intervals,
 )
 from visionkit.metrics.intervals import REPLICATES, Interval
-from visionkit.metrics.parts import Part, ReportContext, Row, Table
-from visionkit.runs import directory
+from visionkit.metrics.parts import Gallery, Part, ReportContext, Row, Shown, Table
+from visionkit.runs import directory, files
 from visionkit.types import Dataset
 from visionkit.visualization.curves import charts_of
 from visionkit.visualization.draw import as_image
-from visionkit.visualization.html import Headline, Page, Section
+from visionkit.visualization.html import Headline, Page, Section, render
 
 log = logging.getLogger("visionkit")
 SENTENCES = 3
+SHEETS = 6  # of validation images over time
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,13 @@ def report_runs(
         evaluation = evaluated_run(run, overrides, heads=heads, allow_plugins=allow_plugins)
         name = letter if len(runs) > 1 else Path(run).name
         reports.append(Report(name, Path(run), evaluation, replicates))
+    return report_of(reports, images, iou)
+
+
+def report_of(
+    reports: Sequence[Report], images: int = 24, iou: float = 0.5
+) -> tuple[Page, dict[str, Any]]:
+    """The page on evaluated runs, and its numbers."""
     first = reports[0]
     sections = [_summary(reports)]
     between: dict[str, list[Difference]] = {}
@@ -129,10 +139,10 @@ def report_runs(
             between[f"{other.name}/{head}"] = found
             titled = comparison_section(found, (first.name, other.name))
             sections.append(Section(f"{titled.title}: {head}", titled.parts))
-    sections += [section for one in reports for section in _heads(one, images // len(runs), iou)]
+    sections += [section for one in reports for section in _heads(one, images // len(reports), iou)]
     sections += _about(reports)
     page = Page(
-        ", ".join(Path(run).name for run in runs),
+        ", ".join(one.run.name for one in reports),
         sections,
         [_headline(first, head) for head in first.heads],
         _sentences(first, between),
@@ -145,6 +155,27 @@ def report_runs(
         "runs": record,
         "differences": {name: differences_record(found) for name, found in between.items()},
     }
+
+
+def write_report(state: TrainingState, sources: list[Source]) -> None:
+    """Write RUN/report.html at the end of training, from the evaluation of the best checkpoint. A
+    failure is logged; it never ends the run."""
+    from visionkit.engine.predict import load
+
+    if collectives.rank() != 0:
+        return
+    if not state.evaluators:  # the best validation was before the run was resumed
+        log.info("visionkit report %s writes the report", state.run)
+        return
+    try:
+        predictor = load(state.run, fold=False, allow_plugins=True)
+        metrics = state.progress.metrics
+        found = Evaluation(predictor, sources, metrics, state.evaluators)
+        page, _ = report_of([Report(state.run.name, state.run, found, REPLICATES)])
+        page.banners.clear()  # the run is not marked as finished yet
+        files.write_text(state.run / "report.html", render(page, package_version()))
+    except Exception as error:  # of any kind: the run matters more
+        log.warning("%s: the report failed: %s: %s", state.run, type(error).__name__, error)
 
 
 def _letters() -> list[str]:
@@ -273,12 +304,27 @@ def _about(reports: Sequence[Report]) -> list[Section]:
     runs = {one.name if len(reports) > 1 else "": one.run for one in reports}
     charts = charts_of({name: run for name, run in runs.items() if run.is_dir()})
     sections = [Section("Curves", charts)] if charts else []
+    sections += [section for one in reports if (section := _over_time(one)) is not None]
     data = [part for one in reports for part in _data(one)]
     if data:
         sections.append(Section("Data", data))
     sections.append(Section("Config", [_config(reports)]))
     sections.append(Section("Environment", [_environment(reports)]))
     return sections
+
+
+def _over_time(one: Report) -> Section | None:
+    """The validation images of some steps, so that one sees the model learn."""
+    paths = sorted((one.run / "plots" / "over_time").glob("*.jpg"))
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), SHEETS)).astype(int)]
+    shown = []
+    for path in chosen:
+        source, _, step = path.stem.rpartition("_")
+        with Image.open(path) as image:
+            shown.append(Shown(int(step), source, image=np.asarray(image.convert("RGB"))))
+    gallery = Gallery("The same validation images", shown)
+    title = f"{one.name}: over time"
+    return Section(title, [gallery], "", None, lambda step: f"step {step}") if shown else None
 
 
 def _data(one: Report) -> list[Part]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
@@ -31,6 +32,7 @@ from visionkit.engine.failures import (
 )
 from visionkit.engine.optim import Learner, StepResult, total_norm
 from visionkit.engine.predict import Overrides, Predictor, load
+from visionkit.engine.report_runs import write_report
 from visionkit.engine.setup import setup
 from visionkit.engine.state import TrainingState, check_finite
 from visionkit.errors import ArgumentError, ConfigError, Preempted, check_flags, printable
@@ -184,6 +186,7 @@ def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -
                         save_train_samples(
                             state.run, settings.plots, batch, source, learner.model, state.classes
                         )
+                    _log_images(state, [f"train_{source.name}" for source in trained])
                 result = train_step(learner, [(s.feeds, batch) for s, batch in taken], step)
 
             batches = [batch for _, batch in taken]
@@ -287,13 +290,42 @@ def _validate_if_due(state: TrainingState, sources: list[Source], stop: StopRequ
         )
         thresholds = find_thresholds(evaluators)
     if state.progress.validated(metrics):
+        state.evaluators = evaluators
         state.set_thresholds(thresholds)
         state.save_best()
+    if state.drawing.due():
+        with stop.interruptible():
+            _draw(state, sources)
+
+
+def _draw(state: TrainingState, sources: list[Source]) -> None:
+    """Curves so far, and the validation images with what the model predicts by now."""
+    run, settings, learner, progress = state.run, state.config.train, state.learner, state.progress
+    with state.drawing.timed():
+        save_val_samples(
+            run,
+            settings.plots,
+            learner.averaged,
+            sources,
+            state.classes,
+            dtype=learner.dtype,
+            step=progress.step,
+        )
+        write_curves(run, settings.plots)
+    _log_images(state, [f"val_{source.name}" for source in sources])
+
+
+def _log_images(state: TrainingState, names: Sequence[str]) -> None:
+    """Hand what was drawn to the loggers."""
+    if state.progress.loggers.active:
+        paths = {name: state.run / "plots" / f"{name}.jpg" for name in names}
+        images = {name: Image.open(path) for name, path in paths.items() if path.is_file()}
+        state.progress.loggers.images(state.progress.step, images)
 
 
 def _finish(state: TrainingState, sources: list[Source], stop: StopRequest) -> TrainedRun:
     """Save the last state and what shows the result."""
-    run, settings, learner, progress = state.run, state.config.train, state.learner, state.progress
+    run, settings, progress = state.run, state.config.train, state.progress
     if progress.unsaved:
         state.save_last(final=True)
     if not (run / "checkpoints" / "best.pt").exists():
@@ -302,10 +334,9 @@ def _finish(state: TrainingState, sources: list[Source], stop: StopRequest) -> T
         state.save_best(final=True)
     collectives.all_gather_object(None)  # if the last save fails, all ranks fail
     with stop.interruptible():
-        save_val_samples(
-            run, settings.plots, learner.averaged, sources, state.classes, dtype=learner.dtype
-        )
-        write_curves(run, settings.plots)
+        _draw(state, sources)
+        if settings.report and settings.validate:
+            write_report(state, sources)
     if progress.early_end:
         log.info("%s", progress.early_end)
     progress.finish("finished", exit_code=0, reason=progress.early_end)

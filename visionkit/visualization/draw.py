@@ -206,8 +206,8 @@ def draw(
     `image` is (3, h, w) uint8 or a Pillow image, of the size that the prediction refers to.
     Draws `boxes` with `labels`, `scores` and `masks` (scores of at least `threshold`, of all
     classes or of each), `box`, `probs`, `semantic`, `attributes` of boxes, and `reconstruction` (at
-    the right of the image); ignores other keys. Small images are enlarged. The result can be drawn on again, for another
-    head.
+    the right of the image); ignores other keys. Small images are enlarged. The result can be drawn
+    on again, for another head.
     """
     canvas = Canvas(image)
     for kind in prediction_kinds(prediction):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from PIL import Image
 
 from visionkit.data.loading.source import Source, collate
 from visionkit.data.transforms import fit
@@ -48,6 +49,7 @@ COLORS = (
     "#001c7f",
     "#12711c",
 )
+MAX_SHEETS = 16  # of steps
 MAX_IMAGES = 9  # on a sheet of samples
 FEW_POINTS = 30  # up to here each point of a curve has a marker
 
@@ -160,8 +162,10 @@ def save_val_samples(
     classes: dict[str, Classes],
     *,
     dtype: torch.dtype,
+    step: int,
 ) -> None:
-    """Write plots/val_<source>.jpg: the first validation images with all heads' predictions."""
+    """Write plots/val_<source>.jpg: the first validation images with all heads' predictions; and
+    the same to plots/over_time/, where those of some earlier steps stay."""
     device = next(model.parameters()).device
     model.eval()
     for source in sources:
@@ -184,6 +188,16 @@ def save_val_samples(
         ]
         sheet = contact_sheet(images, columns=3)
         save_image(sheet, run / "plots" / f"val_{source.name}.jpg")
+        _keep_over_time(run / "plots" / "over_time", source.name, step, sheet)
+
+
+def _keep_over_time(folder: Path, source: str, step: int, sheet: Image.Image) -> None:
+    """Save the sheet of a step; every second of them goes when there are too many."""
+    folder.mkdir(exist_ok=True)
+    save_image(sheet, folder / f"{source}_{step:07d}.jpg", quality=80)
+    kept = sorted(folder.glob(f"{source}_*.jpg"))
+    for path in kept[1:-1:2] if len(kept) > MAX_SHEETS else ():
+        path.unlink()
 
 
 @_never_fatal
