@@ -30,7 +30,7 @@ def config(
             **(data or {}),
         },
         "train": {"steps": 3, "log_every": 1, "precision": "fp32", "plots": False, "lr": 0.02}
-        | {"warmup_steps": 0, "validate": 3},
+        | {"warmup_steps": 0, "validate": 3, "report": False},
     }
     return spec | ({"neck": dict(PYRAMID)} if pyramid else {})
 
@@ -75,6 +75,7 @@ def joint(**train: Any) -> dict[str, Any]:
 def quick_settings(config: str) -> list[str]:
     """Overrides with which a config of `configs/` trains in a second."""
     words = ["data.workers=0", "train.epochs=null", "train.steps=3", "train.plots=false"]
+    words += ["train.report=false"]
     given = load_config(CONFIGS / config)
     words += ["backbone.weights=null"] * bool(given.backbone.get("weights"))  # needs no package
     for name, source in given.data.items():

@@ -204,5 +204,5 @@ def _needed(module: Callable[[], Any]) -> Any:
 
 
 def _mlflow_name(name: str) -> str:
-    """MLflow allows letters, digits, and some signs."""
-    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
+    """MLflow allows letters, digits and some signs, and keeps `a` and `a/b` in one place."""
+    return "".join(c if c.isalnum() or c in "_-. " else "." if c == "/" else "_" for c in name)

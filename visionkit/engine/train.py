@@ -320,7 +320,8 @@ def _log_images(state: TrainingState, names: Sequence[str]) -> None:
     if state.progress.loggers.active:
         paths = {name: state.run / "plots" / f"{name}.jpg" for name in names}
         images = {name: Image.open(path) for name, path in paths.items() if path.is_file()}
-        state.progress.loggers.images(state.progress.step, images)
+        if images:
+            state.progress.loggers.images(state.progress.step, images)
 
 
 def _finish(state: TrainingState, sources: list[Source], stop: StopRequest) -> TrainedRun:

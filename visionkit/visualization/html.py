@@ -215,7 +215,7 @@ def _cells(part: Table) -> dict[str, Any]:
 
 def _cell(value: str | float | int | None) -> dict[str, Any]:
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return {"text": "–", "number": None}
+        return {"text": "–", "number": "nan"}
     if isinstance(value, str):
         return {"text": value, "number": None}
     text = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
