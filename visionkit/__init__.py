@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.engine.predict import Predictor, load, predict
     from visionkit.engine.prediction import PredictedObject, Prediction
     from visionkit.engine.report import Report
+    from visionkit.engine.reporting import report
     from visionkit.engine.results import predict_files
     from visionkit.engine.search import SearchResult, search, search_files
     from visionkit.engine.train import TrainedRun, train
@@ -70,6 +71,7 @@ _HOME = {
     "generate_shapes": "data.datasets.shapes",
     "init": "config.starter",
     "predict_files": "engine.results",
+    "report": "engine.reporting",
 }
 __all__ = [
     "Backbone",
@@ -112,6 +114,7 @@ __all__ = [
     "load_config",
     "predict",
     "predict_files",
+    "report",
     "search",
     "search_files",
     "train",

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from visionkit.data.image_io import SUFFIXES, read_image
-from visionkit.engine.predict import Predictor, find_images
+from visionkit.engine.inputs import find_images
+from visionkit.engine.predict import Predictor
 from visionkit.engine.prediction import Prediction, to_records
 from visionkit.engine.results import (
     EMBEDDINGS,

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from visionkit.errors import (
-    ArgumentError,
     ConfigError,
     DataError,
-    package_version,
     plural,
     printable,
 )
@@ -96,7 +94,12 @@ def evaluate(args: argparse.Namespace) -> None:
     from visionkit.engine.evaluate import evaluate_run
 
     metrics, facts = evaluate_run(
-        args.run_directory, args.overrides, heads=args.heads, allow_plugins=args.allow_plugins
+        args.run_directory,
+        args.overrides,
+        heads=args.heads,
+        allow_plugins=args.allow_plugins,
+        intervals=args.intervals,
+        analysis=args.analysis,
     )
     if collectives.rank() == 0:
         _show(metrics, facts, args.json)
@@ -117,20 +120,29 @@ def _eval_files(args: argparse.Namespace) -> None:
         max_detections=args.max_detections or MOST,
         trust=args.trust,
         ignore_categories=args.ignore_categories,
+        intervals=args.intervals,
+        analysis=args.analysis,
     )
     _show(metrics, facts, args.json)
 
 
 def _show(metrics: dict[str, float], facts: dict[str, Any], as_json: bool) -> None:
+    from visionkit.metrics.parts import text_lines, to_plain
     from visionkit.metrics.report import metric_lines, to_record
     from visionkit.runs.files import to_json
 
+    analysis = facts.pop("analysis", {})
     if as_json:
-        print(to_json(to_record(metrics, facts)))
-    else:
-        print(*metric_lines(metrics, facts.get("classes")), sep="\n")
-        if "scoring" in facts:
-            print(f"scored by {facts['coco_engine']}, {facts['scoring']}")
+        record = to_record(metrics, facts)
+        if analysis:
+            record["analysis"] = {head: to_plain(parts) for head, parts in analysis.items()}
+        print(to_json(record))
+        return
+    print(*metric_lines(metrics, facts.get("classes"), facts.get("intervals")), sep="\n")
+    if "scoring" in facts:
+        print(f"scored by {facts['coco_engine']}, {facts['scoring']}")
+    for head, parts in analysis.items():
+        print(*text_lines(head, parts), sep="\n")
 
 
 def _tell(lines: list[str]) -> None:
@@ -142,63 +154,26 @@ def _tell(lines: list[str]) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    from visionkit.engine.report_files import report_files
+    from visionkit.engine.reporting import IMAGES, report
     from visionkit.runs.files import to_json, write_text
-    from visionkit.visualization.html import render
 
     runs, overrides = _split_overrides([*args.runs, *args.overrides])
-    counts = [int(text) for text in args.images if text.isdecimal()]
-    folders = [text for text in args.images if not text.isdecimal()]
-    if len(counts) > 1 or len(folders) > 1:
-        raise ArgumentError("report: --images takes a number, and with --gt one folder")
-    options = {"replicates": args.bootstrap, "iou": args.iou}
-    if args.gt or args.pred:
-        if not (args.gt and args.pred) or runs or overrides or args.heads:
-            raise ArgumentError("report: give runs, or --gt FILE and --pred FILE, not both")
-        out = Path(args.out or "report.html")
-        _check_page(out)
-        page, record = report_files(
-            args.gt,
-            args.pred,
-            args.type or "bbox",
-            images=next(iter(folders), None),
-            count=next(iter(counts), 24),
-            **options,
-        )
-    else:
-        if not runs:
-            raise ArgumentError("report: give at least one run, or --gt FILE and --pred FILE")
-        if folders or args.type:
-            raise ArgumentError("report: --images DIR and --type apply to --gt and --pred")
-        from visionkit.engine.report_runs import report_runs
-
-        first = Path(runs[0])
-        out = Path(args.out or (first if first.is_dir() else first.parent) / "report.html")
-        _check_page(out)
-        page, record = report_runs(
-            runs,
-            overrides,
-            heads=args.heads,
-            images=next(iter(counts), 24),
-            allow_plugins=args.allow_plugins,
-            **options,
-        )
-    write_text(out, render(page, package_version()))
+    record = report(
+        runs,
+        overrides,
+        truth=args.gt,
+        results=args.pred,
+        iou_type=args.type,
+        out=args.out,
+        images=args.images or IMAGES,
+        bootstrap=args.bootstrap,
+        iou=args.iou,
+        heads=args.heads,
+        allow_plugins=args.allow_plugins,
+    )
     if args.json:
         write_text(Path(args.json), to_json(record) + "\n")
-    _tell([*page.banners, *page.summary, f"wrote {out}"])
-
-
-def _check_page(path: Path) -> None:
-    """ArgumentError if the page cannot be written there; an earlier page is replaced."""
-    from visionkit.visualization.html import is_page
-
-    if not path.absolute().parent.is_dir():
-        raise ArgumentError(f"--out: the directory of {path} does not exist")
-    if path.is_dir():
-        raise ArgumentError(f"--out: {path} is a directory; name a file")
-    if path.exists() and not is_page(path):
-        raise ArgumentError(f"--out: {path} exists and is no report of visionkit")
+    _tell([*record["summary"], f"wrote {record['page']}"])
 
 
 def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:

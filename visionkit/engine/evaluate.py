@@ -18,9 +18,12 @@ from visionkit.distributed import collectives
 from visionkit.engine.failures import propagate_failures
 from visionkit.engine.predict import Predictor, load
 from visionkit.errors import ConfigError, VisionkitError
+from visionkit.metrics import comparison
 from visionkit.metrics.coco.engines import engine_version, pick_engine
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.metrics.coco.ground_truth import log_once
+from visionkit.metrics.intervals import REPLICATES, Interval
+from visionkit.metrics.parts import ReportContext
 from visionkit.metrics.report import Coverage, to_record
 from visionkit.metrics.thresholds import Thresholds
 from visionkit.models.contracts import checked_coverage, checked_metrics
@@ -70,10 +73,13 @@ def evaluate_run(
     *,
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
+    intervals: bool = False,
+    analysis: bool = False,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """`evaluate`, and the other content of RUN/eval/metrics.json: `coco_engine`, the program that
     computed the COCO metrics, and its version; `scoring`, the rule of these; and `classes`, a
-    `Coverage` for each metric that is over classes."""
+    `Coverage` for each metric that is over classes. With `intervals`, 95 % intervals by metric;
+    with `analysis`, the parts of a report by head."""
     with propagate_failures():
         found = evaluated_run(run, overrides, heads=heads, allow_plugins=allow_plugins)
         coco = {name: e for name, e in found.evaluators.items() if isinstance(e, CocoEvaluator)}
@@ -81,9 +87,18 @@ def evaluate_run(
         if coco:
             facts["coco_engine"] = engine_version(pick_engine())
             facts["scoring"] = "; ".join(dict.fromkeys(e.rule for e in coco.values()))
+        if intervals:
+            around = intervals_of(found.evaluators, found.metrics)
+            facts["intervals"] = {name: [one.low, one.high] for name, one in around.items()}
         if Path(run).is_dir():
             content = to_record(found.metrics, facts)
             collectives.on_main_rank(lambda: _write(Path(run) / "eval", content, coco))
+        if analysis:
+            facts["analysis"] = {
+                name: evaluator.report(ReportContext(no_images, images=0))
+                for name, evaluator in found.evaluators.items()
+                if hasattr(evaluator, "report")
+            }
         return found.metrics, facts
 
 
@@ -118,6 +133,33 @@ def coverage_of(evaluators: Mapping[str, Evaluator]) -> dict[str, Coverage]:
         for metric, over in checked_coverage(name, own).items():
             found[f"{name}/{metric}"] = over
     return found
+
+
+def intervals_of(
+    evaluators: Mapping[str, Evaluator],
+    metrics: Mapping[str, float],
+    replicates: int = REPLICATES,
+) -> dict[str, Interval]:
+    """Of each metric that can be resampled, by its whole name."""
+    found: dict[str, Interval] = {}
+    for head, evaluator in evaluators.items():
+        one: Any = evaluator
+        if hasattr(one, "resampled"):
+            own = own_metrics(metrics, head)
+            around = comparison.intervals(one, own, replicates)
+            found |= {f"{head}/{name}": value for name, value in around.items()}
+    return found
+
+
+def own_metrics(metrics: Mapping[str, float], head: str) -> dict[str, float]:
+    """The metrics of a head by their own names."""
+    prefix = f"{head}/"
+    return {n.removeprefix(prefix): v for n, v in metrics.items() if n.startswith(prefix)}
+
+
+def no_images(image_id: int) -> Any:
+    """For reports without images."""
+    raise LookupError(f"image {image_id}: predictions are not made again")
 
 
 def find_thresholds(evaluators: Mapping[str, Evaluator]) -> dict[str, Thresholds]:

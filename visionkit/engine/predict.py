@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from visionkit.config import Config, load_config
-from visionkit.data.files import visible_files
-from visionkit.data.image_io import PLUGINS, is_image_file, read_image, to_pixels
+from visionkit.data.image_io import read_image, to_pixels
 from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import ImageSize, fit
+from visionkit.engine.inputs import NO_NAME, check_exist, find_images
 from visionkit.engine.prediction import Prediction, checked_threshold
 from visionkit.errors import (
     ArgumentError,
@@ -43,14 +43,12 @@ from visionkit.models.published import is_model_name
 from visionkit.ops.inference import cast_weights, fold_norms, pick_device, pick_precision
 from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
-from visionkit.runs.files import twin_clause
 from visionkit.types import Classes
 
 log = logging.getLogger("visionkit")
 
 BATCH = 4  # images a thread predicts at once; more is not faster on a CPU
 MAX_THREADS = 4  # each holds a batch of images and their feature maps
-NO_NAME = "got an empty file name; expected an image or a folder"
 Kept = TypeVar("Kept")
 Threshold: TypeAlias = float | tuple[float, ...]  # of all classes, or of each
 ImageInput: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
@@ -417,76 +415,6 @@ def _item(image: Tensor, image_id: int, size: ImageSize) -> tuple[Tensor, Any]:
     sample = Sample(image, image_id, orig_size=(height, width))
     sample = sample.resize(fit(sample.size, size))
     return sample.image, sample.target()
-
-
-def check_exist(inputs: Collection[str | Path]) -> None:
-    """DataError that names all files and folders that do not exist."""
-    if "" in inputs:
-        raise ArgumentError(NO_NAME)
-    missing = [one for one in inputs if not Path(one).exists()]
-    if missing:
-        named = ", ".join(f"{Path(one)}{twin_clause(Path(one))}" for one in missing)
-        hint = ""
-        if any("://" in str(one) for one in missing):
-            hint = "; images are not downloaded: give files"
-        elif any(sign in str(one) for one in missing for sign in "*?["):
-            hint = "; patterns are not expanded: give files or a folder"
-        raise DataError(f"no such file or directory: {named}{hint}")
-
-
-def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
-    """The images among files and folders, each with its name: relative to the folder, as in a COCO
-    file. Images that would share a name get their whole path instead."""
-    check_exist(inputs)
-    found: list[tuple[Path, str]] = []
-    others: list[Path] = []
-    hidden: list[str] = []
-    for path in map(Path, inputs):
-        inside = sorted(Path(folder, name) for folder, name in visible_files(path, hidden))
-        found += [(f, f.relative_to(path).as_posix()) for f in inside if is_image_file(f)]
-        found += [] if path.is_dir() else [(path, path.name)]
-        others += [file for file in inside if not is_image_file(file)]
-    skipped = "; ".join(_passed_over(others, hidden))
-    if not found:
-        raise DataError(f"no images in {', '.join(map(str, inputs))}{skipped and f'; {skipped}'}")
-    if skipped:
-        log.warning("%s", skipped)
-    files = {(file.resolve(), name) for file, name in found}  # an image given twice counts once
-    times = Counter(name for _, name in files)
-    return [(file, name if times[name] == 1 else file.as_posix()) for file, name in found]
-
-
-def _passed_over(files: Sequence[Path], hidden: Sequence[str]) -> Iterator[str]:
-    """Names the files of folders that are not images, for each reason, and what is hidden."""
-    needed = {suffix: one.package for one in PLUGINS.values() for suffix in one.suffixes}
-    suffixes = {file: file.suffix.lower() for file in files}
-    special = [file for file in files if not file.is_file()]
-    plugins = [f for f in files if suffixes[f] in needed and f not in special]
-    packages = {needed[suffixes[file]]: None for file in plugins}
-    rest = [file for file in files if file not in special and file not in plugins]
-    for noun, several, names, hint in (
-        (
-            "file without the suffix of an image",
-            "files without the suffix of an image",
-            [file.name for file in rest],
-            "",
-        ),
-        (
-            "image of a format that is not read here",
-            "images of formats that are not read here",
-            [file.name for file in plugins],
-            f"; convert them, or install {listed(packages)}",
-        ),
-        (
-            "pipe, device or link to nothing",
-            "pipes, devices or links to nothing",
-            [file.name for file in special],
-            "",
-        ),
-        ("hidden file or folder", "hidden files or folders", hidden, ""),
-    ):
-        if names:
-            yield f"{plural(len(names), noun, several)} skipped: {printable(listed(names))}{hint}"
 
 
 def predict_each(

@@ -16,7 +16,7 @@ from PIL import Image
 
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
-from visionkit.engine.evaluate import Evaluation, evaluated_run
+from visionkit.engine.evaluate import Evaluation, evaluated_run, intervals_of, own_metrics
 from visionkit.engine.report_files import (
     Measured,
     comparison_section,
@@ -35,7 +35,6 @@ from visionkit.metrics.comparison import (
     Subject,
     check_same,
     differences,
-    intervals,
 )
 from visionkit.metrics.intervals import REPLICATES, Interval
 from visionkit.metrics.parts import Gallery, Part, ReportContext, Row, Shown, Table
@@ -62,13 +61,8 @@ class Report:
     @cached_property
     def intervals(self) -> dict[str, Interval]:
         """Of each metric that can be resampled, by its whole name."""
-        found: dict[str, Interval] = {}
-        for head in self.heads:
-            if (evaluator := self.resampled(head)) is not None:
-                own = self.own_metrics(head)
-                around = intervals(evaluator, own, self.replicates)
-                found |= {f"{head}/{name}": one for name, one in around.items()}
-        return found
+        found = self.evaluation
+        return intervals_of(found.evaluators, found.metrics, self.replicates)
 
     @cached_property
     def measured(self) -> Measured:
@@ -76,9 +70,7 @@ class Report:
 
     def own_metrics(self, head: str) -> dict[str, float]:
         """The metrics of a head by their own names."""
-        prefix = f"{head}/"
-        metrics = self.evaluation.metrics.items()
-        return {name.removeprefix(prefix): v for name, v in metrics if name.startswith(prefix)}
+        return own_metrics(self.evaluation.metrics, head)
 
     def resampled(self, head: str) -> Resampled | None:
         """The evaluator of a head, if its metrics have intervals."""

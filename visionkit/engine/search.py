@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from visionkit.engine.predict import Overrides, Predictor, find_images, loaded, predict_each
+from visionkit.engine.inputs import find_images
+from visionkit.engine.predict import Overrides, Predictor, loaded, predict_each
 from visionkit.engine.prediction import Prediction
 from visionkit.engine.results import results_folder
 from visionkit.errors import ConfigError, DataError, check_counts, printable

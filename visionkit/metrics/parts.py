@@ -7,10 +7,12 @@ head, in this order, below the metrics that `compute` returns. Nothing here impo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+
+from visionkit.errors import printable
 
 if TYPE_CHECKING:
     from visionkit.metrics.thresholds import Thresholds
@@ -193,3 +195,64 @@ def most_confused(
         f"The most frequent confusion: {names[row]} is {verb} {names[column]} {off[row, column]} "
         f"times ({off[row, column] / max(totals[row], 1):.0%} of {names[row]})."
     ]
+
+
+def to_plain(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Parts for a JSON file; images are named by their ids and captions."""
+    return [{"part": type(one).__name__, **_plain(one)} for one in parts]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Shown):
+        return {"image_id": value.image_id, "caption": value.caption}
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):  # of cells or names
+        return {
+            " ".join(map(str, key)) if isinstance(key, tuple) else str(key): _plain(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def text_lines(head: str, parts: Sequence[Part]) -> list[str]:
+    """Parts as text; charts and images are for pages."""
+    lines = []
+    for part in parts:
+        match part:
+            case Text():
+                body = list(part.sentences)
+            case Table():
+                body = _aligned([list(part.columns), *map(list, part.rows)])
+            case Bars():
+                body = _aligned([[name, value] for name, value in part.values.items()])
+            case Matrix():
+                rows = zip(part.rows, part.counts.tolist(), strict=True)
+                body = _aligned([["", *part.columns], *([name, *row] for name, row in rows)])
+            case _:
+                continue
+        lines += ["", printable(f"{head}: {part.title}"), *body]
+    return lines
+
+
+def _aligned(rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Rows as lines, the first column at the left, the others at the right."""
+    texts = [[_shown(value) for value in row] for row in rows]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(texts[0]))] if texts else []
+    return [
+        "  ".join(
+            text.ljust(width) if i == 0 else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in texts
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None or (isinstance(value, float) and value != value):
+        return "n/a"
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))

@@ -52,11 +52,13 @@ def to_record(metrics: Mapping[str, float], facts: Mapping[str, Any]) -> dict[st
 
 
 def metric_lines(
-    metrics: Mapping[str, float], coverage: Mapping[str, Coverage] | None = None
+    metrics: Mapping[str, float],
+    coverage: Mapping[str, Coverage] | None = None,
+    intervals: Mapping[str, Sequence[float]] | None = None,
 ) -> list[str]:
     """A line for each metric; of one with more than `SHOWN` classes the worst and best classes.
 
-    A metric in `coverage` says over how many classes it is.
+    A metric in `coverage` says over how many classes it is, one in `intervals` its 95 % interval.
     """
     families: dict[str, list[str]] = defaultdict(list)
     for name in metrics:
@@ -81,7 +83,9 @@ def metric_lines(
     for name in shown:
         value = "n/a" if math.isnan(metrics[name]) else f"{metrics[name]:.4f}"
         over = f"  {coverage[name]}" if coverage and name in coverage else ""
-        lines.append(printable(f"{printable(name):<{width}}  {value}{over}"))
+        low, high = (intervals or {}).get(name, (math.nan, math.nan))
+        around = f"  {low:.4f} to {high:.4f}" if low == low else ""
+        lines.append(printable(f"{printable(name):<{width}}  {value}{around}{over}"))
         lines += [printable(remarks[name])] if name in remarks else []
     return lines
 

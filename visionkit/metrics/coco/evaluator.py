@@ -28,6 +28,7 @@ from visionkit.data.coco.reader import (
     skip,
 )
 from visionkit.errors import ArgumentError, DataError, install_hint, listed, plural
+from visionkit.metrics import comparison
 from visionkit.metrics.coco.arrays import LabelKind, detections_of
 from visionkit.metrics.coco.detections import DetectionChecker, Detections, concatenate
 from visionkit.metrics.coco.engines import engine_version, match, pick_engine
@@ -38,6 +39,7 @@ from visionkit.metrics.coco.report import DetectionReport, resampled, subject_of
 from visionkit.metrics.coco.sanity import judge
 from visionkit.metrics.coco.truths import BACKGROUND, DatasetTruth, ImageResult, truth_of
 from visionkit.metrics.comparison import Subject
+from visionkit.metrics.intervals import REPLICATES
 from visionkit.metrics.parts import Part, ReportContext, Text
 from visionkit.metrics.report import Coverage
 from visionkit.metrics.thresholds import Thresholds, detection_curves
@@ -301,20 +303,31 @@ def score_files(
     max_detections: int = MOST,
     trust: bool = False,
     ignore_categories: Collection[str] = (),
+    intervals: bool = False,
+    analysis: bool = False,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """`evaluate_files`, and facts: `coco_engine`, the engine with its version, `scoring`, the rule
-    that applied, and `classes`, a `Coverage` for each metric that is a mean over classes."""
+    that applied, and `classes`, a `Coverage` for each metric that is a mean over classes. With
+    `intervals`, 95 % intervals by metric; with `analysis`, the parts of a report."""
     engine = pick_engine(engine)
     log_once(f"COCO metrics are computed by {engine_version(engine)}", logging.INFO)
     index = open_index(truth)
     objects = open_truth(index, iou_type, trust=trust, ignore_categories=ignore_categories)
     found = open_results(index, objects, results, trust=trust)
     metrics = compute_metrics(objects, found, engine, max_detections)
-    return metrics, {
+    facts: dict[str, Any] = {
         "coco_engine": engine_version(engine),
         "scoring": scoring_rule(objects, max_detections, trust=trust),
         "classes": {"AP": class_coverage(objects)},
     }
+    if intervals or analysis:
+        one = DetectionReport(objects, labeled_only(objects, found), metrics, engine, images=0)
+        if intervals:
+            around = comparison.intervals(one, metrics, REPLICATES)
+            facts["intervals"] = {name: [low, high] for name, (_, low, high) in around.items()}
+        if analysis:
+            facts["analysis"] = {iou_type: one.parts()}
+    return metrics, facts
 
 
 def open_truth(
