@@ -105,6 +105,7 @@ def api_pages():
         ("backbones", "Backbones and necks", f"{named} `backbone` and `neck`.", layers),
         ("datasets", "Datasets", f"{named} `train` and `val` of a source.", section("datasets")),
         ("transforms", "Transforms", f"{named} `transforms`.", section("transforms")),
+        ("loggers", "Loggers", f"{named} `train.loggers`.", section("loggers")),
         ("metrics", "Metrics", "Evaluators of heads, and COCO's metrics of files.", metrics),
         ("ops", "Operations", "Boxes, losses, pooling.", operations),
     ]
