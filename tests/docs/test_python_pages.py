@@ -65,6 +65,7 @@ PYTHON = "docs/guide/python.md"
 # What an option of a command is called in Python; None: it is about the output of the command.
 RENAMED = {"gt": "truth", "pred": "results", "type": "iou_type", "json": None, "debug": None}
 RENAMED |= {"help": None, "strict": None, "offline": None}
+RENAMED |= {"intervals": None, "analysis": None}  # `report` returns them
 
 
 def test_the_python_of_the_python_page(tmp_path, monkeypatch, capsys):

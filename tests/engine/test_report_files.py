@@ -79,7 +79,7 @@ def test_torch_is_not_imported(files):
         ([], USAGE, "give at least one run"),
         (["RUN", "--gt", "gt.json", "--pred", "b.json"], USAGE, "not both"),
         (["--gt", "gt.json", *["--pred", "b.json"] * 3], USAGE, "got 3 result files"),
-        (["--gt", "gt.json", "--pred", "b.json", "--out", "gt.json"], USAGE, "no report of"),
+        (["--gt", "gt.json", "--pred", "b.json", "--out", "gt.json"], USAGE, "not a report of"),
         (["--gt", "gt.json", "--pred", "b.json", "--out", "images"], USAGE, "is a directory"),
         (["--gt", "gt.json", "--pred", "b.json", "--out", "no/a.html"], USAGE, "does not exist"),
         (["--gt", "gt.json", "--pred", "b.json", "--images", "no"], DATA, "not a directory"),

@@ -240,7 +240,7 @@ def _add_eval(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--ignore-categories", type=_names, default=[], metavar="A,B", help=text)
     text = "score results that look wrong (other boxes, ids, scores) as they are"
     sub.add_argument("--trust", action="store_true", help=text)
-    text = "95 % intervals of the metrics, by resampling the images"
+    text = "95 %% intervals of the metrics, by resampling the images"
     sub.add_argument("--intervals", action="store_true", help=text)
     text = "what `visionkit report` shows, as text: classes, confusion, error types"
     sub.add_argument("--analysis", action="store_true", help=text)

@@ -26,7 +26,7 @@ log = logging.getLogger("visionkit")
 __all__ = ["MLflow", "TensorBoard", "WandB"]
 
 IDS = "loggers.json"  # in the run directory: the tracker's run of each logger
-NAMES = ("kind", "step")  # of a record of metrics.jsonl, that are no metrics
+NAMES = ("kind", "step")  # of a record of metrics.jsonl; not metrics
 
 
 class TensorBoard:

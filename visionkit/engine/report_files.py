@@ -158,7 +158,7 @@ def image_names(index: CocoIndex) -> Callable[[int], str]:
 
 
 def image_opener(index: CocoIndex, folder: str | Path) -> Callable[[int], Image.Image]:
-    """Opens the image of an id in the folder. DataError if there is no such folder."""
+    """Opens the image of an id in the folder. DataError if it is not one."""
     folder, name = Path(folder), image_names(index)
     if not folder.is_dir():
         raise DataError(f"--images: {folder} is not a directory")

@@ -44,7 +44,7 @@ def report(
     heads, allow_plugins: as for `load`.
 
     The numbers are metrics, intervals, thresholds and, of several models, their differences.
-    Raises ArgumentError if `out` exists and is no page, DataError for data that cannot be scored,
+    Raises ArgumentError if `out` is another file, DataError for data that cannot be scored,
     and for runs that were evaluated on other data than the first.
     """
     names = [runs] if isinstance(runs, (str, Path)) else [*runs]
@@ -53,17 +53,9 @@ def report(
     if truth is not None or files:
         if truth is None or not files or names or overrides or heads:
             raise ArgumentError("report: give runs, or --gt FILE and --pred FILE, not both")
-        path = _checked(out or "report.html")
-        page, record = report_files(
-            truth,
-            files,
-            iou_type or "bbox",
-            images=folder,
-            count=count,
-            replicates=bootstrap,
-            iou=iou,
-        )
-        return _written(path, page, record)
+        path, kind = _checked(out or "report.html"), iou_type or "bbox"
+        options: dict[str, Any] = {"count": count, "replicates": bootstrap, "iou": iou}
+        return _written(path, *report_files(truth, files, kind, images=folder, **options))
     if not names:
         raise ArgumentError("report: give at least one run, or --gt FILE and --pred FILE")
     if folder is not None or iou_type is not None:
@@ -72,16 +64,8 @@ def report(
 
     first = Path(names[0])
     path = _checked(out or (first if first.is_dir() else first.parent) / "report.html")
-    page, record = report_runs(
-        names,
-        overrides,
-        heads=heads,
-        images=count,
-        replicates=bootstrap,
-        iou=iou,
-        allow_plugins=allow_plugins,
-    )
-    return _written(path, page, record)
+    options = {"images": count, "replicates": bootstrap, "iou": iou, "heads": heads}
+    return _written(path, *report_runs(names, overrides, allow_plugins=allow_plugins, **options))
 
 
 def _split(images: int | str | Path | Sequence[Any]) -> tuple[int, str | None]:
@@ -103,7 +87,7 @@ def _checked(out: str | Path) -> Path:
     if path.is_dir():
         raise ArgumentError(f"--out: {path} is a directory; name a file")
     if path.exists() and not is_page(path):
-        raise ArgumentError(f"--out: {path} exists and is no report of visionkit")
+        raise ArgumentError(f"--out: {path} exists and is not a report of visionkit")
     return path
 
 

@@ -62,8 +62,7 @@ def predict_files(
 
     Writes OUT/predictions.json with every prediction; for each image an overlay of those with a
     score of at least `threshold` (as for `Predictor.use_threshold`; by default "best", or that of
-    the head if no validation found one), and its semantic maps, in the
-    subfolder that it has in its folder; OUT/embeddings.npz; images of the latent space of a VAE. An
+    the head if no validation found one), and its semantic maps, in the subfolder that it has; OUT/embeddings.npz; images of the latent space of a VAE. An
     unreadable image is reported and skipped. Only the embeddings are kept in memory.
 
     Raises ConfigError if `out` has other content than earlier results, DataError if an input does
@@ -71,10 +70,7 @@ def predict_files(
     """
     check_counts(batch_size=batch_size)
     predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins)
-    if threshold is not None:
-        predictor.use_threshold(threshold)
-    for line in predictor.describe_thresholds():
-        log.info("objects are drawn from these scores on: %s", line)
+    _use_threshold(predictor, threshold)
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     out = Path(out)
     found = find_images(inputs)
@@ -109,6 +105,14 @@ def predict_files(
     if unreadable == len(files):
         raise DataError(f"predict: none of the {len(files)} images could be read")
     return unreadable
+
+
+def _use_threshold(predictor: Predictor, threshold: float | str | None) -> None:
+    """Set what is drawn, and say so."""
+    if threshold is not None:
+        predictor.use_threshold(threshold)
+    for line in predictor.describe_thresholds():
+        log.info("objects are drawn from these scores on: %s", line)
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def _located(one: LocalizationRecord, names: Sequence[str]) -> Shown:
 def attribute_parts(
     groups: Mapping[str, Group], classes: Sequence[str], counts: np.ndarray
 ) -> list[Part]:
-    """Accuracy of each attribute beside what its most frequent answer would reach."""
+    """Accuracy of each attribute next to what its most frequent answer would reach."""
     correct, known = counts[: len(groups)].T
     true, asked = counts[len(groups) + 1 :].T
     rows: list[Row] = []
@@ -220,7 +220,7 @@ def _compared(id_: int, correct: int, counted: int, context: ReportContext, trut
 def reconstruction_parts(
     by_image: Sequence[tuple[int, int, int]], context: ReportContext
 ) -> list[Part]:
-    """The images with the largest error beside their reconstruction. `by_image` has id, sum of
+    """The images with the largest error next to their reconstruction. `by_image` has id, sum of
     squares and number of values."""
     errors = {id_: squares / max(values, 1) / 255**2 for id_, squares, values in by_image}
     worst = sorted(errors, key=lambda id_: (-errors[id_], id_))[: context.images]

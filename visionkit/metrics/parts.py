@@ -101,7 +101,7 @@ class Shown:
 
     `image` is an (h, w, 3) uint8 array that is shown instead of the dataset's image. `label_map`
     (h, w) uint8 is laid over it: 0 stays as it is, 1 is right, 2 is wrong. Images of the dataset
-    with the ids `beside` are shown at the right.
+    with the ids `neighbors` are shown at the right.
     """
 
     image_id: int
@@ -109,7 +109,7 @@ class Shown:
     marks: Sequence[Mark] = ()
     label_map: np.ndarray | None = None
     image: np.ndarray | None = None
-    beside: Sequence[int] = ()
+    neighbors: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def calibration_chart(scores: np.ndarray, right: np.ndarray, what: str, bins: in
 
 
 def most_confused(
-    names: Sequence[str], counts: np.ndarray, totals: np.ndarray, verb: str
+    names: Sequence[str], counts: np.ndarray, totals: np.ndarray, relation: str
 ) -> list[str]:
     """A sentence on the largest of `counts` (C, C) off the diagonal; `totals` (C,) by row."""
     off = counts - np.diag(np.diag(counts))
@@ -192,7 +192,7 @@ def most_confused(
         return []
     row, column = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
     return [
-        f"The most frequent confusion: {names[row]} is {verb} {names[column]} {off[row, column]} "
+        f"The most frequent confusion: {names[row]} is {relation} {names[column]} {off[row, column]} "
         f"times ({off[row, column] / max(totals[row], 1):.0%} of {names[row]})."
     ]
 

@@ -46,7 +46,7 @@ class Retrieval(Records):
         return dict(zip(names, means, strict=True))
 
     def _ranked(self) -> tuple[Tensor, Tensor]:
-        """For each image by id: recall@1, recall@5 and AP@R (I, 3), NaN if it is no query, and the
+        """For each image by id: recall@1, recall@5 and AP@R (I, 3), NaN if it is not a query, and the
         places of its five nearest (I, 5)."""
         records = sorted(self.records, key=lambda record: record[:2])
         identities = torch.tensor([identity for _, identity, _ in records])
@@ -80,13 +80,13 @@ class Retrieval(Records):
             same = [k + 1 for k, one in enumerate(found) if one[1] == records[row][1]]
             where = f"first at rank {same[0]}" if same else "none in the first five"
             ids = [one[0] for one in found[:3]]
-            shown.append(Shown(records[row][0], f"its identity: {where}", beside=ids))
+            shown.append(Shown(records[row][0], f"its identity: {where}", neighbors=ids))
         note = f"{len(failed)} queries. Left: the query. Then: the three nearest images."
         return [Gallery("Failed queries", shown, note)]
 
 
 def _scores(embeddings: Tensor, identities: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """recall@1, recall@5 and AP@R of these rows, (Q, 3) float64, NaN of those that are no queries;
+    """recall@1, recall@5 and AP@R of these rows, (Q, 3) float64, NaN of those that are not queries;
     and the up to five rows nearest to each, (Q, 5).
 
     `embeddings` (N, D) have unit length; ties are ranked in their order. `identities` (N,).

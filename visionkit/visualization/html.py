@@ -201,7 +201,7 @@ class _View:
         if self.section.open_image is None:
             raise LookupError("the images are not given")
         drawn = draw_marks(self.section.open_image(shown.image_id), shown)
-        others = [self.section.open_image(id_) for id_ in shown.beside]
+        others = [self.section.open_image(id_) for id_ in shown.neighbors]
         return side_by_side([drawn, *others]) if others else drawn
 
 

@@ -255,7 +255,7 @@ class DetectionReport:
         return marks
 
     def suspects(self, evaluation: Any) -> Gallery:
-        """Detections with high scores that contradict the labels: look at these labels first."""
+        """Detections with high scores that contradict the labels: check these labels first."""
         found = evaluation.image_diagnostics(iou_thr=self.iou)["label_errors"]
         found = sorted(found, key=lambda one: -one["dt_score"])[: self.images]
         shown = []
