@@ -61,9 +61,9 @@ def predict_files(
     `allow_plugins` as for `load`. `batch_size` images of equal size go through the model together.
 
     Writes OUT/predictions.json with every prediction; for each image an overlay of those with a
-    score of at least `threshold` (as for `Predictor.use_threshold`; by default "best", or that of
-    the head if no validation found one), and its semantic maps, in the subfolder that it has; OUT/embeddings.npz; images of the latent space of a VAE. An
-    unreadable image is reported and skipped. Only the embeddings are kept in memory.
+    score of at least `threshold` (see `Predictor.use_threshold`), and its semantic maps, in the
+    subfolder that it has; OUT/embeddings.npz; images of the latent space of a VAE. An unreadable
+    image is reported and skipped. Only the embeddings are kept in memory.
 
     Raises ConfigError if `out` has other content than earlier results, DataError if an input does
     not exist or no image can be read, DivergedError for numbers that are not finite.

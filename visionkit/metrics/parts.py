@@ -192,8 +192,8 @@ def most_confused(
         return []
     row, column = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
     return [
-        f"The most frequent confusion: {names[row]} is {relation} {names[column]} {off[row, column]} "
-        f"times ({off[row, column] / max(totals[row], 1):.0%} of {names[row]})."
+        f"The most frequent confusion: {names[row]} is {relation} {names[column]} "
+        f"{off[row, column]} times ({off[row, column] / max(totals[row], 1):.0%} of {names[row]})."
     ]
 
 

@@ -46,8 +46,8 @@ class Retrieval(Records):
         return dict(zip(names, means, strict=True))
 
     def _ranked(self) -> tuple[Tensor, Tensor]:
-        """For each image by id: recall@1, recall@5 and AP@R (I, 3), NaN if it is not a query, and the
-        places of its five nearest (I, 5)."""
+        """For each image by id: recall@1, recall@5 and AP@R (I, 3), NaN if it is not a query, and
+        the places of its five nearest (I, 5)."""
         records = sorted(self.records, key=lambda record: record[:2])
         identities = torch.tensor([identity for _, identity, _ in records])
         embeddings = F.normalize(torch.stack([row for _, _, row in records]), dim=1)
