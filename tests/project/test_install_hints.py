@@ -73,9 +73,7 @@ def test_hints_in_code_are_made_in_one_place():
     assert hints == ["visionkit/errors.py"]
 
 
-@pytest.mark.parametrize(
-    ("installed", "said"), [(DISTRIBUTION, "9.8.7"), ("visionkit", "(not installed)")]
-)
+@pytest.mark.parametrize(("installed", "said"), [(DISTRIBUTION, "9.8.7"), ("visionkit", "unknown")])
 def test_the_version_is_that_of_the_distribution(installed, said, monkeypatch, capsys):
     def version(name):
         if name != installed:

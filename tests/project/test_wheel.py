@@ -53,24 +53,23 @@ def wheel(built):
     return next(built.glob("*.whl"))
 
 
-def files(folder, *patterns):
+def files(folder):
     """The files of a folder of the repository, relative to it."""
-    found = (path for pattern in patterns for path in folder.rglob(pattern))
+    found = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
     return {path.relative_to(folder).as_posix() for path in found}
 
 
-MODULES = files(ROOT / "visionkit", "*.py", "py.typed")
-SHIPPED = files(CONFIGS, "*.yaml")
+PACKAGE, SHIPPED = files(ROOT / "visionkit"), files(CONFIGS)
 
 
-def test_the_wheel_has_each_module_and_config_and_nothing_else(wheel):
+def test_the_wheel_has_each_file_of_the_package_and_each_config_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(
             f"{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info/METADATA"
         )
     info = {name for name in names if ".dist-info/" in name}
-    expected = {f"visionkit/{name}" for name in MODULES}
+    expected = {f"visionkit/{name}" for name in PACKAGE}
     assert names - info == expected | {f"visionkit/configs/{name}" for name in SHIPPED}
     assert {"LICENSE", "METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt"} == {
         Path(name).name for name in info
@@ -86,7 +85,7 @@ def test_the_source_distribution_has_what_the_wheel_is_built_from(built):
     names = {name for name in members if f"{NAME}.egg-info/" not in name}
     top = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md"}
     top |= {"pyproject.toml", "setup.cfg", "setup.py"}
-    expected = top | {f"visionkit/{name}" for name in MODULES}
+    expected = top | {f"visionkit/{name}" for name in PACKAGE}
     assert names == expected | {f"configs/{name}" for name in SHIPPED}
 
 
