@@ -1,15 +1,19 @@
 """Weights of a whole model: class rows by name, whatever their order; nothing half loaded."""
 
+import argparse
 import inspect
 import logging
 import re
 
 import pytest
 import torch
+import torchvision
 
+from visionkit.config import load_config
 from visionkit.config.components import components
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.models.backbones.plain import TinyCNN
+from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
 from visionkit.models.weights import Origin, fill, load_model_weights
@@ -248,3 +252,57 @@ def test_wrapped_state_dicts_are_understood(prefix, key, tmp_path):
     load(model, str(tmp_path / "x.pt"))
     for name, tensor in source.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor)
+
+
+# --- values --------------------------------------------------------------------------------------
+
+NAME = "neck.inner_blocks.0.0.weight"
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (lambda x: x.new_full(x.shape, torch.nan), "has NaN or infinite values"),
+        (lambda x: x.new_full(x.shape, -torch.inf), "has NaN or infinite values"),
+        (lambda x: x.to(torch.int32), "is int32, not floating-point"),
+        (lambda x: x.to(torch.complex64), "is complex64, not floating-point"),
+        (lambda x: x.to("meta"), "has no plain values"),
+        (lambda x: x.to_sparse(), "has no plain values"),
+    ],
+)
+def test_tensors_without_finite_numbers_are_refused(broken, says, tmp_path, caplog):
+    source, model = model_of("FCOS", AB, 1, num_convs=0), model_of("FCOS", AB, 2, num_convs=0)
+    before, state = model.state_dict()[NAME].clone(), source.state_dict()
+    layer = "heads.head.head.classification_head.cls_logits.weight"
+    torch.save(state | {NAME: broken(state[NAME])}, tmp_path / "x.pt")
+    torch.save(state | {layer: broken(state[layer])}, tmp_path / "layer.pt")
+    for file, name in (("x.pt", NAME), ("layer.pt", layer)):
+        with pytest.raises(CheckpointError, match=re.escape(f"1 unusable: {name} ({says})")):
+            load(model, str(tmp_path / file))
+    load(model, str(tmp_path / "x.pt"), partial=True)
+    assert torch.equal(model.state_dict()[NAME], before)
+    assert "partly loaded, 1 tensor at random" in caplog.text
+
+
+def test_what_to_do_with_checkpoints_of_torchvisions_training_scripts(tmp_path):
+    source = model_of("FCOS", AB, 1, num_convs=0)
+    state = {"model": source.state_dict(), "args": argparse.Namespace(lr=0.02), "epoch": 3}
+    torch.save(state, tmp_path / "model_3.pth")
+    with pytest.raises(CheckpointError, match=r"torchvision's, with its options.*state_dict alone"):
+        load(source, str(tmp_path / "model_3.pth"))
+
+
+def test_as_many_outputs_as_torchvisions_files_do_not_make_their_classes(tmp_path, caplog):
+    """A file for 20 classes of one's own, of which two have names that Pascal VOC has too."""
+    ours = ("dog", "person", *(f"thing {number}" for number in range(18)))
+    net = torchvision.models.detection.ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=21
+    )
+    path = saved(net, tmp_path / "x.pth")
+    model = build_model(
+        load_config("ssdlite320_mobilenet_v3_large", {"weights": path}),
+        {"detection": Classes.numbered(ours)},
+    )
+    assert "20 classes kept" in caplog.text and "by position" in caplog.text
+    own = model.head("detection").head["classification_head"].module_list[0][1]
+    assert torch.equal(own.bias, net.head.classification_head.module_list[0][1].bias)

@@ -21,7 +21,7 @@ from visionkit.errors import CheckpointError, ConfigError, listed, plural, unkno
 from visionkit.models.architectures import AUXILIARY, is_torchvisions, models_like, our_names
 from visionkit.models.model import VisionModel
 from visionkit.models.published import NO_CLASS, of_file
-from visionkit.runs.checkpoint import COUNTER, MOST, compare, is_run, load_state_dict
+from visionkit.runs.checkpoint import COUNTER, MOST, compare, has_values, is_run, load_state_dict
 from visionkit.runs.foreign import content_kind
 from visionkit.types import Classes
 
@@ -118,7 +118,10 @@ def _torchvision_classes(
         if key in state and key in own:
             names = TORCHVISION_CLASSES.get(len(state[key]) // rows, ())
             background = len(own[key]) // rows - len(ours)  # 1 where it is not one of the classes
-            return {head: names[background:]} if sure or {*names[1:]} & {*ours} else {}
+            known = {*names[1:]} & {*ours}
+            if len(state[key]) == len(own[key]) and not {*ours} <= {*names}:
+                known = set()  # equally many classes, and others: more likely those of the model
+            return {head: names[background:]} if sure or known else {}
     return {}
 
 
@@ -155,11 +158,11 @@ def fill(
         kind, hint = _other_architecture(origin, [*fit.missing, *fit.shapes, *fit.surplus])
         looks = f"{text}: the file looks like {kind}; this model is {model.kind}"
         raise CheckpointError(looks, *fit.lines(), f"  {hint}")
-    same = [name for name in ours if name in state and state[name].shape == ours[name].shape]
-    model.load_state_dict({name: state[name] for name in same}, strict=False)
+    counters = [n for n in ours if n.endswith(COUNTER) and n in state and not state[n].shape]
+    model.load_state_dict({name: state[name] for name in (*fit.fitting, *counters)}, strict=False)
     log.info("%s: loaded %d of %d tensors", origin.path, len(fit.fitting), len(own_names))
     if not fit.is_whole:
-        random = len(fit.missing) + len(fit.shapes)
+        random = len(fit.missing) + len(fit.shapes) + len(fit.unusable)
         log.warning("%s: partly loaded, %s at random", origin.path, plural(random, "tensor"))
         for line in fit._replace(others=[]).lines(MOST):
             log.warning("%s: %s", origin.path, line.strip())
@@ -207,7 +210,8 @@ def _renamed(head: str, names: Sequence[str] | None, rename: Mapping[str, str]) 
 
 def _fits(key: str, state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> bool:
     """Whether a layer of classes is in both, for the same features."""
-    return key in state and key in ours and state[key].shape[1:] == ours[key].shape[1:]
+    found = key in state and key in ours and has_values(state[key])
+    return found and state[key].shape[1:] == ours[key].shape[1:]
 
 
 def _fill_class_rows(

@@ -211,17 +211,19 @@ class Fit(NamedTuple):
     shapes: list[str]  # of another shape
     surplus: list[str]  # of further layers in a sequence of layers of the model: a deeper network
     others: list[str]  # of parts that the model does not have
+    unusable: list[str]  # in their place, but not finite floating-point numbers
 
     @property
     def is_whole(self) -> bool:
         """Whether the file has all tensors of the model, and no deeper ones."""
-        return not (self.missing or self.shapes or self.surplus)
+        return not (self.missing or self.shapes or self.surplus or self.unusable)
 
     def lines(self, most: int = 10) -> list[str]:
         """What does not fit, with at most so many names of a kind."""
         found = {
             "missing": self.missing,
             "of another shape": self.shapes,
+            "unusable": self.unusable,
             "unexpected": self.surplus + self.others,
         }
         return [f"  {len(n)} {what}: {listed(n, most)}" for what, n in found.items() if n]
@@ -235,6 +237,7 @@ def compare(
     own = {name: tensor for name, tensor in own.items() if not name.endswith(COUNTER)}
     modules = {name[: dot.start()] for name in own for dot in re.finditer(r"\.", name)}
     alike = [name for name in own if name in tensors and tensors[name].shape == own[name].shape]
+    faults = {name: _fault(own[name], tensors[name]) for name in alike}
     shapes = [
         f"{name} {tuple(tensors[name].shape)} instead of {tuple(tensor.shape)}"
         f"{_channels_clause(tensors[name].shape, tensor.shape)}"
@@ -245,7 +248,23 @@ def compare(
     unexpected = [n for n in tensors if n not in own and not n.endswith(COUNTER)]
     surplus = [name for name in unexpected if _is_further_layer(name, modules)]
     others = [name for name in unexpected if name not in surplus]
-    return Fit(alike, missing, shapes, surplus, others)
+    unusable = [f"{name} ({fault})" for name, fault in faults.items() if fault]
+    fitting = [name for name in alike if not faults[name]]
+    return Fit(fitting, missing, shapes, surplus, others, unusable)
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether it is an array of plain numbers in memory."""
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
+
+
+def _fault(own: Tensor, tensor: Tensor) -> str:
+    """What is wrong with the values of a tensor for a model's `own`; empty for nothing."""
+    if not has_values(tensor):
+        return "has no plain values"
+    if own.is_floating_point() and not tensor.is_floating_point():
+        return f"is {str(tensor.dtype).removeprefix('torch.')}, not floating-point"
+    return "" if bool(tensor.isfinite().all()) else "has NaN or infinite values"
 
 
 def _channels_clause(found: torch.Size, own: torch.Size) -> str:
@@ -264,7 +283,8 @@ def _is_further_layer(name: str, modules: set[str]) -> bool:
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str | Path) -> None:
     """Load all weights of a model, in any precision. CheckpointError names what does not fit."""
-    lines = compare(model.state_dict(), weights).lines()
+    fit = compare(model.state_dict(), weights)
+    lines = fit._replace(unusable=[]).lines()  # what such a model predicts is checked
     if lines:
         raise CheckpointError(f"{where}: does not fit the config:", *lines)
     model.load_state_dict(weights, strict=False)  # counters may be missing

@@ -55,6 +55,7 @@ PROGRAMS: tuple[tuple[str, str], ...] = (
     (r"(mmengine|mmcv|mmdet)\b", "a checkpoint of MMEngine"),
     (r"sklearn\b", "a model of scikit-learn"),
     (r"torchvision\.models\b|__main__\b|timm\b", "a whole model that was pickled"),
+    (r"argparse\b", "a checkpoint of a training script, such as torchvision's, with its options"),
 )
 # Architectures by their names of tensors: all patterns must occur. The first that fits counts.
 ARCHITECTURES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -94,6 +95,8 @@ DEPTHS = {
     (3, 4, 23, 3, True): "ResNet-101",
     (3, 8, 36, 3, True): "ResNet-152",
 }
+# What to do with objects, whose code visionkit does not run
+WITHOUT_OBJECTS = "; load it where it comes from and save its state_dict alone"
 NESTED = ("state_dict", "model_state_dict", "model", "weights", "net", "network")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile, other wrappers
 
@@ -135,13 +138,13 @@ def _zip_kind(path: Path, names: list[str]) -> str:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     except Exception:  # it raises anything on a file that torch did not write
         return ""
-    return _program(" ".join(unsafe)) or (f"a pickle of {', '.join(unsafe[:3])}" if unsafe else "")
+    others = f"a pickle of {', '.join(unsafe[:3])}{WITHOUT_OBJECTS}" if unsafe else ""
+    return _program(" ".join(unsafe)) or others
 
 
 def _program(classes: str) -> str:
     named = [kind for package, kind in PROGRAMS if re.search(rf"\b{package}", classes)]
-    hint = ", with objects of its program; load it there and save model.state_dict() alone"
-    return named[0] + hint if named else ""
+    return f"{named[0]}, with objects of its program{WITHOUT_OBJECTS}" if named else ""
 
 
 def _is_text(start: bytes) -> bool:
