@@ -243,3 +243,11 @@ def test_a_device_that_is_not_there_is_told(word, code, says, tmp_path, capsys):
     words = ["train.device=cpu", word, f"output={tmp_path / 'run'}"]
     assert main(["train", str(CONFIG), *SMALL, *words]) == code
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "origin", [{"run": "x"}, {"heads": []}, {}, {"run": 1, "heads": []}, {"run": "x", "heads": [1]}]
+)
+def test_init_from_is_a_path(origin):
+    with pytest.raises(ConfigError, match=r"init_from: got .*: the path of a run or checkpoint"):
+        load_config(CONFIG, {"init_from": origin})

@@ -216,6 +216,11 @@ class TestGrowing:
             "output": str(output),
         }
 
+    def test_other_weights_to_start_from_are_refused(self, first, tmp_path):
+        both = {**self.grown(first, tmp_path / "run"), "weights": "x.pt"}
+        with pytest.raises(ConfigError, match="weights: would replace those of `init_from`"):
+            visionkit.load_config(both)
+
     def test_old_heads_stay_bit_for_bit(self, first, tmp_path):
         run = train(self.grown(first, tmp_path / "run", ema=0.9)).directory
         before, after = weights(first, "best"), weights(run, "best")

@@ -93,6 +93,8 @@ def _with_origin(
         kind = ConfigError if problems else type(error)
         problems.add(("init_from",), error)
         problems.raise_found(kind)
+    if long.get("weights"):
+        problems.add(("weights",), "would replace those of `init_from`; give one of the two")
     grown = dict(long)
     for part in ("backbone", "neck"):
         given = long.get(part)

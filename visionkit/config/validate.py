@@ -63,7 +63,7 @@ def check(long: dict[str, Any], name: str, problems: ConfigProblems) -> Config:
     heads = _check_heads(given.get("heads", {}), problems)
     data = given.get("data") or {}
     origin = given.get("init_from")
-    reused = origin.get("heads", []) if isinstance(origin, dict) else []
+    reused = _reused_heads(origin, problems)
     workers, sources = _check_data(data, heads, reused, problems)
     if "heads" in given:
         _check_feeding(given["heads"], sources, reused, problems)
@@ -89,6 +89,18 @@ def check(long: dict[str, Any], name: str, problems: ConfigProblems) -> Config:
         init_from=origin if isinstance(origin, dict) else None,
         output=given.get("output"),
     )
+
+
+def _reused_heads(origin: Any, problems: ConfigProblems) -> list[str]:
+    """The heads in `init_from`, which is a mapping in configs that visionkit wrote."""
+    match origin:
+        case {"run": str(), "heads": list(heads)} if all(isinstance(h, str) for h in heads):
+            return heads
+        case dict():
+            problems.add(
+                ("init_from",), f"{mismatch(origin, str)}: the path of a run or checkpoint"
+            )
+    return []
 
 
 def _check_component(section: str, spec: Any, key: Key, problems: ConfigProblems) -> dict[str, Any]:
