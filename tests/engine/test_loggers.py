@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -89,17 +90,9 @@ def test_a_failing_logger_is_reported_once_and_ends_nothing(tmp_path, caplog, me
 
 
 def test_a_missing_package_says_what_to_install(tmp_path, caplog, monkeypatch):
-    import builtins
-
-    real = builtins.__import__
-
-    def without(name, *arguments, **options):
-        if name.split(".")[0] in ("wandb", "mlflow") or "tensorboard" in name:
-            raise ModuleNotFoundError(f"No module named {name!r}")
-        return real(name, *arguments, **options)
-
     loggers = Loggers(["TensorBoard", "WandB", "MLflow"])
-    monkeypatch.setattr(builtins, "__import__", without)
+    for name in ("torch.utils.tensorboard", "wandb", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, None)
     loggers.begin(tmp_path, {})
     assert caplog.text.count('pip install "visionkit-torch[trackers]"') == 3
     assert not loggers.active

@@ -221,3 +221,12 @@ def test_the_repr_of_a_predictor(predictor):
         "  TinyCNN",
         "  classification: Classification, image size 32, 2 classes: one, two",
     ]
+
+
+@pytest.mark.parametrize(
+    "given", [[PIXELS], PIXELS, Image.fromarray(PIXELS), None, [None], (path for path in ["a.png"])]
+)
+def test_predict_files_takes_files_alone(given, predictor, tmp_path):
+    with pytest.raises(ArgumentError, match="expected files and folders, each a str or Path"):
+        visionkit.predict_files(predictor, given, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 
 import numpy as np
@@ -126,3 +127,8 @@ def test_newer_formats_and_other_files_are_refused(tmp_path):
         checkpoint.load(tmp_path / "new.pt")
     with pytest.raises(CheckpointError, match="not a visionkit checkpoint"):
         checkpoint.load(tmp_path / "weights.pt")
+
+
+def test_a_folder_is_not_said_to_be_missing(tmp_path):
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(tmp_path))}: is a folder; give"):
+        checkpoint.load_tensors(tmp_path)

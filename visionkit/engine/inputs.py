@@ -19,6 +19,10 @@ NO_NAME = "got an empty file name; expected an image or a folder"
 
 def check_exist(inputs: Collection[str | Path]) -> None:
     """DataError that names all files and folders that do not exist."""
+    given = inputs if isinstance(inputs, Collection) else [inputs]
+    others = [type(one).__name__ for one in given if not isinstance(one, (str, Path))]
+    if others:
+        raise ArgumentError(f"got {others[0]}; expected files and folders, each a str or Path")
     if "" in inputs:
         raise ArgumentError(NO_NAME)
     missing = [one for one in inputs if not Path(one).exists()]

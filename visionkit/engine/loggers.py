@@ -10,6 +10,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class TensorBoard:
         self.dir = dir
 
     def begin(self, run: Path, config: Mapping[str, Any]) -> None:
-        writer = _needed(lambda: __import__("torch.utils.tensorboard").utils.tensorboard)
+        writer = _needed(lambda: import_module("torch.utils.tensorboard"))
         # What a resumed run logs again replaces what its crashed predecessor has logged.
         step = last_step(run)
         self.writer = writer.SummaryWriter(
@@ -71,7 +72,7 @@ class WandB:
         self.project, self.mode = project, mode
 
     def begin(self, run: Path, config: Mapping[str, Any]) -> None:
-        wandb = _needed(lambda: __import__("wandb"))
+        wandb = _needed(lambda: import_module("wandb"))
         self.wandb = wandb
         self.run = wandb.init(
             project=self.project,
@@ -104,7 +105,7 @@ class MLflow:
         self.uri, self.experiment = uri, experiment
 
     def begin(self, run: Path, config: Mapping[str, Any]) -> None:
-        mlflow = _needed(lambda: __import__("mlflow"))
+        mlflow = _needed(lambda: import_module("mlflow"))
         uri = self.uri
         if uri is None and not mlflow.environment_variables.MLFLOW_TRACKING_URI.is_set():
             uri = Path("mlruns").absolute().as_uri()

@@ -98,8 +98,7 @@ def predict_files(
             extra = maps | embeddings.add(files[file], prediction)
             names = {"file_name": files[file], "overlay": _below(out, overlays[file])}
             for record in to_records(prediction, image_id):
-                more = extra.get(record["head"], {})
-                add({**names, **record, **more})
+                add({**names, **record, **extra.get(record["head"], {})})
     embeddings.save(out)
     write_latent_images(predictor, out)
     if unreadable == len(files):

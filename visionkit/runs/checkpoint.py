@@ -136,9 +136,10 @@ def load_tensors(path: str | Path) -> Any:
     path = hub.fetch(path) if hub.is_hub(path) else Path(path)
     _require_safe_torch()
     if not path.is_file():
-        hint = " (a directory; use RUN/checkpoints/best.pt)" if path.is_dir() else ""
-        what = "is a pipe or device, not a file" if path.exists() and not hint else "not found"
-        raise CheckpointError(f"{path}: {what}{hint}")
+        what = "is a pipe or device, not a file" if path.exists() else "not found"
+        if path.is_dir():
+            what = "is a folder; give a file of weights, such as RUN/checkpoints/best.pt"
+        raise CheckpointError(f"{path}: {what}")
     try:
         if safetensors_file.is_safetensors(path):
             return _load_safetensors(path)
