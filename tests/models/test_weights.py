@@ -306,3 +306,21 @@ def test_as_many_outputs_as_torchvisions_files_do_not_make_their_classes(tmp_pat
     assert "20 classes kept" in caplog.text and "by position" in caplog.text
     own = model.head("detection").head["classification_head"].module_list[0][1]
     assert torch.equal(own.bias, net.head.classification_head.module_list[0][1].bias)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"freeze_at": 2}, "freeze_at=2 keeps .* or backbone.freeze_at=0$"),
+        ({"norm": "frozen", "freeze_at": 1}, "or backbone.freeze_at=0 backbone.norm=batch$"),
+        ({"norm": "batch"}, None),
+    ],
+)
+def test_random_layers_that_never_change_are_a_warning(settings, says, caplog):
+    config = load_config("detection", {"backbone": {"type": "Torchvision", **settings}})
+    build_model(config, {"detection": Classes.numbered(AB)})
+    found = [record.getMessage() for record in caplog.records if "random" in record.getMessage()]
+    assert len(found) == bool(says) and all(re.search(says, message) for message in found)
+    caplog.clear()
+    build_model(config, {"detection": Classes.numbered(AB)}, pretrained=False)
+    assert not caplog.records

@@ -35,6 +35,7 @@ def build_model(
     checkpoint is loaded into."""
     if pretrained:
         config = with_published(config)
+        _warn_of_frozen_noise(config)
     model = _build(config, classes, pretrained)
     if pretrained and config.weights:
         rename, partial = config.rename, config.partial_weights
@@ -43,6 +44,27 @@ def build_model(
             path = str(fetch(find(path)))
         load_model_weights(model, path, classes, rename=rename, partial=partial)
     return model
+
+
+def _warn_of_frozen_noise(config: Config) -> None:
+    """The configs of published models freeze layers that only their weights make useful."""
+    spec = config.backbone
+    frozen = [
+        (f"{key}={spec[key]}", f"backbone.{key}={instead}")
+        for key, instead, is_frozen in (
+            ("freeze_at", "0", spec.get("freeze_at", 0) != 0),
+            ("norm", "batch", spec.get("norm") == "frozen"),
+        )
+        if is_frozen
+    ]
+    if frozen and not (config.weights or spec.get("weights")):
+        found, instead = (" ".join(words) for words in zip(*frozen, strict=True))
+        log.warning(
+            "backbone: %s keeps layers as they are, and they are random: give weights, such as "
+            "weights=coco, or %s",
+            found,
+            instead,
+        )
 
 
 def _build(config: Config, classes: dict[str, Classes], pretrained: bool) -> VisionModel:
