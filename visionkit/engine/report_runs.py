@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +54,7 @@ SHEETS = 6  # of validation images over time
 class Report:
     """One evaluated run of a page."""
 
-    name: str
+    name: str  # "A", "B", ...; "" if it is the only one
     run: Path
     evaluation: Evaluation
     replicates: int
@@ -76,6 +77,10 @@ class Report:
         """The evaluator of a head, if its metrics have intervals."""
         evaluator: Any = self.evaluation.evaluators.get(head)
         return evaluator if hasattr(evaluator, "resampled") else None
+
+    def titled(self, title: str) -> str:
+        """The title of a section, with the run's name if there are several."""
+        return f"{self.name}: {title}" if self.name else title[:1].upper() + title[1:]
 
     @property
     def heads(self) -> list[str]:
@@ -114,7 +119,7 @@ def report_runs(
     for letter, run in zip(_letters(), runs, strict=False):
         log.info("evaluating %s", run)
         evaluation = evaluated_run(run, overrides, heads=heads, allow_plugins=allow_plugins)
-        name = letter if len(runs) > 1 else Path(run).name
+        name = letter if len(runs) > 1 else ""
         reports.append(Report(name, Path(run), evaluation, replicates))
     return report_of(reports, images, iou)
 
@@ -163,7 +168,7 @@ def write_report(state: TrainingState, sources: list[Source]) -> None:
         predictor = load(state.run, fold=False, allow_plugins=True)
         metrics = state.progress.metrics
         found = Evaluation(predictor, sources, metrics, state.evaluators)
-        page, _ = report_of([Report(state.run.name, state.run, found, REPLICATES)])
+        page, _ = report_of([Report("", state.run, found, REPLICATES)])
         page.banners.clear()  # the run is not marked as finished yet
         files.write_text(state.run / "report.html", render(page, package_version()))
     except Exception as error:  # of any kind: the run matters more
@@ -245,7 +250,8 @@ def _heads(one: Report, images: int, iou: float) -> list[Section]:
             rows: list[Row] = [[name, value] for name, value in one.own_metrics(head).items()]
             parts = [Table("Metrics", ["metric", "value"], rows)]
         kind = type(one.evaluation.predictor.model.head(head.rpartition("/")[2])).__name__
-        title = f"{one.name}: {head} ({kind})"
+        # A head's name is not a word: it keeps its first letter.
+        title = f"{one.name}: {head} ({kind})" if one.name else f"{head} ({kind})"
         sections.append(Section(title, parts, "", opened.image, opened.name))
     return sections
 
@@ -293,7 +299,7 @@ class _Images:
 
 def _about(reports: Sequence[Report]) -> list[Section]:
     """Curves, data, config and environment."""
-    runs = {one.name if len(reports) > 1 else "": one.run for one in reports}
+    runs = {one.name: one.run for one in reports}
     charts = charts_of({name: run for name, run in runs.items() if run.is_dir()})
     sections = [Section("Curves", charts)] if charts else []
     sections += [section for one in reports if (section := _over_time(one)) is not None]
@@ -307,15 +313,15 @@ def _about(reports: Sequence[Report]) -> list[Section]:
 
 def _over_time(one: Report) -> Section | None:
     """The validation images of some steps, so that one sees the model learn."""
-    paths = sorted((one.run / "plots" / "over_time").glob("*.jpg"))
+    paths = sorted((one.run / "plots" / "over_time").glob("*_[0-9]*.jpg"))
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(len(paths), SHEETS)).astype(int)]
     shown = []
     for path in chosen:
         source, _, step = path.stem.rpartition("_")
-        with Image.open(path) as image:
+        with suppress(OSError, ValueError), Image.open(path) as image:
             shown.append(Shown(int(step), source, image=np.asarray(image.convert("RGB"))))
-    gallery = Gallery("The same validation images", shown)
-    title = f"{one.name}: over time"
+    gallery = Gallery("Predictions for the same validation images", shown)
+    title = one.titled("over time")
     return Section(title, [gallery], "", None, lambda step: f"step {step}") if shown else None
 
 
@@ -331,7 +337,7 @@ def _data(one: Report) -> list[Part]:
                 row.append(", ".join(f"{count} {kind}" for kind, count in found.items()) or "–")
             rows.append(row)
     columns = ["data", "images", "objects", "dropped", "fixed", "kept although odd"]
-    return [Table(f"{one.name}: data of the training", columns, rows)] if rows else []
+    return [Table(one.titled("data of the training"), columns, rows)] if rows else []
 
 
 def _config(reports: Sequence[Report]) -> Table:
@@ -345,13 +351,14 @@ def _config(reports: Sequence[Report]) -> Table:
     ]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     differ = [key for key in keys if len({one.get(key) for one in flat}) > 1]
+    if len(reports) == 1:
+        return Table("Settings", ["key", "value"], [[key, flat[0][key]] for key in keys])
     rows: list[Row] = [
-        [key, *(one.get(key) for one in flat), *(["differs"] if key in differ else [""])]
+        [key, *(one.get(key) for one in flat), "differs" if key in differ else ""]
         for key in [*differ, *(key for key in keys if key not in differ)]
     ]
     columns = ["key", *(one.name for one in reports), ""]
-    note = f"{len(differ)} settings differ." if len(reports) > 1 else ""
-    return Table("Config", columns, rows, note)
+    return Table("Settings", columns, rows, f"{len(differ)} settings differ.")
 
 
 def _environment(reports: Sequence[Report]) -> Table:
@@ -366,7 +373,7 @@ def _environment(reports: Sequence[Report]) -> Table:
     for one in reports:
         status = directory.read_status(one.run)
         predictor = one.evaluation.predictor
-        rows.append([f"{one.name}: run", str(one.run.absolute())])
-        rows.append([f"{one.name}: trained on", str(status.get("host", "–"))])
-        rows.append([f"{one.name}: evaluated on", f"{predictor.device}, {predictor.dtype}"])
+        rows.append([one.titled("run"), str(one.run.absolute())])
+        rows.append([one.titled("trained on"), str(status.get("host", "–"))])
+        rows.append([one.titled("evaluated on"), f"{predictor.device}, {predictor.dtype}"])
     return Table("Environment of this report", ["", ""], rows)

@@ -104,8 +104,9 @@ def multilabel_parts(
         rows.append([name, curves[name].positives, threshold, *at_score(curves[name], threshold)])
     columns = ["class", "images", "threshold", "precision", "recall", "F1"]
     lines = [
-        Series(name, pooled.scores, getattr(pooled, name), used.common)
-        for name in ("precision", "recall", "f1")
+        Series("precision", pooled.scores, pooled.precision),
+        Series("recall", pooled.scores, pooled.recall),
+        Series("F1", pooled.scores, pooled.f1, used.common),
     ]
     shown = sorted(names, key=lambda name: -curves[name].positives)[:CURVES]
     by_name = [
@@ -136,7 +137,7 @@ def localization_parts(
         else:
             rows.append([name, 0, None, None, None])
     counts = np.bincount(np.minimum((ious * 10).astype(int), 9), minlength=10)
-    histogram = {f"{k / 10:.1f} to {(k + 1) / 10:.1f}": float(n) for k, n in enumerate(counts)}
+    histogram = {f"{k / 10:.1f} to {(k + 1) / 10:.1f}": int(n) for k, n in enumerate(counts)}
     worst = sorted(records, key=lambda one: (one.located(0.5), one.iou, one.image_id))
     shown = [_located(one, names) for one in worst[: context.images]]
     return [
@@ -203,7 +204,7 @@ def semantic_parts(
     return [
         Table("By class", ["class", "pixels", "IoU", "Dice"], rows),
         confusion_part("Pixel confusion", names, own, {}, note),
-        Gallery("Worst images", shown, "Right and wrong pixels; those not labeled as they are."),
+        Gallery("Worst images", shown, "Pixels without a color are not labeled."),
     ]
 
 

@@ -81,7 +81,10 @@ class Retrieval(Records):
             where = f"first at rank {same[0]}" if same else "none in the first five"
             ids = [one[0] for one in found[:3]]
             shown.append(Shown(records[row][0], f"its identity: {where}", neighbors=ids))
-        note = f"{len(failed)} queries. Left: the query. Then: the three nearest images."
+        queries = int((~scores[:, 0].isnan()).sum())
+        note = (
+            f"{len(failed)} of {queries} queries. Left: the query. Then: the three nearest images."
+        )
         return [Gallery("Failed queries", shown, note)]
 
 

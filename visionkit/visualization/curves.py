@@ -50,17 +50,22 @@ def panels_of(metrics_jsonl: Path) -> dict[str, list[Panel]]:
 def charts_of(runs: dict[str, Path]) -> list[parts.Chart]:
     """The curves of one or several runs, by their name, as charts of a report."""
     charts: dict[str, list[parts.Series]] = defaultdict(list)
+    most = max(1, MAX_LINES // max(1, len(runs)))  # of a run, so that each has some
     for name, run in runs.items():
-        for panels in panels_of(run / "metrics.jsonl").values():
+        for group, panels in panels_of(run / "metrics.jsonl").items():
             for title, lines in panels:
-                for line in lines:
+                for line in lines[:most]:
                     label = " ".join(part for part in (name, line.label) if part)
                     x, y = zip(*line.points, strict=True)
-                    charts[title].append(parts.Series(label, x, y))
-    return [
-        parts.Chart(title, "step", "", lines[:MAX_LINES], y_range=None)
-        for title, lines in charts.items()
-    ]
+                    charts[_chart_title(group, title)].append(parts.Series(label, x, y))
+    return [parts.Chart(title, "step", "", lines, y_range=None) for title, lines in charts.items()]
+
+
+def _chart_title(group: str, panel: str) -> str:
+    """What a chart shows: the panel of a loss is named after its term alone."""
+    if panel == "grad_norm":
+        return "gradient norm"
+    return f"{panel} loss" if group == "losses" else panel
 
 
 def read_records(metrics_jsonl: Path) -> list[dict[str, Any]]:

@@ -41,12 +41,21 @@ COLORS = 12
 POINTS = 300  # of a line
 FEW = 30  # points that are also drawn as dots
 LISTED = 20  # images behind a cell of a matrix
+LABELED = 15  # marks of an image that have a text
+LARGEST_SCALE = 8  # of a small image
 MARKS = {
     "right": (26, 152, 80),
     "wrong": (215, 48, 39),
     "missed": (240, 140, 0),
     "found": (59, 111, 196),
     "truth": (240, 140, 0),
+}
+MEANINGS = {
+    "right": "right",
+    "wrong": "wrong",
+    "missed": "missed",
+    "found": "detected",
+    "truth": "ground truth",
 }
 OpenImage: TypeAlias = Callable[[int], Image.Image]  # by image id; raises OSError or VisionkitError
 
@@ -154,7 +163,8 @@ class _View:
                 self.matrices += 1
                 return self.macros.matrix(part, self._matrix(part, self.matrices))
             case Gallery():
-                return self.macros.gallery(part, [self._figure(part, one) for one in part.images])
+                images = [self._figure(part, one) for one in part.images]
+                return self.macros.gallery(part, images, _meanings(part))
 
     def _matrix(self, part: Matrix, number: int) -> dict[str, Any]:
         totals = np.maximum(part.counts.sum(1, keepdims=True), 1)
@@ -205,6 +215,14 @@ class _View:
         return side_by_side([drawn, *others]) if others else drawn
 
 
+def _meanings(part: Gallery) -> list[tuple[str, str]]:
+    """What the colors on the images mean, each with its name in the style sheet."""
+    kinds = {mark.kind for one in part.images for mark in one.marks}
+    if any(one.label_map is not None for one in part.images):
+        kinds |= {"right", "wrong"}
+    return [(kind, text) for kind, text in MEANINGS.items() if kind in kinds]
+
+
 def _cells(part: Table) -> dict[str, Any]:
     """Each cell's text, and its number to sort by."""
     rows = [[_cell(value) for value in row] for row in part.rows]
@@ -229,7 +247,7 @@ def _bars(part: Bars) -> list[dict[str, str]]:
         {
             "name": name,
             "share": f"{0 if math.isnan(value) else max(value, 0) / most:.4f}",
-            "text": "n/a" if math.isnan(value) else f"{value:.3f}",
+            "text": "n/a" if math.isnan(value) else _cell(value)["text"],
         }
         for name, value in part.values.items()
     ]
@@ -314,7 +332,8 @@ def _ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 def draw_marks(image: Image.Image, shown: Shown) -> Image.Image:
     """The image at the size of the report, with its marks."""
-    scale = min(1.0, SIDE / max(image.size)) if max(image.size) >= SIDE / 2 else 2.0
+    longest = max(image.size)
+    scale = min(SIDE / longest, 1 if longest >= SIDE / 2 else LARGEST_SCALE)
     size = [max(1, round(side * scale)) for side in image.size]
     drawn = image.convert("RGB").resize((size[0], size[1]), Image.Resampling.BILINEAR)
     if shown.label_map is not None:
@@ -324,30 +343,34 @@ def draw_marks(image: Image.Image, shown: Shown) -> Image.Image:
             _draw_mask(drawn, mark)
     pen = ImageDraw.Draw(drawn)
     font = ImageFont.load_default(size=11)
+    boxes = []
     for mark in shown.marks:
         box = mark.box or (_bounds(mark.mask) if mark.mask is not None else None)
         if box is not None:
-            _draw_box(pen, font, mark, [side * scale for side in box], drawn.size)
+            boxes.append((mark, [side * scale for side in box]))
+    for mark, (x1, y1, x2, y2) in boxes:
+        if mark.mask is None:
+            corners = (x1, y1, max(x1, x2), max(y1, y2))
+            pen.rectangle(corners, outline=MARKS[mark.kind], width=2)
+    for mark, box in boxes[:LABELED]:
+        _draw_text(pen, font, mark, box, drawn.size)
     return drawn
 
 
-def _draw_box(
+def _draw_text(
     pen: ImageDraw.ImageDraw,
     font: Any,
     mark: Mark,
     box: Sequence[float],
     size: tuple[int, int],
 ) -> None:
-    color = MARKS[mark.kind]
-    x1, y1, x2, y2 = box
-    if mark.mask is None:
-        pen.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=color, width=2)
+    x1, y1 = box[:2]
     if mark.text:
         text = printable(mark.text)[:40]
         *_, right, bottom = pen.textbbox((0, 0), text, font=font)
         x = min(max(x1, 0), max(size[0] - right - 4, 0))
         y = min(max(y1 - bottom - 3, 0), max(size[1] - bottom - 3, 0))
-        pen.rectangle((x, y, x + right + 3, y + bottom + 2), fill=color)
+        pen.rectangle((x, y, x + right + 3, y + bottom + 2), fill=MARKS[mark.kind])
         pen.text((x + 2, y), text, fill="white", font=font)
 
 
@@ -372,7 +395,8 @@ def _compressed(mask: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_map(drawn: Image.Image, labels: np.ndarray) -> Image.Image:
-    """0 stays as it is; 1 is right, 2 is wrong."""
+    """Without colors, so that those of 1, right, and 2, wrong, are seen; 0 has none."""
+    drawn = drawn.convert("L").convert("RGB")
     colors = np.zeros((*labels.shape, 3), np.uint8)
     for value, kind in ((1, "right"), (2, "wrong")):
         colors[labels == value] = MARKS[kind]

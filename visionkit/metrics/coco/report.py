@@ -185,9 +185,11 @@ class DetectionReport:
     def by_score(self) -> Iterator[Chart]:
         """Precision, recall and F1 against the score, with the threshold marked."""
         mark = self.thresholds.common
+        pooled = self.pooled
         lines = [
-            Series(name, self.pooled.scores, getattr(self.pooled, name), mark)
-            for name in ("precision", "recall", "f1")
+            Series("precision", pooled.scores, pooled.precision),
+            Series("recall", pooled.scores, pooled.recall),
+            Series("F1", pooled.scores, pooled.f1, mark),
         ]
         yield Chart("By score, all classes", "score", "", lines, (0, 1))
         shown = self._shown()
