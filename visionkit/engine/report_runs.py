@@ -17,7 +17,13 @@ from PIL import Image
 
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
-from visionkit.engine.evaluate import Evaluation, evaluated_run, intervals_of, own_metrics
+from visionkit.engine.evaluate import (
+    Evaluation,
+    evaluated_run,
+    intervals_of,
+    no_images,
+    own_metrics,
+)
 from visionkit.engine.report_files import (
     Measured,
     comparison_section,
@@ -39,6 +45,7 @@ from visionkit.metrics.comparison import (
 )
 from visionkit.metrics.intervals import REPLICATES, Interval
 from visionkit.metrics.parts import Gallery, Part, ReportContext, Row, Shown, Table
+from visionkit.metrics.thresholds import Thresholds
 from visionkit.runs import directory, files
 from visionkit.types import Dataset
 from visionkit.visualization.curves import charts_of
@@ -94,6 +101,16 @@ class Report:
                     return source.val
         raise LookupError(head)
 
+    def thresholds(self, head: str) -> Thresholds | None:
+        """Those that the model uses."""
+        return self.evaluation.predictor.model.thresholds.get(head.rpartition("/")[2])
+
+    def context(
+        self, head: str, predicted: Any = no_images, images: int = 0, iou: float = 0.5
+    ) -> ReportContext:
+        """What the head's evaluator needs for its parts."""
+        return ReportContext(predicted, images, iou, self.thresholds(head))
+
     def main_metric(self, head: str) -> str:
         name = self.evaluation.predictor.model.head(head.rpartition("/")[2]).main_metric
         return f"{head}/{name}"
@@ -142,10 +159,10 @@ def report_of(
         ", ".join(one.run.name for one in reports),
         sections,
         [_headline(first, head) for head in first.heads],
-        _sentences(first, between),
+        _sentences(first, between, iou),
         [line for one in reports for line in _unfinished(one)],
     )
-    record = {one.name: {"run": str(one.run), **measured_record(one.measured)} for one in reports}
+    record = {one.name: _record(one) for one in reports}
     if len(reports) == 1:
         return page, record[first.name]
     return page, {
@@ -173,6 +190,13 @@ def write_report(state: TrainingState, sources: list[Source]) -> None:
         files.write_text(state.run / "report.html", render(page, package_version()))
     except Exception as error:  # of any kind: the run matters more
         log.warning("%s: the report failed: %s: %s", state.run, type(error).__name__, error)
+
+
+def _record(one: Report) -> dict[str, Any]:
+    """For JSON."""
+    known = {head: one.thresholds(head) for head in one.heads}
+    thresholds = {head: found.to_dict() for head, found in known.items() if found is not None}
+    return {"run": str(one.run), **measured_record(one.measured), "thresholds": thresholds}
 
 
 def _letters() -> list[str]:
@@ -214,14 +238,19 @@ def _subject(evaluator: Any) -> Subject:
     return Subject(evaluator.image_ids(), getattr(evaluator, "classes", ()))
 
 
-def _sentences(one: Report, between: Mapping[str, Sequence[Difference]]) -> list[str]:
+def _sentences(one: Report, between: Mapping[str, Sequence[Difference]], iou: float) -> list[str]:
     """What stands out: which run is better, or what the first heads say of their mistakes."""
     verdicts = [f"{name}: {found[0].verdict}." for name, found in between.items() if found]
     if verdicts:
         return verdicts
-    evaluators = one.evaluation.evaluators.values()
-    found = [line for e in evaluators if hasattr(e, "sentences") for line in e.sentences()]
-    return found[:SENTENCES]
+    found: dict[str, list[str]] = {
+        head: evaluator.sentences(one.context(head, iou=iou))
+        for head, evaluator in one.evaluation.evaluators.items()
+        if hasattr(evaluator, "sentences")
+    }
+    if len(found) == 1:
+        return next(iter(found.values()))[:SENTENCES]
+    return [f"{head}: {line}" for head, lines in found.items() for line in lines[:1]]
 
 
 def _unfinished(one: Report) -> list[str]:
@@ -244,7 +273,7 @@ def _heads(one: Report, images: int, iou: float) -> list[Section]:
         opened = _Images(one, head, dataset)
         parts: list[Part] = []
         if hasattr(evaluator, "report"):
-            context = ReportContext(opened.predicted, images, iou)
+            context = one.context(head, opened.predicted, images, iou)
             parts = checked_parts(head, evaluator.report(context))
         if not parts:
             rows: list[Row] = [[name, value] for name, value in one.own_metrics(head).items()]

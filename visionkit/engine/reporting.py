@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from visionkit.engine.report_files import report_files
 from visionkit.errors import ArgumentError, package_version
+from visionkit.metrics.coco.matches import IOUS
 from visionkit.metrics.intervals import REPLICATES
 from visionkit.runs.files import write_text
 from visionkit.visualization.html import Page, is_page, render
@@ -40,7 +43,7 @@ def report(
     out: the page, by default RUN/report.html, or report.html. An earlier page is replaced.
     images: how many a gallery has; for result files also, or instead, the folder of the images.
     bootstrap: replicates for 95 % intervals; 0: none.
-    iou: from which a detection matches an object, in everything but AP.
+    iou: 0.5, 0.55, ... or 0.95, from which a detection matches an object, in everything but AP.
     heads, allow_plugins: as for `load`.
 
     The numbers are metrics, intervals, thresholds and, of several models, their differences.
@@ -50,6 +53,8 @@ def report(
     names = [runs] if isinstance(runs, (str, Path)) else [*runs]
     files = [results] if isinstance(results, (str, Path)) else [*results]
     count, folder = _split(images)
+    if not np.isclose(IOUS, iou).any():
+        raise ArgumentError(f"--iou: got {iou:g}; expected one of 0.5, 0.55, ..., 0.95")
     if truth is not None or files:
         if truth is None or not files or names or overrides or heads:
             raise ArgumentError("report: give runs, or --gt FILE and --pred FILE, not both")

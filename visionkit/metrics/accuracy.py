@@ -17,7 +17,9 @@ from visionkit.metrics.image_reports import (
     classification_parts,
     classification_sentences,
     localization_parts,
+    localization_sentences,
     multilabel_parts,
+    multilabel_sentences,
 )
 from visionkit.metrics.intervals import mean_over
 from visionkit.metrics.parts import Part, ReportContext
@@ -116,7 +118,7 @@ class Accuracy(Records):
     def report(self, context: ReportContext) -> list[Part]:
         return classification_parts(self.classes, self.records, context)
 
-    def sentences(self) -> list[str]:
+    def sentences(self, context: ReportContext) -> list[str]:
         """What stands out in a report."""
         return classification_sentences(self.classes, self.records)
 
@@ -191,7 +193,12 @@ class MultiLabelAccuracy(Records):
         return {"top1": mean_over(weights, right.numpy(), some.numpy())}
 
     def report(self, context: ReportContext) -> list[Part]:
-        return multilabel_parts(self.classes, *self.curves(), self.thresholds())
+        used = context.thresholds or self.thresholds()
+        return multilabel_parts(self.classes, *self.curves(), used)
+
+    def sentences(self, context: ReportContext) -> list[str]:
+        """What stands out in a report."""
+        return multilabel_sentences(self.compute())
 
 
 def average_precision(scores: Tensor, truth: Tensor) -> float:
@@ -283,6 +290,10 @@ class LocalizationAccuracy(Records):
 
     def report(self, context: ReportContext) -> list[Part]:
         return localization_parts(self.classes, self.records, context)
+
+    def sentences(self, context: ReportContext) -> list[str]:
+        """What stands out in a report."""
+        return localization_sentences(self.classes, self.records)
 
 
 class AttributeAccuracy(Counts):

@@ -14,10 +14,12 @@ from torch import Tensor
 
 from visionkit.errors import DataError
 from visionkit.metrics.accuracy import image_ids_of, nan_mean
-from visionkit.metrics.image_reports import semantic_parts
+from visionkit.metrics.image_reports import semantic_parts, semantic_sentences
 from visionkit.metrics.parts import Part, ReportContext
 from visionkit.metrics.report import Coverage
 from visionkit.types import IGNORE, Batch, Dataset, Target
+
+PIECES = 20  # in which replicates are computed
 
 
 class ConfusionMatrix:
@@ -44,7 +46,7 @@ class ConfusionMatrix:
         self.truth_of = getattr(dataset, "semantic_truth", None)
         # Rows: ground truth, columns: predictions. The last of each: the classes not labeled.
         self.counts = torch.zeros((len(self.classes) + 1,) * 2, dtype=torch.int64)
-        # By image: correct, true and predicted pixels of each class, (3, C + 1).
+        # By image: correct, true and predicted pixels of each class, (3, C + 1) int32.
         self.by_image: list[tuple[int, Tensor]] = []
 
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
@@ -71,7 +73,7 @@ class ConfusionMatrix:
             counts = pairs.bincount(minlength=self.counts.numel()).view_as(self.counts)
             self.counts += counts
             parts = torch.stack([counts.diag(), counts.sum(1), counts.sum(0)])
-            self.by_image.append((target.get("image_id", len(self.by_image)), parts))
+            self.by_image.append((target.get("image_id", len(self.by_image)), parts.int()))
 
     def state(self) -> tuple[Tensor, list[tuple[int, Tensor]]]:
         return self.counts, self.by_image
@@ -127,7 +129,9 @@ class ConfusionMatrix:
         of the images."""
         parts = [part for _, part in sorted(self.by_image, key=itemgetter(0))]
         table = torch.stack(parts).double().numpy()  # (I, 3, C + 1)
-        correct, true, found = np.tensordot(weights.astype(float), table, 1).transpose(1, 0, 2)
+        # Few replicates at once: with 50,000 images all of them are 400 MB.
+        sums = [np.tensordot(w.astype(float), table, 1) for w in np.array_split(weights, PIECES)]
+        correct, true, found = np.concatenate(sums).transpose(1, 0, 2)
         accuracy = correct.sum(1) / true.sum(1)
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a mean over no class is NaN
@@ -140,3 +144,7 @@ class ConfusionMatrix:
         pixels = [(id_, int(part[0].sum()), int(part[1].sum())) for id_, part in self.by_image]
         counts = self.counts.numpy()
         return semantic_parts(self.classes, counts, pixels, context, self.truth_of)
+
+    def sentences(self, context: ReportContext) -> list[str]:
+        """What stands out in a report."""
+        return semantic_sentences(self.classes, self.counts.numpy())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from visionkit.errors import VisionkitError
 from visionkit.metrics.parts import (
     Bars,
     Chart,
@@ -22,6 +23,7 @@ from visionkit.metrics.parts import (
     calibration_chart,
     confusion_part,
     most_confused,
+    weakest,
 )
 from visionkit.metrics.thresholds import Curve, Thresholds, at_score
 
@@ -71,12 +73,9 @@ def classification_sentences(names: Sequence[str], records: Sequence[ClassRecord
     """The weakest classes and the most frequent confusion."""
     counts = class_counts(len(names), records)
     totals = counts.sum(1)
-    known = [(counts[k, k] / totals[k], name) for k, name in enumerate(names) if totals[k]]
-    found = []
-    if len(known) > 1:
-        weakest = " and ".join(f"{name} ({share:.3f})" for share, name in sorted(known)[:2])
-        found.append(f"The weakest of {len(known)} classes by accuracy: {weakest}.")
-    return found + most_confused(names, counts, totals, "taken for")
+    with np.errstate(invalid="ignore"):
+        found = weakest(names, (np.diag(counts) / totals).tolist(), "accuracy")
+    return found + most_confused(names, counts, totals, "taken for", "images")
 
 
 def by_class(names: Sequence[str], counts: np.ndarray) -> Table:
@@ -117,6 +116,12 @@ def multilabel_parts(
         Chart("By probability, all classes", "probability", "", lines, (0, 1)),
         Chart("F1 by probability and class", "probability", "F1", by_name, (0, 1)),
     ]
+
+
+def multilabel_sentences(metrics: Mapping[str, float]) -> list[str]:
+    """The weakest classes, from the metrics."""
+    names = [name.removeprefix("AP/") for name in metrics if name.startswith("AP/")]
+    return weakest(names, [metrics[f"AP/{name}"] for name in names], "AP")
 
 
 def localization_parts(
@@ -208,12 +213,42 @@ def semantic_parts(
     ]
 
 
+def semantic_sentences(names: Sequence[str], counts: np.ndarray) -> list[str]:
+    """The weakest classes and the most frequent confusion, from `counts` (C + 1, C + 1)."""
+    own, true, found = counts[:-1, :-1], counts.sum(1)[:-1], counts.sum(0)[:-1]
+    with np.errstate(invalid="ignore"):
+        iou = np.diag(own) / (true + found - np.diag(own))
+    lines = weakest(names, iou.tolist(), "IoU")
+    return lines + most_confused(names, own, true, "taken for", "pixels")
+
+
+def localization_sentences(
+    names: Sequence[str], records: Sequence[LocalizationRecord]
+) -> list[str]:
+    """The weakest classes, and whether the class or the box is wrong."""
+    located: list[list[bool]] = [[] for _ in names]
+    for one in records:
+        located[one.label].append(one.located(0.5))
+    shares = [sum(own) / len(own) if own else float("nan") for own in located]
+    box = sum(one.right and one.iou < 0.5 for one in records)
+    name = sum(not one.right and one.iou >= 0.5 for one in records)
+    both = sum(not one.right and one.iou < 0.5 for one in records)
+    return [
+        *weakest(names, shares, "loc50"),
+        f"Of {len(records)} images, {box} have a wrong box alone, {name} a wrong class alone, "
+        f"{both} both.",
+    ]
+
+
 def _compared(id_: int, correct: int, counted: int, context: ReportContext, truth_of: Any) -> Shown:
     caption = f"{correct / counted:.1%} of the pixels are right"
     if truth_of is None:
         return Shown(id_, caption)
-    truth = np.asarray(truth_of(id_))
-    found = np.asarray(context.predicted(id_)[1]["semantic"].cpu())
+    try:
+        truth = np.asarray(truth_of(id_))
+        found = np.asarray(context.predicted(id_)[1]["semantic"].cpu())
+    except (OSError, VisionkitError):  # the page says in its place that the image is gone
+        return Shown(id_, caption)
     difference = np.where(truth == found, np.uint8(1), np.uint8(2)) * np.uint8(truth != 255)
     return Shown(id_, caption, label_map=difference)
 
@@ -227,10 +262,15 @@ def reconstruction_parts(
     worst = sorted(errors, key=lambda id_: (-errors[id_], id_))[: context.images]
     shown = []
     for id_ in worst:
-        image, prediction = context.predicted(id_)
+        caption = f"mean squared error {errors[id_]:.4f}"
+        try:
+            image, prediction = context.predicted(id_)
+        except (OSError, VisionkitError):  # the page says in its place that the image is gone
+            shown.append(Shown(id_, caption))
+            continue
         found = prediction["reconstruction"].permute(1, 2, 0).cpu().numpy()
         both = np.concatenate([image, np.full((len(image), 4, 3), 255, np.uint8), found], 1)
-        shown.append(Shown(id_, f"mean squared error {errors[id_]:.4f}", image=both))
+        shown.append(Shown(id_, caption, image=both))
     note = "Left: the image. Right: its reconstruction."
     values = np.array(sorted(errors.values()))
     share = np.arange(1, len(values) + 1) / max(len(values), 1)

@@ -183,17 +183,30 @@ def calibration_chart(scores: np.ndarray, right: np.ndarray, what: str, bins: in
     return Chart("Calibration", "score", "share that is right", lines, (0, 1), note=note)
 
 
+def weakest(names: Sequence[str], values: Sequence[float], what: str) -> list[str]:
+    """A sentence on the two classes with the lowest values; NaN does not count."""
+    known = sorted((v, name) for v, name in zip(values, names, strict=True) if v == v)
+    if len(known) < 2:
+        return []
+    worst = " and ".join(f"{name} ({value:.3f})" for value, name in known[:2])
+    return [f"The weakest of {len(known)} classes by {what}: {worst}."]
+
+
 def most_confused(
-    names: Sequence[str], counts: np.ndarray, totals: np.ndarray, relation: str
+    names: Sequence[str], counts: np.ndarray, totals: np.ndarray, relation: str, what: str
 ) -> list[str]:
-    """A sentence on the largest of `counts` (C, C) off the diagonal; `totals` (C,) by row."""
+    """A sentence on the largest of `counts` (C, C) off the diagonal; `totals` (C,) by row. `what`
+    is counted, in the plural."""
     off = counts - np.diag(np.diag(counts))
     if not off.any():
         return []
     row, column = (int(i) for i in np.unravel_index(off.argmax(), off.shape))
+    count, share = int(off[row, column]), off[row, column] / max(totals[row], 1)
+    often = f"{count:,} {what[:-1] if count == 1 else what}"
+    part = f"{share:.0%}" if share >= 0.005 else "under 1%"
     return [
-        f"The most frequent confusion: {names[row]} is {relation} {names[column]} "
-        f"{off[row, column]} times ({off[row, column] / max(totals[row], 1):.0%} of {names[row]})."
+        f"The most frequent confusion: {names[row]} is {relation} {names[column]}, {often} ({part} "
+        f"of {names[row]})."
     ]
 
 

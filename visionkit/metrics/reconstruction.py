@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from visionkit.metrics.accuracy import finite
+from visionkit.metrics.accuracy import finite, image_ids_of
 from visionkit.metrics.image_reports import reconstruction_parts
+from visionkit.metrics.intervals import mean_over
 from visionkit.metrics.parts import Part, ReportContext
 from visionkit.types import Batch
 
@@ -58,6 +60,15 @@ class Reconstruction:
             count = len(self.divergences)
             metrics["kl"] = math.fsum(self.divergences) / count if count else math.nan
         return metrics
+
+    def image_ids(self) -> np.ndarray:
+        return image_ids_of(self.errors)
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """`mse` and `psnr` (R,) in replicates with these weights (R, I) of the images."""
+        squares, values = np.array(sorted(self.errors), float).reshape(-1, 3)[:, 1:].T
+        mse = mean_over(weights, squares, values) / PEAK**2
+        return {"mse": mse, "psnr": np.array([psnr(float(one)) for one in mse])}
 
     def report(self, context: ReportContext) -> list[Part]:
         return reconstruction_parts(self.errors, context)

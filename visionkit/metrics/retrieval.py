@@ -15,6 +15,7 @@ from visionkit.metrics.intervals import mean_over
 from visionkit.metrics.parts import Gallery, Part, ReportContext, Shown
 from visionkit.types import Batch
 
+NAMES = ("recall@1", "recall@5", "mAP@R")
 MAX_SIMILARITIES = 2**22  # computed at once; about 200 MB with all intermediate results
 
 
@@ -38,12 +39,11 @@ class Retrieval(Records):
                 self.records.append((target["image_id"], int(target["identity"]), embedding))
 
     def compute(self) -> dict[str, float]:
-        names = ("recall@1", "recall@5", "mAP@R")
         if len(self.records) < 2:
-            return dict.fromkeys(names, math.nan)
+            return dict.fromkeys(NAMES, math.nan)
         scores = self._ranked()[0]
         means = scores[~scores[:, 0].isnan()].mean(0).tolist()  # of nothing: NaN
-        return dict(zip(names, means, strict=True))
+        return dict(zip(NAMES, means, strict=True))
 
     def _ranked(self) -> tuple[Tensor, Tensor]:
         """For each image by id: recall@1, recall@5 and AP@R (I, 3), NaN if it is not a query, and
@@ -61,10 +61,13 @@ class Retrieval(Records):
         return image_ids_of(self.records)
 
     def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """`recall@1` (R,) in replicates with these weights (R, I) of the queries; the gallery stays
-        the same."""
-        hits = self._ranked()[0][:, 0].numpy() if len(self.records) > 1 else np.full(1, np.nan)
-        return {"recall@1": mean_over(weights, np.nan_to_num(hits), ~np.isnan(hits))}
+        """All metrics (R,) in replicates with these weights (R, I) of the queries; the gallery
+        stays the same."""
+        few = len(self.records) < 2
+        scores = np.full((len(self.records), 3), np.nan) if few else self._ranked()[0].numpy()
+        known = ~np.isnan(scores[:, 0])
+        values = np.nan_to_num(scores)
+        return {n: mean_over(weights, values[:, k], known) for k, n in enumerate(NAMES)}
 
     def report(self, context: ReportContext) -> list[Part]:
         """The queries whose nearest image is of another identity, with what was retrieved."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from visionkit.errors import printable
 from visionkit.metrics.parts import (
@@ -380,6 +380,8 @@ def _draw_mask(drawn: Image.Image, mark: Mark) -> None:
     assert mark.mask is not None
     area = Image.fromarray(decode(_compressed(mark.mask)) * np.uint8(110)).resize(drawn.size)
     drawn.paste(MARKS[mark.kind], (0, 0), area)
+    edges = area.filter(ImageFilter.FIND_EDGES).point(lambda value: 255 * (value > 0))
+    drawn.paste(MARKS[mark.kind], (0, 0), edges)
 
 
 def _bounds(mask: dict[str, Any]) -> list[float]:

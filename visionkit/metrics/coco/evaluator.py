@@ -227,10 +227,9 @@ class CocoEvaluator:
             found += one.parts()
         return found
 
-    def sentences(self) -> list[str]:
+    def sentences(self, context: ReportContext) -> list[str]:
         """What stands out in a report, of the masks, if any are scored."""
-        one = self.scored[self.types[-1]]
-        return DetectionReport(*one, self.engine).sentences()
+        return self.reports(context)[self.types[-1]].sentences()
 
     def result_file(self, iou_type: IouType) -> list[dict[str, Any]]:
         """The records to score, as `COCO.loadRes` reads them from a file.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from visionkit.data.coco.segmentations import to_rle
 from visionkit.metrics.coco.detections import Detections
 from visionkit.metrics.coco.engines import evaluated
 from visionkit.metrics.coco.ground_truth import ScoredTruth
@@ -29,6 +30,7 @@ from visionkit.metrics.parts import (
     calibration_chart,
     confusion_part,
     most_confused,
+    weakest,
 )
 from visionkit.metrics.thresholds import Thresholds, at_score, detection_curves
 
@@ -87,14 +89,10 @@ class DetectionReport:
     def sentences(self) -> list[str]:
         """What stands out: the weakest classes, the most frequent confusion, the main error."""
         names = self.truth.names
-        scored = [(self.metrics.get(f"AP/{name}", np.nan), name) for name in names]
-        scored = sorted((ap, name) for ap, name in scored if ap == ap)
-        found = []
-        if len(scored) > 1:
-            weakest = " and ".join(f"{name} ({ap:.3f})" for ap, name in scored[:2])
-            found.append(f"The weakest of {len(scored)} classes by AP: {weakest}.")
+        found = weakest(names, [self.metrics.get(f"AP/{name}", np.nan) for name in names], "AP")
         counts = self.mistakes.confusion()
-        found += most_confused(names, counts[:-1, :-1], counts[:-1].sum(1), "detected as")
+        pairs, totals = counts[:-1, :-1], counts[:-1].sum(1)
+        found += most_confused(names, pairs, totals, "detected as", "objects")
         if self.engine == "hotcoco":
             gains = tide(evaluated(self.truth, self.found, self.engine, [1, 10, 100])).values
             text, gain = max(gains.items(), key=lambda one: one[1])
@@ -253,7 +251,7 @@ class DetectionReport:
             marks.append(_mark(kind, mistakes.found, i, text))
         for i in mistakes.objects[truth.image[mistakes.objects] == image].tolist():
             if i not in hit:
-                marks.append(Mark("missed", _xyxy(truth.boxes[i]), truth.names[truth.category[i]]))
+                marks.append(_object_mark("missed", truth, i))
         return marks
 
     def suspects(self, evaluation: Any) -> Gallery:
@@ -268,9 +266,8 @@ class DetectionReport:
             what = f"{name}, {one['dt_score']:.2f}: not labeled"
             if one["gt_id"]:
                 i = one["gt_id"] - 1
-                label = self.truth.names[self.truth.category[i]]
-                marks.append(Mark("truth", _xyxy(self.truth.boxes[i]), label))
-                what = f"{name}, {one['dt_score']:.2f}: labeled as {label}"
+                marks.append(_object_mark("truth", self.truth, i))
+                what = f"{name}, {one['dt_score']:.2f}: labeled as {marks[-1].text}"
             id_ = int(self.truth.image_ids[one["image_id"] - 1])
             shown.append(Shown(id_, what, marks))
         return Gallery("Suspected label errors", shown, "The detection, and the label if any.")
@@ -331,6 +328,14 @@ def _mark(kind: Any, found: Detections, row: int, text: str) -> Mark:
         return Mark(kind, None, text, found.masks[row])
     assert found.boxes is not None
     return Mark(kind, _xyxy(found.boxes[row]), text)
+
+
+def _object_mark(kind: Any, truth: ScoredTruth, row: int) -> Mark:
+    text = truth.names[truth.category[row]]
+    if truth.masks is not None:  # then the boxes are not known
+        size = truth.sizes[truth.image[row]].tolist()
+        return Mark(kind, None, text, to_rle(truth.masks[row], size))
+    return Mark(kind, _xyxy(truth.boxes[row]), text)
 
 
 def _xyxy(box: np.ndarray) -> list[float]:
