@@ -23,10 +23,10 @@ from visionkit.metrics.coco.engines import engine_version, pick_engine
 from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.metrics.coco.ground_truth import log_once
 from visionkit.metrics.intervals import REPLICATES, Interval
-from visionkit.metrics.parts import ReportContext
+from visionkit.metrics.parts import Part, ReportContext
 from visionkit.metrics.report import Coverage, to_record
 from visionkit.metrics.thresholds import Thresholds
-from visionkit.models.contracts import checked_coverage, checked_metrics
+from visionkit.models.contracts import checked_coverage, checked_metrics, checked_parts
 from visionkit.models.model import VisionModel
 from visionkit.runs import files
 from visionkit.runs.files import reason
@@ -94,8 +94,9 @@ def evaluate_run(
             content = to_record(found.metrics, facts)
             collectives.on_main_rank(lambda: _write(Path(run) / "eval", content, coco))
         if analysis:
+            context = ReportContext(no_images, images=0)
             facts["analysis"] = {
-                name: evaluator.report(ReportContext(no_images, images=0))
+                name: reported(name, evaluator, context)
                 for name, evaluator in found.evaluators.items()
                 if hasattr(evaluator, "report")
             }
@@ -155,6 +156,19 @@ def own_metrics(metrics: Mapping[str, float], head: str) -> dict[str, float]:
     """The metrics of a head by their own names."""
     prefix = f"{head}/"
     return {n.removeprefix(prefix): v for n, v in metrics.items() if n.startswith(prefix)}
+
+
+def reported(head: str, evaluator: Any, context: ReportContext) -> list[Part]:
+    """What an evaluator, perhaps a custom one, reports; ConfigError for what is none."""
+    try:
+        parts = evaluator.report(context)
+    except VisionkitError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"heads.{head}: report() of its evaluator fails ({type(error).__name__}: {error})"
+        ) from error
+    return checked_parts(head, parts)
 
 
 def no_images(image_id: int) -> Any:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from visionkit.engine.evaluate import (
     intervals_of,
     no_images,
     own_metrics,
+    reported,
 )
 from visionkit.engine.report_files import (
     Measured,
@@ -33,9 +34,8 @@ from visionkit.engine.report_files import (
     metrics_table,
 )
 from visionkit.engine.state import TrainingState, flattened
-from visionkit.errors import ArgumentError, ConfigError, package_version
+from visionkit.errors import ArgumentError, DataError, package_version
 from visionkit.metrics.coco.engines import engine_version, pick_engine
-from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.metrics.comparison import (
     Difference,
     Resampled,
@@ -221,6 +221,11 @@ def _headline(one: Report, head: str) -> Headline:
 
 def _compared(a: Report, b: Report) -> dict[str, list[Difference]]:
     """The paired differences by head. DataError if the runs were evaluated on other data."""
+    if not {*a.heads} & {*b.heads}:
+        raise DataError(
+            f"{a.run} and {b.run} have no head in common and cannot be compared: "
+            f"{', '.join(a.heads)} and {', '.join(b.heads)}"
+        )
     found = {}
     for head in a.heads:
         one, other = a.resampled(head), b.resampled(head)
@@ -233,7 +238,7 @@ def _compared(a: Report, b: Report) -> dict[str, list[Difference]]:
 
 
 def _subject(evaluator: Any) -> Subject:
-    if isinstance(evaluator, CocoEvaluator):
+    if hasattr(evaluator, "subject"):
         return evaluator.subject()
     return Subject(evaluator.image_ids(), getattr(evaluator, "classes", ()))
 
@@ -274,7 +279,7 @@ def _heads(one: Report, images: int, iou: float) -> list[Section]:
         parts: list[Part] = []
         if hasattr(evaluator, "report"):
             context = one.context(head, opened.predicted, images, iou)
-            parts = checked_parts(head, evaluator.report(context))
+            parts = reported(head, evaluator, context)
         if not parts:
             rows: list[Row] = [[name, value] for name, value in one.own_metrics(head).items()]
             parts = [Table("Metrics", ["metric", "value"], rows)]
@@ -283,19 +288,6 @@ def _heads(one: Report, images: int, iou: float) -> list[Section]:
         title = f"{one.name}: {head} ({kind})" if one.name else f"{head} ({kind})"
         sections.append(Section(title, parts, "", opened.image, opened.name))
     return sections
-
-
-def checked_parts(head: str, parts: Any) -> list[Part]:
-    """The parts that a custom evaluator returned; ConfigError for anything else."""
-    kinds = get_args(Part)
-    if not isinstance(parts, list) or not all(isinstance(part, kinds) for part in parts):
-        named = ", ".join(kind.__name__ for kind in kinds)
-        found = parts if not isinstance(parts, list) else [type(part).__name__ for part in parts]
-        raise ConfigError(
-            f"heads.{head}: report() of its evaluator returned {found!r:.80}; expected a list of "
-            f"{named} of visionkit.metrics.parts"
-        )
-    return parts
 
 
 class _Images:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from visionkit.data.classes import YES, Group, groups
 from visionkit.errors import ConfigError, DivergedError
+from visionkit.metrics.comparison import Subject
 from visionkit.metrics.image_reports import (
     attribute_parts,
     classification_parts,
@@ -115,6 +116,11 @@ class Accuracy(Records):
         right = np.array([one.truth == one.ranked[0] for one in records])
         return {"top1": mean_over(weights, right, np.ones(len(right)))}
 
+    def subject(self) -> Subject:
+        """What was scored, to compare it with another model."""
+        truth = np.array([one.truth for one in sorted(self.records)])
+        return Subject(self.image_ids(), self.classes, {"the class": truth})
+
     def report(self, context: ReportContext) -> list[Part]:
         return classification_parts(self.classes, self.records, context)
 
@@ -191,6 +197,11 @@ class MultiLabelAccuracy(Records):
         some = truth.any(1)
         right = truth.gather(1, probs.argmax(1, keepdim=True))[:, 0] & some
         return {"top1": mean_over(weights, right.numpy(), some.numpy())}
+
+    def subject(self) -> Subject:
+        """What was scored, to compare it with another model."""
+        truth = self._tables(sorted(self.records, key=lambda record: record[0]))[1].numpy()
+        return Subject(self.image_ids(), self.classes, {"the classes": truth})
 
     def report(self, context: ReportContext) -> list[Part]:
         used = context.thresholds or self.thresholds()
@@ -287,6 +298,13 @@ class LocalizationAccuracy(Records):
         scores = self._scores(sorted(self.records))
         ones = np.ones(len(scores))
         return {n: mean_over(weights, scores[:, k], ones) for k, n in enumerate(self.names)}
+
+    def subject(self) -> Subject:
+        """What was scored, to compare it with another model."""
+        records = sorted(self.records)
+        labels = np.array([one.label for one in records])
+        boxes = np.array([one.truth for one in records]).reshape(-1, 4)
+        return Subject(self.image_ids(), self.classes, {"the class": labels, "the box": boxes})
 
     def report(self, context: ReportContext) -> list[Part]:
         return localization_parts(self.classes, self.records, context)

@@ -91,7 +91,8 @@ class Subject:
 
     image_ids: np.ndarray  # (I,)
     classes: Sequence[str]
-    truth: Mapping[str, Any] = field(default_factory=dict)  # by name, arrays of the ground truth
+    truth: Mapping[str, Any] = field(default_factory=dict)  # by name, arrays (N, ...)
+    image: np.ndarray | None = None  # (N,) rows of `image_ids`; None: one row for each image
 
 
 def check_same(a: Subject, b: Subject, names: tuple[str, str] = ("A", "B")) -> None:
@@ -110,9 +111,21 @@ def check_same(a: Subject, b: Subject, names: tuple[str, str] = ("A", "B")) -> N
             f"{first} and {second} were evaluated on other images ({len(a.image_ids)} and "
             f"{len(b.image_ids)}) and cannot be compared: {what}"
         )
-    for name in a.truth.keys() & b.truth.keys():
-        if not np.array_equal(a.truth[name], b.truth[name]):
+    for name, one in a.truth.items():
+        if name in b.truth and (what := _first_difference(name, one, b.truth[name], a)):
             raise DataError(
-                f"{first} and {second} have other ground truth and cannot be compared: {name} "
-                "differs"
+                f"{first} and {second} have other ground truth and cannot be compared: {what}"
             )
+
+
+def _first_difference(name: str, one: Any, other: Any, a: Subject) -> str:
+    """Where two arrays of the ground truth differ; empty if they are equal."""
+    if np.shape(one) != np.shape(other):
+        return f"{len(one)} and {len(other)} objects"
+    rows = np.flatnonzero(np.not_equal(one, other).reshape(len(one), -1).any(1))
+    if not len(rows):
+        return ""
+    row = rows[0]
+    image = a.image_ids[row if a.image is None else a.image[row]]
+    values = (np.asarray(array)[row].tolist() for array in (one, other))
+    return f"{name} of image_id {image}: {' and '.join(map(str, values))}"

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from visionkit.errors import DataError
 from visionkit.metrics.accuracy import image_ids_of, nan_mean
+from visionkit.metrics.comparison import Subject
 from visionkit.metrics.image_reports import semantic_parts, semantic_sentences
 from visionkit.metrics.parts import Part, ReportContext
 from visionkit.metrics.report import Coverage
@@ -139,6 +140,11 @@ class ConfusionMatrix:
             mean = np.nanmean(ious, 1)
         by_class = {f"IoU/{name}": ious[:, k] for k, name in enumerate(self.classes)}
         return {"mIoU": mean, "pixel_accuracy": accuracy, **by_class}
+
+    def subject(self) -> Subject:
+        """What was scored, to compare it with another model: the pixels of each class."""
+        parts = [part[1].tolist() for _, part in sorted(self.by_image, key=itemgetter(0))]
+        return Subject(self.image_ids(), self.classes, {"pixels by class": np.array(parts)})
 
     def report(self, context: ReportContext) -> list[Part]:
         pixels = [(id_, int(part[0].sum()), int(part[1].sum())) for id_, part in self.by_image]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -136,6 +137,40 @@ class ReportContext:
 
 
 Part: TypeAlias = Text | Table | Chart | Bars | Matrix | Gallery
+
+
+def misfit(part: Part) -> str:
+    """What a part should have instead of what it has; empty if it can be drawn."""
+    if not isinstance(part.title, str):
+        return "a title that is a string"
+    match part:
+        case Text():
+            fits, wanted = _all(part.sentences, str), "sentences that are a list of strings"
+        case Table():
+            rows = _all(part.rows, list | tuple) and _all(part.columns, str)
+            fits = rows and all(
+                len(row) == len(part.columns) and _all(row, str | Real | None) for row in part.rows
+            )
+            wanted = "a cell (a string, a number or None) for each column in each row"
+        case Chart():
+            fits = _all(part.series, Series) and all(
+                np.ndim(one.x) == 1 and np.shape(one.x) == np.shape(one.y) for one in part.series
+            )
+            wanted = "a list of Series, each with as many x as y"
+        case Bars():
+            fits = isinstance(part.values, Mapping) and _all([*part.values.values()], Real)
+            wanted = "values that are numbers by name"
+        case Matrix():
+            shape = (len(part.rows), len(part.columns))
+            fits = isinstance(part.counts, np.ndarray) and part.counts.shape == shape
+            wanted = f"counts that are an array {shape}"
+        case Gallery():
+            fits, wanted = _all(part.images, Shown), "images that are a list of Shown"
+    return "" if fits else wanted
+
+
+def _all(values: Any, kind: Any) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(one, kind) for one in values)
 
 
 def confusion_part(

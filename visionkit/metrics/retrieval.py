@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from visionkit.metrics.accuracy import Records, finite, image_ids_of
+from visionkit.metrics.comparison import Subject
 from visionkit.metrics.intervals import mean_over
 from visionkit.metrics.parts import Gallery, Part, ReportContext, Shown
 from visionkit.types import Batch
@@ -68,6 +69,12 @@ class Retrieval(Records):
         known = ~np.isnan(scores[:, 0])
         values = np.nan_to_num(scores)
         return {n: mean_over(weights, values[:, k], known) for k, n in enumerate(NAMES)}
+
+    def subject(self) -> Subject:
+        """What was scored, to compare it with another model."""
+        records = sorted(self.records, key=lambda record: record[:2])
+        identities = np.array([identity for _, identity, _ in records])
+        return Subject(self.image_ids(), (), {"the identity": identities})
 
     def report(self, context: ReportContext) -> list[Part]:
         """The queries whose nearest image is of another identity, with what was retrieved."""

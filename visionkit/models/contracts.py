@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from visionkit.data.contracts import is_custom, shown
 from visionkit.errors import ConfigError
+from visionkit.metrics.parts import Part, misfit
 from visionkit.metrics.report import Coverage
 from visionkit.types import Evaluator, Features, HeadPrediction, Level, Loss, prediction_kinds
 
@@ -175,5 +176,18 @@ def checked_coverage(head: str, coverage: Any) -> dict[str, Coverage]:
     return dict(coverage)
 
 
-def _broken(what: str, found: Any, wanted: str) -> ConfigError:
-    return ConfigError(f"{what}: got {shown(found)}; expected {wanted} (visionkit.types)")
+def checked_parts(head: str, parts: Any) -> list[Part]:
+    """The parts of a report that an evaluator returned."""
+    what = f"heads.{head}: report() of its evaluator"
+    kinds = get_args(Part)
+    if not isinstance(parts, list) or not all(isinstance(part, kinds) for part in parts):
+        named = ", ".join(kind.__name__ for kind in kinds)
+        raise _broken(what, parts, f"a list of {named}", "visionkit.metrics.parts")
+    for part in parts:
+        if wanted := misfit(part):
+            raise _broken(what, part, wanted, "visionkit.metrics.parts")
+    return parts
+
+
+def _broken(what: str, found: Any, wanted: str, where: str = "visionkit.types") -> ConfigError:
+    return ConfigError(f"{what}: got {shown(found)}; expected {wanted} ({where})")

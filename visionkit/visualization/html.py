@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -41,6 +42,7 @@ COLORS = 12
 POINTS = 300  # of a line
 FEW = 30  # points that are also drawn as dots
 LISTED = 20  # images behind a cell of a matrix
+TEXT = 14  # height of the text on an image, of which the page may show two thirds
 LABELED = 15  # marks of an image that have a text
 LARGEST_SCALE = 8  # of a small image
 MARKS = {
@@ -232,11 +234,11 @@ def _cells(part: Table) -> dict[str, Any]:
 
 
 def _cell(value: str | float | int | None) -> dict[str, Any]:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return {"text": "–", "number": "nan"}
     if isinstance(value, str):
         return {"text": value, "number": None}
-    text = f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+    if value is None or math.isnan(value):
+        return {"text": "–", "number": "nan"}
+    text = f"{value:,}" if isinstance(value, Integral) else f"{value:.3f}"
     return {"text": text, "number": f"{value:.9g}"}
 
 
@@ -342,7 +344,7 @@ def draw_marks(image: Image.Image, shown: Shown) -> Image.Image:
         if mark.mask is not None:
             _draw_mask(drawn, mark)
     pen = ImageDraw.Draw(drawn)
-    font = ImageFont.load_default(size=11)
+    font = ImageFont.load_default(size=TEXT)
     boxes = []
     for mark in shown.marks:
         box = mark.box or (_bounds(mark.mask) if mark.mask is not None else None)
@@ -384,11 +386,12 @@ def _draw_mask(drawn: Image.Image, mark: Mark) -> None:
     drawn.paste(MARKS[mark.kind], (0, 0), edges)
 
 
-def _bounds(mask: dict[str, Any]) -> list[float]:
+def _bounds(mask: dict[str, Any]) -> list[float] | None:
+    """xyxy; None for a mask without a pixel."""
     from pycocotools.mask import toBbox
 
     x, y, w, h = toBbox(_compressed(mask)).tolist()
-    return [x, y, x + w, y + h]
+    return [x, y, x + w, y + h] if w and h else None
 
 
 def _compressed(mask: dict[str, Any]) -> dict[str, Any]:

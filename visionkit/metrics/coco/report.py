@@ -275,8 +275,10 @@ class DetectionReport:
 
 def subject_of(truth: ScoredTruth) -> Subject:
     """What is scored, to compare it with another."""
-    columns = ("image", "category", "boxes", "iscrowd")
-    return Subject(truth.image_ids, truth.names, {name: getattr(truth, name) for name in columns})
+    columns = {"image": "the number of objects", "category": "the class"}
+    columns |= {"boxes": "a box", "iscrowd": "iscrowd"}
+    arrays = {text: getattr(truth, name) for name, text in columns.items()}
+    return Subject(truth.image_ids, truth.names, arrays, truth.image)
 
 
 def resampled(matches: Matches, weights: np.ndarray) -> dict[str, np.ndarray]:
