@@ -93,6 +93,8 @@ WRONG = {
     "class": ({"class_id": 2}, "class_id: got 2; expected an int, 0 to 1 (day, night)"),
     "class below": ({"class_id": -1}, "class_id: got -1; expected an int, 0 to 1 (day, night)"),
     "class name": ({"class_id": "day"}, "class_id: got 'day'; expected an int, 0 to 1"),
+    "classes": ({"class_id": [1.0]}, "class_id: got a list of 1 (float); expected 2 numbers"),
+    "part": ({"class_id": [1.0, 0.5]}, "class_id: got a list of 2 (float); expected 2 numbers"),
     "identity": ({"identity": 1.0}, "identity: got 1.0; expected an int"),
     "tensor boxes": ({"boxes": torch.zeros(2, 4)}, "boxes: got a tensor float32 (2, 4); expected"),
     "list boxes": ({"boxes": [[0, 0, 1, 1]]}, "boxes: got a list of 1 (list); expected a numpy"),

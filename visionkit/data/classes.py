@@ -87,7 +87,7 @@ class ClassMappedDataset:
 
     def __getitem__(self, index: int) -> Sample:
         sample = replace(read_sample(self.dataset, index))
-        if sample.class_id is not None and np.ndim(sample.class_id) == 0:
+        if isinstance(sample.class_id, int | np.integer):
             class_id = int(self._tables["class_id"][sample.class_id])
             sample.class_id = None if class_id == UNMAPPED else class_id
         if sample.labels is not None:

@@ -334,7 +334,10 @@ def _names(classes: Mapping[str, Classes], key: str) -> tuple[str, ...]:
 def _check_scalars(faults: Faults, sample: Sample, classes: Mapping[str, Classes]) -> None:
     names = _names(classes, "class_id")
     class_id, identity = sample.class_id, sample.identity
-    if class_id is not None and (type(class_id) is not int or not 0 <= class_id < len(names)):
+    if isinstance(class_id, list | tuple):  # of a head with `multilabel`
+        if len(class_id) != len(names) or any(value not in (0, 1) for value in class_id):
+            faults.add("class_id", class_id, f"{len(names)} numbers, each 0. or 1.")
+    elif class_id is not None and (type(class_id) is not int or not 0 <= class_id < len(names)):
         faults.add("class_id", class_id, f"an int, {_range(names)}")
     if identity is not None and type(identity) is not int:
         faults.add("identity", identity, "an int")

@@ -6,7 +6,7 @@ than resizing masks of the whole image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ class Sample:
     labeled: np.ndarray | None = None  # (K,) bool, see `Target`; None = all classes
     semantic: Tensor | None = None  # (h, w) uint8
     semantic_labeled: np.ndarray | None = None  # (S,) bool; None = all classes
-    class_id: int | None = None
+    class_id: int | Sequence[float] | None = None  # a sequence: 1. for each class that is present
     identity: int | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)  # keys for custom heads
 
