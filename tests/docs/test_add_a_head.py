@@ -55,6 +55,19 @@ def test_the_pages_commands_train_evaluate_and_predict(folder):
     assert '"counts": [' in (folder / "predictions/predictions.json").read_text()
 
 
+def test_the_part_of_the_report_is_on_the_page(folder, tmp_path):
+    method = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    (tmp_path / "counting.py").write_text(block("python") + "\n" + method)
+    settings = ["output=run", "train.epochs=1", "data.shapes.train.num_images=16"]
+    (tmp_path / "counting.yaml").write_text(block("yaml"))
+    for words in (["train", "counting.yaml", *settings], ["report", "run", "--allow-plugins"]):
+        result = visionkit(tmp_path, *words)
+        assert result.returncode == 0, result.stderr
+        page = (tmp_path / "run/report.html").read_text()  # training writes it too
+        (tmp_path / "run/report.html").unlink()
+        assert "Mean error by class" in page and "found: [" in page and "not shown" not in page
+
+
 def test_a_typing_mistake_is_reported(folder):
     (folder / "wrong.yaml").write_text(block("yaml").replace("beta:", "bta:"))
     result = visionkit(folder, "config", "wrong.yaml")

@@ -7,6 +7,7 @@ import torch
 
 from visionkit.errors import ConfigError, DivergedError
 from visionkit.metrics.accuracy import AttributeAccuracy, match
+from visionkit.metrics.parts import ReportContext
 from visionkit.ops.boxes import box_iou
 from visionkit.types import Batch
 
@@ -129,3 +130,21 @@ def test_missing_boxes_and_bad_numbers_are_reported():
     found[0]["attributes"][0, 0] = NAN
     with pytest.raises(DivergedError, match="image 1"):
         AttributeAccuracy(CLASSES).update(found, batch)
+
+
+def test_the_base_rate_is_the_accuracy_of_the_most_frequent_answers():
+    """Of four objects three are blue, one is covered; all hold a cup, one holds a pen."""
+    boxes = [[20 * i, 0, 20 * i + 10, 10] for i in range(4)]
+    truth = [[1, 0, 0, 1, 0], [1, 0, 0, 1, 0], [1, 1, 0, 1, 0], [0, 0, 1, 1, 1]]
+    target = make_target(boxes, truth, orig_size=(64, 64))
+    evaluator = AttributeAccuracy(CLASSES)
+    found = {"boxes": target["boxes"], "scores": torch.ones(4), "attributes": torch.zeros(4, 5)}
+    evaluator.update([found], make_batch(target))
+    (table,) = evaluator.report(ReportContext(no_images))
+    rates = {row[0]: (row[1], row[3]) for row in table.rows}
+    # Held things are 8 answers: always a cup and never a pen is right in 4 + 3.
+    assert rates == {"color": (4, 0.75), "covered": (4, 0.75), "holds": (8, 7 / 8)}
+
+
+def no_images(image_id):
+    raise AssertionError(image_id)

@@ -171,12 +171,13 @@ def attribute_parts(
     rows: list[Row] = []
     for k, (name, group) in enumerate(groups.items()):
         yes = true[group.columns]
-        if group.kind != "one_of":
-            yes = np.append(yes, asked[group.columns] - yes)
-        share = yes.max() / known[k] if known[k] else None
+        best = yes.max()  # always the most frequent value
+        if group.kind != "one_of":  # each value has an answer of its own
+            best = np.maximum(yes, asked[group.columns] - yes).sum()
+        share = best / known[k] if known[k] else None
         accuracy = correct[k] / known[k] if known[k] else None
         rows.append([name, int(known[k]), accuracy, share])
-    columns = ["attribute", "objects", "accuracy", "base rate"]
+    columns = ["attribute", "answers", "accuracy", "base rate"]
     note = "Base rate: the accuracy of always giving the most frequent answer."
     return [Table("By attribute", columns, rows, note)]
 
