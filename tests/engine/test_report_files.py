@@ -1,17 +1,21 @@
 """`visionkit report --gt --pred`: the page and its numbers, without torch."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from support.coco_scenes import scene
+from support.pages import EVIL, Parsed
 from visionkit.cli.main import main
 from visionkit.engine.report_files import report_files
 from visionkit.metrics.coco.evaluator import evaluate_files
+from visionkit.visualization.html import render
 
 USAGE, DATA = 2, 3
 
@@ -111,3 +115,74 @@ def test_few_images_have_no_intervals_and_say_why(files):
     page, record = report_files(files / "few.json", [files / "r.json"])
     assert record["intervals"] == {}
     assert "fewer than 20 images" in page.sections[0].parts[1].note
+
+
+@pytest.mark.parametrize("lacking", ["detections", "objects", "both"])
+def test_without_detections_or_objects(files, lacking):
+    truth, results = scene(2, num_images=24)
+    if lacking in ("detections", "both"):
+        results = []
+    if lacking in ("objects", "both"):
+        truth["annotations"] = []
+    (files / "gt.json").write_text(json.dumps(truth))
+    (files / "a.json").write_text(json.dumps(results))
+    page, record = report_files(files / "gt.json", [files / "a.json"], replicates=20)
+    expected = evaluate_files(files / "gt.json", files / "a.json", "bbox")
+    assert repr(record["metrics"]) == repr(expected)
+    assert Parsed(render(page, "1")).text
+
+
+@pytest.mark.parametrize("classes", [1, 1200])
+def test_one_class_and_many(files, classes):
+    """The tables have all; charts and the confusion matrix those that matter most."""
+    truth, results = scene(2, num_images=24)
+    truth["categories"] = [{"id": i + 1, "name": f"class {i}"} for i in range(classes)]
+    for number, record in enumerate([*truth["annotations"], *results]):
+        record["category_id"] = number % classes + 1
+    (files / "gt.json").write_text(json.dumps(truth))
+    (files / "a.json").write_text(json.dumps(results))
+    page, record = report_files(files / "gt.json", [files / "a.json"], replicates=5)
+    text = render(page, "1")
+    rows = sum(tag == "tr" for tag, _ in Parsed(text).elements)
+    assert rows > 2 * classes and len(text) < 3_000_000
+    assert ("The 40 classes of 1200 that are confused most." in text) == (classes == 1200)
+
+
+def test_names_that_try_to_break_out_stay_text(files):
+    truth, results = scene(2, num_images=24)
+    names = [name.replace("\x00", "") for name in EVIL]
+    truth["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+    for number, record in enumerate([*truth["annotations"], *results]):
+        record["category_id"] = number % len(names) + 1
+    for image, name in zip(truth["images"], EVIL, strict=False):
+        image["file_name"] = name.replace("\x00", "").replace("/", "|")
+    (files / "gt.json").write_text(json.dumps(truth))
+    (files / "<b>.json").write_text(json.dumps(results))
+    images = files / "images"
+    page, _ = report_files(files / "gt.json", [files / "<b>.json"], images=images, replicates=5)
+    parsed = Parsed(render(page, "1"))
+    kinds = {tag for tag, _ in parsed.elements}
+    assert "b" in kinds and sum(tag == "script" for tag, _ in parsed.elements) == 1
+    assert all(attrs["src"].startswith("data:") for tag, attrs in parsed.elements if tag == "img")
+    assert "detections in <b>.json" in " ".join(parsed.text)
+
+
+@pytest.mark.skipif("VISIONKIT_TEST_DATA" not in os.environ, reason="needs BCCD")
+def test_a_page_on_real_images_is_small(tmp_path):
+    """BCCD's validation images, all objects found but one in four: under 5 MB with 24 images."""
+    folder = Path(os.environ["VISIONKIT_TEST_DATA"]) / "bccd"
+    truth = json.loads((folder / "annotations" / "val.json").read_text())
+    results = [
+        {key: one[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.5}
+        for number, one in enumerate(truth["annotations"])
+        if number % 4
+    ]
+    (tmp_path / "a.json").write_text(json.dumps(results))
+    page, record = report_files(
+        folder / "annotations" / "val.json", [tmp_path / "a.json"], images=folder / "images"
+    )
+    text = render(page, "1")
+    assert len(text) < 5_000_000 and text.count("<img ") >= 24 and "not shown" not in text
+    confusion = np.array(record["confusion"])
+    assert confusion[:-1].sum() == len(truth["annotations"])
+    assert confusion[:, :-1].sum() == len(results)

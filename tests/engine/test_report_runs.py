@@ -266,15 +266,10 @@ def test_names_that_try_to_break_out_stay_text_from_the_file_to_the_page(tmp_pat
         assert "=cmd|' /C calc'!A0" in " ".join(parsed.text)
 
 
-@pytest.mark.parametrize("count", [1, 1200])
-def test_one_class_and_many(tmp_path, count):
-    run = detector(tmp_path, [f"class {i}" for i in range(count)])
-    record, parsed = page_of(run, bootstrap=5)
-    assert sum(name.startswith("detection/bbox/AP/") for name in record["metrics"]) == count
-    rows = sum(tag == "tr" for tag, _ in parsed.elements)
-    assert rows > count
-    with open(record["page"]) as file:
-        assert len(file.read()) < 3_000_000
+def test_one_class(tmp_path):
+    record, parsed = page_of(detector(tmp_path, ["cell"]), bootstrap=5)
+    assert sum(name.startswith("detection/bbox/AP/") for name in record["metrics"]) == 1
+    assert "Worst images" in titles(parsed)
 
 
 def test_validation_data_without_objects(tmp_path):

@@ -209,3 +209,21 @@ def test_95_percent_of_intervals_contain_the_true_ap():
         found: Interval = interval(value, resampled(matches, weights)["AP"])
         inside += found.low <= true <= found.high
     assert 0.92 <= inside / 200 <= 0.98
+
+
+def test_many_images_are_resampled_in_pieces_with_the_same_result(monkeypatch):
+    from visionkit.metrics import comparison
+
+    class Mean:
+        values = np.random.default_rng(0).random(30)
+
+        def image_ids(self):
+            return np.arange(30)
+
+        def resampled(self, weights):
+            return {"mean": mean_over(weights, self.values, np.ones(30))}
+
+    metrics = {"mean": Mean.values.mean()}
+    whole = comparison.intervals(Mean(), metrics, 100)
+    monkeypatch.setattr(comparison, "BLOCK", 30 * 7)
+    assert comparison.intervals(Mean(), metrics, 100) == whole

@@ -11,6 +11,7 @@ import numpy as np
 from visionkit.errors import DataError
 from visionkit.metrics.intervals import FEWEST, LEVEL, Interval, interval, replicate_weights
 
+BLOCK = 100_000_000  # weights at once, to bound memory
 TOO_FEW = f"n/a: an interval from fewer than {FEWEST} images says little"
 
 
@@ -32,8 +33,20 @@ def intervals(
     images = len(evaluator.image_ids())
     if images < FEWEST or not replicates:
         return {}
-    found = evaluator.resampled(replicate_weights(images, replicates, seed))
+    found = _over_replicates(evaluator, images, replicates, seed)
     return {name: interval(metrics[name], values) for name, values in found.items()}
+
+
+def _over_replicates(
+    evaluator: Resampled, images: int, replicates: int, seed: int
+) -> dict[str, np.ndarray]:
+    """The metrics (R,), of many images from some replicates at a time."""
+    rng, most = np.random.default_rng(seed), max(1, BLOCK // images)
+    parts = [
+        evaluator.resampled(replicate_weights(images, min(most, replicates - first), rng))
+        for first in range(0, replicates, most)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 @dataclass(frozen=True)
@@ -71,8 +84,8 @@ def differences(
     images = len(a.image_ids())
     if images < FEWEST or not replicates:
         return []
-    weights = replicate_weights(images, replicates, seed)
-    values_a, values_b = a.resampled(weights), b.resampled(weights)
+    # The same seed: the same replicates.
+    values_a, values_b = (_over_replicates(one, images, replicates, seed) for one in (a, b))
     return [
         Difference(
             name,

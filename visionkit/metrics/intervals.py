@@ -32,7 +32,9 @@ class Interval(NamedTuple):
     high: float
 
 
-def replicate_weights(images: int, replicates: int = REPLICATES, seed: int = 0) -> np.ndarray:
+def replicate_weights(
+    images: int, replicates: int = REPLICATES, seed: int | np.random.Generator = 0
+) -> np.ndarray:
     """How often each image is in each replicate: (replicates, images) int32."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(images, np.full(images, 1 / images), replicates).astype(np.int32)
