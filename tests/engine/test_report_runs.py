@@ -146,6 +146,17 @@ def test_what_two_runs_differ_in_is_shown(runs, tmp_path):
     assert words.count("differs") == 1 + words.count("output")
 
 
+def test_three_runs_are_each_compared_with_the_first(runs, tmp_path):
+    run = runs("classification")
+    worse = trained(tmp_path, "classification", lr=0.5, steps=4)
+    record, parsed = page_of([run, run, worse], out=tmp_path / "x.html")
+    assert [*record["differences"]] == ["B/classification", "C/classification"]
+    assert "A and B are equal" in record["summary"][0]
+    assert " B " not in record["summary"][1] and "B is" not in record["summary"][1]
+    for name in "ABC":
+        assert f"{name}: classification/" in titles(parsed)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -107,7 +107,7 @@ def comparison_section(
 ) -> Section:
     """The paired differences of two models, metric by metric."""
     rows: list[Row] = [[d.name, d.a, d.b, *d.interval, d.verdict.split(":")[0]] for d in between]
-    columns = ["metric", *names, "B - A", "low", "high", "verdict"]
+    columns = ["metric", *names, f"{names[1]} - {names[0]}", "low", "high", "verdict"]
     note = "Paired: both models are resampled on the same images. 95 % intervals."
     return Section(f"{names[1]} against {names[0]}", [Table("Differences", columns, rows, note)])
 

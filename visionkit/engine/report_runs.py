@@ -158,7 +158,7 @@ def report_of(
     page = Page(
         ", ".join(one.run.name for one in reports),
         sections,
-        [_headline(first, head) for head in first.heads],
+        [_headline(one, head) for one in reports for head in one.heads],
         _sentences(first, between, iou),
         [line for one in reports for line in _unfinished(one)],
     )
@@ -216,7 +216,8 @@ def _summary(reports: Sequence[Report]) -> Section:
 
 def _headline(one: Report, head: str) -> Headline:
     name = one.main_metric(head)
-    return headline(name, one.evaluation.metrics.get(name, np.nan), one.intervals.get(name))
+    value, around = one.evaluation.metrics.get(name, np.nan), one.intervals.get(name)
+    return headline(f"{one.name}: {name}" if one.name else name, value, around)
 
 
 def _compared(a: Report, b: Report) -> dict[str, list[Difference]]:
@@ -233,7 +234,8 @@ def _compared(a: Report, b: Report) -> dict[str, list[Difference]]:
             continue
         check_same(_subject(one), _subject(other), (str(a.run), str(b.run)))
         own = a.own_metrics(head), b.own_metrics(head)
-        found[head] = differences(one, other, *own, a.replicates)
+        names = (a.name, b.name)
+        found[head] = differences(one, other, *own, a.replicates, names=names)
     return found
 
 
@@ -245,7 +247,12 @@ def _subject(evaluator: Any) -> Subject:
 
 def _sentences(one: Report, between: Mapping[str, Sequence[Difference]], iou: float) -> list[str]:
     """What stands out: which run is better, or what the first heads say of their mistakes."""
-    verdicts = [f"{name}: {found[0].verdict}." for name, found in between.items() if found]
+    verdicts = []
+    for name, differ in between.items():
+        head = name.partition("/")[2]
+        main = one.main_metric(head).removeprefix(f"{head}/")
+        chosen = [found for found in differ if found.name == main] or differ
+        verdicts += [f"{head}: {found.verdict}." for found in chosen[:1]]
     if verdicts:
         return verdicts
     found: dict[str, list[str]] = {

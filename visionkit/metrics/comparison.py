@@ -57,19 +57,21 @@ class Difference:
     a: float
     b: float
     interval: Interval  # of B - A
+    names: tuple[str, str] = ("A", "B")
 
     @property
     def verdict(self) -> str:
         """In words: which model is better, or that it may be chance."""
         delta, low, high = self.interval
+        first, second = self.names
         if np.isnan(low):
             return "no interval"
         text = f"{delta:+.3f} {self.name}, {LEVEL} % interval {low:+.3f} to {high:+.3f}"
         if low == high == 0:
-            return f"A and B are equal: {text}"
+            return f"{first} and {second} are equal: {text}"
         if low > 0:
-            return f"B is better: {text}"
-        return f"A is better: {text}" if high < 0 else f"no clear difference: {text}"
+            return f"{second} is better: {text}"
+        return f"{first} is better: {text}" if high < 0 else f"no clear difference: {text}"
 
 
 def differences(
@@ -79,6 +81,7 @@ def differences(
     metrics_b: Mapping[str, float],
     replicates: int,
     seed: int = 0,
+    names: tuple[str, str] = ("A", "B"),
 ) -> list[Difference]:
     """The paired differences of all metrics that both have."""
     images = len(a.image_ids())
@@ -92,6 +95,7 @@ def differences(
             metrics_a[name],
             metrics_b[name],
             interval(metrics_b[name] - metrics_a[name], values_b[name] - values_a[name]),
+            names,
         )
         for name in values_a
         if name in values_b
