@@ -107,7 +107,8 @@ def multilabel_parts(
         Series("recall", pooled.scores, pooled.recall),
         Series("F1", pooled.scores, pooled.f1, used.common),
     ]
-    shown = sorted(names, key=lambda name: -curves[name].positives)[:CURVES]
+    present = [name for name in names if curves[name].positives]
+    shown = sorted(present, key=lambda name: -curves[name].positives)[:CURVES]
     by_name = [
         Series(name, curves[name].scores, curves[name].f1, used.best([name])[0]) for name in shown
     ]
