@@ -15,6 +15,7 @@ from visionkit.models.heads.matching import BACKGROUND, IGNORED, GroundTruth
 from visionkit.models.heads.ssd import SSD
 from visionkit.models.necks.ssd import SSDExtra
 from visionkit.ops.boxes import box_iou, encode
+from visionkit.ops.layers import HalvingConv
 from visionkit.types import Batch, Level
 
 LEVELS = {"c3": Level(8, 8), "c4": Level(16, 16)}
@@ -333,6 +334,22 @@ def test_a_single_cell_can_be_trained_in_bfloat16(lite):
         grads.append([p.grad.clone() for p in neck.parameters()])
     for exact, rounded in zip(*grads, strict=True):
         assert (exact - rounded).norm() <= 0.1 * exact.norm() + 1e-6
+
+
+@pytest.mark.parametrize("lite", [False, True])
+def test_no_gradient_of_a_single_cell_is_left_uninitialized(lite):
+    """Free memory is full of NaN; whether torch takes it is chance, hence the types."""
+    neck = SSDExtra({"c5": Level(32, 32)}, channels=(128,), lite=lite)
+    halving = [x for x in neck.modules() if isinstance(x, nn.Conv2d) and x.stride == (2, 2)]
+    assert len(halving) == 1 and isinstance(halving[0], HalvingConv)
+    for _ in range(20):
+        neck.zero_grad()
+        sizes = (16, 64, 576, 1024, 4096, 73728)
+        stale = [torch.full((size,), math.nan) for size in sizes for _ in range(20)]
+        del stale
+        with torch.autocast("cpu", torch.bfloat16):
+            neck({"c5": torch.randn(2, 32, 1, 1)})["e1"].float().sum().backward()
+        assert all(p.grad.isfinite().all() for p in neck.parameters() if p.grad is not None)
 
 
 # --- the backbones ---

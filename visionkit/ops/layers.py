@@ -78,15 +78,22 @@ def lite_conv(
 ) -> nn.Sequential:
     """A convolution, a batch norm and ReLU6, a building block of SSDLite (Sandler et al. 2018);
     epsilon and momentum are torchvision's."""
-    return Conv2dNormActivation(
+    groups = channels if depthwise else 1
+    block = Conv2dNormActivation(
         channels,
         out,
         kernel,
         stride,
-        groups=channels if depthwise else 1,
+        groups=groups,
         norm_layer=partial(BatchNorm, eps=0.001, momentum=0.03),
         activation_layer=nn.ReLU6,
     )
+    if stride == 2:
+        padding = (kernel - 1) // 2
+        block[0] = HalvingConv(
+            channels, out, kernel, stride, padding=padding, groups=groups, bias=False
+        )
+    return block
 
 
 def init_convs(module: M, init: Callable[[Tensor], Tensor]) -> M:
