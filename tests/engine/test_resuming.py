@@ -252,3 +252,16 @@ def test_metrics_of_a_head_that_gives_numpy_numbers_can_be_saved(tmp_path, monke
     monkeypatch.setattr(training, "evaluate_model", numpy_numbers)
     run = train(config(tmp_path / "run", steps=3)).directory
     assert state(run)["metrics"].keys() == state(run, "best.pt")["metrics"].keys()
+
+
+def test_a_run_resumes_although_the_file_of_its_weights_is_gone(begun, tmp_path):
+    """All weights are in its checkpoint."""
+    first = begun / "checkpoints" / "best.pt"
+    copy = shutil.copy(first, tmp_path / "start.pt")
+    run = tmp_path / "second"
+    train(config(run, steps=2, validate=False) | {"weights": str(copy)})
+    (tmp_path / "start.pt").unlink()
+    train(config(run, steps=4, validate=False) | {"weights": str(copy)}, resume=True)
+    assert read_status(run)["step"] == 4
+    with pytest.raises(ConfigError, match="weights: got .*not found"):
+        train(config(tmp_path / "third", steps=2) | {"weights": str(copy)})

@@ -59,7 +59,13 @@ def spec(what: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str
         "heads": {name: RESUMED[name] for name in used},
         "data": {"workers": workers, **{n: _source(n, f) for n, f in feeds.items()}},
         "train": {
-            **{"steps": STEPS, "log_every": 1, "precision": "fp32", "plots": False},
+            **{
+                "steps": STEPS,
+                "log_every": 1,
+                "precision": "fp32",
+                "plots": False,
+                "report": False,
+            },
             "eval_batch_size": 2,  # something for each of two processes
             **train,
         },
@@ -83,7 +89,14 @@ def _source(name: str, feeds: list[str]) -> dict[str, Any]:
 def config(output: Path, *, workers: int = 0, **settings: Any) -> dict[str, Any]:
     """Four steps of a tiny classifier, validated after the third and the last."""
     shapes = {"type": "Shapes", "size": SIZE}
-    small = {"steps": 4, "log_every": 1, "precision": "fp32", "plots": False, "ema": 0.9}
+    small = {
+        "steps": 4,
+        "log_every": 1,
+        "precision": "fp32",
+        "plots": False,
+        "report": False,
+        "ema": 0.9,
+    }
     return {
         "task": "classification",
         "backbone": {"type": "TinyCNN", "channels": [4, 8], "norm": "batch"},

@@ -120,7 +120,9 @@ def build_training(
     a run that is resumed."""
     origin = load_init_from(config) if saved is None else None
     reused = reused_classes(config, saved or origin)
-    sources = build_sources(config, splits_read(config), reused)
+    # A resumed run has its weights in its checkpoint: their files may be gone.
+    read = config if saved is None else _without_weights(config)
+    sources = build_sources(read, splits_read(config), reused)
     check_training(config)
     for source in sources:
         check_custom(source)
@@ -129,6 +131,11 @@ def build_training(
         config, sources, reused, origin, device=device, resumed=saved is not None
     )
     return model, sources, classes
+
+
+def _without_weights(config: Config) -> Config:
+    backbone = {**config.backbone, **({"weights": None} if "weights" in config.backbone else {})}
+    return replace(config, weights=None, backbone=backbone)
 
 
 def build_initial_model(
