@@ -263,5 +263,5 @@ def test_a_run_resumes_although_the_file_of_its_weights_is_gone(begun, tmp_path)
     (tmp_path / "start.pt").unlink()
     train(config(run, steps=4, validate=False) | {"weights": str(copy)}, resume=True)
     assert read_status(run)["step"] == 4
-    with pytest.raises(ConfigError, match="weights: got .*not found"):
+    with pytest.raises(ConfigError, match=r"weights: got .*not found"):
         train(config(tmp_path / "third", steps=2) | {"weights": str(copy)})
