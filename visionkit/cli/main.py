@@ -425,7 +425,12 @@ def _fraction(text: str) -> float:
 
 
 def _threshold(text: str) -> float | str:
-    return text if text == "best" or text.startswith("p=") else _fraction(text)
+    if text == "best" or text.startswith("p="):
+        return text
+    try:
+        return _fraction(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, best, or a precision such as p=0.9") from None
 
 
 def _natural(text: str) -> int:

@@ -58,7 +58,8 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict) or type(state.get("format")) is not int:
         raise DamagedError(
             f"{path}: is not a visionkit checkpoint: it looks like {foreign.content_kind(state)}; "
-            "a config can start from such a file with `weights`, or `backbone.weights`"
+            "a config can start from such a file with `weights`, or `backbone.weights`; with that "
+            "of a published model: visionkit predict NAME ... weights=FILE"
         )
     if state["format"] > FORMAT:
         raise CheckpointError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from visionkit.data.coco.segmentations import to_rle
+from visionkit.errors import listed, plural
 from visionkit.metrics.coco.detections import Detections
 from visionkit.metrics.coco.engines import evaluated
 from visionkit.metrics.coco.ground_truth import ScoredTruth
@@ -90,10 +91,17 @@ class DetectionReport:
         """What stands out: the weakest classes, the most frequent confusion, the main error."""
         names = self.truth.names
         found = weakest(names, [self.metrics.get(f"AP/{name}", np.nan) for name in names], "AP")
+        never = [
+            f"{name} ({plural(one.positives, 'object')})"
+            for name, one in self.curves.items()
+            if one.positives and not one.hits.any()
+        ]
+        if never:
+            found.insert(0, f"Never found: {listed(never, 5)}.")
         counts = self.mistakes.confusion()
         pairs, totals = counts[:-1, :-1], counts[:-1].sum(1)
         found += most_confused(names, pairs, totals, "detected as", "objects")
-        if self.engine == "hotcoco":
+        if self.engine == "hotcoco" and not never:  # TIDE leaves classes without a hit as they are
             gains = tide(evaluated(self.truth, self.found, self.engine, [1, 10, 100])).values
             text, gain = max(gains.items(), key=lambda one: one[1])
             found.append(f"The error that costs most: {text} ({gain:.3f} AP50).")
