@@ -49,6 +49,8 @@ def files(tmp_path):
 class Counting(Predictor):
     """A predictor that remembers the shapes of its batches."""
 
+    draw_threshold = 0.5
+
     read = staticmethod(read_image)
 
     def __init__(self, predictor):

@@ -123,6 +123,8 @@ def test_one_overlay_shows_all_heads(prediction):
 class OfPrediction(Predictor):
     """Stands for a predictor that always gives the same."""
 
+    draw_threshold = 0.5
+
     class Model:
         def __init__(self):
             self.heads = {}

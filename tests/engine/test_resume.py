@@ -84,7 +84,9 @@ def check_resuming(heads, weighting, row, folder, parts="parts"):
     assert read_status(run)["step"] == STEPS
 
 
-CASES = list(zip(itertools.cycle(MODELS), every_pair(FACTORS)))
+ROWS = every_pair(FACTORS)
+ENDLESS = zip(itertools.cycle(MODELS), itertools.cycle(ROWS))
+CASES = list(itertools.islice(ENDLESS, max(len(MODELS), len(ROWS))))
 
 
 @pytest.mark.parametrize(

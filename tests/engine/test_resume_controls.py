@@ -92,6 +92,7 @@ def test_every_part_of_the_state_has_its_control(half):
     state = checkpoint.load(half.run / "checkpoints" / "last.pt")
     known = {"model", "average", "optimizer", "step", "window", "best", "metrics", "validated_at"}
     known |= {"scaler", "skipped"}  # the scaler has a test of its own
+    known |= {"thresholds"}  # so have they
     identity = {"format", "config", "name", "classes", "world_size", "images", "fingerprints"}
     assert state.keys() - identity == known
     assert state["window"].keys() == {"sums", "steps"}

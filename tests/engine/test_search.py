@@ -30,6 +30,9 @@ class Colors(nn.Module):
         self.draw_threshold = 0.5
         self.seen = []  # heads and sizes of each batch
 
+    def head(self, name):
+        return self.heads[name]
+
     def infer(self, batch, heads, dtype):
         self.seen.append((heads, batch.sizes))
         pairs = zip(batch.images, batch.sizes, strict=True)

@@ -42,7 +42,8 @@ def objects(boxes, crowds=()):
 def test_anchors_by_hand():
     anchors = AnchorGenerator(LEVELS, None, [0.25, 1.0])
     features = {"fine": torch.zeros(1, 8, 2, 3), "coarse": torch.zeros(1, 8, 1, 2)}
-    result, per_level, image_size = anchors(features)
+    result, per_level, image_size, weights = anchors(features)
+    assert weights == (1, 1, 1, 1)
     assert per_level == [2 * 6, 2 * 2] and image_size == (16, 24)
     assert result.shape == (2 * (6 + 2), 4)
     assert result[0].tolist() == [-64, -16, 64, 16]  # size 8 * 8, height / width = 1/4

@@ -446,7 +446,7 @@ CASES: dict[int, list[str]] = {
     ],
     148: [
         "metrics/test_coco_refusals.py::test_masks_that_the_engines_score_wrongly_or_never_end_with_are_refused",
-        "metrics/test_coco_evaluator.py::test_masks_of_pixels_from_a_head_are_refused",
+        "metrics/test_coco_loop.py::test_masks_as_pixels_probabilities_and_run_lengths_are_the_same",
         "metrics/test_coco_evaluator.py::test_masks_without_boxes_from_a_head_are_refused",
         "data/test_coco_limits.py::test_they_are_refused_with_little_memory",
         "metrics/test_coco_files.py::test_segm_on_boxes_and_boxes_next_to_masks",

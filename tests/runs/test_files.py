@@ -18,7 +18,7 @@ from visionkit.errors import VisionkitError
 from visionkit.metrics.coco.evaluator import evaluate_files
 from visionkit.models.backbones.weights import read
 from visionkit.runs import directory, files
-from visionkit.visualization.plots import read_records
+from visionkit.visualization.curves import read_records
 
 
 @pytest.fixture(autouse=True)

@@ -61,7 +61,7 @@ MOMENTS = {  # what is entered, and after which step the run stops; None: before
     "validation": (training, "evaluate_model", 3),
     "save": (torch, "save", 3),
     "last save": (torch, "save", 4),
-    "plots": (plots, "write_plots", 4),
+    "plots": (plots, "write_plots", 3),
 }
 LASTING = ("building", "reading", "validation", "plots")  # what is not waited for
 CALL = {"step": 2, "save": 2, "last save": 5}

@@ -65,6 +65,7 @@ def spec(what: str, output: Path, *, workers: int = 0, **train: Any) -> dict[str
                 "precision": "fp32",
                 "plots": False,
                 "report": False,
+                "validate": 1,
             },
             "eval_batch_size": 2,  # something for each of two processes
             **train,
@@ -95,6 +96,7 @@ def config(output: Path, *, workers: int = 0, **settings: Any) -> dict[str, Any]
         "precision": "fp32",
         "plots": False,
         "report": False,
+        "validate": 1,
         "ema": 0.9,
     }
     return {

@@ -8,15 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionkit.visualization.plots import (
-    Line,
-    _draw_panels,
-    _loss_panels,
-    read_records,
-    series_of,
-    smooth,
-    write_plots,
-)
+from visionkit.visualization.curves import Line, _loss_panels, read_records, series_of
+from visionkit.visualization.plots import _draw_panels, smooth, write_plots
 
 pytest.importorskip("matplotlib")
 

@@ -52,6 +52,7 @@ COLORS = (
 MAX_SHEETS = 16  # of steps
 MAX_IMAGES = 9  # on a sheet of samples
 FEW_POINTS = 30  # up to here each point of a curve has a marker
+_FAILED: set[str] = set()  # what has been reported, since a run draws many times
 
 
 def write_plots(metrics_jsonl: Path, out_dir: Path) -> None:
@@ -65,7 +66,9 @@ def write_plots(metrics_jsonl: Path, out_dir: Path) -> None:
     except Exception as error:  # a damaged installation may raise anything
         missing = isinstance(error, ModuleNotFoundError)
         what = "is missing" if missing else f"cannot be imported ({type(error).__name__}: {error})"
-        log.warning("no curves: matplotlib %s; run: %s", what, install_hint("plots"))
+        text = f"no curves: matplotlib {what}; run: {install_hint('plots')}"
+        log.log(logging.DEBUG if text in _FAILED else logging.WARNING, "%s", text)
+        _FAILED.add(text)
         return
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, panels in panels_of(metrics_jsonl).items():
@@ -131,7 +134,9 @@ def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
             (run / "plots").mkdir(exist_ok=True)
             function(run, *args, **kwargs)
         except Exception as error:  # of any kind: the run matters more
-            log.warning("%s: %s failed: %s", run / "plots", function.__name__, error)
+            text = f"{run / 'plots'}: {function.__name__} failed: {error}"
+            log.log(logging.DEBUG if text in _FAILED else logging.WARNING, "%s", text)
+            _FAILED.add(text)
 
     return guarded
 
