@@ -1,5 +1,6 @@
 """Transforms for a dataset that is not visionkit's: `Sample.from_target` and `Compose`."""
 
+import signal
 from dataclasses import fields
 
 import numpy as np
@@ -143,6 +144,15 @@ class Data(torch.utils.data.Dataset):
         return self.compose(IMAGE, {**TARGET, "image_id": index})
 
 
+@pytest.fixture
+def no_handler_left():
+    """torch's loader leaves a handler of SIGCHLD that raises when any worker dies."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("no_handler_left")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_random_numbers_repeat_and_differ_between_images(workers):
     data = Data(Compose([ScaleJitter(low=0.5, high=1.0)], 48))

@@ -48,6 +48,8 @@ def test_the_pages_commands_train_evaluate_and_predict(folder):
             cache = Path(os.environ["VISIONKIT_CACHE"])
             image = next(p for p in cache.rglob("*") if p.suffix in (".jpg", ".png"))
             command[2] = str(image)
+        if command[0] == "train":
+            command += ["train.validate=100", "train.report=false"]
         result = visionkit(folder, *command)
         assert result.returncode == 0, result.stderr
         if command[0] == "eval":

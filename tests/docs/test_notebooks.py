@@ -24,7 +24,10 @@ def python(task):
     return blocks(ROOT / f"docs/tasks/{task}.md", "python")
 
 
-@pytest.mark.parametrize("task", notebooks.TASKS)
+@pytest.mark.parametrize(
+    "task",
+    [notebooks.TASKS[0], *(pytest.param(t, marks=pytest.mark.slow) for t in notebooks.TASKS[1:])],
+)
 def test_the_python_of_the_page_runs(task, monkeypatch, tmp_path):
     """As it stands, but for settings that make it quick. Its last value is an image."""
     train = visionkit.train

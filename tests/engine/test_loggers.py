@@ -135,6 +135,7 @@ def events(folder):
     return accumulator
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_back_what_metrics_jsonl_has(tmp_path):
     pytest.importorskip("tensorboard")
     settings = {"output": str(tmp_path / "run")}
@@ -151,6 +152,7 @@ def test_tensorboard_reads_back_what_metrics_jsonl_has(tmp_path):
     assert {"train_main", "val_main"} <= {*found.Tags()["images"]}
 
 
+@pytest.mark.slow
 def test_mlflow_continues_the_same_run(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     uri = (tmp_path / "mlruns").as_uri()
@@ -167,6 +169,7 @@ def test_mlflow_continues_the_same_run(tmp_path):
     assert [(m.step, m.value) for m in history] == expected
 
 
+@pytest.mark.slow
 def test_wandb_continues_the_same_run_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")

@@ -57,6 +57,13 @@ MODELS = {
         TV_SMALL,
     ),
 }
+# The largest is also compared as a whole, in test_torchvision_models.py.
+QUICK = [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name.startswith("maskrcnn") and "v2" in name
+    else name
+    for name in MODELS
+]
 
 
 @functools.cache
@@ -114,7 +121,7 @@ def image_list():
     return ImageList(torch.zeros(len(SIZES), 3, *PADDED), SIZES)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", QUICK)
 @torch.no_grad()
 def test_same_predictions(name):
     theirs, ours, features = setting(name)
