@@ -104,7 +104,13 @@ def count(model):
     return sum(t.numel() for key, t in model.state_dict().items() if "num_batches" not in key)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [  # its parts are compared in test_torchvision_rcnn.py
+        pytest.param(name, marks=pytest.mark.slow) if name == "maskrcnn_resnet50_fpn" else name
+        for name in MODELS
+    ],
+)
 def test_a_torchvision_checkpoint_gives_the_same_predictions(name, images, tmp_path):
     words = [f"weights={tmp_path / 'weights.pth'}", f"data.image_size={SIDE}",
              "train.precision=fp32", "train.device=cpu", "train.channels_last=false"]  # fmt: skip

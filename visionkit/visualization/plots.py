@@ -67,8 +67,7 @@ def write_plots(metrics_jsonl: Path, out_dir: Path) -> None:
         missing = isinstance(error, ModuleNotFoundError)
         what = "is missing" if missing else f"cannot be imported ({type(error).__name__}: {error})"
         text = f"no curves: matplotlib {what}; run: {install_hint('plots')}"
-        log.log(logging.DEBUG if text in _FAILED else logging.WARNING, "%s", text)
-        _FAILED.add(text)
+        _warn_once(f"{out_dir}: {text}", text)
         return
     out_dir.mkdir(parents=True, exist_ok=True)
     for name, panels in panels_of(metrics_jsonl).items():
@@ -125,6 +124,11 @@ def _plain(text: str) -> str:
     return printable(text).replace("$", r"\$")
 
 
+def _warn_once(key: str, text: str) -> None:
+    log.log(logging.DEBUG if key in _FAILED else logging.WARNING, "%s", text)
+    _FAILED.add(key)
+
+
 def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def guarded(run: Path, wanted: bool, *args: object, **kwargs: object) -> None:
@@ -135,8 +139,7 @@ def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
             function(run, *args, **kwargs)
         except Exception as error:  # of any kind: the run matters more
             text = f"{run / 'plots'}: {function.__name__} failed: {error}"
-            log.log(logging.DEBUG if text in _FAILED else logging.WARNING, "%s", text)
-            _FAILED.add(text)
+            _warn_once(text, text)
 
     return guarded
 
