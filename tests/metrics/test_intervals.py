@@ -197,8 +197,8 @@ def simulated(images, rng):
 
 
 @pytest.mark.slow
-def test_most_intervals_contain_the_true_ap():
-    """About 92 %: AP itself is a little too high in a small set, whatever is resampled."""
+@pytest.mark.xfail(reason="about 92 % do: AP itself is a little too high in a small set")
+def test_95_percent_of_intervals_contain_the_true_ap():
     rng = np.random.default_rng(0)
     images, inside = 100, 0
     large = simulated(60_000, rng)
@@ -209,7 +209,7 @@ def test_most_intervals_contain_the_true_ap():
         weights = replicate_weights(images, 400, seed)
         found: Interval = interval(value, resampled(matches, weights)["AP"])
         inside += found.low <= true <= found.high
-    assert 0.86 <= inside / 200 <= 0.98
+    assert 0.92 <= inside / 200 <= 0.98
 
 
 def test_many_images_are_resampled_in_pieces_with_the_same_result(monkeypatch):
