@@ -139,6 +139,12 @@ class Batch:
         return [target["size"] for target in self.targets]
 
     @property
+    def padded_size(self) -> Size:
+        """The (h, w) of all images with their padding."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
+    @property
     def size_tensor(self) -> Tensor:
         """The valid (h, w) of each image, (B, 2) int64, on the device of the images."""
         return torch.tensor(self.sizes, device=self.images.device).reshape(-1, 2)
@@ -213,6 +219,14 @@ class Head(nn.Module):
         outputs are tensors, for any batch size, and no shape depends on values (a detector
         returns a fixed number of candidates), so that the model can be exported. A head with
         `boxes_from` takes a third argument, `boxes` (B, N, 4), padded with zeros.
+        """
+        raise NotImplementedError
+
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """The part of `decode` that is about tensors: the outputs of an exported model, by name.
+
+        `size` is the (h, w) of the batch's images, with padding. Boxes are in input pixels, and
+        again no shape depends on values. A head without it exports its `forward` alone.
         """
         raise NotImplementedError
 

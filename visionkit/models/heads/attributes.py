@@ -135,14 +135,19 @@ class Attributes(Head):
             losses["binary"] = sum_where(entropy, known[:, columns])
         return losses
 
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """`attributes` (B, N, A): the probabilities."""
+        return {"attributes": outputs["probs"]}
+
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `attributes` (N, A), the probabilities of each class for its N `boxes`.
 
         The boxes are those in the image's target, in input pixels; without any, N is 0.
         """
+        found = self.postprocess(outputs, batch.padded_size)["attributes"]
         return [
             {"attributes": probs[: len(target.get("boxes", ()))]}
-            for probs, target in zip(outputs["probs"], batch.targets, strict=True)
+            for probs, target in zip(found, batch.targets, strict=True)
         ]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:

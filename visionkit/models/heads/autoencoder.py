@@ -136,14 +136,18 @@ class Autoencoder(Head):
         return {"logits": self.decoder(self.bottleneck(features[self.level]))}
 
     def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
-        logits = fitted(self(features)["logits"], batch)
+        logits = fitted(self(features)["logits"], batch.padded_size)
         errors = pixel_errors(logits, batch.images.float() / 255, self.error)
         valid = valid_cells(batch.size_tensor, logits, stride=1)[:, None]  # (B, 1, H, W)
         return {"reconstruction": Loss((errors * valid).sum(), 3 * valid.sum())}
 
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """`reconstruction` (B, 3, H, W) uint8."""
+        return {"reconstruction": to_bytes(fitted(outputs["logits"], size).sigmoid())}
+
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `reconstruction` (3, h, w) uint8, at its size in the batch."""
-        images = to_bytes(fitted(outputs["logits"], batch).sigmoid())
+        images = self.postprocess(outputs, batch.padded_size)["reconstruction"]
         return [
             {"reconstruction": image[:, :h, :w]}
             for image, (h, w) in zip(images, batch.sizes, strict=True)
@@ -247,9 +251,14 @@ class VAE(Head):
         kl = kl_from_standard_normal(mean, log_var)
         return {"images": self.decode_latent(mean), "latent_mean": mean, "kl": kl}
 
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """The outputs as they are: `images` are resized one by one, since their sizes differ."""
+        return outputs
+
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `reconstruction` (3, h, w) uint8 at its size in the batch, `latent_mean`
         (latent,) and `kl` ()."""
+        found = self.postprocess(outputs, batch.padded_size)
         return [
             {
                 "reconstruction": to_bytes(resized(image[None], size)[0]),
@@ -257,7 +266,7 @@ class VAE(Head):
                 "kl": kl,
             }
             for image, size, mean, kl in zip(
-                outputs["images"], batch.sizes, outputs["latent_mean"], outputs["kl"], strict=True
+                found["images"], batch.sizes, found["latent_mean"], found["kl"], strict=True
             )
         ]
 
@@ -265,9 +274,9 @@ class VAE(Head):
         return Reconstruction(latent=True)
 
 
-def fitted(logits: Tensor, batch: Batch) -> Tensor:
-    """Logits (B, 3, h, w) at the size of the batch's images."""
-    height, width = batch.images.shape[-2:]
+def fitted(logits: Tensor, size: Size) -> Tensor:
+    """Logits (B, 3, h, w) at the size (h, w) of the batch's images."""
+    height, width = size
     if logits.shape[-2] < height or logits.shape[-1] < width:
         # Maps of backbones without padding are a little smaller than the stride says.
         larger = max(logits.shape[-2], height), max(logits.shape[-1], width)

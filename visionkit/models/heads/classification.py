@@ -13,7 +13,17 @@ from visionkit.config.schema import Fraction, Positive
 from visionkit.errors import ConfigError, unknown
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
+from visionkit.types import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Features,
+    Head,
+    HeadPrediction,
+    Level,
+    Loss,
+    Size,
+)
 
 TINY = 1e-12  # least sum of class weights
 
@@ -85,19 +95,21 @@ class Classification(Head):
         total = F.cross_entropy(logits, truth, weights, label_smoothing=smoothing, reduction="sum")
         return {"classification": Loss(total, weights[truth].sum(), TINY)}
 
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """`probs` (B, K)."""
+        logits = outputs["logits"]
+        return {"probs": logits.sigmoid() if self.multilabel else logits.softmax(1)}
+
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `probs` (K,), `label` () and its `score` ().
 
         With `multilabel` instead of the last two: `labels` (M,), the classes whose probability is
         at least `threshold`, the most probable first.
         """
-        logits = outputs["logits"]
+        found = self.postprocess(outputs, batch.padded_size)["probs"]
         if self.multilabel:
-            return [{"probs": probs, "labels": self._present(probs)} for probs in logits.sigmoid()]
-        return [
-            {"probs": probs, "label": probs.argmax(), "score": probs.max()}
-            for probs in logits.softmax(1)
-        ]
+            return [{"probs": probs, "labels": self._present(probs)} for probs in found]
+        return [{"probs": probs, "label": probs.argmax(), "score": probs.max()} for probs in found]
 
     def _present(self, probs: Tensor) -> Tensor:
         ranked = probs.argsort(descending=True)

@@ -217,14 +217,17 @@ class DenseHead(Head):
         boxes = clip(boxes, places.image_size if sizes is None else sizes)
         return {"boxes": boxes, "scores": best, "labels": labels}
 
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
-        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """The detections that stay, as `visionkit.ops.nms.suppress` returns them."""
         boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs["labels"]
         scores = scores.masked_fill(scores <= self.score_threshold, -1)
-        found = suppress(
+        return suppress(
             boxes, scores, labels, iou=self.nms_iou, among=self.nms, count=self.max_detections
         )
-        return detections(found, batch)
+
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
+        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
+        return detections(self.postprocess(outputs, batch.padded_size), batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return CocoEvaluator(dataset, types=("bbox",))

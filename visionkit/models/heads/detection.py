@@ -29,7 +29,17 @@ from visionkit.models.heads.rcnn.rpn import RPN, TopN
 from visionkit.ops.layers import OptionalNorm
 from visionkit.ops.nms import Among, detections
 from visionkit.ops.roi_align import flatten_boxes
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
+from visionkit.types import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Features,
+    Head,
+    HeadPrediction,
+    Level,
+    Loss,
+    Size,
+)
 
 # Of the second stage; the first knows no classes
 ROWS = {"roi_heads.box_predictor.cls_score": 1, "roi_heads.box_predictor.bbox_pred": 4}
@@ -160,9 +170,13 @@ class FasterRCNN(Head):
         proposals, count = self.rpn.propose(outputs, inside, self.rpn.test_top)
         return self.roi_heads.detect(features, proposals, count, inside)
 
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """The outputs as they are: non-maximum suppression is a part of both stages."""
+        return outputs
+
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
-        return detections(outputs, batch)
+        return detections(self.postprocess(outputs, batch.padded_size), batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return CocoEvaluator(dataset, types=("bbox",))

@@ -14,7 +14,17 @@ from visionkit.distributed.collectives import all_gather_with_grad
 from visionkit.metrics.retrieval import Retrieval
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
+from visionkit.types import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Features,
+    Head,
+    HeadPrediction,
+    Level,
+    Loss,
+    Size,
+)
 
 Mining = Literal["all", "hard", "semihard"]
 
@@ -161,9 +171,14 @@ class Embedding(Head):
             return {"contrastive": contrastive_loss(vectors, identities, self.temperature)}
         return {"triplet": triplet_loss(vectors, identities, self.margin, self.mining)}
 
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """The outputs as they are."""
+        return outputs
+
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `embedding` (size,) float32 of unit length."""
-        return [{"embedding": vector} for vector in outputs["embedding"]]
+        found = self.postprocess(outputs, batch.padded_size)
+        return [{"embedding": vector} for vector in found["embedding"]]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return Retrieval()

@@ -22,7 +22,17 @@ from visionkit.ops.layers import (
     valid_cells,
 )
 from visionkit.ops.losses import giou_loss
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
+from visionkit.types import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Features,
+    Head,
+    HeadPrediction,
+    Level,
+    Loss,
+    Size,
+)
 
 
 class Output(NamedTuple):
@@ -135,8 +145,13 @@ class Localization(Head):
             return giou_loss(boxes, truth)
         return F.smooth_l1_loss(boxes, truth, beta=0.1, reduction="none").sum(1)
 
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """`probs` (B, K) and `box` (B, 4) in input pixels."""
+        return {"probs": outputs["logits"].softmax(1), "box": outputs["boxes"]}
+
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `probs` (K,), `label` (), its `score` (), and `box` (4,)."""
+        found = self.postprocess(outputs, batch.padded_size)
         return [
             {
                 "probs": probs,
@@ -144,9 +159,7 @@ class Localization(Head):
                 "score": probs.max(),
                 "box": rescale_boxes(box, target["size"], target["orig_size"]),
             }
-            for probs, box, target in zip(
-                outputs["logits"].softmax(1), outputs["boxes"], batch.targets, strict=True
-            )
+            for probs, box, target in zip(found["probs"], found["box"], batch.targets, strict=True)
         ]
 
     def evaluator(self, dataset: Dataset) -> Evaluator:

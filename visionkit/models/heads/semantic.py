@@ -23,7 +23,17 @@ from visionkit.ops.layers import (
     masked_mean,
     valid_cells,
 )
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Loss
+from visionkit.types import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Features,
+    Head,
+    HeadPrediction,
+    Level,
+    Loss,
+    Size,
+)
 
 MAX_STRIDE = 16  # coarser maps do not separate pixels
 MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
@@ -83,6 +93,13 @@ class SemanticHead(Head):
 
     def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         return self.pixel_loss(self(features, batch.size_tensor)["logits"], batch)
+
+    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
+        """`map` (B, H, W) uint8, the class of every input pixel, and the `logits` as they are, from
+        which that of every original pixel is computed in one step."""
+        logits = outputs["logits"].float()
+        full = F.interpolate(logits, size, mode="bilinear", align_corners=False)
+        return {"map": full.argmax(1).to(torch.uint8), "logits": logits}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
