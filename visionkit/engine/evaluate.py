@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -31,10 +31,14 @@ from visionkit.models.model import VisionModel
 from visionkit.runs import files
 from visionkit.runs.files import reason
 from visionkit.runs.terminal import progress_bar
-from visionkit.types import Evaluator
+from visionkit.types import Batch, Evaluator, HeadPrediction, Loss
 
 log = logging.getLogger("visionkit")
 LossRecord = tuple[float, float, float]  # sum, count and min_count of a term in a batch
+# The predictions for a batch of a source, and losses if there are any, by head.
+Infer: TypeAlias = Callable[
+    [Batch, Source], tuple[Mapping[str, list[HeadPrediction]], Mapping[str, Mapping[str, Loss]]]
+]
 
 
 def evaluate(
@@ -209,6 +213,7 @@ def evaluate_model(
     *,
     dtype: torch.dtype,
     workers: int,
+    infer: Infer | None = None,
 ) -> tuple[dict[str, float], dict[str, Evaluator]]:
     """Metrics of every head on every validation source, and the evaluators that computed them.
 
@@ -216,8 +221,14 @@ def evaluate_model(
     validation losses are `<head>/loss/<term>`, the sum over the dataset divided by the count of
     what it is over (objects, pixels, images). Training state and random generators are unchanged
     afterwards. All metrics are the same bit for bit on any number of ranks.
+
+    `infer` replaces the model's own predictions and losses; the model still makes the evaluators.
     """
     sources = [source for source in sources if source.val is not None]
+
+    def own(batch: Batch, source: Source) -> Any:
+        return model.infer(batch, source.feeds, dtype, with_losses=True)
+
     was_training = [(module, module.training) for module in model.modules()]
     metrics: dict[str, float] = {}
     evaluators: dict[str, Evaluator] = {}
@@ -227,7 +238,7 @@ def evaluate_model(
             if not source.feeds:
                 continue
             prefix = f"{source.name}/" if len(sources) > 1 else ""
-            found = _evaluate_source(model, source, dtype=dtype, workers=workers)
+            found = _evaluate_source(model, source, infer or own, workers=workers)
             for head, (evaluator, values) in found.items():
                 evaluators[prefix + head] = evaluator
                 metrics |= {f"{prefix}{head}/{name}": value for name, value in values.items()}
@@ -267,7 +278,7 @@ def _compute_empty(head: str, evaluator: Evaluator) -> dict[str, float]:
 
 @torch.inference_mode()
 def _evaluate_source(
-    model: VisionModel, source: Source, *, dtype: torch.dtype, workers: int
+    model: VisionModel, source: Source, infer: Infer, *, workers: int
 ) -> dict[str, tuple[Evaluator, dict[str, float]]]:
     device, dataset = next(model.parameters()).device, source.val
     assert dataset is not None
@@ -282,7 +293,7 @@ def _evaluate_source(
             seen += [target["position"] for target in batch.targets]
             torch.manual_seed(seen[-1])  # so that a head's random numbers depend on the batch alone
             batch = batch.to(device)
-            predictions, terms = model.infer(batch, source.feeds, dtype, with_losses=True)
+            predictions, terms = infer(batch, source)
             for name, evaluator in evaluators.items():
                 evaluator.update(predictions[name], batch)
             for head, values in terms.items():
