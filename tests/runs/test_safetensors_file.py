@@ -152,7 +152,7 @@ def test_the_command_writes_a_file_and_never_replaces_one(tmp_path, run, capsys)
     assert capsys.readouterr().out == f"{path}\n"
     before = path.read_bytes()
     assert main(["weights", "export", str(run), str(path)]) == 2
-    assert main(["weights", "export", str(tmp_path), str(tmp_path / "b.safetensors")]) == 4
+    assert main(["weights", "export", str(run.parent), str(tmp_path / "b.safetensors")]) == 4
     assert main(["weights", "export", str(run), str(tmp_path / "no" / "b.safetensors")]) == 4
     assert path.read_bytes() == before and sorted(tmp_path.iterdir()) == [path]
 

@@ -88,8 +88,17 @@ class Thresholds:
         return [table.get(percent) for table in tables]
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """For a checkpoint, or for JSON, which makes strings of the percentages."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Thresholds:
+        """From what `to_dict` returned, also by way of JSON."""
+        precision = {
+            name: {int(percent): score for percent, score in table.items()}
+            for name, table in saved.get("precision", {}).items()
+        }
+        return cls(saved["common"], dict(saved.get("classes", {})), precision)
 
 
 def _by_precision(curve: Curve) -> dict[int, float]:
@@ -99,7 +108,7 @@ def _by_precision(curve: Curve) -> dict[int, float]:
 
 def saved_thresholds(state: Mapping[str, Any]) -> dict[str, Thresholds]:
     """Those in a checkpoint, by head; none in one of an earlier version."""
-    return {head: Thresholds(**one) for head, one in state.get("thresholds", {}).items()}
+    return {head: Thresholds.from_dict(one) for head, one in state.get("thresholds", {}).items()}
 
 
 def detection_curves(matches: Matches, iou: int = 0) -> tuple[dict[str, Curve], Curve]:

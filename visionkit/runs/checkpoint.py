@@ -6,6 +6,8 @@ from somebody else cannot run code.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
@@ -28,6 +30,7 @@ FORMAT = 1
 COUNTER = "num_batches_tracked"  # of a BatchNorm
 MOST = 100  # names of tensors that start at random, for `Fit.lines`
 OF_A_RUN = ("config", "classes", "model")
+COPIES = ("config.yaml", "classes.json")  # in a bundle, for people, of what model.safetensors has
 # Older versions of `weights_only` are unsafe (CVE-2025-32434, GHSA-63cw-57p8-fm3p).
 SAFE_TORCH = (2, 10)
 PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
@@ -139,7 +142,8 @@ def load_tensors(path: str | Path) -> Any:
     if not path.is_file():
         what = "is a pipe or device, not a file" if path.exists() else "not found"
         if path.is_dir():
-            what = "is a folder; give a file of weights, such as RUN/checkpoints/best.pt"
+            inside = hub.DEFAULT if is_bundle(path) else "checkpoints/best.pt"
+            what = f"is a folder; give a file of weights, such as {path / inside}"
         raise CheckpointError(f"{path}: {what}")
     try:
         if safetensors_file.is_safetensors(path):
@@ -177,9 +181,27 @@ def export(run: str | Path, path: str | Path) -> Path:
         raise ArgumentError(f"{path}: expected a file name that ends in .safetensors")
     if path.exists():
         raise ArgumentError(f"{path}: exists; delete it or choose another name")
-    _, state = load_latest(run)
-    safetensors_file.write({key: state[key] for key in ("format", *OF_A_RUN)}, path)
+    safetensors_file.write(portable(*load_latest(run)), path)
     return path
+
+
+def portable(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `.safetensors` file keeps of the checkpoint of a run: tensors, config, classes and
+    thresholds, but nothing to resume with. CheckpointError for weights that are not finite."""
+    wrong = [
+        name
+        for name, tensor in state["model"].items()
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
+    if wrong:
+        count = plural(len(wrong), "tensor")
+        raise CheckpointError(
+            f"{path}: {count} of its weights have NaN or infinite values: {listed(wrong, 3)}; "
+            "use an earlier checkpoint, or train again"
+        )
+    kept = {key: state[key] for key in ("format", *OF_A_RUN)}
+    # JSON has no numbers as keys.
+    return {**kept, "thresholds": json.loads(json.dumps(state.get("thresholds", {})))}
 
 
 def load_state_dict(path: str | Path) -> tuple[dict[str, Tensor], Any]:
@@ -320,7 +342,8 @@ def save_last(run: Path, state: dict[str, Any]) -> None:
 
 
 def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[str, Any]]:
-    """The path and content of a checkpoint file, or of the best checkpoint of a run directory.
+    """The path and content of a checkpoint file, of a bundle, or of the best checkpoint of a run
+    directory.
 
     If best.pt is missing or damaged, last.pt and then prev.pt replace it, with a warning; with
     `resume`, last.pt and then prev.pt. Raises CheckpointError if none can be read, with what is
@@ -337,6 +360,8 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
     if not run.is_dir():
         what = "is a pipe or device" if run.exists() else "not found"
         raise CheckpointError(f"{run}: {what}; expected a run directory or a checkpoint file")
+    if not (resume or folder(run).is_dir()) and is_bundle(run):
+        return _load_bundle(run)
     names = TO_RESUME if resume else TO_PREDICT
     damage: list[str] = []
     absent: list[str] = []
@@ -358,6 +383,43 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
         raise CheckpointError(f"{run}: no checkpoint can be read:", *damage)
     hint = "; start again without --resume" if resume else ""
     raise CheckpointError(f"{run}: has no checkpoints/{' or '.join(names)}{hint}")
+
+
+def is_bundle(path: str | Path) -> bool:
+    """Whether a folder looks like one that `visionkit export --format bundle` wrote."""
+    names = (hub.DEFAULT, *COPIES[1:])
+    return any((Path(path) / name).is_file() for name in names)
+
+
+def digest_copy(text: str) -> str:
+    """SHA-256 of a text file of a bundle, whatever its line ends are."""
+    return hashlib.sha256("\n".join(text.splitlines()).encode()).hexdigest()
+
+
+def _load_bundle(run: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights of a bundle, whose other files must be as they were written: somebody who edited
+    them would expect an effect."""
+    path = run / hub.DEFAULT
+    if not path.is_file():
+        raise CheckpointError(f"{run}: has no {hub.DEFAULT}; copy the whole bundle again")
+    state = load_run(path)
+    written = state.pop("files", {})
+    for name in COPIES if isinstance(written, dict) and written else ():
+        try:
+            with files.open_regular(run / name) as file:
+                found = digest_copy(file.read().decode("utf-8", "replace"))
+        except FileNotFoundError:
+            log.warning("%s missing: using what %s has of it", run / name, hub.DEFAULT)
+            continue
+        except OSError as error:
+            raise CheckpointError(f"{run / name}: cannot be read: {files.reason(error)}") from error
+        if found != written.get(name):
+            raise CheckpointError(
+                f"{run / name}: is not the file that was exported with {hub.DEFAULT}; restore it, "
+                "or delete it, since the weights have the same content; give other values of the "
+                "config as overrides, such as data.image_size=640"
+            )
+    return path, state
 
 
 def quarantine_damaged(run: Path, used: Path) -> bool:

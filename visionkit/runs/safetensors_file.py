@@ -6,17 +6,20 @@ checkpoint of a run.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from visionkit.errors import CheckpointError, install_hint
 from visionkit.runs import files
 
 KEY = "visionkit"  # of the JSON text, in the metadata, with all of a checkpoint but its tensors
+CHECKSUM = "sha256"  # of that text and the tensors; files of visionkit 0.1 have none
 HEADER = 100_000_000  # bytes that a header may have, as in the package
 PLAUSIBLE = 1 << 40  # bytes of a header beyond which the file is another kind of file
 
@@ -36,13 +39,16 @@ def read(path: Path) -> dict[str, Any]:
     load = _package().load
     with files.open_regular(path) as file:
         data = file.read()
-    stored = _metadata(data).get(KEY)
+    strings = _metadata(data)
+    stored = strings.get(KEY)
     try:
         tensors = load(data)
     except Exception as error:  # its Rust part raises an exception of its own, and others
         raise ValueError(f"damaged ({error})") from error
     if stored is None:
         return tensors
+    if CHECKSUM in strings and strings[CHECKSUM] != _checksum(str(stored), tensors):
+        raise ValueError("damaged: its content does not have the checksum that it names")
     try:
         content = json.loads(stored)
     except (ValueError, RecursionError, TypeError):
@@ -83,12 +89,23 @@ def write(content: Mapping[str, Any], path: Path) -> None:
     if json.loads(strings[KEY]) != others:
         raise CheckpointError(f"{path}: cannot hold a config with keys that are not strings")
     # Two tensors may share memory or be laid out channels last; the file knows neither.
-    data = save({name: t.contiguous().clone() for name, t in tensors.items()}, strings)
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    data = save(tensors, {**strings, CHECKSUM: _checksum(strings[KEY], tensors)})
     try:
         with files.replacing(path, "wb", durable=True) as file:
             file.write(data)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written: {files.reason(error)}") from error
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the text, and of the names, kinds, shapes and values of the tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _package() -> Any:
