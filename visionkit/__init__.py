@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.engine.search import SearchResult, search, search_files
     from visionkit.engine.train import TrainedRun, train
     from visionkit.metrics.coco.evaluator import CocoEvaluator, evaluate_files
+    from visionkit.models.head import Head
     from visionkit.models.published import fetch_weights, list_weights
     from visionkit.types import (
         Backbone,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
         Classes,
         Dataset,
         Evaluator,
-        Head,
         Level,
         Loss,
         Target,
@@ -63,6 +63,7 @@ _HOME = {
     **dict.fromkeys(("TrainedRun", "train"), "engine.train"),
     **dict.fromkeys(("CocoEvaluator", "evaluate_files"), "metrics.coco.evaluator"),
     **dict.fromkeys(("fetch_weights", "list_weights"), "models.published"),
+    "Head": "models.head",
     "Report": "engine.report",
     "Sample": "data.sample",
     "benchmark": "engine.benchmark",

@@ -1,8 +1,9 @@
 """The contracts between the parts of visionkit. Read this file first.
 
 A dataset gives samples; a source turns them into a `Batch`; a backbone (and a neck) turns a batch
-into named feature maps; a `Head` turns feature maps into losses or predictions; an `Evaluator`
-turns predictions into metrics. Nothing else needs to know how any of them works inside.
+into named feature maps; a head (`visionkit.models.head.Head`) turns feature maps into losses or
+predictions; an `Evaluator` turns predictions into metrics. Nothing else needs to know how any of
+them works inside.
 
 Conventions, everywhere: boxes are xyxy floats in input pixels, unless a name says otherwise
 (`boxes_orig`, `boxes_cxcywh`); labels count from 0 and have no background class; (h, w) order.
@@ -13,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+if TYPE_CHECKING:  # whoever reads an exported model needs these contracts, but has no torch
+    import torch
+    from torch import Tensor
 
-Features = dict[str, Tensor]  # named feature maps (B, C, h, w), from fine to coarse
+# Named feature maps (B, C, h, w), from fine to coarse
+Features: TypeAlias = "dict[str, Tensor]"
 Size = tuple[int, int]  # (h, w)
 IGNORE = 255  # in semantic maps: pixels without a label
 # What a prediction can consist of, in the order in which it is drawn.
@@ -147,6 +149,8 @@ class Batch:
     @property
     def size_tensor(self) -> Tensor:
         """The valid (h, w) of each image, (B, 2) int64, on the device of the images."""
+        import torch
+
         return torch.tensor(self.sizes, device=self.images.device).reshape(-1, 2)
 
     def to(self, device: torch.device) -> Batch:
@@ -156,9 +160,11 @@ class Batch:
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        return self._mapped(Tensor.pin_memory)
+        return self._mapped(lambda tensor: tensor.pin_memory())
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        from torch import Tensor
+
         targets = [
             {key: change(value) if isinstance(value, Tensor) else value for key, value in t.items()}
             for t in self.targets
@@ -183,69 +189,6 @@ class Backbone(Protocol):
     def __call__(
         self, images: Tensor, sizes: Sequence[Size] | None = None
     ) -> dict[str, Tensor]: ...
-
-
-class Head(nn.Module):
-    """Base of all heads: what a task computes from the shared features.
-
-    A head is built as `SomeHead(levels, classes, *, its own arguments)`: `levels` describes the
-    feature maps it gets, `classes` are the names of the classes it predicts; the keyword-only
-    arguments are what a config may set. It then implements `loss`, `forward`, `decode` and
-    `evaluator`.
-    """
-
-    required_targets: ClassVar[tuple[str, ...]]  # the target keys that training needs
-    class_key: ClassVar[str | None] = None  # target key whose class list it predicts
-    # Layers with outputs for each class, and how many; outputs before these are of no class. By
-    # these, weights of a model with other classes are loaded by class name.
-    class_layers: ClassVar[Mapping[str, int]] = {}
-    # Of such a layer that repeats its outputs, as one set for each anchor of a cell: how often.
-    class_groups: Mapping[str, int] = {}
-    boxes_from: str | None = None  # head whose boxes it describes
-    single_object: ClassVar[bool] = False  # it wants images with a single object
-    cell: int | None = None  # input pixels of the side of its smallest cell, if cells find objects
-    draw_threshold: ClassVar[float] = 0.5  # score from which its objects are drawn by default
-    main_metric: ClassVar[str]  # the metric that selects the best checkpoint by default
-    default_transforms: ClassVar[tuple[str, ...]] = ()  # types: the augmentation that suits it
-
-    def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
-        """Loss terms by name: the same names for any batch, also without a labeled image."""
-        raise NotImplementedError
-
-    def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
-        """Outputs by name, from which `decode` makes predictions.
-
-        `sizes` (B, 2) int64 are the valid (h, w) of the images; None: nothing is padding. All
-        outputs are tensors, for any batch size, and no shape depends on values (a detector
-        returns a fixed number of candidates), so that the model can be exported. A head with
-        `boxes_from` takes a third argument, `boxes` (B, N, 4), padded with zeros.
-        """
-        raise NotImplementedError
-
-    def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
-        """The part of `decode` that is about tensors: the outputs of an exported model, by name.
-
-        `size` is the (h, w) of the batch's images, with padding. Boxes are in input pixels, and
-        again no shape depends on values. A head without it exports its `forward` alone.
-        """
-        raise NotImplementedError
-
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
-        """One prediction for each image, boxes and masks in the *original* image's pixels."""
-        raise NotImplementedError
-
-    def predict(self, features: Features, batch: Batch) -> list[HeadPrediction]:
-        """`decode` of `forward`. The boxes to describe are the `boxes` of the targets."""
-        arguments = [batch.size_tensor]
-        if self.boxes_from is not None:
-            none = torch.zeros(0, 4, device=batch.images.device)
-            boxes = [target.get("boxes", none) for target in batch.targets]
-            arguments.append(pad_sequence(boxes, batch_first=True))
-        return self.decode(self(features, *arguments), batch)
-
-    def evaluator(self, dataset: Dataset) -> Evaluator:
-        """A fresh evaluator of this head's predictions on that dataset."""
-        raise NotImplementedError
 
 
 class Evaluator(Protocol):

@@ -69,7 +69,7 @@ def public(where):
     names = sorted(visionkit.__all__, key=lambda n: (not n.islower(), n not in first, n))
     for name in names:
         home = "types"
-        if visionkit._HOME.get(name, "data.sample") != "data.sample":
+        if visionkit._HOME.get(name, "data.sample") not in ("data.sample", "models.head"):
             home = "functions"
         elif hasattr(errors, name):
             home = "errors"

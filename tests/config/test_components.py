@@ -7,7 +7,7 @@ import pytest
 from visionkit.config.components import build, components, describe, resolve
 from visionkit.config.schema import Count
 from visionkit.errors import ConfigError, unknown
-from visionkit.types import Head
+from visionkit.models.head import Head
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def test_types_of_the_package_resolve_to_the_classes_that_are_listed():
 def test_a_type_from_outside_needs_no_registration(here):
     (here / "outside").mkdir()
     (here / "outside/pose.py").write_text(
-        "from visionkit.types import Head\nclass PoseHead(Head):\n"
+        "from visionkit.models.head import Head\nclass PoseHead(Head):\n"
         "    required_targets, main_metric = ('labels',), 'score'\n"
         "    def loss(self, features, batch): ...\n"
         "    forward = decode = evaluator = loss\n"

@@ -18,7 +18,8 @@ PARTS = """
 from typing import Literal
 from torch import nn
 from visionkit.config.schema import Count, Fraction, InputPath
-from visionkit.types import Head, Level
+from visionkit.models.head import Head
+from visionkit.types import Level
 
 class Net(nn.Module):
     levels: dict[str, Level]

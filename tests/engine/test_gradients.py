@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from visionkit.engine.optim import PCGrad, SumGradients, gradient_combiner, total_norm
+from visionkit.models.head import Head
 from visionkit.models.model import VisionModel
-from visionkit.types import Head
 
 
 class Nothing(Head):

@@ -15,9 +15,10 @@ from visionkit.engine.train import train
 from visionkit.errors import ConfigError
 from visionkit.metrics.report import Coverage
 from visionkit.models import contracts
+from visionkit.models.head import Head
 from visionkit.models.heads.classification import Classification
 from visionkit.models.model import VisionModel
-from visionkit.types import Batch, Head, Loss
+from visionkit.types import Batch, Loss
 
 BOXES, SCORES = torch.zeros(2, 4), torch.ones(2)
 LABELS = torch.zeros(2, dtype=torch.int64)

@@ -15,10 +15,10 @@ from visionkit.data.loading.source import Source, collate
 from visionkit.distributed.collectives import loss_values
 from visionkit.models.backbones.plain import LightResNet
 from visionkit.models.backbones.torchvision import Torchvision
+from visionkit.models.head import Head
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
 from visionkit.ops.boxes import rescale_boxes
-from visionkit.types import Head
 
 HEADS = components("heads")
 SIZE = 96

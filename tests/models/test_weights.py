@@ -14,10 +14,11 @@ from visionkit.config.components import components
 from visionkit.errors import CheckpointError, ConfigError
 from visionkit.models.backbones.plain import TinyCNN
 from visionkit.models.build import build_model
+from visionkit.models.head import Head
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
 from visionkit.models.weights import Origin, fill, load_model_weights
-from visionkit.types import Classes, Head
+from visionkit.types import Classes
 
 HEADS = components("heads")
 WITH_CLASSES = [name for name, cls in HEADS.items() if cls.class_key]

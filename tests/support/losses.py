@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from visionkit.distributed.collectives import loss_values
-from visionkit.types import Batch, Head, Loss
+from visionkit.models.head import Head
+from visionkit.types import Batch, Loss
 
 
 def value(loss: Loss) -> Tensor:

@@ -25,7 +25,7 @@ from visionkit.config.renamed import renamed_type
 from visionkit.config.schema import REQUIRED, Argument, expected, signature_arguments
 from visionkit.config.yaml import Key
 from visionkit.errors import ConfigError, DataError, VisionkitError, listed, shorten, unknown
-from visionkit.types import Head, Target
+from visionkit.types import Target
 
 if TYPE_CHECKING:
     from visionkit.config.config import Config
@@ -111,7 +111,12 @@ def build(section: str, spec: dict[str, Any], *injected: Any, key: str = "") -> 
         raise kind(f"{key}: {what}" if key else what) from error
 
 
-def head_class(config: Config, head: str) -> type[Head]:
+def head_base() -> Any:
+    """The class that every head derives from. By its name, since it is of a higher package."""
+    return importlib.import_module("visionkit.models.head").Head
+
+
+def head_class(config: Config, head: str) -> Any:
     """The class of a head of a checked config."""
     return resolve("heads", config.heads[head]["type"])
 
@@ -130,12 +135,13 @@ def check_class(section: str, name: str, cls: type) -> None:
     except (TypeError, ValueError) as error:  # of a class that is not written in Python
         faults = [str(error)]
     if faults:
-        raise ConfigError(f"{name}: {'; '.join(faults)} (visionkit.types.{contract})")
+        raise ConfigError(f"{name}: {'; '.join(faults)} ({contract})")
 
 
-def _head_faults(cls: type) -> Iterator[str]:
-    if not issubclass(cls, Head):
-        yield "it must derive from visionkit.types.Head"
+def _head_faults(cls: Any) -> Iterator[str]:
+    base = head_base()
+    if not issubclass(cls, base):
+        yield "it must derive from visionkit.Head"
         return
     required, main = getattr(cls, "required_targets", None), getattr(cls, "main_metric", None)
     keys = ", ".join(Target.__annotations__)
@@ -149,7 +155,7 @@ def _head_faults(cls: type) -> Iterator[str]:
     if not isinstance(suited, tuple | list) or not all(isinstance(name, str) for name in suited):
         yield f"its 'default_transforms' is {suited!r}; expected types of transforms"
     for method in ("loss", "forward", "decode", "evaluator"):
-        if getattr(cls, method, None) is getattr(Head, method):
+        if getattr(cls, method, None) is getattr(base, method):
             yield f"it has no {method}()"
     if not _takes(cls, "levels", "classes"):
         yield "its __init__ does not take (levels, classes, *, its arguments)"
@@ -212,14 +218,14 @@ def _takes(call: Callable[..., Any], *arguments: str, all_of: bool = False) -> b
     return True
 
 
-# By section: the contract in `visionkit.types`, and what a class lacks of it.
+# By section: the contract, and what a class lacks of it.
 _CONTRACTS: dict[str, tuple[str, Callable[[type], Iterator[str]]]] = {
-    "heads": ("Head", _head_faults),
-    "backbones": ("Backbone", _backbone_faults),
-    "necks": ("Backbone", _neck_faults),
-    "datasets": ("Dataset", _dataset_faults),
-    "transforms": ("Transform", _transform_faults),
-    "loggers": ("Logger", _logger_faults),
+    "heads": ("visionkit.Head", _head_faults),
+    "backbones": ("visionkit.types.Backbone", _backbone_faults),
+    "necks": ("visionkit.types.Backbone", _neck_faults),
+    "datasets": ("visionkit.types.Dataset", _dataset_faults),
+    "transforms": ("visionkit.types.Transform", _transform_faults),
+    "loggers": ("visionkit.types.Logger", _logger_faults),
 }
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from visionkit.config.components import resolve
+from visionkit.config.components import head_base, resolve
 from visionkit.config.renamed import renamed_key
 from visionkit.config.schema import ConfigProblems
 from visionkit.errors import ConfigError, unknown
-from visionkit.types import Head
 
 SECTIONS = (
     *("version", "base", "name", "backbone", "neck", "data", "train"),
@@ -102,7 +101,8 @@ def _transforms_of(head_type: Any) -> tuple[str, ...] | None:
         cls = resolve("heads", head_type)
     except ConfigError:  # which the check of the head reports
         return None
-    is_set = any("default_transforms" in vars(base) for base in cls.__mro__ if base is not Head)
+    own = [base for base in cls.__mro__ if base is not head_base()]
+    is_set = any("default_transforms" in vars(base) for base in own)
     return cls.default_transforms if is_set else None
 
 

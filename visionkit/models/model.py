@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from visionkit.errors import ConfigError, unknown
 from visionkit.metrics.thresholds import Thresholds
 from visionkit.models import contracts
+from visionkit.models.head import Head
 from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.inference import autocast
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Loss, Target
+from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Loss, Target
 
 
 class VisionModel(nn.Module):

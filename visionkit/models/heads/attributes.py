@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, Range
 from visionkit.data.classes import groups
 from visionkit.metrics.accuracy import AttributeAccuracy
+from visionkit.models.head import Head
 from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler, pad_rows, used_rows
 from visionkit.ops.boxes import clip
 from visionkit.ops.layers import noise_of
@@ -21,7 +22,6 @@ from visionkit.types import (
     Dataset,
     Evaluator,
     Features,
-    Head,
     HeadPrediction,
     Level,
     Loss,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, NonNegative
 from visionkit.errors import ConfigError
 from visionkit.metrics.reconstruction import Reconstruction
+from visionkit.models.head import Head
 from visionkit.models.heads.classification import coarsest_useful, pick_level
 from visionkit.ops.layers import (
     adaptive_mean,
@@ -24,17 +25,7 @@ from visionkit.ops.layers import (
     normal_noise,
     valid_cells,
 )
-from visionkit.types import (
-    Batch,
-    Dataset,
-    Evaluator,
-    Features,
-    Head,
-    HeadPrediction,
-    Level,
-    Loss,
-    Size,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Loss, Size
 
 NARROWEST = 16  # channels at full size, where each costs most
 COARSEST = 32  # stride of the map that a VAE's decoder begins with

@@ -12,18 +12,9 @@ from torch import Tensor, nn
 from visionkit.config.schema import Fraction, Positive
 from visionkit.errors import ConfigError, unknown
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
+from visionkit.models.head import Head
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import (
-    Batch,
-    Dataset,
-    Evaluator,
-    Features,
-    Head,
-    HeadPrediction,
-    Level,
-    Loss,
-    Size,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Loss, Size
 
 TINY = 1e-12  # least sum of class weights
 

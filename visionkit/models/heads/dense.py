@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, Fraction, Range
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
+from visionkit.models.head import Head
 from visionkit.ops.boxes import Weights, clip, decode
 from visionkit.ops.layers import cell_corners
 from visionkit.ops.nms import Among, detections, suppress
-from visionkit.types import Batch, Dataset, Evaluator, Features, Head, HeadPrediction, Level, Size
+from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Size
 
 Prior = Annotated[float, Range(low=0, high=0.5, open=True)]
 

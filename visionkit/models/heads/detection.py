@@ -11,6 +11,7 @@ from torch import Tensor
 from visionkit.config.schema import Count, Fraction, Natural, Positive
 from visionkit.errors import ConfigError
 from visionkit.metrics.coco.evaluator import CocoEvaluator
+from visionkit.models.head import Head
 from visionkit.models.heads.dense import AnchorGenerator
 from visionkit.models.heads.matching import Matcher, Sampler, ground_truth_of, labeled, zero_losses
 from visionkit.models.heads.rcnn.roi_heads import (
@@ -29,17 +30,7 @@ from visionkit.models.heads.rcnn.rpn import RPN, TopN
 from visionkit.ops.layers import OptionalNorm
 from visionkit.ops.nms import Among, detections
 from visionkit.ops.roi_align import flatten_boxes
-from visionkit.types import (
-    Batch,
-    Dataset,
-    Evaluator,
-    Features,
-    Head,
-    HeadPrediction,
-    Level,
-    Loss,
-    Size,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Loss, Size
 
 # Of the second stage; the first knows no classes
 ROWS = {"roi_heads.box_predictor.cls_score": 1, "roi_heads.box_predictor.bbox_pred": 4}

@@ -12,19 +12,10 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, Fraction, Positive
 from visionkit.distributed.collectives import all_gather_with_grad
 from visionkit.metrics.retrieval import Retrieval
+from visionkit.models.head import Head
 from visionkit.models.heads.classification import pick_level
 from visionkit.ops.layers import masked_mean, valid_cells
-from visionkit.types import (
-    Batch,
-    Dataset,
-    Evaluator,
-    Features,
-    Head,
-    HeadPrediction,
-    Level,
-    Loss,
-    Size,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Loss, Size
 
 Mining = Literal["all", "hard", "semihard"]
 

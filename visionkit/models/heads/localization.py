@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Fraction, Natural, Positive
 from visionkit.metrics.accuracy import LocalizationAccuracy, largest_objects
+from visionkit.models.head import Head
 from visionkit.models.heads.classification import coarsest_useful, pick_level
 from visionkit.ops.boxes import rescale_boxes
 from visionkit.ops.layers import (
@@ -22,17 +23,7 @@ from visionkit.ops.layers import (
     valid_cells,
 )
 from visionkit.ops.losses import giou_loss
-from visionkit.types import (
-    Batch,
-    Dataset,
-    Evaluator,
-    Features,
-    Head,
-    HeadPrediction,
-    Level,
-    Loss,
-    Size,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Loss, Size
 
 
 class Output(NamedTuple):

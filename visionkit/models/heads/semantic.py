@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from visionkit.config.schema import Count, Fraction, NonNegative, Positive
 from visionkit.errors import ConfigError
 from visionkit.metrics.confusion import ConfusionMatrix
+from visionkit.models.head import Head
 from visionkit.models.heads.classification import coarsest_useful, pick_level
 from visionkit.models.heads.pixel_loss import PixelLoss, semantic_maps
 from visionkit.ops.layers import (
@@ -23,17 +24,7 @@ from visionkit.ops.layers import (
     masked_mean,
     valid_cells,
 )
-from visionkit.types import (
-    Batch,
-    Dataset,
-    Evaluator,
-    Features,
-    Head,
-    HeadPrediction,
-    Level,
-    Loss,
-    Size,
-)
+from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Loss, Size
 
 MAX_STRIDE = 16  # coarser maps do not separate pixels
 MIN_CHANNELS = 64  # a quarter of a narrow neck's channels would be too few
