@@ -151,7 +151,9 @@ def cell_corners(grid: Sequence[int], step: tuple[float, float], device: torch.d
     the height and width of a cell."""
     y = torch.arange(grid[0], device=device, dtype=torch.float32) * step[0]
     x = torch.arange(grid[1], device=device, dtype=torch.float32) * step[1]
-    return torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], 2).reshape(-1, 2)
+    # Not len(), which would fix the size of an exported model.
+    h, w = y.shape[0], x.shape[0]
+    return torch.stack([x.expand(h, -1), y[:, None].expand(-1, w)], 2).reshape(-1, 2)
 
 
 def masked_mean(features: Tensor, valid: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from visionkit.errors import ConfigError
-from visionkit.ops.layers import group_norm
+from visionkit.ops.layers import group_norm, valid_cells
 from visionkit.types import Size
 
 Rgb = tuple[float, float, float]
@@ -35,13 +35,18 @@ class Normalize(nn.Module):
         self.register_buffer("scale", (1 / (255 * std_3)).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (-mean_3 / std_3).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, sizes: Sequence[Size] | None, like: nn.Module) -> Tensor:
+    def forward(
+        self, images: Tensor, sizes: Sequence[Size] | Tensor | None, like: nn.Module
+    ) -> Tensor:
         """(B, 3, H, W) uint8 to float, laid out in memory as the weights of `like` are.
 
-        Pixels beyond each image's (h, w) in `sizes` become exactly 0.
+        Pixels beyond each image's (h, w) in `sizes` become exactly 0. In an exported model `sizes`
+        is a tensor (B, 2).
         """
         pixels = (images * self.scale).add_(self.shift)
         pixels = pixels.contiguous(memory_format=memory_format(like))
+        if isinstance(sizes, Tensor):
+            return pixels.masked_fill(~valid_cells(sizes, pixels, 1)[:, None], 0)
         if sizes is not None:
             for image, (h, w) in zip(pixels, sizes, strict=True):
                 image[:, h:] = 0

@@ -77,7 +77,7 @@ class AnchorGenerator(nn.Module):
             _at_every_cell(shapes, features[name].shape[-2:], image_size)
             for name, shapes in zip(self.levels, self.shapes, strict=True)
         ]
-        return Anchors(torch.cat(corners), [*map(len, corners)], image_size)
+        return Anchors(torch.cat(corners), [part.shape[0] for part in corners], image_size)
 
 
 def _shapes(sizes: Sequence[float], ratios: Sequence[float]) -> Tensor:
@@ -135,10 +135,11 @@ def locations_of(levels: dict[str, Level], features: Features) -> Locations:
     image_size = padded_size(levels, features)
     grids = [grid(features[name], level.stride, image_size) for name, level in levels.items()]
     strides = [
-        centers.new_full((len(centers),), level.stride)
+        centers.new_full(centers.shape[:1], level.stride)
         for centers, level in zip(grids, levels.values(), strict=True)
     ]
-    return Locations(torch.cat(grids), torch.cat(strides), [*map(len, grids)], image_size)
+    per_level = [part.shape[0] for part in grids]
+    return Locations(torch.cat(grids), torch.cat(strides), per_level, image_size)
 
 
 def grid(feature: Tensor, stride: int, image_size: Size) -> Tensor:
@@ -244,13 +245,13 @@ def best_of_each_level(
     first = 0
     for number, level in enumerate(scores.split(places.per_level, 1)):
         of_place = level if level.ndim == 2 else level.amax(2)
-        top, where = of_place.topk(min(top_n, level.shape[1]), 1)
+        top, where = of_place.topk(torch.sym_min(top_n, level.shape[1]), 1)
         label = torch.zeros_like(where)
         if level.ndim == 3:
             # The best pairs of place and class are at the best places: far fewer to sort.
             num_classes = level.shape[2]
             pairs = level.gather(1, where[..., None].expand(-1, -1, num_classes)).flatten(1)
-            top, pair = pairs.topk(min(top_n, pairs.shape[1]), 1)
+            top, pair = pairs.topk(torch.sym_min(top_n, pairs.shape[1]), 1)
             where, label = where.gather(1, pair // num_classes), pair % num_classes
         index.append(first + where)
         labels.append(label)

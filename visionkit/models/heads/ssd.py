@@ -117,7 +117,8 @@ class SSD(DenseHead):
         """The best of each class, M in all: `boxes` (B, M, 4) in input pixels, `scores` and
         `labels` (B, M). M depends on the size of the batch's images and `pre_nms_top_n` alone."""
         scores, offsets, anchors = self.dense_predictions(features)
-        top, index = scores.mT.topk(min(self.pre_nms_top_n, scores.shape[1]), 2)  # (B, K, M / K)
+        most = torch.sym_min(self.pre_nms_top_n, scores.shape[1])
+        top, index = scores.mT.topk(most, 2)  # (B, K, M / K)
         boxes = clip(anchors.boxes(offsets), anchors.image_size if sizes is None else sizes)
         labels = torch.arange(top.shape[1], device=top.device)[:, None].expand_as(top)
         return {
@@ -239,10 +240,11 @@ class DefaultBoxes(nn.Module):
                 step = image_size[0] / grid[0], image_size[1] / grid[1]
             else:
                 step = self.steps[number], self.steps[number]
-            half = shapes.new_tensor(step[::-1]) / 2
-            centers = cell_corners(grid, step, shapes.device)[:, None] + half
+            x, y = cell_corners(grid, step, shapes.device).unbind(1)
+            centers = torch.stack([x + step[1] / 2, y + step[0] / 2], 1)[:, None]
             corners.append(torch.cat([centers - shapes / 2, centers + shapes / 2], 2).flatten(0, 1))
-        return Anchors(torch.cat(corners), [*map(len, corners)], image_size, OFFSET_WEIGHTS)
+        per_level = [part.shape[0] for part in corners]
+        return Anchors(torch.cat(corners), per_level, image_size, OFFSET_WEIGHTS)
 
 
 def _shapes(size: float, second: float, ratios: Sequence[float]) -> Tensor:

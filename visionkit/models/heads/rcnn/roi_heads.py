@@ -179,7 +179,7 @@ def best_scores(scores: Tensor, most: int, least: int) -> tuple[Tensor, Tensor]:
     """
     if not torch.compiler.is_compiling():
         most = min(most, max(least, int((scores >= 0).sum(1).amax())))
-    index = scores.topk(min(most, scores.shape[1]), sorted=False).indices.sort().values
+    index = scores.topk(torch.sym_min(most, scores.shape[1]), sorted=False).indices.sort().values
     return scores.gather(1, index), index
 
 
