@@ -31,10 +31,10 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.data.sample import Sample
     from visionkit.engine.benchmark import benchmark
     from visionkit.engine.check import check
+    from visionkit.engine.check_report import CheckReport
     from visionkit.engine.evaluate import evaluate
     from visionkit.engine.predict import Predictor, load, predict
     from visionkit.engine.prediction import PredictedObject, Prediction
-    from visionkit.engine.report import Report
     from visionkit.engine.reporting import report
     from visionkit.engine.results import predict_files
     from visionkit.engine.search import SearchResult, search, search_files
@@ -63,8 +63,8 @@ _HOME = {
     **dict.fromkeys(("TrainedRun", "train"), "engine.train"),
     **dict.fromkeys(("CocoEvaluator", "evaluate_files"), "metrics.coco.evaluator"),
     **dict.fromkeys(("fetch_weights", "list_weights"), "models.published"),
+    "CheckReport": "engine.check_report",
     "Head": "models.head",
-    "Report": "engine.report",
     "Sample": "data.sample",
     "benchmark": "engine.benchmark",
     "check": "engine.check",
@@ -77,6 +77,7 @@ _HOME = {
 __all__ = [
     "Backbone",
     "Batch",
+    "CheckReport",
     "CheckpointError",
     "Classes",
     "CocoEvaluator",
@@ -93,7 +94,6 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Preempted",
-    "Report",
     "ResourceError",
     "Sample",
     "SearchResult",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 
@@ -67,7 +68,11 @@ def test_one_of_a_kind_is_on_the_screen_though_there_are_thousands_of_another(fo
     content["annotations"][99]["bbox"] = [1, 1, 0, 0]
     check(folder, content)
     printed = capsys.readouterr().out
-    assert "warning empty-box: " in printed and printed.count("warning overhanging-box: ") > 5
+    assert "warning empty-box: " in printed and printed.count("warning overhanging-box: ") == 3
+    assert "  note " in printed and re.search(r"\.\.\. and \d+ more; all are in ", printed)
+    counts = re.findall(r"^  (\d+) x ([\w-]+) \(", printed, re.MULTILINE)
+    assert ("99", "overhanging-box") in counts and ("1", "empty-box") in counts
+    assert printed.index(" x overhanging-box") < printed.index("warning overhanging-box: ")
 
 
 def test_an_image_without_a_good_id_is_told_once(folder):

@@ -86,7 +86,7 @@ def test_predictions_are_written_from_python(run, tmp_path, caplog):
 def test_a_report_reads_like_the_command(tmp_path, capsys, caplog):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({**SHORT, "backbone": {"type": "TinyCNM"}}))
     report = visionkit.check(tmp_path / "c.yaml")
-    assert isinstance(report, visionkit.Report)
+    assert isinstance(report, visionkit.CheckReport)
     (error,) = report.errors
     assert "did you mean 'TinyCNN'" in error.message and not report.warnings
     text = f"{tmp_path}/c.yaml: 1 error, 0 warnings, 0 notes\n  error config: "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from visionkit.engine.report import VERSION, Report
+from visionkit.engine.check_report import VERSION, CheckReport
 from visionkit.errors import CheckpointError, ConfigError, DataError
 from visionkit.runs import files
 
@@ -36,7 +36,7 @@ def bench_text(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(["", *result["advice"]] if result["advice"] else [])])
 
 
-def exit_code(report: Report, *, strict: bool) -> int:
+def exit_code(report: CheckReport, *, strict: bool) -> int:
     """The code of the first error that would end training, else 0; `strict` counts warnings."""
     severities = {found.severity for found in report.findings}
     kinds = {found.kind for found in report.findings if found.severity == "error"}
@@ -47,7 +47,7 @@ def exit_code(report: Report, *, strict: bool) -> int:
     return DataError.exit_code if failed else 0
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: CheckReport, path: Path) -> None:
     """Write the JSON file. An existing file is replaced only if it is a report: a typing error
     must not destroy annotations."""
     if path.exists() and not _is_report(path):

@@ -31,9 +31,9 @@ from visionkit.data.coco.annotations import Annotations
 from visionkit.data.contracts import is_custom, original
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.source import Source, iter_splits, split_key
+from visionkit.engine.check_report import CheckReport, located
 from visionkit.engine.failures import explained
 from visionkit.engine.optim import Learner
-from visionkit.engine.report import Report, located
 from visionkit.engine.setup import (
     build_initial_model,
     check_training,
@@ -60,7 +60,7 @@ def check(
     *,
     images: str | Path | None = None,
     allow_plugins: bool = False,
-) -> Report:
+) -> CheckReport:
     """Check everything that training of a config depends on; or a COCO annotation file.
 
     `config` is a YAML file, the name of a shipped config, a dict of the same form, or an annotation
@@ -94,8 +94,8 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _check_config(config: Any, overrides: Any, *, allow_plugins: bool) -> Report:
-    report = Report(str(config) if isinstance(config, (str, Path)) else "config")
+def _check_config(config: Any, overrides: Any, *, allow_plugins: bool) -> CheckReport:
+    report = CheckReport(str(config) if isinstance(config, (str, Path)) else "config")
     try:
         loaded = load_config(config, overrides, allow_plugins=allow_plugins)
     except ArgumentError:
@@ -142,7 +142,7 @@ def _check_config(config: Any, overrides: Any, *, allow_plugins: bool) -> Report
     return report
 
 
-def _check_data(config: Config, sources: list[Source], report: Report) -> None:
+def _check_data(config: Config, sources: list[Source], report: CheckReport) -> None:
     """Add what there is to find in the data, and which of it training would use."""
     across = cross_split_findings(config, sources, contents=True)
     images: dict[str, list[Finding]] = {}
@@ -179,7 +179,7 @@ def _with_generated_data(config: Config) -> tuple[Config, list[Source]]:
 
 
 def _check_first_batches(
-    config: Config, model: VisionModel, sources: list[Source], report: Report
+    config: Config, model: VisionModel, sources: list[Source], report: CheckReport
 ) -> None:
     """The first batch of each source through a step, except the update of the weights, and through
     prediction and evaluators. An error names the part of the config that raised it."""
@@ -261,9 +261,9 @@ def _named(key: str, config: Config) -> Iterator[None]:
         ) from error
 
 
-def check_annotations(path: str | Path, images: str | Path | None = None) -> Report:
+def check_annotations(path: str | Path, images: str | Path | None = None) -> CheckReport:
     """Check a COCO annotation file, and with `images` the files in that folder."""
-    report = Report(str(path))
+    report = CheckReport(str(path))
     with report.catching(str(path)):
         if images is not None:
             data: Any = Coco(str(images), str(path))

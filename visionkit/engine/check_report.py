@@ -1,4 +1,4 @@
-"""What `visionkit check` found: `Report`, its text for the screen and its content for JSON."""
+"""What `visionkit check` found: `CheckReport`, its text for the screen and its content for JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from visionkit.errors import ResourceError, VisionkitError, plural, printable
 
 VERSION = 1  # of the JSON file
 SHOWN = 20  # findings on the screen
+ALIKE = 3  # warnings and notes of one kind on the screen
 SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(repr=False)
-class Report:
+class CheckReport:
     """What `check` returns; printed, it is the text of the command.
 
     target: the checked file, or `config`.
@@ -57,25 +58,23 @@ class Report:
         }
 
     def text(self, elsewhere: str = ".findings has all") -> str:
-        """The report on the screen: some findings of each kind, counts by kind, and the data used.
+        """The report on the screen: counts by kind, some findings of each, and the data used.
         `elsewhere` says where all findings are."""
         findings, counts = self._ordered(), self._severities()
         summary = ", ".join(plural(counts[severity], severity) for severity in SEVERITIES)
-        shown = [f"{printable(self.target)}: {summary}"]
-        shown += [
-            f"  {found.severity} {found.kind}: {self._located(found)}"
-            for found in _selected(findings)
-        ]
-        if len(findings) > SHOWN:
-            shown.append(f"  ... and {len(findings) - SHOWN} more; {elsewhere}")
+        text = [f"{printable(self.target)}: {summary}"]
         kinds = Counter((found.severity, found.kind, found.action) for found in findings)
         if len(findings) > len(kinds):
-            shown.append("by kind:")
             for (severity, kind, action), count in kinds.items():
                 done = f", {DONE[action]}" if action in DONE else ""
-                shown.append(f"  {count} x {kind} ({severity}{done}): {title(kind)}")
-        shown += [printable(f"data used: {line}") for line in summary_lines(self.used)]
-        return "\n".join(shown)
+                text.append(f"  {count} x {kind} ({severity}{done}): {title(kind)}")
+            text.append("")
+        shown = _selected(findings)
+        text += [f"  {found.severity} {found.kind}: {self._located(found)}" for found in shown]
+        if len(findings) > len(shown):
+            text.append(f"  ... and {len(findings) - len(shown)} more; {elsewhere}")
+        text += [printable(f"data used: {line}") for line in summary_lines(self.used)]
+        return "\n".join(text)
 
     def __repr__(self) -> str:
         return self.text()
@@ -115,11 +114,13 @@ def located(where: str, findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _selected(findings: list[Finding]) -> list[Finding]:
-    """At most `SHOWN` findings in their order: severe ones first, then the first of each kind, the
-    second of each kind and so on, so that many of one kind do not hide a rare one."""
+    """At most `SHOWN` findings in their order: errors first, then the first of each kind, the
+    second and the third, so that many of one kind do not hide a rare one."""
     seen: Counter[str] = Counter()
     ranked = []
     for index, found in enumerate(findings):
-        ranked.append((SEVERITIES.index(found.severity), seen[found.kind], index))
+        is_error, number = found.severity == "error", seen[found.kind]
         seen[found.kind] += 1
-    return [findings[index] for index in sorted(index for _, _, index in sorted(ranked)[:SHOWN])]
+        if is_error or number < ALIKE:
+            ranked.append((not is_error, number, SEVERITIES.index(found.severity), index))
+    return [findings[index] for index in sorted(index for *_, index in sorted(ranked)[:SHOWN])]
