@@ -191,6 +191,19 @@ def test_a_chain_is_relative_to_each_file(write, tmp_path, monkeypatch):
         assert load_config({"base": base}).train.lr == 0.2
 
 
+def test_a_link_has_the_base_of_its_file(write, tmp_path):
+    """A config means the same through a link, wherever that is."""
+    write(**{"x/a": SHORT, "x/b": "base: a.yaml\ntrain: {lr: 0.2}\n", "a": "task: wrong\n"})
+    (tmp_path / "y").mkdir()
+    (tmp_path / "y" / "folder").symlink_to(tmp_path / "x")
+    (tmp_path / "link.yaml").symlink_to("y/folder/b.yaml")
+    (tmp_path / "again.yaml").symlink_to("link.yaml")
+    for path in ("x/b.yaml", "link.yaml", "again.yaml", "y/folder/b.yaml"):
+        assert load_config(path).train.lr == 0.2
+    (tmp_path / "x" / "a.yaml").unlink()
+    assert f"base: a.yaml: not found (relative to {tmp_path / 'x'})" in problems("link.yaml")[0]
+
+
 def test_a_shipped_config_is_a_base_by_its_name(write, caplog):
     write(vae="base: vae\ntrain: {epochs: 2}\n", other="base: vae\n")
     config = load_config("vae.yaml")

@@ -37,7 +37,8 @@ def read_layer(file: Path) -> Layer:
 def layers(top: Layer) -> list[Layer]:
     """All that a config is based on, the innermost first, then itself; none has a `base` anymore.
 
-    A base is relative to the folder of the file that names it, or the name of a shipped config.
+    A base is relative to the folder of the file that names it, or the name of a shipped config;
+    of a link to a file that folder is where the file is.
     Raises ConfigError for one that is missing or circular, or that has a newer version.
     """
     chain = [top]

@@ -97,13 +97,15 @@ def _describe(name: str, path: Path) -> ShippedConfig:
 
 def find_config(name_or_path: str | os.PathLike[str], named_by: Path | None = None) -> Path:
     """The file that a user means: a path, or the name of a shipped config. In a config, `named_by`,
-    a path is relative to its folder.
+    a path is relative to its folder; if that is a link, to the folder of the file it links to.
 
     A path has a suffix or a separator; `detection_small` is a name, whatever lies in the folder.
     Raises ConfigError with the nearest names if there is neither.
     """
-    text, folder = os.fspath(name_or_path), named_by.parent if named_by else Path()
-    path, shipped = folder / text, shipped_configs()
+    text, shipped, folder = os.fspath(name_or_path), shipped_configs(), Path()
+    if named_by is not None:
+        folder = (named_by.resolve() if named_by.is_symlink() else named_by).parent
+    path = folder / text
     if text in shipped:
         own = next((f"{path}{s}" for s in SUFFIXES if os.path.isfile(f"{path}{s}")), None)
         known = [shipped[text], *([named_by] if named_by else [])]

@@ -46,7 +46,10 @@ def init(name: str, file: str | Path | None = None) -> Path:
     if path.is_dir():
         raise ConfigError(f"init: {path} is a folder; name a file: {path / name}.yaml")
     if path.suffix not in SUFFIXES:
-        raise ConfigError(f"init: got {path}; a config is a .yaml file: {path}.yaml")
+        stem = path.stem if re.fullmatch(r"\.[A-Za-z]+", path.suffix) else path.name
+        raise ConfigError(
+            f"init: got {path}; a config is a .yaml file: {path.with_name(f'{stem}.yaml')}"
+        )
     if not path.parent.is_dir():
         raise ConfigError(f"init: the folder of {path} does not exist")
     try:
