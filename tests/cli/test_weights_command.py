@@ -1,5 +1,6 @@
 """`visionkit weights`, and commands with the name of a published model instead of a run."""
 
+import argparse
 import json
 import os
 import re
@@ -8,9 +9,14 @@ import pytest
 import torch
 from torchvision import models
 
+import visionkit
 from support.published import empty_hub, publish, save_as_published, serving
+from support.small_runs import SMALL_RUNS
 from visionkit.cli.main import main
+from visionkit.config import load_config
+from visionkit.models.build import build_model
 from visionkit.models.published import entries, find
+from visionkit.types import Classes
 
 NAME = "squeezenet1_1"
 
@@ -81,7 +87,8 @@ def test_fetch_verify_and_where(file, hub, capsys, monkeypatch):
     assert json.loads(said(capsys, "list", NAME, "--json"))[0]["file"] == str(hub / file.name)
     text = said(capsys, "verify", hub / file.name)
     assert "checksum:     ok" in text and one.member in text
-    assert f"load it with: backbone.weights={hub / file.name}" in text
+    words = f"backbone.type=Torchvision backbone.name={NAME} backbone.weights={hub / file.name}"
+    assert f"load it with: {words}\n" in text and "values:       finite" in text
     monkeypatch.setenv("VISIONKIT_WEIGHTS", "https://me:s3cret@mirror.invalid/w")
     text = said(capsys, "where")
     assert "mirror.invalid/w, then from torchvision's" in text and "s3cret" not in text
@@ -111,6 +118,50 @@ def test_verify_knows_a_whole_model(tmp_path, hub, capsys):
     assert (
         "checksum:     WRONG" in printed.out and "is not the file that is published" in printed.err
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "squeezenet1_0", "mobilenet_v3_small", "efficientnet_b0"]
+)
+def test_verify_knows_a_classifier_and_what_it_advises_loads(name, tmp_path, hub, capsys):
+    file = tmp_path / "mine.pth"
+    state = models.get_model(name, weights=None, num_classes=7).state_dict()
+    torch.save({"model": state, "args": argparse.Namespace(lr=0.1)}, file)
+    facts = json.loads(said(capsys, "verify", file, "--json"))
+    assert facts["architecture"] == [name] and facts["config"] == []
+    (advised,) = facts["load_with"]
+    assert advised == f"backbone.type=Torchvision backbone.name={name} backbone.weights={file}"
+    assert facts["not_finite"] == []
+    config = load_config("classification", advised.split())
+    build_model(config, {"classification": Classes.numbered("ab")})
+
+
+def test_verify_knows_a_checkpoint_of_visionkit(tmp_path, hub, capsys):
+    run = visionkit.train(
+        {**SMALL_RUNS["classification"], "output": str(tmp_path / "run")}
+    ).directory
+    file = run / "checkpoints" / "best.pt"
+    facts = json.loads(said(capsys, "verify", file, "--json"))
+    assert facts["kind"].startswith("a visionkit checkpoint of classification (Classification) on ")
+    text = said(capsys, "verify", file)
+    assert f"load it with: visionkit predict {file} IMAGES --out DIR or weights={file}\n" in text
+    state = torch.load(file)
+    torch.save(state | {"config": {"heads": ["x"], "backbone": "y"}}, file)
+    assert said(capsys, "verify", file)
+
+
+def test_verify_names_tensors_that_are_not_finite(tmp_path, hub, capsys):
+    state = models.resnet18().state_dict()
+    state["conv1.weight"][0, 0, 0, 0] = torch.nan
+    state["fc.bias"][3] = -torch.inf
+    torch.save(state, tmp_path / "mine.pth")
+    assert main(["weights", "verify", str(tmp_path / "mine.pth")]) == 4
+    printed = capsys.readouterr()
+    assert "values:       NaN or infinite in 2 tensors\n" in printed.out
+    assert "has NaN or infinite values in 2 tensors: conv1.weight, fc.bias; " in printed.err
+    assert main(["weights", "verify", str(tmp_path / "mine.pth"), "--json"]) == 4
+    facts = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert facts["not_finite"] == ["conv1.weight", "fc.bias"]
 
 
 @pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>", b"\x80\x04}."])

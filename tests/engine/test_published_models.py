@@ -181,10 +181,20 @@ def test_other_names_are_errors(name, message, at_hand, image, capsys):
     assert not os.path.exists("out") and "Traceback" not in capsys.readouterr().err
 
 
-def test_weights_that_cannot_be_fetched_end_predict_without_a_folder(at_hand, image, monkeypatch):
+def test_weights_that_cannot_be_fetched_end_predict_without_a_folder(
+    at_hand, image, monkeypatch, capsys
+):
     monkeypatch.delenv("VISIONKIT_WEIGHTS")
     assert main(["predict", DETECTOR, str(image), "--out", "out", "--offline"]) == 4
     assert not os.path.exists("out")
+    said = capsys.readouterr().err
+    assert "or give its path (weights=PATH)\n" in said and "null" not in said
+    assert main(["weights", "fetch", DETECTOR, "--offline"]) == 4
+    said = capsys.readouterr().err
+    assert "VISIONKIT_WEIGHTS names\n" in said and "null" not in said
+    words = ["weights=coco", "data.workers=0", "output=run", "--offline"]
+    assert main(["train", DETECTOR, *words]) == 4
+    assert "(weights=PATH), or start at random (weights: null)\n" in capsys.readouterr().err
 
 
 def test_training_starts_from_coco_and_says_what_it_used(at_hand, tmp_path, monkeypatch):

@@ -96,16 +96,57 @@ def test_coco_is_found_for_a_config_of_ones_own():
     assert found.weights == "MaskRCNN_ResNet50_FPN_Weights.COCO_V1"
 
 
-def test_without_weights_for_the_architecture_those_there_are_are_named():
-    with pytest.raises(ConfigError, match="no weights for COCO are published for this model") as e:
-        with_published(load_config("detection", ["weights=coco", "backbone.name=resnet18"]))
-    assert "Torchvision resnet18" in str(e.value) and "maskrcnn_resnet50_fpn" in str(e.value)
+def refused(name, *words):
+    with pytest.raises(ConfigError) as caught:
+        with_published(load_config(name, ["weights=coco", *words]))
+    return str(caught.value)
+
+
+def test_without_weights_for_the_architecture_those_with_its_head_are_named():
+    said = refused("detection", "backbone.name=resnet18")
+    assert said.startswith("weights: none are published on COCO for detection (FasterRCNN) on ")
+    assert "Torchvision resnet18" in said and "weights: NAME, partial_weights: true" in said
+    assert "with FasterRCNN there are those of the shipped configs fasterrcnn_mobilenet_" in said
+    assert "maskrcnn" not in said and "deeplabv3" not in said
+    assert "for ImageNet features give backbone.weights: default" in said
+    given = ["weights=fasterrcnn_resnet50_fpn", "partial_weights=true", "backbone.name=resnet18"]
+    assert with_published(load_config("detection", given)).weights  # what the message advises
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "others", "no"),
+    [
+        ("detection_small", "TaskAligned", "fasterrcnn_", "deeplabv3"),
+        ("semantic_segmentation", "SemanticFPN", "deeplabv3_", "fasterrcnn"),
+        ("classification", "Classification", "", "shipped configs"),
+    ],
+)
+def test_without_weights_for_its_head_those_of_the_task_and_of_the_backbone_are_named(
+    name, head, others, no
+):
+    said = refused(name)
+    assert f"with {head} there are none" in said and others in said
+    assert no not in said and "partial_weights" not in said
+    backbone = load_config(name).backbone["type"]
+    own = "backbone: LightResNet has no published weights, Torchvision and Timm have some"
+    assert (own if backbone == "LightResNet" else "backbone.weights: default") in said
+
+
+@pytest.mark.parametrize("weights", ["coco", "maskrcnn_resnet50_fpn"])
+def test_several_heads_have_no_published_weights(weights, hub):
+    said = refused("joint_two_sources", f"weights={weights}")
+    assert said.startswith("weights: published models have one head, and this one has 2: ")
+    assert "weights: RUN/checkpoints/best.pt" in said and not hub.exists()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["weights=maskrcnn_resnet"], "weights: no weights are published as 'maskrcnn_resnet'; ne"),
+        (["weights=COCO"], "weights: got 'COCO'; did you mean 'coco'\\?$"),
+        (["weights=default"], "weights: got 'default'; did you mean 'coco'\\?$"),
+        (["backbone.weights=imagenet"], "backbone.weights: got 'imagenet'; did you mean 'default'"),
+        (["backbone.weights=coco"], "did you mean 'default', or for a whole model `weights: coco`"),
         (["weights=resnet50"], "weights: .*'resnet50' is of a backbone: give it as backbone.weigh"),
         (["backbone.weights=resnet_50"], "backbone.weights: no weights are .*; nearest: resnet50,"),
         (["backbone.weights=fcos_resnet50_fpn"], "backbone.weights: .*is of a whole model: give i"),

@@ -65,6 +65,14 @@ def test_other_names_are_errors(weights, kind, message, hub):
     assert not hub.exists()
 
 
+def test_without_a_download_the_error_says_what_training_can_do(hub, monkeypatch):
+    monkeypatch.setenv("VISIONKIT_OFFLINE", "1")
+    with pytest.raises(CheckpointError) as caught:
+        Torchvision(name=NAME, weights="default")
+    instead = "give its path (backbone.weights=PATH), or start at random (backbone.weights: null)"
+    assert str(caught.value).endswith(f", or {instead}")
+
+
 def test_timm_downloads_nothing_offline(tmp_path, monkeypatch):
     pytest.importorskip("timm")
     hub = pytest.importorskip("huggingface_hub")

@@ -183,8 +183,9 @@ def test_a_failed_download_leaves_nothing(fault, file, hub, monkeypatch):
         with pytest.raises(CheckpointError, match=message) as e:
             fetch(one)
     assert not os.listdir(hub)
-    for part in (one.member, one.url, str(hub), "VISIONKIT_WEIGHTS", "weights: null"):
+    for part in (one.member, one.url, str(hub), "VISIONKIT_WEIGHTS"):
         assert part in str(e.value)
+    assert "null" not in str(e.value)  # nobody trains here
 
 
 def test_without_a_network(file, hub, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools.mask import decode
+from torchvision import models
 from torchvision.models import detection as tv
 
 from support.paths import ROOT
@@ -193,6 +194,40 @@ def test_the_rows_of_a_coco_model_are_selected_by_class_name(tmp_path):
     assert torch.equal(predictor.cls_score.weight, reference.cls_score.weight[[0, 24, 1]])
     rows = [*range(4), *range(96, 100), *range(4, 8)]
     assert torch.equal(predictor.bbox_pred.bias, reference.bbox_pred.bias[rows])
+
+
+def test_names_of_pascal_voc_are_those_of_coco(tmp_path, caplog):
+    """Published detectors have COCO's names, segmentation models those of Pascal VOC."""
+    torch.manual_seed(0)
+    caplog.set_level("INFO", "visionkit")
+    theirs = tv.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
+    words = [f"weights={tmp_path / 'coco.pth'}"]
+    names = ("aeroplane", "motorbike", "diningtable", "pottedplant", "tvmonitor", "sofa")
+    slots = [5, 4, 67, 64, 72, 63]  # of COCO's airplane, motorcycle, dining table, ...
+
+    def rows(classes, *more):
+        config = load_config(CONFIGS / "fasterrcnn_resnet50_fpn.yaml", [*words, *more])
+        model = build_model(config, {"detection": Classes.numbered(classes)})
+        return model.heads["detection"].roi_heads.box_predictor.cls_score.weight
+
+    reference = theirs.roi_heads.box_predictor.cls_score.weight
+    assert torch.equal(rows(names), reference[[0, *slots]])
+    assert "aeroplane is 'airplane' there" in caplog.text
+    assert torch.equal(rows(["tv", "tvmonitor"])[:2], reference[[0, 72]])  # the file's own name
+    renamed = rows(["sofa", "aeroplane"], "rename={couch: aeroplane}")
+    assert torch.equal(renamed[[0, 2]], reference[[0, 63]])
+
+    theirs = models.get_model(
+        "lraspp_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=21
+    )
+    torch.save(theirs.state_dict(), tmp_path / "voc.pth")
+    config = load_config("lraspp_mobilenet_v3_large", [f"weights={tmp_path / 'voc.pth'}"])
+    (name,) = config.heads
+    model = build_model(config, {name: Classes.numbered(("background", "tv", "couch"))})
+    head = model.head(name)
+    expected = theirs.classifier.low_classifier.weight[[0, 20, 18]]
+    assert torch.equal(head.classifier["low_classifier"].weight, expected)
 
 
 def test_classes_that_a_file_does_not_name_start_at_random(tmp_path, caplog):

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import logging
+import os
 import re
 
 import pytest
@@ -285,12 +286,37 @@ def test_tensors_without_finite_numbers_are_refused(broken, says, tmp_path, capl
     assert "partly loaded, 1 tensor at random" in caplog.text
 
 
-def test_what_to_do_with_checkpoints_of_torchvisions_training_scripts(tmp_path):
+def test_checkpoints_of_torchvisions_training_scripts_load(tmp_path):
+    """They have the options, an argparse.Namespace, and the state of optimizer and schedule."""
+    source, model = model_of("FCOS", AB, 1, num_convs=0), model_of("FCOS", AB, 2, num_convs=0)
+    optimizer = torch.optim.SGD(source.parameters(), lr=0.02, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[8, 11])
+    options = argparse.Namespace(lr=0.02, lr_steps=[8, 11], device=torch.device("cpu"), ema=None)
+    state = {"model": source.state_dict(), "optimizer": optimizer.state_dict(),
+             "lr_scheduler": schedule.state_dict(), "args": options, "epoch": 3}  # fmt: skip
+    for zipped in (True, False):
+        torch.save(state, tmp_path / "model_3.pth", _use_new_zipfile_serialization=zipped)
+        model = model_of("FCOS", AB, 2, num_convs=0)
+        load(model, str(tmp_path / "model_3.pth"))
+        assert torch.equal(model.state_dict()[NAME], source.state_dict()[NAME])
+    assert argparse.Namespace not in torch.serialization.get_safe_globals()
+
+
+class Touch:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_options_with_objects_are_refused_and_nothing_runs(tmp_path):
     source = model_of("FCOS", AB, 1, num_convs=0)
-    state = {"model": source.state_dict(), "args": argparse.Namespace(lr=0.02), "epoch": 3}
-    torch.save(state, tmp_path / "model_3.pth")
-    with pytest.raises(CheckpointError, match=r"torchvision's, with its options.*state_dict alone"):
-        load(source, str(tmp_path / "model_3.pth"))
+    options = argparse.Namespace(lr=Touch(tmp_path / "ran"))
+    torch.save({"model": source.state_dict(), "args": options}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"cannot be read as weights.*state_dict alone"):
+        load(source, str(tmp_path / "x.pth"))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_as_many_outputs_as_torchvisions_files_do_not_make_their_classes(tmp_path, caplog):

@@ -9,10 +9,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from visionkit.errors import CheckpointError, ConfigError, plural
+from visionkit.config.shipped import shipped_configs
+from visionkit.errors import CheckpointError, ConfigError, listed, plural
 from visionkit.models import architectures, published
 from visionkit.models.backbones.timm import timm_module
+from visionkit.models.backbones.torchvision import NAMES
 from visionkit.models.published import Published
+from visionkit.models.weights import config_kind
 from visionkit.runs import checkpoint, download, files, foreign, hub
 
 HEADER = ("name", "config", "published", "MB", "at hand", "license")
@@ -144,7 +147,8 @@ def where(args: argparse.Namespace) -> None:
 
 
 def verify(args: argparse.Namespace) -> None:
-    """CheckpointError, after the output, if the checksum is another than the published one."""
+    """CheckpointError, after the output, if the checksum is another than the published one, or if
+    some values are not numbers."""
     facts = examine(hub.fetch(args.file) if hub.is_hub(args.file) else Path(args.file))
     if args.json:
         print(files.to_json(facts))
@@ -155,11 +159,17 @@ def verify(args: argparse.Namespace) -> None:
             f"{args.file}: is not the file that is published under this name: its SHA-256 begins "
             f"with {facts['sha256'][:8]}; delete it and fetch it again"
         )
+    if bad := facts["not_finite"]:
+        raise CheckpointError(
+            f"{args.file}: has NaN or infinite values in {plural(len(bad), 'tensor')}: "
+            f"{listed(bad)}; use a file from before that, such as an earlier checkpoint"
+        )
 
 
 def examine(path: Path) -> dict[str, Any]:
-    """What a file of weights is: its kind, its architecture and the config for it, and whether its
-    SHA-256 is the published one. CheckpointError for a file that has no weights."""
+    """What a file of weights is: its kind, its architecture and what loads it, whether its values
+    are finite, and whether its SHA-256 is the published one. CheckpointError for a file that has no
+    weights."""
     state, content = checkpoint.load_state_dict(path)
     sha256 = download.sha256(path)
     named = CHECKSUM.search(path.name)
@@ -170,36 +180,51 @@ def examine(path: Path) -> dict[str, Any]:
         right = bool(same) or (named is not None and sha256.startswith(named[1]))
         verdict = "ok" if right else "wrong"
     is_run = checkpoint.is_run(content)
-    like = [] if is_run else architectures.models_like(state)
     one = next(iter(same or expected), None)
+    like = [] if is_run else architectures.models_like(state)
+    like = like or ([] if is_run else architectures.classifiers_like(state))
     if one is not None and one.name not in like:
         like = [*like, one.name]
-    shipped = architectures.shipped_configs()
+    kind = foreign.content_kind(content)
     return {
         "file": str(path),
-        "kind": foreign.content_kind(content),
+        "kind": f"{kind} of {config_kind(content['config'])}" if is_run else kind,
         "architecture": like,
-        "config": [name for name in like if name in shipped],
+        "config": [name for name in like if name in shipped_configs()],
+        "load_with": _loaders(str(path), like, kind, is_run=is_run),
         "published_as": one.member if one else None,
         "checksum": verdict,
         "sha256": sha256,
         "tensors": len(state),
         "numbers": sum(tensor.numel() for tensor in state.values()),
+        "not_finite": [name for name, tensor in state.items() if not checkpoint.is_finite(tensor)],
     }
+
+
+def _loaders(path: str, like: Sequence[str], kind: str, *, is_run: bool) -> list[str]:
+    """Commands and overrides that load the file."""
+    if is_run:
+        return [f"visionkit predict {path} IMAGES --out DIR", f"weights={path}"]
+    shipped = [
+        f"visionkit train {name} weights={path}" for name in like if name in shipped_configs()
+    ]
+    backbones = [
+        f"backbone.type=Torchvision backbone.name={name} backbone.weights={path}"
+        for name in like
+        if name in NAMES
+    ]
+    if found := shipped + backbones:
+        return found
+    return [f"weights={path}"] if kind == foreign.VISIONKIT_MODEL else []
 
 
 def _words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "file", facts["file"]
     yield "looks like", facts["kind"]
-    yield (
-        "architecture",
-        " or ".join(facts["architecture"]) or "not a whole model that torchvision publishes",
-    )
-    configs = [f"visionkit train {name} weights={facts['file']}" for name in facts["config"]]
-    if configs:
-        yield "load it with", " or ".join(configs)
-    elif facts["published_as"]:
-        yield "load it with", f"backbone.weights={facts['file']}"
+    if facts["architecture"]:
+        yield "architecture", " or ".join(facts["architecture"])
+    unknown = "not known; as backbone.weights if it is of a classifier that is your backbone"
+    yield "load it with", " or ".join(facts["load_with"]) or unknown
     yield "published as", facts["published_as"] or "nothing known"
     words = {
         "ok": "ok",
@@ -209,3 +234,5 @@ def _words(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "checksum", words[facts["checksum"]]
     yield "SHA-256", facts["sha256"]
     yield "tensors", f"{plural(facts['tensors'], 'tensor')} with {facts['numbers']:,} numbers"
+    bad = facts["not_finite"]
+    yield "values", f"NaN or infinite in {plural(len(bad), 'tensor')}" if bad else "finite"

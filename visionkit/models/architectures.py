@@ -22,7 +22,7 @@ from visionkit.config.shipped import shipped_configs
 from visionkit.models.model import VisionModel
 from visionkit.models.published import Published, entries
 from visionkit.runs.checkpoint import COUNTER
-from visionkit.runs.foreign import resnet_name
+from visionkit.runs.foreign import architecture, resnet_name
 
 # Names in older torchvision files, before each convolution got a module of its own; and the neck.
 LEGACY = (
@@ -56,6 +56,17 @@ LEGACY_SSD = (
     *((rf"^backbone\.features\.1\.{n}\.", f"backbone.body.{13 + n}.") for n in (1, 2, 3)),
     (r"^backbone\.extra\.", "neck.extra."),
 )
+# Classifiers of torchvision, by a part of `foreign.architecture`. RegNets cannot be built on the
+# meta device.
+CLASSIFIERS = {
+    "ResNet": r"(wide_)?resne[tx]",
+    "ShuffleNet": "shufflenet",
+    "DenseNet": "densenet",
+    "SqueezeNet": "squeezenet",
+    "ConvNeXt": "convnext",
+    "MobileNet or EfficientNet": "(mobile|efficient)net",
+    "VGG": "vgg",
+}
 AUXILIARY = "aux_classifier."  # which files and models of segmentation may lack
 HEAD = "head"  # its name, where it does not matter
 Shapes = dict[str, tuple[int, ...]]
@@ -95,6 +106,28 @@ def models_like(state: Mapping[str, Tensor]) -> list[str]:
         return []
     names = [n for m in (models.detection, models.segmentation) for n in models.list_models(m)]
     return [name for name in names if _agrees(_shapes(found), name)]
+
+
+def classifiers_like(state: Mapping[str, Tensor]) -> list[str]:
+    """torchvision's names of the classifiers that have these tensors, for any number of classes."""
+    kind, found = architecture(state), _shapes(state)
+    families = [names for part, names in CLASSIFIERS.items() if kind.startswith(f"a {part}")]
+    return [
+        name
+        for family in families
+        for name in models.list_models(models)
+        if re.match(family, name) and _is_classifier(found, name)
+    ]
+
+
+def _is_classifier(found: Shapes, name: str) -> bool:
+    with torch.device("meta"):
+        theirs = _shapes(models.get_model(name, weights=None).state_dict())
+    of_classes = [*theirs][-2:]  # weight and bias of the last layer
+    return found.keys() == theirs.keys() and all(
+        found[key][key in of_classes :] == shape[key in of_classes :]
+        for key, shape in theirs.items()
+    )
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

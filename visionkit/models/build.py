@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from visionkit.config import Config, load_config
 from visionkit.config.components import arguments_of, build, head_class, resolve
-from visionkit.config.shipped import shipped_configs
-from visionkit.errors import ConfigError
+from visionkit.config.shipped import list_configs, shipped_configs
+from visionkit.errors import ConfigError, listed
 from visionkit.models.architectures import published_for
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD
 from visionkit.models.contracts import checked_levels
@@ -24,6 +24,9 @@ from visionkit.types import Classes
 log = logging.getLogger("visionkit")
 
 COCO = "coco"  # `weights: coco`: those that are published for the architecture of the config
+DEFAULT = "default"  # `backbone.weights: default`: those that are published for the backbone
+USUAL = (COCO, DEFAULT, "imagenet", "pretrained")  # what one may write for either
+GIVE_PATH = "give its path (weights=PATH)"
 BACKBONE = ("norm", "norm_eps", "mean", "std")  # settings of a backbone that weights depend on
 SOME = Classes.numbered(("background", "thing"))  # for a model whose classes do not matter
 
@@ -38,12 +41,17 @@ def build_model(
         _warn_of_frozen_noise(config)
     model = _build(config, classes, pretrained)
     if pretrained and config.weights:
-        rename, partial = config.rename, config.partial_weights
-        path = config.weights
-        if not means_file(path):
-            path = str(fetch(find(path)))
-        load_model_weights(model, path, classes, rename=rename, partial=partial)
+        _load(model, config, classes, instead=f"{GIVE_PATH}, or start at random (weights: null)")
     return model
+
+
+def _load(model: VisionModel, config: Config, classes: dict[str, Classes], *, instead: str) -> None:
+    """Load `weights`; `instead` says what to do without a download."""
+    path = str(config.weights)
+    if not means_file(path):
+        path = str(fetch(find(path), instead=instead))
+    rename, partial = config.rename, config.partial_weights
+    load_model_weights(model, path, classes, rename=rename, partial=partial)
 
 
 def _warn_of_frozen_noise(config: Config) -> None:
@@ -100,8 +108,8 @@ def with_published(config: Config) -> Config:
     and the norms and pixels of the backbone as those weights were trained with.
 
     Batch norms are frozen if `norm` is `auto`; settings that are given stay. Raises ConfigError for
-    a name that is not published, and CheckpointError for `coco` if nothing is published for the
-    architecture. Nothing is downloaded.
+    a name that is not published, and for `coco` if nothing is published for the architecture.
+    Nothing is downloaded.
     """
     named = config.backbone.get("weights") if config.backbone["type"] == "Torchvision" else None
     if named and not means_file(named):
@@ -118,6 +126,8 @@ def with_published(config: Config) -> Config:
         one = _published_for(config)
     else:
         one = _located("weights", config.weights, "model")
+        if len(config.heads) > 1:
+            raise _several_heads(config)
     if one is None:
         return config
     weights = config.weights if means_file(config.weights) else one.member
@@ -149,7 +159,9 @@ def build_published(
     first = 1 if head_class(config, head).class_key == "labels" else 0  # 0 is the background
     names = {n: name for n, name in enumerate(one.classes) if n >= first and name != NO_CLASS}
     classes = {head: Classes(tuple(names.values()), tuple(names))}
-    return config, classes, build_model(config, classes)
+    model = _build(config, classes, pretrained=True)
+    _load(model, config, classes, instead=GIVE_PATH)
+    return config, classes, model
 
 
 def _real(dataset: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -158,23 +170,65 @@ def _real(dataset: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _published_for(config: Config) -> Published:
+    """The weights that `coco` means for a model with these tensors."""
+    if len(config.heads) > 1:
+        raise _several_heads(config)
     model = _build(config, dict.fromkeys(config.heads, SOME), pretrained=False)
     found = published_for(model, config)
     if found is None:
-        names = [one.name for one in entries() if one.kind == "model" and one.default]
-        several = "; published models have one head" if len(config.heads) > 1 else ""
-        raise ConfigError(
-            f"weights: no weights for COCO are published for this model ({model.kind}){several}",
-            f"  there are some for the shipped configs {', '.join(names)}",
-            "  start from one of them, or give weights: NAME with partial_weights: true to load "
-            "what fits",
-        )
+        like = [f"  {line}" for line in _alternatives(config)]
+        raise ConfigError(f"weights: none are published on COCO for {model.kind}", *like)
     log.info("weights: coco are %s", found.member)
     return found
 
 
+def _several_heads(config: Config) -> ConfigError:
+    return ConfigError(
+        "weights: published models have one head, and this one has "
+        f"{len(config.heads)}: {listed(config.heads)}",
+        f"  {_of_the_backbone(config)}",
+        "  or start from a run with these heads: weights: RUN/checkpoints/best.pt",
+    )
+
+
+def _alternatives(config: Config) -> Iterator[str]:
+    """What can be started from instead: models with that head, or of that task, and the weights of
+    the backbone. One line each."""
+    (spec,) = config.heads.values()
+    labels = resolve("heads", spec["type"]).required_targets
+    whole = {one.name: one for one in entries() if one.kind == "model" and one.default}
+    shipped = [one for one in list_configs() if one.name in whole]
+    alike = [one.name for one in shipped if one.heads == (spec["type"],)]
+    related = [
+        one.name
+        for one in shipped
+        if resolve("heads", one.heads[0]).required_targets == labels and one.name not in alike
+    ]
+    if alike:
+        yield f"with {spec['type']} there are those of the shipped configs {', '.join(alike)}:"
+        yield "start from one of them, or load what fits: weights: NAME, partial_weights: true"
+    elif related:
+        yield f"with {spec['type']} there are none, but for the same labels:"
+        yield f"those of the shipped configs {', '.join(related)}"
+    else:
+        yield f"with {spec['type']} there are none"
+    yield _of_the_backbone(config)
+
+
+def _of_the_backbone(config: Config) -> str:
+    """A clause on the weights that the backbone can start from."""
+    spec = config.backbone
+    if "weights" not in arguments_of("backbones", spec["type"]):
+        return f"backbone: {spec['type']} has no published weights, Torchvision and Timm have some"
+    return "for ImageNet features give backbone.weights: default"
+
+
 def _located(key: str, name: str, kind: str) -> Published:
     """The published weights of that name, for that key of the config."""
+    if name.lower() in USUAL:
+        whole = ", or for a whole model `weights: coco`" if name.lower() == COCO else ""
+        usual = repr(COCO) if kind == "model" else f"{DEFAULT!r}{whole}"
+        raise ConfigError(f"{key}: got {name!r}; did you mean {usual}?")
     try:
         return find(name, kind)
     except ConfigError as error:

@@ -209,8 +209,9 @@ def at_hand(one: Published) -> Path | None:
     return next((f / one.file for f in folders() if (f / one.file).is_file()), None)
 
 
-def fetch(one: Published) -> Path:
-    """Its file, whose SHA-256 is right: one at hand, or else downloaded.
+def fetch(one: Published, *, instead: str = "") -> Path:
+    """Its file, whose SHA-256 is right: one at hand, or else downloaded. `instead` is what its user
+    can do without, for the error.
 
     Raises CheckpointError if the file at hand is another, or if no download works, with why.
     """
@@ -221,20 +222,21 @@ def fetch(one: Published) -> Path:
         raise CheckpointError(
             f"{one.member}: {one.file} is not at hand, and downloads are off (--offline or "
             f"{download.OFFLINE})",
-            *_hints(one),
+            *_hints(one, instead),
         )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _failed(one, [f"{target.parent} cannot be made: {files.reason(error)}"]) from error
+        reasons = [f"{target.parent} cannot be made: {files.reason(error)}"]
+        raise _failed(one, reasons, instead) from error
     with download.one_process(target.parent):
         if not target.is_file():  # another process may have fetched it meanwhile
             download.remove_strays(target)
-            _download(one, target)
+            _download(one, target, instead)
     return _verified(one, target)
 
 
-def _download(one: Published, target: Path) -> None:
+def _download(one: Published, target: Path, instead: str) -> None:
     """From the mirror, then from torchvision."""
     own = [f"{mirror().rstrip('/')}/{one.file}"] if mirror() else []
     reasons = []
@@ -243,21 +245,20 @@ def _download(one: Published, target: Path) -> None:
             return download.download(url, target, one.checksum, one.size)
         except CheckpointError as error:
             reasons.append(f"{without_login(url)}: {error}")
-    raise _failed(one, reasons)
+    raise _failed(one, reasons, instead)
 
 
-def _failed(one: Published, reasons: list[str]) -> CheckpointError:
+def _failed(one: Published, reasons: list[str], instead: str) -> CheckpointError:
     text = f"{one.member}: {one.file} could not be downloaded"
-    return CheckpointError(text, *(f"  {reason}" for reason in reasons), *_hints(one))
+    return CheckpointError(text, *(f"  {reason}" for reason in reasons), *_hints(one, instead))
 
 
-def _hints(one: Published) -> list[str]:
+def _hints(one: Published, instead: str) -> list[str]:
     """What to do without a download: lines of an error."""
-    key = "weights" if one.kind == "model" else "backbone.weights"
+    places = f"put it there, or into a folder that {SETTING} names"
     return [
         f"  searched: {', '.join(map(str, folders()))}",
-        f"  fetch {one.url} elsewhere and put it there, or into a folder that {SETTING} names, or "
-        f"give its path ({key}=PATH); or start from random weights ({key}: null)",
+        f"  fetch {one.url} elsewhere and {places}{instead and f', or {instead}'}",
     ]
 
 

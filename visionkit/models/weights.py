@@ -39,6 +39,16 @@ TORCHVISION_CLASSES = {
         FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"],
     )
 }
+# Classes that have another name in COCO than in Pascal VOC, and so in torchvision's files
+VOC_NAMES = {
+    "airplane": "aeroplane",
+    "couch": "sofa",
+    "dining table": "diningtable",
+    "motorcycle": "motorbike",
+    "potted plant": "pottedplant",
+    "tv": "tvmonitor",
+}
+ALIASES = VOC_NAMES | {voc: coco for coco, voc in VOC_NAMES.items()}
 
 
 @dataclass
@@ -75,7 +85,9 @@ def load_model_weights(
         head = _only_head(model, path)
         state = our_names(state, head)
         sure = of_file(path) is not None
-        names = _torchvision_classes(model, head, state, classes[head].names, sure=sure)
+        names = _torchvision_classes(
+            model, head, state, classes[head].names, rename or {}, sure=sure
+        )
     origin = Origin(path, state, names, kind)
     if is_run(content):
         origin = checkpoint_origin(path, content)
@@ -91,9 +103,12 @@ def checkpoint_origin(path: str, content: Mapping[str, Any]) -> Origin:
 
 def config_kind(config: Mapping[str, Any]) -> str:
     """`detection (FCOS) on Torchvision resnet18 and FPN`, from a config in the long form."""
-    parts = [config.get("backbone"), config.get("neck")]
-    found = [f"{part.get('type')} {part.get('name', '')}".strip() for part in parts if part]
-    heads = [f"{name} ({head.get('type')})" for name, head in config.get("heads", {}).items()]
+    given = [config.get("backbone"), config.get("neck")]
+    parts = [part for part in given if isinstance(part, Mapping)]  # it may be of any file
+    found = [f"{part.get('type')} {part.get('name', '')}".strip() for part in parts]
+    named = config.get("heads")
+    specs = named.items() if isinstance(named, Mapping) else ()
+    heads = [f"{name} ({spec.get('type')})" for name, spec in specs if isinstance(spec, Mapping)]
     return f"{' and '.join(heads)} on {' and '.join(found)}"
 
 
@@ -101,13 +116,20 @@ def _only_head(model: VisionModel, path: str) -> str:
     if len(model.heads) != 1:
         raise CheckpointError(
             f"{path}: weights of a torchvision model need a model with one head, got "
-            f"{len(model.heads)} heads: {', '.join(model.heads)}"
+            f"{len(model.heads)} heads: {', '.join(model.heads)}; a backbone can start from "
+            "published weights: backbone.weights: default"
         )
     return next(iter(model.heads))
 
 
 def _torchvision_classes(
-    model: VisionModel, head: str, state: Mapping[str, Tensor], ours: Sequence[str], *, sure: bool
+    model: VisionModel,
+    head: str,
+    state: Mapping[str, Tensor],
+    ours: Sequence[str],
+    rename: Mapping[str, str],
+    *,
+    sure: bool,
 ) -> dict[str, Sequence[str]]:
     """The classes of a file that torchvision published, found by its number of outputs; none if no
     class of the model is among them, as in a file for other classes, unless it is `sure`."""
@@ -117,12 +139,34 @@ def _torchvision_classes(
         rows *= model.head(head).class_groups.get(layer, 1)
         if key in state and key in own:
             names = TORCHVISION_CLASSES.get(len(state[key]) // rows, ())
+            aliases = _aliases(names, ours, rename)
+            names = tuple(aliases.get(name, name) for name in names)
             background = len(own[key]) // rows - len(ours)  # 1 where it is not one of the classes
-            known = {*names[1:]} & {*ours}
-            if len(state[key]) == len(own[key]) and not {*ours} <= {*names}:
+            called = {rename.get(name, name) for name in names}
+            known = {rename.get(name, name) for name in names[1:]} & {*ours}
+            if len(state[key]) == len(own[key]) and not {*ours} <= called:
                 known = set()  # equally many classes, and others: more likely those of the model
-            return {head: names[background:]} if sure or known else {}
+            if not (sure or known):
+                return {}
+            if aliases:
+                pairs = [f"{new} is {old!r} there" for old, new in aliases.items()]
+                log.info("heads.%s: classes of another name: %s", head, listed(pairs))
+            return {head: names[background:]}
     return {}
+
+
+def _aliases(
+    theirs: Sequence[str], ours: Sequence[str], rename: Mapping[str, str]
+) -> dict[str, str]:
+    """The names in a file of which the model has the other one of `ALIASES`, and that one. What
+    `rename` names is left to it."""
+    taken = {*theirs, *rename, *rename.values()}
+    found = {name: ALIASES[name] for name in theirs if name in ALIASES}
+    return {
+        old: new
+        for old, new in found.items()
+        if new in ours and new not in taken and old not in {*ours, *rename}
+    }
 
 
 def fill(

@@ -6,6 +6,7 @@ from somebody else cannot run code.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import logging
@@ -33,6 +34,9 @@ OF_A_RUN = ("config", "classes", "model")
 COPIES = ("config.yaml", "classes.json")  # in a bundle, for people, of what model.safetensors has
 # Older versions of `weights_only` are unsafe (CVE-2025-32434, GHSA-63cw-57p8-fm3p).
 SAFE_TORCH = (2, 10)
+# Classes that a file may have: torchvision's training scripts save their options as this one, which
+# has attributes and no code of its own. What is in them is checked like everything else.
+HARMLESS: list[Any] = [argparse.Namespace]
 PLAIN = (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)
 
 
@@ -152,7 +156,8 @@ def load_tensors(path: str | Path) -> Any:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():  # torch.load does not check them
                     raise DamagedError(f"{path}: is damaged (checksum of {damaged!r})")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except OSError as error:
@@ -282,13 +287,18 @@ def has_values(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_quantized)
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether none of its values is NaN or infinite."""
+    return not has_values(tensor) or bool(tensor.isfinite().all())
+
+
 def _fault(own: Tensor, tensor: Tensor) -> str:
     """What is wrong with the values of a tensor for a model's `own`; empty for nothing."""
     if not has_values(tensor):
         return "has no plain values"
     if own.is_floating_point() and not tensor.is_floating_point():
         return f"is {str(tensor.dtype).removeprefix('torch.')}, not floating-point"
-    return "" if bool(tensor.isfinite().all()) else "has NaN or infinite values"
+    return "" if is_finite(tensor) else "has NaN or infinite values"
 
 
 def _channels_clause(found: torch.Size, own: torch.Size) -> str:

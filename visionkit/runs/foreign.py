@@ -57,9 +57,10 @@ PROGRAMS: tuple[tuple[str, str], ...] = (
     (r"torchvision\.models\b|__main__\b|timm\b", "a whole model that was pickled"),
     (r"argparse\b", "a checkpoint of a training script, such as torchvision's, with its options"),
 )
+VISIONKIT_MODEL = "a visionkit model"
 # Architectures by their names of tensors: all patterns must occur. The first that fits counts.
 ARCHITECTURES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("a visionkit model", (r"heads\.\w+\.", r"backbone\.")),
+    (VISIONKIT_MODEL, (r"heads\.\w+\.", r"backbone\.")),
     ("torchvision's Keypoint R-CNN", (r"rpn\.", r"roi_heads\.keypoint_")),
     ("torchvision's Mask R-CNN v2", (r"roi_heads\.mask_", r"roi_heads\.box_head\.0\.0\.")),
     ("torchvision's Mask R-CNN", (r"rpn\.", r"roi_heads\.mask_")),
@@ -84,7 +85,7 @@ ARCHITECTURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a RegNet", (r"trunk_output\.",)),
     ("a DenseNet", (r"features\.denseblock1\.",)),
     ("a SqueezeNet", (r"features\.3\.squeeze\.",)),
-    ("a ConvNeXt", (r"features\.1\.0\.block\.|stages\.0\.blocks\.0\.conv_dw",)),
+    ("a ConvNeXt", (r"features\.1\.0\.layer_scale|stages\.0\.blocks\.0\.conv_dw",)),
     ("a MobileNet or EfficientNet", (r"features\.0\.0\.weight",)),
     ("a VGG network", (r"features\.0\.weight", r"classifier\.0\.")),
 )

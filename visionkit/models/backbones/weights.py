@@ -23,6 +23,7 @@ HINT = (
     "give the file of the same architecture and variant, or set backbone.partial_weights: true to "
     "load the tensors that fit and start the others at random"
 )
+INSTEAD = "give its path (backbone.weights=PATH), or start at random (backbone.weights: null)"
 
 
 def read(path: str) -> dict[str, Tensor]:
@@ -46,7 +47,8 @@ def load(arch: str, weights: str) -> dict[str, Tensor]:
             f"backbone.weights: {found.member} is of {found.name}, and this backbone is "
             f"{arch}{hint}"
         )
-    return {_modern(key): value for key, value in load_tensors(fetch(found)).items()}
+    path = fetch(found, instead=INSTEAD)
+    return {_modern(key): value for key, value in load_tensors(path).items()}
 
 
 def packaged(distribution: str, file: str, sha256: str, *, used_by: str) -> dict[str, Tensor]:
