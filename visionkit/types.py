@@ -11,10 +11,13 @@ Conventions, everywhere: boxes are xyxy floats in input pixels, unless a name sa
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypedDict, TypeGuard
+
+import numpy as np
 
 if TYPE_CHECKING:  # whoever reads an exported model needs these contracts, but has no torch
     import torch
@@ -123,6 +126,20 @@ def prediction_kinds(prediction: Mapping[str, Any]) -> list[str]:
     found = [kind for key, kind in keys.items() if key in prediction][:1]  # the first explains all
     found += [key for key in ("semantic", "embedding", "reconstruction") if key in prediction]
     return sorted(found, key=PREDICTION_KINDS.index)
+
+
+def is_tensor(value: Any) -> TypeGuard[Tensor]:
+    """Whether it is a tensor, of which there is none before torch is imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """A tensor, an array or a number as an array; floats of less than 32 bits as float32."""
+    if not is_tensor(value):
+        return np.asarray(value)
+    plain = value.detach().cpu()
+    return (plain.float() if plain.is_floating_point() and plain.itemsize < 4 else plain).numpy()
 
 
 @dataclass

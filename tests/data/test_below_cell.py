@@ -11,7 +11,7 @@ from PIL import Image
 import visionkit
 from visionkit.data.checks.summary import below_cell
 from visionkit.data.datasets.coco import Coco
-from visionkit.data.transforms import fit
+from visionkit.data.resize import fit
 
 
 def dataset(tmp_path, sides, size=(64, 128)):

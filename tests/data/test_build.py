@@ -13,7 +13,7 @@ from visionkit.config import load_config
 from visionkit.data.build import build_sources, open_sources
 from visionkit.data.checks.findings import check_classes
 from visionkit.data.datasets.coco import Coco
-from visionkit.engine.predict import Predictor
+from visionkit.engine.torch_model import Predictor
 from visionkit.errors import ConfigError, DataError
 from visionkit.models.build import build_model
 from visionkit.types import Classes

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from visionkit.data.attributes import describe, groups
 from visionkit.data.checks.findings import Problems
-from visionkit.data.classes import describe, groups
 from visionkit.data.coco.attributes import MOST_VALUES, read_attributes
 from visionkit.errors import ConfigError, DataError
 

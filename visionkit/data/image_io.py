@@ -1,7 +1,8 @@
 """Read images: every mode becomes 8-bit RGB, every failure a DataError that names the file.
 
 Pillow decodes, never `torchvision.io`, which can crash the process on a corrupt PNG. Files, PIL
-images, arrays and tensors follow the same rules; see `eight_bits`.
+images, arrays and tensors follow the same rules; see `eight_bits`. Torch is imported only where a
+tensor is returned.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError, features
-from torch import Tensor
 
 from visionkit.data.files import Fault, find_fault, format_of, unreadable_format
 from visionkit.errors import ArgumentError, DataError, plural, printable
+from visionkit.types import as_numpy, is_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Exif: TypeAlias = Literal["apply", "ignore"]  # whether an EXIF orientation turns the image
 Size: TypeAlias = tuple[int, int]  # (h, w)
@@ -109,6 +112,13 @@ def suffixes_of(format: str) -> tuple[str, ...]:
 def read_image(
     path: str | Path, *, exif: Exif = "apply", value_range: ValueRange | None = None
 ) -> Tensor:
+    """`read_array` as a tensor."""
+    return _as_tensor(read_array(path, exif=exif, value_range=value_range))
+
+
+def read_array(
+    path: str | Path, *, exif: Exif = "apply", value_range: ValueRange | None = None
+) -> np.ndarray:
     """The image as (3, h, w) uint8 RGB, channels last in memory.
 
     Alpha is dropped, the first frame of an animation is used, and pixels of more than 8 bits
@@ -122,10 +132,15 @@ def read_image(
             raise Refused(DEEP_COLOR)
         return to_rgb(upright(image, exif), value_range)
 
-    return _as_tensor(_read(path, convert))
+    return _rgb(_read(path, convert))
 
 
 def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
+    """`to_array` as a tensor."""
+    return _as_tensor(to_array(image, value_range))
+
+
+def to_array(image: Any, value_range: ValueRange | None = None) -> np.ndarray:
     """A PIL image, an array or a tensor as (3, h, w) uint8 RGB, by the rules of `read_image`.
 
     Arrays are (h, w), (h, w, 1) or (h, w, 3); tensors (h, w), (1, h, w) or (3, h, w). Raises
@@ -134,7 +149,7 @@ def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
     """
     try:
         if isinstance(image, Image.Image):
-            return _as_tensor(to_rgb(upright(image, "apply"), value_range))
+            return _rgb(to_rgb(upright(image, "apply"), value_range))
         values = eight_bits(_channels_last(image), value_range)
     except Refused as refused:
         how = _rescaling(image)
@@ -145,16 +160,15 @@ def to_pixels(image: Any, value_range: ValueRange | None = None) -> Tensor:
         text = f"the PIL image is closed or cannot be decoded [{printable(str(error))}]"
         raise ArgumentError(f"{text}: open it again") from error
     rgb = values if values.shape[2] > 1 else values.repeat(3, 2)
-    return torch.from_numpy(rgb.copy()).permute(2, 0, 1)
+    return rgb.copy().transpose(2, 0, 1)
 
 
 def _channels_last(image: Any) -> np.ndarray:
     """The values (h, w, 1) or (h, w, 3) of an array or a tensor."""
     values = image
-    if isinstance(image, Tensor):
+    if is_tensor(image):
         try:
-            plain = image.detach().cpu()
-            values = (plain.float() if plain.is_floating_point() else plain).numpy()
+            values = as_numpy(image)
         except (RuntimeError, TypeError) as error:  # sparse, meta, quantized
             text = str(error).splitlines()[0]
             raise ArgumentError(
@@ -165,7 +179,7 @@ def _channels_last(image: Any) -> np.ndarray:
     if isinstance(values, np.ndarray):
         values = np.asarray(values)  # a matrix would stay one, whatever its index
         gray = values[..., None] if values.ndim == 2 else values
-        if isinstance(image, Tensor) and values.ndim == 3:
+        if is_tensor(image) and values.ndim == 3:
             gray = np.moveaxis(values, 0, -1)
         if gray.ndim == 3 and gray.size and gray.dtype.kind in "buif" and gray.shape[2] in (1, 3):
             return gray
@@ -179,18 +193,18 @@ def _channels_last(image: Any) -> np.ndarray:
 def _conversion(image: Any) -> str:
     """How to make an image of something else, if that can be guessed: ` (...)`, or nothing."""
     shape = tuple(getattr(image, "shape", ()))
-    if isinstance(image, (np.ndarray, Tensor)) and len(shape) == 3:
-        is_tensor = isinstance(image, Tensor)
-        channels, other = (shape[0], shape[2]) if is_tensor else (shape[2], shape[0])
+    first = is_tensor(image)  # are the channels
+    if (first or isinstance(image, np.ndarray)) and len(shape) == 3:
+        channels, other = (shape[0], shape[2]) if first else (shape[2], shape[0])
         if channels == 4:
-            rgb = "image[:3]" if is_tensor else "image[..., :3]"
+            rgb = "image[:3]" if first else "image[..., :3]"
             return f" (of 4 channels: if they are RGBA, give {rgb}; if CMYK, the PIL image)"
         if other in (1, 3, 4):
             turned = "last: give image.permute(2, 0, 1)"
-            turned = turned if is_tensor else "first: give image.transpose(1, 2, 0)"
+            turned = turned if first else "first: give image.transpose(1, 2, 0)"
             return f" (its channels are {turned})"
         if channels == 2:
-            gray = "image[0]" if is_tensor else "image[..., 0]"
+            gray = "image[0]" if first else "image[..., 0]"
             return f" (of 2 channels: if they are gray and alpha, give {gray})"
     if isinstance(image, (list, tuple)) or len(shape) == 4:
         images = "images" if isinstance(image, (list, tuple)) else "list(images)"
@@ -204,11 +218,11 @@ def _conversion(image: Any) -> str:
 
 def _rescaling(image: Any) -> str:
     """How to make 8 bits of floating-point pixels, if that can be guessed: `; ...`, or nothing."""
-    is_tensor = isinstance(image, Tensor) and image.is_floating_point()
-    if not is_tensor and not (isinstance(image, np.ndarray) and image.dtype.kind == "f"):
+    of_tensor = is_tensor(image) and image.is_floating_point()
+    if not of_tensor and not (isinstance(image, np.ndarray) and image.dtype.kind == "f"):
         return ""
     low, high = float(image.min()), float(image.max())
-    to_bytes = "byte()" if is_tensor else "astype(np.uint8)"
+    to_bytes = "byte()" if of_tensor else "astype(np.uint8)"
     if not (math.isfinite(low) and math.isfinite(high)):
         return ""
     if low >= 0 and high <= 1:
@@ -218,9 +232,18 @@ def _rescaling(image: Any) -> str:
     return "; if they are normalized, give the pixels before: the model normalizes them itself"
 
 
-def _as_tensor(rgb: Image.Image) -> Tensor:
-    pixels = torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8)
-    return pixels.view(rgb.height, rgb.width, 3).permute(2, 0, 1)
+def _rgb(image: Image.Image) -> np.ndarray:
+    """(3, h, w) of an RGB image; a bytearray, so that it may be written to."""
+    if not image.width * image.height:
+        raise ValueError("it has no pixels")
+    pixels = np.frombuffer(bytearray(image.tobytes()), np.uint8)
+    return pixels.reshape(image.height, image.width, 3).transpose(2, 0, 1)
+
+
+def _as_tensor(values: np.ndarray) -> Tensor:
+    import torch
+
+    return torch.from_numpy(values)
 
 
 def eight_bits(values: np.ndarray, value_range: ValueRange | None = None) -> np.ndarray:
@@ -305,8 +328,8 @@ def read_label_map(path: str | Path, hint: str = "convert it") -> Tensor:
         return image
 
     labels = _read(path, indices, "semantic map")
-    values = torch.frombuffer(bytearray(labels.tobytes()), dtype=torch.uint8)
-    return values.view(labels.height, labels.width)
+    values = np.frombuffer(bytearray(labels.tobytes()), np.uint8)
+    return _as_tensor(values.reshape(labels.height, labels.width))
 
 
 def size_hint(found: Size, expected: Size, exif: Exif, *, turns: bool) -> str:

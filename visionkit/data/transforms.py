@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionkit.config.config import fixed_size
 from visionkit.config.schema import Fraction, NonNegative, Positive, Range
 from visionkit.data.image_io import to_pixels
+from visionkit.data.resize import ImageSize, fit
 from visionkit.data.sample import Sample
 from visionkit.errors import ArgumentError, ConfigError
 from visionkit.types import Target, Transform
@@ -33,28 +33,7 @@ __all__ = [  # what `type:` can name under `transforms`
     "VerticalFlip",
 ]
 
-# Longest side, (shortest, longest), or "WIDTHxHEIGHT"
-ImageSize: TypeAlias = int | tuple[int, int] | str
 Turn: TypeAlias = Annotated[float, Range(low=0, high=0.5)]
-
-
-def fit(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
-    """The (h, w) in the network of an image of `size` (h, w).
-
-    With one number, the longest side gets it. With (shortest, longest), the shortest side gets the
-    first number, unless the longest would exceed the second; rounded down as in torchvision's
-    `GeneralizedRCNNTransform(min_size, max_size)`. Both keep the aspect ratio; "WIDTHxHEIGHT" is
-    the size of every image.
-    """
-    if (fixed := fixed_size(image_size)) is not None:
-        return fixed
-    if isinstance(image_size, int):
-        scale = image_size / max(size)
-        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-    assert not isinstance(image_size, str)
-    shortest, longest = image_size
-    scale = min(shortest / min(size), longest / max(size))
-    return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
 
 def window(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:

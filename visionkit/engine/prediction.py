@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from pycocotools.mask import decode
-from torch import Tensor
 
 from visionkit.errors import (
     ArgumentError,
@@ -26,7 +24,8 @@ from visionkit.errors import (
     unknown,
 )
 from visionkit.metrics.coco.arrays import detections_of
-from visionkit.types import Classes, prediction_kinds
+from visionkit.types import Classes, as_numpy, is_tensor, prediction_kinds
+from visionkit.visualization.draw import Pixels as Values
 from visionkit.visualization.draw import at_least, draw_all, name_of
 
 TOP = 5  # classes in a record, and in a `repr`
@@ -78,7 +77,8 @@ class Prediction:
     do, they raise AttributeError: choose one with `head(name)`. All other properties are of the
     one head that has such a result. Boxes, masks and maps are in the pixels of `image`.
 
-    heads: each head's results by name (see `visionkit.types.HeadPrediction`), on the CPU.
+    heads: each head's results by name (see `visionkit.types.HeadPrediction`): tensors on the CPU,
+        of an exported model numpy arrays. `image` and the properties are the same kind.
     classes: each head's class list.
     image: (3, h, w) uint8 RGB, before it was resized for the network.
     draw_threshold: the default score from which `draw` and `above` keep objects, by head; of all
@@ -88,7 +88,7 @@ class Prediction:
 
     heads: dict[str, dict[str, Any]]
     classes: dict[str, Classes]
-    image: Tensor
+    image: Values
     draw_threshold: float | Mapping[str, float | tuple[float, ...]] = 0.5
     path: Path | None = None
 
@@ -98,14 +98,14 @@ class Prediction:
         return self.image.shape[1], self.image.shape[2]
 
     @property
-    def boxes(self) -> Tensor:
+    def boxes(self) -> Values:
         """(N, 4) float32, x1, y1, x2, y2 in pixels; (1, 4) for localization."""
         head = self._main()
         key = "boxes" if "boxes" in self.heads[head] else "box"
         return self._value(head, key).reshape(-1, 4)
 
     @property
-    def scores(self) -> Tensor:
+    def scores(self) -> Values:
         """(N,) float32 from 0 to 1, descending."""
         head = self._main()
         result = self.heads[head]
@@ -114,7 +114,7 @@ class Prediction:
         return self._value(head, "probs")[self.labels]
 
     @property
-    def labels(self) -> Tensor:
+    def labels(self) -> Values:
         """(N,) int64, indices in the class list of the head."""
         head = self._main()
         result = self.heads[head]
@@ -135,27 +135,27 @@ class Prediction:
         return np.stack(full) if full else np.zeros((0, *self.size), bool)
 
     @property
-    def attributes(self) -> Tensor:
+    def attributes(self) -> Values:
         """(N, A) float32 from 0 to 1: of each object, the probability of each attribute."""
         return self._only("attributes")
 
     @property
-    def probs(self) -> Tensor:
+    def probs(self) -> Values:
         """(K,) float32 from 0 to 1: the class probabilities of the whole image."""
         return self._only("probs")
 
     @property
-    def semantic(self) -> Tensor:
+    def semantic(self) -> Values:
         """(h, w) uint8: the class of each pixel."""
         return self._only("semantic")
 
     @property
-    def embedding(self) -> Tensor:
+    def embedding(self) -> Values:
         """(D,) float32 of length 1."""
         return self._only("embedding")
 
     @property
-    def reconstruction(self) -> Tensor:
+    def reconstruction(self) -> Values:
         """(3, h', w') uint8, at the network's size."""
         return self._only("reconstruction")
 
@@ -167,7 +167,7 @@ class Prediction:
         kept = {name, *self._describing(name)}
         return replace(self, heads={h: result for h, result in self.heads.items() if h in kept})
 
-    def above(self, threshold: float | Tensor | None = None) -> Prediction:
+    def above(self, threshold: float | Values | None = None) -> Prediction:
         """The same with the objects that have at least that score, 0 to 1; by default those that
         `draw` shows. Heads that find no objects are unchanged."""
         given = _given(threshold)
@@ -175,13 +175,13 @@ class Prediction:
         for head, result in self.heads.items():
             if "boxes" in result:
                 keep = at_least(result, self._threshold(head) if given is None else given)
-                rows = keep.nonzero()[:, 0].tolist()
+                rows = np.flatnonzero(keep).tolist()
                 heads[head] = {
                     key: value
                     if key not in OF_EACH_OBJECT
-                    else value[keep]
-                    if isinstance(value, Tensor)
                     else [value[row] for row in rows]
+                    if isinstance(value, (list, tuple))
+                    else value[rows]
                     for key, value in result.items()
                 }
         return replace(self, heads=heads)
@@ -207,7 +207,7 @@ class Prediction:
         for values in zip(*columns, strict=True):
             yield PredictedObject(*values)
 
-    def draw(self, *, threshold: float | Tensor | None = None) -> Image.Image:
+    def draw(self, *, threshold: float | Values | None = None) -> Image.Image:
         """The image with the results of all heads, and objects of at least that score, 0 to 1; by
         default that of their head. Small images are enlarged."""
         given = _given(threshold)
@@ -243,10 +243,10 @@ class Prediction:
         boxes, head = self.boxes, self.heads[self._main()]
         described = "attributes" in prediction_kinds(head)
         return Detections(
-            xyxy=boxes.numpy().astype(np.float32),
+            xyxy=as_numpy(boxes).astype(np.float32),
             mask=self.masks if "masks" in head else None,
-            confidence=self.scores.numpy().astype(np.float32),
-            class_id=None if described else self.labels.numpy().astype(int),
+            confidence=as_numpy(self.scores).astype(np.float32),
+            class_id=None if described else as_numpy(self.labels).astype(int),
             data={} if described else {"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -325,7 +325,9 @@ class Prediction:
         return [
             name
             for name, result in self.heads.items()
-            if boxes is not None and "attributes" in result and torch.equal(result["boxes"], boxes)
+            if boxes is not None
+            and "attributes" in result
+            and np.array_equal(as_numpy(result["boxes"]), as_numpy(boxes))
         ]
 
     def _attributes_of(self, head: str, count: int) -> list[dict[str, float]]:
@@ -344,9 +346,9 @@ def _given(threshold: Any) -> float | None:
 
 def checked_threshold(threshold: Any) -> float:
     """ArgumentError for what is not a number from 0 to 1."""
-    given = (
-        threshold.item() if isinstance(threshold, Tensor) and threshold.numel() == 1 else threshold
-    )
+    given = threshold
+    if is_tensor(threshold) or isinstance(threshold, np.ndarray):
+        given = threshold.item() if as_numpy(threshold).size == 1 else threshold
     if isinstance(given, Real) and not isinstance(given, bool) and 0 <= float(given) <= 1:
         return float(given)
     raise ArgumentError(f"threshold: got {threshold!r}; expected None or a number, 0 to 1")
@@ -376,11 +378,11 @@ def _counted(
     return f"{text}; {below} below {lowest}" if below else text
 
 
-def _shares(semantic: Tensor, names: tuple[str, ...]) -> list[str]:
+def _shares(semantic: Values, names: tuple[str, ...]) -> list[str]:
     """`road 60%`, the share of the pixels of each class that occurs, the largest first."""
-    labels, counts = semantic.unique(return_counts=True)
+    labels, counts = np.unique(as_numpy(semantic), return_counts=True)
     pairs = sorted(zip(counts.tolist(), labels.tolist(), strict=True), reverse=True)
-    return [f"{name_of(names, label)} {count / semantic.numel():.0%}" for count, label in pairs]
+    return [f"{name_of(names, label)} {count / counts.sum():.0%}" for count, label in pairs]
 
 
 def to_records(prediction: Prediction, image_id: int | None = None) -> list[dict[str, Any]]:
@@ -394,7 +396,8 @@ def to_records(prediction: Prediction, image_id: int | None = None) -> list[dict
     which = prediction.path if image_id is None else image_id
     for head, result in prediction.heads.items():
         for name, value in result.items():
-            if isinstance(value, Tensor) and not value.isfinite().all():
+            numeric = is_tensor(value) or isinstance(value, (np.ndarray, np.generic))
+            if numeric and not np.isfinite(as_numpy(value)).all():
                 raise DivergedError(f"{head}: '{name}' of image {which} is not finite")
         classes = prediction.classes[head]
         names = dict(zip(classes.ids, classes.names, strict=True))
@@ -418,7 +421,9 @@ def _records_of(
         return detections_of(result, image_id, classes).records()
     record: dict[str, Any] = {"image_id": image_id}
     if "classes" in kinds or "box" in kinds:
-        scores, labels = result["probs"].sort(descending=True)
+        probs = as_numpy(result["probs"])
+        labels = np.argsort(-probs, kind="stable")
+        scores = probs[labels]
         record["category_id"] = classes.ids[int(labels[0])]
         record["score"] = float(scores[0])
         top = zip(labels[:TOP].tolist(), scores[:TOP].tolist(), strict=True)
@@ -426,13 +431,13 @@ def _records_of(
     if "box" in kinds:
         record["bbox"] = _xywh(result["box"])
     if "semantic" in kinds:
-        labels, counts = result["semantic"].unique(return_counts=True)
+        labels, counts = np.unique(as_numpy(result["semantic"]), return_counts=True)
         pixels = zip(labels.tolist(), counts.tolist(), strict=True)
         record["pixels"] = {classes.names[label]: count for label, count in pixels}
     if "kl" in result:
         record |= {"kl": float(result["kl"]), "latent_mean": result["latent_mean"].tolist()}
     if not kinds:  # a custom head
-        record |= {k: v.tolist() if isinstance(v, Tensor) else v for k, v in result.items()}
+        record |= {k: v.tolist() if hasattr(v, "tolist") else v for k, v in result.items()}
     return [record]
 
 
@@ -452,6 +457,6 @@ def _attribute_records(
     ]
 
 
-def _xywh(box: Tensor) -> list[float]:
-    x1, y1, x2, y2 = box.double().tolist()
+def _xywh(box: Values) -> list[float]:
+    x1, y1, x2, y2 = as_numpy(box).astype(np.float64).tolist()
     return [x1, y1, x2 - x1, y2 - y1]

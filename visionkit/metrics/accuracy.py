@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from visionkit.data.classes import YES, Group, groups
+from visionkit.data.attributes import YES, Group, groups
 from visionkit.errors import ConfigError, DivergedError
 from visionkit.metrics.comparison import Subject
 from visionkit.metrics.image_reports import (

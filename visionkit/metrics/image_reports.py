@@ -28,7 +28,7 @@ from visionkit.metrics.parts import (
 from visionkit.metrics.thresholds import Curve, Thresholds, at_score
 
 if TYPE_CHECKING:
-    from visionkit.data.classes import Group
+    from visionkit.data.attributes import Group
     from visionkit.metrics.accuracy import ClassRecord, LocalizationRecord
 
 CURVES = 12  # classes of a chart

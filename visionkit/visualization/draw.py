@@ -1,22 +1,23 @@
-"""Draw predictions and targets on images with Pillow."""
+"""Draw predictions and targets, tensors or arrays, on images with Pillow. Torch is not imported."""
 
 from __future__ import annotations
 
 import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import torch
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from pycocotools.mask import decode
-from torch import Tensor
 
-from visionkit.data.classes import describe
+from visionkit.data.attributes import describe
 from visionkit.errors import printable
 from visionkit.runs.files import replacing
-from visionkit.types import IGNORE, PREDICTION_KINDS, Target, prediction_kinds
+from visionkit.types import IGNORE, PREDICTION_KINDS, Target, as_numpy, prediction_kinds
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIN_SIDE = 640  # images with a shorter longer side are enlarged to this
 OPACITY = 0.4  # of masks and semantic maps
@@ -25,6 +26,7 @@ Color = tuple[int, int, int]
 Names = Sequence[str]
 Threshold = float | tuple[float, ...]  # of all classes, or of each
 Rectangle = tuple[float, float, float, float]
+Pixels: TypeAlias = "Tensor | np.ndarray"
 
 
 def color_of(label: int) -> Color:
@@ -35,17 +37,16 @@ def color_of(label: int) -> Color:
     return red, green, blue
 
 
-def as_image(image: Tensor) -> Image.Image:
+def as_image(image: Pixels) -> Image.Image:
     """(3, h, w) uint8 RGB as a Pillow image."""
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    return Image.fromarray(np.ascontiguousarray(as_numpy(image).transpose(1, 2, 0)))
 
 
 class Canvas:
     """An image to draw on. Coordinates are those of the image before it was enlarged."""
 
-    def __init__(self, image: Tensor | Image.Image) -> None:
-        if isinstance(image, Tensor):
-            image = as_image(image)
+    def __init__(self, image: Pixels | Image.Image) -> None:
+        image = image if isinstance(image, Image.Image) else as_image(image)
         self.image = image.convert("RGB")
         # The scale of an earlier `draw`, and the height of the text that it wrote.
         self.scale, self.text_height = image.info.get("drawn", (None, 0))
@@ -97,10 +98,10 @@ class Canvas:
         self.image.paste(color, (left, top), area.point(lambda value: int(value * OPACITY)))
         self.image.paste(color, (left, top), outline)
 
-    def semantic_map(self, labels: Tensor, names: Names) -> None:
+    def semantic_map(self, labels: Pixels, names: Names) -> None:
         """Translucent class colors for (h, w) labels, with a legend. Pixels that are ignored or of
         a class called background stay as they are."""
-        index = np.asarray(labels.cpu()).astype(np.uint8)
+        index = as_numpy(labels).astype(np.uint8)
         background = [i for i, name in enumerate(names) if name.lower() == "background"]
         index = np.where(np.isin(index, background), np.uint8(IGNORE), index)
         palette = np.array([color_of(label) for label in range(256)], np.uint8)
@@ -111,7 +112,7 @@ class Canvas:
         present = [label for label in np.unique(index).tolist() if label != IGNORE]
         self.lines([(name_of(names, label), color_of(label)) for label in present])
 
-    def append(self, image: Tensor) -> None:
+    def append(self, image: Pixels) -> None:
         """Add another image, (3, h, w) uint8, at the right, scaled to the same height."""
         other = as_image(image)
         width = max(1, round(other.width * self.image.height / other.height))
@@ -195,7 +196,7 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def draw(
-    image: Tensor | Image.Image,
+    image: Pixels | Image.Image,
     prediction: Mapping[str, Any],
     class_names: Names,
     *,
@@ -218,9 +219,9 @@ def draw(
         elif kind == "objects":
             _draw_objects(canvas, prediction, class_names, threshold)
         elif kind == "box":
-            best = prediction["probs"].argmax()[None]
-            one = {"boxes": prediction["box"][None], "labels": best}
-            one["scores"] = prediction["probs"][best]
+            probs = as_numpy(prediction["probs"])
+            best = np.array([probs.argmax()])
+            one = {"boxes": prediction["box"][None], "labels": best, "scores": probs[best]}
             _draw_objects(canvas, one, class_names, threshold=0.0)
         elif kind == "classes":
             _write_classes(canvas, prediction, class_names)
@@ -229,16 +230,16 @@ def draw(
     return canvas.finished()
 
 
-def at_least(prediction: Mapping[str, Any], threshold: Threshold) -> Tensor:
+def at_least(prediction: Mapping[str, Any], threshold: Threshold) -> np.ndarray:
     """(N,) bool: the objects with at least that score, or that of their class."""
-    scores = prediction["scores"]
+    scores = as_numpy(prediction["scores"])
     if isinstance(threshold, (int, float)):
         return scores >= threshold
-    return scores >= torch.tensor(threshold)[prediction["labels"]].to(scores.dtype)
+    return scores >= np.array(threshold, scores.dtype)[as_numpy(prediction["labels"])]
 
 
 def draw_target(
-    image: Tensor | Image.Image, target: Target, class_names: Mapping[str, Names]
+    image: Pixels | Image.Image, target: Target, class_names: Mapping[str, Names]
 ) -> Image.Image:
     """Draw the labels of a training image, (3, h, w) without padding, on a copy of it.
 
@@ -253,34 +254,34 @@ def draw_target(
         crowds = target["iscrowd"].tolist() if "iscrowd" in target else [False] * len(labels)
         tags = [name_of(names, n) + " (crowd)" * c for n, c in zip(labels, crowds, strict=True)]
         if "attributes" in target:
-            known = target["attributes"].nan_to_num()
+            known = np.nan_to_num(as_numpy(target["attributes"]))
             words = [_certain(class_names.get("attributes", ()), row) for row in known]
             tags = [", ".join([tag, *more]) for tag, more in zip(tags, words, strict=True)]
         colors = [
             GRAY if crowd else color_of(label) for label, crowd in zip(labels, crowds, strict=True)
         ]
-        masks = list(target["masks"].cpu().numpy()) if "masks" in target else ()
+        masks = list(as_numpy(target["masks"])) if "masks" in target else ()
         canvas.objects(target["boxes"].tolist(), tags, colors, masks)
     if "class_id" in target:
         names = class_names.get("class_id", ())
-        class_id = target["class_id"]
-        present = class_id.nonzero()[:, 0].tolist() if class_id.ndim else [int(class_id)]
+        class_id = as_numpy(target["class_id"])
+        present = np.flatnonzero(class_id).tolist() if class_id.ndim else [int(class_id)]
         canvas.lines([(name_of(names, label), color_of(label)) for label in present])
     return canvas.finished()
 
 
-def _labeled_map(target: Target) -> Tensor:
+def _labeled_map(target: Target) -> np.ndarray:
     """The semantic map, with 255 (ignore) for classes that are not labeled in the image."""
-    labels, labeled = target["semantic"], target.get("semantic_labeled")
+    labels, labeled = as_numpy(target["semantic"]), target.get("semantic_labeled")
     if labeled is None:
         return labels
-    known = torch.ones(256, dtype=torch.bool)
-    known[: len(labeled)] = labeled.cpu()
-    return labels.where(known.to(labels.device)[labels.long()], IGNORE)
+    known = np.ones(256, bool)
+    known[: len(labeled)] = as_numpy(labeled)
+    return np.where(known[labels], labels, np.uint8(IGNORE))
 
 
 def draw_all(
-    image: Tensor | Image.Image,
+    image: Pixels | Image.Image,
     predictions: Mapping[str, Mapping[str, Any]],
     class_names: Mapping[str, Names],
     *,
@@ -324,7 +325,7 @@ def contact_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
 def _draw_objects(
     canvas: Canvas, prediction: Mapping[str, Any], names: Names, threshold: Threshold
 ) -> None:
-    shown = at_least(prediction, threshold).nonzero()[:, 0].tolist()
+    shown = np.flatnonzero(at_least(prediction, threshold)).tolist()
     labels = prediction["labels"].tolist()
     scores = prediction["scores"].tolist()
     boxes = prediction["boxes"].tolist()
@@ -338,14 +339,14 @@ def _draw_attributes(
 ) -> None:
     """Write the attributes of each box at its lower side."""
     corners, tags = [], []
-    for i in at_least(prediction, threshold).nonzero()[:, 0].tolist():
+    for i in np.flatnonzero(at_least(prediction, threshold)).tolist():
         x1, _, _, y2 = prediction["boxes"][i].tolist()
         corners.append([x1, y2, x1, y2])
         tags.append(printable(", ".join(describe(names, prediction["attributes"][i]))) or "-")
     canvas.tags(corners, tags, [GRAY] * len(tags))
 
 
-def _certain(names: Names, answers: Tensor) -> list[str]:
+def _certain(names: Names, answers: np.ndarray) -> list[str]:
     """The names of the attributes that a row of zeros and ones has."""
     described = [printable(text) for text in describe(names, answers)]
     return [text.removesuffix(" 100%") for text in described if text.endswith(" 100%")]
@@ -359,10 +360,10 @@ def _layer(prediction: Mapping[str, Any]) -> int:
 
 def _write_classes(canvas: Canvas, prediction: Mapping[str, Any], names: Names) -> None:
     """Write the most probable classes; of a multi-label head all that are present."""
-    probs = prediction["probs"]
+    probs = as_numpy(prediction["probs"])
     if "labels" in prediction:
         shown = prediction["labels"].tolist()
     else:
-        ranked = probs.argsort(descending=True)[:3].tolist()
+        ranked = np.argsort(-probs, kind="stable")[:3].tolist()
         shown = [label for i, label in enumerate(ranked) if i == 0 or probs[label] >= 0.05]
     canvas.lines([(f"{name_of(names, i)} {float(probs[i]):.0%}", color_of(i)) for i in shown])

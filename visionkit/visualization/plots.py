@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from visionkit.data.loading.source import Source, collate
-from visionkit.data.transforms import fit
+from visionkit.data.resize import fit
 from visionkit.distributed import collectives
 from visionkit.errors import install_hint, printable
 from visionkit.models.model import VisionModel

@@ -15,6 +15,7 @@ import numpy as np
 from visionkit.config import Config
 from visionkit.config.components import head_class
 from visionkit.config.config import fixed_size
+from visionkit.data.attributes import groups
 from visionkit.data.checks.findings import (
     DONE,
     Finding,
@@ -24,12 +25,11 @@ from visionkit.data.checks.findings import (
 )
 from visionkit.data.checks.images import duplicate_files, inspect_images, map_values
 from visionkit.data.checks.kinds import FINDING_KINDS, title
-from visionkit.data.classes import groups
 from visionkit.data.coco.annotations import Annotations
 from visionkit.data.coco.attributes import AttributeTable
 from visionkit.data.contracts import original
 from visionkit.data.loading.source import Source, iter_splits, split_key
-from visionkit.data.transforms import ImageSize, fit
+from visionkit.data.resize import ImageSize, fit
 from visionkit.errors import listed, plural
 from visionkit.types import IGNORE, Dataset
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from visionkit.data.attributes import SEPARATORS, AttributeKind, groups
 from visionkit.data.checks.findings import SHOWN, Place, Problems, check_classes, place, short
-from visionkit.data.classes import SEPARATORS, AttributeKind, groups
 from visionkit.data.coco.tables import CORE, ObjectTable, Record
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
@@ -26,7 +26,7 @@ _HINT = "correct it, or list the attributes to read in `attributes` of the datas
 class AttributeTable:
     """The attributes of all annotations, in the order of the file."""
 
-    classes: Classes  # named as in `visionkit.data.classes`
+    classes: Classes  # named as in `visionkit.data.attributes`
     values: np.ndarray  # (annotations, classes) float32: 1 yes, 0 no, NaN not known
 
     def classes_from(self, names: Sequence[str], source: str) -> AttributeTable:

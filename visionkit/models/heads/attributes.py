@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from visionkit.config.schema import Count, Range
-from visionkit.data.classes import groups
+from visionkit.data.attributes import groups
 from visionkit.metrics.accuracy import AttributeAccuracy
 from visionkit.models.head import Head
 from visionkit.models.heads.rcnn.roi_heads import BoxHead, RoIPooler, pad_rows, used_rows
@@ -34,7 +34,7 @@ class Attributes(Head):
     """Attributes of the objects that another head finds, from the features within their boxes.
 
     Each region is pooled (RoIAlign, He et al. 2017) and read by two hidden layers. Classes are
-    named as `visionkit.data.classes` explains: a softmax over the values of a one-of attribute,
+    named as `visionkit.data.attributes` explains: a softmax over the values of a one-of attribute,
     a sigmoid for every other class. It learns from the labeled boxes that are not crowd regions;
     attributes that are NaN, not known, are excluded.
 
