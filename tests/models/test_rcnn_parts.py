@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from pycocotools import mask as coco_mask
-from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
+from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from torchvision.ops import box_iou
 
 from visionkit.errors import ConfigError
@@ -21,10 +19,7 @@ from visionkit.models.heads.matching import (
 )
 from visionkit.models.heads.rcnn.roi_heads import (
     best_scores,
-    encode_masks,
-    encode_patch,
     mask_targets,
-    paste,
 )
 from visionkit.types import Level
 
@@ -161,50 +156,6 @@ def test_the_best_candidates_in_the_order_of_places():
 
 
 # --- masks ---
-
-
-def paste_whole(probs, box, size):
-    patch, top, left = paste(probs, box, size)
-    whole = torch.zeros(size)
-    whole[top : top + patch.shape[0], left : left + patch.shape[1]] = patch
-    return whole
-
-
-@pytest.mark.parametrize(
-    "box",
-    [
-        [10.0, 12, 50, 40],
-        [10.3, 12.7, 11.1, 12.9],  # under a pixel
-        [0.0, 0, 90, 60],
-        [-20.5, -30.2, 40, 35.5],
-        [70.0, 50, 200, 300],
-        [-300.0, -200, 700, 500],  # far greater than the image
-        [5.0, 5, 5, 5],
-    ],
-)
-def test_paste_equals_torchvision(box):
-    probs, size = torch.rand(28, 28), (60, 90)
-    expected = paste_masks_in_image(probs[None, None], torch.tensor([box]), size)[0, 0]
-    torch.testing.assert_close(paste_whole(probs, torch.tensor(box), size), expected)
-    assert expected.any()
-
-
-@pytest.mark.parametrize("box", [[200.0, 10, 240, 30], [-50.0, -50, -10, -10], [10, 90, 30, 99]])
-def test_paste_outside_of_the_image_is_empty(box):
-    (mask,) = encode_masks(torch.ones(1, 28, 28), torch.tensor([box]), (60, 90))
-    assert mask["size"] == [60, 90]
-    assert coco_mask.area(mask) == 0
-
-
-@pytest.mark.parametrize(
-    ("top", "left", "shape"), [(0, 0, (7, 9)), (2, 3, (4, 5)), (6, 8, (1, 1)), (0, 8, (7, 1))]
-)
-@pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_encoded_patch_equals_pycocotools(top, left, shape, density):
-    patch = np.random.default_rng(0).random(shape) < density
-    whole = np.zeros((7, 9), np.uint8, order="F")
-    whole[top : top + shape[0], left : left + shape[1]] = patch
-    assert encode_patch(patch, top, left, (7, 9)) == coco_mask.encode(whole)
 
 
 def test_mask_targets_equal_torchvision():

@@ -6,7 +6,7 @@ from torch import nn
 
 from support.paths import ROOT
 from visionkit.config import load_config
-from visionkit.engine.predict import Predictor
+from visionkit.engine.torch_model import Predictor
 from visionkit.models.backbones.plain import LightResNet
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.build import build_model

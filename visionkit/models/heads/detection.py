@@ -20,7 +20,6 @@ from visionkit.models.heads.rcnn.roi_heads import (
     RoIHeads,
     RoIPooler,
     SampledRegions,
-    encode_masks,
     mask_targets,
     pad_rows,
     used_rows,
@@ -29,8 +28,19 @@ from visionkit.models.heads.rcnn.roi_heads import (
 from visionkit.models.heads.rcnn.rpn import RPN, TopN
 from visionkit.ops.layers import OptionalNorm
 from visionkit.ops.nms import Among, detections
+from visionkit.ops.original import encode_masks
 from visionkit.ops.roi_align import flatten_boxes
-from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Loss, Size
+from visionkit.types import (
+    Batch,
+    Dataset,
+    Evaluator,
+    Features,
+    HeadPrediction,
+    Level,
+    Loss,
+    Size,
+    as_numpy,
+)
 
 # Of the second stage; the first knows no classes
 ROWS = {"roi_heads.box_predictor.cls_score": 1, "roi_heads.box_predictor.bbox_pred": 4}
@@ -238,7 +248,8 @@ class MaskRCNN(FasterRCNN):
         predictions = super().decode(outputs, batch)
         for found, probs, target in zip(predictions, outputs["masks"], batch.targets, strict=True):
             boxes = found["boxes"]
-            found["masks"] = encode_masks(probs[: len(boxes)], boxes, target["orig_size"])
+            arrays = as_numpy(probs[: len(boxes)]), as_numpy(boxes)
+            found["masks"] = encode_masks(*arrays, target["orig_size"])
         return predictions
 
     def evaluator(self, dataset: Dataset) -> Evaluator:

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools import mask as coco_mask
 from torch import Tensor, nn
 from torchvision.ops import roi_align as torchvision_roi_align
 
@@ -28,7 +26,6 @@ from visionkit.types import Features, Level, Loss, Size
 MIN_EXTENT = 1e-2  # pixels; detections that are thinner than that are dropped
 CANDIDATES = 4  # detections per proposal, on average, that enter non-maximum suppression
 COARSEST = 32  # input pixels per cell; coarser levels serve large anchors, not details
-MASK_THRESHOLD = 0.5  # a pixel is part of the object from this probability
 
 
 class RoIHeads(nn.Module):
@@ -352,50 +349,3 @@ def mask_targets(
         rois = torch.cat([index[:, None].to(image_boxes.dtype), image_boxes], dim=1)
         cuts.append(torchvision_roi_align(image_masks[:, None].float(), rois, size)[:, 0])
     return torch.cat(cuts)
-
-
-def encode_masks(probs: Tensor, boxes: Tensor, size: Size) -> list[dict[str, Any]]:
-    """COCO's compressed RLE of masks (N, s, s) put into `boxes` (N, 4) of a (h, w) image."""
-    masks = []
-    for mask_probs, box in zip(probs.cpu(), boxes.cpu(), strict=True):
-        patch, top, left = paste(mask_probs, box, size)
-        masks.append(encode_patch((patch > MASK_THRESHOLD).numpy(), top, left, size))
-    return masks
-
-
-def paste(probs: Tensor, box: Tensor, size: Size) -> tuple[Tensor, int, int]:
-    """The part of a (h, w) image that a mask (s, s) in `box` (4,) can cover, with top and left.
-
-    Probabilities are interpolated between the mask's bins and fall off to zero within one bin
-    around the box. The part is empty where the box is outside of the image.
-    """
-    padded = F.pad(probs, (1, 1, 1, 1))
-    grow = len(padded) / len(probs)
-    center, half = (box[:2] + box[2:]) * 0.5, (box[2:] - box[:2]) * 0.5 * grow
-    left, top = (center - half).long().tolist()
-    right, bottom = ((center + half).long() + 1).tolist()
-    row, next_row, row_share = _samples(top, bottom, size[0], len(padded))
-    column, next_column, column_share = _samples(left, right, size[1], len(padded))
-    lines = torch.lerp(padded[row], padded[next_row], row_share[:, None])
-    patch = torch.lerp(lines[:, column], lines[:, next_column], column_share)
-    return patch, max(top, 0), max(left, 0)
-
-
-def _samples(start: int, stop: int, limit: int, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For the pixels of `start` to `stop` within 0..limit: bin, next bin, and share of the next."""
-    first, last = max(start, 0), min(stop, limit)
-    pixel = torch.arange(first, max(first, last), dtype=torch.float32)
-    position = ((pixel - start + 0.5) * (bins / max(stop - start, 1)) - 0.5).clamp(min=0)
-    near = position.long()
-    return near, (near + 1).clamp(max=bins - 1), position - near
-
-
-def encode_patch(patch: np.ndarray, top: int, left: int, size: Size) -> dict[str, Any]:
-    """COCO's compressed RLE of a (h, w) image that is empty but for a bool patch."""
-    height, width = size
-    columns = np.zeros((patch.shape[1], height), bool)  # RLE runs down the columns
-    columns[:, top : top + patch.shape[0]] = patch.T
-    edges = np.flatnonzero(np.diff(columns.ravel(), prepend=False, append=False))
-    runs = np.diff(edges + left * height, prepend=0, append=height * width)
-    runs = runs[:-1] if runs[-1] == 0 else runs
-    return coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
