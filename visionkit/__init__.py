@@ -33,11 +33,12 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.engine.check import check
     from visionkit.engine.check_report import CheckReport
     from visionkit.engine.evaluate import evaluate
-    from visionkit.engine.predict import Predictor, load, predict
+    from visionkit.engine.predict import load, predict
     from visionkit.engine.prediction import PredictedObject, Prediction
     from visionkit.engine.reporting import report
     from visionkit.engine.results import predict_files
     from visionkit.engine.search import SearchResult, search, search_files
+    from visionkit.engine.torch_model import Predictor
     from visionkit.engine.train import TrainedRun, train
     from visionkit.metrics.coco.evaluator import CocoEvaluator, evaluate_files
     from visionkit.models.head import Head
@@ -57,7 +58,7 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
 _HOME = {
     **dict.fromkeys(("Config", "load_config"), "config"),
     **dict.fromkeys(("ShippedConfig", "list_configs"), "config.shipped"),
-    **dict.fromkeys(("Predictor", "load", "predict"), "engine.predict"),
+    **dict.fromkeys(("load", "predict"), "engine.predict"),
     **dict.fromkeys(("PredictedObject", "Prediction"), "engine.prediction"),
     **dict.fromkeys(("SearchResult", "search", "search_files"), "engine.search"),
     **dict.fromkeys(("TrainedRun", "train"), "engine.train"),
@@ -65,6 +66,7 @@ _HOME = {
     **dict.fromkeys(("fetch_weights", "list_weights"), "models.published"),
     "CheckReport": "engine.check_report",
     "Head": "models.head",
+    "Predictor": "engine.torch_model",
     "Sample": "data.sample",
     "benchmark": "engine.benchmark",
     "check": "engine.check",

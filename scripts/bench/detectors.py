@@ -34,7 +34,7 @@ from torchvision.transforms.v2 import functional as F
 import visionkit
 from visionkit.config import Config, load_config
 from visionkit.data.datasets.coco import Coco
-from visionkit.engine.predict import Predictor
+from visionkit.engine.torch_model import Predictor
 from visionkit.models.build import build_model
 
 SIZE, BATCH, WARM_UP = 320, 2, 3

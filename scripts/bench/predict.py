@@ -23,9 +23,11 @@ from pathlib import Path
 import torch
 from arguments import count, existing, start
 
-from visionkit.engine.predict import Predictor, find_images, load
+from visionkit.engine.inputs import find_images
+from visionkit.engine.predict import load
 from visionkit.engine.prediction import to_records
 from visionkit.engine.results import predict_files
+from visionkit.engine.torch_model import Predictor
 from visionkit.runs.files import to_json, write_text
 
 

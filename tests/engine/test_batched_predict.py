@@ -13,8 +13,9 @@ import visionkit
 from support.paths import ROOT
 from visionkit.config import load_config
 from visionkit.data.image_io import read_image
-from visionkit.engine.predict import Predictor, predict_each
+from visionkit.engine.predict import predict_each
 from visionkit.engine.results import predict_files
+from visionkit.engine.torch_model import Predictor
 from visionkit.errors import ConfigError, DataError
 from visionkit.models.build import build_model
 from visionkit.types import Classes
@@ -56,9 +57,9 @@ class Counting(Predictor):
     def __init__(self, predictor):
         self.predictor, self.batches = predictor, []
 
-    def predict_batch(self, images):
+    def predict_pixels(self, images):
         self.batches.append([tuple(image.shape) for image in images])
-        return self.predictor.predict_batch(images)
+        return self.predictor.predict_pixels(images)
 
 
 def test_same_as_one_by_one(predictor, files):
@@ -143,10 +144,10 @@ def test_an_interrupted_run_leaves_the_earlier_predictions_and_no_thread(
     before = (out / "predictions.json").read_bytes()
 
     class Interrupted(Counting):
-        def predict_batch(self, images):
+        def predict_pixels(self, images):
             if len(self.batches) == 1:
                 raise KeyboardInterrupt
-            return super().predict_batch(images)
+            return super().predict_pixels(images)
 
     threads = threading.active_count()
     with pytest.raises(KeyboardInterrupt):

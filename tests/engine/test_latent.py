@@ -1,24 +1,16 @@
 """Images of latent spaces."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 from torch.distributions import Normal
 
-from visionkit.engine.results import plane_points, traversal_points, write_latent_images
+from visionkit.engine.latent import plane_points, traversal_points, write_latent_images
 from visionkit.models.heads.autoencoder import VAE, Autoencoder
 from visionkit.types import Level
 
 LEVELS = {"c3": Level(8, 8)}
-
-
-def predictor(**heads):
-    """As much of a Predictor as is asked for."""
-    return SimpleNamespace(model=SimpleNamespace(heads=nn.ModuleDict(heads)))
 
 
 def vae(latent):
@@ -62,7 +54,7 @@ def test_traversals_move_one_dimension_at_a_time():
 def test_files_of_a_vae(tmp_path, latent, kind, shape):
     head = vae(latent)
     out = tmp_path / "new" / "folder"
-    files = write_latent_images(predictor(vae=head, plain=Autoencoder(LEVELS, ())), out, samples=7)
+    files = write_latent_images({"vae": head, "plain": Autoencoder(LEVELS, ())}, out, samples=7)
     assert files == [out / "vae_samples.png", out / f"vae_{kind}.png"]
     assert sorted(out.iterdir()) == sorted(files)
     sheet = Image.open(files[1])
@@ -84,12 +76,12 @@ def test_samples_depend_on_the_seed_alone(tmp_path):
     for folder, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.manual_seed(len(written))
         state = torch.get_rng_state()
-        files = write_latent_images(predictor(vae=head), tmp_path / folder, samples=4, seed=seed)
+        files = write_latent_images({"vae": head}, tmp_path / folder, samples=4, seed=seed)
         assert torch.equal(torch.get_rng_state(), state)
         written.append(files[0].read_bytes())
     assert written[0] == written[1] != written[2]
 
 
 def test_no_vae_no_files(tmp_path):
-    assert write_latent_images(predictor(plain=Autoencoder(LEVELS, ())), tmp_path) == []
+    assert write_latent_images({"plain": Autoencoder(LEVELS, ())}, tmp_path) == []
     assert list(tmp_path.iterdir()) == []

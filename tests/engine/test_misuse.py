@@ -14,8 +14,8 @@ from visionkit.config import load_config
 from visionkit.data.datasets.folder import ImageFolder
 from visionkit.data.datasets.idx import Idx
 from visionkit.data.datasets.label_maps import LabelMaps
-from visionkit.engine.predict import Predictor
 from visionkit.engine.prediction import Prediction
+from visionkit.engine.torch_model import Predictor
 from visionkit.errors import ArgumentError, ConfigError
 from visionkit.metrics.coco.evaluator import evaluate_files
 from visionkit.models.build import build_model

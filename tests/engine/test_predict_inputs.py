@@ -12,7 +12,7 @@ from PIL import Image
 import visionkit
 from support import small_runs
 from visionkit.config import load_config
-from visionkit.engine.predict import Predictor
+from visionkit.engine.torch_model import Predictor
 from visionkit.errors import ArgumentError, DataError
 from visionkit.models.build import build_model
 from visionkit.types import Classes

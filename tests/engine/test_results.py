@@ -11,7 +11,6 @@ from PIL import Image
 
 from visionkit.data.image_io import SUFFIXES, read_image
 from visionkit.engine.inputs import find_images
-from visionkit.engine.predict import Predictor
 from visionkit.engine.prediction import Prediction, to_records
 from visionkit.engine.results import (
     EMBEDDINGS,
@@ -19,6 +18,7 @@ from visionkit.engine.results import (
     _write_maps,
     predict_files,
 )
+from visionkit.engine.torch_model import Predictor
 from visionkit.errors import ConfigError, DataError
 from visionkit.types import Classes
 from visionkit.visualization.draw import draw, draw_all
@@ -134,7 +134,7 @@ class OfPrediction(Predictor):
     def __init__(self, prediction):
         self.prediction, self.model = prediction, self.Model()
 
-    def predict_batch(self, images):
+    def predict_pixels(self, images):
         return [self.prediction for _ in images]
 
 
@@ -157,7 +157,7 @@ def test_files_of_a_joint_model(prediction, tmp_path):
 class Interrupted(OfPrediction):
     """Until it is at the last image."""
 
-    def predict_batch(self, images):
+    def predict_pixels(self, images):
         raise KeyboardInterrupt
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import nn
 
 from visionkit.cli.main import main
-from visionkit.engine.predict import Predictor
 from visionkit.engine.search import search_files
+from visionkit.engine.torch_model import Predictor
 from visionkit.errors import ConfigError, DataError, DivergedError
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.heads.embedding import Embedding

@@ -14,7 +14,7 @@ from torchvision.models import detection as tv
 from support.paths import ROOT
 from visionkit.config import load_config
 from visionkit.data.image_io import read_image
-from visionkit.engine.predict import Predictor
+from visionkit.engine.torch_model import Predictor
 from visionkit.models.build import build_model
 from visionkit.types import Classes
 

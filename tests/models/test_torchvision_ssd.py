@@ -14,7 +14,7 @@ from torchvision.models import get_model_weights
 from support.losses import losses_of
 from support.paths import CONFIGS
 from visionkit.config import load_config
-from visionkit.engine.predict import Predictor
+from visionkit.engine.torch_model import Predictor
 from visionkit.errors import CheckpointError
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.build import build_model

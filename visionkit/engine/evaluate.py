@@ -16,7 +16,7 @@ from visionkit.data.build import build_sources
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
 from visionkit.engine.failures import propagate_failures
-from visionkit.engine.predict import Predictor, load
+from visionkit.engine.torch_model import Predictor, load_model
 from visionkit.errors import ConfigError, VisionkitError
 from visionkit.metrics import comparison
 from visionkit.metrics.coco.engines import engine_version, pick_engine
@@ -117,7 +117,7 @@ def evaluated_run(
     """`evaluate`, without writing anything, and all that the metrics come from."""
     collectives.setup()
     with propagate_failures():
-        predictor = load(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
+        predictor = load_model(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
         sources = build_sources(predictor.config, ("val",), predictor.classes)
         for source in sources:
             source.feeds = [head for head in source.feeds if head in predictor.heads]

@@ -174,7 +174,7 @@ def report_of(
 def write_report(state: TrainingState, sources: list[Source]) -> None:
     """Write RUN/report.html at the end of training, from the evaluation of the best checkpoint. A
     failure is logged; it never ends the run."""
-    from visionkit.engine.predict import load
+    from visionkit.engine.torch_model import load_model
 
     if collectives.rank() != 0:
         return
@@ -182,7 +182,7 @@ def write_report(state: TrainingState, sources: list[Source]) -> None:
         log.info("visionkit report %s writes the report", state.run)
         return
     try:
-        predictor = load(state.run, fold=False, allow_plugins=True)
+        predictor = load_model(state.run, fold=False, allow_plugins=True)
         metrics = state.progress.metrics
         found = Evaluation(predictor, sources, metrics, state.evaluators)
         page, _ = report_of([Report("", state.run, found, REPLICATES)])

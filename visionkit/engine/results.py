@@ -1,5 +1,5 @@
 """Write the predictions for many images: a JSON list of records, overlays, semantic maps and
-embeddings; and images of the latent space of a VAE."""
+embeddings."""
 
 from __future__ import annotations
 
@@ -7,44 +7,28 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.utils import make_grid
 
-from visionkit.engine.predict import (
-    BATCH,
-    Overrides,
-    Predictor,
-    find_images,
-    loaded,
-    predict_each,
-)
+from visionkit.engine.inputs import find_images
+from visionkit.engine.predict import BATCH, Overrides, loaded, predict_each
 from visionkit.engine.prediction import Prediction, to_records
+from visionkit.engine.predictor import BasePredictor
 from visionkit.errors import ConfigError, DataError, check_counts
-from visionkit.models.heads.autoencoder import VAE, to_bytes
-from visionkit.ops.inference import autocast
 from visionkit.runs.files import json_list, remove_strays, replacing, write_text
-from visionkit.visualization.draw import as_image, color_of, save_image
+from visionkit.types import as_numpy
+from visionkit.visualization.draw import color_of, save_image
 
 log = logging.getLogger("visionkit")
 PREDICTIONS, EMBEDDINGS = "predictions.json", "embeddings.npz"
 UNFINISHED = ".{}.unfinished"  # a file in the folder of results that are not complete yet
-# Images of the latent space of a variational autoencoder.
-PLANE = 20  # images on a side of the plane
-DIMENSIONS = 10  # at most so many traversals
-STEPS = 11  # of a traversal; an odd number has 0 in the middle
-REACH = 2.5  # standard deviations of the prior: 79 of 80 samples are within
-CHUNK = 64  # images decoded at once
 
 
 def predict_files(
-    model: str | Path | Predictor,
+    model: str | Path | BasePredictor,
     inputs: str | Path | Sequence[str | Path],
     out: str | Path,
     overrides: Overrides = (),
@@ -57,8 +41,8 @@ def predict_files(
     """Predict images and folders of images and write the results to the folder `out`, as `visionkit
     predict` does; returns how many images could not be read.
 
-    `model` is a run directory, a checkpoint file or a loaded `Predictor`; `overrides`, `heads` and
-    `allow_plugins` as for `load`. `batch_size` images of equal size go through the model together.
+    `model` is a path as for `load`, or what that returned; `overrides`, `heads` and `allow_plugins`
+    as for `load`. `batch_size` images of equal size go through the model together.
 
     Writes OUT/predictions.json with every prediction; for each image an overlay of those with a
     score of at least `threshold` (see `Predictor.use_threshold`), and its semantic maps, in the
@@ -100,13 +84,13 @@ def predict_files(
             for record in to_records(prediction, image_id):
                 add({**names, **record, **extra.get(record["head"], {})})
     embeddings.save(out)
-    write_latent_images(predictor, out)
+    predictor.write_latent_images(out)
     if unreadable == len(files):
         raise DataError(f"predict: none of the {len(files)} images could be read")
     return unreadable
 
 
-def _use_threshold(predictor: Predictor, threshold: float | str | None) -> None:
+def _use_threshold(predictor: BasePredictor, threshold: float | str | None) -> None:
     """Set what is drawn, and say so."""
     if threshold is not None:
         predictor.use_threshold(threshold)
@@ -173,7 +157,7 @@ class EmbeddingWriter:
         for head, result in prediction.heads.items():
             if "embedding" in result:
                 self.names.setdefault(head, []).append(name)
-                self.rows.setdefault(head, []).append(result["embedding"].numpy())
+                self.rows.setdefault(head, []).append(as_numpy(result["embedding"]))
                 places[head] = {"embeddings": EMBEDDINGS, "row": len(self.rows[head]) - 1}
         return places
 
@@ -192,63 +176,8 @@ def _write_maps(prediction: Prediction, overlay: Path, out: Path) -> dict[str, d
     for head, result in prediction.heads.items():
         if "semantic" in result:
             path = overlay.with_name(f"{overlay.stem}_{head}.png")
-            image = Image.fromarray(result["semantic"].numpy(), mode="P")
+            image = Image.fromarray(as_numpy(result["semantic"]), mode="P")
             image.putpalette([part for label in range(256) for part in color_of(label)])
             save_image(image, path)
             written[head] = {"map": _below(out, path)}
     return written
-
-
-@torch.inference_mode()
-def write_latent_images(
-    predictor: Predictor, out: str | Path, *, samples: int = 64, seed: int = 0
-) -> list[Path]:
-    """Write images of the latent space of each VAE head of the model; returns the files.
-
-    OUT/<head>_samples.png: decoded samples of the prior, the same for the same `seed`.
-    OUT/<head>_grid.png, for a latent of two dimensions: 20 x 20 points, equally spaced in
-    probability; the first dimension increases to the right, the second upwards.
-    OUT/<head>_traversals.png, for any other: one row for each of the first 10 dimensions, from
-    -2.5 to 2.5 while all others are 0.
-    """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, head in predictor.model.heads.items():
-        if not isinstance(head, VAE):
-            continue
-        generator = torch.Generator().manual_seed(seed)
-        draws = torch.randn(samples, head.latent, generator=generator)
-        images = {f"{name}_samples.png": _tiled(head, draws, ceil(sqrt(samples)))}
-        if head.latent == 2:
-            images[f"{name}_grid.png"] = _tiled(head, plane_points(PLANE), PLANE)
-        else:
-            images[f"{name}_traversals.png"] = _tiled(head, traversal_points(head.latent), STEPS)
-        for file, image in images.items():
-            save_image(image, out / file)
-            files.append(out / file)
-    return files
-
-
-def plane_points(side: int) -> Tensor:
-    """(side², 2): points of the plane in reading order, equally spaced in probability."""
-    quantiles = torch.special.ndtri((torch.arange(side) + 0.5) / side)
-    rows, columns = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
-    return torch.stack([columns, rows], 2).flatten(0, 1)
-
-
-def traversal_points(latent: int) -> Tensor:
-    """(rows * STEPS, latent): one row of steps along each of the first dimensions."""
-    rows = min(latent, DIMENSIONS)
-    steps = torch.linspace(-REACH, REACH, STEPS)
-    points = steps[None, :, None] * torch.eye(latent)[:rows, None]  # (rows, STEPS, latent)
-    return points.flatten(0, 1)
-
-
-def _tiled(head: VAE, points: Tensor, columns: int) -> Image.Image:
-    """The decoded points in rows, with a white line between."""
-    device = head.from_latent.weight.device
-    with autocast(device, head.from_latent.weight.dtype):
-        decoded = [head.decode_latent(chunk.to(device)).cpu() for chunk in points.split(CHUNK)]
-    grid = to_bytes(make_grid(torch.cat(decoded), nrow=columns, padding=1, pad_value=1.0))
-    return as_image(grid)

@@ -9,25 +9,24 @@ from copy import copy
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-import torch
-import torch.nn.functional as F
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch import Tensor
 
 from visionkit.engine.inputs import find_images
-from visionkit.engine.predict import Overrides, Predictor, loaded, predict_each
+from visionkit.engine.predict import Overrides, loaded, predict_each
 from visionkit.engine.prediction import Prediction
+from visionkit.engine.predictor import BasePredictor
 from visionkit.engine.results import results_folder
-from visionkit.errors import ConfigError, DataError, check_counts, printable
-from visionkit.metrics.accuracy import finite
-from visionkit.models.heads.embedding import Embedding
+from visionkit.errors import ConfigError, DataError, DivergedError, check_counts, printable
 from visionkit.runs.files import to_json, write_text
-from visionkit.visualization.draw import as_image, contact_sheet, save_image
+from visionkit.types import as_numpy
+from visionkit.visualization.draw import Pixels, as_image, contact_sheet, save_image
 
 log = logging.getLogger("visionkit")
 
 ROWS = 20  # queries on the contact sheet
 CELL, FRAME, LINE = 144, 4, 20  # its sizes in pixels
+TINY = 1e-12  # least length of a vector
 QUERY_COLOR, TEXT_COLOR = (214, 39, 40), (40, 40, 40)
 
 
@@ -61,7 +60,7 @@ Inputs: TypeAlias = str | Path | Sequence[str | Path]
 
 
 def search(
-    model: str | Path | Predictor,
+    model: str | Path | BasePredictor,
     queries: Inputs,
     gallery: Inputs,
     overrides: Overrides = (),
@@ -72,10 +71,10 @@ def search(
 ) -> list[SearchResult]:
     """The `top` images of the gallery that are nearest to each query, by their embeddings.
 
-    `model` is a run directory, a checkpoint file or a loaded `Predictor`; `queries` and `gallery`
-    are images, folders of images, or lists of these. An image does not match itself. An unreadable
-    image is logged and skipped. `head` is the embedding head, where the model has several;
-    `overrides` and `allow_plugins` as for `load`.
+    `model` is a run directory, a checkpoint, an ONNX file or what `load` returned; `queries` and
+    `gallery` are images, folders of images, or lists of these. An image does not match itself. An
+    unreadable image is logged and skipped. `head` is the embedding head, where the model has
+    several; `overrides` and `allow_plugins` as for `load`.
 
     Raises ConfigError if there is no embedding head or `head` is unknown; DataError if no query or
     no image of the gallery can be read.
@@ -87,7 +86,7 @@ def search(
 
 
 def search_files(
-    model: str | Path | Predictor,
+    model: str | Path | BasePredictor,
     queries: Inputs,
     gallery: Inputs,
     out: str | Path,
@@ -125,7 +124,7 @@ def search_files(
         return unreadable
 
 
-def _of_head(predictor: Predictor, head: str) -> Predictor:
+def _of_head(predictor: BasePredictor, head: str) -> BasePredictor:
     """The same with that head alone: the others would only cost time."""
     predictor = copy(predictor)
     predictor.heads = [head]
@@ -133,7 +132,7 @@ def _of_head(predictor: Predictor, head: str) -> Predictor:
 
 
 def _search(
-    predictor: Predictor, asked: dict[Path, str], offered: dict[Path, str], top: int
+    predictor: BasePredictor, asked: dict[Path, str], offered: dict[Path, str], top: int
 ) -> tuple[list[SearchResult], int]:
     """The result of each readable query, and how many images could not be read."""
     files = dict.fromkeys([*asked, *offered])
@@ -146,9 +145,8 @@ def _search(
     return _nearest(vectors, asked, offered, top), len(files) - len(vectors)
 
 
-def _embedding_head(predictor: Predictor, wanted: str | None) -> str:
-    heads = predictor.model.heads
-    embedding = [name for name in predictor.heads if isinstance(heads[name], Embedding)]
+def _embedding_head(predictor: BasePredictor, wanted: str | None) -> str:
+    embedding = [name for name in predictor.heads if predictor.has_embedding(name)]
     if wanted in embedding:
         return wanted
     if wanted is None and len(embedding) == 1:
@@ -173,13 +171,18 @@ def _images(inputs: Inputs, out: Path | None = None) -> dict[Path, str]:
     return {file: name for file, name in files.items() if own not in file.parents}
 
 
-def _embeddings(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[Path, Tensor]:
+def _embeddings(
+    predictor: BasePredictor, head: str, files: Iterable[Path]
+) -> dict[Path, np.ndarray]:
     """The embedding (D,) of each image that can be read."""
 
-    def vector(file: Path, prediction: Prediction) -> Tensor:
-        return finite(prediction.heads[head], "embedding", file)
+    def vector(file: Path, prediction: Prediction) -> np.ndarray:
+        found = as_numpy(prediction.heads[head]["embedding"])
+        if not np.isfinite(found).all():
+            raise DivergedError(f"image {file}: the predicted 'embedding' is not finite")
+        return found / max(np.linalg.norm(found), TINY)
 
-    vectors: dict[Path, Tensor] = {}
+    vectors: dict[Path, np.ndarray] = {}
     with closing(predict_each(predictor, [*files], vector)) as found:
         for file, result in found:
             if isinstance(result, DataError):
@@ -190,22 +193,22 @@ def _embeddings(predictor: Predictor, head: str, files: Iterable[Path]) -> dict[
 
 
 def _nearest(
-    vectors: dict[Path, Tensor], asked: dict[Path, str], offered: dict[Path, str], top: int
+    vectors: dict[Path, np.ndarray], asked: dict[Path, str], offered: dict[Path, str], top: int
 ) -> list[SearchResult]:
     """Of equal cosines, the image that was given first comes first."""
     files = list(offered)
-    gallery = F.normalize(torch.stack([vectors[file] for file in files]), dim=1)
+    gallery = np.stack([vectors[file] for file in files])
     found = []
     for query, name in asked.items():
-        cosines = (gallery @ F.normalize(vectors[query], dim=0)).clamp(-1, 1)  # rounding
-        ranked = cosines.argsort(descending=True, stable=True)[: top + 1].tolist()
+        cosines = (gallery @ vectors[query]).clip(-1, 1)  # rounding
+        ranked = np.argsort(-cosines, kind="stable")[: top + 1].tolist()
         matches = [Match(files[i], offered[files[i]], float(cosines[i])) for i in ranked]
         others = [match for match in matches if match.path != query]
         found.append(SearchResult(query, name, others[:top]))
     return found
 
 
-def _sheet(predictor: Predictor, found: list[SearchResult]) -> Image.Image:
+def _sheet(predictor: BasePredictor, found: list[SearchResult]) -> Image.Image:
     """A row for each query: the query, framed, then its nearest images with their cosine."""
     columns = 1 + max(len(result.nearest) for result in found)
     cells = []
@@ -217,7 +220,7 @@ def _sheet(predictor: Predictor, found: list[SearchResult]) -> Image.Image:
     return contact_sheet(cells, columns)
 
 
-def _cell(pixels: Tensor, caption: str, *, framed: bool = False) -> Image.Image:
+def _cell(pixels: Pixels, caption: str, *, framed: bool = False) -> Image.Image:
     """An image of the sheet with its caption below."""
     cell = Image.new("RGB", (CELL, CELL + LINE), "white")
     image = as_image(pixels)

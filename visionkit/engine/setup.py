@@ -35,9 +35,9 @@ from visionkit.distributed import collectives
 from visionkit.engine.evaluate import metric_names
 from visionkit.engine.failures import explain_errors
 from visionkit.engine.optim import Learner, check_patterns, freeze
-from visionkit.engine.predict import class_lists_of
 from visionkit.engine.progress import Best, Progress, default_best
 from visionkit.engine.state import TrainingState, flattened
+from visionkit.engine.torch_model import class_lists_of
 from visionkit.errors import CheckpointError, ConfigError, unknown
 from visionkit.metrics.thresholds import saved_thresholds
 from visionkit.models.build import build_model, with_published

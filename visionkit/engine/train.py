@@ -31,10 +31,10 @@ from visionkit.engine.failures import (
     record_status,
 )
 from visionkit.engine.optim import Learner, StepResult, total_norm
-from visionkit.engine.predict import Overrides, Predictor, load
 from visionkit.engine.report_runs import write_report
 from visionkit.engine.setup import setup
 from visionkit.engine.state import TrainingState, check_finite
+from visionkit.engine.torch_model import Overrides, Predictor, load_model
 from visionkit.errors import ArgumentError, ConfigError, Preempted, check_flags, printable
 from visionkit.metrics.report import SHOWN, metric_lines
 from visionkit.ops.inference import autocast
@@ -65,7 +65,7 @@ class TrainedRun(NamedTuple):
         self, overrides: Overrides = (), *, heads: Sequence[str] | None = None, fold: bool = True
     ) -> Predictor:
         """The trained model, ready to predict; the arguments are those of `visionkit.load`."""
-        return load(self.directory, overrides, heads=heads, fold=fold, allow_plugins=True)
+        return load_model(self.directory, overrides, heads=heads, fold=fold, allow_plugins=True)
 
     def __repr__(self) -> str:
         """The directory, and a line for each metric."""

@@ -106,6 +106,28 @@ def _by_precision(curve: Curve) -> dict[int, float]:
     return {percent: score for percent, score in found.items() if score is not None}
 
 
+def draw_thresholds(
+    heads: Mapping[str, tuple[str | None, float]],
+    names: Mapping[str, Sequence[str]],
+    known: Mapping[str, Thresholds],
+) -> dict[str, float | tuple[float, ...]]:
+    """For each head, the score from which its objects, or those it describes, are drawn: the same
+    for all, or for each class that of the best F1.
+
+    heads: the head whose boxes it describes, if any, and the score where none is known.
+    names: the classes of the heads that have some.
+    known: what a validation found.
+    """
+    found: dict[str, float | tuple[float, ...]] = {}
+    for name, (on, _) in heads.items():
+        base = on or name
+        one = known.get(base)
+        found[name] = heads[base][1] if one is None else one.common
+        if one is not None and base == name and name in names:
+            found[name] = tuple(one.best(names[name]))
+    return found
+
+
 def saved_thresholds(state: Mapping[str, Any]) -> dict[str, Thresholds]:
     """Those in a checkpoint, by head; none in one of an earlier version."""
     return {head: Thresholds.from_dict(one) for head, one in state.get("thresholds", {}).items()}

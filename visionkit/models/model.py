@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from visionkit.errors import ConfigError, unknown
-from visionkit.metrics.thresholds import Thresholds
+from visionkit.metrics.thresholds import Thresholds, draw_thresholds
 from visionkit.models import contracts
 from visionkit.models.head import Head
 from visionkit.ops.boxes import rescale_boxes
@@ -65,14 +65,9 @@ class VisionModel(nn.Module):
     def draw_threshold(self) -> dict[str, float | tuple[float, ...]]:
         """For each head, the score from which its objects, or those it describes, are drawn: the
         same for all, or for each class that of the best F1 which the last validation found."""
-        found: dict[str, float | tuple[float, ...]] = {}
-        for name in self.heads:
-            base = self.head(name).boxes_from or name
-            known = self.thresholds.get(base)
-            found[name] = self.head(base).draw_threshold if known is None else known.common
-            if known is not None and base == name and name in self.class_names:
-                found[name] = tuple(known.best(self.class_names[name]))
-        return found
+        heads = {name: self.head(name) for name in self.heads}
+        defaults = {name: (head.boxes_from, head.draw_threshold) for name, head in heads.items()}
+        return draw_thresholds(defaults, self.class_names, self.thresholds)
 
     def head(self, name: str) -> Head:
         return cast(Head, self.heads[name])

@@ -20,7 +20,7 @@ import torch
 
 from visionkit.config import Config, load_config
 from visionkit.config.components import resolve
-from visionkit.engine.predict import class_lists_of
+from visionkit.engine.torch_model import class_lists_of
 from visionkit.errors import (
     ArgumentError,
     CheckpointError,

@@ -9,8 +9,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
+from visionkit.data.resize import ImageSize
 from visionkit.errors import CheckpointError, package_version, shorten, upgrade_hint
 from visionkit.metrics.thresholds import Thresholds, saved_thresholds
 from visionkit.types import Classes, Size
@@ -20,8 +21,6 @@ FORMAT = 1
 DECODES = ("full", "raw")
 PRECISIONS = ("fp32", "fp16", "int8")
 MULTIPLE = 32  # of the sides of an input
-
-ImageSize: TypeAlias = int | tuple[int, int] | str  # as in a config
 
 
 @dataclass(frozen=True)
