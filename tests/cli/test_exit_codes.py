@@ -208,6 +208,42 @@ def test_with_json_an_error_is_an_object_too(words, code, says, capsys):
     assert says in found["error"] and found["error"] in shown.err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--offline", "predict"], "--offline belongs after the command: visionkit predict --off"),
+        (
+            ["--json", "eval", "a b"],
+            "--json belongs after the command: visionkit eval 'a b' --json",
+        ),
+        (["predict"], "required: RUN, IMAGE_OR_DIR, --out; `visionkit predict --help` explains"),
+        (["--what"], "required: COMMAND; `visionkit --help` explains them"),
+    ],
+)
+def test_a_command_line_that_is_not_whole_says_how_it_is_written(words, says, capsys):
+    assert main(words) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_mistyped_run_is_answered_with_those_next_to_it(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("detection-001", "detection-002"):
+        (tmp_path / "runs" / name / "checkpoints").mkdir(parents=True)
+    (tmp_path / "runs" / "detection-01.txt").touch()
+    (tmp_path / "runs" / "detection-01.pt").touch()
+    runs = [f"runs/detection-{end}" for end in ("01.pt", "001", "002")]
+    for words in (["eval", "runs/detection-01"], ["train", "--resume", "runs/detection-01"]):
+        assert main(words) == (4 if words[0] == "eval" else 2)
+        _, _, near = capsys.readouterr().err.partition("next to it: ")
+        assert {*near.strip().split(", ")} == {*runs}
+    monkeypatch.chdir(tmp_path / "runs")
+    assert main(["eval", "detection-01"]) == 4
+    said = capsys.readouterr().err
+    assert "detection-001" in said and "; nearest: deeplabv3_" in said
+    assert main(["eval", "elsewhere/detection-01"]) == 4
+    assert "next to it" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("heads", ["--heads=", "--heads= , "])
 def test_no_heads_at_all(heads, capsys):
     assert main(["predict", "good", ".", "--out", "out", heads]) == 2

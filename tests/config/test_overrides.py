@@ -93,6 +93,25 @@ def test_generated_data_keeps_its_type_for_its_own_arguments_and_for_mistakes():
     assert found[0].startswith("override data.train.images=x: data.train.images: unknown key")
 
 
+@pytest.mark.parametrize(
+    ("name", "words", "found"),
+    [
+        ("semantic_segmentation", "maps=x images=y", ["maps: unknown key; did you mean 'labels'"]),
+        ("semantic_segmentation", "maps=x", ["did you mean 'labels'", "images: missing"]),
+        ("semantic_segmentation", "masks=x images=y", ["did you mean 'labels'"]),
+        ("classification", "path=x", ["path: unknown key; did you mean 'root'"]),
+        ("detection", "img_dir=x ann_file=y", ["you mean 'images'", "you mean 'annotations'"]),
+    ],
+)
+def test_words_of_other_programs_are_answered_with_ours(name, words, found):
+    with pytest.raises(ConfigError) as caught:
+        load_config(name, [f"data.train.{word}" for word in words.split()])
+    assert all(text in str(caught.value) for text in found)
+    assert "num_images" not in str(caught.value)  # not an answer about generated images
+    with pytest.raises(ConfigError, match=r"data.train.maps: unknown key; did you mean 'labels'"):
+        load_config("semantic_segmentation", {"data.train": {"type": "LabelMaps", "maps": "x"}})
+
+
 def test_another_type_starts_a_section_again():
     config = load(GENERATED, "data.train.type=toy.Files", "data.train.images=a",
                   "data.train.annotations=b")  # fmt: skip

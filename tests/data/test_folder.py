@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visionkit.config.components import components
+from visionkit.config import load_config
+from visionkit.config.components import build, components
 from visionkit.data.checks.summary import dataset_summary
 from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.idx import Idx
@@ -213,3 +214,11 @@ def test_files_that_are_skipped_are_counted_also_without_classes(tmp_path):
     messages = [found.message for found in data.findings()]
     assert messages == ["notes.txt has no image suffix", "deep/c.raw has no image suffix"]
     assert dataset_summary(data)["dropped"] == {"other-file": 2}
+
+
+@pytest.mark.parametrize("task", ["classification", "autoencoder"])
+def test_images_for_a_folder_of_images_are_answered_with_root(task, tmp_path):
+    """`images=` makes the data an IDX file."""
+    config = load_config(task, [f"data.train.images={tmp_path}", "data.val=null"])
+    with pytest.raises(DataError, match=r"is a folder; give a file, or a folder .* as `root` inst"):
+        build("datasets", config.data["main"].train)

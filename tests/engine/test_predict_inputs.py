@@ -198,6 +198,26 @@ def test_missing_files_of_a_list_are_named_together_before_anything_is_predicted
         visionkit.predict(predictor, [PIXELS, "no1.png", "no2.png"])
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_missing_file_of_a_stream_is_named_or_skipped_at_its_place(
+    batch_size, predictor, folder, tmp_path, caplog
+):
+    (tmp_path / "empty").mkdir()
+    images = [PIXELS, folder / "no.png", folder / "1.png", tmp_path / "empty", PIXELS]
+    stream = visionkit.predict(predictor, iter(images), batch_size=batch_size)
+    assert len(next(stream).probs) == 2  # the one before it is not lost
+    with pytest.raises(DataError, match=r"no such file or directory: .*no\.png"):
+        next(stream)
+    for given in (iter(images), images):
+        caplog.clear()
+        found = [*visionkit.predict(predictor, given, batch_size=batch_size, skip_unreadable=True)]
+        assert [p is None for p in found] == [False, True, False, True, False]
+        no, empty = caplog.messages
+        assert "no.png" in no and empty.startswith(f"skipped: no images in {tmp_path / 'empty'}")
+    with pytest.raises(ArgumentError, match="got an empty file name"):
+        [*visionkit.predict(predictor, iter([PIXELS, ""]), skip_unreadable=True)]
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

@@ -7,10 +7,12 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from typing import NoReturn
 
 from visionkit.cli import commands
@@ -58,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if not words[0].startswith("-") and words[0] not in names:
             parser.error(unknown(words[0], names, f"unknown command {words[0]!r}"))
+        _refuse_early(parser, words, names)
         args = _parse(parser, words)
     except ArgumentError as error:
         return report(error, as_json=as_json)
@@ -92,6 +95,15 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if "visionkit.distributed.collectives" in sys.modules:
             sys.modules["visionkit.distributed.collectives"].teardown()
+
+
+def _refuse_early(parser: Parser, words: list[str], names: list[str]) -> None:
+    """ArgumentError for options of a command that stand before it."""
+    early = list(takewhile(lambda word: word.startswith("-"), words))
+    rest = words[len(early) :]
+    if early and rest and rest[0] in names and not {*early} & {"-h", "--help", "-V", "--version"}:
+        right = shlex.join([rest[0], *rest[1:], *early])
+        parser.error(f"{early[0]} belongs after the command: visionkit {right}")
 
 
 @contextmanager
@@ -174,6 +186,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         _say(self.format_usage().rstrip())
+        if "arguments are required" in message:
+            message = f"{message}; `{self.prog} --help` explains them"
         raise ArgumentError(message)
 
 

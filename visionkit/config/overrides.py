@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from visionkit.config.base import Layer
 from visionkit.config.components import arguments_of
 from visionkit.config.config import SOURCE_KEYS
+from visionkit.config.renamed import usual_key
 from visionkit.config.schema import REQUIRED, ConfigProblems
 from visionkit.config.tasks import TASKS
 from visionkit.config.yaml import Key, parse
@@ -205,7 +206,8 @@ def _fresh_start(
     fitting = [own for own in (*defaults, *OWN_DATA) if _accepts(kind, own, inside)]
     complete = [own for own in fitting if not _required(kind, own) - set(inside)]
     usual = [own for own in defaults if own in fitting]  # even if it misses something
-    for own in [*usual, *complete, *fitting][:1]:
+    meant = [own for own in defaults if _accepts(kind, own, _meant(kind, own, inside))]
+    for own in [*usual, *complete, *meant, *fitting][:1]:
         arguments = " and ".join(f"{name}=" for name in inside)
         log.info("%s: dataset type set to %s, inferred from %s", ".".join(section), own, arguments)
         return {"type": own}
@@ -234,6 +236,12 @@ def _accepts(kind: str, type_name: str | None, names: Iterable[str]) -> bool:
         return set(names) <= set(arguments_of(kind, type_name))
     except ConfigError:
         return False
+
+
+def _meant(kind: str, type_name: str, names: Iterable[str]) -> list[str]:
+    """The names as that class has them, where they are those of other programs."""
+    accepted = arguments_of(kind, type_name)
+    return [name if name in accepted else usual_key(name, accepted) for name in names]
 
 
 def _required(kind: str, type_name: str) -> set[str]:

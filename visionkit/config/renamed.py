@@ -1,4 +1,5 @@
-"""Names of visionkit 0.1, so that an old key or type is answered with its new name.
+"""Names of visionkit 0.1 and of other programs, so that a key or a type is answered with its name
+here.
 
 Most tables are those of CHANGELOG.md under 0.2.0.
 """
@@ -24,6 +25,11 @@ KEYS = {  # an old key means the new one only where the new one is accepted
     "on": "boxes_from",
 }
 OPPOSITE = {"weights_strict": "partial_weights"}  # of another name and the other way round
+USUAL = {  # arguments of datasets under other names, and what may be meant; the first accepted one
+    **dict.fromkeys(("maps", "masks", "segmentations"), ("labels",)),
+    **dict.fromkeys(("labels", "ann_file", "annFile", "annotation", "json"), ("annotations",)),
+    **dict.fromkeys(("path", "dir", "folder", "img_dir", "data_root"), ("root", "images")),
+}
 REMOVED = {"cache_gb": "decoded images are not cached; delete this key"}
 FREEZE = {"old heads": "init_heads"}  # patterns of `train.freeze`
 
@@ -57,6 +63,11 @@ def renamed_key(name: str, accepted: Collection[str]) -> str | None:
     if (other := OPPOSITE.get(name)) in accepted:
         return f"is called {other!r} and means the opposite: {name}: false is {other}: true"
     return f"renamed to {KEYS[name]!r} in 0.2" if KEYS.get(name) in accepted else None
+
+
+def usual_key(name: str, accepted: Collection[str]) -> str:
+    """The accepted argument of a dataset that a name of another program means; else the name."""
+    return next((key for key in USUAL.get(name, ()) if key in accepted), name)
 
 
 def renamed_type(spec: Mapping[str, Any], valid: Collection[str]) -> str | None:

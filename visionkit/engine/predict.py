@@ -18,7 +18,14 @@ from visionkit.engine.inputs import check_exist, find_images
 from visionkit.engine.onnx_model import is_onnx, load_onnx
 from visionkit.engine.prediction import Prediction
 from visionkit.engine.predictor import BasePredictor, ImageInput
-from visionkit.errors import ArgumentError, ConfigError, DataError, check_counts, check_flags
+from visionkit.errors import (
+    ArgumentError,
+    ConfigError,
+    DataError,
+    VisionkitError,
+    check_counts,
+    check_flags,
+)
 from visionkit.types import is_tensor
 
 if TYPE_CHECKING:
@@ -161,8 +168,8 @@ def predict(
     when the next prediction is asked for, so that any number of images needs little memory.
 
     `batch_size` images go through the model together where they are of equal size. Other arguments
-    are those of `load`. An image that cannot be read is a DataError, which names it; with
-    `skip_unreadable` it is logged, and None is in its place.
+    are those of `load`. An image that is missing or cannot be read is a DataError, which names it;
+    with `skip_unreadable` it is logged, and None is in its place.
     """
     predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins)
     check_flags(skip_unreadable=skip_unreadable)
@@ -175,14 +182,15 @@ def predict(
     items: Any = inputs if isinstance(inputs, (list, tuple)) else [inputs]
     if not items:
         raise ArgumentError("predict: got no images; expected at least one")
-    check_exist([item for item in items if isinstance(item, (str, Path))])
+    if not skip_unreadable:
+        check_exist([item for item in items if isinstance(item, (str, Path))])
     images = _expanded(items, numbered=items is inputs)
     return [*_predicted_each(predictor, images, batch_size, skip_unreadable)]
 
 
 def _predicted_each(
     predictor: BasePredictor,
-    images: Iterator[tuple[str, ImageInput]],
+    images: Iterator[tuple[str, ImageInput | VisionkitError]],
     batch_size: int,
     skip_unreadable: bool,
 ) -> Iterator[Prediction | None]:
@@ -200,12 +208,19 @@ def _predicted_each(
                 yield None
 
 
-def _expanded(inputs: Iterable[Any], *, numbered: bool = True) -> Iterator[tuple[str, ImageInput]]:
+def _expanded(
+    inputs: Iterable[Any], *, numbered: bool = True
+) -> Iterator[tuple[str, ImageInput | VisionkitError]]:
     """Each image, those of folders too, after the words that name it in a message; messages about
-    files have their names already."""
+    files have their names already. Instead of a file that is missing comes its error."""
     for number, item in enumerate(inputs):
         if isinstance(item, (str, Path)):
-            yield from (("", file) for file, _ in find_images([item]))
+            try:
+                files = find_images([item])
+            except (DataError, ArgumentError) as error:
+                yield "", error
+            else:
+                yield from (("", file) for file, _ in files)
         else:
             yield f"image {number} (from 0): " if numbered else "", item
 
@@ -248,13 +263,16 @@ def predict_each(
 
 
 def _predicted(
-    predictor: BasePredictor, images: Sequence[ImageInput]
+    predictor: BasePredictor, images: Sequence[ImageInput | VisionkitError]
 ) -> list[Prediction | DataError]:
     """The prediction of each image, or why it cannot be read, in order. Images of equal size go
     through the model together."""
     found: list[Any] = [None] * len(images)
     pixels: dict[int, Any] = {}
     for place, image in enumerate(images):
+        if isinstance(image, VisionkitError):
+            found[place] = image
+            continue
         try:
             pixels[place] = predictor.read(image)
         except (DataError, ArgumentError) as error:

@@ -148,7 +148,8 @@ def resumed_config(run: str | Path, overrides: Any = (), *, allow_plugins: bool 
         raise ConfigError(f"resume: {run} continues where it is; remove output=")
     file = Path(run) / "config.yaml"
     if not file.is_file():
-        raise ConfigError(f"resume: {run} is not a run directory (no config.yaml)")
+        near = "" if Path(run).exists() else checkpoint.nearest(run)
+        raise ConfigError(f"resume: {run} is not a run directory (no config.yaml){near}")
     # Written by whoever trained it, so that its custom classes are imported only if allowed.
     config = load_config(file, overrides, origin=str(file), allow_plugins=allow_plugins)
     return replace(config, output=str(run))

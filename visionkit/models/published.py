@@ -27,7 +27,7 @@ from torchvision.models import WeightsEnum, get_model_weights, list_models
 
 from visionkit.config.shipped import shipped_configs
 from visionkit.errors import CheckpointError, ConfigError
-from visionkit.runs import download, files
+from visionkit.runs import checkpoint, download, files
 from visionkit.runs.download import SETTING, without_login
 from visionkit.runs.files import means_file
 
@@ -164,7 +164,7 @@ def is_model_name(run: str | Path) -> bool:
             ) from error
         raise CheckpointError(
             f"{run}: not found; expected a run directory, a checkpoint file or the name of a "
-            f"published model; {nearest(run, 'model')}"
+            f"published model{checkpoint.nearest(run)}; {nearest(run, 'model')}"
         ) from error
 
 

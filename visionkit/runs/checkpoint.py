@@ -7,6 +7,7 @@ from somebody else cannot run code.
 from __future__ import annotations
 
 import argparse
+import difflib
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ TO_RESUME = ("last.pt", "prev.pt")
 TO_PREDICT = ("best.pt", "last.pt", "prev.pt")
 FORMAT = 1
 COUNTER = "num_batches_tracked"  # of a BatchNorm
+NEAREST = 3  # runs in the answer to one that is not there
 MOST = 100  # names of tensors that start at random, for `Fit.lines`
 OF_A_RUN = ("config", "classes", "model")
 COPIES = ("config.yaml", "classes.json")  # in a bundle, for people, of what model.safetensors has
@@ -369,7 +372,8 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
         return run, load_run(run)
     if not run.is_dir():
         what = "is a pipe or device" if run.exists() else "not found"
-        raise CheckpointError(f"{run}: {what}; expected a run directory or a checkpoint file")
+        expected = "expected a run directory or a checkpoint file"
+        raise CheckpointError(f"{run}: {what}; {expected}{nearest(run)}")
     if not (resume or folder(run).is_dir()) and is_bundle(run):
         return _load_bundle(run)
     names = TO_RESUME if resume else TO_PREDICT
@@ -393,6 +397,17 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
         raise CheckpointError(f"{run}: no checkpoint can be read:", *damage)
     hint = "; start again without --resume" if resume else ""
     raise CheckpointError(f"{run}: has no checkpoints/{' or '.join(names)}{hint}")
+
+
+def nearest(run: str | Path) -> str:
+    """A clause with the runs and files of weights next to one that is not there, or else ""."""
+    path = Path(run)
+    with suppress(OSError, ValueError):  # ValueError: a path with a NUL in it
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=NEAREST)
+        found = [path.parent / name for name in near]
+        usable = [f for f in found if folder(f).is_dir() or f.suffix.lower() in files.WEIGHTS]
+        return f"; next to it: {listed(usable)}" if usable else ""
+    return ""
 
 
 def is_bundle(path: str | Path) -> bool:

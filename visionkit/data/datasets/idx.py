@@ -118,6 +118,11 @@ class Idx:
 
 def _read(path: str, dims: int) -> np.ndarray:
     """The array of unsigned bytes with `dims` dimensions in an IDX file."""
+    if os.path.isdir(path):
+        raise DataError(
+            f"IDX file {path} is a folder; give a file, or a folder of images as `root` instead of "
+            "`images` (types ImageFolder, with a folder for each class, and Images)"
+        )
     try:
         with open_regular(path) as raw:
             is_gzip = raw.read(2) == b"\x1f\x8b"
