@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.engine.check import check
     from visionkit.engine.check_report import CheckReport
     from visionkit.engine.evaluate import evaluate
+    from visionkit.engine.export.export import export
     from visionkit.engine.predict import load, predict
     from visionkit.engine.prediction import PredictedObject, Prediction
     from visionkit.engine.reporting import report
@@ -71,6 +72,7 @@ _HOME = {
     "benchmark": "engine.benchmark",
     "check": "engine.check",
     "evaluate": "engine.evaluate",
+    "export": "engine.export.export",
     "generate_shapes": "data.datasets.shapes",
     "init": "config.starter",
     "predict_files": "engine.results",
@@ -108,6 +110,7 @@ __all__ = [
     "check",
     "evaluate",
     "evaluate_files",
+    "export",
     "fetch_weights",
     "generate_shapes",
     "init",

@@ -66,6 +66,7 @@ PYTHON = "docs/guide/python.md"
 RENAMED = {"gt": "truth", "pred": "results", "type": "iou_type", "json": None, "debug": None}
 RENAMED |= {"help": None, "strict": None, "offline": None}
 RENAMED |= {"intervals": None, "analysis": None}  # `report` returns them
+RENAMED["dynamic"] = "size"  # None
 
 
 def test_the_python_of_the_python_page(tmp_path, monkeypatch, capsys):

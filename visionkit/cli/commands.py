@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from visionkit.errors import (
     ConfigError,
     DataError,
+    VisionkitError,
     plural,
     printable,
 )
@@ -200,6 +201,28 @@ def predict(args: argparse.Namespace) -> int:
         predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
     )
     return _report(f"wrote predictions.json and overlays to {args.out}", unreadable)
+
+
+def export(args: argparse.Namespace) -> None:
+    if args.size and args.dynamic:
+        raise ConfigError("export: --size fixes the input size, --dynamic leaves it open: give one")
+    from visionkit.cli.reports import export_text
+    from visionkit.engine.export.export import export
+    from visionkit.runs.files import to_json
+
+    names = ["format", "heads", "size", "batch", "decode", "precision", "check", "max_drop"]
+    names += ["overwrite", "allow_plugins"]
+    options = {name: getattr(args, name) for name in names}
+    with StopRequest() as stop:
+        try:
+            record = export(args.run_directory, args.out, args.overrides, **options)
+        except Stopped:
+            if stop.received == "SIGINT":
+                raise KeyboardInterrupt from None
+            raise VisionkitError(
+                f"export: stopped by {stop.received}; nothing is written"
+            ) from None
+    _tell([to_json(record)] if args.json else export_text(record))
 
 
 def search(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from itertools import takewhile
 from typing import NoReturn
 
-from visionkit.cli import commands
+from visionkit.cli import commands, values
 from visionkit.cli.commands import OVERRIDE, SECTIONS
 from visionkit.distributed import launch
 from visionkit.errors import (
@@ -34,6 +34,7 @@ PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 LIBRARIES = (os.path.dirname(os.__file__), "site-packages", "dist-packages")
 OFFLINE = "VISIONKIT_OFFLINE"  # of runs.download, whose import takes seconds
 RUN = "a run, a checkpoint, or the name of a published model (visionkit weights list)"
+MODEL = f"{RUN}; or an exported model (.onnx)"
 UNEXPECTED, USAGE, INTERRUPTED = 1, 2, 130  # exit codes without a class in visionkit.errors
 CONFIG = "a YAML file or the name of a shipped config"
 Run = Callable[[argparse.Namespace], int | None]
@@ -239,19 +240,19 @@ def _add_train(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run_directory", nargs="?", metavar="RUN", help=RUN)
+    sub.add_argument("run_directory", nargs="?", metavar="RUN", help=MODEL)
     _add_overrides(sub)
     _add_json(sub)
-    sub.add_argument("--heads", type=_names, metavar="A,B", help="only these heads")
+    sub.add_argument("--heads", type=values.names, metavar="A,B", help="only these heads")
     sub.add_argument("--gt", metavar="FILE", help="COCO annotations; with --pred, instead of RUN")
     sub.add_argument("--pred", metavar="FILE", help="COCO results to score, without a model")
     sub.add_argument("--type", choices=["bbox", "segm"], help="score boxes (default) or masks")
     text = "library that computes the metrics; results are equal"
     sub.add_argument("--engine", choices=["hotcoco", "pycocotools"], help=text)
     text = "detections of a class that are scored in an image (default: 100, as COCO)"
-    sub.add_argument("--max-detections", type=_count, metavar="N", help=text)
+    sub.add_argument("--max-detections", type=values.count, metavar="N", help=text)
     text = "categories whose objects are regions to ignore"
-    sub.add_argument("--ignore-categories", type=_names, default=[], metavar="A,B", help=text)
+    sub.add_argument("--ignore-categories", type=values.names, default=[], metavar="A,B", help=text)
     text = "score results that look wrong (other boxes, ids, scores) as they are"
     sub.add_argument("--trust", action="store_true", help=text)
     text = "95 %% intervals of the metrics, by resampling the images"
@@ -273,14 +274,14 @@ def _add_report(sub: argparse.ArgumentParser) -> None:
     text = "images of a gallery (default: 24); with --gt also the folder of the images"
     sub.add_argument("--images", action="append", default=[], metavar="N|DIR", help=text)
     text = "replicates for intervals (default: 1000); 0: none"
-    sub.add_argument("--bootstrap", type=_natural, default=1000, metavar="N", help=text)
+    sub.add_argument("--bootstrap", type=values.natural, default=1000, metavar="N", help=text)
     text = "IoU from which a detection matches (default: 0.5)"
-    sub.add_argument("--iou", type=_fraction, default=0.5, help=text)
-    sub.add_argument("--heads", type=_names, metavar="A,B", help="only these heads")
+    sub.add_argument("--iou", type=values.fraction, default=0.5, help=text)
+    sub.add_argument("--heads", type=values.names, metavar="A,B", help="only these heads")
 
 
 def _add_predict(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run_directory", metavar="RUN", help=RUN)
+    sub.add_argument("run_directory", metavar="RUN", help=MODEL)
     text = "images and folders; also config overrides (key=value)"
     sub.add_argument("inputs", nargs="+", metavar="IMAGE_OR_DIR", help=text)
     _add_allow_plugins(sub)
@@ -289,10 +290,38 @@ def _add_predict(sub: argparse.ArgumentParser) -> None:
         "lowest score to draw: a number, best (the best F1 of each class in the validation; the "
         "default), or p=0.9 (that precision)"
     )
-    sub.add_argument("--threshold", type=_threshold, help=text)
+    sub.add_argument("--threshold", type=values.threshold, help=text)
     text = "images of equal size per forward pass (default: 4)"
-    sub.add_argument("--batch-size", type=_count, default=4, metavar="N", help=text)
-    sub.add_argument("--heads", type=_names, metavar="A,B", help="only these heads")
+    sub.add_argument("--batch-size", type=values.count, default=4, metavar="N", help=text)
+    sub.add_argument("--heads", type=values.names, metavar="A,B", help="only these heads")
+    _add_offline(sub)
+
+
+def _add_export(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run_directory", metavar="RUN", help=RUN)
+    _add_overrides(sub)
+    text = "onnx (default); torch-export: a .pt2 file; bundle: a folder for a hub"
+    formats = ["onnx", "torch-export", "bundle"]
+    sub.add_argument("--format", choices=formats, default="onnx", help=text)
+    text = "the file (default: RUN/model.onnx)"
+    sub.add_argument("--out", metavar="PATH", help=text)
+    sub.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    sub.add_argument("--heads", type=values.names, metavar="A,B", help="only these heads")
+    text = "height and width of all images, multiples of 32"
+    sub.add_argument("--size", type=values.size, metavar="H,W", help=text)
+    text = "any height and width (the default, unless the model takes one size only)"
+    sub.add_argument("--dynamic", action="store_true", help=text)
+    text = "images at once: a number, or dynamic (default)"
+    sub.add_argument("--batch", type=values.batch, metavar="N|dynamic", help=text)
+    text = "outputs: predictions (full, the default), or what the layers return (raw)"
+    sub.add_argument("--decode", choices=["full", "raw"], default="full", help=text)
+    text = "of the weights (default: fp32); int8 is calibrated on training images"
+    sub.add_argument("--precision", choices=["fp32", "fp16", "int8"], default="fp32", help=text)
+    text = "validation images with which the file is checked (default: 32)"
+    sub.add_argument("--check", type=values.count, default=32, metavar="N", help=text)
+    text = "largest drop of a main metric, for fp16 and int8 (default: 0.02)"
+    sub.add_argument("--max-drop", type=values.fraction, default=0.02, metavar="D", help=text)
+    _add_json(sub)
     _add_offline(sub)
 
 
@@ -302,14 +331,16 @@ def _add_search(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("gallery", metavar="GALLERY", help="a folder of images")
     _add_overrides(sub)
     sub.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    sub.add_argument("--top", type=_count, default=5, help="matches per query image (default: 5)")
+    sub.add_argument(
+        "--top", type=values.count, default=5, help="matches per query image (default: 5)"
+    )
     sub.add_argument("--head", help="the embedding head, if the model has multiple")
     _add_offline(sub)
 
 
 def _add_bench(sub: argparse.ArgumentParser) -> None:
     _add_config(sub)
-    sub.add_argument("--steps", type=_count, default=20, help="training steps (default: 20)")
+    sub.add_argument("--steps", type=values.count, default=20, help="training steps (default: 20)")
     _add_json(sub)
     _add_offline(sub)
 
@@ -340,7 +371,7 @@ def _add_data(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> N
     shapes = kinds.add_parser("shapes", parents=[debug], help=text, description=text)
     shapes.set_defaults(run=commands.data_shapes)
     shapes.add_argument("out", metavar="OUT", help="a new folder")
-    shapes.add_argument("--images", type=_count, default=600, help="how many (default: 600)")
+    shapes.add_argument("--images", type=values.count, default=600, help="how many (default: 600)")
     text = "width and height in pixels (default: 160)"
     shapes.add_argument("--size", type=int, default=160, help=text)
     shapes.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
@@ -366,7 +397,10 @@ def _add_weights(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -
     checking = add("verify", commands.weights_verify, "say what a file of weights is")
     checking.add_argument("file", metavar="FILE")
     _add_json(checking)
-    text = "write the weights of a run as a .safetensors file, with its config and classes"
+    text = (
+        "write the weights of a run as a .safetensors file, with its config and classes; for a "
+        "model as ONNX: visionkit export"
+    )
     exporting = add("export", commands.weights_export, text)
     exporting.add_argument("run_directory", metavar="RUN", help="a run or a checkpoint")
     exporting.add_argument("file", metavar="FILE.safetensors")
@@ -404,6 +438,12 @@ COMMANDS: tuple[tuple[str, Run, AddArguments, str], ...] = (
     ("report", commands.report, _add_report, "write a page on runs or result files"),
     ("predict", commands.predict, _add_predict, "run a trained model on images"),
     (
+        "export",
+        commands.export,
+        _add_export,
+        "write a model as ONNX, checked; its weights alone: visionkit weights export",
+    ),
+    (
         "search",
         commands.search,
         _add_search,
@@ -425,35 +465,3 @@ COMMANDS: tuple[tuple[str, Run, AddArguments, str], ...] = (
         "list the shipped configs and the components that a config can name",
     ),
 )
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _fraction(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"got {text}; expected a number from 0 to 1")
-
-
-def _threshold(text: str) -> float | str:
-    if text == "best" or text.startswith("p="):
-        return text
-    try:
-        return _fraction(text)
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}, best, or a precision such as p=0.9") from None
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {text}; expected an integer >= 0")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}; expected an integer >= 1")
-    return int(text)

@@ -36,6 +36,42 @@ def bench_text(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(["", *result["advice"]] if result["advice"] else [])])
 
 
+def export_text(record: Mapping[str, Any]) -> list[str]:
+    """What `visionkit export` wrote and how it was checked, in lines."""
+    if record["format"] == "bundle":
+        return [f"wrote {record['file']}: {record['bytes'] / 1e6:.1f} MB"]
+    size, seconds, check = record["size"], record["seconds"], record["check"]
+    sides = "any size" if size is None else f"{size[0]}x{size[1]} (height x width)"
+    images = " and ".join(f"{count} images of {name}" for name, count in check["images"].items())
+    lines = [
+        f"wrote {record['file']}: {record['bytes'] / 1e6:.1f} MB, {record['precision']}, images of "
+        f"{sides}, {record['batch'] or 'any number'} at once",
+        f"exported in {seconds['export']:.0f} s, checked in {seconds['check']:.0f} s on {images}",
+    ]
+    if before := record["fp32"]:
+        lines.append(
+            f"fp32: {before['bytes'] / 1e6:.1f} MB, {before['milliseconds']:.1f} ms for an image; "
+            f"{record['precision']}: {record['bytes'] / 1e6:.1f} MB, "
+            f"{record['milliseconds']:.1f} ms"
+        )
+    if check["generated"]:
+        lines.append(f"generated images replace validation data: {check['generated']}")
+    rows = [("head", "compared", "difference")]
+    for head, one in check["heads"].items():
+        rows += [(head, f"largest of {k}", f"{value:.1e}") for k, value in one["tensors"].items()]
+        if one["unit"]:
+            same = f"{one['matched']:,} of {one['total']:,} are the same"
+            rows.append((head, f"{one['unit']}s", same))
+        if one["metric"] and one["model"] == one["model"]:
+            values = f"{one['model']:.4f}, of the file {one['file']:.4f}"
+            rows.append((head, one["metric"], values))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
 def exit_code(report: CheckReport, *, strict: bool) -> int:
     """The code of the first error that would end training, else 0; `strict` counts warnings."""
     severities = {found.severity for found in report.findings}

@@ -34,6 +34,20 @@ def fit(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
     return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
 
+def fit_within(size: Size, image_size: ImageSize, limit: Size | None) -> Size:
+    """The (h, w) in a network whose input has the size `limit`; None: any size."""
+    if limit is not None and fixed_size(image_size) is not None:
+        return limit
+    height, width = fit(size, image_size)
+    if limit is None or (height <= limit[0] and width <= limit[1]):
+        return height, width
+    scale = min(limit[0] / height, limit[1] / width)
+    return (
+        min(max(1, round(height * scale)), limit[0]),
+        min(max(1, round(width * scale)), limit[1]),
+    )
+
+
 def resized(image: np.ndarray, size: Size) -> np.ndarray:
     """An image (3, h, w) uint8 at `size` (h, w), bilinear and antialiased.
 

@@ -7,17 +7,22 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 
+from visionkit.config import Config, load_config
 from visionkit.data.build import build_sources
 from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
+from visionkit.engine.export.onnx_file import read_onnx_info
 from visionkit.engine.failures import propagate_failures
+from visionkit.engine.onnx_model import OnnxPredictor, is_onnx, load_onnx
 from visionkit.engine.torch_model import Predictor, load_model
-from visionkit.errors import ConfigError, VisionkitError
+from visionkit.errors import ArgumentError, ConfigError, VisionkitError, listed
 from visionkit.metrics import comparison
 from visionkit.metrics.coco.engines import engine_version, pick_engine
 from visionkit.metrics.coco.evaluator import CocoEvaluator
@@ -26,12 +31,13 @@ from visionkit.metrics.intervals import REPLICATES, Interval
 from visionkit.metrics.parts import Part, ReportContext
 from visionkit.metrics.report import Coverage, to_record
 from visionkit.metrics.thresholds import Thresholds
+from visionkit.models.build import build_model
 from visionkit.models.contracts import checked_coverage, checked_metrics, checked_parts
 from visionkit.models.model import VisionModel
 from visionkit.runs import files
 from visionkit.runs.files import reason
 from visionkit.runs.terminal import progress_bar
-from visionkit.types import Batch, Evaluator, HeadPrediction, Loss
+from visionkit.types import Batch, Classes, Evaluator, HeadPrediction, Loss
 
 log = logging.getLogger("visionkit")
 LossRecord = tuple[float, float, float]  # sum, count and min_count of a term in a batch
@@ -71,6 +77,13 @@ class Evaluation(NamedTuple):
     evaluators: dict[str, Evaluator]
 
 
+class FileEvaluation(NamedTuple):
+    """An exported file that was evaluated."""
+
+    metrics: dict[str, float]
+    evaluators: dict[str, Evaluator]
+
+
 def evaluate_run(
     run: str | Path,
     overrides: Mapping[str, Any] | Sequence[str] = (),
@@ -85,26 +98,28 @@ def evaluate_run(
     `Coverage` for each metric that is over classes. With `intervals`, 95 % intervals by metric;
     with `analysis`, the parts of a report by head."""
     with propagate_failures():
-        found = evaluated_run(run, overrides, heads=heads, allow_plugins=allow_plugins)
-        coco = {name: e for name, e in found.evaluators.items() if isinstance(e, CocoEvaluator)}
-        facts: dict[str, Any] = {"classes": coverage_of(found.evaluators)}
+        evaluated = evaluated_file if is_onnx(run) else evaluated_run
+        found = evaluated(run, overrides, heads=heads, allow_plugins=allow_plugins)
+        metrics, evaluators = found.metrics, found.evaluators
+        coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
+        facts: dict[str, Any] = {"classes": coverage_of(evaluators)}
         if coco:
             facts["coco_engine"] = engine_version(pick_engine())
             facts["scoring"] = "; ".join(dict.fromkeys(e.rule for e in coco.values()))
         if intervals:
-            around = intervals_of(found.evaluators, found.metrics)
+            around = intervals_of(evaluators, metrics)
             facts["intervals"] = {name: [one.low, one.high] for name, one in around.items()}
         if Path(run).is_dir():
-            content = to_record(found.metrics, facts)
+            content = to_record(metrics, facts)
             collectives.on_main_rank(lambda: _write(Path(run) / "eval", content, coco))
         if analysis:
             context = ReportContext(no_images, images=0)
             facts["analysis"] = {
                 name: reported(name, evaluator, context)
-                for name, evaluator in found.evaluators.items()
+                for name, evaluator in evaluators.items()
                 if hasattr(evaluator, "report")
             }
-        return found.metrics, facts
+        return metrics, facts
 
 
 def evaluated_run(
@@ -115,19 +130,99 @@ def evaluated_run(
     allow_plugins: bool = False,
 ) -> Evaluation:
     """`evaluate`, without writing anything, and all that the metrics come from."""
+    if is_onnx(run):
+        raise ArgumentError(f"{run}: is an exported file; a report needs its run")
     collectives.setup()
     with propagate_failures():
         predictor = load_model(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
-        sources = build_sources(predictor.config, ("val",), predictor.classes)
-        for source in sources:
-            source.feeds = [head for head in source.feeds if head in predictor.heads]
-        sources = [source for source in sources if source.val is not None]
-        if not sources:
-            raise ConfigError("data: no source has a 'val' section; give data.val.images=..., ...")
+        sources = _validated(predictor.config, predictor.classes, predictor.heads)
         metrics, evaluators = evaluate_model(
             predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
         )
         return Evaluation(predictor, sources, metrics, evaluators)
+
+
+def _validated(config: Config, classes: dict[str, Classes], heads: Sequence[str]) -> list[Source]:
+    """The sources with validation data, each with those of the heads that it feeds."""
+    sources = build_sources(config, ("val",), classes)
+    for source in sources:
+        source.feeds = [head for head in source.feeds if head in heads]
+    sources = [source for source in sources if source.val is not None]
+    if not sources:
+        raise ConfigError("data: no source has a 'val' section; give data.val.images=..., ...")
+    return sources
+
+
+def evaluated_file(
+    path: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    heads: Sequence[str] | None = None,
+    allow_plugins: bool = False,
+) -> FileEvaluation:
+    """`evaluated_run` for an exported file: it predicts, from the images as they are stored, and
+    the config in it says how that is scored. `overrides` may name other data only."""
+    collectives.setup()
+    predictor, config = _opened_file(path, overrides, heads, allow_plugins=allow_plugins)
+    model = build_model(config, predictor.classes, pretrained=False)
+
+    def infer(batch: Batch, source: Source) -> Any:
+        dataset: Any = source.val
+        images = [dataset[target["position"]].image for target in batch.targets]
+        found = predictor.predict_batch([image.permute(1, 2, 0).numpy() for image in images])
+        return {head: [as_tensors(one.heads[head]) for one in found] for head in source.feeds}, {}
+
+    sources = _validated(config, predictor.classes, predictor.heads)
+    fp32 = torch.float32
+    return FileEvaluation(
+        *evaluate_model(model, sources, dtype=fp32, workers=config.workers, infer=infer)
+    )
+
+
+def as_tensors(prediction: Mapping[str, Any]) -> HeadPrediction:
+    """The prediction of an exported file, which has arrays, as evaluators take it."""
+    found: Any = {
+        key: torch.as_tensor(value) if isinstance(value, np.ndarray | np.generic) else value
+        for key, value in prediction.items()
+    }
+    return found
+
+
+def _opened_file(
+    path: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str],
+    heads: Sequence[str] | None,
+    *,
+    allow_plugins: bool,
+) -> tuple[OnnxPredictor, Config]:
+    """An exported file and the config in it, with its heads alone. ArgumentError for overrides of
+    what is fixed in the file."""
+    info = read_onnx_info(path)
+    options: Any = {"origin": path, "allow_plugins": allow_plugins}
+    before, config = (load_config(info.config, some, **options) for some in ((), overrides))
+    fixed = [k for k in ("backbone", "neck", "heads") if getattr(before, k) != getattr(config, k)]
+    fixed += [
+        f"data.{name}.{key}"
+        for name, spec in config.data.items()
+        for key in ("feeds", "value_range")
+        if getattr(spec, key) != getattr(before.data[name], key)
+    ]
+    if fixed:
+        hint = "give another value to visionkit export"
+        raise ArgumentError(f"{path}: {listed(fixed)}: fixed in an exported file; {hint}")
+    sizes = {name: spec.image_size for name, spec in config.data.items()}
+    changed = {size for name, size in sizes.items() if size != before.data[name].image_size}
+    settings: dict[str, Any] = {"train.device": config.train.device}
+    for size in changed:
+        settings["data.image_size"] = size
+    predictor = load_onnx(path, settings, heads=heads)
+    feeds = {n: [h for h in s.feeds if h in predictor.heads] for n, s in config.data.items()}
+    return predictor, replace(
+        config,
+        weights=None,
+        heads={head: config.heads[head] for head in info.heads},
+        data={n: replace(config.data[n], feeds=own) for n, own in feeds.items() if own},
+    )
 
 
 def coverage_of(evaluators: Mapping[str, Evaluator]) -> dict[str, Coverage]:

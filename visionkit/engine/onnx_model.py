@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 
-from visionkit.config.config import SourceConfig, fixed_size
+from visionkit.config.config import SourceConfig
 from visionkit.config.schema import convert, expected
 from visionkit.config.yaml import parse
 from visionkit.data.image_io import read_array, to_array
-from visionkit.data.resize import ImageSize, fit, resized, resized_floats
+from visionkit.data.resize import ImageSize, fit_within, resized, resized_floats
 from visionkit.engine.export.metadata import HeadInfo
 from visionkit.engine.export.onnx_file import is_onnx, read_onnx_info
 from visionkit.engine.predictor import BasePredictor, ImageInput, chosen, file_of
@@ -78,16 +78,16 @@ class OnnxPredictor(BasePredictor):
         self._image_size = {
             h: one.image_size if image_size is None else image_size for h, one in known.items()
         }
-        self._session = _session(self.path, providers, self.threads)
-        self._takes_sizes = "sizes" in _input_names(self._session)
+        self.session = open_session(self.path, providers, self.threads)
+        self._takes_sizes = "sizes" in _input_names(self.session)
         self._check_outputs()
         self.draw_threshold = self._default_threshold()
 
     def _check_outputs(self) -> None:
-        given = {one.name for one in self._session.get_outputs()}
+        given = {one.name for one in self.session.get_outputs()}
         missing = [name for h, i in self.info.heads.items() for name in _outputs(h, i)]
         missing = [name for name in missing if name not in given]
-        if missing or "images" not in _input_names(self._session):
+        if missing or "images" not in _input_names(self.session):
             what = f"has no output {missing[0]!r}" if missing else "has no input 'images'"
             raise CheckpointError(f"{self.path}: {what}, unlike its metadata says: export it again")
 
@@ -111,7 +111,7 @@ class OnnxPredictor(BasePredictor):
 
     def __repr__(self) -> str:
         """Where it runs, and each head with its classes, on one line each."""
-        provider = self._session.get_providers()[0]
+        provider = self.session.get_providers()[0]
         return self._titled(
             f"OnnxPredictor of {self.info.name!r} ({provider}, {self.info.precision})",
             [
@@ -136,7 +136,8 @@ class OnnxPredictor(BasePredictor):
         results: list[dict[str, dict[str, Any]]] = [{} for _ in images]
         for rule in dict.fromkeys(self._image_size[head] for head in self.heads):
             heads = [head for head in self.heads if self._image_size[head] == rule]
-            small = [resized(image, self._network_size(image.shape[1:], rule)) for image in images]
+            sizes = [fit_within(image.shape[1:], rule, self.info.size) for image in images]
+            small = [resized(*pair) for pair in zip(images, sizes, strict=True)]
             padded = self._padded([image.shape[1:] for image in small])
             sources = {name: None for h in heads for name in (h, self._boxes_from(h)) if name}
             names = [n for head in sources for n in _outputs(head, self.info.heads[head])]
@@ -146,20 +147,6 @@ class OnnxPredictor(BasePredictor):
                 for head in heads:
                     result[head] = self._decoded(head, row, place)
         return results
-
-    def _network_size(self, orig: Size, rule: ImageSize) -> Size:
-        """The (h, w) of an image in the network: by the rule, but within a fixed input."""
-        fixed = self.info.size
-        if fixed is not None and fixed_size(rule) is not None:
-            return fixed
-        height, width = fit(orig, rule)
-        if fixed is None or (height <= fixed[0] and width <= fixed[1]):
-            return height, width
-        scale = min(fixed[0] / height, fixed[1] / width)
-        return (
-            min(max(1, round(height * scale)), fixed[0]),
-            min(max(1, round(width * scale)), fixed[1]),
-        )
 
     def _padded(self, sizes: Sequence[Size]) -> Size:
         """The (h, w) of an input for images of these sizes."""
@@ -184,7 +171,7 @@ class OnnxPredictor(BasePredictor):
                 slot[:, : valid[0], : valid[1]] = image
             feeds = {"images": pixels} | ({"sizes": sizes} if self._takes_sizes else {})
             try:
-                found = self._session.run(names, feeds)
+                found = self.session.run(names, feeds)
             except Exception as error:  # onnxruntime raises its own kinds
                 raise CheckpointError(
                     f"{self.path}: onnxruntime cannot run it with images {pixels.shape}: "
@@ -288,7 +275,8 @@ def _parsed(overrides: Any) -> list[tuple[str, Any]]:
         raise ConfigError(f"overrides: {error}") from error
 
 
-def _session(path: Path, providers: Sequence[str], threads: int) -> Any:
+def open_session(path: Path, providers: Sequence[str] = (CPU,), threads: int | None = None) -> Any:
+    """The file in onnxruntime."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -300,7 +288,8 @@ def _session(path: Path, providers: Sequence[str], threads: int) -> Any:
         have = ", ".join(onnxruntime.get_available_providers())
         raise ConfigError(f"{path}: this onnxruntime has no {missing[0]}; it has {have}")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.intra_op_num_threads = threads or _default_threads()
+    options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors: it warns of what nobody can change
     try:
         return onnxruntime.InferenceSession(path, options, providers=[*providers])

@@ -27,7 +27,7 @@ TENSORS = 1e-4  # relative to the largest value, at least 1
 MATCHED = 0.995
 COSINE = 1e-4  # below 1
 LEVELS = 1  # of 255, by which a pixel may be rounded
-OF_ROWS = ("boxes", "scores", "masks", "attributes")  # a row is of an object
+OF_ROWS = ("boxes", "scores", "masks", "attributes")  # outputs with a row for each object
 
 
 def match_rows(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -61,18 +61,18 @@ def tensor_differences(
     """The largest difference of each floating-point output of a head, relative to its largest
     value, which counts as at least 1. Infinite for another shape, or NaN in one of the two.
 
-    Outputs of objects, where `count` (N,) says how many rows are some, are compared row by row
-    after `match_rows`, since rounding may change their order; rows without a match are left to the
-    comparison of objects.
+    Rows of objects, `count` (N,) of them or all, are compared after `match_rows`, since rounding
+    may change their order; rows without a match are left to the comparison of objects.
     """
     names = [n for n, value in expected.items() if np.issubdtype(value.dtype, np.floating)]
-    of_rows = [n for n in names if n in OF_ROWS] if "count" in expected else []
+    of_rows = [n for n in names if n in OF_ROWS] if has_rows(expected) else []
     differences = {
         name: _difference(expected[name], found[name]) if name in found else math.inf
         for name in names
         if name not in of_rows
     }
-    for ours, theirs in zip(_objects(expected), _objects(found), strict=True) if of_rows else ():
+    pairs = zip(rows_of(expected), rows_of(found), strict=True) if of_rows else ()
+    for ours, theirs in pairs:
         match = match_rows(ours, theirs)
         rows, columns = np.flatnonzero(match >= 0), match[match >= 0]
         for name in of_rows:
@@ -83,10 +83,17 @@ def tensor_differences(
     return {name: differences[name] for name in names}
 
 
-def _objects(outputs: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """The rows of each image that are objects."""
+def has_rows(outputs: Mapping[str, np.ndarray]) -> bool:
+    """Whether they are of objects."""
+    return {"boxes", "scores"} <= outputs.keys()
+
+
+def rows_of(outputs: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """The objects of each image: `boxes` and what else there is of each."""
     names = [name for name in outputs if name in (*OF_ROWS, "labels")]
-    return [{n: outputs[n][i, :count] for n in names} for i, count in enumerate(outputs["count"])]
+    most = outputs["boxes"].shape[:2]
+    counts = outputs.get("count", np.full(most[0], most[1]))
+    return [{n: outputs[n][i, :count] for n in names} for i, count in enumerate(counts)]
 
 
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:
@@ -214,6 +221,17 @@ class HeadComparison:
     def share(self) -> float:
         """Of what matches; 1 if there is nothing."""
         return self.matched / self.total if self.total else 1.0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether objects were compared, but there was none."""
+        return self.unit == "object" and not self.total
+
+    def take(self, other: HeadComparison) -> None:
+        """Add what was compared elsewhere; the metric stays."""
+        self.add_tensors(other.tensors)
+        self.matched, self.total = self.matched + other.matched, self.total + other.total
+        self.worst = min(self.worst, other.worst, key=lambda one: one[1])
 
     @property
     def drop(self) -> float:

@@ -214,7 +214,7 @@ def _make_sizes_optional(proto: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within, torch's progress and warnings are not shown; errors are raised as ever."""
+    """Within, torch's progress and warnings are not shown; errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,0 +1,54 @@
+"""What the values of options mean: each function is the `type` of an argparse option."""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import suppress
+
+
+def names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def fraction(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"got {text}; expected a number from 0 to 1")
+
+
+def threshold(text: str) -> float | str:
+    if text == "best" or text.startswith("p="):
+        return text
+    try:
+        return fraction(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, best, or a precision such as p=0.9") from None
+
+
+def size(text: str) -> tuple[int, int]:
+    sides = text.split(",")
+    if len(sides) != 2 or not all(side.strip().isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(f"got {text}; expected H,W such as 480,640")
+    return int(sides[0]), int(sides[1])
+
+
+def batch(text: str) -> int | None:
+    if text == "dynamic":
+        return None
+    try:
+        return count(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or dynamic") from None
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text}; expected an integer >= 0")
+    return int(text)
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}; expected an integer >= 1")
+    return int(text)
