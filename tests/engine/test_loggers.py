@@ -78,7 +78,12 @@ def test_a_logger_gets_what_metrics_jsonl_gets(tmp_path):
 def test_images_of_training_and_validation_are_logged(tmp_path):
     train(config(RECORDER, plots=True), {"output": str(tmp_path / "run")})
     images = [(step, [*found]) for name, step, found in CALLS[1:-1] if name == "images"]
-    assert images[0] == (0, ["train_main"]) and images[-1] == (3, ["val_main"])
+    assert images[0] == (0, ["train_main_1"]) and images[-1] == (3, ["val_main"])
+    assert [(step, *names) for step, names in images if names[0].startswith("train")] == [
+        (0, "train_main_1"),
+        (1, "train_main_2"),
+        (2, "train_main_3"),
+    ]
 
 
 @pytest.mark.parametrize("method", ["begin", "scalars", "end"])
@@ -149,7 +154,7 @@ def test_tensorboard_reads_back_what_metrics_jsonl_has(tmp_path):
     assert {*found.Tags()["scalars"]} == {*expected}
     for name, values in expected.items():
         assert [(e.step, np.float32(e.value)) for e in found.Scalars(name)] == values, name
-    assert {"train_main", "val_main"} <= {*found.Tags()["images"]}
+    assert {"train_main_1", "train_main_3", "val_main"} <= {*found.Tags()["images"]}
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def files(tmp_path):
         image["file_name"] = f"{image['id']}.png"
         Image.new("RGB", (120, 100), (90, 90, 90)).save(tmp_path / "images" / image["file_name"])
     rng = np.random.default_rng(0)
-    worse = [r for r in results if rng.random() < 0.5]
+    worse = [r for r in results if rng.random() < 0.2]
     for name, content in (("gt", truth), ("a", worse), ("b", results)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     return tmp_path
@@ -52,6 +52,24 @@ def test_two_files_are_compared(files):
     assert page.summary[0].startswith("B is better: +")
     same = report_files(files / "gt.json", [names[0]] * 2, replicates=50)[1]["differences"]
     assert all(one == {"value": 0, "low": 0, "high": 0} for one in same.values())
+
+
+def test_the_images_of_two_files_are_side_by_side(files):
+    names = [files / "a.json", files / "b.json"]
+    options = {"images": files / "images", "count": 3, "replicates": 0}
+    page, _ = report_files(files / "gt.json", names, **options)
+    worst = [
+        part for section in page.sections for part in section.parts if part.title == "Worst images"
+    ]
+    assert [len(part.images) for part in worst] == [3, 3]
+    for part, letters in zip(worst, ("AB", "BA"), strict=True):
+        for shown in part.images:
+            (other,) = shown.others
+            assert other.image_id == shown.image_id and other.marks != shown.marks
+            assert [one.caption[:3] for one in (shown, other)] == [f"{x}: " for x in letters]
+    alone, _ = report_files(files / "gt.json", names[:1], **options)
+    assert not any(one.others for one in alone.sections[1].parts[-2].images)
+    assert render(page, "1").count("<img ") >= 12
 
 
 @pytest.mark.parametrize("iou_type", ["bbox", "segm"])

@@ -3,10 +3,10 @@ something."""
 
 import copy
 import json
-import logging
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from support.pages import EVIL, Parsed
@@ -15,11 +15,13 @@ from support.small_runs import SMALL_RUNS, TASKS, joint
 from visionkit.cli.main import main
 from visionkit.engine import report_runs
 from visionkit.engine.evaluate import evaluate, evaluated_run
+from visionkit.engine.progress import Best
 from visionkit.engine.reporting import report
 from visionkit.engine.train import train
 from visionkit.errors import ArgumentError, ConfigError, DataError
 from visionkit.metrics.intervals import FEWEST, REPLICATES
 from visionkit.metrics.parts import Bars, Chart, Gallery, Matrix, Series, Table, Text
+from visionkit.visualization.html import render
 
 USAGE, DATA, CHECKPOINT = 2, 3, 4
 DETECTION = [
@@ -134,6 +136,17 @@ def test_a_run_against_itself_differs_by_nothing(runs, tmp_path):
     assert "0 settings differ." in titles(parsed)
 
 
+def test_the_page_on_several_runs_is_here_unless_out_names_it(runs, tmp_path, monkeypatch, capsys):
+    run = str(runs("classification"))
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", run, run, "--bootstrap", "0", "--images", "1"]) == 0
+    assert "wrote comparison.html" in capsys.readouterr().out
+    assert "Differences" in titles(Parsed((tmp_path / "comparison.html").read_text()))
+    (tmp_path / "comparison.html").write_text("<html>mine")
+    assert main(["report", run, run, "--bootstrap", "0"]) == USAGE
+    assert (tmp_path / "comparison.html").read_text() == "<html>mine"
+
+
 def test_what_two_runs_differ_in_is_shown(runs, tmp_path):
     run = runs("classification")
     other = trained(tmp_path, "classification", lr=0.5)
@@ -144,6 +157,31 @@ def test_what_two_runs_differ_in_is_shown(runs, tmp_path):
     words = titles(parsed)
     assert words[words.index("differs") - 3] in ("output", "train.lr")
     assert words.count("differs") == 1 + words.count("output")
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "embedding"])  # all found
+def test_two_runs_show_the_same_images_side_by_side(runs, tmp_path, task):
+    """Each image of a gallery, with what the other run makes of it next to it."""
+    run = runs(task)
+    for name in "ab":
+        shutil.copytree(run, tmp_path / name)
+    pair = [tmp_path / "a", tmp_path / "b"]
+    page, _ = report_runs.report_runs(pair, images=4, replicates=0)
+    galleries = [
+        part
+        for section in page.sections
+        for part in section.parts
+        if isinstance(part, Gallery) and "Predictions" not in part.title
+    ]
+    assert sum(len(part.images) for part in galleries) >= 4
+    for part in galleries:
+        assert len(part.images) <= 2
+        for shown in part.images:
+            (other,) = shown.others
+            assert other.image_id == shown.image_id and other.neighbors == shown.neighbors
+            assert other.caption[3:] == shown.caption[3:]  # the same model
+            assert {other.caption[:3], shown.caption[:3]} == {"A: ", "B: "}
+    assert '<div class="row">' in render(page, "1")
 
 
 def test_three_runs_are_each_compared_with_the_first(runs, tmp_path):
@@ -333,16 +371,48 @@ def test_a_failure_of_the_report_is_told_and_does_not_end_the_run(tmp_path, monk
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
 
 
-def test_a_resumed_run_whose_best_validation_was_before_says_how_to_get_one(tmp_path, caplog):
-    spec = config("classification", report=True, validate=False)
-    spec["train"]["validate"] = 1
-    run = train(spec, {"output": str(tmp_path / "run")}).directory
-    (run / "report.html").unlink()
-    caplog.set_level(logging.INFO, logger="visionkit")
-    again = {"output": str(run), "train.steps": 4, "train.validate": False}
-    train(spec, again, resume=True)
-    assert not (run / "report.html").exists()
-    assert main(["report", str(run), "--bootstrap", "0"]) == 0
+def earlier_is_better(monkeypatch):
+    """Let the first validation of a run be its best."""
+    scores = iter(range(100, 0, -1))
+    monkeypatch.setattr(Best, "score", lambda *_: float(next(scores)))
+
+
+def resumed(folder):
+    """A run whose best validation was before it was resumed."""
+    spec = config("classification", report=True, validate=1)
+    run = train(spec, {"output": f"{folder}/run"}).directory
+    train(spec, {"output": str(run), "train.steps": 4}, resume=True)
+    return run
+
+
+def test_a_resumed_run_whose_best_validation_was_before_is_evaluated_again(tmp_path, monkeypatch):
+    earlier_is_better(monkeypatch)
+    run = resumed(tmp_path)
+    best = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    assert best["step"] < 3
+    at_the_end = (run / "report.html").read_text()
+    assert f"{best['metrics']['classification/top1']:.3f}" in titles(Parsed(at_the_end))
+    page_of(run, out=tmp_path / "again.html", bootstrap=REPLICATES, images=24)
+    assert (tmp_path / "again.html").read_text() == at_the_end
+
+
+def test_a_failure_of_that_evaluation_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    earlier_is_better(monkeypatch)
+    monkeypatch.setattr(report_runs, "evaluate_model", lambda *_, **__: 1 / 0)
+    run = resumed(tmp_path)
+    assert "the report failed: ZeroDivisionError" in caplog.text
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def resumed_with_report(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        earlier_is_better(patch)
+        resumed(folder)
+
+
+def test_two_ranks_evaluate_the_best_checkpoint_again(tmp_path):
+    assert on_ranks(2, resumed_with_report, str(tmp_path), folder=tmp_path) == [None, None]
+    assert "Confusion" in titles(Parsed((tmp_path / "run" / "report.html").read_text()))
 
 
 def train_with_report(folder):

@@ -1,6 +1,7 @@
 """Metrics of semantic maps against loops and numbers worked out by hand."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from visionkit.errors import DataError
 from visionkit.metrics.confusion import ConfusionMatrix
+from visionkit.metrics.parts import Gallery, ReportContext
 from visionkit.types import Batch
 
 CLASSES = ["background", "cat", "dog"]
@@ -151,3 +153,48 @@ def test_without_them_the_prediction_is_brought_to_the_map_of_the_batch():
 def test_a_value_beyond_the_classes_is_an_error():
     with pytest.raises(DataError, match="image 1: the semantic map has the value 7"):
         update(ConfusionMatrix(CLASSES), [[0, 7]], [[0, 0]])
+
+
+class Maps:
+    """A dataset of one image; its map is that of a sample unless it can give that alone."""
+
+    def __init__(self, truth, *, alone):
+        self.truth, self.image_ids = torch.as_tensor(truth, dtype=torch.uint8), np.array([1])
+        if alone:
+            self.semantic_truth = lambda id_: {1: self.truth}[id_]
+
+    def __getitem__(self, index):
+        return SimpleNamespace(semantic=[self.truth][index])
+
+
+def difference(dataset, truth, found, **more):
+    """The difference map of the only image in the report."""
+    metric = ConfusionMatrix(CLASSES, dataset)
+    update(metric, truth, found, **more)
+    prediction = {"semantic": torch.as_tensor(found, dtype=torch.uint8)}
+    context = ReportContext(lambda _: (None, prediction))
+    (gallery,) = (part for part in metric.report(context) if isinstance(part, Gallery))
+    (shown,) = gallery.images
+    return shown, gallery.note
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_report_shows_which_pixels_are_right(alone):
+    truth, found = [[0, 1, 2, 255]], [[0, 1, 1, 1]]
+    shown, note = difference(Maps(truth, alone=alone), truth, found)
+    assert shown.label_map.tolist() == [[1, 1, 2, 0]]
+    assert shown.caption == "66.7% of the pixels are right" and "one class" not in note
+
+
+def test_classes_that_are_not_labeled_are_one_in_the_difference_map():
+    """As they are counted: only cat is labeled, so dog for background is right."""
+    truth, found = [[0, 0, 0, 1, 1, 255]], [[2, 0, 1, 1, 2, 0]]
+    labeled = torch.tensor([False, True, False])
+    shown, note = difference(Maps(truth, alone=True), truth, found, semantic_labeled=labeled)
+    assert shown.label_map.tolist() == [[1, 1, 2, 1, 2, 0]]
+    assert shown.caption == "60.0% of the pixels are right"
+    assert "Classes that are not labeled in an image count as one class there." in note
+
+
+def test_without_a_dataset_the_image_is_shown_alone():
+    assert difference(None, [[0, 1]], [[0, 2]])[0].label_map is None

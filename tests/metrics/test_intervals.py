@@ -13,11 +13,13 @@ from visionkit.metrics.coco.matches import IOUS, Matches, match_objects
 from visionkit.metrics.coco.report import resampled
 from visionkit.metrics.comparison import Subject, check_same, differences, intervals
 from visionkit.metrics.intervals import (
-    Interval,
+    GROUPS,
+    Samples,
     average_precision,
     interval,
     mean_over,
     replicate_weights,
+    weights_without,
 )
 
 
@@ -86,18 +88,55 @@ def test_replicates_have_as_many_images_as_the_dataset_and_follow_the_seed():
 def test_an_interval_of_a_mean_is_that_of_the_normal_distribution():
     rng = np.random.default_rng(0)
     values = rng.normal(5, 2, 400)
-    found = interval(values.mean(), mean_over(replicate_weights(400, 4000), values, np.ones(400)))
+    weights = replicate_weights(400, 4000), weights_without(400)
+    found = interval(
+        values.mean(), Samples(*(mean_over(w, values, np.ones(400)) for w in weights), 400)
+    )
     error = 1.96 * values.std() / 20
-    assert found.low == pytest.approx(values.mean() - error, abs=0.02)
-    assert found.high == pytest.approx(values.mean() + error, abs=0.02)
+    assert found.low == pytest.approx(values.mean() - error, abs=0.04)
+    assert found.high == pytest.approx(values.mean() + error, abs=0.04)
 
 
 def test_intervals_contain_the_value_and_skip_undefined_replicates():
-    assert interval(0.5, np.array([0.5, 0.5, np.nan])) == (0.5, 0.5, 0.5)
-    low, high = interval(0.1, np.linspace(0.5, 0.9, 100))[1:]
-    assert low == 0.1 and 0.5 <= high <= 0.9
-    assert np.isnan(interval(0.5, np.array([np.nan]))[1:]).all()
-    assert np.isnan(interval(np.nan, np.array([1.0]))[1:]).all()
+    def of(value, *replicates, **options):
+        return interval(value, Samples(np.array(replicates), np.array([np.nan]), 50), **options)
+
+    assert of(0.5, 0.5, 0.5, np.nan) == (0.5, 0.5, 0.5)
+    low, high = of(0.1, *np.linspace(0.5, 0.9, 100))[1:]
+    assert 0 < low < 0.1 < high < 1
+    assert np.isnan(of(0.5, np.nan)[1:]).all()
+    assert np.isnan(of(np.nan, 1.0)[1:]).all()
+    assert np.isnan(of(1.0, 1.0, 1.0)[1:]).all()  # as certain as the next image
+    assert of(0.0, 0.0, 0.0, bounded=False) == (0, 0, 0)  # a difference
+    assert of(30.0, 29.0, 31.0)[1] < 29 and of(30.0, 29.0, 31.0)[2] > 31  # decibels
+
+
+def test_an_interval_by_hand():
+    """The mean of the replicates is 0.01 too high, so the center is 0.58."""
+    replicates, without = np.array([0.51, 0.71, 0.61, 0.61]), np.array([0.61, 0.59])
+    found = interval(0.6, Samples(replicates, without, 50))
+    error = np.sqrt(0.02 / 4 * 50 / 49)  # the jackknife's is 0.01
+    reach = students_t(49) * error / (0.58 * 0.42)
+    logit = np.log(0.58 / 0.42)
+    assert found.low == pytest.approx(1 / (1 + np.exp(reach - logit)), abs=1e-5)
+    assert found.high == pytest.approx(1 / (1 + np.exp(-reach - logit)), abs=1e-5)
+    other = interval(0.6, Samples(replicates, np.array([0.8, 0.4]), 50), bounded=False)
+    assert other.high == pytest.approx(0.58 + students_t(49) * 0.2, abs=1e-5)
+
+
+def students_t(freedom):
+    """scipy.stats.t.ppf(0.975, freedom)."""
+    return {49: 2.0095752, 19: 2.0930241}[freedom]
+
+
+def test_the_jackknife_leaves_out_each_image_once():
+    weights = weights_without(50)
+    assert weights.shape == (GROUPS, 50) and (weights.sum(0) == GROUPS - 1).all()
+    values = np.random.default_rng(0).random(GROUPS * 3)
+    means = mean_over(weights_without(len(values)), values, np.ones(len(values)))
+    groups = values.reshape(3, GROUPS).mean(0)  # the error of a mean of equal groups
+    found = Samples(np.zeros(1), means, len(values)).error()
+    assert found == pytest.approx(groups.std(ddof=1) / np.sqrt(GROUPS))
 
 
 def test_a_mean_leaves_out_images_that_do_not_count():
@@ -164,14 +203,14 @@ def test_what_was_evaluated_on_other_data_is_not_compared(change, message):
         check_same(Subject(**same), Subject(**{**same, **change}))
 
 
-def simulated(images, rng):
+def simulated(images, rng, detected=0.8, iou=0.78):
     """Detections of three classes in images of different difficulty, as if they were matched."""
     parts = []
     for rate in (2.0, 1.0, 4.0):
         ease = rng.normal(0, 0.7, images)
         there = np.repeat(np.arange(images), rng.poisson(rate, images))
-        found = there[rng.random(len(there)) < 0.8]
-        ious = rng.normal(0.78, 0.12, len(found)) + 0.05 * ease[found]
+        found = there[rng.random(len(there)) < detected]
+        ious = rng.normal(iou, 0.12, len(found)) + 0.05 * ease[found]
         wrong = np.repeat(np.arange(images), rng.poisson(1.5, images))
         scores = [rng.normal(1, 1, len(found)) + ease[found] / 2, rng.normal(-0.5, 1, len(wrong))]
         hits = np.zeros((len(IOUS), len(found) + len(wrong)), bool)
@@ -196,20 +235,65 @@ def simulated(images, rng):
     )
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(reason="about 92 % do: AP itself is a little too high in a small set")
-def test_95_percent_of_intervals_contain_the_true_ap():
-    rng = np.random.default_rng(0)
-    images, inside = 100, 0
-    large = simulated(60_000, rng)
-    true = resampled(large, np.ones((1, 60_000), np.int32))["AP"][0]
+class Simulated:
+    """An evaluator of simulated detections."""
+
+    def __init__(self, matches, images):
+        self.matches, self.images = matches, images
+
+    def image_ids(self):
+        return np.arange(self.images)
+
+    def resampled(self, weights):
+        return resampled(self.matches, weights)
+
+
+def metrics_of(matches, images):
+    found = resampled(matches, np.ones((1, images), np.int32))
+    return {name: values[0] for name, values in found.items()}
+
+
+def contained(images, name, replicates, **quality):
+    """The share of 200 simulated datasets whose interval of a metric contains the true value, and
+    the mean width."""
+    rng, large, inside, widths = np.random.default_rng(0), 60_000, 0, []
+    # The mean of some large sets: in one alone the last of COCO's recalls is reached by chance.
+    many = [metrics_of(simulated(large, rng, **quality), large)[name] for _ in range(8)]
+    true = np.mean(many)
     for seed in range(200):
-        matches = simulated(images, rng)
-        value = resampled(matches, np.ones((1, images), np.int32))["AP"][0]
-        weights = replicate_weights(images, 400, seed)
-        found: Interval = interval(value, resampled(matches, weights)["AP"])
+        matches = simulated(images, rng, **quality)
+        metrics = metrics_of(matches, images)
+        found = intervals(Simulated(matches, images), metrics, replicates, seed)[name]
         inside += found.low <= true <= found.high
-    assert 0.92 <= inside / 200 <= 0.98
+        widths.append(found.high - found.low)
+    return inside / 200, np.mean(widths)
+
+
+@pytest.mark.slow
+def test_95_percent_of_intervals_contain_the_true_ap():
+    share, width = contained(100, "AP", 400)
+    assert 0.92 <= share <= 0.98
+    assert 0.05 < width < 0.075  # 1.1 times that of percentiles, of which 86 % do
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("images", [30, 100, 300])
+@pytest.mark.parametrize("name", ["AP", "AP50", "AP/c"])
+@pytest.mark.parametrize("quality", [{}, {"detected": 0.5, "iou": 0.66}])
+def test_they_do_for_small_and_larger_datasets(images, name, quality):
+    assert 0.92 <= contained(images, name, 200, **quality)[0] <= 0.985
+
+
+@pytest.mark.parametrize(("images", "true"), [(20, 0.4), (20, 0.9), (50, 0.97)])
+def test_95_percent_of_intervals_contain_the_true_accuracy(images, true):
+    """Also of one near 1, of which percentiles contain half."""
+    rng, inside, given = np.random.default_rng(3), 0, 0
+    for seed in range(200):
+        one = Constant(rng.random(images) < true)
+        found = intervals(one, {"m": one.values.mean()}, 200, seed)["m"]
+        inside += found.low <= true <= found.high
+        given += found.low == found.low
+    assert 0.92 <= inside / given <= 0.99
 
 
 def test_many_images_are_resampled_in_pieces_with_the_same_result(monkeypatch):

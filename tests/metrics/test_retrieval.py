@@ -10,6 +10,7 @@ import torch
 
 from visionkit.errors import DivergedError
 from visionkit.metrics import retrieval
+from visionkit.metrics.parts import ReportContext
 from visionkit.metrics.retrieval import Retrieval
 from visionkit.types import Batch
 
@@ -132,3 +133,13 @@ def test_thousands_of_images_take_seconds():
     start = time.perf_counter()
     found = scores(centers[identities] + 0.1 * rng.normal(size=(3000, 32)), identities)
     assert found["recall@1"] == 1 and time.perf_counter() - start < 10
+
+
+def test_the_report_has_failed_queries_or_those_that_another_model_shows():
+    """On a circle the query 0 (a) and 40 (a) find b first; both b find each other."""
+    evaluator = feed(Retrieval(), at(0, 10, 15, 40), [0, 1, 1, 0])
+    (failed,) = evaluator.report(ReportContext(lambda _: None))
+    assert [(one.image_id, one.neighbors[0]) for one in failed.images] == [(0, 1), (3, 2)]
+    (chosen,) = evaluator.report(ReportContext(lambda _: None, only=frozenset({1, 3})))
+    assert [(one.image_id, one.neighbors[0]) for one in chosen.images] == [(3, 2), (1, 2)]
+    assert chosen.note.startswith("2 of 4 queries.")

@@ -269,7 +269,8 @@ def _add_report(sub: argparse.ArgumentParser) -> None:
     text = "COCO results to report on, without a model; twice: compare both"
     sub.add_argument("--pred", metavar="FILE", action="append", default=[], help=text)
     sub.add_argument("--type", choices=["bbox", "segm"], help="boxes (default) or masks")
-    sub.add_argument("--out", metavar="FILE.html", help="the page (default: RUN/report.html)")
+    text = "the page (default: RUN/report.html; of several runs comparison.html, here)"
+    sub.add_argument("--out", metavar="FILE.html", help=text)
     sub.add_argument("--json", metavar="FILE", help="write the numbers to a file, too")
     text = "images of a gallery (default: 24); with --gt also the folder of the images"
     sub.add_argument("--images", action="append", default=[], metavar="N|DIR", help=text)

@@ -23,7 +23,7 @@ from visionkit.metrics.coco.ground_truth import IouType, ScoredTruth
 from visionkit.metrics.coco.report import DetectionReport
 from visionkit.metrics.comparison import TOO_FEW, Difference, differences, intervals
 from visionkit.metrics.intervals import FEWEST, REPLICATES, Interval
-from visionkit.metrics.parts import Row, Table
+from visionkit.metrics.parts import Row, Table, shown_ids, with_others
 from visionkit.visualization.html import Headline, Page, Section
 
 HEADLINE = ("AP", "AP50", "AP75")
@@ -74,7 +74,11 @@ def report_files(
     for (letter, one), path in zip(reports.items(), results, strict=True):
         title = f"{letter}: {Path(path).name}" if len(reports) > 1 else Path(path).name
         note = one.without and f"Without {one.without}: {install_hint('fast')}"
-        sections.append(Section(title, one.parts(), note, opener, names))
+        parts = one.parts()
+        others = {key: [it.worst(shown_ids(parts))] for key, it in reports.items() if it is not one}
+        if others and opener is not None:
+            parts = with_others(letter, parts, others)
+        sections.append(Section(title, parts, note, opener, names))
     page = Page(
         f"{iou_type} detections in {Path(results[0]).name}",
         sections,

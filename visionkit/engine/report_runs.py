@@ -6,7 +6,7 @@ import logging
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
 from visionkit.engine.evaluate import (
     Evaluation,
+    evaluate_model,
     evaluated_run,
     intervals_of,
     no_images,
@@ -44,7 +45,16 @@ from visionkit.metrics.comparison import (
     differences,
 )
 from visionkit.metrics.intervals import REPLICATES, Interval
-from visionkit.metrics.parts import Gallery, Part, ReportContext, Row, Shown, Table
+from visionkit.metrics.parts import (
+    Gallery,
+    Part,
+    ReportContext,
+    Row,
+    Shown,
+    Table,
+    shown_ids,
+    with_others,
+)
 from visionkit.metrics.thresholds import Thresholds
 from visionkit.runs import directory, files
 from visionkit.types import Dataset
@@ -153,7 +163,7 @@ def report_of(
             between[f"{other.name}/{head}"] = found
             titled = comparison_section(found, (first.name, other.name))
             sections.append(Section(f"{titled.title}: {head}", titled.parts))
-    sections += [section for one in reports for section in _heads(one, images // len(reports), iou)]
+    sections += _heads(reports, images // len(reports), iou)
     sections += _about(reports)
     page = Page(
         ", ".join(one.run.name for one in reports),
@@ -172,23 +182,33 @@ def report_of(
 
 
 def write_report(state: TrainingState, sources: list[Source]) -> None:
-    """Write RUN/report.html at the end of training, from the evaluation of the best checkpoint. A
-    failure is logged; it never ends the run."""
+    """Write RUN/report.html at the end of training, from the evaluation of the best checkpoint. If
+    that was before the run was resumed, it is evaluated again, by all ranks.
+
+    A failure is logged and does not end the run, unless other ranks wait for this one."""
     from visionkit.engine.torch_model import load_model
 
-    if collectives.rank() != 0:
-        return
-    if not state.evaluators:  # the best validation was before the run was resumed
-        log.info("visionkit report %s writes the report", state.run)
+    again = not state.evaluators
+    if collectives.rank() != 0 and not again:
         return
     try:
         predictor = load_model(state.run, fold=False, allow_plugins=True)
-        metrics = state.progress.metrics
-        found = Evaluation(predictor, sources, metrics, state.evaluators)
+        found = Evaluation(predictor, sources, state.progress.metrics, state.evaluators)
+        if again:
+            log.info("%s: evaluating the best checkpoint again, for its report", state.run)
+            workers = predictor.config.workers
+            measured = evaluate_model(
+                predictor.model, sources, dtype=predictor.dtype, workers=workers
+            )
+            found = Evaluation(predictor, sources, *measured)
+        if collectives.rank() != 0:
+            return
         page, _ = report_of([Report("", state.run, found, REPLICATES)])
         page.banners.clear()  # the run is not marked as finished yet
         files.write_text(state.run / "report.html", render(page, package_version()))
     except Exception as error:  # of any kind: the run matters more
+        if again and collectives.world_size() > 1:
+            raise
         log.warning("%s: the report failed: %s: %s", state.run, type(error).__name__, error)
 
 
@@ -277,24 +297,48 @@ def _unfinished(one: Report) -> list[str]:
     return [f"{one.run}: this run is {state}, not finished, {where}: {status.get('reason') or ''}"]
 
 
-def _heads(one: Report, images: int, iou: float) -> list[Section]:
-    """A section for each head: what its evaluator reports, or its metrics alone."""
+def _heads(reports: Sequence[Report], images: int, iou: float) -> list[Section]:
+    """A section for each head of each run: what its evaluator reports, or its metrics alone. The
+    images of a gallery have next to them what the other runs make of them."""
+    opened = {
+        (one.name, head): _Images(one, head, one.dataset(head))
+        for one in reports
+        for head in one.heads
+    }
+
+    def parts_of(one: Report, head: str, only: frozenset[int] | None = None) -> list[Part]:
+        predicted = opened[one.name, head].predicted
+        context = one.context(head, predicted, images, iou)
+        return _parts(one, head, replace(context, only=only))
+
+    parts = {(one.name, head): parts_of(one, head) for one in reports for head in one.heads}
     sections = []
-    for head, evaluator in one.evaluation.evaluators.items():
-        dataset = one.dataset(head)
-        opened = _Images(one, head, dataset)
-        parts: list[Part] = []
-        if hasattr(evaluator, "report"):
-            context = one.context(head, opened.predicted, images, iou)
-            parts = reported(head, evaluator, context)
-        if not parts:
-            rows: list[Row] = [[name, value] for name, value in one.own_metrics(head).items()]
-            parts = [Table("Metrics", ["metric", "value"], rows)]
-        kind = type(one.evaluation.predictor.model.head(head.rpartition("/")[2])).__name__
-        # A head's name is not a word: it keeps its first letter.
-        title = f"{one.name}: {head} ({kind})" if one.name else f"{head} ({kind})"
-        sections.append(Section(title, parts, "", opened.image, opened.name))
+    for one in reports:
+        for head in one.heads:
+            found, only = parts[one.name, head], shown_ids(parts[one.name, head])
+            others = {
+                other.name: parts_of(other, head, only)
+                for other in reports
+                if only and other is not one and head in other.heads
+            }
+            if others:
+                found = with_others(one.name, found, others)
+            kind = type(one.evaluation.predictor.model.head(head.rpartition("/")[2])).__name__
+            # A head's name is not a word: it keeps its first letter.
+            title = f"{one.name}: {head} ({kind})" if one.name else f"{head} ({kind})"
+            images_of = opened[one.name, head]
+            sections.append(Section(title, found, "", images_of.image, images_of.name))
     return sections
+
+
+def _parts(one: Report, head: str, context: ReportContext) -> list[Part]:
+    """What the evaluator of a head reports, or its metrics."""
+    evaluator = one.evaluation.evaluators[head]
+    parts = reported(head, evaluator, context) if hasattr(evaluator, "report") else []
+    if parts:
+        return parts
+    rows: list[Row] = [[name, value] for name, value in one.own_metrics(head).items()]
+    return [Table("Metrics", ["metric", "value"], rows)]
 
 
 class _Images:

@@ -40,8 +40,8 @@ def report(
     runs: run directories, evaluated on their validation data, or on other data by `overrides`. The
         first is compared with each of the others, on the same images.
     truth, results, iou_type: instead of runs an annotation file, and the files to score against it.
-    out: the page, by default RUN/report.html, or report.html for files; several runs need it. An
-        earlier page is replaced.
+    out: the page, by default RUN/report.html, comparison.html for several runs, or report.html for
+        files. An earlier page is replaced.
     images: how many a gallery has; for result files also, or instead, the folder of the images.
     bootstrap: replicates for 95 % intervals; 0: none.
     iou: 0.5, 0.55, ... or 0.95, from which a detection matches an object, in everything but AP.
@@ -69,9 +69,8 @@ def report(
     from visionkit.engine.report_runs import report_runs
 
     first = Path(names[0])
-    if out is None and len(names) > 1:
-        raise ArgumentError("report: give --out FILE.html for the page on several runs")
-    path = _checked(out or (first if first.is_dir() else first.parent) / "report.html")
+    alone = (first if first.is_dir() else first.parent) / "report.html"
+    path = _checked(out or (alone if len(names) == 1 else "comparison.html"))
     options = {"images": count, "replicates": bootstrap, "iou": iou, "heads": heads}
     return _written(path, *report_runs(names, overrides, allow_plugins=allow_plugins, **options))
 

@@ -44,6 +44,7 @@ from visionkit.types import Batch
 from visionkit.visualization.plots import save_train_samples, save_val_samples, write_curves
 
 log = logging.getLogger("visionkit")
+SAMPLED = 3  # steps whose first batches are drawn with their labels
 
 
 class TrainedRun(NamedTuple):
@@ -182,12 +183,8 @@ def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -
             with state.save_on_failure():
                 # All batches first: an unreadable image ends the run between two steps.
                 taken = [(s, next(streams[s.name])) for _ in range(accumulate) for s in trained]
-                if step == 0:
-                    for source, batch in taken[: len(trained)]:
-                        save_train_samples(
-                            state.run, settings.plots, batch, source, learner.model, state.classes
-                        )
-                    _log_images(state, [f"train_{source.name}" for source in trained])
+                if step < SAMPLED:
+                    _draw_samples(state, taken[: len(trained)])
                 result = train_step(learner, [(s.feeds, batch) for s, batch in taken], step)
 
             batches = [batch for _, batch in taken]
@@ -297,6 +294,14 @@ def _validate_if_due(state: TrainingState, sources: list[Source], stop: StopRequ
     if state.drawing.due():
         with stop.interruptible():
             _draw(state, sources)
+
+
+def _draw_samples(state: TrainingState, taken: Sequence[tuple[Source, Batch]]) -> None:
+    """A batch of each source with its labels."""
+    wanted, model, number = state.config.train.plots, state.learner.model, state.progress.step + 1
+    for source, batch in taken:
+        save_train_samples(state.run, wanted, batch, number, source, model, state.classes)
+    _log_images(state, [f"train_{source.name}_{number}" for source, _ in taken])
 
 
 def _draw(state: TrainingState, sources: list[Source]) -> None:

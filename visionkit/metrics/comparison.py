@@ -9,7 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from visionkit.errors import DataError
-from visionkit.metrics.intervals import FEWEST, LEVEL, Interval, interval, replicate_weights
+from visionkit.metrics.intervals import (
+    FEWEST,
+    LEVEL,
+    Interval,
+    Samples,
+    interval,
+    replicate_weights,
+    weights_without,
+)
 
 BLOCK = 100_000_000  # weights at once, to bound memory
 TOO_FEW = f"n/a: an interval from fewer than {FEWEST} images says little"
@@ -33,20 +41,22 @@ def intervals(
     images = len(evaluator.image_ids())
     if images < FEWEST or not replicates:
         return {}
-    found = _over_replicates(evaluator, images, replicates, seed)
-    return {name: interval(metrics[name], values) for name, values in found.items()}
+    found = _sampled(evaluator, images, replicates, seed)
+    return {name: interval(metrics[name], samples) for name, samples in found.items()}
 
 
-def _over_replicates(
-    evaluator: Resampled, images: int, replicates: int, seed: int
-) -> dict[str, np.ndarray]:
-    """The metrics (R,), of many images from some replicates at a time."""
+def _sampled(evaluator: Resampled, images: int, replicates: int, seed: int) -> dict[str, Samples]:
+    """The metrics in samples, of many images from some replicates at a time."""
     rng, most = np.random.default_rng(seed), max(1, BLOCK // images)
     parts = [
         evaluator.resampled(replicate_weights(images, min(most, replicates - first), rng))
         for first in range(0, replicates, most)
     ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    without = evaluator.resampled(weights_without(images))
+    return {
+        name: Samples(np.concatenate([part[name] for part in parts]), values, images)
+        for name, values in without.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -88,17 +98,19 @@ def differences(
     if images < FEWEST or not replicates:
         return []
     # The same seed: the same replicates.
-    values_a, values_b = (_over_replicates(one, images, replicates, seed) for one in (a, b))
+    in_a, in_b = (_sampled(one, images, replicates, seed) for one in (a, b))
     return [
         Difference(
             name,
             metrics_a[name],
             metrics_b[name],
-            interval(metrics_b[name] - metrics_a[name], values_b[name] - values_a[name]),
+            interval(
+                metrics_b[name] - metrics_a[name], in_b[name].minus(in_a[name]), bounded=False
+            ),
             names,
         )
-        for name in values_a
-        if name in values_b
+        for name in in_a
+        if name in in_b
     ]
 
 

@@ -44,7 +44,7 @@ class ConfusionMatrix:
 
     def __init__(self, classes: Sequence[str], dataset: Dataset | None = None):
         self.classes = list(classes)
-        self.truth_of = getattr(dataset, "semantic_truth", None)
+        self.dataset, self.truth_of = dataset, getattr(dataset, "semantic_truth", None)
         # Rows: ground truth, columns: predictions. The last of each: the classes not labeled.
         self.counts = torch.zeros((len(self.classes) + 1,) * 2, dtype=torch.int64)
         # By image: correct, true and predicted pixels of each class, (3, C + 1) int32.
@@ -147,9 +147,16 @@ class ConfusionMatrix:
         return Subject(self.image_ids(), self.classes, {"pixels by class": np.array(parts)})
 
     def report(self, context: ReportContext) -> list[Part]:
-        pixels = [(id_, int(part[0].sum()), int(part[1].sum())) for id_, part in self.by_image]
-        counts = self.counts.numpy()
-        return semantic_parts(self.classes, counts, pixels, context, self.truth_of)
+        pixels = [(id_, part.numpy()) for id_, part in self.by_image]
+        return semantic_parts(self.classes, self.counts.numpy(), pixels, context, self._map_of)
+
+    def _map_of(self, image_id: int) -> Any:
+        """The semantic map of an image, also of a dataset that cannot give that alone."""
+        if self.truth_of is not None or self.dataset is None:
+            return None if self.truth_of is None else self.truth_of(image_id)
+        ids = getattr(self.dataset, "image_ids", None)
+        place = image_id if ids is None else np.asarray(ids).tolist().index(image_id)
+        return self.dataset[place].semantic
 
     def sentences(self, context: ReportContext) -> list[str]:
         """What stands out in a report."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,11 +46,11 @@ def classification_parts(
     cells: dict[tuple[int, int], list[int]] = defaultdict(list)
     for one in records:
         cells[one.truth, one.ranked[0]].append(one.image_id)
-    wrong = np.flatnonzero(truth != guess)
-    wrong = wrong[np.argsort(-probs[wrong], kind="stable")][: context.images]
+    order = np.argsort(-probs, kind="stable")
+    ids = [records[i].image_id for i in order]
     shown = [
         Shown(records[i].image_id, f"{names[guess[i]]} {probs[i]:.2f}, is {names[truth[i]]}")
-        for i in wrong.tolist()
+        for i in order[context.picked(ids, (truth != guess)[order])].tolist()
     ]
     note = "Rows: ground truth. Columns: the most probable class."
     return [
@@ -145,7 +145,8 @@ def localization_parts(
     counts = np.bincount(np.minimum((ious * 10).astype(int), 9), minlength=10)
     histogram = {f"{k / 10:.1f} to {(k + 1) / 10:.1f}": int(n) for k, n in enumerate(counts)}
     worst = sorted(records, key=lambda one: (one.located(0.5), one.iou, one.image_id))
-    shown = [_located(one, names) for one in worst[: context.images]]
+    picked = context.picked([one.image_id for one in worst], np.ones(len(worst), bool))
+    shown = [_located(worst[i], names) for i in picked]
     return [
         Table("By class", ["class", "images", "top1", "loc50", "mean IoU"], rows),
         Bars("IoU of the box", histogram, " images"),
@@ -186,13 +187,15 @@ def attribute_parts(
 def semantic_parts(
     names: Sequence[str],
     counts: np.ndarray,
-    by_image: Sequence[tuple[int, int, int]],
+    by_image: Sequence[tuple[int, np.ndarray]],
     context: ReportContext,
-    truth_of: Any,
+    truth_of: Callable[[int], Any],
 ) -> list[Part]:
     """IoU and Dice by class, pixel confusion, and the images with the most wrong pixels.
 
-    `counts` (C + 1, C + 1), `by_image` image id, correct and counted pixels.
+    `counts` (C + 1, C + 1); `by_image` image id, and correct, true and predicted pixels of each
+    class (3, C + 1); the last class is all those that are not labeled in the image. `truth_of`
+    returns the semantic map of an image, None where it is not known.
     """
     own = counts[:-1, :-1]
     true, found, right = counts.sum(1)[:-1], counts.sum(0)[:-1], np.diag(own)
@@ -202,16 +205,17 @@ def semantic_parts(
         [name, int(true[k]), float(iou[k]), float(dice[k])] for k, name in enumerate(names)
     ]
     note = "Pixels. Rows: ground truth. Columns: predictions."
-    worst = sorted(by_image, key=lambda one: (one[1] / max(one[2], 1), one[0]))
-    shown = [
-        _compared(id_, correct, counted, context, truth_of)
-        for id_, correct, counted in worst[: context.images]
-        if correct < counted
-    ]
+    worst = sorted(by_image, key=lambda one: (one[1][0].sum() / max(one[1][1].sum(), 1), one[0]))
+    wrong = [part[0].sum() < part[1].sum() for _, part in worst]
+    picked = context.picked([id_ for id_, _ in worst], wrong)
+    shown = [_compared(*worst[i], context, truth_of) for i in picked]
+    rest = "Pixels without a color are not labeled."
+    if counts[-1].any():
+        rest += " Classes that are not labeled in an image count as one class there."
     return [
         Table("By class", ["class", "pixels", "IoU", "Dice"], rows),
         confusion_part("Pixel confusion", names, own, {}, note),
-        Gallery("Worst images", shown, "Pixels without a color are not labeled."),
+        Gallery("Worst images", shown, rest),
     ]
 
 
@@ -242,16 +246,26 @@ def localization_sentences(
     ]
 
 
-def _compared(id_: int, correct: int, counted: int, context: ReportContext, truth_of: Any) -> Shown:
-    caption = f"{correct / counted:.1%} of the pixels are right"
-    if truth_of is None:
-        return Shown(id_, caption)
+def _compared(
+    id_: int,
+    part: np.ndarray,
+    context: ReportContext,
+    truth_of: Callable[[int], Any],
+) -> Shown:
+    correct, true, predicted = part
+    caption = f"{correct.sum() / true.sum():.1%} of the pixels are right"
     try:
-        truth = np.asarray(truth_of(id_))
+        if (truth := truth_of(id_)) is None:
+            return Shown(id_, caption)
         found = np.asarray(context.predicted(id_)[1]["semantic"].cpu())
     except (OSError, VisionkitError):  # the page says in its place that the image is gone
         return Shown(id_, caption)
-    difference = np.where(truth == found, np.uint8(1), np.uint8(2)) * np.uint8(truth != 255)
+    # A class without a pixel of its own does not occur, or is not labeled: then it is of the last.
+    known = np.flatnonzero((true + predicted)[:-1])
+    index = np.full(256, -1)
+    index[known] = known
+    right = index[np.asarray(truth)] == index[found]
+    difference = np.where(right, np.uint8(1), np.uint8(2)) * np.uint8(np.asarray(truth) != 255)
     return Shown(id_, caption, label_map=difference)
 
 
@@ -261,9 +275,9 @@ def reconstruction_parts(
     """The images with the largest error next to their reconstruction. `by_image` has id, sum of
     squares and number of values."""
     errors = {id_: squares / max(values, 1) / 255**2 for id_, squares, values in by_image}
-    worst = sorted(errors, key=lambda id_: (-errors[id_], id_))[: context.images]
+    worst = sorted(errors, key=lambda id_: (-errors[id_], id_))
     shown = []
-    for id_ in worst:
+    for id_ in (worst[i] for i in context.picked(worst, np.ones(len(worst), bool))):
         caption = f"mean squared error {errors[id_]:.4f}"
         try:
             image, prediction = context.predicted(id_)

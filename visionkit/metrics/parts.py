@@ -6,8 +6,9 @@ head, in this order, below the metrics that `compute` returns. Nothing here impo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -102,7 +103,8 @@ class Shown:
 
     `image` is an (h, w, 3) uint8 array that is shown instead of the dataset's image. `label_map`
     (h, w) uint8 is laid over it: 0 stays as it is, 1 is right, 2 is wrong. Images of the dataset
-    with the ids `neighbors` are shown at the right.
+    with the ids `neighbors` are shown at the right. `others` is the same image as other models see
+    it, next to it.
     """
 
     image_id: int
@@ -111,6 +113,7 @@ class Shown:
     label_map: np.ndarray | None = None
     image: np.ndarray | None = None
     neighbors: Sequence[int] = ()
+    others: Sequence[Shown] = ()
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,13 @@ class ReportContext:
     images: int = 24  # of a gallery
     iou: float = 0.5  # from which a detection matches an object
     thresholds: Thresholds | None = None  # those that the model uses
+    only: frozenset[int] | None = None  # images of galleries, those that another model shows
+
+    def picked(self, ids: Sequence[int], counts: Sequence[bool] | np.ndarray) -> list[int]:
+        """The places of the images to show: of those that count the first, or those in `only`."""
+        if self.only is not None:
+            return [place for place, id_ in enumerate(ids) if id_ in self.only]
+        return np.flatnonzero(counts)[: self.images].tolist()
 
 
 Part: TypeAlias = Text | Table | Chart | Bars | Matrix | Gallery
@@ -243,6 +253,49 @@ def most_confused(
         f"The most frequent confusion: {names[row]} is {relation} {names[column]}, {often} ({part} "
         f"of {names[row]})."
     ]
+
+
+def shown_ids(parts: Sequence[Part]) -> frozenset[int]:
+    """The images of all galleries."""
+    galleries = [part for part in parts if isinstance(part, Gallery)]
+    return frozenset(shown.image_id for part in galleries for shown in part.images)
+
+
+def with_others(
+    name: str, parts: Sequence[Part], others: Mapping[str, Sequence[Part]]
+) -> list[Part]:
+    """The parts of a model, its galleries with what others, by name, show of the same images."""
+    theirs = {other: _by_title(parts_of) for other, parts_of in others.items()}
+    found = []
+    for key, part in _by_title(parts).items():
+        if isinstance(part, Gallery):
+            same = {other: _images(by_title.get(key)) for other, by_title in theirs.items()}
+            part = replace(part, images=[_joined(name, one, same) for one in part.images])
+        found.append(part)
+    return found
+
+
+def _by_title(parts: Sequence[Part]) -> dict[tuple[str, int], Part]:
+    """Parts by title and how many had it before, as the galleries of masks and of boxes."""
+    seen: Counter[str] = Counter()
+    found = {}
+    for part in parts:
+        found[part.title, seen[part.title]] = part
+        seen[part.title] += 1
+    return found
+
+
+def _images(part: Part | None) -> dict[int, Shown]:
+    return {one.image_id: one for one in part.images} if isinstance(part, Gallery) else {}
+
+
+def _joined(name: str, shown: Shown, others: Mapping[str, Mapping[int, Shown]]) -> Shown:
+    same = [
+        replace(images[shown.image_id], caption=f"{other}: {images[shown.image_id].caption}")
+        for other, images in others.items()
+        if shown.image_id in images
+    ]
+    return replace(shown, caption=f"{name}: {shown.caption}", others=same) if same else shown
 
 
 def to_plain(parts: Sequence[Part]) -> list[dict[str, Any]]:

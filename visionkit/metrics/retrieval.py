@@ -82,19 +82,20 @@ class Retrieval(Records):
             return []
         scores, nearest = self._ranked()
         records = sorted(self.records, key=lambda record: record[:2])
-        failed = (scores[:, 0] == 0).nonzero()[:, 0].tolist()
-        failed.sort(key=lambda row: (float(scores[row, 2]), records[row][0]))
+        queries = (~scores[:, 0].isnan()).nonzero()[:, 0].tolist()
+        quality = scores[:, [0, 2]].tolist()  # recall@1, AP
+        queries.sort(key=lambda row: (quality[row], records[row][0]))
+        failed = [quality[row][0] == 0 for row in queries]
         shown = []
-        for row in failed[: context.images]:
+        for place in context.picked([records[row][0] for row in queries], failed):
+            row = queries[place]
             found = [records[i] for i in nearest[row].tolist()]
             same = [k + 1 for k, one in enumerate(found) if one[1] == records[row][1]]
             where = f"first at rank {same[0]}" if same else "none in the first five"
             ids = [one[0] for one in found[:3]]
             shown.append(Shown(records[row][0], f"its identity: {where}", neighbors=ids))
-        queries = int((~scores[:, 0].isnan()).sum())
-        note = (
-            f"{len(failed)} of {queries} queries. Left: the query. Then: the three nearest images."
-        )
+        counts = f"{sum(failed)} of {len(queries)} queries."
+        note = f"{counts} Left: the query. Then: the three nearest images."
         return [Gallery("Failed queries", shown, note)]
 
 

@@ -165,7 +165,10 @@ class _View:
                 self.matrices += 1
                 return self.macros.matrix(part, self._matrix(part, self.matrices))
             case Gallery():
-                images = [self._figure(part, one) for one in part.images]
+                images = [
+                    [self._figure(part, one), *(self._figure(None, other) for other in one.others)]
+                    for one in part.images
+                ]
                 return self.macros.gallery(part, images, _meanings(part))
 
     def _matrix(self, part: Matrix, number: int) -> dict[str, Any]:
@@ -197,9 +200,10 @@ class _View:
         more = max(0, len(images) - LISTED)
         return {"key": key, "title": title, "images": known, "more": more}
 
-    def _figure(self, part: Gallery, shown: Shown) -> dict[str, Any]:
+    def _figure(self, part: Gallery | None, shown: Shown) -> dict[str, Any]:
+        """An image of a gallery; of none if it is next to one."""
         name = self.section.image_name(shown.image_id)
-        key = f"{self.key}-i{shown.image_id}" if part is self.first else ""
+        key = f"{self.key}-i{shown.image_id}" if part and part is self.first else ""
         found = {"key": key, "name": name, "caption": shown.caption, "source": "", "fault": ""}
         try:
             image = self._image(shown)
@@ -219,8 +223,9 @@ class _View:
 
 def _meanings(part: Gallery) -> list[tuple[str, str]]:
     """What the colors on the images mean, each with its name in the style sheet."""
-    kinds = {mark.kind for one in part.images for mark in one.marks}
-    if any(one.label_map is not None for one in part.images):
+    every = [one for shown in part.images for one in (shown, *shown.others)]
+    kinds = {mark.kind for one in every for mark in one.marks}
+    if any(one.label_map is not None for one in every):
         kinds |= {"right", "wrong"}
     return [(kind, text) for kind, text in MEANINGS.items() if kind in kinds]
 

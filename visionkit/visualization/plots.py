@@ -146,9 +146,15 @@ def _never_fatal(function: Callable[..., None]) -> Callable[..., None]:
 
 @_never_fatal
 def save_train_samples(
-    run: Path, batch: Batch, source: Source, model: VisionModel, classes: dict[str, Classes]
+    run: Path,
+    batch: Batch,
+    number: int,
+    source: Source,
+    model: VisionModel,
+    classes: dict[str, Classes],
 ) -> None:
-    """Write plots/train_<source>.jpg: images of a batch, after augmentation, with their labels."""
+    """Write plots/train_<source>_<number>.jpg: images of a batch, after augmentation, with their
+    labels."""
     heads = {name: model.head(name) for name in source.feeds}
     names = {h.class_key: classes[name].names for name, h in heads.items() if h.class_key}
     shown = {"size", *(key for head in heads.values() for key in head.required_targets)}
@@ -158,7 +164,7 @@ def save_train_samples(
         known = {key: value for key, value in target.items() if key in shown}
         images.append(draw_target(image[:, :h, :w], cast(Target, known), names))
     sheet = contact_sheet(images, columns=3)
-    save_image(sheet, run / "plots" / f"train_{source.name}.jpg")
+    save_image(sheet, run / "plots" / f"train_{source.name}_{number}.jpg")
 
 
 @_never_fatal

@@ -211,6 +211,7 @@ class CocoEvaluator:
                 context.thresholds,
                 images=context.images,
                 iou=context.iou,
+                only=context.only,
             )
             for iou_type, one in self.scored.items()
         }

@@ -51,7 +51,8 @@ class DetectionReport:
     """Everything that a report says about the checked detections of one type.
 
     `thresholds` are those that the model uses; without them the ones found here are. With
-    `engine` hotcoco there are more parts; `without` says what else would be.
+    `engine` hotcoco there are more parts; `without` says what else would be. The worst images are
+    the first `images`, or those in `only`.
     """
 
     def __init__(
@@ -65,9 +66,10 @@ class DetectionReport:
         default: float = DEFAULT,
         images: int = 24,
         iou: float = 0.5,
+        only: frozenset[int] | None = None,
     ) -> None:
         self.truth, self.found, self.metrics, self.engine = truth, found, metrics, engine
-        self.images, self.iou = images, iou
+        self.images, self.iou, self.only = images, iou, only
         self.matches: Matches = match_objects(truth, found, engine)
         self.level = int(np.abs(IOUS - iou).argmin())
         self.curves, self.pooled = detection_curves(self.matches, self.level)
@@ -123,12 +125,12 @@ class DetectionReport:
             yield tide(evaluation)
             yield self.by_size()
             yield self.calibration()
-            yield self.worst()
+            yield self.worst(self.only)
             yield self.suspects(evaluation)
         else:
             yield self.by_size()
             yield self.calibration()
-            yield self.worst()
+            yield self.worst(self.only)
 
     @property
     def without(self) -> str:
@@ -231,13 +233,17 @@ class DetectionReport:
         values = {text: self.metrics.get(name, np.nan) for name, text in names.items()}
         return Bars("AP by size of the objects", values, note="In pixels of the original image.")
 
-    def worst(self) -> Gallery:
-        """The images with the most mistakes for their objects: by F1, then by their number."""
+    def worst(self, only: frozenset[int] | None = None) -> Gallery:
+        """The images with the most mistakes for their objects: by F1, then by their number. With
+        `only`, those images."""
         right, wrong, missed = self.mistakes.by_image().T
         mistakes = wrong + missed
         f1 = 2 * right / np.maximum(2 * right + mistakes, 1)
         order = np.lexsort((-mistakes, f1))
-        order = order[mistakes[order] > 0][: self.images]
+        if only is not None:
+            order = order[np.isin(self.truth.image_ids[order], [*only])]
+        else:
+            order = order[mistakes[order] > 0][: self.images]
         shown = [
             Shown(
                 int(self.truth.image_ids[row]),
