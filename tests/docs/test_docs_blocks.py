@@ -56,7 +56,7 @@ def test_commands_parse_and_their_settings_fit_the_config(page, words, monkeypat
 
 
 def test_the_list_of_commands_is_that_of_the_program():
-    listed = [words for page, words in EVERY if page.name == "README.md" and len(words) > 1]
+    listed = [words for page, words in EVERY if page.name == "commands.md" and len(words) > 1]
     parser, names = main._parser()
     assert {*names} - {"val"} <= {words[1] for words in listed if words[0] == "visionkit"}
     actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
