@@ -5,8 +5,10 @@ from importlib import metadata
 import pytest
 import torch
 
+from support.paths import ROOT
 from visionkit.config import load_config
-from visionkit.config.shipped import shipped_configs
+from visionkit.config.shipped import list_configs, shipped_configs
+from visionkit.config.tasks import TASKS
 from visionkit.engine.optim import build_optimizer
 from visionkit.models.backbones.efficientnet_lite import PACKAGE
 from visionkit.models.backbones.norm import FrozenBatchNorm
@@ -25,8 +27,11 @@ def config(request):
     return load_config(request.param)
 
 
-def test_there_are_some():
-    assert len(NAMES) >= 3
+def test_every_task_has_one_and_the_page_names_it():
+    page = (ROOT / "docs/guide/fine-tuning.md").read_text()
+    assert all(f"`{name}`" in page for name in NAMES)
+    tasks = {config.task for config in list_configs() if config.name in NAMES}
+    assert tasks == {*TASKS} - {"embedding", "autoencoder"}
 
 
 def test_pretrained_layers_are_frozen_or_learn_slowly(config):
