@@ -197,14 +197,15 @@ class Backbone(Protocol):
 
     `forward(images (B,3,H,W) uint8, sizes)` normalizes the pixels itself, so that batches travel
     as bytes and a checkpoint is self-contained. Beyond each image's valid size the normalized
-    input is zero. It returns a float map (B, channels, H / stride, W / stride) for each of `levels`
-    in their order, from fine to coarse. The layers inside are not part of this contract.
+    input is zero; while the model is exported, `sizes` is a tensor (B, 2). It returns a float map
+    (B, channels, H / stride, W / stride) for each of `levels` in their order, from fine to coarse.
+    The layers inside are not part of this contract.
     """
 
     levels: dict[str, Level]
 
     def __call__(
-        self, images: Tensor, sizes: Sequence[Size] | None = None
+        self, images: Tensor, sizes: Sequence[Size] | Tensor | None = None
     ) -> dict[str, Tensor]: ...
 
 

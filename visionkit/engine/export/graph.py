@@ -8,6 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -32,6 +33,13 @@ TRACED: Size = (10 * MULTIPLE, 13 * MULTIPLE)  # of a size that may vary: no map
 WHOLE = 2**31  # the size that stands for the whole image
 
 
+@dataclass
+class Position:
+    """The part of a model that computes. Not an attribute of the module: torch resets those."""
+
+    part: str = "backbone"
+
+
 class ExportModel(nn.Module):
     """Images to the outputs of some heads of a model; what is exported.
 
@@ -42,20 +50,20 @@ class ExportModel(nn.Module):
         super().__init__()
         self.model, self.decode = model, decode
         self.heads = with_bases(model, heads)
-        self.part = "backbone"  # the one that computes, for messages
+        self.at = Position()
 
     def forward(self, images: Tensor, sizes: Tensor) -> dict[str, Tensor]:
         """Outputs `<head>_<output>` of `images` (N, 3, H, W) uint8, with H and W multiples of 32,
         whose valid (h, w) are `sizes` (N, 2) int64."""
         model = self.model
-        self.part = "backbone"
+        self.at.part = "backbone"
         features = model.backbone(images, sizes)
         if model.neck is not None:
-            self.part = "neck"
+            self.at.part = "neck"
             features = model.neck(features)
         found: dict[str, dict[str, Tensor]] = {}
         for name in self.heads:
-            self.part, head = f"heads.{name}", model.head(name)
+            self.at.part, head = f"heads.{name}", model.head(name)
             boxes = () if head.boxes_from is None else (found[head.boxes_from]["boxes"],)
             outputs = head(features, sizes, *boxes)
             if self.decode == "full":
@@ -115,13 +123,15 @@ def _check_dynamic(program: torch.export.ExportedProgram, shapes: dict[str, Any]
 def _not_exported(
     graph: ExportModel, error: Exception, size: Size | None, batch: int | None
 ) -> ConfigError:
-    if isinstance(error, NotImplementedError) and graph.part.startswith("heads."):
-        return ConfigError(f"{graph.part}: it has no `postprocess()`; export it with --decode raw")
+    if isinstance(error, NotImplementedError) and graph.at.part.startswith("heads."):
+        return ConfigError(
+            f"{graph.at.part}: it has no `postprocess()`; export it with --decode raw"
+        )
     fixed = [
         option for option, given in (("--size H,W", size), ("--batch N", batch)) if given is None
     ]
     advice = f"; try {' and '.join(fixed)}" if fixed else ""
-    return ConfigError(f"{graph.part}: torch cannot export it: {_reason(error)}{advice}")
+    return ConfigError(f"{graph.at.part}: torch cannot export it: {_reason(error)}{advice}")
 
 
 def to_onnx(program: torch.export.ExportedProgram) -> onnx.ModelProto:

@@ -101,7 +101,9 @@ class EfficientNetLite0(nn.Module):
         tensors = [t for name, t in found.items() if not name.endswith("num_batches_tracked")]
         return dict(zip(names, tensors, strict=False))  # those of the classifier come last
 
-    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, sizes: Sequence[Size] | Tensor | None = None
+    ) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 RGB to one (B, channels, ~H / stride, ~W / stride) map per level."""
         x = _pad(self.normalize(images, sizes, like=self.conv_stem), kernel=3)
         x = F.relu6(self.bn1(self.conv_stem(x)))

@@ -45,7 +45,9 @@ class Stages(nn.Module):
         self.stages = nn.ModuleList()
         self.levels = {}
 
-    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, sizes: Sequence[Size] | Tensor | None = None
+    ) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 RGB to one (B, channels, H / stride, W / stride) map per level."""
         x = self.stem(self.normalize(images, sizes, like=self.stages))
         features = {}
@@ -134,9 +136,15 @@ class MLP(nn.Module):
             width = units
         self.levels = {"flat": Level(channels=width, stride=size)}
 
-    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
-        """(B, 3, H, W) uint8 RGB to (B, units, 1, 1); padding is cut off."""
-        for h, w in sizes or [(images.shape[-2], images.shape[-1])]:
+    def forward(
+        self, images: Tensor, sizes: Sequence[Size] | Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """(B, 3, H, W) uint8 RGB to (B, units, 1, 1); padding is cut off. In an exported model,
+        where `sizes` is a tensor, so is all beyond `size`."""
+        checked = (
+            () if isinstance(sizes, Tensor) else sizes or [(images.shape[-2], images.shape[-1])]
+        )
+        for h, w in checked:
             if (h, w) != (self.size, self.size):
                 raise DataError(
                     f"MLP: got an image of {h}x{w} (height x width), but backbone.size is "

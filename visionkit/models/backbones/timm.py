@@ -62,7 +62,9 @@ class Timm(nn.Module):
             self._indices = {f"c{stride.bit_length() - 1}": at for stride, at in last.items()}
         self.levels = {level: levels[index] for level, index in self._indices.items()}
 
-    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, sizes: Sequence[Size] | Tensor | None = None
+    ) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 RGB to one (B, channels, ~H / stride, ~W / stride) map per level."""
         maps = self.body(self.normalize(images, sizes, like=self.body))
         return {level: maps[index] for level, index in self._indices.items()}

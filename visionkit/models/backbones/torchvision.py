@@ -135,7 +135,9 @@ class Torchvision(nn.Module):
             layers[step].requires_grad_(False)
         self.train()
 
-    def forward(self, images: Tensor, sizes: Sequence[Size] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, sizes: Sequence[Size] | Tensor | None = None
+    ) -> dict[str, Tensor]:
         """(B, 3, H, W) uint8 RGB to one (B, channels, ~H / stride, ~W / stride) map per level."""
         x = self.normalize(images, sizes, like=self.body)
         features = {}

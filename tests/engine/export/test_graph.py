@@ -1,0 +1,299 @@
+"""What onnxruntime computes from an exported model is what the model computes: for every head, any
+batch and size, with and without padding. A new head is tested by being in the package."""
+
+import logging
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from visionkit.engine.export.compare import MATCHED, TENSORS, match_rows, tensor_differences
+from visionkit.engine.export.graph import ExportModel, exported_program, to_onnx
+from visionkit.errors import ConfigError
+from visionkit.models import heads
+from visionkit.models.backbones.plain import MLP, TinyCNN
+from visionkit.models.head import Head
+from visionkit.models.model import VisionModel
+from visionkit.models.necks.fpn import FPN
+from visionkit.types import Level
+
+CLASSES = ("class 0", "class 1", "class 2")
+ATTRIBUTES = ("color: red", "color: blue", "covered")
+FEW = {  # fewer rows and layers, and objects from random weights
+    "rpn_pre_nms_test": 60,
+    "rpn_post_nms_test": 40,
+    "box_hidden": 16,
+    "mask_pool_size": 7,
+    "mask_channels": 8,
+    "mask_convs": 1,
+    "hidden": 16,
+    "num_convs": 1,
+    "pre_nms_top_n": 50,
+    "max_detections": 30,
+    "channels": 8,
+    "rates": (2,),
+}
+BATCHES = {  # (N, H, W), and by how much the second and later images are smaller
+    "one": ((1, 64, 96), (0, 0)),
+    "three": ((3, 64, 64), (7, 11)),
+    "smallest": ((2, 32, 32), (3, 30)),
+    "tall": ((1, 320, 32), (0, 0)),
+}
+
+
+def build(types, backbone=None, neck=True):
+    """A model with a head of each type, by its name; random norms and spread-out scores."""
+    torch.manual_seed(0)
+    backbone = backbone or TinyCNN(channels=(8, 12), norm="batch")
+    levels = backbone.levels
+    neck = FPN(levels, channels=8, extra_levels="pool") if neck else None
+    built = {}
+    for name, cls in types.items():
+        classes = {None: (), "attributes": ATTRIBUTES}.get(cls.class_key, CLASSES)
+        known = cls.__init__.__kwdefaults__ or {}
+        if cls is heads.MaskRCNN:
+            known |= heads.FasterRCNN.__init__.__kwdefaults__
+        if issubclass(cls, heads.FCOS.__base__):
+            known |= heads.FCOS.__base__.__init__.__kwdefaults__
+        chosen = {key: value for key, value in FEW.items() if key in known and key != "hidden"}
+        if cls is heads.Attributes:
+            chosen = {"boxes_from": next(iter(types)), "hidden": 16}
+        built[name] = cls((neck or backbone).levels, classes, **chosen)
+    model = VisionModel(backbone, neck, built, dict.fromkeys(built, 1.0)).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    for parameter in model.heads.parameters():  # or all scores are nearly the same
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def images(shape, smaller=(0, 0), seed=0):
+    """Images (N, 3, H, W), the second of them nearly black, and their valid sizes."""
+    count, h, w = shape
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, h, w), generator=generator, dtype=torch.uint8)
+    pixels[1:2] //= 100  # not black: many scores would be equal, and their order by chance
+    sizes = torch.tensor([[h - smaller[0] * i, w - smaller[1] * i] for i in range(count)])
+    return pixels, sizes
+
+
+def session(proto):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of `sizes`, which has a value
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options)
+
+
+def run(session, **feeds):
+    names = [output.name for output in session.get_outputs()]
+    found = session.run(None, {name: value.numpy() for name, value in feeds.items()})
+    return dict(zip(names, found, strict=True))
+
+
+@torch.no_grad()
+def eager(model, pixels, sizes, decode="full"):
+    outputs = ExportModel(model, [*model.heads], decode).eval()(pixels, sizes)
+    return {name: value.numpy() for name, value in outputs.items()}
+
+
+def of_head(outputs, head):
+    return {k.removeprefix(f"{head}_"): v for k, v in outputs.items() if k.startswith(f"{head}_")}
+
+
+def assert_same(expected, found, head):
+    """The outputs of a head: tensors, then objects."""
+    expected, found = of_head(expected, head), of_head(found, head)
+    assert expected.keys() == found.keys() and expected
+    for name, value in expected.items():
+        assert (value.shape, value.dtype) == (found[name].shape, found[name].dtype), name
+        if value.dtype == np.uint8:  # rounding, or two classes that are as probable
+            assert (value != found[name]).mean() < 0.005, name
+    differences = tensor_differences(expected, found)
+    assert max(differences.values(), default=0) <= TENSORS, differences
+    if "count" not in expected:
+        return
+    np.testing.assert_array_equal(found["count"], expected["count"])
+    same = total = 0
+    for image, count in enumerate(expected["count"]):
+        ours, theirs = (
+            {key: of[key][image, :count] for key in ("boxes", "scores", "labels")}
+            for of in (expected, found)
+        )
+        same, total = same + (match_rows(ours, theirs) >= 0).sum(), total + count
+        assert not found["boxes"][image, count:].any()
+    assert same >= MATCHED * total
+
+
+def types_of(name):
+    """A head of that class; attributes on top of another one."""
+    cls = getattr(heads, name)
+    return {"objects": heads.TaskAligned, "head": cls} if name == "Attributes" else {"head": cls}
+
+
+QUICK = ("Classification", "SemanticFPN", "TaskAligned")  # the others take 10 to 30 s to export
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in heads.__all__ if name not in QUICK]
+
+
+@pytest.fixture(scope="module", params=[*QUICK, *SLOW])
+def exported(request):
+    model = build(types_of(request.param))
+    return model, session(to_onnx(exported_program(model, [*model.heads])))
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_onnxruntime_computes_the_same(exported, batch):
+    model, run_session = exported
+    pixels, sizes = images(*BATCHES[batch])
+    found = run(run_session, images=pixels, sizes=sizes)
+    assert_same(eager(model, pixels, sizes), found, "head")
+    # Without sizes all of each image is valid, and a single size is that of all.
+    whole = torch.tensor([pixels.shape[-2:]] * len(pixels))
+    found = run(run_session, images=pixels)
+    assert_same(eager(model, pixels, whole), found, "head")
+    found = run(run_session, images=pixels, sizes=sizes[-1:])
+    assert_same(eager(model, pixels, sizes[-1:].expand(len(pixels), 2)), found, "head")
+
+
+def test_images_without_objects():
+    """One next to an image with objects, and all of a batch."""
+    model = build({"head": heads.FCOS})
+    pixels, sizes = images((2, 64, 64))
+    best = eager(model, pixels, sizes)["head_scores"][:, 0]
+    for threshold in (float(best.mean()), 1.0):
+        model.head("head").score_threshold = threshold
+        program = exported_program(model, ["head"], size=(64, 64), batch=2)
+        found = run(session(to_onnx(program)), images=pixels, sizes=sizes)
+        assert (found["head_count"] > 0).tolist() == (best > threshold).tolist()
+        assert_same(eager(model, pixels, sizes), found, "head")
+
+
+def test_a_fixed_size_and_batch():
+    model = build({"objects": heads.TaskAligned, "scene": heads.Classification})
+    proto = to_onnx(exported_program(model, ["objects", "scene"], size=(64, 96), batch=2))
+    (of_images,) = [value for value in proto.graph.input if value.name == "images"]
+    assert [d.dim_value for d in of_images.type.tensor_type.shape.dim] == [2, 3, 64, 96]
+    pixels, sizes = images((2, 64, 96), (9, 5))
+    found = run(session(proto), images=pixels, sizes=sizes)
+    for head in model.heads:
+        assert_same(eager(model, pixels, sizes), found, head)
+
+
+def test_the_features_are_computed_once_for_all_heads():
+    model = build({"scene": heads.Classification, "place": heads.Embedding, "map": heads.FCN})
+    convs = {}
+    for chosen in (["scene"], ["scene", "place"], ["place", "scene", "map"]):
+        graph = to_onnx(exported_program(model, chosen, size=(32, 32), batch=1)).graph
+        convs[len(chosen)] = sum(node.op_type == "Conv" for node in graph.node)
+        outputs = [output.name for output in graph.output]
+        assert [name.partition("_")[0] for name in outputs] == sorted(
+            (name.partition("_")[0] for name in outputs), key=chosen.index
+        )
+    assert convs[1] == convs[2] == convs[3] - 2
+
+
+def test_raw_outputs_are_those_of_forward():
+    model = build({"objects": heads.TaskAligned, "scene": heads.Classification})
+    program = exported_program(model, ["objects", "scene"], size=(64, 64), batch=2, decode="raw")
+    found = run(session(to_onnx(program)), images=(pixels := images((2, 64, 64))[0]))
+    whole = torch.tensor([[64, 64]] * 2)
+    with torch.no_grad():
+        features = model.neck(model.backbone(pixels, whole))
+        forward = {name: model.head(name)(features, whole) for name in model.heads}
+    names = [f"{head}_{key}" for head, outputs in forward.items() for key in outputs]
+    assert [*found] == names and "scene_logits" in names
+    for name in ("scene_logits", "objects_scores", "objects_boxes"):
+        head, _, key = name.partition("_")
+        np.testing.assert_allclose(found[name], forward[head][key], atol=1e-3, rtol=1e-4)
+
+
+def test_the_file_is_clean(capfd):
+    """Nothing is printed, no path of this machine is inside, and the model stays as it is."""
+    model = build({"scene": heads.Classification})
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    proto = to_onnx(exported_program(model, ["scene"]))
+    assert capfd.readouterr() == ("", "")
+    assert logging.root.manager.disable == logging.NOTSET
+    text = proto.SerializeToString()
+    assert b"/visionkit" not in text and b".py" not in text
+    sizes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*proto.graph.input, *proto.graph.output)
+    }
+    assert sizes == {
+        "images": ["batch", 3, "32*h", "32*w"],
+        "sizes": ["1 or batch", 2],
+        "scene_probs": ["batch", 3],
+    }
+    onnx.checker.check_model(proto, full_check=True)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_perceptron_takes_images_of_its_size_with_their_padding():
+    model = build({"digit": heads.Classification}, backbone=MLP(size=28), neck=False)
+    run_session = session(to_onnx(exported_program(model, ["digit"])))
+    pixels, _ = images((2, 32, 32))
+    sizes = torch.tensor([[28, 28]] * 2)
+    assert_same(eager(model, pixels, sizes), run(run_session, images=pixels, sizes=sizes), "digit")
+
+
+class Looping(TinyCNN):
+    def forward(self, images, sizes=None):
+        for image, (h, w) in zip(images, sizes, strict=True):
+            image[:, h:] = w
+        return super().forward(images, sizes)
+
+
+class Custom(Head):
+    """Has no `postprocess`."""
+
+    required_targets = ("boxes",)
+    levels: dict[str, Level]
+
+    def __init__(self, levels, classes):
+        super().__init__()
+        self.level = next(iter(levels))
+
+    def forward(self, features, sizes=None):
+        return {"mean": features[self.level].mean((2, 3))}
+
+
+class Branching(Custom):
+    def forward(self, features, sizes=None):
+        found = features[self.level].mean((2, 3))
+        return {"mean": found if found.sum() > 0 else -found}
+
+    def postprocess(self, outputs, size):
+        return outputs
+
+
+def test_what_torch_cannot_export_is_named():
+    model = build({"scene": heads.Classification}, backbone=Looping(channels=(8, 12)))
+    with pytest.raises(ConfigError, match=r"^backbone: torch cannot export it: .* --batch N$"):
+        exported_program(model, ["scene"])
+    model = build({"scene": heads.Classification, "own": Branching})
+    with pytest.raises(ConfigError, match=r"^heads\.own: torch cannot export it: ") as caught:
+        exported_program(model, ["scene", "own"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_custom_head_exports_its_forward():
+    model = build({"scene": heads.Classification, "own": Custom})
+    with pytest.raises(ConfigError, match=r"^heads\.own: it has no `postprocess\(\)`; .*raw"):
+        exported_program(model, ["scene", "own"])
+    program = exported_program(model, ["own"], decode="raw")
+    pixels, sizes = images((3, 64, 64))
+    found = run(session(to_onnx(program)), images=pixels, sizes=sizes)
+    assert_same(eager(model, pixels, sizes, "raw"), found, "own")
+
+
+def test_without_the_extra_the_command_to_install_it(monkeypatch):
+    program = exported_program(build({"scene": heads.Classification}), ["scene"], size=(32, 32))
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"pip install .*\[onnx\]"):
+        to_onnx(program)
