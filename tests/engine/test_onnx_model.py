@@ -202,14 +202,14 @@ def seen(path, images, **options):
     """What the graph of a detector saw: mean, valid height and width of each image."""
     model = OnnxPredictor(path, **options)
     rows = []
-    run = model._session.run
+    run = model.session.run
 
     class Spy:
         def run(self, names, feeds):
             rows.append((feeds["images"].shape, *run(["seen"], feeds)))
             return run(names, feeds)
 
-    model._session = Spy()
+    model.session = Spy()
     model.predict_batch(images)
     return [(shape, *row) for shape, one in rows for row in one.tolist()]
 
