@@ -53,9 +53,7 @@ def write_exported(predictor, path, *, size=None, batch=None):
             head.draw_threshold,
             head.threshold if multilabel else None,
         )
-    info = ModelInfo(
-        "exported", heads, {}, size=size, batch=batch, thresholds=model.thresholds
-    )
+    info = ModelInfo("exported", heads, {}, size=size, batch=batch, thresholds=model.thresholds)
     helper.set_model_props(proto, {KEY: info.to_json()})
     onnx.save(proto, path)
     return path
