@@ -11,30 +11,24 @@ import pytest
 from PIL import Image
 
 import visionkit
-from support.onnx_files import CLASSES, head_info, model_info, write_onnx
+from support.onnx_files import (
+    FOUND,
+    OBJECTS,
+    READ_ALL,
+    check_written,
+    folder_of_images,
+    head_info,
+    model_info,
+    model_of_all_kinds,
+    noise,
+    outputs_of,
+    write_onnx,
+)
 from visionkit.cli.main import main
 from visionkit.engine.onnx_model import OnnxPredictor
 from visionkit.engine.prediction import to_records
 from visionkit.errors import ArgumentError, CheckpointError, ConfigError, DataError, DivergedError
-from visionkit.metrics.thresholds import Thresholds
 from visionkit.types import Classes
-
-OBJECTS = {
-    "boxes": np.array([[4, 2, 20, 12], [0, 0, 32, 16], [0, 0, 0, 0]], np.float32),
-    "scores": np.array([0.9, 0.4, 0], np.float32),
-    "labels": np.array([2, 0, 0]),
-    "count": np.array(2),
-}
-FOUND = Thresholds(0.3, {"cat": 0.35, "cow": 0.95}, {"": {90: 0.5}})
-
-
-def outputs_of(head, outputs):
-    return {f"{head}_{name}": array for name, array in outputs.items()}
-
-
-def noise(width=64, height=32, seed=0):
-    shape = (height, width, 3)
-    return np.random.default_rng(seed).integers(256, size=shape, dtype=np.uint8)
 
 
 @pytest.fixture
@@ -526,65 +520,11 @@ def test_records_are_those_of_equal_tensors(detector):
 
 # --- without torch ---
 
-WITHOUT = """
-import sys
-sys.modules["torch"] = sys.modules["torchvision"] = None
-import numpy as np
-import visionkit
-from visionkit.cli.main import main
-path, folder, out = sys.argv[1:]
-model = visionkit.load(path)
-model.use_threshold("best")
-found = model.predict(folder + "/a.png")
-print(repr(model), repr(found), found.above().names, found.to_dict())
-assert found.draw().size and found.masks.shape[1:] == found.size and found.image.dtype == np.uint8
-assert len(visionkit.predict(path, folder, batch_size=2, skip_unreadable=True)) == 3
-assert main(["predict", path, folder, "--out", out, "--threshold", "best"]) == 3
-try:
-    visionkit.load(folder)
-except visionkit.ConfigError as error:
-    assert "need torch, which is not installed" in str(error)
-else:
-    raise AssertionError
-assert sys.modules["torch"] is None
-"""
-
-
-def model_of_all_kinds(path):
-    """Every kind of head in one file."""
-    masks = np.ones((3, 28, 28), np.float32)
-    logits = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
-    heads = {
-        "objects": ("MaskRCNN", OBJECTS | {"masks": masks}, {}),
-        "look": (
-            "Attributes",
-            {"attributes": np.full((3, 3), 0.7, np.float32)},
-            {"boxes_from": "objects"},
-        ),
-        "scene": ("Classification", {"probs": np.array([0.2, 0.7, 0.1], np.float32)}, {}),
-        "map": ("FCN", {"map": np.zeros((64, 64), np.uint8), "logits": logits}, {}),
-        "vector": ("Embedding", {"embedding": np.array([0.6, 0.8], np.float32)}, {}),
-    }
-    info = {h: head_info(kind, outputs, **more) for h, (kind, outputs, more) in heads.items()}
-    given = {
-        k: v for h, (_, outputs, _) in heads.items() for k, v in outputs_of(h, outputs).items()
-    }
-    return write_onnx(path, model_info(info, thresholds={"objects": FOUND}), given)
-
-
-def folder_of_images(folder):
-    folder.mkdir()
-    Image.fromarray(noise(128, 64)).save(folder / "a.png")
-    Image.fromarray(noise(1, 1)).save(folder / "b.png")
-    (folder / "c.png").write_bytes(b"no image")
-    return folder
-
 
 def test_nothing_of_it_imports_torch(tmp_path):
     path, images = model_of_all_kinds(tmp_path / "model.onnx"), folder_of_images(tmp_path / "in")
-    words = [sys.executable, "-c", WITHOUT, path, images, tmp_path / "out"]
+    blocked = 'import sys\nsys.modules["torch"] = sys.modules["torchvision"] = None\n'
+    words = [sys.executable, "-c", blocked + READ_ALL, path, images, tmp_path / "out"]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert {"a.jpg", "b.jpg", "a_map.png", "embeddings.npz", "predictions.json"} <= names
-    assert CLASSES.names[1] in done.stdout and "1 image could not be read" in done.stdout
+    check_written(tmp_path / "out", done.stdout)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from support.onnx_files import READ_ALL, check_written, folder_of_images, model_of_all_kinds
 from support.paths import CONFIGS, ROOT
 from visionkit.errors import DISTRIBUTION, install_hint
 
@@ -164,3 +165,41 @@ def test_the_readmes_first_commands_in_a_bare_venv(wheel, tmp_path):
         run(python, "-c", "import timm", **settings)
     extra = install_hint("plots").split('"')[1]  # installed already: found without an index
     run(python, "-m", "pip", "install", "--no-index", extra, **settings)
+
+
+# What reading an exported model needs, by distribution, and their import packages.
+READING = {"numpy": "numpy", "pillow": "PIL", "pycocotools": "pycocotools", "pyyaml": "yaml"}
+READING |= {"tqdm": "tqdm", "onnxruntime": "onnxruntime"}
+
+
+def read_all(python, folder):
+    """Read an exported model in all ways with that Python."""
+    words = [model_of_all_kinds(folder / "model.onnx"), folder_of_images(folder / "in")]
+    words = [str(word) for word in (*words, folder / "out")]
+    printed = run(python, "-c", READ_ALL, *words, **outside_of_the_clone(folder))
+    check_written(folder / "out", printed)
+
+
+def test_an_exported_model_is_read_without_torch(wheel, tmp_path):
+    """In a venv with links to the packages that this needs, and no others."""
+    python, packages = venv(tmp_path / "venv", "--without-pip")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-compile"]
+    run(*pip, "--no-deps", "--no-index", str(wheel))
+    ours = Path(sysconfig.get_path("platlib"))
+    for name in READING.values():
+        for path in [*ours.glob(name), *ours.glob(f"{name}.libs"), *ours.glob(f"_{name}")]:
+            (packages / path.name).symlink_to(path)
+    for path in ours.glob("pillow.libs"):
+        (packages / path.name).symlink_to(path)
+    read_all(python, tmp_path)
+
+
+@pytest.mark.slow  # downloads packages
+@pytest.mark.timeout(900)
+@pytest.mark.skipif("VISIONKIT_TEST_INDEX" not in os.environ, reason="needs a package index")
+def test_an_exported_model_is_read_in_a_bare_venv(wheel, tmp_path):
+    """As the page on prediction says, with packages from the index."""
+    python, _ = venv(tmp_path / "venv")
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel))
+    run(python, "-m", "pip", "install", "--quiet", *READING)
+    read_all(python, tmp_path)
