@@ -43,6 +43,7 @@ def reported(script, *words):
             ["train", "--images", "no", "--annotations", "no"],
             "--images: got no",
         ),
+        ("export.py", ["nowhere.onnx", BENCH], "model: got nowhere.onnx; not found"),
         ("finetune.py", ["--recipe", "nowhere", "--seeds", "0"], "error: unknown config 'nowhere'"),
         (
             "finetune.py",

@@ -340,8 +340,13 @@ def _add_search(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(sub: argparse.ArgumentParser) -> None:
-    _add_config(sub)
-    sub.add_argument("--steps", type=values.count, default=20, help="training steps (default: 20)")
+    text = (
+        f"{CONFIG}, to profile training; a run, a checkpoint or an ONNX file, to time predictions"
+    )
+    sub.add_argument("config", metavar="CONFIG_OR_RUN", help=text)
+    _add_overrides(sub)
+    text = "training steps, or batches of each size (default: 20)"
+    sub.add_argument("--steps", type=values.count, default=20, help=text)
     _add_json(sub)
     _add_offline(sub)
 
@@ -450,7 +455,7 @@ COMMANDS: tuple[tuple[str, Run, AddArguments, str], ...] = (
         _add_search,
         "retrieve the nearest gallery images for each query image",
     ),
-    ("bench", commands.bench, _add_bench, "profile training and evaluation"),
+    ("bench", commands.bench, _add_bench, "profile training, or predictions of a run"),
     (
         "check",
         commands.check,

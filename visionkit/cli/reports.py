@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from visionkit.engine.check_report import VERSION, CheckReport
-from visionkit.errors import CheckpointError, ConfigError, DataError
+from visionkit.errors import CheckpointError, ConfigError, DataError, listed, plural
 from visionkit.runs import files
 
 
 def bench_text(result: Mapping[str, Any]) -> str:
     """The result of `visionkit bench` as a table, with advice."""
+    if "variants" in result:
+        return _latency_text(result)
     seconds = result["seconds"]
     rates = {
         "training, images/s": result["images_per_second"],
@@ -70,6 +72,31 @@ def export_text(record: Mapping[str, Any]) -> list[str]:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def _latency_text(result: Mapping[str, Any]) -> str:
+    """A table for each number of images, with a line for each variant."""
+    variants = result["variants"]
+    width = max(map(len, variants)) + 2
+    parts = [*next(iter(next(iter(variants.values()))["batches"].values()))["shares"]]
+    sizes = sorted({f"{height}x{width}" for height, width in result["images"]})
+    lines = [
+        f"{plural(result['threads'], 'thread')}, {plural(result['steps'], 'round')}, images of "
+        f"{listed(sizes, 3)} pixels (h x w)"
+    ]
+    for size in next(iter(variants.values()))["batches"]:
+        columns = ["images/s", "p50 ms", "p90 ms", "p99 ms", *parts]
+        title = f"batch of {size}"
+        lines += ["", f"{title:<{width}}" + "".join(f"{column:>10}" for column in columns)]
+        for name, variant in variants.items():
+            one = variant["batches"][size]
+            numbers = [one["images_per_second"], *one["milliseconds"].values()]
+            lines.append(
+                f"{name:<{width}}"
+                + "".join(f"{number:>10.1f}" for number in numbers)
+                + "".join(f"{100 * one['shares'][part]:>8.0f} %" for part in parts)
+            )
+    return "\n".join([*lines, *(["", *result["advice"]] if result["advice"] else [])])
 
 
 def exit_code(report: CheckReport, *, strict: bool) -> int:

@@ -1,15 +1,15 @@
 """`visionkit bench`: the time and the memory that each part of a config takes on this machine.
 
-The steps are those of training, with a clock around their parts. No file of a run is written.
+The steps are those of training, with a clock around their parts. No file of a run is written. How
+long a trained model takes is in `latency`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from visionkit.config import Config, load_config
 from visionkit.data.loading.source import Source
 from visionkit.data.loading.workers import cores
+from visionkit.engine.latency import Stopwatch, is_model, latency
 from visionkit.engine.optim import Learner
 from visionkit.engine.setup import build_training
 from visionkit.engine.train import open_streams, train_step
@@ -29,28 +30,6 @@ from visionkit.ops.inference import pick_device, pick_precision, reproducible
 WARM_UP = 3  # steps, or evaluated batches, before the clock counts
 
 
-class Stopwatch:
-    """Adds up the seconds of named parts; waits for a GPU before it reads the clock. Calling it
-    gives a context manager and decorator for a part."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
-        return time.perf_counter()
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = self.now()
-        yield
-        self.seconds[part] += self.now() - start
-
-
 def benchmark(
     config: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | Sequence[str] = (),
@@ -58,7 +37,8 @@ def benchmark(
     steps: int = 20,
     allow_plugins: bool = False,
 ) -> dict[str, Any]:
-    """Measure the training and the evaluation that a config describes.
+    """Measure the training and the evaluation that a config describes; of a run, a file of weights
+    or an ONNX file how fast it predicts, as `visionkit.engine.latency.latency` says.
 
     `steps` training steps are timed after a warm-up, as many batches of the loader alone, and at
     most as many batches of the evaluation. Returns `device`, `precision`, `workers`, `batch`
@@ -68,6 +48,8 @@ def benchmark(
     `scoring_seconds` of all; `memory_mb`, the peak of this process and, on a GPU, of its
     allocations; `advice`, a list of lines. The random generator is unchanged.
     """
+    if is_model(config):
+        return latency(config, overrides, steps=steps, allow_plugins=allow_plugins)
     checked = with_published(load_config(config, overrides, allow_plugins=allow_plugins))
     settings = checked.train
     device = pick_device(settings.device)

@@ -108,16 +108,24 @@ def training_images(
     heads: Collection[str],
     count: int = CALIBRATION,
 ) -> Iterator[Tensor]:
-    """About `count` training images (3, h, w) uint8, before any transform, evenly spaced in each
-    source that feeds one of the heads. `classes` are those of all heads. ConfigError or DataError
-    if there are none, or if they cannot be read."""
+    """About `count` training images to calibrate int8 with, as `spread_images` gives them."""
     try:
-        sources = build_sources(replace(config, workers=0), ("train",), classes)
+        yield from spread_images(config, classes, heads, "train", count)
     except (ConfigError, DataError) as error:
         raise type(error)(*error.lines, f"  {NEEDED}") from error
-    pairs = [(s, s.train) for s in sources if s.train is not None and {*s.feeds} & {*heads}]
-    if not any(len(dataset) for _, dataset in pairs):
-        raise ConfigError(f"data: has no training images; {NEEDED}")
+
+
+def spread_images(
+    config: Config, classes: dict[str, Classes], heads: Collection[str], split: str, count: int
+) -> Iterator[Tensor]:
+    """About `count` images (3, h, w) uint8 of a split, before any transform, evenly spaced in each
+    source that feeds one of the heads. `classes` are those of all heads. ConfigError or DataError
+    if there are none, or if they cannot be read."""
+    sources = build_sources(replace(config, workers=0), (split,), classes)
+    found = [(s, getattr(s, split)) for s in sources if {*s.feeds} & {*heads}]
+    pairs = [(source, dataset) for source, dataset in found if dataset is not None and len(dataset)]
+    if not pairs:
+        raise ConfigError(f"data: no source of {', '.join(heads)} has {split} images")
     for source, dataset in pairs:
         wanted = min(-(-count // len(pairs)), len(dataset))
         for index in np.linspace(0, len(dataset) - 1, wanted).round().astype(int).tolist():

@@ -258,7 +258,7 @@ def test_a_run_without_training_images_cannot_be_calibrated(tmp_path):
     spec = load_config(SMALL_RUNS["fcos"]).to_dict()
     words = "calibrated on training images: give data.train.images=..., ..., or export in fp16"
     gone = {"type": "Coco", "images": str(tmp_path / "a"), "annotations": str(tmp_path / "b.json")}
-    for train, more in ((None, "has no training images"), (gone, "")):
+    for train, more in ((None, "has train images"), (gone, "")):
         spec["data"]["main"]["train"] = train
         with pytest.raises((ConfigError, DataError)) as caught:
             next(training_images(load_config(spec), CLASSES, ["detection"]))
