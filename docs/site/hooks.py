@@ -124,8 +124,16 @@ def api_page(title, words, names):
             options = "\n    options: {members: false}"
         elif title in ("Types", "Errors"):
             options = "\n    options: {show_if_no_docstring: true}"
+        elif has_our_base(name):
+            options = "\n    options: {inherited_members: true}"
         blocks.append(f"::: {name}{options}")
     return "\n\n".join([f"# {title}", words, *blocks]) + "\n"
+
+
+def has_our_base(name):
+    """Whether it is a class that inherits from another one of visionkit."""
+    bases = getattr(pydoc.locate(name), "__mro__", ())[1:]
+    return any(base.__module__.startswith("visionkit.") for base in bases)
 
 
 def rewritten(text, source):

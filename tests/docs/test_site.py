@@ -106,6 +106,7 @@ def test_classes_and_functions_that_pages_name_are_in_the_api(anchors):
 def test_the_api_pages_say_what_docstrings_and_comments_say(site):
     assert "class of the whole image" in site["api/types.html"].text  # the comment of a field
     assert "RUN/eval/<head>_bbox.json" in site["api/index.html"].text
+    assert "visionkit.Predictor.predict_batch" in site["api/index.html"].ids  # of its base class
 
 
 @pytest.fixture

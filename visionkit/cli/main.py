@@ -327,7 +327,9 @@ def _add_export(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_search(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run_directory", metavar="RUN", help="a run with an embedding head")
+    sub.add_argument(
+        "run_directory", metavar="RUN", help="a run or an exported model with an embedding head"
+    )
     sub.add_argument("query", metavar="QUERY", help="an image or a folder of images")
     sub.add_argument("gallery", metavar="GALLERY", help="a folder of images")
     _add_overrides(sub)
