@@ -20,11 +20,13 @@ from visionkit.metrics.parts import (
 )
 from visionkit.visualization.html import (
     LISTED,
+    MARKS,
     POINTS,
     Headline,
     Page,
     Section,
     draw_marks,
+    free_place,
     is_page,
     plot,
     render,
@@ -138,3 +140,27 @@ def test_a_page_is_recognized_as_one(tmp_path):
     page.write_text(render(page_of([]), "1"))
     other.write_text("<html>mine</html>")
     assert is_page(page) and not is_page(other)
+
+
+def test_no_text_of_a_mark_hides_another():
+    """Fifteen boxes at almost the same place: the texts that fit, each where no other is."""
+    taken = []
+    for i in range(15):
+        area = free_place((100 + i, 100, 300, 200), (80, 20), (480, 480), taken)
+        taken += [area] if area else []
+    assert 4 <= len(taken) < 15
+    shown = np.zeros((480, 480), int)
+    for left, top, right, bottom in taken:
+        shown[top:bottom, left:right] += 1
+    assert shown.max() == 1 and shown.sum() == len(taken) * 80 * 20
+    assert free_place((470, -5, 500, 9), (80, 20), (480, 480), []) == (400, 0, 480, 20)
+
+
+def test_texts_are_drawn_in_the_color_of_their_mark():
+    marks = [
+        Mark("wrong", [100, 100, 300, 300], "cat"),
+        Mark("missed", [100, 100, 300, 300], "dog"),
+    ]
+    drawn = draw_marks(Image.new("RGB", (480, 480)), Shown(1, "", marks))
+    assert drawn.getpixel((101, 97)) == MARKS["wrong"]  # above the box, then below it
+    assert drawn.getpixel((101, 303)) == MARKS["missed"]

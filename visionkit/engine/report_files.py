@@ -129,7 +129,14 @@ def metrics_table(models: Mapping[str, Measured], images: int) -> Table:
     columns = ["metric"]
     for model in models:
         columns += [model if len(models) > 1 else "value", "low", "high"]
-    note = TOO_FEW if images < FEWEST else "low and high: 95 % interval, by resampling the images."
+    note = (
+        TOO_FEW
+        if images < FEWEST
+        else (
+            "low and high: 95 % interval, by resampling the images; none of a metric that is 0 or 1 in "
+            "every sample."
+        )
+    )
     return Table("Metrics", columns, rows, note)
 
 

@@ -166,7 +166,7 @@ def report_of(
     sections += _heads(reports, images // len(reports), iou)
     sections += _about(reports)
     page = Page(
-        ", ".join(one.run.name for one in reports),
+        _title(reports),
         sections,
         [_headline(one, head) for one in reports for head in one.heads],
         _sentences(first, between, iou),
@@ -179,6 +179,14 @@ def report_of(
         "runs": record,
         "differences": {name: differences_record(found) for name, found in between.items()},
     }
+
+
+def _title(reports: Sequence[Report]) -> str:
+    """The names of the runs, with their folders if some are equal."""
+    names = [one.run.name for one in reports]
+    if len({*names}) < len(names):
+        names = [str(one.run) for one in reports]
+    return ", ".join(names)
 
 
 def write_report(state: TrainingState, sources: list[Source]) -> None:

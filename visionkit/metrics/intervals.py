@@ -29,6 +29,7 @@ REPLICATES = 1000
 FEWEST = 20  # images; an interval from fewer says little
 GROUPS = 20  # of images, each skipped once; of smaller ones the steps of COCO's recalls would show
 BIAS = 2  # times that of the replicates: so much AP of a small set is too high, in simulations
+FARTHEST = 3.0  # logits from the center, or a metric near 0 would have an interval up to 1
 ROUNDING = 1e-12  # an error below comes from sums in another order
 LEVEL = 95  # percent
 RECALLS = np.linspace(0, 1, 101)  # COCO's
@@ -99,7 +100,8 @@ def interval(value: float, samples: Samples, *, bounded: bool = True) -> Interva
     low, high = center - reach, center + reach
     if share and 0 < value < 1:
         center = min(max(center, value / 2), (1 + value) / 2)  # a large bias is not to leave (0, 1)
-        logit, reach = np.log(center / (1 - center)), reach / (center * (1 - center))
+        logit = np.log(center / (1 - center))
+        reach = min(reach / (center * (1 - center)), FARTHEST)
         low, high = ((1 + np.tanh((logit + side) / 2)) / 2 for side in (-reach, reach))
     if share:
         low, high = max(low, 0), min(high, 1)

@@ -42,7 +42,7 @@ COLORS = 12
 POINTS = 300  # of a line
 FEW = 30  # points that are also drawn as dots
 LISTED = 20  # images behind a cell of a matrix
-TEXT = 14  # height of the text on an image, of which the page may show two thirds
+TEXT = 18  # height of the text on an image, of which the page may show two thirds
 LABELED = 15  # marks of an image that have a text
 LARGEST_SCALE = 8  # of a small image
 MARKS = {
@@ -59,6 +59,7 @@ MEANINGS = {
     "found": "detected",
     "truth": "ground truth",
 }
+Area: TypeAlias = tuple[float, float, float, float]  # xyxy
 OpenImage: TypeAlias = Callable[[int], Image.Image]  # by image id; raises OSError or VisionkitError
 
 
@@ -359,26 +360,39 @@ def draw_marks(image: Image.Image, shown: Shown) -> Image.Image:
         if mark.mask is None:
             corners = (x1, y1, max(x1, x2), max(y1, y2))
             pen.rectangle(corners, outline=MARKS[mark.kind], width=2)
-    for mark, box in boxes[:LABELED]:
-        _draw_text(pen, font, mark, box, drawn.size)
+    taken: list[Area] = []
+    for mark, box in [one for one in boxes if one[0].text][:LABELED]:
+        text = printable(mark.text)[:40]
+        *_, width, height = pen.textbbox((0, 0), text, font=font)
+        area = free_place(box, (width + 4, height + 3), drawn.size, taken)
+        if area is not None:
+            left, top, right, bottom = area
+            pen.rectangle((left, top, right - 1, bottom - 1), fill=MARKS[mark.kind])
+            pen.text((left + 2, top), text, fill="white", font=font)
+            taken.append(area)
     return drawn
 
 
-def _draw_text(
-    pen: ImageDraw.ImageDraw,
-    font: Any,
-    mark: Mark,
+def free_place(
     box: Sequence[float],
+    extent: tuple[float, float],
     size: tuple[int, int],
-) -> None:
-    x1, y1 = box[:2]
-    if mark.text:
-        text = printable(mark.text)[:40]
-        *_, right, bottom = pen.textbbox((0, 0), text, font=font)
-        x = min(max(x1, 0), max(size[0] - right - 4, 0))
-        y = min(max(y1 - bottom - 3, 0), max(size[1] - bottom - 3, 0))
-        pen.rectangle((x, y, x + right + 3, y + bottom + 2), fill=MARKS[mark.kind])
-        pen.text((x + 2, y), text, fill="white", font=font)
+    taken: Sequence[Area],
+) -> Area | None:
+    """Where a text of that width and height can stand at a box, within the image of that size and
+    on no other text; None if nowhere."""
+    (x1, y1, x2, y2), (width, height) = box, extent
+    at_left = [(x1, y1 - height), (x1, y2), (x1, y1), (x1, y2 - height)]
+    for x, y in [*at_left, (x2 - width, y1 - height), (x2 - width, y2)]:
+        left = min(max(x, 0), max(size[0] - width, 0))
+        top = min(max(y, 0), max(size[1] - height, 0))
+        area = (left, top, left + width, top + height)
+        if not any(
+            area[0] < other[2] and other[0] < area[2] and area[1] < other[3] and other[1] < area[3]
+            for other in taken
+        ):
+            return area
+    return None
 
 
 def _draw_mask(drawn: Image.Image, mark: Mark) -> None:
