@@ -171,7 +171,7 @@ def test_heads_that_are_no_list_of_names(heads, model):
 
 
 def test_a_head_that_there_is_not(model):
-    with pytest.raises(ConfigError, match="the model has no head 'x'; it has classification"):
+    with pytest.raises(ConfigError, match="the model has no head 'x'; valid: classification"):
         Predictor(*model, heads=("x",))
 
 

@@ -331,7 +331,7 @@ def test_repr_and_heads(detector):
         "OnnxPredictor of 'by hand' (CPUExecutionProvider, fp32)\n"
         "  objects: FCOS, image size 64, 3 classes: cat, dog, cow"
     )
-    with pytest.raises(ConfigError, match="heads: the model has no head 'object'; it has objects"):
+    with pytest.raises(ConfigError, match="the model has no head 'object'; did you mean 'objects'"):
         visionkit.load(detector, heads=["object"])
 
 

@@ -138,15 +138,27 @@ class OnnxPredictor(BasePredictor):
             heads = [head for head in self.heads if self._image_size[head] == rule]
             sizes = [fit_within(image.shape[1:], rule, self.info.size) for image in images]
             small = [resized(*pair) for pair in zip(images, sizes, strict=True)]
-            padded = self._padded([image.shape[1:] for image in small])
-            sources = {name: None for h in heads for name in (h, self._boxes_from(h)) if name}
-            names = [n for head in sources for n in _outputs(head, self.info.heads[head])]
-            rows = self._run(small, padded, names)
-            for image, one, row, result in zip(images, small, rows, results, strict=True):
-                place = Place(one.shape[1:], padded, image.shape[1:])
-                for head in heads:
-                    result[head] = self._decoded(head, row, place)
+            found = self.infer_resized(small, [image.shape[1:] for image in images], heads)
+            for result, one in zip(results, found, strict=True):
+                result |= one
         return results
+
+    def infer_resized(
+        self, images: Sequence[np.ndarray], orig: Sequence[Size], heads: Sequence[str]
+    ) -> list[dict[str, dict[str, Any]]]:
+        """The results of these heads for images (3, h, w) that are resized already; `orig` are the
+        (h, w) that they had."""
+        padded = self._padded([image.shape[1:] for image in images])
+        sources = {name: None for h in heads for name in (h, self._boxes_from(h)) if name}
+        names = [n for head in sources for n in _outputs(head, self.info.heads[head])]
+        rows = self._run(images, padded, names)
+        places = [
+            Place(one.shape[1:], padded, size) for one, size in zip(images, orig, strict=True)
+        ]
+        return [
+            {head: self._decoded(head, row, place) for head in heads}
+            for row, place in zip(rows, places, strict=True)
+        ]
 
     def _padded(self, sizes: Sequence[Size]) -> Size:
         """The (h, w) of an input for images of these sizes."""

@@ -14,7 +14,15 @@ from PIL import Image
 
 from visionkit.engine.inputs import NO_NAME
 from visionkit.engine.prediction import Prediction, checked_threshold
-from visionkit.errors import ArgumentError, ConfigError, listed, plural, printable, shorten
+from visionkit.errors import (
+    ArgumentError,
+    ConfigError,
+    listed,
+    plural,
+    printable,
+    shorten,
+    unknown,
+)
 from visionkit.metrics.thresholds import PRECISIONS, Thresholds
 from visionkit.types import Classes
 from visionkit.visualization.draw import Threshold
@@ -202,7 +210,7 @@ def chosen(heads: Sequence[str] | None, known: list[str]) -> list[str]:
     if isinstance(heads, str) or not isinstance(heads, Iterable) or not [*heads]:
         one = f"expected a list of one or more of {', '.join(known)}"
         raise ArgumentError(f"heads: got {shorten(repr(heads))}; {one}")
-    if unknown := [head for head in heads if head not in known]:
-        have = ", ".join(known)
-        raise ConfigError(f"heads: the model has no head {unknown[0]!r}; it has {have}")
+    for head in heads:
+        if head not in known:
+            raise ConfigError(unknown(head, known, f"heads: the model has no head {head!r}"))
     return [head for head in known if head in heads]

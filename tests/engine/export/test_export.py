@@ -203,7 +203,7 @@ def test_generated_images_replace_data_that_are_gone(detector, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"heads": ["clasification"]}, "clasification"),
+        ({"heads": ["clasification"]}, "did you mean 'classification'"),
         ({"size": (300, 320)}, "expected multiples of 32: the nearest are 288,320 and 320,320"),
         ({"size": (31, 5)}, "the nearest are 32,32 and 32,32"),
         ({"size": 320}, "size: got 320; expected two integers, height and width"),

@@ -48,7 +48,7 @@ Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "bundle": ""}
 IMAGES = 32  # with which a file is checked
 MAX_DROP = 0.02  # of the main metric, of a file of lower precision
-NOT_OF_A_BUNDLE = "not for a bundle, which has the run as it is"
+NOT_OF_A_BUNDLE = "do not apply to a bundle, which has the run as it is"
 LARGEST = 2**31  # bytes of an ONNX file
 
 
@@ -139,9 +139,7 @@ def _check_options(options: Options) -> None:
         own = Options("bundle", None, None, "full", "fp32", options.check, options.max_drop)
         given = [key for key, value in vars(options).items() if value != getattr(own, key)]
         if given:
-            problems.append(
-                f"{listed(given)}: do not apply to a bundle, which has the run as it is"
-            )
+            problems.append(f"{listed(given)}: {NOT_OF_A_BUNDLE}")
     if problems:
         raise ArgumentError(*problems)
 

@@ -171,10 +171,10 @@ def compared(
     for source, why in sources:
         heads = {head: found[head] for head in source.feeds}
         scores = {} if why or exported.predictor is None else _evaluators(predictor, source)
-        for batch, samples, names in _batches(source, exported.info):
+        for batch, names in _batches(source, exported.info):
             _compare_tensors(graph, exported, batch, heads, names)
             if exported.predictor is not None:
-                _compare_predictions(predictor, exported, batch, samples, names, heads, scores)
+                _compare_predictions(predictor, exported, batch, names, heads, scores)
         for head, (expected, own) in scores.items():
             one = found[head]
             one.metric = predictor.model.head(head).main_metric
@@ -190,19 +190,19 @@ def _evaluators(predictor: Predictor, source: Source) -> dict[str, tuple[Evaluat
     return {head: (make(head, source.val), make(head, source.val)) for head in source.feeds}
 
 
-def _batches(source: Source, info: ModelInfo) -> Iterator[tuple[Batch, list[Sample], list[str]]]:
-    """The first image alone, then several together: each batch at the size of the input, the images
-    before they were resized, and their names."""
+def _batches(source: Source, info: ModelInfo) -> Iterator[tuple[Batch, list[str]]]:
+    """The first image alone, then several together: each batch at the size of the input, and the
+    names of its images."""
     subset: Any = source.val
     for start, stop in pairwise([0, *range(1, len(subset), TOGETHER), len(subset)]):
-        samples = [subset[index] for index in range(start, stop)]
+        samples = (subset[index] for index in range(start, stop))
         resized = [s.resize(fit_within(s.size, source.image_size, info.size)) for s in samples]
         items: Any = [
             (s.image, {**s.target(), "position": start + i}) for i, s in enumerate(resized)
         ]
         batch = collate(items, source.image_size)
         names = [image_name(subset.dataset, index) for index in subset.indices[start:stop]]
-        yield _in_input(batch, info), samples, names
+        yield _in_input(batch, info), names
 
 
 def _in_input(batch: Batch, info: ModelInfo) -> Batch:
@@ -249,18 +249,20 @@ def _compare_predictions(
     predictor: Predictor,
     exported: Exported,
     batch: Batch,
-    samples: Sequence[Sample],
     names: Sequence[str],
     found: Mapping[str, HeadComparison],
     scores: Mapping[str, tuple[Evaluator, Evaluator]],
 ) -> None:
-    """What `eval` scores, and what `predict` finds with the file in the images as they are."""
+    """What `eval` scores, and what `predict` finds with the file, in the same pixels: another
+    implementation may round some of them in another way."""
     expected, _ = predictor.model.infer(batch, found, torch.float32)
     assert exported.predictor is not None
-    images = [sample.image.permute(1, 2, 0).numpy() for sample in samples]
-    own = exported.predictor.predict_batch(images)
+    pixels = [x[:, :h, :w].numpy() for x, (h, w) in zip(batch.images, batch.sizes, strict=True)]
+    own = exported.predictor.infer_resized(
+        pixels, [t["orig_size"] for t in batch.targets], [*found]
+    )
     for head, one in found.items():
-        theirs = [as_tensors(prediction.heads[head]) for prediction in own]
+        theirs = [as_tensors(prediction[head]) for prediction in own]
         for name, *pair in zip(names, expected[head], theirs, strict=True):
             one.add_predictions(name, *pair)
         if head in scores:
