@@ -172,6 +172,14 @@ def test_embeddings_and_reconstructions(tmp_path):
     assert "embedding (2,)" in repr(found) and vae.draw()
 
 
+def test_outputs_of_a_custom_head_are_kept(tmp_path):
+    density = {"counts": np.array([1, 2, 3], np.float32)}
+    found = visionkit.load(one_head(tmp_path, "my.Counting", density)).predict(noise())
+    assert found.heads["head"]["counts"].tolist() == [1, 2, 3] and "counts (3,)" in repr(found)
+    assert found.to_dict()["predictions"] == [{"head": "head", "counts": [1, 2, 3]}]
+    assert found.draw()
+
+
 def test_halves_become_float32(tmp_path):
     outputs = {name: v.astype(np.float16) for name, v in OBJECTS.items() if v.dtype == np.float32}
     path = one_head(tmp_path, "FCOS", OBJECTS | outputs)
@@ -284,6 +292,7 @@ def test_overrides_that_have_a_meaning(detector):
     for wrong, says in {
         "data.image_size=5": "data.image_size: got 5",
         "data.image_size=[1": "overrides: ",
+        "train.device=[1]": r"train.device: got \[1\]; expected",
         "train.device=tpu": "train.device: got 'tpu'; expected one of auto, cpu, cuda",
         "train.precision=bf16": "train.precision: does not apply to .*has its config in itself",
         "data.main.image_size=64": "data.main.image_size: does not apply",

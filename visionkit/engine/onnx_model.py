@@ -194,7 +194,8 @@ class OnnxPredictor(BasePredictor):
         return rows
 
     def _decoded(self, head: str, row: Mapping[str, np.ndarray], place: Place) -> dict[str, Any]:
-        """A `HeadPrediction` of arrays, from the outputs for one image."""
+        """A `HeadPrediction` of arrays, from the outputs for one image: what `decode` of the head
+        does after `postprocess`. Outputs of a custom head stay as they are."""
         info = self.info.heads[head]
         own = {name: row[f"{head}_{name}"] for name in info.outputs}
         if info.boxes_from is not None:
@@ -203,7 +204,7 @@ class OnnxPredictor(BasePredictor):
             boxes = rescaled(row[f"{base}_boxes"][:count], place.size, place.orig)
             scores = row[f"{base}_scores"][:count]
             return {"attributes": own["attributes"][:count], "boxes": boxes, "scores": scores}
-        if "boxes" in own:
+        if {"boxes", "count"} <= {*own}:
             return _objects(own, place)
         if "probs" in own:
             found = self._classes_of(head, own["probs"])
@@ -217,6 +218,8 @@ class OnnxPredictor(BasePredictor):
         height, width = place.size
         if "reconstruction" in own:
             return {"reconstruction": own["reconstruction"][:, :height, :width]}
+        if "latent_mean" not in own:  # of a custom head
+            return own
         image = own["images"]
         if image.shape[1:] != place.size:
             image = resized_floats(image, place.size)
@@ -264,7 +267,7 @@ def load_onnx(
         except ValueError as error:
             what = f"got {image_size!r}; expected {expected(annotation)}"
             raise ConfigError(f"data.image_size: {what}") from error
-    if device not in PROVIDERS:
+    if not isinstance(device, str) or device not in PROVIDERS:
         valid = ", ".join(PROVIDERS)
         raise ConfigError(f"train.device: got {device!r}; expected one of {valid} for ONNX")
     providers = dict.fromkeys((PROVIDERS[device], CPU))
