@@ -19,18 +19,18 @@ from visionkit.types import Classes
 CLASSES = {None: (), "attributes": ("wet", "color=red", "color=blue")}
 
 
-def random_predictor(spec, seed=0, **settings):
+def random_predictor(spec, gain=1.5, **settings):
     """An eager model in float32, whose weights are larger than at the start of a training: or all
     scores would be nearly the same."""
     overrides = {"train.device": "cpu", "train.precision": "fp32", **settings}
     config = load_config(spec, overrides)
     keys = {head: head_class(config, head).class_key for head in config.heads}
     classes = {h: Classes.numbered(CLASSES.get(key, ("a", "b", "c"))) for h, key in keys.items()}
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = build_model(config, classes, pretrained=False)
     for parameter in model.parameters():
         if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=1.5 * parameter[0].numel() ** -0.5)
+            nn.init.normal_(parameter, std=gain * parameter[0].numel() ** -0.5)
     return Predictor(model, config, classes, fold=False)
 
 
