@@ -7,6 +7,7 @@ import pytest
 
 from support.coco_scenes import checked, scene
 from visionkit.errors import DataError
+from visionkit.metrics.coco import matches as matches_of
 from visionkit.metrics.coco.engines import ENGINES
 from visionkit.metrics.coco.evaluator import evaluate_coco
 from visionkit.metrics.coco.matches import IOUS, Matches, match_objects
@@ -68,6 +69,19 @@ def test_both_engines_match_the_same_objects():
         assert np.array_equal(getattr(a, name), getattr(b, name)), name
     assert np.array_equal(a.hit, b.hit)
     assert a.ignored.any() and a.hit.any() and a.wrong.any()  # or the scene shows nothing
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_many_images_are_matched_in_pieces_with_the_same_result(monkeypatch, iou_type, engine):
+    truth, results = scene(11, num_images=10)
+    parts = checked(truth, results, iou_type)
+    whole = match_objects(*parts, engine)
+    assert len(whole) and whole.hit.any()
+    monkeypatch.setattr(matches_of, "RECORDS", 3 * len(whole.truth.names))
+    pieces = match_objects(*parts, engine)
+    for name in ("row", "image", "category", "score", "matched", "ignored"):
+        assert np.array_equal(getattr(pieces, name), getattr(whole, name)), name
 
 
 def test_no_detections_match_nothing():

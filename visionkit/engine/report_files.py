@@ -133,8 +133,8 @@ def metrics_table(models: Mapping[str, Measured], images: int) -> Table:
         TOO_FEW
         if images < FEWEST
         else (
-            "low and high: 95 % interval, by resampling the images; none of a metric that is 0 or 1 in "
-            "every sample."
+            "low and high: 95 % interval, by resampling the images; none of a metric that is 0 or "
+            "1 in every sample."
         )
     )
     return Table("Metrics", columns, rows, note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,31 +44,34 @@ class Mistakes:
     def confusion(self) -> np.ndarray:
         """(C + 1, C + 1) int64: objects of a class by the class that they are detected as. The last
         column has those that are missed, the last row the detections of background."""
-        background = len(self.truth.names)
-        counts = np.zeros((background + 1, background + 1), np.int64)
-        for row, column, _ in self._cells():
-            counts[row, column] += 1
+        counts = np.zeros((len(self.truth.names) + 1,) * 2, np.int64)
+        row, column, _ = self._cells()
+        np.add.at(counts, (row, column), 1)
         return counts
 
     def images_by_cell(self) -> dict[tuple[int, int], list[int]]:
         """The image ids behind each cell of the matrix, those with the most cases first."""
-        cases: dict[tuple[int, int], dict[int, int]] = defaultdict(lambda: defaultdict(int))
-        for row, column, image in self._cells():
-            cases[row, column][int(self.truth.image_ids[image])] += 1
-        return {
-            cell: sorted(images, key=lambda id_: (-images[id_], id_))
-            for cell, images in cases.items()
-        }
+        cases, counts = np.unique(np.stack(self._cells()), axis=1, return_counts=True)
+        row, column, image = cases
+        order = np.lexsort((image, -counts, column, row))
+        found: dict[tuple[int, int], list[int]] = defaultdict(list)
+        ids = self.truth.image_ids[image[order]]
+        for r, c, id_ in zip(
+            *(one.tolist() for one in (row[order], column[order], ids)), strict=True
+        ):
+            found[r, c].append(id_)
+        return found
 
-    def _cells(self) -> Iterator[tuple[int, int, int]]:
-        """Row, column and image of each object and each detection of background."""
-        background = len(self.truth.names)
-        for i in self.objects.tolist():
-            finder = self.finder[i]
-            column = self.category[finder] if finder >= 0 else background
-            yield int(self.truth.category[i]), int(column), int(self.truth.image[i])
-        for j in np.flatnonzero(self.matched < 0).tolist():
-            yield background, int(self.category[j]), int(self.image[j])
+    def _cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row, column and image (N,) of each object and each detection of background."""
+        background, objects = len(self.truth.names), self.objects
+        finder, alone = self.finder[objects], np.flatnonzero(self.matched < 0)
+        detected = np.append(self.category, background)[finder]  # -1: by none
+        return (
+            np.append(self.truth.category[objects], np.full(len(alone), background)),
+            np.append(detected, self.category[alone]),
+            np.append(self.truth.image[objects], self.image[alone]),
+        )
 
     def by_image(self) -> np.ndarray:
         """(I, 3) int64: right detections, wrong detections and missed objects of each image."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ class DetectionReport:
         pairs, totals = counts[:-1, :-1], counts[:-1].sum(1)
         found += most_confused(names, pairs, totals, "detected as", "objects")
         if self.engine == "hotcoco" and not never:  # TIDE leaves classes without a hit as they are
-            gains = tide(evaluated(self.truth, self.found, self.engine, [1, 10, 100])).values
+            gains = self.errors.values
             text, gain = max(gains.items(), key=lambda one: one[1])
             found.append(f"The error that costs most: {text} ({gain:.3f} AP50).")
         missed, wrong = int(counts[:-1, -1].sum()), int(counts[-1, :-1].sum())
@@ -121,16 +122,21 @@ class DetectionReport:
         yield from self.by_score()
         yield self.confusion()
         if self.engine == "hotcoco":
-            evaluation = evaluated(self.truth, self.found, self.engine, [1, 10, 100])
-            yield tide(evaluation)
-            yield self.by_size()
-            yield self.calibration()
-            yield self.worst(self.only)
-            yield self.suspects(evaluation)
-        else:
-            yield self.by_size()
-            yield self.calibration()
-            yield self.worst(self.only)
+            yield self.errors
+        yield self.by_size()
+        yield self.calibration()
+        yield self.worst(self.only)
+        if self.engine == "hotcoco":
+            yield self.suspects()
+
+    @cached_property
+    def evaluation(self) -> Any:
+        """hotcoco's, which finds types of errors and suspected labels."""
+        return evaluated(self.truth, self.found, self.engine, [1, 10, 100])
+
+    @cached_property
+    def errors(self) -> Bars:
+        return tide(self.evaluation)
 
     @property
     def without(self) -> str:
@@ -268,9 +274,9 @@ class DetectionReport:
                 marks.append(_object_mark("missed", truth, i))
         return marks
 
-    def suspects(self, evaluation: Any) -> Gallery:
+    def suspects(self) -> Gallery:
         """Detections with high scores that contradict the labels: check these labels first."""
-        found = evaluation.image_diagnostics(iou_thr=self.iou)["label_errors"]
+        found = self.evaluation.image_diagnostics(iou_thr=self.iou)["label_errors"]
         found = sorted(found, key=lambda one: -one["dt_score"])[: self.images]
         shown = []
         for one in found:
