@@ -281,3 +281,91 @@ def test_a_raw_file_has_what_the_layers_return(detector, tmp_path):
     assert outputs == ["boxes", "scores", "labels"]
     (head,) = record["check"]["heads"].values()
     assert head["matched"] == head["total"] > 50 and head["metric"] is None
+
+
+def test_lower_precision_is_measured_by_the_main_metric(run, tmp_path, monkeypatch):
+    record = visionkit.export(run, tmp_path / "small.onnx", precision="int8", max_drop=1)
+    assert visionkit.load(tmp_path / "small.onnx").info.precision == "int8"
+    assert os.listdir(tmp_path) == ["small.onnx"]
+    assert record["fp32"]["bytes"] > 0 and record["fp32"]["milliseconds"] > 0
+    assert record["milliseconds"] > 0 and record["bytes"] == os.stat(record["file"]).st_size
+    record = visionkit.export(run, tmp_path / "half.onnx", precision="fp16")
+    (head,) = record["check"]["heads"].values()
+    assert head["model"] == head["file"] and 0 < head["tensors"]["probs"] < 0.01
+
+    perturb(monkeypatch, "weight", -1)  # the classes in reverse
+    with pytest.raises(
+        VisionkitError, match=r"top1 drops by [\d.]+, from 1\.0000 to 0\.\d+; at most"
+    ):
+        visionkit.export(run, tmp_path / "wrong.onnx", precision="fp16", max_drop=0.1)
+    assert sorted(os.listdir(tmp_path)) == ["half.onnx", "small.onnx"]
+
+
+def test_lower_precision_needs_labels_to_be_measured(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(verify, "build_sources", lambda *_: [])
+    options = {"precision": "fp16", "check": 2}
+    with pytest.raises(
+        VisionkitError, match=r"give labeled ones \(data\.val\.\.\.\).* --max-drop 1"
+    ):
+        visionkit.export(run, tmp_path / "half.onnx", **options)
+    visionkit.export(run, tmp_path / "half.onnx", max_drop=1, **options)
+    assert os.listdir(tmp_path) == ["half.onnx"]
+
+
+CUSTOM = """
+
+from visionkit.models.heads import Classification
+class Other(Classification):
+    def postprocess(self, outputs, size):
+        raise NotImplementedError
+
+"""
+
+
+def test_a_custom_head_needs_consent_and_a_postprocess(tmp_path, monkeypatch):
+    (tmp_path / "own_heads.py").write_text(CUSTOM)
+    monkeypatch.syspath_prepend(tmp_path)
+    spec = SMALL_RUNS["classification"]
+    spec = {**spec, "head": {"type": "own_heads.Other"}, "output": str(tmp_path / "run")}
+    spec["train"] = {**spec["train"], "validate": False}
+    visionkit.train(spec)
+    path = tmp_path / "model.onnx"
+    with pytest.raises(ConfigError, match=r"allow.plugins"):
+        visionkit.export(tmp_path / "run", path)
+    with pytest.raises(ConfigError, match=r"no `postprocess\(\)`; export it with --decode raw"):
+        visionkit.export(tmp_path / "run", path, allow_plugins=True)
+    record = visionkit.export(tmp_path / "run", path, allow_plugins=True, decode="raw")
+    assert record["outputs"] == {"classification": ["logits"]}
+    assert record["check"]["heads"]["classification"]["tensors"]["logits"] < 1e-5
+
+
+def test_heads_whose_names_begin_alike_keep_their_outputs(tmp_path):
+    spec = SMALL_RUNS["classification"]
+    head = {"type": "Classification"}
+    spec = {key: value for key, value in spec.items() if key not in ("task", "head")}
+    data = {key: value for key, value in spec["data"].items() if key != "workers"}
+    spec |= {
+        "heads": {"cars": head, "cars_big": head},
+        "data": {"workers": 0, "main": {**data, "feeds": ["cars", "cars_big"]}},
+        "output": str(tmp_path / "run"),
+    }
+    visionkit.train(spec)
+    record = visionkit.export(tmp_path / "run", tmp_path / "model.onnx")
+    assert record["outputs"] == {"cars": ["probs"], "cars_big": ["probs"]}
+    record = visionkit.export(tmp_path / "run", tmp_path / "one.onnx", heads=["cars_big"])
+    assert record["outputs"] == {"cars_big": ["probs"]}
+    metrics = visionkit.evaluate(tmp_path / "one.onnx")
+    assert {name.split("/")[0] for name in metrics} == {"cars_big"}
+
+
+def test_a_subset_is_scored_against_its_own_labels():
+    """Of ten images three, evenly spaced; the objects of the others are not missed."""
+    from visionkit.data.datasets.shapes import Shapes
+
+    dataset = Shapes(num_images=10, size=32, seed=3)
+    subset = verify.Subset(dataset, 3)
+    assert subset.indices == [0, 4, 9] and len(subset) == 3
+    truth = subset.ground_truth()
+    assert truth.image_ids.tolist() == [dataset.image_ids[i] for i in (0, 4, 9)]
+    assert [subset[i].image_id for i in range(3)] == truth.image_ids.tolist()
+    assert len(verify.Subset(dataset, 99)) == 10
