@@ -33,6 +33,12 @@ class BatchNorm(nn.BatchNorm2d):
     the running ones normalize it."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting() and not self.training:
+            # torch's operator branches on whether there is a row, and regions may be none.
+            assert self.running_mean is not None and self.running_var is not None
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            shift = self.bias - self.running_mean * scale
+            return x * scale[:, None, None] + shift[:, None, None]
         if not self.training or x[:, 0].numel() > 1:
             return super().forward(x)
         return F.batch_norm(

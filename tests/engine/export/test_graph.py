@@ -158,17 +158,32 @@ def test_onnxruntime_computes_the_same(exported, batch):
     assert_same(eager(model, pixels, sizes[-1:].expand(len(pixels), 2)), found, "head")
 
 
-def test_images_without_objects():
-    """One next to an image with objects, and all of a batch."""
-    model = build({"head": heads.FCOS})
+@pytest.mark.parametrize(
+    "types",
+    [
+        {"objects": heads.FCOS},
+        pytest.param(
+            {"objects": heads.MaskRCNN, "more": heads.Attributes},
+            marks=pytest.mark.slow,  # a minute: both stages, three times
+        ),
+    ],
+)
+def test_images_without_objects(types):
+    """One next to an image with objects, and all of a batch. Of regions that are none, no rows are
+    computed."""
+    model = build(types)
+    head = model.head("objects")
+    second = head.roi_heads if "more" in types else head
+    second.score_threshold = 0.0
     pixels, sizes = images((2, 64, 64))
-    best = eager(model, pixels, sizes)["head_scores"][:, 0]
+    best = eager(model, pixels, sizes)["objects_scores"][:, 0]
     for threshold in (float(best.mean()), 1.0):
-        model.head("head").score_threshold = threshold
-        program = exported_program(model, ["head"], size=(64, 64), batch=2)
+        second.score_threshold = threshold
+        program = exported_program(model, [*types], size=(64, 64), batch=2)
         found = run(session(to_onnx(program)), images=pixels, sizes=sizes)
-        assert (found["head_count"] > 0).tolist() == (best > threshold).tolist()
-        assert_same(eager(model, pixels, sizes), found, "head")
+        assert (found["objects_count"] > 0).tolist() == (best > threshold).tolist()
+        for name in types:
+            assert_same(eager(model, pixels, sizes), found, name)
 
 
 def test_a_fixed_size_and_batch():

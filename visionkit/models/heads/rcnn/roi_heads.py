@@ -149,20 +149,12 @@ def valid_rows(count: Tensor, size: int) -> Tensor:
 
 
 def used_rows(valid: Tensor) -> Tensor:
-    """Indices (R,) of the rows to compute, of all B * M: those that are `valid` (B, M).
-
-    In an exported model all rows are computed, because no shape may depend on values.
-    """
-    if torch.compiler.is_compiling():
-        return torch.arange(valid.shape[0] * valid.shape[1], device=valid.device)
+    """Indices (R,) of the rows to compute, of all B * M: those that are `valid` (B, M)."""
     return valid.flatten().nonzero()[:, 0]
 
 
 def pad_rows(values: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
-    """Values (R, ...) at their `rows` (R,) of all B * M: (B, M, ...), and zeros elsewhere.
-
-    In an exported model the rows that are not valid have arbitrary values.
-    """
+    """Values (R, ...) at their `rows` (R,) of all B * M: (B, M, ...), and zeros elsewhere."""
     size = valid.shape[0] * valid.shape[1]
     padded = values.new_zeros(size, *values.shape[1:]).index_copy_(0, rows, values)
     return padded.unflatten(0, valid.shape)
