@@ -185,17 +185,33 @@ def test_a_matrix_product_of_activations_is_no_layer(path, tmp_path):
     assert "own" not in quantize._half_nodes(proto)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp16"])
-def test_weights_that_are_not_finite_are_refused(path, tmp_path, precision):
+def spoil(path, name, value):
+    """Replace the first number of a constant."""
     proto = onnx.load(path)
-    (first,) = (one for one in proto.graph.initializer if one.name == "w1")
+    (first,) = (one for one in proto.graph.initializer if one.name == name)
     values = numpy_helper.to_array(first).copy()
-    values[0, 0, 0, 0] = np.nan
-    first.CopyFrom(numpy_helper.from_array(values, "w1"))
+    values.reshape(-1)[0] = value
+    first.CopyFrom(numpy_helper.from_array(values, name))
     onnx.save(proto, path)
-    with pytest.raises(CheckpointError, match=r"model\.onnx: weights have NaN or infinite .*: w1"):
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+@pytest.mark.parametrize(("name", "value"), [("w1", np.nan), ("b0", -np.inf), ("far", np.nan)])
+def test_weights_that_are_not_finite_are_refused(path, tmp_path, precision, name, value):
+    spoil(path, name, value)
+    words = rf"model\.onnx: weights have NaN or infinite values: {name}"
+    with pytest.raises(CheckpointError, match=words):
         BOTH[precision](path, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_infinity_is_allowed_where_it_is_no_weight(path, tmp_path, precision):
+    """Such as in a mask: `masked_fill(..., -inf)`."""
+    spoil(path, "far", -np.inf)
+    BOTH[precision](path, tmp_path / "out.onnx")
+    found = outputs(tmp_path / "out.onnx", images=next(feeds())["images"])
+    assert (found["corner"] == -np.inf).all()
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])

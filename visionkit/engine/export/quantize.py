@@ -143,10 +143,12 @@ def _opened(model: str | Path, out: str | Path) -> onnx.ModelProto:
     if Path(out).exists():
         raise ArgumentError(f"{out}: exists; delete it or choose another name")
     proto = _load(model)
-    wrong = [one.name for one in proto.graph.initializer if not _is_finite(one)]
+    layers = _layers(proto)
+    weights = {value for node in layers for value in node.input[1:]}
+    wrong = [one.name for one in proto.graph.initializer if not _is_sound(one, one.name in weights)]
     if wrong:
         raise CheckpointError(f"{model}: weights have NaN or infinite values: {listed(wrong, 3)}")
-    if not _layers(proto):
+    if not layers:
         raise ConfigError(
             f"{model}: has none of the layers that can compute with fewer bits "
             f"({', '.join(LAYERS)} with weights); export it in fp32"
@@ -180,11 +182,14 @@ def _quantization() -> Any:
     return quantization
 
 
-def _is_finite(tensor: onnx.TensorProto) -> bool:
+def _is_sound(tensor: onnx.TensorProto, is_weight: bool) -> bool:
+    """Whether a constant has no NaN, and a weight only finite values; infinity may mask."""
     from onnx import numpy_helper
 
     values = numpy_helper.to_array(tensor)
-    return not np.issubdtype(values.dtype, np.floating) or bool(np.isfinite(values).all())
+    if not np.issubdtype(values.dtype, np.floating):
+        return True
+    return bool(np.isfinite(values).all() if is_weight else not np.isnan(values).any())
 
 
 def _layers(proto: onnx.ModelProto) -> list[onnx.NodeProto]:
