@@ -143,3 +143,18 @@ def test_the_report_has_failed_queries_or_those_that_another_model_shows():
     (chosen,) = evaluator.report(ReportContext(lambda _: None, only=frozenset({1, 3})))
     assert [(one.image_id, one.neighbors[0]) for one in chosen.images] == [(3, 2), (1, 2)]
     assert chosen.note.startswith("2 of 4 queries.")
+
+
+def test_neighbors_are_found_once_and_again_after_an_update(monkeypatch):
+    calls = []
+    found = retrieval._scores
+    monkeypatch.setattr(retrieval, "_scores", lambda *a: calls.append(1) or found(*a))
+    evaluator = feed(Retrieval(), at(0, 10, 15, 40), [0, 1, 1, 0])
+    first = evaluator.compute()
+    evaluator.resampled(np.ones((2, 4), np.int32))
+    evaluator.report(ReportContext(lambda _: None))
+    assert len(calls) == 1
+    feed(evaluator, at(41), [0], ids=[9])
+    assert evaluator.compute() != first and len(calls) == 2
+    evaluator.merge([evaluator.state()[:4]])
+    assert evaluator.compute() == first and len(calls) == 3

@@ -1,6 +1,10 @@
 """Pages: parsed as a browser would, with names that try to break out of the text."""
 
+import html
+import json
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -164,3 +168,55 @@ def test_texts_are_drawn_in_the_color_of_their_mark():
     drawn = draw_marks(Image.new("RGB", (480, 480)), Shown(1, "", marks))
     assert drawn.getpixel((101, 97)) == MARKS["wrong"]  # above the box, then below it
     assert drawn.getpixel((101, 303)) == MARKS["missed"]
+
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next((path for path in map(shutil.which, NAMES) if path), None)
+
+
+def opened(text, folder):
+    """What Chromium makes of a page in a frame of 360 pixels with the network cut: its document,
+    console messages, and the addresses that it asks for, without those of Chromium's own services.
+    """
+    frame = f'<iframe id="f" width="360" height="800" srcdoc="{html.escape(text)}"></iframe>'
+    size = "found.outside = d.documentElement.scrollWidth - d.documentElement.clientWidth;"
+    both = f"{size} found.buttons = d.querySelectorAll('button').length;"
+    known = "const found = document.body.dataset, d = f.contentDocument;"
+    script = f"<script>f.onload = () => {{ {known} {both} }}</script>"
+    (folder / "page.html").write_text(f"<!doctype html><body>{frame}{script}</body>")
+    switches = ["headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-extensions"]
+    switches += ["disable-background-networking", "disable-component-update", "disable-sync"]
+    switches += ["enable-logging=stderr", "v=0", "virtual-time-budget=2000", "dump-dom"]
+    switches += ["proxy-server=127.0.0.1:9", f"user-data-dir={folder / 'user'}"]
+    switches += [f"log-net-log={folder / 'net.json'}"]
+    words = [CHROMIUM, *(f"--{one}" for one in switches), (folder / "page.html").as_uri()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+    messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    log = json.loads((folder / "net.json").read_text())
+    asked = {str(one.get("params", {}).get("url", "")) for one in log["events"]}
+    own = re.compile(r"https?://[\w.]*\.(google|googleapis|gvt1)\.com/")
+    return (
+        done.stdout,
+        messages,
+        {url for url in asked if url.startswith("http")} - {url for url in asked if own.match(url)},
+    )
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_chromium_asks_for_nothing_and_reports_no_error(tmp_path):
+    """And a telephone shows all of it: what is wider has a scroll bar of its own."""
+    names = [*EVIL[:-1], "a" * 90]
+    page = page_of(every_part(names), headline=[Headline(n, n, n) for n in names], summary=names)
+    document, messages, asked = opened(render(page, "1"), tmp_path)
+    assert asked == set() and messages == []
+    assert 'data-outside="0"' in document and 'data-buttons="0"' not in document
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_chromium_would_report_them(tmp_path):
+    """Without this the test above would also pass if it saw nothing."""
+    text = '<p style="width: 700px">wide</p><script>absent()</script>'
+    document, messages, asked = opened(text + '<img src="http://127.0.0.1:1/x.png">', tmp_path)
+    assert asked == {"http://127.0.0.1:1/x.png"} and "absent is not defined" in messages[0]
+    assert 'data-outside="0"' not in document and 'data-buttons="0"' in document

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,14 @@ class Retrieval(Records):
     the order of the images.
     """
 
+    _computed: tuple[Tensor, Tensor] | None = None
+
+    def merge(self, states: Sequence[list[Any]]) -> None:
+        super().merge(states)
+        self._computed = None
+
     def update(self, predictions: list[dict[str, Any]], batch: Batch) -> None:
+        self._computed = None
         for prediction, target in zip(predictions, batch.targets, strict=True):
             if "identity" in target:
                 embedding = finite(prediction, "embedding", target["image_id"])
@@ -48,7 +56,10 @@ class Retrieval(Records):
 
     def _ranked(self) -> tuple[Tensor, Tensor]:
         """For each image by id: recall@1, recall@5 and AP@R (I, 3), NaN if it is not a query, and
-        the places of its five nearest (I, 5)."""
+        the places of its five nearest (I, 5). Computed once, since
+        the time grows with the square of the number of images."""
+        if self._computed is not None:
+            return self._computed
         records = sorted(self.records, key=lambda record: record[:2])
         identities = torch.tensor([identity for _, identity, _ in records])
         embeddings = F.normalize(torch.stack([row for _, _, row in records]), dim=1)
@@ -56,7 +67,8 @@ class Retrieval(Records):
             _scores(embeddings, identities, rows)
             for rows in torch.arange(len(records)).split(max(1, MAX_SIMILARITIES // len(records)))
         ]
-        return torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts])
+        self._computed = torch.cat([one for one, _ in parts]), torch.cat([one for _, one in parts])
+        return self._computed
 
     def image_ids(self) -> np.ndarray:
         return image_ids_of(self.records)
