@@ -211,3 +211,16 @@ def test_training_starts_from_coco_and_says_what_it_used(at_hand, tmp_path, monk
     body = visionkit.load("run", fold=False).model.backbone.body.state_dict()
     theirs = at_hand[SEGMENTER].backbone.state_dict()
     assert torch.equal(body["0.1.running_mean"], theirs["0.1.running_mean"])
+
+
+@pytest.mark.slow  # a graph of a whole segmenter
+def test_export_by_name(at_hand, tmp_path, image, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert main(["export", SEGMENTER, "data.image_size=128", "--check", "2", "--offline"]) == 0
+    text = capsys.readouterr().out
+    assert f"wrote {SEGMENTER}.onnx: " in text
+    assert "generated images replace validation data: the config has no validation data" in text
+    found = visionkit.load(f"{SEGMENTER}.onnx").predict(image).semantic
+    expected = visionkit.load(SEGMENTER, [*PLAIN, "data.image_size=128"]).predict(image).semantic
+    assert (np.asarray(found) == np.asarray(expected)).mean() > 0.99
