@@ -2,6 +2,8 @@
 
 import math
 import random
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -158,3 +160,22 @@ def test_neighbors_are_found_once_and_again_after_an_update(monkeypatch):
     assert evaluator.compute() != first and len(calls) == 2
     evaluator.merge([evaluator.state()[:4]])
     assert evaluator.compute() == first and len(calls) == 3
+
+
+MANY = """
+import resource, torch
+from visionkit.metrics.retrieval import Retrieval
+evaluator = Retrieval()
+vectors = torch.randn(50_000, 8, generator=torch.Generator().manual_seed(0))
+evaluator.records = [(i, i // 10, vector) for i, vector in enumerate(vectors)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+evaluator.compute()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow  # a minute: 2.5 billion pairs
+def test_many_images_need_little_memory():
+    """Half a gigabyte, and not 14 for 50,000 images."""
+    done = subprocess.run([sys.executable, "-c", MANY], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1000
