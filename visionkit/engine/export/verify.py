@@ -178,7 +178,7 @@ def compared(
         for head, pair in scores.items():
             one = found[head]
             one.metric = predictor.model.head(head).main_metric
-            with quiet():  # what some images alone lack is no news
+            with quiet():  # of classes that a few images lack
                 one.expected, one.found = (e.compute()[one.metric] for e in pair)
     return found
 
