@@ -295,7 +295,8 @@ def test_95_percent_of_intervals_contain_the_true_ap():
 @pytest.mark.parametrize("name", ["AP", "AP50", "AP/c"])
 @pytest.mark.parametrize("quality", [{}, {"detected": 0.5, "iou": 0.66}])
 def test_they_do_for_small_and_larger_datasets(images, name, quality):
-    assert 0.92 <= contained(images, name, 200, **quality)[0] <= 0.985
+    """With three standard errors of 200 datasets: of more, 92 to 98 % do."""
+    assert 0.9 <= contained(images, name, 200, **quality)[0] <= 0.99
 
 
 @pytest.mark.parametrize(("images", "true"), [(20, 0.4), (20, 0.9), (50, 0.97)])
