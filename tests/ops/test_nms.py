@@ -101,3 +101,22 @@ def test_it_exports_with_any_batch():
     for batch in (1, 3):
         inputs = example(batch)
         torch.testing.assert_close(exported(*inputs), Suppress()(*inputs), atol=0, rtol=0)
+
+
+def test_the_number_of_rows_follows_the_boxes_in_an_exported_model():
+    """That of the example would be the number of all sizes."""
+
+    class Suppress(torch.nn.Module):
+        def forward(self, boxes, scores, labels):
+            return suppress(boxes, scores, labels, iou=0.5, among="class", count=4)
+
+    def rows(number):
+        return torch.rand(2, number, 4), torch.rand(2, number), torch.zeros(2, number).long()
+
+    boxes = torch.export.Dim("boxes", min=2)
+    program = torch.export.export(Suppress(), rows(7), dynamic_shapes=({1: boxes},) * 3)
+    (made,) = (node for node in program.graph.nodes if "nms" in str(node.target))
+    assert isinstance(made.meta["val"].shape[1], torch.SymInt)
+    for number in (2, 3, 30):
+        found = program.module()(*rows(number))
+        assert found["boxes"].shape == (2, min(number, 4), 4)

@@ -78,4 +78,5 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou: float, count:
 
 @nms.register_fake
 def _(boxes: Tensor, scores: Tensor, groups: Tensor | None, iou: float, count: int) -> Tensor:
-    return torch.empty_like(scores[:, :count], dtype=torch.int64)
+    rows = torch.sym_min(count, scores.shape[1])  # a slice would take the smaller for all sizes
+    return scores.new_empty((scores.shape[0], rows), dtype=torch.int64)

@@ -56,8 +56,8 @@ def flatten_boxes(boxes: Sequence[Tensor] | Tensor) -> tuple[Tensor, Tensor]:
     """Boxes (R, 4) of all images, and the index (R,) of the image of each, from the boxes (N, 4)
     of each image or a tensor (B, N, 4)."""
     if isinstance(boxes, Tensor):
-        image = torch.arange(boxes.shape[0], device=boxes.device)
-        return boxes.flatten(0, 1), image.repeat_interleave(boxes.shape[1])
+        image = torch.arange(boxes.shape[0], device=boxes.device)[:, None]
+        return boxes.flatten(0, 1), image.expand(boxes.shape[:2]).flatten()
     merged = torch.cat(list(boxes))
     counts = torch.tensor([len(b) for b in boxes], device=merged.device)
     return merged, torch.repeat_interleave(counts)

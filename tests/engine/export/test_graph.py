@@ -5,13 +5,12 @@ import logging
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
-from visionkit.engine.export.compare import MATCHED, TENSORS, match_rows, tensor_differences
-from visionkit.engine.export.graph import ExportModel, exported_program, to_onnx
+from support.exported import assert_same, eager, images, keep_few_objects, run, session
+from visionkit.engine.export.graph import exported_program, to_onnx
 from visionkit.errors import ConfigError
 from visionkit.models import heads
 from visionkit.models.backbones.plain import MLP, TinyCNN
@@ -72,62 +71,6 @@ def build(types, backbone=None, neck=True):
     return model
 
 
-def images(shape, smaller=(0, 0), seed=0):
-    """Images (N, 3, H, W), the second of them nearly black, and their valid sizes."""
-    count, h, w = shape
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (count, 3, h, w), generator=generator, dtype=torch.uint8)
-    pixels[1:2] //= 100  # not black: many scores would be equal, and their order by chance
-    sizes = torch.tensor([[h - smaller[0] * i, w - smaller[1] * i] for i in range(count)])
-    return pixels, sizes
-
-
-def session(proto):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of `sizes`, which has a value
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options)
-
-
-def run(session, **feeds):
-    names = [output.name for output in session.get_outputs()]
-    found = session.run(None, {name: value.numpy() for name, value in feeds.items()})
-    return dict(zip(names, found, strict=True))
-
-
-@torch.no_grad()
-def eager(model, pixels, sizes, decode="full"):
-    outputs = ExportModel(model, [*model.heads], decode).eval()(pixels, sizes)
-    return {name: value.numpy() for name, value in outputs.items()}
-
-
-def of_head(outputs, head):
-    return {k.removeprefix(f"{head}_"): v for k, v in outputs.items() if k.startswith(f"{head}_")}
-
-
-def assert_same(expected, found, head):
-    """The outputs of a head: tensors, then objects."""
-    expected, found = of_head(expected, head), of_head(found, head)
-    assert expected.keys() == found.keys() and expected
-    for name, value in expected.items():
-        assert (value.shape, value.dtype) == (found[name].shape, found[name].dtype), name
-        if value.dtype == np.uint8:  # rounding, or two classes that are as probable
-            assert (value != found[name]).mean() < 0.005, name
-    differences = tensor_differences(expected, found)
-    assert max(differences.values(), default=0) <= TENSORS, differences
-    if "count" not in expected:
-        return
-    np.testing.assert_array_equal(found["count"], expected["count"])
-    same = total = 0
-    for image, count in enumerate(expected["count"]):
-        ours, theirs = (
-            {key: of[key][image, :count] for key in ("boxes", "scores", "labels")}
-            for of in (expected, found)
-        )
-        same, total = same + (match_rows(ours, theirs) >= 0).sum(), total + count
-        assert not found["boxes"][image, count:].any()
-    assert same >= MATCHED * total
-
-
 def types_of(name):
     """A head of that class; attributes on top of another one."""
     cls = getattr(heads, name)
@@ -141,6 +84,7 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in heads.__all__ if 
 @pytest.fixture(scope="module", params=[*QUICK, *SLOW])
 def exported(request):
     model = build(types_of(request.param))
+    keep_few_objects(model, *images(*BATCHES["three"]))
     return model, session(to_onnx(exported_program(model, [*model.heads])))
 
 

@@ -1,0 +1,51 @@
+"""Every shipped config exports, and from one file batches of two sizes are as the model computes
+them. Half a minute each, so the file is slow; `test_graph.py` has the heads, some in each run."""
+
+import pytest
+import torch
+from torch import nn
+
+from support.exported import assert_same, eager, images, keep_few_objects, run, session
+from visionkit.config import load_config
+from visionkit.config.components import head_class
+from visionkit.config.shipped import shipped_configs
+from visionkit.engine.export.graph import exported_program, to_onnx
+from visionkit.models.build import build_model
+from visionkit.types import Classes
+
+pytestmark = pytest.mark.slow
+BATCHES = {(1, 96, 128): (0, 0), (3, 128, 64): (17, 9)}
+ATTRIBUTES = ("color: red", "color: blue", "covered")
+
+
+def random_model(name):
+    """The model of a config with random weights, spread-out scores and norms that do something."""
+    torch.manual_seed(0)
+    config, classes = load_config(name), {}
+    for head in config.heads:
+        key = head_class(config, head).class_key
+        named = {None: (), "attributes": ATTRIBUTES}.get(key, [f"class {i}" for i in range(8)])
+        classes[head] = Classes.numbered(named)
+    model = build_model(config, classes, pretrained=False).eval()
+    for module in model.modules():
+        if getattr(module, "running_mean", None) is not None:
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    for parameter in model.heads.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=min(0.05, 0.7 / parameter[0].numel() ** 0.5))
+    return model
+
+
+@pytest.mark.timeout(900)  # alone 10 to 60 s
+@pytest.mark.parametrize("name", shipped_configs())
+def test_it_exports_and_computes_the_same(name):
+    model = random_model(name)
+    given = {shape: images(shape, smaller) for shape, smaller in BATCHES.items()}
+    keep_few_objects(model, *next(iter(given.values())))
+    run_session = session(to_onnx(exported_program(model, [*model.heads])))
+    for pixels, sizes in given.values():
+        found = run(run_session, images=pixels, sizes=sizes)
+        expected = eager(model, pixels, sizes)
+        for head in model.heads:
+            assert_same(expected, found, head)
