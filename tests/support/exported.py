@@ -1,81 +1,62 @@
-"""Exported models in onnxruntime, compared with the model itself."""
+"""A model of each kind of head with random weights, and the ONNX file of it."""
 
 from __future__ import annotations
 
-import numpy as np
-import onnxruntime
+import onnx
 import torch
+from onnx import helper
+from torch import nn
 
-from visionkit.engine.export.compare import MATCHED, TENSORS, match_rows, tensor_differences
-from visionkit.engine.export.graph import ExportModel
+from support import small_runs
+from visionkit.config import load_config
+from visionkit.config.components import head_class
+from visionkit.engine.export.graph import exported_program, to_onnx
+from visionkit.engine.export.metadata import KEY, HeadInfo, ModelInfo
+from visionkit.engine.torch_model import Predictor
+from visionkit.models.build import build_model
+from visionkit.types import Classes
 
-OBJECTS = 15  # about as many remain in the images that a threshold is chosen for
-
-
-def images(shape, smaller=(0, 0), seed=0):
-    """Images (N, 3, H, W), the second of them nearly black, and their valid sizes."""
-    count, h, w = shape
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (count, 3, h, w), generator=generator, dtype=torch.uint8)
-    pixels[1:2] //= 100  # not black: many scores would be equal, and their order by chance
-    sizes = torch.tensor([[h - smaller[0] * i, w - smaller[1] * i] for i in range(count)])
-    return pixels, sizes
+CLASSES = {None: (), "attributes": ("wet", "color=red", "color=blue")}
 
 
-def session(proto):
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of `sizes`, which has a value
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options)
+def random_predictor(spec, gain=1.5, **settings):
+    """An eager model in float32, whose weights are larger than at the start of a training: or all
+    scores would be nearly the same."""
+    overrides = {"train.device": "cpu", "train.precision": "fp32", **settings}
+    config = load_config(spec, overrides)
+    keys = {head: head_class(config, head).class_key for head in config.heads}
+    classes = {h: Classes.numbered(CLASSES.get(key, ("a", "b", "c"))) for h, key in keys.items()}
+    torch.manual_seed(0)
+    model = build_model(config, classes, pretrained=False)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=gain * parameter[0].numel() ** -0.5)
+    return Predictor(model, config, classes, fold=False)
 
 
-def run(session, **feeds):
-    names = [output.name for output in session.get_outputs()]
-    found = session.run(None, {name: value.numpy() for name, value in feeds.items()})
-    return dict(zip(names, found, strict=True))
-
-
-@torch.no_grad()
-def eager(model, pixels, sizes, decode="full"):
-    outputs = ExportModel(model, [*model.heads], decode).eval()(pixels, sizes)
-    return {name: value.numpy() for name, value in outputs.items()}
-
-
-def of_head(outputs, head):
-    return {k.removeprefix(f"{head}_"): v for k, v in outputs.items() if k.startswith(f"{head}_")}
-
-
-def assert_same(expected, found, head):
-    """The outputs of a head: tensors, then objects."""
-    expected, found = of_head(expected, head), of_head(found, head)
-    assert expected.keys() == found.keys() and expected
-    for name, value in expected.items():
-        assert (value.shape, value.dtype) == (found[name].shape, found[name].dtype), name
-        if value.dtype == np.uint8:  # rounding, or two classes that are as probable
-            assert (value != found[name]).mean() < 0.005, name
-    differences = tensor_differences(expected, found)
-    assert max(differences.values(), default=0) <= TENSORS, differences
-    if "count" not in expected:
-        return
-    np.testing.assert_array_equal(found["count"], expected["count"])
-    same = total = 0
-    for image, count in enumerate(expected["count"]):
-        ours, theirs = (
-            {key: of[key][image, :count] for key in ("boxes", "scores", "labels")}
-            for of in (expected, found)
+def write_exported(predictor, path, *, size=None, batch=None):
+    """The ONNX file of a predictor."""
+    model = predictor.model
+    program = exported_program(model, predictor.heads, size=size, batch=batch)
+    proto = to_onnx(program)
+    names = [value.name for value in proto.graph.output]
+    heads = {}
+    for name in predictor.heads:
+        head = model.head(name)
+        multilabel = getattr(head, "multilabel", False)
+        heads[name] = HeadInfo(
+            type(head).__name__,
+            predictor.classes[name],
+            predictor._image_size[name],
+            tuple(n.removeprefix(f"{name}_") for n in names if n.startswith(f"{name}_")),
+            head.boxes_from,
+            head.draw_threshold,
+            head.threshold if multilabel else None,
         )
-        same, total = same + (match_rows(ours, theirs) >= 0).sum(), total + count
-        assert not found["boxes"][image, count:].any()
-    assert same >= MATCHED * total
+    info = ModelInfo("exported", heads, {}, size=size, batch=batch, thresholds=model.thresholds)
+    helper.set_model_props(proto, {KEY: info.to_json()})
+    onnx.save(proto, path)
+    return path
 
 
-def keep_few_objects(model, pixels, sizes):
-    """Raise the thresholds to the widest gap between scores near OBJECTS: scores that are equal but
-    for rounding would make the set of objects one of chance."""
-    for name, head in model.heads.items():
-        second = getattr(head, "roi_heads", head)
-        if hasattr(second, "score_threshold"):
-            second.score_threshold = 0.0
-            scores = eager(model, pixels, sizes)[f"{name}_scores"].flatten()
-            ranked = torch.tensor(scores).sort(descending=True).values[: 2 * OBJECTS]
-            at = OBJECTS // 2 + int((ranked[:-1] - ranked[1:])[OBJECTS // 2 :].argmax())
-            second.score_threshold = float((ranked[at] + ranked[at + 1]) / 2)
+RUNS = {**small_runs.SMALL_RUNS, "joint": small_runs.joint()}

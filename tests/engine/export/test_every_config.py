@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from support.exported import assert_same, eager, images, keep_few_objects, run, session
+from support.onnx_sessions import assert_same, eager, images, keep_few_objects, run, session
 from visionkit.config import load_config
 from visionkit.config.components import head_class
 from visionkit.config.shipped import shipped_configs

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from support.exported import assert_same, eager, images, keep_few_objects, run, session
+from support.onnx_sessions import assert_same, eager, images, keep_few_objects, run, session
 from visionkit.engine.export.graph import exported_program, to_onnx
 from visionkit.errors import ConfigError
 from visionkit.models import heads
