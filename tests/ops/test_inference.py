@@ -8,6 +8,7 @@ from support.paths import ROOT
 from visionkit.config import load_config
 from visionkit.engine.torch_model import Predictor
 from visionkit.models.backbones.plain import LightResNet
+from visionkit.models.backbones.timm import Timm
 from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
@@ -67,6 +68,38 @@ def test_features_stay_the_same(backbone, norms):
     assert found.keys() == expected.keys()
     for name, level in expected.items():
         torch.testing.assert_close(found[name], level, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "norms"), [("mobilenetv3_small_050", 34), ("efficientnet_lite0", 48)]
+)
+@torch.inference_mode()
+def test_activations_inside_norms_stay(name, norms):
+    """Those of timm have one."""
+    pytest.importorskip("timm")
+    model, images = with_norms(Timm(name=name)), batch()
+    expected = model.features(images)
+    assert fold_norms(model) == norms
+    for name, level in model.features(images).items():
+        torch.testing.assert_close(level, expected[name], atol=1e-3, rtol=1e-3)
+
+
+class Doubling(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@torch.inference_mode()
+def test_a_norm_that_does_more_is_not_folded():
+    backbone = LightResNet(widths=(8, 8), depths=(1, 1))
+    layers = backbone.stages[0][0].first
+    layers[1] = Doubling(8)
+    model, images = with_norms(backbone), batch()
+    expected, norms = model.features(images), norms_in(model)
+    assert fold_norms(model) == norms - 1
+    assert isinstance(layers[1], Doubling)
+    for name, level in model.features(images).items():
+        torch.testing.assert_close(level, expected[name], atol=1e-3, rtol=1e-3)
 
 
 @torch.inference_mode()

@@ -92,8 +92,23 @@ def fold_norms(model: Any) -> int:
         conv.bias = nn.Parameter(norm.bias + (before - norm.running_mean) * scale)
         conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1))
         parent, name = places[norm]
-        setattr(parent, name, nn.Identity())
+        setattr(parent, name, _after(norm))
     return len(pairs)
+
+
+def _after(norm: Any) -> nn.Module:
+    """What a norm does after it has normalized: some of timm's have a dropout and an activation."""
+    layers = [getattr(norm, name, None) for name in ("drop", "act")]
+    found = [layer for layer in layers if isinstance(layer, nn.Module)]
+    return nn.Sequential(*found) if found else nn.Identity()
+
+
+def _is_known(norm: Any, x: Tensor, y: Tensor) -> bool:
+    """Whether the result `y` for `x` is that of a norm and `_after` it; a subclass may do more."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    shift = norm.bias - norm.running_mean * scale
+    expected = _after(norm)(x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1))
+    return torch.allclose(expected, y, rtol=1e-3, atol=1e-3)
 
 
 def _pairs(model: Any) -> list[tuple[nn.Conv2d, Any]]:
@@ -104,13 +119,18 @@ def _pairs(model: Any) -> list[tuple[nn.Conv2d, Any]]:
     outputs: list[tuple[Tensor, nn.Conv2d]] = []
     inputs: list[tuple[Tensor, nn.Module]] = []
     hooks = []
+
+    def norm_called(norm: nn.Module, x: Tensor, y: Tensor) -> None:
+        if _is_known(norm, x, y):
+            inputs.append((x, norm))
+
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(lambda m, x, y: outputs.append((y, m))))
         elif isinstance(module, NORMS) and module.weight is not None:
-            hooks.append(module.register_forward_pre_hook(lambda m, x: inputs.append((x[0], m))))
+            hooks.append(module.register_forward_hook(lambda m, x, y: norm_called(m, x[0], y)))
     device = next(model.parameters()).device
-    images = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8, device=device)
+    images = torch.arange(3 * SIDE * SIDE, device=device).to(torch.uint8).view(1, 3, SIDE, SIDE)
     features = model.features(Batch(images, [{"size": (SIDE, SIDE)}]))
     for hook in hooks:
         hook.remove()
