@@ -499,8 +499,33 @@ def test_a_graph_that_is_unlike_its_metadata(tmp_path):
         visionkit.load(path)
     fixed = model_info({"objects": head_info("FCOS", OBJECTS)})
     path = write_onnx(tmp_path / "b.onnx", fixed, outputs_of("objects", OBJECTS), size=(32, 32))
-    with pytest.raises(CheckpointError, match=r"onnxruntime cannot run it with images \(1, 3, 32"):
+    with pytest.raises(CheckpointError, match=r"takes images of shape \('batch', 3, 32, 32\)"):
+        visionkit.load(path)
+    path = write_onnx(tmp_path / "c.onnx", fixed, outputs_of("objects", OBJECTS), batch=2)
+    with pytest.raises(CheckpointError, match=r"takes images of shape \(2, 3, 'h', 'w'\)"):
+        visionkit.load(path)
+
+
+def test_classes_that_the_metadata_lack(tmp_path):
+    """As after an edit by hand."""
+    tags = model_info({"tags": head_info("Classification", ["probs"])})
+    probs = {"tags_probs": np.full(4, 0.25, np.float32)}
+    with pytest.raises(CheckpointError, match="'tags_probs' has 4 classes, unlike its metadata"):
+        visionkit.load(write_onnx(tmp_path / "a.onnx", tags, probs))
+    info = model_info({"objects": head_info("FCOS", OBJECTS, classes=Classes(("cat",), (1,)))})
+    path = write_onnx(tmp_path / "b.onnx", info, outputs_of("objects", OBJECTS))
+    with pytest.raises(CheckpointError, match="objects: finds classes beyond the 1 of its"):
         visionkit.load(path).predict(noise())
+
+
+def test_onnxruntime_prints_nothing_about_a_damaged_file(detector, tmp_path, capfd):
+    """The standard output is for what a command finds."""
+    proto, path = onnx.load(detector), tmp_path / "a.onnx"
+    proto.graph.node[0].op_type = "Nothing"
+    onnx.save(proto, path)
+    with pytest.raises(CheckpointError, match="is damaged, or needs a newer onnxruntime"):
+        visionkit.load(path)
+    assert capfd.readouterr().out == ""
 
 
 def test_without_onnxruntime(detector, monkeypatch):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -20,10 +20,10 @@ from visionkit.config.schema import convert, expected
 from visionkit.config.yaml import parse
 from visionkit.data.image_io import read_array, to_array
 from visionkit.data.resize import ImageSize, fit_within, resized, resized_floats
-from visionkit.engine.export.metadata import HeadInfo
+from visionkit.engine.export.metadata import HeadInfo, ModelInfo
 from visionkit.engine.export.onnx_file import is_onnx, read_onnx_info
 from visionkit.engine.predictor import BasePredictor, ImageInput, chosen, file_of
-from visionkit.errors import ArgumentError, CheckpointError, ConfigError, install_hint
+from visionkit.errors import ArgumentError, CheckpointError, ConfigError, install_hint, plural
 from visionkit.metrics.thresholds import Thresholds, draw_thresholds
 from visionkit.ops.original import encode_masks, rescaled, semantic_map
 from visionkit.types import Size
@@ -32,6 +32,8 @@ from visionkit.visualization.draw import Threshold
 __all__ = ["OnnxPredictor", "is_onnx", "load_onnx"]
 
 CPU = "CPUExecutionProvider"
+# Outputs with a place for each class: how many axes they have, and which is of the classes.
+OF_CLASSES = {"probs": (2, 1), "logits": (4, 1), "attributes": (3, 2)}
 PROVIDERS = {"auto": CPU, "cpu": CPU, "cuda": "CUDAExecutionProvider"}  # by `train.device`
 
 
@@ -80,16 +82,18 @@ class OnnxPredictor(BasePredictor):
         }
         self.session = open_session(self.path, providers, self.threads)
         self._takes_sizes = "sizes" in _input_names(self.session)
-        self._check_outputs()
+        self._check_graph()
         self.draw_threshold = self._default_threshold()
 
-    def _check_outputs(self) -> None:
-        given = {one.name for one in self.session.get_outputs()}
-        missing = [name for h, i in self.info.heads.items() for name in _outputs(h, i)]
-        missing = [name for name in missing if name not in given]
-        if missing or "images" not in _input_names(self.session):
-            what = f"has no output {missing[0]!r}" if missing else "has no input 'images'"
-            raise CheckpointError(f"{self.path}: {what}, unlike its metadata says: export it again")
+    def _check_graph(self) -> None:
+        try:
+            problem = next(_differences(self.session, self.info), None)
+        except ValueError as error:  # a name of the graph that is no UTF-8
+            raise CheckpointError(f"{self.path}: is damaged: {_first_line(error)}") from error
+        if problem is not None:
+            raise CheckpointError(
+                f"{self.path}: {problem}, unlike its metadata says: export it again"
+            )
 
     @property
     def thresholds(self) -> dict[str, Thresholds]:
@@ -205,6 +209,12 @@ class OnnxPredictor(BasePredictor):
             scores = row[f"{base}_scores"][:count]
             return {"attributes": own["attributes"][:count], "boxes": boxes, "scores": scores}
         if {"boxes", "count"} <= {*own}:
+            known = len(info.classes.names)
+            if not ((own["labels"] >= 0) & (own["labels"] < known)).all():
+                raise CheckpointError(
+                    f"{self.path}: {head}: finds classes beyond the {known} of its metadata: "
+                    "export it again"
+                )
             return _objects(own, place)
         if "probs" in own:
             found = self._classes_of(head, own["probs"])
@@ -218,7 +228,7 @@ class OnnxPredictor(BasePredictor):
         height, width = place.size
         if "reconstruction" in own:
             return {"reconstruction": own["reconstruction"][:, :height, :width]}
-        if "latent_mean" not in own:  # of a custom head
+        if not {"images", "latent_mean", "kl"} <= {*own}:  # of a custom head
             return own
         image = own["images"]
         if image.shape[1:] != place.size:
@@ -307,7 +317,10 @@ def open_session(path: Path, providers: Sequence[str] = (CPU,), threads: int | N
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors: it warns of what nobody can change
     try:
-        return onnxruntime.InferenceSession(path, options, providers=[*providers])
+        # Its fallback would print on the standard output, and try the same again.
+        return onnxruntime.InferenceSession(
+            path, options, providers=[*providers], enable_fallback=0
+        )
     except Exception as error:  # onnxruntime raises its own kinds
         raise CheckpointError(
             f"{path}: is damaged, or needs a newer onnxruntime than {onnxruntime.__version__}: "
@@ -319,6 +332,29 @@ def _input_names(session: Any) -> set[str]:
     """The optional ones too."""
     inputs = (*session.get_inputs(), *session.get_overridable_initializers())
     return {one.name for one in inputs}
+
+
+def _differences(session: Any, info: ModelInfo) -> Iterator[str]:
+    """What a graph has that its metadata does not say."""
+    outputs = {one.name: one.shape for one in session.get_outputs()}
+    for head, one in info.heads.items():
+        for name in one.outputs:
+            if f"{head}_{name}" not in outputs:
+                yield f"has no output '{head}_{name}'"
+                continue
+            shape = outputs[f"{head}_{name}"]
+            rank, axis = OF_CLASSES.get(name, (0, 0))
+            count = shape[axis] if len(shape) == rank else None
+            if isinstance(count, int) and count != len(one.classes.names):
+                yield f"its output '{head}_{name}' has {plural(count, 'class', 'classes')}"
+    images = next((one for one in session.get_inputs() if one.name == "images"), None)
+    if images is None:
+        yield "has no input 'images'"
+        return
+    height, width = info.size or (None, None)
+    expected = [info.batch, 3, height, width]
+    if [side if isinstance(side, int) else None for side in images.shape] != expected:
+        yield f"takes images of shape {tuple(images.shape)}"
 
 
 def _outputs(head: str, info: HeadInfo) -> list[str]:

@@ -9,8 +9,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
+from visionkit.config.config import SourceConfig
+from visionkit.config.schema import convert
 from visionkit.data.resize import ImageSize
 from visionkit.errors import CheckpointError, package_version, shorten, upgrade_hint
 from visionkit.metrics.thresholds import Thresholds, saved_thresholds
@@ -21,6 +23,10 @@ FORMAT = 1
 DECODES = ("full", "raw")
 PRECISIONS = ("fp32", "fp16", "int8")
 MULTIPLE = 32  # of the sides of an input
+LARGEST_ID = 2**63 - 1  # of a class
+# What a head with boxes has, and a head that describes them.
+OF_OBJECTS = {"boxes", "scores", "labels", "count"}
+OF_BOXES = {"attributes"}
 
 
 @dataclass(frozen=True)
@@ -135,8 +141,12 @@ def _read(record: dict[str, Any]) -> ModelInfo:
     for name, head in heads.items():
         if head.boxes_from is not None and head.boxes_from not in heads:
             raise ValueError(f"{name}: boxes_from: unknown head {head.boxes_from!r}")
+        if record["decode"] == "full" and (missing := _missing_outputs(head, heads)):
+            raise ValueError(f"{name}: outputs: no {', '.join(sorted(missing))}")
     size, value_range = given["size"], given["value_range"]
     multiple = _whole(given["multiple"], "multiple")
+    if multiple > MULTIPLE:  # no graph of this format needs more padding
+        raise ValueError(f"multiple: got {multiple}; expected at most {MULTIPLE}")
     return ModelInfo(
         name=_text(record["name"], "name"),
         heads=heads,
@@ -154,17 +164,31 @@ def _read(record: dict[str, Any]) -> ModelInfo:
     )
 
 
+def _missing_outputs(head: HeadInfo, heads: Mapping[str, HeadInfo]) -> set[str]:
+    """Outputs without which predictions of a head cannot be read; those of a custom head may have
+    any name."""
+    own = {*head.outputs}
+    if head.boxes_from is not None:
+        return OF_BOXES - own | {"boxes", "scores", "count"} - {*heads[head.boxes_from].outputs}
+    is_custom = "." in head.type
+    if "boxes" in own and ("count" in own or not is_custom):
+        return OF_OBJECTS - own
+    return set() if own else {"output"}
+
+
 def _read_head(name: str, record: dict[str, Any]) -> HeadInfo:
-    names = tuple(_text(one, f"{name}: a class") for one in record["classes"]["names"])
-    ids = tuple(record["classes"]["ids"])
-    if len(ids) != len(names) or not all(type(one) is int for one in ids):
+    names = tuple(_text(one, f"{name}: a class") for one in _list(record["classes"]["names"]))
+    ids = tuple(_list(record["classes"]["ids"]))
+    whole = all(type(one) is int and abs(one) <= LARGEST_ID for one in ids)
+    if len(ids) != len(names) or not whole:
         raise ValueError(f"{name}: its classes are not names, each with an id")
-    size, threshold = record["image_size"], record["threshold"]
-    if isinstance(size, list):
-        size = _pair(size, "image_size", _whole)
-    elif not isinstance(size, str):
-        size = _whole(size, "image_size")
-    outputs = tuple(_text(one, f"{name}: an output") for one in record["outputs"])
+    threshold = record["threshold"]
+    annotation = get_type_hints(SourceConfig, include_extras=True)["image_size"]
+    try:
+        size = convert(record["image_size"], annotation)
+    except ValueError as error:
+        raise ValueError(f"{name}: image_size: got {record['image_size']!r}") from error
+    outputs = tuple(_text(one, f"{name}: an output") for one in _list(record["outputs"]))
     return HeadInfo(
         type=_text(record["type"], f"{name}: type"),
         classes=Classes(names, ids),
@@ -203,6 +227,12 @@ def _text(value: Any, what: str) -> str:
 
 def _text_or_none(value: Any, what: str) -> str | None:
     return None if value is None else _text(value, what)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"got {value!r}; expected a list")
+    return value
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
