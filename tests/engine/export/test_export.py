@@ -166,6 +166,27 @@ def test_an_existing_file_is_replaced_only_with_overwrite(run, tmp_path, monkeyp
     assert path.stat().st_size > 1000 and os.listdir(tmp_path) == ["model.onnx"]
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["", "no hard links"])
+def test_a_file_that_appears_during_the_export_is_kept(run, tmp_path, monkeypatch, links):
+    """Such as that of another export to the same name."""
+    path, opened = tmp_path / "model.onnx", verify.opened
+
+    def meanwhile(*arguments):
+        path.write_text("theirs")
+        return opened(*arguments)
+
+    monkeypatch.setattr(verify, "opened", meanwhile)
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    with pytest.raises(ConfigError, match=r"model\.onnx: exists: something else wrote it"):
+        visionkit.export(run, path, check=1)
+    assert path.read_text() == "theirs" and os.listdir(tmp_path) == ["model.onnx"]
+
+
+def refused(*_):
+    raise PermissionError(1, "Operation not permitted")
+
+
 @pytest.mark.parametrize("how", [KeyboardInterrupt(), OSError(28, "No space left"), MemoryError()])
 def test_nothing_is_left_of_an_interrupted_export(run, tmp_path, monkeypatch, how):
     def interrupted(*_):

@@ -9,7 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -48,7 +48,7 @@ Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 SUFFIX = {"onnx": ".onnx", "torch-export": ".pt2", "bundle": ""}
 IMAGES = 32  # with which a file is checked
 MAX_DROP = 0.02  # of the main metric, of a file of lower precision
-NOT_OF_A_BUNDLE = "do not apply to a bundle, which has the run as it is"
+NOT_OF_A_BUNDLE = "not for a bundle, which has the run as it is"
 LARGEST = 2**31  # bytes of an ONNX file
 
 
@@ -111,7 +111,7 @@ def export(
         predictor = _loaded(run, overrides, heads, allow_plugins=allow_plugins)
         options = replace(options, size=_input_size(predictor, size))
         record = _exported(run, predictor, folder / target.name, options)
-        os.replace(folder / target.name, target)
+        _give_name(folder / target.name, target, overwrite=overwrite)
     return {"file": str(target), **record}
 
 
@@ -200,6 +200,20 @@ def _beside(target: Path) -> Iterator[Path]:
             if error.filename is not None and not str(error.filename).startswith(name):
                 raise
             raise VisionkitError(f"{target}: cannot be written: {files.reason(error)}") from error
+
+
+def _give_name(made: Path, target: Path, *, overwrite: bool) -> None:
+    """Move the checked file to its name. ArgumentError if another process has taken it by now."""
+    if not overwrite:
+        with suppress(OSError):  # taken, or a file system without hard links
+            os.link(made, target)  # unlike a rename, it replaces nothing
+            return
+        if os.path.lexists(target):
+            raise ArgumentError(
+                f"{target}: exists: something else wrote it during the export; delete it or "
+                "choose another name with --out"
+            )
+    os.replace(made, target)
 
 
 def _loaded(
