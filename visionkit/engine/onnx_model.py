@@ -88,7 +88,7 @@ class OnnxPredictor(BasePredictor):
     def _check_graph(self) -> None:
         try:
             problem = next(_differences(self.session, self.info), None)
-        except ValueError as error:  # a name of the graph that is no UTF-8
+        except ValueError as error:  # a name of the graph is not UTF-8
             raise CheckpointError(f"{self.path}: is damaged: {_first_line(error)}") from error
         if problem is not None:
             raise CheckpointError(
