@@ -8,6 +8,7 @@ from torch import nn
 from support.onnx_sessions import assert_same, eager, images, keep_few_objects, run, session
 from visionkit.config import load_config
 from visionkit.config.components import head_class
+from visionkit.config.config import fixed_size
 from visionkit.config.shipped import shipped_configs
 from visionkit.engine.export.graph import exported_program, to_onnx
 from visionkit.models.build import build_model
@@ -18,10 +19,10 @@ BATCHES = {(1, 96, 128): (0, 0), (3, 128, 64): (17, 9)}
 ATTRIBUTES = ("color: red", "color: blue", "covered")
 
 
-def random_model(name):
+def random_model(config):
     """The model of a config with random weights, spread-out scores and norms that do something."""
     torch.manual_seed(0)
-    config, classes = load_config(name), {}
+    classes = {}
     for head in config.heads:
         key = head_class(config, head).class_key
         named = {None: (), "attributes": ATTRIBUTES}.get(key, [f"class {i}" for i in range(8)])
@@ -40,11 +41,16 @@ def random_model(name):
 @pytest.mark.timeout(900)  # alone 10 to 60 s
 @pytest.mark.parametrize("name", shipped_configs())
 def test_it_exports_and_computes_the_same(name):
-    model = random_model(name)
-    given = {shape: images(shape, smaller) for shape, smaller in BATCHES.items()}
-    keep_few_objects(model, *next(iter(given.values())))
-    run_session = session(to_onnx(exported_program(model, [*model.heads])))
-    for pixels, sizes in given.values():
+    config = load_config(name)
+    (size,) = {fixed_size(source.image_size) for source in config.data.values()}
+    model = random_model(config)
+    given = [
+        images(shape, smaller) if size is None else images((shape[0], *size))
+        for shape, smaller in BATCHES.items()
+    ]
+    keep_few_objects(model, *given[0])
+    run_session = session(to_onnx(exported_program(model, [*model.heads], size=size)))
+    for pixels, sizes in given:
         found = run(run_session, images=pixels, sizes=sizes)
         expected = eager(model, pixels, sizes)
         for head in model.heads:
