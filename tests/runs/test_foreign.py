@@ -223,3 +223,11 @@ def test_weights_of_another_detector_are_an_error_with_its_name(build, tmp_path)
     assert f"looks like torchvision's {build};" in str(error.value)
     assert f"visionkit train {build} weights={tmp_path / 'x.pth'}" in str(error.value)
     assert "this model is detection (FasterRCNN) on Torchvision resnet50" in str(error.value)
+
+
+def test_a_program_of_torch_export_is_named(tmp_path):
+    path = tmp_path / "model.pt2"
+    program = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(program, path)
+    with pytest.raises(CheckpointError, match=r"an exported program of torch\.export \(\.pt2\)"):
+        checkpoint.load_latest(path)

@@ -46,6 +46,10 @@ MEMBERS: tuple[tuple[str, str], ...] = (
     (r"saved_model\.pb$", "a TensorFlow model; visionkit reads PyTorch's files"),
     (r"\.npy$", "NumPy arrays; save tensors with torch.save"),
     (r"\[Content_Types\]\.xml$", "an Office document"),
+    (
+        r"(^|/)models/[^/]+\.json$|serialized_exported_program\.json$",
+        "an exported program of torch.export (.pt2); use a file with the state_dict",
+    ),
     (r"constants\.pkl$", "an exported model in TorchScript; use a file with the state_dict"),
 )
 # Classes in a pickle, by their package
