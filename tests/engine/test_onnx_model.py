@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from support.onnx_files import (
     write_onnx,
 )
 from visionkit.cli.main import main
+from visionkit.engine.export.onnx_file import DIGEST, add_digest
 from visionkit.engine.onnx_model import OnnxPredictor
 from visionkit.engine.prediction import to_records
 from visionkit.errors import ArgumentError, CheckpointError, ConfigError, DataError, DivergedError
@@ -461,6 +463,29 @@ def test_each_damaged_byte_of_the_structure_is_a_checkpoint_error(detector, tmp_
                 assert len(error.lines) == 1 and str(error).startswith(str(path))
             except (DataError, DivergedError):
                 pass
+
+
+def test_a_file_with_a_digest_has_all_its_bytes(detector, tmp_path):
+    path = tmp_path / "whole.onnx"
+    path.write_bytes(detector.read_bytes())
+    add_digest(path)
+    data = path.read_bytes()
+    entry = onnx.load(path).metadata_props[-1]
+    assert entry.key == DIGEST and entry.value == sha256(detector.read_bytes()).hexdigest()
+    found, expected = (visionkit.load(one).predict(noise()) for one in (path, detector))
+    assert found.boxes.tolist() == expected.boxes.tolist()
+    for place in range(0, detector.stat().st_size, 7):
+        broken = bytearray(data)
+        broken[place] ^= 1
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError):
+            visionkit.load(path)
+    other = onnx.load(detector)
+    other.metadata_props.append(entry)
+    other.producer_name = "another program"
+    onnx.save(other, path)
+    with pytest.raises(CheckpointError, match="another program changed it"):
+        visionkit.load(path)
 
 
 def test_an_onnx_file_of_another_tool(detector, tmp_path):

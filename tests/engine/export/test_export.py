@@ -109,6 +109,7 @@ def test_the_file_says_what_it_is(run, tmp_path):
     assert head.classes == load(run).classes["classification"] and head.image_size == 32
     assert info.config["heads"]["classification"]["type"] == "Classification"
     assert info.torch == torch.__version__
+    assert onnx.load(tmp_path / "model.onnx").metadata_props[-1].key == "visionkit_sha256"
 
 
 def test_a_detector_is_checked_by_its_objects(detector, tmp_path):

@@ -22,6 +22,7 @@ from visionkit.engine.export.bundle import write_bundle
 from visionkit.engine.export.compare import HeadComparison
 from visionkit.engine.export.graph import exported_program, output_names, to_onnx, with_bases
 from visionkit.engine.export.metadata import KEY, MULTIPLE, HeadInfo, ModelInfo
+from visionkit.engine.export.onnx_file import add_digest
 from visionkit.engine.export.quantize import quantize_int8, to_fp16, training_images
 from visionkit.engine.predict import Overrides
 from visionkit.engine.torch_model import Predictor, load_model
@@ -272,6 +273,8 @@ def _exported(
     info = _write(predictor, first, plain, _checksum(run))
     if not exact:
         info = _lowered(predictor, first, path, info, options.precision)
+    if options.format == "onnx":
+        add_digest(path)
     made = time.perf_counter()
     sources = verify.check_sources(predictor, options.check)
     exported = verify.opened(path, info)

@@ -6,6 +6,7 @@ it. The format is a protobuf message, `ModelProto` of onnx.proto3.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from mmap import ACCESS_READ, mmap
@@ -18,6 +19,7 @@ from visionkit.runs.files import open_regular, reason, twin_clause
 VERSION, GRAPH, METADATA = 1, 7, 14  # field numbers of ModelProto
 KEY, VALUE = 1, 2  # of StringStringEntryProto
 VARINT, BYTES, FIXED = 0, 2, {1: 8, 5: 4}  # wire types; of fixed length: how many bytes
+DIGEST = "visionkit_sha256"  # the last metadata: the SHA-256 of all bytes before it
 
 
 def is_onnx(path: object) -> bool:
@@ -39,7 +41,39 @@ def is_onnx(path: object) -> bool:
 def read_onnx_info(path: str | Path) -> ModelInfo:
     """The model of an ONNX file. CheckpointError for one that does not exist, is damaged, is of
     another tool, or is of a newer format."""
-    return read_info(read_metadata(path), path)
+    metadata = read_metadata(path)
+    info = read_info(metadata, path)
+    if DIGEST in metadata:
+        _check_digest(Path(path), metadata[DIGEST])
+    return info
+
+
+def add_digest(path: Path) -> None:
+    """Add the digest of a finished file to its metadata: in a protobuf message, an entry at the end
+    is one more of them."""
+    with open(path, "r+b") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.write(_digest_entry(digest))
+
+
+def _digest_entry(digest: str) -> bytes:
+    entry = b"".join(
+        bytes([number << 3 | BYTES, len(text)]) + text.encode()
+        for number, text in ((KEY, DIGEST), (VALUE, digest))
+    )
+    return bytes([METADATA << 3 | BYTES, len(entry)]) + entry
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    """CheckpointError for a file whose bytes are not those that were exported."""
+    with open_regular(path) as file:
+        content = file.read()
+    before = memoryview(content)[: -len(_digest_entry(digest))]
+    if hashlib.sha256(before).hexdigest() != digest:
+        raise CheckpointError(
+            f"{path}: is damaged, or another program changed it: its bytes are not those that were "
+            f"exported; export it again, or remove the metadata {DIGEST!r}"
+        )
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
