@@ -83,7 +83,7 @@ def test_every_head_trains_evaluates_and_predicts_in_one_run(tmp_path):
     only = visionkit.load(run, heads=["color"]).predict(image)
     assert only.heads.keys() == {"color"}
     assert torch.equal(only.heads["color"]["boxes"], prediction.heads["objects"]["boxes"])
-    with pytest.raises(ConfigError, match="no head 'hue'; it has objects, map"):
+    with pytest.raises(ConfigError, match="no head 'hue'; valid: color, map, objects"):
         visionkit.load(run, heads=["hue"])
 
 
