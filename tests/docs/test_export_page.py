@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_python_with_onnxruntime_alone_finds_what_visionkit_finds(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     snippets = [code for code in blocks("python") if "import visionkit" not in code]

@@ -11,7 +11,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import NoReturn
 
@@ -151,15 +151,19 @@ def report(error: BaseException, *, debug: bool = False, as_json: bool = False) 
         if len(findings) > SHOWN:  # the message cannot hold them
             _say(save_findings(findings))
     if as_json:
-        with suppress(OSError):  # the error may be that nothing can be printed
+        try:
             print(json.dumps({"error": text, "exit_code": code}), flush=True)
+        except OSError:  # the error may be that nothing can be printed
+            discard_output()
     return code
 
 
 def _say(text: str) -> None:
     """Write to standard error, if that can be written to."""
-    with suppress(OSError):
-        print(text, file=sys.stderr)
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        discard_output(sys.stderr)
 
 
 def _custom_code(error: BaseException) -> str | None:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -28,10 +28,11 @@ def open_streams() -> None:
         getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
-def discard_output() -> None:
-    """Keep Python from writing the rest of the output again when it ends."""
+def discard_output(stream: IO[str] | None = None) -> None:
+    """Keep Python from writing the rest of the output again when it ends; by default that of
+    standard output."""
     with suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), (stream or sys.stdout).fileno())
 
 
 class _Screen:

@@ -139,6 +139,7 @@ def test_slightly_wrong_tensors_leave_no_file(run, tmp_path, monkeypatch):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_detector_that_finds_nothing_is_checked_all_the_same(detector, tmp_path, monkeypatch):
     """Its graph with every candidate as an object: nothing at all would match nothing at all."""
     settings = {"head.score_threshold": 0.99}
@@ -297,6 +298,7 @@ def test_a_fixed_size_and_batch_are_those_of_the_file(detector, tmp_path):
     assert [d.dim_value for d in images.type.tensor_type.shape.dim] == [2, 3, 32, 64]
 
 
+@pytest.mark.slow
 def test_a_raw_file_has_what_the_layers_return(detector, tmp_path):
     record = visionkit.export(detector, tmp_path / "model.onnx", decode="raw")
     (outputs,) = record["outputs"].values()
@@ -361,6 +363,7 @@ def test_a_custom_head_needs_consent_and_a_postprocess(tmp_path, monkeypatch):
     assert record["check"]["heads"]["classification"]["tensors"]["logits"] < 1e-5
 
 
+@pytest.mark.slow
 def test_heads_whose_names_begin_alike_keep_their_outputs(tmp_path):
     spec = SMALL_RUNS["classification"]
     head = {"type": "Classification"}

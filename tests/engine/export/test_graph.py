@@ -146,6 +146,7 @@ def test_a_fixed_size(batch):
             assert_same(eager(model, pixels[:count], sizes[:count]), found, head)
 
 
+@pytest.mark.slow
 def test_the_features_are_computed_once_for_all_heads():
     model = build({"scene": heads.Classification, "place": heads.Embedding, "map": heads.FCN})
     convs = {}
@@ -159,6 +160,7 @@ def test_the_features_are_computed_once_for_all_heads():
     assert convs[1] == convs[2] == convs[3] - 2
 
 
+@pytest.mark.slow
 def test_raw_outputs_are_those_of_forward():
     model = build({"objects": heads.TaskAligned, "scene": heads.Classification})
     program = exported_program(model, ["objects", "scene"], size=(64, 64), batch=2, decode="raw")
