@@ -222,6 +222,7 @@ def test_a_read_only_folder_is_reported_once_and_still_used(photos, inspected, c
     assert len(caplog.records) == 1 and "readonly" in caplog.text
 
 
+@pytest.mark.slow
 def test_several_processes_may_write_one_file(root):
     """Each in its own connections and transactions, at the same time."""
     script = """

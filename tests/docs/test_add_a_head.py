@@ -40,6 +40,7 @@ def test_the_head_is_short():
     assert sum(bool(line.strip()) for line in block("python").splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_the_pages_commands_train_evaluate_and_predict(folder):
     words = [line[2:].split()[1:] for line in block("console").splitlines()]
     assert [w[0] for w in words] == ["config", "train", "eval", "predict"]
