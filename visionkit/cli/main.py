@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from typing import NoReturn
 
-from visionkit.cli import commands, values
+from visionkit.cli import commands, data, values
 from visionkit.cli.commands import OVERRIDE, SECTIONS
 from visionkit.distributed import launch
 from visionkit.errors import (
@@ -228,7 +228,7 @@ def _parser() -> tuple[Parser, list[str]]:
         )
         sub.set_defaults(run=run)
         add_arguments(sub)
-    _add_data(subparsers.add_parser("data", help="generate data"), debug)
+    data.add_commands(subparsers.add_parser("data", help="convert, divide and show data"), debug)
     _add_weights(subparsers.add_parser("weights", help="list, fetch and check weights"), debug)
     return parser, [*subparsers.choices]
 
@@ -375,18 +375,6 @@ def _add_init(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("name", metavar="NAME", help="a shipped config: `visionkit list configs`")
     text = "a new file (default: NAME.yaml)"
     sub.add_argument("file", nargs="?", metavar="FILE", help=text)
-
-
-def _add_data(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:
-    text = "generate images of shapes with COCO annotations"
-    kinds = sub.add_subparsers(metavar="KIND", required=True)
-    shapes = kinds.add_parser("shapes", parents=[debug], help=text, description=text)
-    shapes.set_defaults(run=commands.data_shapes)
-    shapes.add_argument("out", metavar="OUT", help="a new folder")
-    shapes.add_argument("--images", type=values.count, default=600, help="how many (default: 600)")
-    text = "width and height in pixels (default: 160)"
-    shapes.add_argument("--size", type=int, default=160, help=text)
-    shapes.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
 
 
 def _add_weights(sub: argparse.ArgumentParser, debug: argparse.ArgumentParser) -> None:

@@ -52,3 +52,15 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text}; expected an integer >= 1")
     return int(text)
+
+
+def shares(text: str) -> dict[str, float]:
+    """`train=0.8,val=0.2`: names with shares that add up to 1."""
+    found: dict[str, float] = {}
+    for part in names(text):
+        name, _, share = part.partition("=")
+        found[name.strip()] = fraction(share) if share else -1.0
+    if min(found.values(), default=-1.0) <= 0 or abs(sum(found.values()) - 1) > 1e-6:
+        wanted = "names with shares that add up to 1, such as train=0.8,val=0.2"
+        raise argparse.ArgumentTypeError(f"got {text}; expected {wanted}")
+    return found

@@ -28,6 +28,7 @@ from visionkit.data.checks.summary import (
     dataset_summary,
 )
 from visionkit.data.coco.annotations import Annotations
+from visionkit.data.coco.index import open_index
 from visionkit.data.contracts import is_custom, original
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.source import Source, iter_splits, split_key
@@ -269,7 +270,7 @@ def check_annotations(path: str | Path, images: str | Path | None = None) -> Che
             data: Any = Coco(str(images), str(path))
         else:
             problems = Problems(f"annotation file {path}", path)
-            data = Annotations(path, problems, actions=policies(None))
+            data = Annotations(open_index(path), problems, actions=policies(None))
             problems.raise_any()
         found = image_findings(data, str(path))
         found += narrow_range(found, str(path), data)

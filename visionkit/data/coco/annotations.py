@@ -24,12 +24,11 @@ from visionkit.data.checks.findings import (
 from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.attributes import read_attributes
 from visionkit.data.coco.ground_truth import read_labeled, without_categories
-from visionkit.data.coco.index import CocoIndex, open_index
+from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.selection import SelectedObjects, choose_objects, describe
 from visionkit.data.files import Links, resolve, unusable
 from visionkit.data.image_io import MAX_PIXELS
-from visionkit.data.loading.cache import content_key
 from visionkit.data.masks import Bitmap, Segmentation
 from visionkit.errors import DataError, printable
 from visionkit.types import Classes
@@ -44,15 +43,15 @@ FEW_PIXELS = 5  # by which it may, too
 
 
 class Annotations:
-    """The wanted content of an annotation file, checked.
+    """The wanted content of an annotation file, whose index is given, checked.
 
-    The arguments are those of `Coco`, `actions` by kind of finding. Errors are added to
+    The other arguments are those of `Coco`, `actions` by kind of finding. Errors are added to
     `problems`; then the result is only good for finding more of them.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        index: CocoIndex,
         problems: Problems,
         *,
         images: Path | None = None,
@@ -64,10 +63,10 @@ class Annotations:
         attributes: Collection[str] | None = None,
         actions: Mapping[str, Action],
     ):
-        index = self.index = open_index(path)
+        self.index = index
         lists = {"images": len(index.images.ids), "categories": len(index.categories)}
         for key in [key for key, count in lists.items() if not count]:
-            raise DataError(f"annotation file {path}: '{key}' is empty; there is nothing to learn")
+            raise DataError(f"{problems.source}: '{key}' is empty; there is nothing to learn")
         problems.findings += index.faults.findings
         _check_pixels(index, problems)
         self.has_masks = _choose_masks(index, masks, problems)
@@ -118,9 +117,8 @@ class Annotations:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the annotation file."""
-        folder = self.index.folder
-        return content_key(self.index.path) if folder is None else folder.name.split("-")[0]
+        """A hash of the annotations."""
+        return self.index.fingerprint
 
     @cached_property
     def masks(self) -> SegmentationTable | None:

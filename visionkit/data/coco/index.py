@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -74,6 +75,18 @@ class CocoIndex:
         from visionkit.types import Classes  # imports torch, which scoring of files does without
 
         return Classes(*read_categories(self.categories, Problems("")))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the file; for labels in several files, of what was read."""
+        if self.folder is not None:
+            return self.folder.name.split("-")[0]
+        if self.path.is_file():
+            return cache.content_key(self.path)
+        digest = hashlib.sha256(json.dumps([self.categories, self.names]).encode())
+        for array in (flat(self.images, "images") | flat(self.objects, "objects")).values():
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """Another process maps the same files instead of getting a copy of the arrays."""
@@ -171,7 +184,7 @@ def read_index(path: Path, chunk: int = CHUNK) -> CocoIndex:
         if data[start : start + 1] != b"{":
             raise _not_an_object(source, json.loads(data[:]))
         members = read_members(data, {"images": images, "annotations": objects}, chunk)
-    return _index(source, path, members, images, objects)
+    return index_from(source, path, members, images, objects)
 
 
 def index_of(content: Mapping[str, Any], source: str) -> CocoIndex:
@@ -183,16 +196,17 @@ def index_of(content: Mapping[str, Any], source: str) -> CocoIndex:
     for key, reader in (("images", images), ("annotations", objects)):
         if isinstance(content.get(key), list):
             reader.add(content[key])
-    return _index(source, Path(source), content, images, objects)
+    return index_from(source, Path(source), content, images, objects)
 
 
-def _index(
+def index_from(
     source: str,
     path: Path,
     members: Mapping[str, Any],
     images: ImageReader,
     objects: AnnotationReader,
 ) -> CocoIndex:
+    """The index of the records that were read; `members` has the other lists of the file."""
     _check_structure(source, members, images, objects)
     faults, mask_faults = images.problems, Problems(source, path)
     image_table = images.table()

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from visionkit.config.schema import Count, InputPath, NonNegative
 from visionkit.data.checks.findings import Finding, FindingCounts, Problems, Progress
-from visionkit.data.checks.kinds import FINDING_KINDS, policies
+from visionkit.data.checks.kinds import FINDING_KINDS, Action, policies
 from visionkit.data.coco.annotations import Annotations
 from visionkit.data.coco.attributes import read_identifiers
 from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
+from visionkit.data.coco.index import CocoIndex, open_index
 from visionkit.data.coco.selection import warn
 from visionkit.data.datasets.label_maps import check_maps
 from visionkit.data.files import Links
@@ -76,12 +77,44 @@ class Coco(Annotations):
         links: Links = "inside",
         on_fault: dict[str, Literal["keep", "fix", "drop", "error"]] | None = None,
     ):
+        self._use(
+            open_index(annotations),
+            f"annotation file {annotations}",
+            images,
+            classes=classes,
+            other_classes=other_classes,
+            ignore_categories=ignore_categories,
+            masks=masks,
+            semantic=semantic,
+            attributes=attributes,
+            exif=exif,
+            links=links,
+            on_fault=on_fault,
+        )
+
+    def _use(
+        self,
+        index: CocoIndex,
+        source: str,
+        images: str | Path,
+        *,
+        classes: list[str] | None,
+        other_classes: str,
+        ignore_categories: list[str] | None,
+        masks: bool | None,
+        semantic: str,
+        attributes: list[str] | None,
+        exif: Exif,
+        links: Links,
+        on_fault: dict[str, Action] | None,
+    ) -> None:
+        """Check the records of the index, which `source` names in errors, and use them."""
         check_names(classes=classes, attributes=attributes)
-        self.images, self.annotations, self.exif = Path(images), Path(annotations), exif
+        self.images, self.annotations, self.exif = Path(images), index.path, exif
         self.other_classes, actions = other_classes, policies(on_fault)
-        problems = Problems(f"annotation file {annotations}", annotations)
+        problems = Problems(source, index.path)
         super().__init__(
-            annotations,
+            index,
             problems,
             images=self.images,
             links=links,
@@ -96,7 +129,7 @@ class Coco(Annotations):
 
         self.image_ids: list[int] = self.index.images.ids.tolist()
         self.dropped = self.selected.dropped
-        warn(str(annotations), self.selected)
+        warn(str(index.path), self.selected)
         self._area = self.areas()
         self._paints = semantic == "paint"
         self._describe()

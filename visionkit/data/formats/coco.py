@@ -1,0 +1,38 @@
+"""A COCO file as the other formats see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visionkit.data.coco.index import NAME_LISTS, open_index
+from visionkit.data.formats.base import Reader, Record
+
+
+class CocoReader(Reader):
+    """The records of a COCO JSON file, unchanged."""
+
+    name = "COCO"
+
+    def __init__(self, source: str | Path, **options: Any):
+        super().__init__(source, **options)
+        self.index = open_index(source)
+        self.problems.findings += self.index.faults.findings + self.index.mask_faults.findings
+        self.categories = self.index.categories
+        self.lists = {key: self.index.names[key] for key in NAME_LISTS if self.index.names[key]}
+
+    def files(self) -> list[Path]:
+        return [self.source]
+
+    def read(self) -> Iterator[tuple[Record, list[Record]]]:
+        images, objects = self.index.images, self.index.objects
+        rows = objects.rows_by_image()
+        starts = np.searchsorted(objects.image[rows], np.arange(len(images.ids) + 1))
+        for i in range(len(images.ids)):
+            own = rows[starts[i] : starts[i + 1]].tolist()
+            yield images.record(i), [objects.record(row) for row in own]
+        for row in rows[: starts[0]].tolist():  # of no image
+            self.losses.add("objects of unknown images", f"annotations[{row}]")

@@ -1,0 +1,155 @@
+"""Convert annotations between formats, and read any of them as a COCO index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from visionkit.data.checks.findings import Problems
+from visionkit.data.coco.index import CocoIndex, index_from
+from visionkit.data.coco.records import AnnotationReader, ImageReader
+from visionkit.data.formats.base import Parts, Reader, Record, WriteOptions, blocks
+from visionkit.data.formats.detect import READERS, WRITERS, open_reader, recognize
+from visionkit.errors import ConfigError, plural, printable, unknown
+from visionkit.runs.files import replacing, to_json
+
+AUTO = "auto"
+
+
+class Converted(NamedTuple):
+    """What `convert` has done."""
+
+    source: str
+    format: str  # that was read
+    out: str
+    to: str
+    images: int
+    objects: int
+    categories: int
+    images_folder: str  # that the file names are relative to
+    losses: list[Record]  # kind, count, first places
+    dropped: dict[str, int]  # bad records by kind
+
+    def lines(self) -> list[str]:
+        """What to print."""
+        what = f"{plural(self.images, 'image')}, {plural(self.objects, 'object')}"
+        lines = [f"read {what} of {plural(self.categories, 'class', 'classes')} as {self.format}"]
+        for loss in self.losses:
+            lines += [f"lost: {loss['count']} {loss['kind']}"]
+            lines += [f"  {place}" for place in loss["first"]]
+            if loss["count"] > len(loss["first"]):
+                lines.append("  ...")
+        lines += [f"dropped: {count} bad ({kind})" for kind, count in self.dropped.items()]
+        if not self.losses and not self.dropped:
+            lines.append("nothing is lost")
+        return [*lines, f"wrote {self.out}; images are in {self.images_folder}"]
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: str = "coco",
+    format: str = AUTO,
+    images: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    split: str | None = None,
+    parts: Parts = "bridge",
+    skip_bad: bool = False,
+) -> Converted:
+    """Convert annotations from any format to a COCO file, or from COCO (or any other) to another.
+
+    `source` is a folder or a file; its `format` is recognized unless given. `out` is a new file,
+    for formats of folders a new folder. Raises DataError with all malformed records, which
+    `skip_bad` drops and counts; ConfigError for an unknown format and an `out` that exists.
+    """
+    source, out = Path(source), Path(out)
+    for name, known, extra in ((to, WRITERS, ("coco",)), (format, READERS, (AUTO,))):
+        if name not in {*known, *extra}:
+            what = f"convert: unknown format {name!r}"
+            raise ConfigError(unknown(name, [*known, *extra], what))
+    check_out(out, source)
+    found = recognize(source).format if format == AUTO else format
+    options: dict[str, Any] = {"images": images, "classes": classes, "split": split}
+    reader = open_reader(found, source, **options, skip_bad=skip_bad)
+    counted = _Counted(reader)
+    if to == "coco":
+        write_coco(counted, out)
+    else:
+        folder = reader.images if images is not None or found != "coco" else None
+        reader.losses = WRITERS[to](counted, out, WriteOptions(images=folder, parts=parts))
+    return Converted(
+        str(source),
+        reader.name,
+        str(out),
+        to,
+        counted.images_read,
+        counted.objects_read,
+        len(reader.categories),
+        str(reader.images),
+        reader.losses.record(),
+        dict(reader.skipped),
+    )
+
+
+def check_out(out: Path, source: Path) -> None:
+    """ConfigError unless `out` can be made: it must not exist, be the source, or lie in it."""
+    if out.resolve() == source.resolve():
+        raise ConfigError(f"{printable(out)} is the source; name another output")
+    if out.exists() or out.is_symlink():
+        raise ConfigError(f"{printable(out)} already exists; name a new one")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"the folder of {printable(out)} does not exist")
+
+
+class _Counted(Reader):
+    """A reader that counts what is read through it."""
+
+    def __init__(self, reader: Reader):
+        self.__dict__ = reader.__dict__  # the same lists, problems and losses
+        self._reader = reader
+        self.name = reader.name  # type: ignore[misc]  # of this one
+        self.images_read = self.objects_read = 0
+
+    def read(self) -> Iterator[tuple[Record, list[Record]]]:
+        for image, own in self._reader.read():
+            self.images_read += 1
+            self.objects_read += len(own)
+            yield image, own
+
+    def files(self) -> list[Path]:
+        return self._reader.files()
+
+
+def write_coco(reader: Reader, out: Path, more: Mapping[str, Any] | None = None) -> None:
+    """Write a COCO file; records are encoded as they come, so that memory stays small."""
+    images, annotations = [], []
+    for image, own in reader.records():
+        images.append(to_json(image))
+        annotations += [to_json({k: v for k, v in one.items() if k != "source"}) for one in own]
+    lists = {"categories": reader.categories, **reader.lists, **(more or {})}
+    with replacing(out) as file:
+        file.write('{"images": [\n' + ",\n".join(images) + '\n],\n"annotations": [\n')
+        file.write(",\n".join(annotations) + "\n]")
+        for key, value in lists.items():
+            file.write(f',\n"{key}": {to_json(value)}')
+        file.write("}\n")
+
+
+def open_reader_index(format: str, source: str | Path, **options: Any) -> tuple[Reader, CocoIndex]:
+    """The reader of `source` and all its records in the columns of a COCO file, with the same
+    checks."""
+    reader = open_reader(format, Path(source), **options)
+    return reader, read_index_of(reader)
+
+
+def read_index_of(reader: Reader) -> CocoIndex:
+    """All records of a reader in the columns of a COCO file."""
+    faults = Problems(reader.problems.source, reader.source)
+    images, objects = ImageReader(faults), AnnotationReader(faults)
+    for block in blocks(reader.records()):
+        images.add([image for image, _ in block])
+        objects.add([one for _, annotations in block for one in annotations])
+    members = {"images": [], "annotations": [], "categories": reader.categories, **reader.lists}
+    return index_from(reader.problems.source, reader.source, members, images, objects)

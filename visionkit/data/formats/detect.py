@@ -1,0 +1,32 @@
+"""Which formats there are, and which one a folder or file has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from visionkit.data.formats.base import Reader, Writer
+from visionkit.data.formats.coco import CocoReader
+from visionkit.errors import DataError, printable
+
+READERS: dict[str, type[Reader]] = {"coco": CocoReader}  # by the name of --from
+WRITERS: dict[str, Writer] = {}  # by the name of --to
+
+
+class Recognized(NamedTuple):
+    """What a folder or file looks like."""
+
+    format: str  # a key of `READERS`
+    words: str  # such as "a YOLO dataset (data.yaml, 3 classes, parts train and val)"
+
+
+def recognize(source: Path) -> Recognized:
+    """What `source` looks like. DataError, which says what was expected, for anything else."""
+    if source.is_file() and source.suffix.lower() == ".json":
+        return Recognized("coco", "a COCO annotation file")
+    raise DataError(f"{printable(source)}: the format is not recognized; name it with --from")
+
+
+def open_reader(format: str, source: Path, **options: Any) -> Reader:
+    """The reader of that format."""
+    return READERS[format](source, **options)
