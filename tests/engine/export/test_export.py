@@ -93,7 +93,7 @@ def test_a_classifier_is_written_checked_and_described(run, tmp_path):
     assert check["images"] == {"data.val": 5} and check["generated"] is None
     (head,) = check["heads"].values()
     assert (head["unit"], head["matched"], head["total"]) == ("image", 5, 5)
-    assert head["tensors"]["probs"] < 1e-6
+    assert head["tensors"]["probs"] < 1e-6 and head["worst_image"] is None
     expected = visionkit.evaluate(run, {"train.precision": "fp32"})["classification/top1"]
     assert (head["metric"], head["model"], head["file"]) == ("top1", expected, expected)
     json.dumps(record)
@@ -221,6 +221,13 @@ def test_generated_images_replace_data_that_are_gone(detector, tmp_path):
     assert "data.val.images: got 'gone'; not found" in record["check"]["generated"]
     (head,) = record["check"]["heads"].values()
     assert head["total"] > 50 and head["metric"] is None
+
+
+def test_data_that_an_override_names_are_not_replaced(run, tmp_path):
+    given = {"data.val.root": "typo"}
+    with pytest.raises(ConfigError, match=r"data\.val\.root: got 'typo'; not found"):
+        visionkit.export(run, tmp_path / "model.onnx", given)
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(

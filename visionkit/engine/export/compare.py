@@ -270,7 +270,7 @@ class HeadComparison:
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
-        image, share = self.worst
+        image, share = self.worst if self.worst[1] < 1 else ("", 1.0)
         return {
             "tensors": self.tensors,
             "unit": self.unit or None,

@@ -64,6 +64,7 @@ class Options:
     precision: Precision
     check: int
     max_drop: float
+    names_data: bool = False  # whether overrides name the data: then generated images are no choice
 
 
 def export(
@@ -101,7 +102,8 @@ def export(
     VisionkitError if the file does not predict the same, ConfigError for wrong arguments, and the
     errors of `load`.
     """
-    options = Options(format, size, batch, decode, precision, check, max_drop)
+    names_data = any(str(one).startswith("data.") for one in overrides)
+    options = Options(format, size, batch, decode, precision, check, max_drop, names_data)
     _check_options(options)
     check_flags(overwrite=overwrite, allow_plugins=allow_plugins)
     target = _target(run, out, options, overwrite=overwrite)
@@ -138,6 +140,7 @@ def _check_options(options: Options) -> None:
         problems.append(f"precision: a torch-export file has fp32, not {options.precision!r}")
     if options.format == "bundle":
         own = Options("bundle", None, None, "full", "fp32", options.check, options.max_drop)
+        own = replace(own, names_data=options.names_data)
         given = [key for key, value in vars(options).items() if value != getattr(own, key)]
         if given:
             problems.append(f"{listed(given)}: {NOT_OF_A_BUNDLE}")
@@ -276,7 +279,7 @@ def _exported(
     if options.format == "onnx":
         add_digest(path)
     made = time.perf_counter()
-    sources = verify.check_sources(predictor, options.check)
+    sources = verify.check_sources(predictor, options.check, required=options.names_data)
     exported = verify.opened(path, info)
     found = verify.compared(predictor, exported, sources)
     if exact and any(one.is_empty for one in found.values()):

@@ -81,13 +81,15 @@ class CheckSource(NamedTuple):
     why: str = ""
 
 
-def check_sources(predictor: Predictor, count: int) -> list[CheckSource]:
+def check_sources(predictor: Predictor, count: int, *, required: bool) -> list[CheckSource]:
     """At most `count` validation images for the heads of each source; generated images for those
-    without any."""
+    without any. The errors of the validation data are raised if it is `required`."""
     why = "the config has no validation data"
     try:
         opened = build_sources(replace(predictor.config, workers=0), ("val",), predictor.classes)
     except (ConfigError, DataError) as error:
+        if required:
+            raise
         opened, why = [], error.lines[0]
     found = []
     for source in opened:
