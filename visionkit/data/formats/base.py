@@ -6,8 +6,12 @@ reader. So each format is converted to each other one, and read in training, by 
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,7 +19,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from visionkit.data.checks.findings import Problems
 from visionkit.data.files import Links
-from visionkit.errors import DataError, plural, printable
+from visionkit.errors import ConfigError, DataError, plural, printable
 
 Record: TypeAlias = dict[str, Any]
 Parts = Literal["bridge", "largest", "error"]
@@ -148,3 +152,19 @@ def blocks(records: Iterator[Any], size: int = 10_000) -> Iterator[list[Any]]:
     """Lists of up to `size` items."""
     while block := list(islice(records, size)):
         yield block
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """An empty folder next to `out` that gets its name at the end. If anything is raised before,
+    nothing remains. ConfigError if there is something of that name by then."""
+    folder = out.with_name(f".{out.name}.tmp.{threading.get_native_id()}")
+    shutil.rmtree(folder, ignore_errors=True)  # of a dead process
+    folder.mkdir()
+    try:
+        yield folder
+        if os.path.lexists(out):
+            raise ConfigError(f"{printable(out)} already exists; name a new one")
+        folder.rename(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
