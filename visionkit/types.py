@@ -84,7 +84,8 @@ class Target(TypedDict, total=False):
     size: Size  # (h, w) of the image in the batch; beyond is padding
     orig_size: Size  # (h, w) of the image as stored and annotated
     position: int  # its place in the stream of images, the key of all randomness
-    class_id: Tensor  # () int64: class of the whole image
+    # () int64: class of the whole image; or of several (K,) float32: 1 yes, 0 no, NaN unknown
+    class_id: Tensor
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int64
     labeled: Tensor  # (K,) bool: classes of `labels` of which every object is labeled; absent: all
@@ -245,6 +246,7 @@ class Dataset(Protocol):
     - `image_path(index)`, `map_path(index)`: its files, which are checked before training
     - `findings()`, `counts()`: what the checks at opening found, see `visionkit.data.checks`
     - `class_counts()`: the number of objects or images of each class, by class_key
+    - `multilabel`: whether `class_id` of a sample is a list with a number for each class
     - `fingerprint`: a hash of its content
     - `unusable`: by target key, the `Problems` that are errors only if a head needs the key
     """

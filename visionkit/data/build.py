@@ -224,7 +224,23 @@ def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) 
                 )
                 found = finding("config", text, file=where, key=key)
                 errors.append(DataError(f"{where}: {text}", findings=[found]))
+            elif key == "class_id" and (text := _multilabel_fault(dataset, head, config)):
+                found = finding("config", text, file=where, key=key)
+                errors.append(DataError(f"{where}: {text}", findings=[found]))
     return errors
+
+
+def _multilabel_fault(dataset: Dataset, head: str, config: Config) -> str:
+    """Why a head cannot use the classes of images, of which each has one or several; or ""."""
+    several = getattr(dataset, "multilabel", None)
+    wanted = config.heads[head].get("multilabel")
+    if several is None or bool(wanted) == several:
+        return ""
+    if several:
+        shown = "any number of classes for each image (multi-label), but one"
+        return f"gives {shown} is what head {head!r} learns: set `multilabel: true` on the head"
+    shown = "one class for each image, but any number"
+    return f"gives {shown} is what head {head!r} learns: remove `multilabel: true` from the head"
 
 
 def check_custom(source: Source) -> None:

@@ -84,12 +84,23 @@ class ClassMappedDataset:
         if isinstance(sample.class_id, int | np.integer):
             class_id = int(self._tables["class_id"][sample.class_id])
             sample.class_id = None if class_id == UNMAPPED else class_id
+        elif sample.class_id is not None:
+            sample.class_id = self._map_image_classes(sample.class_id)
         if sample.labels is not None:
             self._map_objects(sample)
         if sample.semantic is not None:
             sample.semantic = self._map_semantic(sample.semantic)
             sample.semantic_labeled = self._combined_mask("semantic", sample.semantic_labeled)
         return sample
+
+    def _map_image_classes(self, values: Sequence[float]) -> list[float] | None:
+        """1, 0 or NaN for each class of an image; NaN for those that the dataset lacks."""
+        table, mapped = (
+            self._tables["class_id"],
+            np.full(len(self.classes["class_id"].names), np.nan),
+        )
+        mapped[table[table != UNMAPPED]] = np.array(values)[table != UNMAPPED]
+        return None if np.isnan(mapped).all() else mapped.tolist()
 
     def _map_objects(self, sample: Sample) -> None:
         own: Any = sample.labels

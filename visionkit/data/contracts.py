@@ -335,8 +335,9 @@ def _check_scalars(faults: Faults, sample: Sample, classes: Mapping[str, Classes
     names = _names(classes, "class_id")
     class_id, identity = sample.class_id, sample.identity
     if isinstance(class_id, list | tuple):  # of a head with `multilabel`
-        if len(class_id) != len(names) or any(value not in (0, 1) for value in class_id):
-            faults.add("class_id", class_id, f"{len(names)} numbers, each 0. or 1.")
+        known = [value for value in class_id if value == value]  # not NaN
+        if len(class_id) != len(names) or any(value not in (0, 1) for value in known):
+            faults.add("class_id", class_id, f"{len(names)} numbers, each 0., 1. or NaN (unknown)")
     elif class_id is not None and (type(class_id) is not int or not 0 <= class_id < len(names)):
         faults.add("class_id", class_id, f"an int, {_range(names)}")
     if identity is not None and type(identity) is not int:

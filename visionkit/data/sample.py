@@ -41,7 +41,8 @@ class Sample:
     labeled: np.ndarray | None = None  # (K,) bool, see `Target`; None = all classes
     semantic: Tensor | None = None  # (h, w) uint8
     semantic_labeled: np.ndarray | None = None  # (S,) bool; None = all classes
-    class_id: int | Sequence[float] | None = None  # a sequence: 1. for each class that is present
+    # A sequence has for each class 1 (present), 0 or NaN (not known).
+    class_id: int | Sequence[float] | None = None
     identity: int | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)  # keys for custom heads
 
@@ -144,7 +145,8 @@ class Sample:
         """
         target: Target = {"image_id": self.image_id, "size": self.size, "orig_size": self.orig_size}
         if self.class_id is not None:
-            target["class_id"] = torch.tensor(self.class_id)
+            several = isinstance(self.class_id, Sequence)
+            target["class_id"] = torch.tensor(self.class_id, dtype=torch.float if several else None)
         if self.identity is not None:
             target["identity"] = torch.tensor(self.identity)
         if self.semantic is not None:

@@ -136,10 +136,11 @@ class MultiLabelAccuracy(Records):
     probability share one threshold. `mAP` is its mean over the classes that occur. `f1` is
     computed over all (image, class) pairs; a probability of at least `threshold` is positive.
     `top1` is the share of images whose most probable class is correct, among images with a class.
+    A class that is not known for an image (NaN in `class_id`) does not count there.
     """
 
     def __init__(self, classes: Sequence[str], *, threshold: float = 0.5):
-        super().__init__()  # each record: image id, probabilities (K,), ground truth (K,) bool
+        super().__init__()  # each record: image id, probabilities (K,), ground truth (K,) float
         self.classes = list(classes)
         self.threshold = threshold
 
@@ -148,15 +149,18 @@ class MultiLabelAccuracy(Records):
             if "class_id" in target:
                 id_ = target.get("image_id", len(self.records))
                 probs = finite(prediction, "probs", id_)
-                self.records.append((id_, probs, target["class_id"].cpu() > 0.5))
+                self.records.append((id_, probs, target["class_id"].cpu().float()))
 
     def compute(self) -> dict[str, float]:
-        probs, truth = self._tables(self.records)
-        chosen = probs >= self.threshold
+        probs, truth, known = self._tables(self.records)
+        chosen = (probs >= self.threshold) & known
         some = truth.any(1)
-        hits = truth[some].gather(1, probs[some].argmax(1, keepdim=True)).double()
+        hits = self._hits(probs, truth, known)[some].double()
         guesses = (chosen.sum() + truth.sum()).item()
-        aps = [average_precision(probs[:, k], truth[:, k]) for k in range(len(self.classes))]
+        aps = [
+            average_precision(probs[known[:, k], k], truth[known[:, k], k])
+            for k in range(len(self.classes))
+        ]
         return {
             "mAP": nan_mean(aps),
             "top1": hits.mean().item(),
@@ -164,11 +168,18 @@ class MultiLabelAccuracy(Records):
             **{f"AP/{name}": ap for name, ap in zip(self.classes, aps, strict=True)},
         }
 
-    def _tables(self, records: Sequence[Any]) -> tuple[Tensor, Tensor]:
-        """Probabilities (I, K) and ground truth (I, K) bool."""
+    def _tables(self, records: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities, ground truth bool and whether it is known bool, each (I, K)."""
         none = torch.zeros(0, len(self.classes))  # if there is no image
         probs = torch.vstack([none, *(row for _, row, _ in records)])
-        return probs, torch.vstack([none.bool(), *(row for _, _, row in records)])
+        truth = torch.vstack([none, *(row for _, _, row in records)])
+        return probs, truth > 0.5, ~truth.isnan()
+
+    @staticmethod
+    def _hits(probs: Tensor, truth: Tensor, known: Tensor) -> Tensor:
+        """(I,) bool: whether the most probable of the known classes is correct."""
+        best = probs.masked_fill(~known, -1).argmax(1, keepdim=True)
+        return truth.gather(1, best)[:, 0]
 
     def coverage(self) -> dict[str, Coverage]:
         occurs = self._tables(self.records)[1].any(0).tolist()
@@ -176,12 +187,16 @@ class MultiLabelAccuracy(Records):
 
     def curves(self) -> tuple[dict[str, Curve], Curve]:
         """What counts as present from some probability on, by class and over all classes."""
-        probs, truth = (table.numpy() for table in self._tables(self.records))
+        probs, truth, known = (table.numpy() for table in self._tables(self.records))
+
+        def curve(rows: np.ndarray, hits: np.ndarray, counts: np.ndarray) -> Curve:
+            return Curve.of(rows[counts].astype(float), hits[counts], int(hits.sum()))
+
         by_class = {
-            name: Curve.of(probs[:, k].astype(float), truth[:, k], int(truth[:, k].sum()))
+            name: curve(probs[:, k], truth[:, k], known[:, k])
             for k, name in enumerate(self.classes)
         }
-        pooled = Curve.of(probs.ravel().astype(float), truth.ravel(), int(truth.sum()))
+        pooled = curve(probs, truth, known)
         return by_class, pooled
 
     def thresholds(self) -> Thresholds | None:
@@ -193,14 +208,15 @@ class MultiLabelAccuracy(Records):
     def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """`top1` (R,) in replicates with these weights (R, I) of the images."""
         records = sorted(self.records, key=lambda record: record[0])
-        probs, truth = self._tables(records)
+        probs, truth, known = self._tables(records)
         some = truth.any(1)
-        right = truth.gather(1, probs.argmax(1, keepdim=True))[:, 0] & some
+        right = self._hits(probs, truth, known) & some
         return {"top1": mean_over(weights, right.numpy(), some.numpy())}
 
     def subject(self) -> Subject:
         """What was scored, to compare it with another model."""
-        truth = self._tables(sorted(self.records, key=lambda record: record[0]))[1].numpy()
+        tables = self._tables(sorted(self.records, key=lambda record: record[0]))
+        truth = np.where(tables[2], tables[1], -1)
         return Subject(self.image_ids(), self.classes, {"the classes": truth})
 
     def report(self, context: ReportContext) -> list[Part]:

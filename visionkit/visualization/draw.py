@@ -265,7 +265,7 @@ def draw_target(
     if "class_id" in target:
         names = class_names.get("class_id", ())
         class_id = as_numpy(target["class_id"])
-        present = np.flatnonzero(class_id).tolist() if class_id.ndim else [int(class_id)]
+        present = np.flatnonzero(class_id == 1).tolist() if class_id.ndim else [int(class_id)]
         canvas.lines([(name_of(names, label), color_of(label)) for label in present])
     return canvas.finished()
 

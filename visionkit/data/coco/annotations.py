@@ -24,6 +24,7 @@ from visionkit.data.checks.findings import (
 from visionkit.data.checks.kinds import FINDING_KINDS, Action
 from visionkit.data.coco.attributes import read_attributes
 from visionkit.data.coco.ground_truth import read_labeled, without_categories
+from visionkit.data.coco.image_classes import read_image_classes
 from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.segmentations import SegmentationTable
 from visionkit.data.coco.selection import SelectedObjects, choose_objects, describe
@@ -64,7 +65,14 @@ class Annotations:
         actions: Mapping[str, Action],
     ):
         self.index = index
+        self.image_classes = (  # (I, K) int8 of images with several classes each
+            read_image_classes(index.images, len(index.names["image_classes"]), Problems(""))
+            if "class_id" in index.image_keys
+            else None
+        )
         lists = {"images": len(index.images.ids), "categories": len(index.categories)}
+        if self._has_image_classes:  # then objects are not needed
+            del lists["categories"]
         for key in [key for key, count in lists.items() if not count]:
             raise DataError(f"{problems.source}: '{key}' is empty; there is nothing to learn")
         problems.findings += index.faults.findings
@@ -86,7 +94,7 @@ class Annotations:
         if not problems.count:  # which others may be refused, if the file is sound so far
             picked = _pick(picked, classes, other_classes, problems)
         self.classes: dict[str, Classes] = {"labels": picked}
-        if (index.images.class_ids >= 0).any():
+        if self._has_image_classes:
             self.classes["class_id"] = Classes.numbered(index.names["image_classes"])
         if self.attributes is not None:
             self.classes["attributes"] = self.attributes.classes
@@ -107,6 +115,10 @@ class Annotations:
         self.num_objects = int(self.selected.label_counts.sum())  # without crowd regions
         if problems.count:
             problems.others += _others(problems.findings, self.findings())
+
+    @property
+    def _has_image_classes(self) -> bool:
+        return self.image_classes is not None or bool((self.index.images.class_ids >= 0).any())
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -159,7 +171,9 @@ class Annotations:
         """How many objects and images there are of each class, by class_key."""
         counts = {"labels": self.selected.label_counts}
         numbers = self.index.images.class_ids
-        if (numbers >= 0).any():
+        if self.image_classes is not None:
+            counts["class_id"] = (self.image_classes == 1).sum(0)
+        elif (numbers >= 0).any():
             size = len(self.index.names["image_classes"])
             counts["class_id"] = np.bincount(numbers[numbers >= 0], minlength=size)
         if self.attributes is not None:

@@ -15,6 +15,7 @@ import numpy as np
 from visionkit.data.checks.findings import Problems, short
 from visionkit.data.checks.kinds import FINDING_KINDS
 from visionkit.data.coco.formats import other_file, other_format
+from visionkit.data.coco.image_classes import read_image_classes
 from visionkit.data.coco.reader import CHUNK, json_file, json_type, read_members, skip
 from visionkit.data.coco.records import (
     AnnotationReader,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("visionkit")
 
-FORMAT = 8  # to be raised with each change of what is stored, or of what is checked
+FORMAT = 9  # to be raised with each change of what is stored, or of what is checked
 SMALLEST = 4 << 20  # bytes of an annotation file that is worth an entry in the cache
 RELATIVE = 1.05  # the highest number of boxes in parts of their images, with rounding
 SMALL_IMAGE = 8  # pixels of the longer side: up to here, a box within 0..1 may be in pixels
@@ -222,6 +223,8 @@ def index_from(
             faults.add(key, "must be a list of names")
             names[key] = []
     check_images(image_table, len(names["image_classes"]), faults)
+    if "class_id" in images.keys:
+        read_image_classes(image_table, len(names["image_classes"]), faults)
     check_objects(table, image_table, category_ids, faults)
     check_scale(table, image_table, objects.extents[0], faults, mask_faults)
     check_masks(table, image_table, objects, mask_faults)

@@ -182,11 +182,16 @@ class ImageReader(RecordReader):
         ids, valid = self.integers(records, "id")
         heights, _ = self.integers(records, "height", low=1)
         widths, _ = self.integers(records, "width", low=1)
+        # Lists of classes, of multi-label images, are among the extras.
+        single = [{} if type(one.get("class_id")) is list else one for one in records]
         extras = [
             {
                 key: value
                 for key, value in record.items()
-                if key not in _IMAGE_COLUMNS or value is None or type(value) is bool
+                if key not in _IMAGE_COLUMNS
+                or value is None
+                or type(value) is bool
+                or (key == "class_id" and type(value) is list)
             }
             if record.keys() != _IMAGE
             else {}
@@ -198,7 +203,7 @@ class ImageReader(RecordReader):
         return {
             "ids": np.where(valid, ids, UNMAPPED),
             "sizes": np.stack([heights, widths], 1),
-            "class_ids": self.integers(records, "class_id", required=False, low=0)[0],
+            "class_ids": self.integers(single, "class_id", required=False, low=0)[0],
             "identities": self.integers(records, "identity", required=False, low=0)[0],
             **packed("names", names),
             **packed("semantic", semantic),

@@ -17,6 +17,7 @@ from visionkit.data.checks.kinds import FINDING_KINDS, Action, policies
 from visionkit.data.coco.annotations import Annotations
 from visionkit.data.coco.attributes import read_identifiers
 from visionkit.data.coco.ground_truth import GroundTruth, ground_truth
+from visionkit.data.coco.image_classes import as_class_id
 from visionkit.data.coco.index import CocoIndex, open_index
 from visionkit.data.coco.selection import warn
 from visionkit.data.datasets.label_maps import check_maps
@@ -40,8 +41,9 @@ class Coco(Annotations):
     this; evaluation always scores against the file's own ground truth.
 
     Beyond COCO, an image record may have `class_id` (an index into the list `image_classes` at
-    the top of the file), `identity` (a number) and `semantic` (the file name of a semantic map
-    with indices into the list `semantic_classes`, 255 = ignore, relative to the annotation file).
+    the top of the file, or a list of them: `visionkit.data.coco.image_classes`), `identity` (a
+    number) and `semantic` (the file name of a semantic map with indices into the list
+    `semantic_classes`, 255 = ignore, relative to the annotation file).
     As in LVIS, `neg_category_ids` and `not_exhaustive_category_ids` list the classes it is labeled
     for. An annotation may have `attributes`; see `visionkit.data.coco.attributes`.
 
@@ -147,7 +149,8 @@ class Coco(Annotations):
 
     def _describe(self) -> None:
         """Set `keys`, and the class list of each."""
-        images, keys = self.index.images, ["boxes", "labels", "iscrowd", "area"]
+        images = self.index.images
+        keys = ["boxes", "labels", "iscrowd", "area"] if self.index.categories else []
         names = self.index.names
         if self.has_masks:
             keys.append("masks")
@@ -158,6 +161,8 @@ class Coco(Annotations):
             self.classes["semantic"] = Classes.numbered(
                 painted if self._paints else names["semantic_classes"]
             )
+        if "class_id" in self.classes:
+            self.multilabel = self.image_classes is not None
         if (images.identities >= 0).any():
             keys.append("identity")
             self.identities = images.identities
@@ -186,7 +191,19 @@ class Coco(Annotations):
         sample = Sample(image, self.image_ids[index], size)
         check_size(path, sample.size, size, self.annotations, self.exif)
 
-        span = self._span(index)
+        if self.image_classes is not None:
+            sample.class_id = as_class_id(self.image_classes[index])
+        elif images.class_ids[index] >= 0:
+            sample.class_id = int(images.class_ids[index])
+        if images.identities[index] >= 0:
+            sample.identity = int(images.identities[index])
+        sample.semantic = self._semantic(index)
+        if "boxes" in self.keys:
+            self._add_objects(sample, index)
+        return sample
+
+    def _add_objects(self, sample: Sample, index: int) -> None:
+        span, images = self._span(index), self.index.images
         rows, objects = self.selected.rows[span], self.index.objects
         sample.boxes = objects.boxes(rows, images).astype(np.float32)
         sample.labels = self.selected.labels[span].astype(np.int64)
@@ -198,12 +215,6 @@ class Coco(Annotations):
         labeled = None if self.labeled_ids is None else self.labeled_ids[index]
         if labeled is not None:
             sample.labeled = np.isin(self.classes["labels"].ids, list(labeled))
-        if images.class_ids[index] >= 0:
-            sample.class_id = int(images.class_ids[index])
-        if images.identities[index] >= 0:
-            sample.identity = int(images.identities[index])
-        sample.semantic = self._semantic(index)
-        return sample
 
     def objects(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """All objects without crowd regions: the index of their image, boxes (A, 4) xyxy, labels,

@@ -23,7 +23,8 @@ class Classification(Head):
     """One class per image (softmax), or with `multilabel` any number of them (sigmoids).
 
     `class_id` of a target is () int64, or with `multilabel` (K,) float with 1 for each class that
-    the image shows and 0 for the others. Padding is excluded from the pooling.
+    the image shows, 0 for the others and NaN for those that are not known. Padding is excluded from
+    the pooling.
 
     level: the feature map to pool; by default the coarsest.
     dropout: probability with which a pooled feature is dropped in training.
@@ -80,9 +81,11 @@ class Classification(Head):
         truth = torch.stack([batch.targets[i]["class_id"] for i in labeled]).to(logits.device)
         logits, weights, smoothing = logits[labeled], self.class_weights, self.label_smoothing
         if self.multilabel:
-            soft = truth.float() * (1 - smoothing) + smoothing / 2
+            known = ~truth.isnan()
+            soft = truth.nan_to_num().float() * (1 - smoothing) + smoothing / 2
+            weights = weights * known
             total = F.binary_cross_entropy_with_logits(logits, soft, weights, reduction="sum")
-            return {"classification": Loss(total, total.new_full((), soft.numel()))}
+            return {"classification": Loss(total, known.sum().to(total.dtype))}
         total = F.cross_entropy(logits, truth, weights, label_smoothing=smoothing, reduction="sum")
         return {"classification": Loss(total, weights[truth].sum(), TINY)}
 
