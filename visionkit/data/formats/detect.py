@@ -7,10 +7,22 @@ from typing import Any, NamedTuple
 
 from visionkit.data.formats.base import Reader, Writer
 from visionkit.data.formats.coco import CocoReader
+from visionkit.data.formats.cvat import CvatReader, write_cvat
+from visionkit.data.formats.labelme import LabelMeReader, write_labelme
+from visionkit.data.formats.voc import VocReader, write_voc
 from visionkit.errors import DataError, printable
 
-READERS: dict[str, type[Reader]] = {"coco": CocoReader}  # by the name of --from
-WRITERS: dict[str, Writer] = {}  # by the name of --to
+READERS: dict[str, type[Reader]] = {
+    "coco": CocoReader,
+    "cvat": CvatReader,
+    "labelme": LabelMeReader,
+    "voc": VocReader,
+}  # by the name of --from
+WRITERS: dict[str, Writer] = {
+    "cvat": write_cvat,
+    "labelme": write_labelme,
+    "voc": write_voc,
+}  # by the name of --to
 
 
 class Recognized(NamedTuple):

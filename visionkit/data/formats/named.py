@@ -1,0 +1,57 @@
+"""Numbers for the classes of formats that have names."""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Iterable, Iterator
+
+from visionkit.data.checks.findings import short
+from visionkit.data.formats.base import Reader, Record
+from visionkit.errors import unknown
+
+
+def numbered(
+    reader: Reader, records: Iterable[tuple[Record, list[Record]]], names: list[str] | None = None
+) -> Iterator[tuple[Record, list[Record]]]:
+    """The records with ids, and with category ids instead of the names in `category`, and sets
+    `reader.categories`.
+
+    The classes are those that were given to the reader, of which objects of others are bad records;
+    else `names` without those of images alone, then others that occur, sorted. An `image_class` of
+    images becomes the `class_id` in the same way, among those that occur. Records wait in memory,
+    packed, until all classes are known.
+    """
+    found: set[str] = set()
+    of_images: set[str] = set()
+    packed = []
+    for image, own in records:
+        found.update(one["category"] for one in own)
+        if "image_class" in image:
+            of_images.add(image["image_class"])
+        packed.append(marshal.dumps((image, own)))
+    classes = reader.given_classes
+    if classes is None:
+        of_objects = [name for name in names or () if name in found or name not in of_images]
+        classes = [*(of_objects or names or ()), *sorted(found - set(names or ()))]
+    reader.categories = [{"id": i + 1, "name": name} for i, name in enumerate(classes)]
+    id_of = {name: i + 1 for i, name in enumerate(classes)}
+    order = [name for name in names or () if name in of_images]
+    order += sorted(of_images - set(order))
+    if order:
+        reader.lists["image_classes"] = order
+    count = 0
+    for i, data in enumerate(packed):
+        image, own = marshal.loads(data)
+        image.setdefault("id", i + 1)
+        if "image_class" in image:
+            image["class_id"] = order.index(image.pop("image_class"))
+        kept = []
+        for one in own:
+            name = one.pop("category")
+            if name not in id_of:
+                what = unknown(name, classes, f"class {short(name)} is not among the classes")
+                reader.bad(one["source"], what, kind="class")
+                continue
+            count += 1
+            kept.append({"id": count, "image_id": image["id"], "category_id": id_of[name]} | one)
+        yield image, kept
