@@ -3,7 +3,19 @@
 from visionkit.data.datasets.coco import Coco, Crops
 from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.idx import Idx
+from visionkit.data.datasets.label_files import Cvat, LabelMe, Voc
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.data.datasets.shapes import Shapes
 
-__all__ = ["Coco", "Crops", "Idx", "ImageFolder", "Images", "LabelMaps", "Shapes"]
+__all__ = [
+    "Coco",
+    "Crops",
+    "Cvat",
+    "Idx",
+    "ImageFolder",
+    "Images",
+    "LabelMaps",
+    "LabelMe",
+    "Shapes",
+    "Voc",
+]

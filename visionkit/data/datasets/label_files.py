@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import ClassVar, Literal
 
 from visionkit.config.schema import InputPath
@@ -10,6 +11,8 @@ from visionkit.data.datasets.coco import Coco
 from visionkit.data.files import Links
 from visionkit.data.formats.convert import open_reader_index
 from visionkit.data.image_io import Exif
+
+log = logging.getLogger("visionkit")
 
 
 class LabelFiles(Coco):
@@ -40,6 +43,9 @@ class LabelFiles(Coco):
         reader, index = open_reader_index(
             self.format, root, split=split, images=images, classes=names, links=links
         )
+        if reader.losses.counts:
+            found = [f"{count} {kind}" for kind, count in reader.losses.counts.items()]
+            log.warning("%s: not read: %s", reader.problems.source, "; ".join(found))
         self._use(
             index,
             reader.problems.source,
@@ -54,3 +60,52 @@ class LabelFiles(Coco):
             links=links,
             on_fault=on_fault,
         )
+
+
+class Cvat(LabelFiles):
+    """The images and labels of CVAT for images 1.1: `annotations.xml` or its folder.
+
+    Boxes, polygons, masks and ellipses are objects; shapes with one `group_id` and label are one.
+    The attributes are those of the labels, and `occluded`; tags are the classes of images.
+
+    root: the file or folder. The images are in its folder `images`, or next to the file.
+    split: the subset to read; by default all.
+    images: the folder of the images, if they are elsewhere.
+    names: all labels, in order; by default those of the file.
+    classes and the other arguments: as in `Coco`.
+    """
+
+    format = "cvat"
+
+
+class LabelMe(LabelFiles):
+    """The images and labels of a folder of LabelMe's JSON files.
+
+    Polygons, rectangles, circles and masks are objects; shapes with one `group_id` and label are
+    one. Flags are attributes; the flag `iscrowd` marks crowd regions.
+
+    root: the folder.
+    split: the folder in it to read; by default all.
+    images: the folder of the images, if they are elsewhere than next to the JSON files.
+    names: all labels, in order; by default those of `labels.txt`, then others sorted.
+    classes and the other arguments: as in `Coco`.
+    """
+
+    format = "labelme"
+
+
+class Voc(LabelFiles):
+    """The images and labels of Pascal VOC: a folder with `Annotations`, or of XML files next to
+    images.
+
+    `difficult`, `truncated`, `occluded` and `pose` are attributes; difficult objects count as any
+    other. Where there is a folder `SegmentationObject`, its masks are read.
+
+    root: the folder, such as `VOCdevkit/VOC2012`.
+    split: the list `ImageSets/Main/<split>.txt` or the folder to read; by default all.
+    images: the folder of the images; by default `JPEGImages`.
+    names: all classes, in order; by default those that occur, sorted.
+    classes and the other arguments: as in `Coco`.
+    """
+
+    format = "voc"

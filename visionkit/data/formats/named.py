@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import marshal
+import json
 from collections.abc import Iterable, Iterator
 
 from visionkit.data.checks.findings import short
@@ -28,7 +28,7 @@ def numbered(
         found.update(one["category"] for one in own)
         if "image_class" in image:
             of_images.add(image["image_class"])
-        packed.append(marshal.dumps((image, own)))
+        packed.append(json.dumps((image, own)).encode())
     classes = reader.given_classes
     if classes is None:
         of_objects = [name for name in names or () if name in found or name not in of_images]
@@ -41,7 +41,7 @@ def numbered(
         reader.lists["image_classes"] = order
     count = 0
     for i, data in enumerate(packed):
-        image, own = marshal.loads(data)
+        image, own = json.loads(data)
         image.setdefault("id", i + 1)
         if "image_class" in image:
             image["class_id"] = order.index(image.pop("image_class"))
