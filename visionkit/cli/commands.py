@@ -158,7 +158,7 @@ def report(args: argparse.Namespace) -> None:
     from visionkit.engine.reporting import IMAGES, report
     from visionkit.runs.files import to_json, write_text
 
-    runs, overrides = _split_overrides([*args.runs, *args.overrides])
+    runs, overrides = split_overrides([*args.runs, *args.overrides])
     record = report(
         runs,
         overrides,
@@ -177,7 +177,7 @@ def report(args: argparse.Namespace) -> None:
     tell([*record["summary"], f"wrote {record['page']}"])
 
 
-def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """Paths, and config overrides that stood among them."""
     settings = [word for word in words if OVERRIDE.match(word) and not Path(word).exists()]
     return [word for word in words if word not in settings], settings

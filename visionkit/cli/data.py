@@ -51,7 +51,7 @@ def _add_convert(sub: argparse.ArgumentParser) -> None:
 def convert(args: argparse.Namespace) -> None:
     from visionkit.data.formats.convert import convert
 
-    report = _report_path(args.json)
+    report = _new_path(args.json)
     done: Converted = convert(
         args.source,
         args.out,
@@ -68,9 +68,13 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def _add_stats(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("target", metavar="FILE_OR_CONFIG", help=f"{FILE}, or a config")
+    text = f"a config; or {FILE}, also several, each a split"
+    sub.add_argument("targets", nargs="+", metavar="FILE_OR_CONFIG", help=text)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides")
-    sub.add_argument("--images", metavar="DIR", help="the images, to find near duplicates")
+    text = "the images of the files (default: found near each)"
+    sub.add_argument("--images", metavar="DIR", help=text)
+    text = "do not open images: find no damaged ones and no near duplicates"
+    sub.add_argument("--no-images", action="store_true", help=text)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub.add_argument("--html", metavar="FILE", help="write a page to a new file")
     text = "import custom classes that a checkpoint or a resumed run names: this runs their code"
@@ -78,7 +82,34 @@ def _add_stats(sub: argparse.ArgumentParser) -> None:
 
 
 def stats(args: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from visionkit.data.tools.stats import data_stats
+    from visionkit.runs.files import to_json
+
+    page = _new_path(args.html, "--html")
+    targets, overrides = _split_overrides([*args.targets, *args.overrides])
+    record, parts = data_stats(
+        targets,
+        overrides,
+        images=args.images,
+        read_images=not args.no_images,
+        allow_plugins=args.allow_plugins,
+    )
+    if page is not None:
+        from visionkit.engine.data_page import write_page
+
+        write_page(page, record, parts)
+    if args.json:
+        print(to_json(record))
+        return
+    from visionkit.cli.stats_text import stats_text
+
+    _tell([*stats_text(record).split("\n"), *([f"wrote {args.html}"] if page else [])])
+
+
+def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    from visionkit.cli.commands import split_overrides
+
+    return split_overrides(words)
 
 
 def _add_split(sub: argparse.ArgumentParser) -> None:
@@ -178,15 +209,15 @@ def _lines(file: str | None) -> list[str] | None:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _report_path(file: str | None) -> Path | None:
+def _new_path(file: str | None, option: str = "--json") -> Path | None:
     """The path of a new file; ArgumentError if it cannot be made, before any work is done."""
     if file is None:
         return None
     path = Path(file)
-    if path.exists():
-        raise ArgumentError(f"--json: {printable(file)} already exists; name a new file")
+    if path.exists() or path.is_symlink():
+        raise ArgumentError(f"{option}: {printable(file)} already exists; name a new file")
     if not path.absolute().parent.is_dir():
-        raise ArgumentError(f"--json: the folder of {printable(file)} does not exist")
+        raise ArgumentError(f"{option}: the folder of {printable(file)} does not exist")
     return path
 
 
@@ -211,7 +242,7 @@ COMMANDS: tuple[tuple[str, Run, AddArguments, str], ...] = (
     ("split", split, _add_split, "divide data into parts with equal class shares"),
     ("kfold", kfold, _add_kfold, "divide data into folds for cross-validation"),
     ("merge", merge, _add_merge, "merge COCO files"),
-    ("sample", sample, _add_sample, "take some images of a data set"),
+    ("sample", sample, _add_sample, "take some images of a dataset"),
     ("show", show, _add_show, "draw images with their labels on one sheet"),
     ("shapes", shapes, _add_shapes, "generate images of shapes with COCO annotations"),
 )

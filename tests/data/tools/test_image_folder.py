@@ -42,6 +42,20 @@ def test_of_two_folders_that_with_the_name(tmp_path):
         find_images(tmp_path / "annotations/all.json", ["1.jpg"])
 
 
+def test_the_folder_of_another_dataset_is_not_taken(tmp_path):
+    """The numbers that are its file names mean nothing; nor if it has more of them."""
+    touch(tmp_path / "other/1.jpg", tmp_path / "other/images/1.jpg", tmp_path / "mine/a.json")
+    assert find_images(tmp_path / "mine/a.json", ["1.jpg", "2.jpg"]) is None
+    touch(tmp_path / "mine/images/1.jpg", tmp_path / "other/2.jpg")
+    assert find_images(tmp_path / "mine/a.json", ["1.jpg", "2.jpg"]) == tmp_path / "mine/images"
+
+
+def test_of_equal_folders_the_nearest(tmp_path):
+    touch(tmp_path / "annotations/1.jpg", tmp_path / "1.jpg", tmp_path / "images/1.jpg")
+    file = tmp_path / "annotations/a.json"
+    assert find_images(file, ["1.jpg"]) == tmp_path / "annotations"
+
+
 def test_absolute_names(tmp_path):
     touch(tmp_path / "a/b/1.jpg", tmp_path / "a/c/2.jpg")
     names = [str(tmp_path / "a/b/1.jpg"), str(tmp_path / "a/c/2.jpg")]

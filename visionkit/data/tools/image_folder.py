@@ -17,21 +17,23 @@ def find_images(file: Path, names: Sequence[str]) -> Path | None:
     """The folder of the images of an annotation file with these `file_name`s; None if no folder
     nearby has any of them.
 
-    Searched are the folder of the file and the one above, `images` in both, and the folders in
-    these. The one with most of the names counts; of several the one whose name is part of the
-    file's, as `val2017` is of `instances_val2017.json`. DataError if there are still several.
+    Searched are the folder of the file, `images` in it, and the other folders in it; then, if its
+    name has `annot` or `label`, the folder above and those in that one. The one with most of the
+    names counts; of several the nearest; of several the one whose name is part of the file's, as
+    `val2017` is of `instances_val2017.json`. DataError if there are still several.
     """
     tried = [name for name in names if name][:: max(1, len(names) // TRIED)]
     if tried and all(map(os.path.isabs, tried)):
         folder = Path(os.path.commonpath([os.path.dirname(name) for name in names if name]))
         return folder if folder.is_dir() else None
-    found: dict[str, tuple[int, Path]] = {}
-    for folder in _near(file.absolute().parent):
-        count = sum(os.path.isfile(folder / name.replace("\\", "/")) for name in tried)
-        if count:
-            found.setdefault(os.path.realpath(folder), (count, folder))
-    most = max((count for count, _ in found.values()), default=0)
-    best = [folder for count, folder in found.values() if count == most]
+    most, best, seen = 0, list[Path](), set[str]()
+    for folders in _near(file.absolute().parent):
+        new = [folder for folder in folders if os.path.realpath(folder) not in seen]
+        seen |= {os.path.realpath(folder) for folder in new}
+        counts = [sum(os.path.isfile(f / name.replace("\\", "/")) for name in tried) for f in new]
+        if (highest := max(counts, default=0)) > most:
+            most = highest
+            best = [folder for folder, n in zip(new, counts, strict=True) if n == most]
     if len(best) > 1:
         best = [folder for folder in best if folder.name in file.stem] or best
     if len(best) > 1:
@@ -43,10 +45,13 @@ def find_images(file: Path, names: Sequence[str]) -> Path | None:
     return best[0] if best else None
 
 
-def _near(home: Path) -> Iterator[Path]:
-    """Folders around `home`."""
-    roots = [home, home / "images", home.parent / "images", home.parent]
-    yield from roots
+def _near(home: Path) -> Iterator[list[Path]]:
+    """Folders around `home`, the nearest first."""
+    roots = [home, home / "images", home.parent / "images"]
+    if any(word in home.name.lower() for word in ("annot", "label")):
+        roots.append(home.parent)
+    for root in roots:
+        yield [root]
     for root in filter(Path.is_dir, roots):
         inner = sorted(e.path for e in os.scandir(root) if is_visible(e.name) and e.is_dir())
-        yield from map(Path, inner[:FOLDERS])
+        yield [*map(Path, inner[:FOLDERS])]
