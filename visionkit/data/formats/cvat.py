@@ -49,6 +49,7 @@ CROWD = "is_crowd"  # the attribute of crowd regions, as in CVAT's own export to
 _SHAPES = ("box", "polygon", "mask", "ellipse")
 _WITHOUT_AREA = ("polyline", "points", "skeleton", "cuboid")
 _OF_IMAGE = {"id", "name", "width", "height", "subset", "task_id"}
+_TYPES = {"checkbox": (bool,), "number": (int, float)}  # of attributes, by the kind of input
 MOST_CHOICES = 20  # values of a text attribute that is offered as a list
 
 
@@ -56,7 +57,7 @@ class CvatReader(Reader):
     """CVAT for images 1.1: `annotations.xml` or its folder.
 
     Classes are the labels of the project, task or job in their order. Shapes with one `group_id`
-    and label are one object. A tag is the class of the image. `occluded` is an attribute, and the
+    and label are one object. Tags are the classes of the image. `occluded` is an attribute, and the
     attribute `is_crowd` marks crowd regions. `split` is a subset.
     """
 
@@ -177,10 +178,8 @@ class CvatReader(Reader):
         if more := sorted(given.keys() - _OF_IMAGE):
             self.losses.add("images with other values", f"{where}: {', '.join(more)}")
         tags = [one.attributes.get("label", "") for one in element.children if one.tag == "tag"]
-        if tags and tags[0]:
-            record["image_class"] = tags[0]
-        for tag in tags[1:]:
-            self.losses.add("further tags of an image, which has one class", f"{where}: {tag}")
+        if tags := list(dict.fromkeys(filter(None, tags))):
+            record["image_classes"] = tags
         return record
 
     def _objects(self, element: Element, image: Record) -> list[Record]:
@@ -250,7 +249,7 @@ class CvatReader(Reader):
             kind = self._kinds.get((label, key), "")
             is_text = kind in ("select", "radio")
             value = one.text if is_text else typed(one.text)
-            if (kind == "checkbox") != isinstance(value, bool) and kind in ("checkbox", "number"):
+            if type(value) not in _TYPES.get(kind, (type(value),)):
                 expected = "true or false" if kind == "checkbox" else "a number"
                 raise ValueError(f"attribute {short(key)} is {short(one.text)}: must be {expected}")
             found[key] = value
@@ -324,10 +323,9 @@ def write_cvat(reader: Reader, out: Path, options: WriteOptions) -> Losses:
                     continue
                 names.note_keys(image, ("subset", "class_id"))
                 copies.add(image["file_name"], name)
-                shapes, groups = [], itertools.count(1)
-                if (tag := _tag(names, image)) is not None:
-                    tags.add(tag)
-                    shapes.append(f'<tag label="{escape(tag)}" source="manual">\n</tag>')
+                groups, own_tags = itertools.count(1), _tags(names, image)
+                tags.update(own_tags)
+                shapes = [f'<tag label="{escape(t)}" source="manual">\n</tag>' for t in own_tags]
                 for one in own:
                     shapes += _shapes_xml(names, image, one, attributes, groups)
                 subset = image.get("subset")
@@ -359,12 +357,12 @@ def _text(value: float) -> str:
     return f"{value:.12g}"
 
 
-def _tag(names: NewNames, image: Record) -> str | None:
-    """The class of an image."""
-    classes, class_id = names.reader.lists.get("image_classes", []), image.get("class_id")
-    if not isinstance(class_id, int) or not 0 <= class_id < len(classes):
-        return None
-    return classes[class_id] if fits(classes[class_id]) else None
+def _tags(names: NewNames, image: Record) -> list[str]:
+    """The classes of an image."""
+    classes, places = names.reader.lists.get("image_classes", []), image.get("class_id")
+    places = places if isinstance(places, list) else [places]
+    known = [one for one in places if type(one) is int and 0 <= one < len(classes)]
+    return [classes[one] for one in known if names.holds(classes[one], "class")]
 
 
 def _shapes_xml(

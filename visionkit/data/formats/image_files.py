@@ -84,8 +84,8 @@ class ImageFiles:
             raise ValueError(f"the image {name!r} {refused.fault.clause}") from None
         if given is None or given in (stored, upright):
             return given or upright
-        said, found = f"{given[1]}x{given[0]}", f"{upright[1]}x{upright[0]}"
-        raise ValueError(f"the size is {said}, but the image {name!r} has {found}")
+        stated, found = f"{given[1]}x{given[0]}", f"{upright[1]}x{upright[0]}"
+        raise ValueError(f"the size is {stated}, but the image {name!r} has {found}")
 
 
 def _sizes(image: Image.Image) -> tuple[Size, Size]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 
 from visionkit.data.checks.findings import short
+from visionkit.data.coco.image_classes import class_id_record
 from visionkit.data.formats.base import Reader, Record
 from visionkit.errors import unknown
 
@@ -17,17 +18,17 @@ def numbered(
     `reader.categories`.
 
     The classes are those that were given to the reader, of which objects of others are bad records;
-    else `names` without those of images alone, then others that occur, sorted. An `image_class` of
-    images becomes the `class_id` in the same way, among those that occur. Records wait in memory,
-    packed, until all classes are known.
+    else `names` without those of images alone, then others that occur, sorted. `image_classes` of
+    images, a list of names, becomes `class_id`: a number if no image has several. Records wait in
+    memory, packed, until all classes are known.
     """
     found: set[str] = set()
     of_images: set[str] = set()
-    packed = []
+    packed, most = [], 0
     for image, own in records:
         found.update(one["category"] for one in own)
-        if "image_class" in image:
-            of_images.add(image["image_class"])
+        of_images.update(image.get("image_classes", ()))
+        most = max(most, len(image.get("image_classes", ())))
         packed.append(json.dumps((image, own)).encode())
     classes = reader.given_classes
     if classes is None:
@@ -43,8 +44,9 @@ def numbered(
     for i, data in enumerate(packed):
         image, own = json.loads(data)
         image.setdefault("id", i + 1)
-        if "image_class" in image:
-            image["class_id"] = order.index(image.pop("image_class"))
+        if "image_classes" in image:
+            places = [order.index(name) for name in image.pop("image_classes")]
+            image |= {"class_id": places[0]} if most == 1 else class_id_record(places)
         kept = []
         for one in own:
             name = one.pop("category")

@@ -53,7 +53,7 @@ class NewNames:
             self.reader.problems.add("images", what, "rename one of them", kind="repeated")
             return "", ""
         self._stems.add(stem.casefold())
-        return (name, stem) if self._holds(name, "file name") else ("", "")
+        return (name, stem) if self.holds(name, "file name") else ("", "")
 
     def part(self, image: Record) -> str:
         """The part of the data, such as "train", that an image belongs to."""
@@ -71,7 +71,7 @@ class NewNames:
             what = f"category_id {short(id_)} has no name"
             self.reader.problems.add(self.place(image, one), what, kind="unknown-category")
             return ""
-        return name if self._holds(name, "class") else ""
+        return name if self.holds(name, "class") else ""
 
     def attributes(self, image: Record, one: Record) -> dict[str, bool | int | float | str]:
         """The attributes of an object that are one value; lists are lost."""
@@ -83,7 +83,7 @@ class NewNames:
             if not isinstance(value, bool | int | float | str):
                 kind = "attributes that are not one value"
                 self.reader.losses.add(kind, f"{self.place(image, one)}: {key}")
-            elif self._holds(key, "attribute") and self._holds(as_text(value), "value"):
+            elif self.holds(key, "attribute") and self.holds(as_text(value), "value"):
                 found[key] = value
         return found
 
@@ -108,7 +108,7 @@ class NewNames:
             if each.get("id") not in self.used:
                 self.reader.losses.add("classes without objects", str(each.get("name")))
 
-    def _holds(self, text: str, what: str) -> bool:
+    def holds(self, text: str, what: str) -> bool:
         """Whether the format can hold a text. If not, it is a problem, once."""
         if self.fits(text):
             return True
