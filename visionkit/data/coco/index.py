@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("visionkit")
 
 FORMAT = 9  # to be raised with each change of what is stored, or of what is checked
+ANNOTATIONS = "annotations"  # the folder of their entries in the cache
 SMALLEST = 4 << 20  # bytes of an annotation file that is worth an entry in the cache
 RELATIVE = 1.05  # the highest number of boxes in parts of their images, with rounding
 SMALL_IMAGE = 8  # pixels of the longer side: up to here, a box within 0..1 may be in pixels
@@ -107,16 +108,22 @@ def open_index(path: str | Path) -> CocoIndex:
         before = path.stat()
         if before.st_size < SMALLEST:
             return read_index(path)
-        entry = cache.cache_folder() / "annotations" / f"{cache.content_key(path)}-v{FORMAT}"
+        entry = cache.cache_folder() / ANNOTATIONS / f"{cache.content_key(path)}-v{FORMAT}"
     except (OSError, RuntimeError):  # not found, which reading reports; or no home directory
         return read_index(path)
-    found = _find(path, entry)
+    found = find_kept(path, entry)
     if found is not None:
         return found
     index = read_index(path)
     after = path.stat()
     changed = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
-    if index.faults.count or index.mask_faults.count or changed:
+    return index if changed else keep(index, entry)
+
+
+def keep(index: CocoIndex, entry: Path) -> CocoIndex:
+    """The index as an entry of the cache has it from now on. The same index if it has faults, or if
+    the entry cannot be written, which is a warning."""
+    if index.faults.count or index.mask_faults.count:
         return index
     try:
         with cache.staging(entry) as folder:
@@ -127,14 +134,15 @@ def open_index(path: str | Path) -> CocoIndex:
         log.warning(
             "%s: cannot write its index to the cache, so each start reads the whole file [%s]; "
             "set VISIONKIT_CACHE to another directory",
-            path,
+            index.path,
             error,
         )
         return index
-    return _find(path, entry) or index
+    return find_kept(index.path, entry) or index
 
 
-def _find(path: Path, entry: Path) -> CocoIndex | None:
+def find_kept(path: Path, entry: Path) -> CocoIndex | None:
+    """The index that `keep` has written; None if it is not there, or with a warning unusable."""
     if not entry.exists():
         return None
     try:
@@ -166,7 +174,10 @@ def from_folder(path: Path, folder: Path) -> CocoIndex:
 def _reopen(path: Path, folder: Path) -> CocoIndex:
     try:
         return from_folder(path, folder)
-    except (OSError, ValueError):  # removed since
+    except (OSError, ValueError) as error:  # removed since
+        if folder.parent.name != ANNOTATIONS:
+            what = f"{folder} was removed from the cache while it was in use; start again"
+            raise DataError(what) from error
         return read_index(path)
 
 

@@ -3,7 +3,7 @@
 from visionkit.data.datasets.coco import Coco, Crops
 from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.idx import Idx
-from visionkit.data.datasets.label_files import Cvat, LabelMe, Voc
+from visionkit.data.datasets.label_files import Cvat, LabelMe, Voc, Yolo
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.data.datasets.shapes import Shapes
 
@@ -18,4 +18,5 @@ __all__ = [
     "LabelMe",
     "Shapes",
     "Voc",
+    "Yolo",
 ]

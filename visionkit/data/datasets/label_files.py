@@ -41,7 +41,7 @@ class LabelFiles(Coco):
         on_fault: dict[str, Action] | None = None,
     ):
         reader, index = open_reader_index(
-            self.format, root, split=split, images=images, classes=names, links=links
+            self.format, root, split=split, images=images, classes=names, links=links, exif=exif
         )
         if reader.losses.counts:
             found = [f"{count} {kind}" for kind, count in reader.losses.counts.items()]
@@ -109,3 +109,19 @@ class Voc(LabelFiles):
     """
 
     format = "voc"
+
+
+class Yolo(LabelFiles):
+    """The images and labels of a YOLO dataset: a folder with images and text files, or its
+    `data.yaml`.
+
+    Lines of 4 numbers are boxes, longer ones polygons. Images without a text file have no objects.
+
+    root: the folder or file.
+    split: "train", "val" or "test"; by default all images.
+    images: the folder of the images, if they are elsewhere.
+    names: all classes by number; by default those of `data.yaml` or `classes.txt`.
+    classes and the other arguments: as in `Coco`.
+    """
+
+    format = "yolo"

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 from visionkit.data.checks.findings import Problems
 from visionkit.data.files import Links
+from visionkit.data.image_io import Exif
 from visionkit.errors import ConfigError, DataError, plural, printable
 
 Record: TypeAlias = dict[str, Any]
@@ -68,6 +69,7 @@ class Reader:
     split: the part of the data to read, such as "val", where the format knows parts.
     skip_bad: malformed records are dropped and counted instead of being errors.
     links: "any" allows files to be links that lead out of the folder.
+    exif: whether labels belong to the upright image ("apply") or to the pixels as stored.
     """
 
     name: ClassVar[str]  # as a person would say it: "Pascal VOC"
@@ -81,11 +83,12 @@ class Reader:
         split: str | None = None,
         skip_bad: bool = False,
         links: Links = "inside",
+        exif: Exif = "apply",
     ):
         self.source = Path(source)
         self.images = Path(images) if images is not None else self.source  # of `file_name`
         self.given_classes = None if classes is None else list(classes)
-        self.split, self.skip_bad, self.links = split, skip_bad, links
+        self.split, self.skip_bad, self.links, self.exif = split, skip_bad, links, exif
         self.problems = Problems(f"{self.name} {printable(source)}", source)
         self.skipped: Counter[str] = Counter()  # bad records by kind, with `skip_bad`
         self.losses = Losses()  # what has no place in COCO

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from visionkit.data.checks.findings import Problems
-from visionkit.data.coco.index import CocoIndex, index_from
+from visionkit.data.coco.index import (
+    FORMAT,
+    SMALLEST,
+    CocoIndex,
+    find_kept,
+    index_from,
+    keep,
+)
 from visionkit.data.coco.records import AnnotationReader, ImageReader
 from visionkit.data.formats.base import Parts, Reader, Record, WriteOptions, blocks
 from visionkit.data.formats.detect import READERS, WRITERS, open_reader, recognize
-from visionkit.errors import ConfigError, plural, printable, unknown
+from visionkit.data.loading import cache
+from visionkit.errors import ConfigError, package_version, plural, printable, unknown
 from visionkit.runs.files import replacing, to_json
 
 AUTO = "auto"
+FEW_FILES = 1000  # are read again at each start
 
 
 class Converted(NamedTuple):
@@ -139,9 +152,39 @@ def write_coco(reader: Reader, out: Path, more: Mapping[str, Any] | None = None)
 
 def open_reader_index(format: str, source: str | Path, **options: Any) -> tuple[Reader, CocoIndex]:
     """The reader of `source` and all its records in the columns of a COCO file, with the same
-    checks."""
+    checks; read now, or found in the cache by the names, sizes and times of its files."""
     reader = open_reader(format, Path(source), **options)
-    return reader, read_index_of(reader)
+    try:
+        folder = cache.cache_folder() / "labels"
+        key = _key_of(reader, [format, options])
+        found = next(iter(sorted(folder.glob(f"*-{key}"))), None) if key else None
+    except (OSError, RuntimeError):  # a file was not found, which reading reports; or no home
+        return reader, read_index_of(reader)
+    index = None if found is None else find_kept(reader.source, found)
+    if index is not None:
+        reader.categories = [*index.categories]
+        return reader, index
+    index = read_index_of(reader)
+    with suppress(OSError):  # a file was removed meanwhile
+        if key and not reader.losses.counts and key == _key_of(reader, [format, options]):
+            return reader, keep(index, folder / f"{index.fingerprint}-{key}")
+    return reader, index
+
+
+def _key_of(reader: Reader, options: list[Any]) -> str:
+    """A hash of the options and of the names, sizes and times of a reader's files; "" if they are
+    so few that reading is quick."""
+    states, size = [], 0
+    for path in reader.files():
+        status = os.stat(path)
+        size += status.st_size
+        states.append([str(path), status.st_size, status.st_mtime_ns])
+    if len(states) < FEW_FILES and size < SMALLEST:
+        return ""
+    text = json.dumps(
+        [FORMAT, package_version(), str(reader.images), *options, states], default=str
+    )
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def read_index_of(reader: Reader) -> CocoIndex:

@@ -10,6 +10,8 @@ from visionkit.data.formats.coco import CocoReader
 from visionkit.data.formats.cvat import CvatReader, write_cvat
 from visionkit.data.formats.labelme import LabelMeReader, write_labelme
 from visionkit.data.formats.voc import VocReader, write_voc
+from visionkit.data.formats.yolo import YoloReader
+from visionkit.data.formats.yolo_writer import write_yolo
 from visionkit.errors import DataError, printable
 
 READERS: dict[str, type[Reader]] = {
@@ -17,11 +19,13 @@ READERS: dict[str, type[Reader]] = {
     "cvat": CvatReader,
     "labelme": LabelMeReader,
     "voc": VocReader,
+    "yolo": YoloReader,
 }  # by the name of --from
 WRITERS: dict[str, Writer] = {
     "cvat": write_cvat,
     "labelme": write_labelme,
     "voc": write_voc,
+    "yolo": write_yolo,
 }  # by the name of --to
 
 

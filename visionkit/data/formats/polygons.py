@@ -172,3 +172,26 @@ def _loops(padded: np.ndarray) -> list[list[np.ndarray]]:
             part_of.append(part_of[loop_of[left]])
             parts[part_of[-1]].append(points[path[::-1]])
     return parts
+
+
+def clipped(polygon: Sequence[float], size: tuple[int, int]) -> Polygon:
+    """The part of a polygon in an image of `size` (h, w), by Sutherland and Hodgman ("Reentrant
+    polygon clipping", 1974); empty if it is outside. Separate parts are joined along the border."""
+    points = _points(polygon)
+    for axis, limit, inside in ((0, 0, 1), (0, size[1], -1), (1, 0, 1), (1, size[0], -1)):
+        depth = (points[:, axis] - limit) * inside
+        if (depth >= 0).all():
+            continue
+        cut = []
+        for i in range(len(points)):
+            if (depth[i - 1] < 0) != (depth[i] < 0):
+                share = depth[i - 1] / (depth[i - 1] - depth[i])
+                point = points[i - 1] + share * (points[i] - points[i - 1])
+                point[axis] = limit
+                cut.append(point)
+            if depth[i] >= 0:
+                cut.append(points[i])
+        if len(cut) < 3:
+            return []
+        points = np.array(cut)
+    return points.ravel().tolist()
