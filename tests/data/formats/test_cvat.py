@@ -170,7 +170,7 @@ def test_what_is_not_cvat_for_images(tmp_path):
 
 def test_what_is_written(tmp_path):
     data = small()
-    data["annotations"][0]["segmentation"] *= 2
+    data["annotations"][0]["segmentation"] = 2 * data["annotations"][0]["segmentation"]
     data["annotations"][0]["attributes"] = {"occluded": True, "wet": False, "age": 3, "of": "x & y"}
     other = {"id": 6, "image_id": 70, "category_id": 90, "bbox": [1, 2, 3, 4.5], "z_order": 2}
     data["annotations"].append(other | {"attributes": {"age": 5, "of": ["list"]}})

@@ -210,7 +210,7 @@ def test_all_that_is_malformed_is_listed(tmp_path):
 
 def test_what_is_written(tmp_path):
     data = small()
-    data["annotations"][0]["segmentation"] *= 2
+    data["annotations"][0]["segmentation"] = 2 * data["annotations"][0]["segmentation"]
     data["annotations"][0] |= {"attributes": {"wet": False, "age": 3, "of": ["a"]}, "score": 0.5}
     data["annotations"].append({"id": 6, "image_id": 70, "category_id": 90, "bbox": [1, 2, 3, 4.5]})
     save(tmp_path, data)
