@@ -65,15 +65,9 @@ class Annotations:
         actions: Mapping[str, Action],
     ):
         self.index = index
-        self.image_classes = (  # (I, K) int8 of images with several classes each
-            read_image_classes(index.images, len(index.names["image_classes"]), Problems(""))
-            if "class_id" in index.image_keys
-            else None
-        )
-        lists = {"images": len(index.images.ids), "categories": len(index.categories)}
-        if self._has_image_classes:  # then objects are not needed
-            del lists["categories"]
-        for key in [key for key, count in lists.items() if not count]:
+        self.image_classes = _several_classes(index)  # (I, K) int8
+        if not len(index.images.ids) or not (index.categories or self._has_image_classes):
+            key = "categories" if len(index.images.ids) else "images"
             raise DataError(f"{problems.source}: '{key}' is empty; there is nothing to learn")
         problems.findings += index.faults.findings
         _check_pixels(index, problems)
@@ -215,6 +209,14 @@ class Annotations:
                 what = f"'{key}' is {short(names[row])}, but {what}"
                 record = index.images.record(row)
                 problems.add_value("images", row, record, key, what, hint, kind)
+
+
+def _several_classes(index: CocoIndex) -> np.ndarray | None:
+    """The classes of images that have any number of them; see `read_image_classes`."""
+    if "class_id" not in index.image_keys:
+        return None
+    count = len(index.names["image_classes"])
+    return read_image_classes(index.images, count, Problems(""))
 
 
 def _name_of(url: str, images: Path) -> str:

@@ -22,7 +22,7 @@ def read_image_classes(
     images: ImageTable, num_classes: int, problems: Problems
 ) -> np.ndarray | None:
     """(I, K) int8 for each image and class: 1 shown, 0 not shown, `UNKNOWN` not known. None if no
-    `class_id` is a list. Bad lists, and single numbers beside lists, are added to `problems`."""
+    `class_id` is a list. Bad lists, and single numbers next to lists, are added to `problems`."""
     extras = images.extra_records()
     listed = [i for i, extra in enumerate(extras) if isinstance(extra.get(SHOWN_KEY), list)]
     if not listed:
