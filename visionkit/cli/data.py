@@ -37,7 +37,8 @@ def _add_convert(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--from", dest="format", choices=formats, default="auto", help=text)
     sub.add_argument("--to", choices=WRITTEN, default="coco", help="format of OUT (default: coco)")
     sub.add_argument("--images", metavar="DIR", help="the images, if they are elsewhere")
-    text = "class names, one a line, where SRC has only numbers"
+    text = "names of classes where SRC has numbers or colors: a .txt, .yaml, .json or .csv, or "
+    text += "cityscapes, cityscapes-train, ade20k, voc"
     sub.add_argument("--classes", metavar="FILE", help=text)
     sub.add_argument("--split", metavar="NAME", help="only this part of SRC, such as val")
     text = "objects of several polygons, where OUT has one: joined, the largest, or an error"
@@ -49,6 +50,7 @@ def _add_convert(sub: argparse.ArgumentParser) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
+    from visionkit.data.formats.color_tables import read_classes
     from visionkit.data.formats.convert import convert
 
     report = _new_path(args.json)
@@ -58,7 +60,7 @@ def convert(args: argparse.Namespace) -> None:
         to=args.to,
         format=args.format,
         images=args.images,
-        classes=_lines(args.classes),
+        classes=None if args.classes is None else read_classes(args.classes),
         split=args.split,
         parts=args.parts,
         skip_bad=args.skip_bad,
@@ -196,17 +198,6 @@ def shapes(args: argparse.Namespace) -> None:
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
     _tell([f"wrote {plural(args.images, 'image')} and annotations.json to {args.out}"])
-
-
-def _lines(file: str | None) -> list[str] | None:
-    """The lines of a text file that are not blank."""
-    if file is None:
-        return None
-    try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"--classes: {printable(file)} cannot be read [{error}]") from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _new_path(file: str | None, option: str = "--json") -> Path | None:

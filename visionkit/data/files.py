@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from visionkit.errors import other_case, other_form, printable
+from visionkit.errors import DataError, other_case, other_form, printable
 
 log = logging.getLogger("visionkit")
 
@@ -111,6 +111,12 @@ def visible_files(root: str | Path, hidden: list[str] | None = None) -> Iterator
             if os.path.islink(path := os.path.join(folder, name)):
                 log.warning("%s is a link to a folder and is not followed", printable(path))
         yield from ((folder, name) for name in filter(is_visible, names))
+
+
+def require_folder(path: Path) -> None:
+    """DataError unless the path is a folder."""
+    if not path.is_dir():
+        raise DataError(f"folder {path} does not exist or is not a folder")
 
 
 def is_visible(name: str) -> bool:

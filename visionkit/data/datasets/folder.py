@@ -15,7 +15,7 @@ from visionkit.data.checks.findings import (
     check_classes,
     finding,
 )
-from visionkit.data.files import is_visible, visible_files
+from visionkit.data.files import is_visible, require_folder, visible_files
 from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image
 from visionkit.data.sample import Sample
 from visionkit.errors import DataError, check_names, printable, unknown
@@ -136,12 +136,6 @@ def kept_classes(source: str, names: Sequence[str], only: Sequence[str]) -> list
     if not only or len(set(only)) < len(only):
         raise DataError(f"{source}: only must name at least one class, each once; got {list(only)}")
     return [list(names).index(name) for name in only]
-
-
-def require_folder(path: Path) -> None:
-    """DataError unless the path is a folder."""
-    if not path.is_dir():
-        raise DataError(f"folder {path} does not exist or is not a folder")
 
 
 def _class_folders(root: Path) -> list[str]:

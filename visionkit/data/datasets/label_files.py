@@ -62,6 +62,29 @@ class LabelFiles(Coco):
         )
 
 
+class Csv(LabelFiles):
+    """Images with a CSV file: the class of each image, a column for each class, or boxes.
+
+    The header says what the file has:
+
+    - `file,label`: one class for each image, which is also its identity
+    - `file,cat,dog,...`: any number of classes; 1 yes, 0 no, -1 or nothing: not known. A head needs
+      `multilabel: true`
+    - `file,label,xmin,ymin,xmax,ymax`, or `x1,y1,x2,y2`, or `x,y,width,height`: a row for each
+      object, in pixels
+
+    Separators are commas, semicolons or tabs. All bad rows are listed with their line.
+
+    root: the CSV file.
+    split: read only the rows with this in the column `split`.
+    images: the folder of the images; by default that of the file, or `images` in it.
+    names: class names, where the file has only numbers or they are to have this order.
+    classes and the other arguments: as in `Coco`, of boxes.
+    """
+
+    format = "csv"
+
+
 class Cvat(LabelFiles):
     """The images and labels of CVAT for images 1.1: `annotations.xml` or its folder.
 

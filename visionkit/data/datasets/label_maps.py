@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,26 +12,25 @@ from torch import Tensor
 
 from visionkit.config.schema import InputPath, Range
 from visionkit.data.checks.findings import Finding, Problems, Progress, check_classes, finding
-from visionkit.data.datasets.folder import require_folder
-from visionkit.data.files import diagnose, visible_files
-from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image, read_label_map, turns
+from visionkit.data.image_io import Exif, ValueRange, read_image, read_label_map, turns
+from visionkit.data.map_files import (
+    UNLABELED,
+    checked_palette,
+    color_codes,
+    map_pairs,
+    text_lines,
+)
 from visionkit.data.sample import Sample
 from visionkit.errors import (
     DataError,
     check_names,
     listed,
-    other_case,
-    other_form,
     plural,
     printable,
 )
-from visionkit.runs.files import open_regular
 from visionkit.types import IGNORE, Classes
 
-log = logging.getLogger("visionkit")
-
 MAX_CLASSES = IGNORE  # what fits into 8 bits next to it
-UNLABELED = "ignore"  # the name in a palette that is not a class
 
 Byte = Annotated[int, Range(low=0, high=255)]
 
@@ -88,7 +85,7 @@ class LabelMaps:
         check_names(classes=classes)
         self.images, self.labels, self.exif = Path(images), Path(labels), exif
         self.colored_maps = palette is not None  # whether colors count, so any mode is right
-        self._colors = _checked_palette(palette or {})  # (C,) as one number each
+        self._colors = checked_palette(palette or {})  # (C,) as one number each
         names = self._names(classes, palette)
         order = list(classes or names)
         self.classes = {"semantic": Classes.numbered(order)}
@@ -108,7 +105,11 @@ class LabelMaps:
 
         self._first = 0 if self.colored_maps else first
         patterns = (images_pattern, labels_pattern)
-        self.file_names, self._maps = _pairs(self.images, self.labels, patterns, split)
+        problems = Problems(f"images {images} and semantic maps {labels}", self.labels)
+        self.file_names, self._maps = map_pairs(self.images, self.labels, patterns, split, problems)
+        problems.raise_any()
+        if not self.file_names:
+            raise DataError(f"{problems.source}: found none")
         self.image_ids = list(range(len(self.file_names)))
 
     def _names(
@@ -119,7 +120,7 @@ class LabelMaps:
         if palette is not None:
             source, names = "palette", [name for name in palette if name != UNLABELED]
         elif names_file.is_file():
-            source, names = str(names_file), _lines(names_file)
+            source, names = str(names_file), text_lines(names_file)
         elif classes is not None:
             source, names = "classes", classes
         else:
@@ -214,7 +215,7 @@ class LabelMaps:
 
     def _places(self, path: Path) -> np.ndarray:
         """(h, w): the place of each pixel's color in the palette."""
-        codes = _codes(read_image(path, exif="ignore").numpy().astype(np.int64))
+        codes = color_codes(read_image(path, exif="ignore").numpy().astype(np.int64))
         order = np.argsort(self._colors)
         place = np.searchsorted(self._colors, codes, sorter=order).clip(max=len(order) - 1)
         places = order[place]
@@ -243,102 +244,3 @@ def check_maps(
         if labels is not None and (labels == IGNORE).all():
             text = f"the semantic map of image {id_} has no labeled pixel"
             yield finding("unlabeled-map", text, value=str(id_))
-
-
-def _checked_palette(palette: dict[str, tuple[int, int, int]]) -> np.ndarray:
-    """The colors as one number each. DataError if two classes have the same."""
-    colors = np.array([_codes(np.array(color)) for color in palette.values()], np.int64)
-    if len(np.unique(colors)) < len(colors):
-        raise DataError(f"palette: two names have the same color: {palette}")
-    return colors
-
-
-def _codes(rgb: np.ndarray) -> np.ndarray:
-    """Red, green and blue (3, ...) as one number (...)."""
-    return rgb[0] << 16 | rgb[1] << 8 | rgb[2]
-
-
-def _pairs(
-    images: Path, labels: Path, patterns: tuple[str | None, str], split: str | None
-) -> tuple[list[str], list[str]]:
-    """The names of images and of their maps, relative to the two folders, sorted."""
-    source = f"images {images} and semantic maps {labels}"
-    problems = Problems(source, labels)
-    image_names, _ = _files(images, patterns[0], problems)
-    maps, others = _files(labels, patterns[1], problems)
-    ending = _shared_ending(image_names)
-    if patterns[0] is None and ending and not image_names.keys() & maps.keys():
-        image_names = {stem.removesuffix(ending): name for stem, name in image_names.items()}
-        log.info("images %s: names without %s are those of the maps", images, printable(ending))
-    wanted = image_names.keys() | maps.keys() if split is None else set(_lines(Path(split)))
-    folded = [{stem.casefold(): stem for stem in one} for one in (image_names, maps)]
-    for stem in (chosen := sorted(wanted)):
-        folder, base = os.path.split(stem)
-        map_name = os.path.join(folder, patterns[1].replace("{stem}", base))
-        lacks_image = f"its image is not in {images}"
-        lacks_map = f"its map {printable(map_name)} is not in {labels}"
-        if other := others.get(os.path.splitext(map_name)[0]):
-            pattern = os.path.splitext(patterns[1])[0] + os.path.splitext(other)[1]
-            lacks_map += f", but {printable(other)} is: set `labels_pattern: {pattern!r}`"
-        for here, there, what, cases in (
-            (image_names, maps, lacks_image, folded[0]),
-            (maps, image_names, lacks_map, folded[1]),
-        ):
-            if stem not in here:
-                where = printable(there.get(stem, stem))
-                twin = other_form(stem, here) or other_case(stem, cases)
-                problems.add(where, what + twin, kind="missing-file", value=stem)
-    problems.raise_any()
-    if not chosen:
-        raise DataError(f"{source}: found none")
-    return [image_names[stem] for stem in chosen], [maps[stem] for stem in chosen]
-
-
-def _shared_ending(stems: Collection[str]) -> str:
-    """The last part of all names, from an underscore on; "" if they differ."""
-    endings = {stem[stem.rfind("_") :] if "_" in stem else "" for stem in stems}
-    return endings.pop() if len(endings) == 1 else ""
-
-
-def _lines(path: Path) -> list[str]:
-    """The non-empty lines of a text file."""
-    try:
-        with open_regular(path) as file:
-            lines = file.read().decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"list of names {path} {diagnose(path)} [{error}]") from error
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _files(
-    root: Path, pattern: str | None, problems: Problems
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The visible files below `root` that match, by relative name with the stem alone, and other
-    images, by relative name without suffix. Without a pattern, all images match."""
-    require_folder(root)
-    before, _, after = (pattern or "").partition("{stem}")
-    if pattern is not None and (not after.lower().endswith(SUFFIXES) or "/" in pattern):
-        text = f"got {pattern!r}; expected a file name with {{stem}} and the suffix of an image"
-        raise DataError(f"{'labels' if problems.file == str(root) else 'images'}_pattern: {text}")
-    found: dict[str, str] = {}
-    others: dict[str, str] = {}
-    skipped = 0
-    for folder, name in sorted(visible_files(root)):
-        stem, suffix = os.path.splitext(name)
-        if pattern is not None:
-            stem, suffix = name[len(before) : -len(after)], name[-len(after) :]
-        matches = suffix.lower() == after.lower() if pattern else suffix.lower() in SUFFIXES
-        relative = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        relative = relative.removeprefix("./")
-        if not matches or not stem or not name.startswith(before):
-            skipped += 1
-            if name.lower().endswith(SUFFIXES):
-                others[os.path.splitext(relative + name)[0]] = relative + name
-            continue
-        if (key := relative + stem) in found:
-            what = f"{printable(found[key])} has the same name except for its suffix"
-            problems.add(printable(relative + name), what, kind="repeated", value=key)
-        found[key] = relative + name
-    if skipped:
-        log.info("%s: %s of other names skipped", root, plural(skipped, "file"))
-    return found, others

@@ -87,11 +87,13 @@ class Reader:
     ):
         self.source = Path(source)
         self.images = Path(images) if images is not None else self.source  # of `file_name`
+        self.maps_folder = self.source.parent  # of `semantic`
         self.given_classes = None if classes is None else list(classes)
         self.split, self.skip_bad, self.links, self.exif = split, skip_bad, links, exif
         self.problems = Problems(f"{self.name} {printable(source)}", source)
         self.skipped: Counter[str] = Counter()  # bad records by kind, with `skip_bad`
         self.losses = Losses()  # what has no place in COCO
+        self.notes: list[str] = []  # what else to say about the data
         # Known once `read` has ended, for some formats before: COCO's category records, and other
         # lists at the top of the file (`image_classes`, `semantic_classes`, `attribute_classes`).
         self.categories: list[Record] = []

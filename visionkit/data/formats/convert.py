@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,10 +21,12 @@ from visionkit.data.coco.index import (
     keep,
 )
 from visionkit.data.coco.records import AnnotationReader, ImageReader
+from visionkit.data.files import diagnose
 from visionkit.data.formats.base import Parts, Reader, Record, WriteOptions, blocks
 from visionkit.data.formats.detect import READERS, WRITERS, open_reader, recognize
+from visionkit.data.formats.image_files import inner_name
 from visionkit.data.loading import cache
-from visionkit.errors import ConfigError, package_version, plural, printable, unknown
+from visionkit.errors import ConfigError, DataError, package_version, plural, printable, unknown
 from visionkit.runs.files import replacing, to_json
 
 AUTO = "auto"
@@ -43,6 +46,7 @@ class Converted(NamedTuple):
     images_folder: str  # that the file names are relative to
     losses: list[Record]  # kind, count, first places
     dropped: dict[str, int]  # bad records by kind
+    notes: list[str]  # what else to say
 
     def lines(self) -> list[str]:
         """What to print."""
@@ -54,6 +58,7 @@ class Converted(NamedTuple):
             if loss["count"] > len(loss["first"]):
                 lines.append("  ...")
         lines += [f"dropped: {count} bad ({kind})" for kind, count in self.dropped.items()]
+        lines += self.notes
         if not self.losses and not self.dropped:
             lines.append("nothing is lost")
         return [*lines, f"wrote {self.out}; images are in {self.images_folder}"]
@@ -66,7 +71,7 @@ def convert(
     to: str = "coco",
     format: str = AUTO,
     images: str | Path | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str] | Mapping[str, Any] | None = None,
     split: str | None = None,
     parts: Parts = "bridge",
     skip_bad: bool = False,
@@ -103,6 +108,7 @@ def convert(
         str(reader.images),
         reader.losses.record(),
         dict(reader.skipped),
+        reader.notes,
     )
 
 
@@ -138,9 +144,12 @@ class _Counted(Reader):
 def write_coco(reader: Reader, out: Path, more: Mapping[str, Any] | None = None) -> None:
     """Write a COCO file; records are encoded as they come, so that memory stays small."""
     images, annotations = [], []
+    maps = SemanticMaps(reader, out.absolute().parent)
     for image, own in reader.records():
+        image = maps.moved(image)
         images.append(to_json(image))
         annotations += [to_json({k: v for k, v in one.items() if k != "source"}) for one in own]
+    maps.copy(out)
     lists = {"categories": reader.categories, **reader.lists, **(more or {})}
     with replacing(out) as file:
         file.write('{"images": [\n' + ",\n".join(images) + '\n],\n"annotations": [\n')
@@ -148,6 +157,44 @@ def write_coco(reader: Reader, out: Path, more: Mapping[str, Any] | None = None)
         for key, value in lists.items():
             file.write(f',\n"{key}": {to_json(value)}')
         file.write("}\n")
+
+
+class SemanticMaps:
+    """The files of semantic maps that image records name, relative to the folder of the JSON. In
+    another folder they have other names; those that would be outside of it are copied."""
+
+    def __init__(self, reader: Reader, folder: Path):
+        self.reader, self.folder = reader, folder
+        self._copied: dict[str, Path] = {}
+
+    def moved(self, image: Record) -> Record:
+        """The record with the name that its semantic map has from the new folder."""
+        name = image.get("semantic")
+        if not isinstance(name, str) or not name:
+            return image
+        path = Path(os.path.abspath(self.reader.maps_folder / name))
+        if path.is_relative_to(self.folder):
+            return image | {"semantic": path.relative_to(self.folder).as_posix()}
+        self._copied[inner_name(name)] = path
+        return image | {"semantic": inner_name(name)}
+
+    def copy(self, out: Path) -> None:
+        """Copy those that are outside of the folder. DataError if one is not there; ConfigError if
+        a file of that name is."""
+        for name, path in self._copied.items():
+            if (new := self.folder / name).exists():
+                raise ConfigError(
+                    f"{printable(new)} already exists, where the semantic map {printable(path)} "
+                    "would be copied; write into another folder"
+                )
+            if not path.is_file():
+                raise DataError(f"semantic map {printable(path)} {diagnose(path)}")
+        for name, path in self._copied.items():
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, self.folder / name)
+        if self._copied:
+            count = plural(len(self._copied), "semantic map")
+            self.reader.notes.append(f"copied {count} into the folder of {out}")
 
 
 def open_reader_index(format: str, source: str | Path, **options: Any) -> tuple[Reader, CocoIndex]:

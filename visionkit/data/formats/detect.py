@@ -7,8 +7,13 @@ from typing import Any, NamedTuple
 
 from visionkit.data.formats.base import Reader, Writer
 from visionkit.data.formats.coco import CocoReader
+from visionkit.data.formats.csv_file import CsvReader, write_csv
 from visionkit.data.formats.cvat import CvatReader, write_cvat
+from visionkit.data.formats.folders import FolderReader
 from visionkit.data.formats.labelme import LabelMeReader, write_labelme
+from visionkit.data.formats.masks import MasksReader
+from visionkit.data.formats.masks_out import write_masks
+from visionkit.data.formats.panoptic import PanopticReader, is_panoptic
 from visionkit.data.formats.voc import VocReader, write_voc
 from visionkit.data.formats.yolo import YoloReader
 from visionkit.data.formats.yolo_writer import write_yolo
@@ -16,14 +21,19 @@ from visionkit.errors import DataError, printable
 
 READERS: dict[str, type[Reader]] = {
     "coco": CocoReader,
+    "csv": CsvReader,
     "cvat": CvatReader,
+    "folders": FolderReader,
     "labelme": LabelMeReader,
+    "masks": MasksReader,
     "voc": VocReader,
     "yolo": YoloReader,
 }  # by the name of --from
 WRITERS: dict[str, Writer] = {
+    "csv": write_csv,
     "cvat": write_cvat,
     "labelme": write_labelme,
+    "masks": write_masks,
     "voc": write_voc,
     "yolo": write_yolo,
 }  # by the name of --to
@@ -45,4 +55,8 @@ def recognize(source: Path) -> Recognized:
 
 def open_reader(format: str, source: Path, **options: Any) -> Reader:
     """The reader of that format."""
+    if format == "coco" and is_panoptic(source):
+        return PanopticReader(source, **options)
+    if format == "masks" and (source / "instances.json").is_file():  # as `write_masks` writes them
+        return PanopticReader(source / "instances.json", **options)
     return READERS[format](source, **options)
