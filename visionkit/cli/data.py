@@ -144,28 +144,36 @@ def _add_division(sub: argparse.ArgumentParser) -> None:
 
 
 def _add_merge(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("sources", nargs="+", metavar="FILE", help="COCO files")
+    sub.add_argument("sources", nargs="+", metavar="FILE", help=f"two or more times {FILE}")
     sub.add_argument("--out", metavar="FILE", required=True, help="a new COCO file")
     text = "a YAML file that renames classes, {old: new}, or by file {A.json: {old: new}}"
     sub.add_argument("--map", metavar="FILE", help=text)
     text = "note which classes each file labels: others are not negative in its images"
     sub.add_argument("--labeled", action="store_true", help=text)
+    text = "the images, one folder for all files or one for each (default: found near each)"
+    sub.add_argument("--images", nargs="+", default=(), metavar="DIR", help=text)
 
 
 def merge(args: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from visionkit.data.tools.merge import merge
+
+    options = {"rename": args.map, "labeled": args.labeled, "images": args.images}
+    _tell(merge(args.sources, args.out, **options).lines())
 
 
 def _add_sample(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("source", metavar="FILE", help=FILE)
     sub.add_argument("--n", type=values.count, required=True, help="number of images")
-    sub.add_argument("--by", default=None, metavar="class", help="class: keep class shares")
+    text = "class: keep class shares; balanced: each class in as many images (default: at random)"
+    sub.add_argument("--by", choices=["class", "balanced"], help=text)
     sub.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     sub.add_argument("--out", metavar="FILE", help="a new COCO file (default: NAME-N.json)")
 
 
 def sample(args: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from visionkit.data.tools.sample import sample
+
+    _tell(sample(args.source, args.n, args.out, by=args.by, seed=args.seed).lines())
 
 
 def _add_show(sub: argparse.ArgumentParser) -> None:
