@@ -122,7 +122,10 @@ def _add_split(sub: argparse.ArgumentParser) -> None:
 
 
 def split(args: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from visionkit.data.tools.split import split
+
+    options = {"by": args.by, "seed": args.seed, "images": args.images}
+    _tell(split(args.source, args.parts, args.out, **options).lines())
 
 
 def _add_kfold(sub: argparse.ArgumentParser) -> None:
@@ -132,12 +135,15 @@ def _add_kfold(sub: argparse.ArgumentParser) -> None:
 
 
 def kfold(args: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from visionkit.data.tools.split import kfold
+
+    options = {"by": args.by, "seed": args.seed, "images": args.images}
+    _tell(kfold(args.source, args.k, args.out, **options).lines())
 
 
 def _add_division(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--by", default="class", metavar="class|group:KEY|folder", help=BY)
-    sub.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    sub.add_argument("--seed", type=values.natural, default=0, help="random seed (default: 0)")
     text = "the images; near duplicates then stay together"
     sub.add_argument("--images", metavar="DIR", help=text)
     sub.add_argument("--out", metavar="DIR", required=True, help="a new folder")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -151,6 +151,13 @@ def write_coco(reader: Reader, out: Path, more: Mapping[str, Any] | None = None)
         annotations += [to_json({k: v for k, v in one.items() if k != "source"}) for one in own]
     maps.copy(out)
     lists = {"categories": reader.categories, **reader.lists, **(more or {})}
+    write_texts(out, images, annotations, lists)
+
+
+def write_texts(
+    out: Path, images: Iterable[str], annotations: Iterable[str], lists: Mapping[str, Any]
+) -> None:
+    """Write a COCO file from the JSON of its image and annotation records, and its other lists."""
     with replacing(out) as file:
         file.write('{"images": [\n' + ",\n".join(images) + '\n],\n"annotations": [\n')
         file.write(",\n".join(annotations) + "\n]")

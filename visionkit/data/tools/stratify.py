@@ -10,10 +10,10 @@ import numpy as np
 VISITS = 1500  # of pairs of parts, at most, in which rows are exchanged
 SAMPLE = 128  # rows of each part that are tried in one visit
 KICK = 3  # rows that are moved at random when no exchange helps any more
-PATIENCE = 60  # such moves in a row that led to nothing better
+PATIENCE = 100  # such moves in a row that led to nothing better
 OFTEN = 50  # objects from which a class counts in full
-BOOST = 8.0  # how much a class of so many objects counts, compared with one that has some fewer
-OF_ALL = 20.0  # how much the number of images counts
+BOOST = 30.0  # how much a class of so many objects counts, compared with one that has some fewer
+OF_ALL = 40.0  # how much the number of images counts
 
 
 def stratified(
@@ -87,7 +87,7 @@ def _exchanged(
 
     What decreases is the sum over parts and columns of the squared deviations from the part's
     share, weighted and divided by that share. Where no exchange helps, some rows move at random and
-    the search goes on from there; the best parts of all are kept.
+    the search continues from there; the best parts are kept.
     """
     totals = columns.sum(0)
     weight = np.where(totals < OFTEN, (totals / OFTEN) ** 2, BOOST)
