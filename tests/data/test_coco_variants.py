@@ -250,27 +250,27 @@ def test_regions_to_ignore_where_classes_are_mapped_painted_or_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "name"),
+    ("content", "name", "todo"),
     [
-        ({"version": "5.0", "shapes": [], "imagePath": "a.png"}, "LabelMe"),
-        ({"_via_img_metadata": {}}, "VGG Image Annotator"),
-        ({"a.png123": {"filename": "a.png", "regions": []}}, "VGG Image Annotator"),
-        ([{"image": "a.png", "annotations": []}], "CreateML"),
-        ([{"id": 1, "data": {}, "annotations": []}], "Label Studio"),
-        ([{"name": "a.png", "labels": []}], "BDD100K"),
-        ({"imgHeight": 1, "imgWidth": 1, "objects": []}, "Cityscapes"),
-        ({"type": "FeatureCollection", "features": []}, "GeoJSON"),
-        ("<annotation>\n<folder>x</folder></annotation>", "Pascal VOC"),
-        ("<?xml version='1.0'?>\n<annotations><version>1.1", "CVAT"),
-        ("0 0.5 0.5 0.25 0.125\n3 0.1 0.2 0.3 0.4\n", "YOLO"),
+        ({"version": "5.0", "shapes": [], "imagePath": "a.png"}, "LabelMe", "type: LabelMe"),
+        ({"_via_img_metadata": {}}, "VGG Image Annotator", "Export Annotations (COCO"),
+        ({"a.png123": {"filename": "a.png", "regions": []}}, "VGG Image Annotator", "COCO"),
+        ([{"image": "a.png", "annotations": []}], "CreateML", "export COCO or YOLO"),
+        ([{"id": 1, "data": {}, "annotations": []}], "Label Studio", "format COCO or YOLO"),
+        ([{"name": "a.png", "labels": []}], "BDD100K", "bdd100k.label.to_coco"),
+        ({"imgHeight": 1, "imgWidth": 1, "objects": []}, "Cityscapes", "type: LabelMaps"),
+        ({"type": "FeatureCollection", "features": []}, "GeoJSON", "in pixels"),
+        ("<annotation>\n<folder>x</folder></annotation>", "Pascal VOC", "type: Voc"),
+        ("<?xml version='1.0'?>\n<annotations><version>1.1", "CVAT", "type: Cvat"),
+        ("0 0.5 0.5 0.25 0.125\n3 0.1 0.2 0.3 0.4\n", "YOLO", "--from yolo"),
     ],
 )
-def test_other_formats_are_named(tmp_path, content, name):
+def test_other_formats_are_named(tmp_path, content, name, todo):
     path = tmp_path / "a.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(DataError, match=name) as caught:
         Coco(str(tmp_path), str(path))
-    assert "convert it to one COCO JSON file" in str(caught.value)
+    assert todo in str(caught.value)
 
 
 def test_panoptic_and_captions_are_named(tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import visionkit
+from support import exports
 from support.paths import ROOT
 from support.small_runs import quick_settings
 from visionkit.cli import main
@@ -45,14 +46,24 @@ COMPLETE = [c for c in EVERY if c[1][0] == "visionkit" and not re.search(r"[][]"
 @pytest.mark.parametrize(
     ("page", "words"), COMPLETE, ids=[f"{p.stem}-{' '.join(w[1:4])}" for p, w in COMPLETE]
 )
-def test_commands_parse_and_their_settings_fit_the_config(page, words, monkeypatch):
+def test_commands_parse_and_their_settings_fit_the_config(page, words, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     parser, _ = main._parser()
     numbers = {"N": "8", "S": "64", "K": "0"}
     args = main._parse(parser, [numbers.get(word, word) for word in words[1:]])
     config = getattr(args, "config", None)
     if config and (config.startswith("configs/") or config in shipped_configs()):
-        load_config(config, args.overrides)
+        given = [
+            f"data={folder_for(config, tmp_path)}" if o == "data=DIR" else o for o in args.overrides
+        ]
+        load_config(config, given)
+
+
+def folder_for(config, root):
+    """Data that suit a shipped config, for the DIR of a page."""
+    classes = config.startswith(("classification", "embedding"))
+    make = exports.class_folders if classes else exports.roboflow_coco
+    return make(root / "data")
 
 
 def test_the_list_of_commands_is_that_of_the_program():

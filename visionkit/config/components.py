@@ -48,6 +48,12 @@ def components(section: str) -> dict[str, Any]:
     return {name: getattr(package, name) for name in sorted(package.__all__)}
 
 
+def recognized(folder: str) -> Any:
+    """What that folder of data looks like: a `visionkit.data.formats.recognize.Recognized`.
+    DataError for one that is not known."""
+    return importlib.import_module("visionkit.data.formats.recognize").recognize(folder)
+
+
 def resolve(section: str, type_name: Any) -> Any:
     """The class that `type: type_name` means in a section (a key of PACKAGES).
 

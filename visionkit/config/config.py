@@ -122,6 +122,8 @@ class SourceConfig:
     on_unreadable_image: Literal["error", "skip"] = "error"  # skip: replace it
     train: dict[str, Any] | None = None  # dataset to learn from; null: none
     val: dict[str, Any] | None = None  # dataset to validate with; null: none
+    # Share of the training images that validates instead of training; `val` is then as `train`
+    holdout: Annotated[float, Range(0, 0.9, open=True)] | None = None
 
 
 SOURCE_KEYS = tuple(field.name for field in fields(SourceConfig))

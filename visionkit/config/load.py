@@ -13,6 +13,7 @@ from typing import Any
 from visionkit.config.base import Layer, check_version, layers, read_layer, refuse_base
 from visionkit.config.components import arguments_of, components, refuse_plugins
 from visionkit.config.config import Config, SourceConfig, TrainConfig
+from visionkit.config.folders import with_folders
 from visionkit.config.overrides import apply_overrides, copied, merge
 from visionkit.config.schema import REQUIRED, ConfigProblems, paths_in
 from visionkit.config.shipped import find_config
@@ -63,7 +64,7 @@ def load_config(
     config = merge(layers(top), problems)
     apply_overrides(config, overrides, problems)
     long = _with_origin(to_long_form(config, problems), problems, allow_plugins=allow_plugins)
-    return check(long, name, problems)
+    return check(with_folders(long, problems), name, problems)
 
 
 def _with_origin(

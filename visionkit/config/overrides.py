@@ -10,7 +10,7 @@ type of the dataset.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from visionkit.config.base import Layer
@@ -44,6 +44,8 @@ def merge(layers: Sequence[Layer], problems: ConfigProblems) -> dict[str, Any]:
     """The config of the first layer as each further one changes it: mappings are merged, other
     values replaced. `problems` gets file and line of each value."""
     config = layers[0].values
+    if isinstance(config.get("data"), str):  # `data: DIR`
+        config["data"] = {"from": config["data"]}
     problems.located(layers[0].source, layers[0].lines)
     for layer in layers[1:]:
         lines = {_full_key(key, config): line for key, line in layer.lines.items()}
@@ -81,8 +83,11 @@ def _leaves(config: dict[str, Any], layer: Layer, value: Any, key: Key) -> Itera
 
 def _apply(config: dict[str, Any], given: Iterable[Override], problems: ConfigProblems) -> None:
     """Change `config` in place; `problems` gets the places of the values."""
-    overrides = [o._replace(key=_full_key(o.key, config)) for o in given]
+    overrides = [o._replace(key=_full_key(_of_folder(o), config)) for o in given]
     keys = {override.key for override in overrides}
+    for override in overrides:
+        if override.key[0] == "data" and override.key[-1] == "from" and override.value is not None:
+            _forget_data(config, override.key[:-1], keys)
     task = _start_task(config, overrides, problems)
     sections = (o.key[:depth] for o in overrides for depth in range(len(o.key)))
     for section in dict.fromkeys(sections):
@@ -107,6 +112,26 @@ def _apply(config: dict[str, Any], given: Iterable[Override], problems: ConfigPr
             problems.refused(override.place, str(error))
         else:
             problems.overridden(override.key, override.place, override.raw)
+
+
+def _of_folder(override: Override) -> Key:
+    """`data=DIR` means `data.from=DIR`: the other settings of the data stay."""
+    is_folder = override.key == ("data",) and isinstance(override.value, str)
+    return ("data", "from") if is_folder else override.key
+
+
+def _forget_data(config: dict[str, Any], section: Key, keys: Collection[Key]) -> None:
+    """Remove the datasets of a source that gets a folder instead, and an `image_size` that was
+    that of generated images."""
+    source = _get(config, section)
+    if not isinstance(source, dict):
+        return
+    before = [source.pop(split, None) for split in ("train", "val")]
+    generated = [one for one in before if isinstance(one, dict) and one.get("type") == "Shapes"]
+    sizes = [one.get("size") for one in generated]
+    if source.get("image_size") in sizes and (*section, "image_size") not in keys:
+        del source["image_size"]
+    source.pop("holdout", None)
 
 
 def _is_below(key: Key, section: Key) -> bool:
@@ -180,7 +205,7 @@ def _full_key(key: Key, config: dict[str, Any]) -> Key:
         return key
     if key[0] == "head" and isinstance(heads, dict) and len(heads) == 1:
         return ("heads", *heads, *key[1:])
-    if key[0] == "data" and key[1:] and key[1] in SOURCE_KEYS and isinstance(data, dict):
+    if key[0] == "data" and key[1:] and key[1] in (*SOURCE_KEYS, "from") and isinstance(data, dict):
         sources = [name for name in data if name != "workers"]
         if len(sources) == 1:
             return ("data", *sources, *key[1:])

@@ -198,6 +198,8 @@ def _check_source(
     for split in ("train", "val"):
         if fitting.get(split) is not None:
             fitting[split] = _check_component("datasets", fitting[split], (*key, split), problems)
+    if fitting.get("holdout") is not None:
+        fitting["val"] = _check_holdout(spec, fitting, key, problems)
     if fitting.get("transforms") is None:
         types = [heads[head]["type"] for head in fitting.get("feeds", ()) if head in heads]
         fitting["transforms"] = default_transforms(types)
@@ -206,6 +208,22 @@ def _check_source(
         for index, transform in enumerate(fitting["transforms"])
     ]
     return SourceConfig(**{"feeds": [], **fitting})
+
+
+def _check_holdout(
+    spec: dict[str, Any], fitting: dict[str, Any], key: Key, problems: ConfigProblems
+) -> Any:
+    """The dataset to validate with: that of training, of which a share is held out."""
+    train, val = fitting.get("train"), fitting.get("val")
+    what = f"takes {fitting['holdout']:g} of the training images"
+    if train is None:
+        problems.add((*key, "holdout"), f"{what}, but there is no 'train'; remove it")
+    elif val is None and "val" in spec:
+        problems.add((*key, "holdout"), f"{what}, but 'val' is null; give one of the two")
+    elif val not in (None, train):
+        message = f"{what} to validate, but 'val' is another dataset; remove one of the two"
+        problems.add((*key, "holdout"), f"{message} (data.holdout=null)")
+    return train
 
 
 def _check_feeding(

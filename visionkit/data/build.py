@@ -21,12 +21,15 @@ from visionkit.data.contracts import (
     is_custom,
     original,
 )
+from visionkit.data.datasets.part import held_out
+from visionkit.data.formats.recognize import looks_like
 from visionkit.data.loading.source import Source, TransformedDataset, iter_splits, split_key
 from visionkit.data.loading.workers import refuse_unguarded
 from visionkit.errors import ConfigError, DataError, VisionkitError, is_blank, listed
 from visionkit.types import Classes, Dataset
 
 log = logging.getLogger("visionkit")
+SPLITS = ("train", "val")
 TRIED = 4  # positions of the first image at which custom transforms are tried
 
 
@@ -58,6 +61,7 @@ def open_sources(
     """The sources with the datasets that can be used, without the (source, split) pairs in `skip`,
     and the errors of the others."""
     opened: dict[tuple[str, str], Dataset] = {}
+    parts: dict[str, dict[str, Any]] = {}  # by source with `holdout` and split
     errors: list[VisionkitError] = []
     wanted = [
         (name, split)
@@ -68,9 +72,13 @@ def open_sources(
     for name, split in [pair for pair in wanted if pair not in skip]:
         spec, where = config.data[name], split_key(name, split)
         try:
-            opened[name, split] = dataset = _open(getattr(spec, split), spec.value_range)
+            if name not in parts:
+                dataset = _open(getattr(spec, split), spec.value_range)
+            if name not in parts and spec.holdout is not None:
+                parts[name] = dict(zip(SPLITS, held_out(dataset, spec.holdout), strict=True))
+            opened[name, split] = dataset = parts[name][split] if name in parts else dataset
         except (ConfigError, DataError) as error:
-            errors.append(_located(where, error, _generated_hint(spec, split)))
+            errors.append(_located(where, error, _hint(spec, split, error)))
             continue
         errors += _check_names(where, dataset)
         errors += _check_keys(where, dataset, spec.feeds, config)
@@ -171,6 +179,16 @@ def _generated_hint(spec: SourceConfig, split: str) -> list[str]:
     if split != "val" or types[0] in (None, "Shapes") or types[1] != "Shapes":
         return []
     return ["  data.val is still generated shapes: give your own, or data.val=null for none"]
+
+
+def _hint(spec: SourceConfig, split: str, error: VisionkitError) -> list[str]:
+    """What to do about a dataset that cannot be opened: what its folder looks like, if that is
+    another type."""
+    section = getattr(spec, split)
+    root = section.get("root")
+    hint = looks_like(root, section["type"]) if isinstance(root, str) else ""
+    looks = [f"  {hint}"] if hint and hint not in str(error) else []
+    return [*_generated_hint(spec, split), *looks]
 
 
 def _check_names(where: str, dataset: Dataset) -> list[DataError]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from visionkit.data.checks.findings import DONE, Finding, finding
 from visionkit.data.coco.ground_truth import ground_truth_of
+from visionkit.data.datasets.part import Part
 from visionkit.data.masks import Bitmap, Polygons
 from visionkit.data.sample import Sample
 from visionkit.errors import ConfigError, DataError, listed, shorten
@@ -53,6 +54,8 @@ OPTIONAL = (
 
 def is_custom(component: object) -> bool:
     """Whether the object's class is not one of visionkit's."""
+    if isinstance(component, Part):
+        return is_custom(component.whole)
     return not type(component).__module__.startswith("visionkit.")
 
 
@@ -262,7 +265,7 @@ def read_sample(dataset: Any, index: int) -> Sample:
     sample = dataset[index]
     if not is_custom(dataset):
         return sample
-    what = f"{type(dataset).__name__}[{index}]"
+    what = f"{type(getattr(dataset, 'whole', dataset)).__name__}[{index}]"
     sample = checked_sample(what, sample, dataset.classes)
     ids = getattr(dataset, "image_ids", None)
     if ids is not None and sample.image_id != ids[index]:

@@ -25,7 +25,6 @@ from visionkit.data.checks.findings import (
 )
 from visionkit.data.checks.images import duplicate_files, inspect_images, map_values
 from visionkit.data.checks.kinds import FINDING_KINDS, title
-from visionkit.data.coco.annotations import Annotations
 from visionkit.data.coco.attributes import AttributeTable
 from visionkit.data.contracts import original
 from visionkit.data.loading.source import Source, iter_splits, split_key
@@ -316,8 +315,8 @@ def dataset_class_findings(
         if any(counts_of["labels" if key == "attributes" else key].values()):
             noun = "image" if key == "class_id" else "object"
             found += class_findings(counts_of[key], noun, where)
-    if "attributes" in keys and isinstance(inner, Annotations) and inner.attributes is not None:
-        found += _attribute_findings(inner.attributes, inner.selected.rows, where)
+    if "attributes" in keys and getattr(inner, "attributes", None) is not None:
+        found += _attribute_findings(inner.attributes, inner.objects()[3], where)
     if "semantic" in keys and maps and (values := map_values(inner)):
         found += _map_class_findings(inner, where, values)
     return found

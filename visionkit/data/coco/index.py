@@ -14,7 +14,6 @@ import numpy as np
 
 from visionkit.data.checks.findings import Problems, short
 from visionkit.data.checks.kinds import FINDING_KINDS
-from visionkit.data.coco.formats import other_file, other_format
 from visionkit.data.coco.image_classes import read_image_classes
 from visionkit.data.coco.reader import CHUNK, json_file, json_type, read_members, skip
 from visionkit.data.coco.records import (
@@ -34,6 +33,8 @@ from visionkit.data.coco.tables import (
     flat,
     nested,
 )
+from visionkit.data.formats.kinds import other_file, other_format
+from visionkit.data.formats.recognize import looks_like
 from visionkit.data.loading import cache
 from visionkit.errors import DataError
 
@@ -187,6 +188,8 @@ def read_index(path: Path, chunk: int = CHUNK) -> CocoIndex:
     Raises DataError if it is not a COCO file; all other faults are in the index.
     """
     source = f"annotation file {path}"
+    if path.is_dir() and (hint := looks_like(path, "")):
+        raise DataError(f"{source} is a folder: {hint}")
     if hint := other_file(path):
         raise DataError(f"{source} {hint}")
     faults = Problems(source, path)

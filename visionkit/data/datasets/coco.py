@@ -225,6 +225,28 @@ class Coco(Annotations):
         boxes = self.index.objects.boxes(rows, self.index.images)
         return image, boxes.astype(np.float32), self.selected.labels[single].astype(np.int64), rows
 
+    def occurrences(self) -> dict[str, tuple[np.ndarray, ...]]:
+        """By class_key, the images (M,) and the classes (M,) of what `class_counts` counts."""
+        image, _, labels, rows = self.objects()
+        found: dict[str, tuple[np.ndarray, ...]] = {"labels": (image, labels)}
+        numbers = self.index.images.class_ids
+        if self.image_classes is not None:
+            found["class_id"] = np.nonzero(self.image_classes == 1)
+        elif "class_id" in self.classes:
+            found["class_id"] = np.flatnonzero(numbers >= 0), numbers[numbers >= 0]
+        if self.attributes is not None:
+            object_, column = np.nonzero(self.attributes.values[rows] == 1)
+            found["attributes"] = image[object_], column
+        return found
+
+    def row_of(self, found: Finding) -> int | None:
+        """The image that a finding is about; None if it is about another thing or none."""
+        if found.place is None:
+            return None
+        number = found.place.index
+        row = number if found.place.list == "images" else int(self.index.objects.image[number])
+        return row if row >= 0 else None
+
     def semantic_truth(self, image_id: int) -> Tensor | None:
         """The semantic map (h, w) uint8 of that image as annotated; None where it has none."""
         return self._semantic(self.image_ids.index(image_id))
@@ -364,6 +386,10 @@ class Crops:
         """How many images there are of each class."""
         size = len(self.classes["class_id"].names)
         return {"class_id": np.bincount(self._labels, minlength=size)}
+
+    def occurrences(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By class_key, the images and their classes."""
+        return {"class_id": (np.arange(len(self)), self._labels)}
 
     def image_path(self, index: int) -> Path:
         """The file of the whole image."""

@@ -16,9 +16,10 @@ from visionkit.data.checks.findings import (
     finding,
 )
 from visionkit.data.files import is_visible, require_folder, visible_files
+from visionkit.data.formats.recognize import OF_OTHERS, looks_like
 from visionkit.data.image_io import SUFFIXES, Exif, ValueRange, read_image
 from visionkit.data.sample import Sample
-from visionkit.errors import DataError, check_names, printable, unknown
+from visionkit.errors import DataError, check_names, listed, printable, unknown
 from visionkit.types import Classes
 
 
@@ -121,6 +122,10 @@ class ImageFolder(Images):
         size = len(self.classes["class_id"].names)
         return {"class_id": np.bincount(self.identities, minlength=size)}
 
+    def occurrences(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By class_key, the images and their classes."""
+        return {"class_id": (np.arange(len(self)), self.identities)}
+
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
         sample.class_id = sample.identity = int(self.identities[sample.image_id])
@@ -143,6 +148,10 @@ def _class_folders(root: Path) -> list[str]:
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if not (names := [*filter(is_visible, names)]):
         raise DataError(f"folder {root} has no class folders: put images into {root}/<class>/")
+    if all(name.lower() in OF_OTHERS for name in names):
+        what = f"folder {root}: {printable(listed(names))} are not folders of classes"
+        hint = looks_like(root, "ImageFolder") or f"name one that has them, root: {root / names[0]}"
+        raise DataError(f"{what}; {hint}")
     return names
 
 

@@ -104,6 +104,10 @@ class Idx:
         size = len(self.classes["class_id"].names)
         return {"class_id": np.bincount(self.identities, minlength=size)}
 
+    def occurrences(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By class_key, the images and their classes."""
+        return {"class_id": (np.arange(len(self)), self.identities)} if self.keys else {}
+
     def __len__(self) -> int:
         return len(self.image_ids)
 

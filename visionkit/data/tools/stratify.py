@@ -21,12 +21,16 @@ def stratified(
     shares: Sequence[float],
     groups: np.ndarray | None = None,
     seed: int = 0,
+    *,
+    refine: bool = True,
 ) -> np.ndarray:
     """Divide rows into parts so that each part has its share of each label: (N,) part numbers.
 
     labels: (N, K) how often each row has each label, such as the objects of K classes in N images.
     shares: of each part, positive numbers whose sum is 1.
     groups: (N,) numbers; rows with the same one stay together.
+    refine: False leaves out what follows the algorithm of the paper; then the result is the same
+        on every machine, whatever its sums are rounded to.
 
     The iterative stratification of Sechidis, Tsoumakas and Vlahavas (2011), over counts: rows of
     the label that the fewest rows have come first, the largest first, each to the part that lacks
@@ -52,7 +56,7 @@ def stratified(
         return np.zeros(0, int)
     rng, parts = np.random.default_rng(seed), np.asarray(shares, np.float64)
     found = _assigned(columns, parts, rng)
-    return _exchanged(columns, found, parts, rng)[of_row]
+    return (_exchanged(columns, found, parts, rng) if refine else found)[of_row]
 
 
 def _assigned(columns: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
