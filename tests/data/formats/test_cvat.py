@@ -178,7 +178,8 @@ def test_what_is_written(tmp_path):
     save(tmp_path, data)
     done = convert(tmp_path / "a.json", tmp_path / "out", to="cvat", images=tmp_path / "images")
     assert {loss["kind"]: loss["count"] for loss in done.losses} == {
-        "attributes that are not one value": 1
+        "ids of objects, which are numbered again": 3,
+        "attributes that are not one value": 1,
     }
     files = [str(p.relative_to(tmp_path / "out")) for p in sorted((tmp_path / "out").rglob("*.*"))]
     assert files == ["annotations.xml", "images/a.png", "images/sub/b.png"]

@@ -216,6 +216,7 @@ def test_what_is_written(tmp_path):
     save(tmp_path, data)
     done = convert(tmp_path / "a.json", tmp_path / "out", to="labelme", images=tmp_path / "images")
     assert {loss["kind"]: loss["count"] for loss in done.losses} == {
+        "ids of images and objects: both are numbered again": 5,
         "annotation records with other keys": 1,
         "crowd regions, which become shapes with a flag": 1,
     }

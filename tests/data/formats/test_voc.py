@@ -252,6 +252,7 @@ def test_what_is_written(tmp_path):
     save(tmp_path, data)
     done = convert(tmp_path / "a.json", tmp_path / "voc", to="voc", images=tmp_path / "images")
     assert {loss["kind"]: loss["count"] for loss in done.losses} == {
+        "ids of images and objects: both are numbered again": 4,
         "attributes that are not one value": 1,
         "masks, of which the box remains": 2,
         "crowd regions, which become difficult objects": 1,

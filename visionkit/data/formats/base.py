@@ -107,7 +107,7 @@ class Reader:
         raise NotImplementedError
 
     def files(self) -> list[Path]:
-        """The files that hold the annotations: their sizes and times tell whether a dataset that
+        """The files that hold the annotations: their sizes and times show if a dataset that
         was read before has changed."""
         raise NotImplementedError
 
@@ -142,7 +142,7 @@ Writer: TypeAlias = Callable[["Reader", Path, "WriteOptions"], Losses]
 @dataclass(frozen=True)
 class WriteOptions:
     """How a writer writes into a new folder. A writer makes `labels`-like files, and where the
-    format needs them beside, copies of the images.
+    format needs them next to these, copies of the images.
 
     images: the folder of the images; None if they are not at hand.
     parts: what to do with an object of several polygons where the format has one: join them by

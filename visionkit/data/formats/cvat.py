@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from visionkit.data.formats.outlines import (
     window_of,
     window_rle,
 )
-from visionkit.data.formats.writing import NewNames, as_text
+from visionkit.data.formats.writing import OBJECT_IDS, NewNames, as_text, warn_without
 from visionkit.data.formats.xml import (
     Element,
     XmlFault,
@@ -73,8 +74,13 @@ class CvatReader(Reader):
         self._labels: list[str] = []
         self._in_project = False
 
+    @cached_property
+    def _images(self) -> ImageFiles:
+        return ImageFiles(self.images, self.links, self.exif)
+
     def files(self) -> list[Path]:
-        return [self.file]
+        """The XML file, and what else the records depend on."""
+        return [self.file, *self._images.paths()]
 
     def _find_file(self) -> Path:
         if self.source.suffix.lower() == ".zip":
@@ -119,7 +125,7 @@ class CvatReader(Reader):
                     self._kinds[name, one.text_of("name")] = one.text_of("input_type")
 
     def _read(self) -> Iterator[tuple[Record, list[Record]]]:
-        images = ImageFiles(self.images, self.links)
+        images = self._images
         seen: dict[Any, str] = {}  # places by id and by file name
         subsets: set[str] = set()
         tracks = 0
@@ -322,6 +328,8 @@ def write_cvat(reader: Reader, out: Path, options: WriteOptions) -> Losses:
                 if not name:
                     continue
                 names.note_keys(image, ("subset", "class_id"))
+                if own:
+                    reader.losses.add(OBJECT_IDS, name, len(own))
                 copies.add(image["file_name"], name)
                 groups, own_tags = itertools.count(1), _tags(names, image)
                 tags.update(own_tags)
@@ -344,6 +352,7 @@ def write_cvat(reader: Reader, out: Path, options: WriteOptions) -> Losses:
                 shutil.copyfileobj(images, file)
             file.write("</annotations>\n")
         body.unlink()
+    warn_without(options.images, f"into {out}/images")
     return reader.losses
 
 

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from PIL import Image
-
 from visionkit.data.checks.findings import Problems
 from visionkit.data.files import Links, resolve, unusable, visible_files
-from visionkit.data.image_io import MAX_PIXELS, SUFFIXES, Refused, Size, open_image, orientation
+from visionkit.data.image_io import MAX_PIXELS, SUFFIXES, Exif, Refused, Size, turns
+from visionkit.data.image_size import read_size
 from visionkit.errors import printable
 
 
@@ -43,8 +42,8 @@ def check_pixels(size: Size) -> None:
 class ImageFiles:
     """The images below a folder, by names that may differ in capitals and suffix."""
 
-    def __init__(self, root: Path, links: Links = "inside"):
-        self.root, self.links = root, links
+    def __init__(self, root: Path, links: Links = "inside", exif: Exif = "apply"):
+        self.root, self.links, self.exif = root, links, exif
         found = visible_files(root) if root.is_dir() else ()
         names = (os.path.join(folder, name) for folder, name in found)
         inside = (os.path.relpath(name, root).replace(os.sep, "/") for name in names)
@@ -76,22 +75,20 @@ class ImageFiles:
         return found
 
     def size(self, name: str, given: Size | None) -> Size:
-        """(h, w) of an image: `given` if the image has it as stored or turned upright, by default
-        that of the upright image. ValueError if it is another one or the image cannot be read."""
+        """(h, w) of an image: `given`, unless it is None. ValueError if that is neither the size as
+        stored nor turned upright by the EXIF record, or if the image cannot be read."""
+        path = self.root / name
         try:
-            stored, upright = open_image(self.root / name, _sizes)
+            size = read_size(path, self.exif)
+            if given in (None, size) or (given == size[::-1] and turns(path)):
+                return given or size
         except Refused as refused:
             raise ValueError(f"the image {name!r} {refused.fault.clause}") from None
-        if given is None or given in (stored, upright):
-            return given or upright
-        stated, found = f"{given[1]}x{given[0]}", f"{upright[1]}x{upright[0]}"
+        stated, found = f"{given[1]}x{given[0]}", f"{size[1]}x{size[0]}"
         raise ValueError(f"the size is {stated}, but the image {name!r} has {found}")
 
-
-def _sizes(image: Image.Image) -> tuple[Size, Size]:
-    """(h, w) as stored and turned upright."""
-    stored = image.height, image.width
-    return stored, stored[::-1] if orientation(image) >= 5 else stored
+    def paths(self) -> list[Path]:
+        return [self.root / name for name in self.names]
 
 
 class ImageCopies:

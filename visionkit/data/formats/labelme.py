@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from visionkit.data.formats.outlines import (
     window_of,
     window_rle,
 )
-from visionkit.data.formats.writing import NewNames
+from visionkit.data.formats.writing import IDS, NewNames, warn_without
 from visionkit.data.formats.xml import fits
 from visionkit.data.image_io import Size
 from visionkit.errors import DataError, is_blank, listed, printable
@@ -75,9 +76,14 @@ class LabelMeReader(Reader):
         if options.get("images") is None:
             self.images = self.root
 
+    @cached_property
+    def _images(self) -> ImageFiles:
+        return ImageFiles(self.images, self.links, self.exif)
+
     def files(self) -> list[Path]:
+        """The JSON files, and what else the records depend on."""
         labels = [LABELS] if (self.root / LABELS).is_file() else []
-        return [self.root / name for name in (*labels, *self._json)]
+        return [*(self.root / name for name in (*labels, *self._json)), *self._images.paths()]
 
     def _part_folder(self) -> str:
         folders = sorted(e.name for e in os.scandir(self.root) if e.is_dir())
@@ -108,7 +114,7 @@ class LabelMeReader(Reader):
         return [name for name in names if name not in _NO_CLASSES]
 
     def _read(self) -> Iterator[tuple[Record, list[Record]]]:
-        images = ImageFiles(self.images, self.links)
+        images = self._images
         file_of: dict[str, str] = {}  # the JSON file by image
         for file in self._json:
             try:
@@ -300,6 +306,7 @@ def write_labelme(reader: Reader, out: Path, options: WriteOptions) -> Losses:
             if not name:
                 continue
             names.note_keys(image, ("flags",))
+            reader.losses.add(IDS, name, 1 + len(own))
             shapes: list[Record] = []
             groups = 0
             for one in own:
@@ -321,6 +328,7 @@ def write_labelme(reader: Reader, out: Path, options: WriteOptions) -> Losses:
             copies.add(image["file_name"], name)
         classes = [str(each["name"]) for each in reader.categories]
         (folder / LABELS).write_text("".join(f"{c}\n" for c in classes), encoding="utf-8")
+    warn_without(options.images, f"next to the JSON files in {out}")
     return reader.losses
 
 

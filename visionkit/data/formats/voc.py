@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from visionkit.data.formats.image_files import (
 )
 from visionkit.data.formats.named import numbered
 from visionkit.data.formats.outlines import boxed, outlined, window_rle
-from visionkit.data.formats.writing import NewNames, as_text
+from visionkit.data.formats.writing import IDS, NewNames, as_text, warn_without
 from visionkit.data.formats.xml import (
     LARGEST,
     Element,
@@ -79,6 +80,7 @@ class VocReader(Reader):
 
     def __init__(self, source: str | Path, **options: Any):
         super().__init__(source, **options)
+        self._list: Path | None = None  # the file of the split
         self.root = self._find_root()
         self._listed = self._read_list()
         folder = self.root
@@ -95,8 +97,15 @@ class VocReader(Reader):
             found = [folder / name for name in names if (folder / name).is_dir()]
             self.images = found[0] if found else self.annotations
 
+    @cached_property
+    def _images(self) -> ImageFiles:
+        return ImageFiles(self.images, self.links, self.exif)
+
     def files(self) -> list[Path]:
-        return [self.root / file.path for file in self._xml]
+        """The XML files, and what else the records depend on."""
+        masks = sorted((self.root / "SegmentationObject").rglob("*.png"))
+        lists = [] if self._list is None else [self._list]
+        return [*(self.root / one.path for one in self._xml), *lists, *masks, *self._images.paths()]
 
     def _find_root(self) -> Path:
         """The folder with `Annotations`: the source, or the only such folder in it."""
@@ -134,6 +143,7 @@ class VocReader(Reader):
         for folder in _LISTS:
             path = self.root / folder / f"{self.split}.txt"
             if path.is_file():
+                self._list = path
                 try:
                     lines = path.read_text(encoding="utf-8-sig").splitlines()
                 except (OSError, ValueError) as error:
@@ -170,7 +180,7 @@ class VocReader(Reader):
         return numbered(self, self._read())
 
     def _read(self) -> Iterator[tuple[Record, list[Record]]]:
-        images = ImageFiles(self.images, self.links)
+        images = self._images
         file_of: dict[str, str] = {}  # the XML file by image
         for file in self._xml:
             try:
@@ -342,6 +352,7 @@ def write_voc(reader: Reader, out: Path, options: WriteOptions) -> Losses:
             if not name:
                 continue
             names.note_keys(image, ("subset",))
+            reader.losses.add(IDS, name, 1 + len(own))
             objects = "".join(_object_xml(names, image, one) for one in own)
             text = _XML.format(
                 folder=escape(os.path.dirname(name) or "JPEGImages"),
@@ -360,6 +371,7 @@ def write_voc(reader: Reader, out: Path, options: WriteOptions) -> Losses:
         main.mkdir(parents=True)
         for part, stems in lists.items():
             (main / f"{part}.txt").write_text("".join(f"{s}\n" for s in stems), encoding="utf-8")
+    warn_without(options.images, f"into {out}/JPEGImages")
     return reader.losses
 
 

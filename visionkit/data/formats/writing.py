@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from visionkit.data.checks.findings import short
@@ -14,7 +16,11 @@ from visionkit.data.formats.image_files import base_name, inner_name
 _IMAGE = {"id", "file_name", "height", "width"}
 _OBJECT = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "source"}
 _OBJECT.add("attributes")
+IDS = "ids of images and objects: both are numbered again"
+OBJECT_IDS = "ids of objects, which are numbered again"
 ALL = "all"  # the part of images of which no part is known
+
+log = logging.getLogger("visionkit")
 
 
 class NewNames:
@@ -123,3 +129,9 @@ class NewNames:
 def as_text(value: bool | int | float | str) -> str:
     """A value as text: `true` and `false`, numbers, or itself."""
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def warn_without(images: Path | None, place: str) -> None:
+    """Say where the images of a new folder belong, if they are not at hand."""
+    if images is None:
+        log.warning("the images are not at hand (--images DIR): put them %s", place)

@@ -13,7 +13,7 @@ from visionkit.data.coco.segmentations import mask_box
 from visionkit.data.formats.base import Losses, Reader, Record, WriteOptions, new_folder
 from visionkit.data.formats.image_files import ImageCopies
 from visionkit.data.formats.polygons import clipped, parts_of
-from visionkit.data.formats.writing import NewNames
+from visionkit.data.formats.writing import IDS, NewNames
 
 log = logging.getLogger("visionkit")
 
@@ -24,7 +24,6 @@ OUT = "objects outside of the image, which are dropped"
 OTHER_BOX = "boxes that become those of their masks"
 BOX = "boxes without a mask that become polygons, as their image has masks"
 ATTRIBUTES = "objects with attributes"
-IDS = "ids of images and objects: both are numbered again"
 HEAD = """\
 # A YOLO dataset of one part. Name another part as `val` to validate with.
 train: images
