@@ -77,11 +77,12 @@ SEGMENTS = ("annotations", 0, "segments_info")
         ((*SEGMENTS, 0, "id"), 5, "annotations[0]: segment 5 has no pixel in its PNG, or is there"),
         ((*SEGMENTS, 0, "category_id"), 4, "segment 256: 'category_id' 4 is not in 'categories'"),
         ((*SEGMENTS, 0), 3, "'segments_info' must be a list of objects"),
-        (("images", 0, "width"), 4, "annotations[0]: its PNG is 3x2, but its image 4x2"),
+        (("images", 0, "width"), 4, "annotations[0]: its PNG is 3x2, but its image '4x2'"),
         (("images", 0, "id"), 8, "annotations[0]: its image 9 is not in 'images'"),
         (("images", 0, "id"), "9", "images[0]: 'id' is '9': must be an integer, once"),
         (("annotations", 0, "image_id"), None, "'image_id' is None: must be an integer, once"),
         (("annotations", 0, "file_name"), "../a.png", "is not in"),
+        (("categories", 0, "id"), "1", "categories[0]: 'id' is '1': must be an integer"),
         (("images",), {}, "'images' must be a list of objects"),
     ],
 )

@@ -60,7 +60,11 @@ class PanopticReader(Reader):
                 raise DataError(f"{self.problems.source}: {key!r} must be a list of objects")
             self._lists[key] = found
         self.categories = self._lists["categories"]
-        self._known = {one.get("id") for one in self.categories if _is_id(one.get("id"))}
+        for i, one in enumerate(self.categories):
+            if not _is_id(one.get("id")):
+                what = f"{self.problems.source}: categories[{i}]: 'id' is {short(one.get('id'))}"
+                raise DataError(f"{what}: must be an integer")
+        self._known = {one["id"] for one in self.categories}
         self.maps = self._find_maps()
 
     def files(self) -> list[Path]:
@@ -83,7 +87,7 @@ class PanopticReader(Reader):
         of_image = self._annotations()
         seen: set[int] = set()
         count = stuff = 0
-        things = {one.get("id") for one in self.categories if one.get("isthing", 1)}
+        stuff_ids = {one["id"] for one in self.categories if not one.get("isthing", 1)}
         for i, image in enumerate(self._lists["images"]):
             where, id_ = f"images[{i}]", image.get("id")
             if not _is_id(id_) or id_ in seen:
@@ -101,7 +105,7 @@ class PanopticReader(Reader):
             own = []
             for one in found:
                 count += 1
-                stuff += one["category_id"] not in things
+                stuff += one["category_id"] in stuff_ids
                 own.append({**one, "id": one.get("id", count), "image_id": id_})
             yield image, own
         for id_, (place, _) in of_image.items():
@@ -150,7 +154,7 @@ class PanopticReader(Reader):
             numbers = numbers >> 16 | numbers & 0xFF00 | (numbers & 0xFF) << 16
         height, width = numbers.shape
         if (image.get("height"), image.get("width")) != (height, width):
-            size = f"{image.get('width')}x{image.get('height')}"
+            size = short(f"{image.get('width')}x{image.get('height')}")
             raise ValueError(f"its PNG is {width}x{height}, but its image {size}")
         left = set(np.unique(numbers).tolist()) - {0}
         objects, faults = [], []
@@ -160,7 +164,7 @@ class PanopticReader(Reader):
                 faults.append(f"segment {short(id_)} has no pixel in its PNG, or is there twice")
                 continue
             left.discard(id_)
-            if category not in self._known:
+            if not _is_id(category) or category not in self._known:
                 faults.append(
                     f"segment {id_}: 'category_id' {short(category)} is not in 'categories'"
                 )
