@@ -186,7 +186,8 @@ def _add_show(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("target", metavar="CONFIG_OR_FILE", help=f"a config; or {FILE}")
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="config overrides")
     sub.add_argument("--images", metavar="DIR", help="the images of the file")
-    sub.add_argument("--n", type=values.count, default=16, help="images (default: 16)")
+    text = "images of each source (default: 16)"
+    sub.add_argument("--n", type=values.count, default=16, help=text)
     text = "as training sees them: the first batches of its seed, augmented"
     sub.add_argument("--augmented", action="store_true", help=text)
     sub.add_argument("--class", dest="class_name", metavar="X", help="only images with this class")
@@ -196,7 +197,19 @@ def _add_show(sub: argparse.ArgumentParser) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from visionkit.engine.show import show
+
+    sheet = show(
+        args.target,
+        args.out,
+        args.overrides,
+        n=args.n,
+        augmented=args.augmented,
+        class_name=args.class_name,
+        images=args.images,
+        allow_plugins=args.allow_plugins,
+    )
+    _tell(sheet.lines())
 
 
 def _add_shapes(sub: argparse.ArgumentParser) -> None:

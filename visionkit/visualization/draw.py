@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MIN_SIDE = 640  # images with a shorter longer side are enlarged to this
+CELL = 800  # pixels of an image on a sheet, at most
 OPACITY = 0.4  # of masks and semantic maps
 GRAY = (150, 150, 150)  # the color of crowds and attributes
 Color = tuple[int, int, int]
@@ -54,6 +55,7 @@ class Canvas:
             self.scale = max(1.0, MIN_SIDE / max(image.size))
             width, height = (max(1, round(side * self.scale)) for side in image.size)
             self.image = self.image.resize((width, height), Image.Resampling.BICUBIC)
+        self.written: list[Rectangle] = []  # lines of text
         self.pen = ImageDraw.Draw(self.image)
         longest = max(self.image.size)
         self.line = max(2, round(longest / 320))
@@ -129,11 +131,11 @@ class Canvas:
         tags: Sequence[str],
         colors: Sequence[Color],
     ) -> None:
-        """Write a tag at each box, inside the image and clear of other tags where possible.
+        """Write a tag at each box, inside the image and clear of other text where possible.
 
         Where it is not, the tag is dropped if another tag has shown its color.
         """
-        taken: list[Rectangle] = []
+        taken = [*self.written]
         named: set[Color] = set()
         for box, tag, color in zip(boxes, tags, colors, strict=True):
             w, h = self._extent(tag)
@@ -151,7 +153,9 @@ class Canvas:
         """Write lines of text at the upper left, below earlier ones."""
         for text, color in lines:
             w, h = self._extent(text)
-            self._write((0, self.text_height, w, self.text_height + h), text, color)
+            area = (0, self.text_height, w, self.text_height + h)
+            self._write(area, text, color)
+            self.written.append(area)
             self.text_height += h
 
     def _pixels(self, box: Sequence[float]) -> list[float]:
@@ -248,6 +252,13 @@ def draw_target(
     canvas = Canvas(image)
     if "semantic" in target:
         canvas.semantic_map(_labeled_map(target), class_names.get("semantic", ()))
+    if "class_id" in target:
+        names = class_names.get("class_id", ())
+        class_id = as_numpy(target["class_id"])
+        present = np.flatnonzero(class_id == 1).tolist() if class_id.ndim else [int(class_id)]
+        canvas.lines([(name_of(names, label), color_of(label)) for label in present])
+    if (identity := int(target.get("identity", -1))) >= 0:
+        canvas.lines([(f"identity {identity}", color_of(identity))])
     if "boxes" in target:
         names = class_names.get("labels", ())
         labels = target["labels"].tolist()
@@ -262,11 +273,6 @@ def draw_target(
         ]
         masks = list(as_numpy(target["masks"])) if "masks" in target else ()
         canvas.objects(target["boxes"].tolist(), tags, colors, masks)
-    if "class_id" in target:
-        names = class_names.get("class_id", ())
-        class_id = as_numpy(target["class_id"])
-        present = np.flatnonzero(class_id == 1).tolist() if class_id.ndim else [int(class_id)]
-        canvas.lines([(name_of(names, label), color_of(label)) for label in present])
     return canvas.finished()
 
 
@@ -304,9 +310,10 @@ def save_image(image: Image.Image, path: Path, **options: Any) -> None:
         image.save(file, "PNG" if path.suffix == ".png" else "JPEG", **options)
 
 
-def contact_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Arrange images in rows, each centered in a cell that fits the largest, at most 800 pixels."""
-    margin, limit = 8, 800
+def contact_sheet(images: Sequence[Image.Image], columns: int, limit: int = CELL) -> Image.Image:
+    """Arrange images in rows, each centered in a cell that fits the largest, at most `limit`
+    pixels."""
+    margin = 8
     small = [image.copy() for image in images]
     for image in small:
         image.thumbnail((limit, limit), Image.Resampling.LANCZOS)

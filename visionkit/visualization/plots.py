@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,7 @@ from visionkit.data.loading.source import Source, collate
 from visionkit.data.resize import fit
 from visionkit.distributed import collectives
 from visionkit.errors import install_hint, printable
+from visionkit.models.head import Head
 from visionkit.models.model import VisionModel
 from visionkit.runs.files import replacing
 from visionkit.types import Batch, Classes, Target
@@ -156,15 +157,25 @@ def save_train_samples(
     """Write plots/train_<source>_<number>.jpg: images of a batch, after augmentation, with their
     labels."""
     heads = {name: model.head(name) for name in source.feeds}
-    names = {h.class_key: classes[name].names for name, h in heads.items() if h.class_key}
-    shown = {"size", *(key for head in heads.values() for key in head.required_targets)}
-    images = []
-    for image, target in list(zip(batch.images, batch.targets, strict=True))[:MAX_IMAGES]:
-        h, w = target["size"]
-        known = {key: value for key, value in target.items() if key in shown}
-        images.append(draw_target(image[:, :h, :w], cast(Target, known), names))
+    shown = [*zip(batch.images, batch.targets, strict=True)][:MAX_IMAGES]
+    images = [draw_for_heads(image, target, heads, classes) for image, target in shown]
     sheet = contact_sheet(images, columns=3)
     save_image(sheet, run / "plots" / f"train_{source.name}_{number}.jpg")
+
+
+def draw_for_heads(
+    image: torch.Tensor,
+    target: Target,
+    heads: Mapping[str, Head | type[Head]],
+    classes: Mapping[str, Classes],
+) -> Image.Image:
+    """Draw the labels of an image of a batch, (3, H, W) with padding, that these heads learn from;
+    `heads` and their `classes` by name."""
+    names = {head.class_key: classes[name].names for name, head in heads.items() if head.class_key}
+    shown = {"size", *(key for head in heads.values() for key in head.required_targets)}
+    known = {key: value for key, value in target.items() if key in shown}
+    h, w = target["size"]
+    return draw_target(image[:, :h, :w], cast(Target, known), names)
 
 
 @_never_fatal
