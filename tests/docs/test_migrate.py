@@ -1,17 +1,14 @@
 """The pages for users of other programs: what they name of visionkit exists, examples agree."""
 
-import json
 import re
 
 import pytest
-from PIL import Image
 from test_docs_blocks import blocks
 
 from support.config_keys import exists
 from support.paths import ROOT
 from visionkit.cli import main
 from visionkit.config import load_config
-from visionkit.data.datasets import Coco
 
 PAGES = sorted((ROOT / "docs/migrate").glob("*.md"))
 KEY = re.compile(r"(?:train|data|head|backbone|neck)\.[a-z]")
@@ -100,24 +97,3 @@ def test_the_example_is_a_good_config_with_the_same_values(page, tmp_path, monke
         assert getattr(config.train, key.removeprefix("train.")) == pytest.approx(value, abs=1e-4)
     batch = {"ultralytics": 8, "luxonis-train": 8}.get(page.stem, 16)
     assert {source.batch_size for source in config.data.values()} == {batch}
-
-
-def test_labels_of_ultralytics_become_a_coco_file(tmp_path):
-    """Two objects, an image without objects and one without a file."""
-    (code,) = blocks(ROOT / "docs/migrate/ultralytics.md", "python")
-    session = {}
-    exec(compile(code, "ultralytics.md", "exec"), session)
-    (tmp_path / "images").mkdir()
-    (tmp_path / "labels").mkdir()
-    for name in "abc":
-        Image.new("RGB", (200, 100)).save(tmp_path / "images" / f"{name}.png")
-    (tmp_path / "labels/a.txt").write_text("1 0.5 0.5 0.2 0.4\n0 0.25 0.5 0.5 1\n")
-    (tmp_path / "labels/b.txt").write_text("\n")
-    session["write"](tmp_path, ["cat", "dog"])
-    written = json.loads((tmp_path / "annotations.json").read_text())
-    assert len(written["annotations"]) == 2 and len(written["images"]) == 3
-    dataset = Coco(images=tmp_path / "images", annotations=tmp_path / "annotations.json")
-    sample = dataset[0]
-    assert dataset.classes["labels"].names == ("cat", "dog")
-    assert sample.boxes.tolist() == [pytest.approx([80, 30, 120, 70]), [0, 0, 100, 100]]
-    assert sample.labels.tolist() == [1, 0] and len(dataset[1].boxes) == 0

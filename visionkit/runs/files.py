@@ -212,9 +212,15 @@ def json_list(path: Path) -> Iterator[Callable[[Any], None]]:
         file.write("[]\n" if before == "[" else "]\n")
 
 
+_STRICT = json.JSONEncoder(allow_nan=False)
+
+
 def to_json(record: Any) -> str:
     """Strict JSON: a number that is not finite becomes null."""
-    return json.dumps(_finite(record), allow_nan=False)
+    try:
+        return _STRICT.encode(record)
+    except ValueError:
+        return _STRICT.encode(_finite(record))
 
 
 def _finite(value: Any) -> Any:

@@ -143,12 +143,15 @@ class _Counted(Reader):
 
 def write_coco(reader: Reader, out: Path, more: Mapping[str, Any] | None = None) -> None:
     """Write a COCO file; records are encoded as they come, so that memory stays small."""
-    images, annotations = [], []
+    images: list[str] = []
+    annotations: list[str] = []
     maps = SemanticMaps(reader, out.absolute().parent)
     for image, own in reader.records():
         image = maps.moved(image)
         images.append(to_json(image))
-        annotations += [to_json({k: v for k, v in one.items() if k != "source"}) for one in own]
+        for one in own:
+            one.pop("source", None)
+        annotations += map(to_json, own)
     maps.copy(out)
     lists = {"categories": reader.categories, **reader.lists, **(more or {})}
     write_texts(out, images, annotations, lists)

@@ -82,26 +82,29 @@ class YoloReader(Reader):
 
     def _objects(self, path: str, size: Size) -> list[Record]:
         """The objects of a label file. Bad lines go to `bad`."""
-        where = os.path.relpath(path, self.source)
         try:
             with open_regular(path) as file:
                 text = file.read()
         except OSError as error:
-            self.bad(where, f"cannot be read: {error.strerror}", kind="file")
+            self.bad(self._name(path), f"cannot be read: {error.strerror}", kind="file")
             return []
         if text.startswith((b"\xff\xfe", b"\xfe\xff")):
-            self.bad(where, "is UTF-16", "save it as UTF-8 or ASCII", kind="file")
+            self.bad(self._name(path), "is UTF-16", "save it as UTF-8 or ASCII", kind="file")
             return []
         objects = []
         for number, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
             if parts := line.split():
                 try:
-                    objects.append(self._object(parts, size, where))
+                    objects.append(self._object(parts, size, path))
                 except _BadLine as error:
-                    self.bad(f"{where}:{number}", *error.args[:2], kind=error.args[2])
+                    self.bad(f"{self._name(path)}:{number}", *error.args[:2], kind=error.args[2])
         return objects
 
-    def _object(self, parts: list[bytes], size: Size, where: str) -> Record:
+    def _name(self, path: str) -> str:
+        """A label file as messages name it."""
+        return os.path.relpath(path, self.source)
+
+    def _object(self, parts: list[bytes], size: Size, path: str) -> Record:
         """The object of a line that is split into its numbers; `_BadLine` if it has none."""
         try:
             number, values = int(parts[0]), [*map(float, parts[1:])]
@@ -109,7 +112,7 @@ class YoloReader(Reader):
             number, values = _slowly(parts)
         count, (height, width) = len(values), size
         if count == 5 or (self.keypoints and count == 4 + self.keypoints):
-            self.losses.add(KEYPOINTS if self.keypoints else EXTRA, where)
+            self.losses.add(KEYPOINTS if self.keypoints else EXTRA, self._name(path))
             values, count = values[:4], 4
         if count < 4 or count % 2 or (self.keypoints and count > 4):
             raise _BadLine(f"has {plural(len(parts), 'number')}", LINE, "value")

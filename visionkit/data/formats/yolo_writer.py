@@ -41,7 +41,9 @@ def write_yolo(reader: Reader, out: Path, options: WriteOptions) -> Losses:
     with new_folder(out) as folder:
         (folder / "labels").mkdir()
         copies = ImageCopies(options.images, folder / "images", reader.problems)
+        numbers: dict[int, int] = {}
         for image, own in _known(reader):
+            numbers = numbers or _class_numbers(reader)
             name, stem = names.image(image)
             if not name:  # a problem
                 continue
@@ -52,8 +54,9 @@ def write_yolo(reader: Reader, out: Path, options: WriteOptions) -> Losses:
             names.note_keys(image, ())
             reader.losses.add(IDS, name, 1 + len(own))
             path = folder / "labels" / f"{stem}.txt"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lines = _lines(reader, image, own, options, names)
+            lines = _lines(names, image, own, options, numbers)
+            if "/" in name:
+                path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
             copies.add(str(image["file_name"]), name)
         (folder / "data.yaml").write_text(_data_yaml(reader), encoding="utf-8")
@@ -70,10 +73,14 @@ def _known(reader: Reader) -> Iterator[tuple[Record, list[Record]]]:
 
 
 def _lines(
-    reader: Reader, image: Record, own: list[Record], options: WriteOptions, names: NewNames
+    names: NewNames,
+    image: Record,
+    own: list[Record],
+    options: WriteOptions,
+    numbers: dict[int, int],
 ) -> Iterator[str]:
-    """The lines of a label file."""
-    numbers = _class_numbers(reader)
+    """The lines of a label file. `numbers` has class numbers by category id."""
+    reader = names.reader
     size = int(image["height"]), int(image["width"])
     found = []
     for one in own:
@@ -97,16 +104,18 @@ def _lines(
         bounds = _bounds(shape)
         if _differ(bounds, corners):
             reader.losses.add(OTHER_BOX, place)
-        shape = clipped(shape, size)
-        if not shape:
-            reader.losses.add(OUT, place)
-            continue
-        if _differ(bounds, _bounds(shape)):
-            reader.losses.add(CUT, place)
+        if min(bounds) < 0 or bounds[2] > size[1] or bounds[3] > size[0]:
+            shape = clipped(shape, size)
+            if not shape:
+                reader.losses.add(OUT, place)
+                continue
+            if _differ(bounds, inside := _bounds(shape)):
+                reader.losses.add(CUT, place)
+            bounds = inside
         if has_masks:
             values = [value / size[1 - i % 2] for i, value in enumerate(shape)]
         else:
-            x1, y1, x2, y2 = _bounds(shape)
+            x1, y1, x2, y2 = bounds
             height, width = size
             values = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height]
             values += [(x2 - x1) / width, (y2 - y1) / height]
