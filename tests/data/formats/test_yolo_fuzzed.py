@@ -18,7 +18,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("source", [".", "data.yaml"])
 def test_damaged_datasets_are_read_or_a_data_error(tmp_path, count, source):
     root = write(tmp_path / "yolo", FILES, size=(20, 10))
@@ -26,7 +26,7 @@ def test_damaged_datasets_are_read_or_a_data_error(tmp_path, count, source):
     assert 0 < sound < count
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(2000, marks=pytest.mark.slow)])
 def test_damaged_datasets_without_data_yaml(tmp_path, count):
     files = {name: FILES[name] for name in FILES if name != "data.yaml"}
     sound = fuzz(write(tmp_path / "yolo", files, size=(20, 10)), "yolo", count)
