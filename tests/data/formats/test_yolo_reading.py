@@ -321,3 +321,13 @@ def test_a_dataset_of_boxes_and_polygons(tmp_path):
     canvas = np.zeros((50, 100), np.uint8)
     sample.segmentations[1].paint(canvas)
     assert abs(int(canvas.sum()) - 400) < 40
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes of Unix")
+@pytest.mark.parametrize("name", ["data.yaml", "labels/a.txt", "images/b.png", "images/c.txt"])
+def test_a_pipe_does_not_block(tmp_path, name):
+    files = {"images/a.png": None, "labels/a.txt": BOX, "labels/b.txt": BOX, "data.yaml": YAML}
+    write(tmp_path, files)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert problems(tmp_path)

@@ -14,6 +14,7 @@ from visionkit.data.checks.findings import short
 from visionkit.data.files import Links, unusable, visible_files
 from visionkit.data.image_io import SUFFIXES
 from visionkit.errors import DataError, listed, plural, printable
+from visionkit.runs.files import open_regular
 
 log = logging.getLogger("visionkit")
 
@@ -208,11 +209,11 @@ def _is_other(path: str, is_with_images: bool) -> bool:
         return True
     if not is_with_images:
         return False
-    with open(path, "rb") as file:
-        numbers = file.readline(4096).split()
     try:
+        with open_regular(path) as file:
+            numbers = file.readline(4096).split()
         return len([float(number) for number in numbers]) < 5
-    except ValueError:
+    except (OSError, ValueError):
         return True
 
 
@@ -244,7 +245,8 @@ def read_text(path: Path) -> str:
     try:
         if path.stat().st_size > LARGEST:
             raise DataError(f"{printable(path)} is larger than {LARGEST >> 20} MB")
-        return path.read_bytes().decode("utf-8-sig")
+        with open_regular(path) as file:
+            return file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         what = f"is not UTF-8 (byte 0x{byte:02x} at {error.start})"
