@@ -43,15 +43,21 @@ class Converted(NamedTuple):
     images: int
     objects: int
     categories: int
-    images_folder: str  # that the file names are relative to
+    image_classes: int  # of whole images
+    images_folder: str  # that the file names are relative to; "" if it is not known
     losses: list[Record]  # kind, count, first places
     dropped: dict[str, int]  # bad records by kind
     notes: list[str]  # what else to say
 
     def lines(self) -> list[str]:
         """What to print."""
-        what = f"{plural(self.images, 'image')}, {plural(self.objects, 'object')}"
-        lines = [f"read {what} of {plural(self.categories, 'class', 'classes')} as {self.format}"]
+        found = [plural(self.images, "image")]
+        if self.image_classes:
+            found[0] += f" of {plural(self.image_classes, 'class', 'classes')}"
+        if self.categories or not self.image_classes:
+            classes = plural(self.categories, "class", "classes")
+            found.append(f"{plural(self.objects, 'object')} of {classes}")
+        lines = [f"read {', '.join(found)} as {self.format}"]
         for loss in self.losses:
             lines += [f"lost: {loss['count']} {loss['kind']}"]
             lines += [f"  {place}" for place in loss["first"]]
@@ -61,7 +67,8 @@ class Converted(NamedTuple):
         lines += self.notes
         if not self.losses and not self.dropped:
             lines.append("nothing is lost")
-        return [*lines, f"wrote {self.out}; images are in {self.images_folder}"]
+        known = f"; images are in {self.images_folder}" if self.images_folder else ""
+        return [*lines, f"wrote {self.out}{known}"]
 
 
 def convert(
@@ -95,7 +102,7 @@ def convert(
     if to == "coco":
         write_coco(counted, out)
     else:
-        folder = reader.images if images is not None or found != "coco" else None
+        folder = _images_of(reader)
         reader.losses = WRITERS[to](counted, out, WriteOptions(images=folder, parts=parts))
     return Converted(
         str(source),
@@ -105,11 +112,17 @@ def convert(
         counted.images_read,
         counted.objects_read,
         len(reader.categories),
-        str(reader.images),
+        len(reader.lists.get("image_classes", [])),
+        str(_images_of(reader) or ""),
         reader.losses.record(),
         dict(reader.skipped),
         reader.notes,
     )
+
+
+def _images_of(reader: Reader) -> Path | None:
+    """The folder of the images; None where a COCO file is all that is known."""
+    return None if reader.images == reader.source and reader.source.is_file() else reader.images
 
 
 def check_out(out: Path, source: Path) -> None:
