@@ -22,7 +22,6 @@ from visionkit.data.formats.kinds import (
     CVAT,
     LABELME,
     PANOPTIC,
-    SMALL,
     TYPES,
     VOC,
     YOLO,
@@ -38,6 +37,7 @@ from visionkit.errors import DataError, listed, plural, printable
 ENTRIES = 10_000  # of a folder that are listed
 TRIED = 20  # files of a folder whose beginning is read
 DEEPEST = 3  # folders in each other that are entered where there is nothing else
+LONGEST_YAML = 1_000_000  # bytes of a file that is parsed
 ALL = "all"  # the part of data without parts
 PARTS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -305,7 +305,8 @@ def _yolo_specs(root: Path, parts: Any) -> dict[str, dict[str, Any]]:
 def _data_yaml(file: Path) -> dict[str, Any]:
     """The content of a YOLO dataset's YAML file; empty for another one."""
     try:
-        content = yaml.safe_load(file.read_bytes()[:SMALL])
+        with file.open("rb") as opened:
+            content = yaml.safe_load(opened.read(LONGEST_YAML))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     is_data = isinstance(content, dict) and isinstance(content.get("names"), (list, dict))
@@ -317,7 +318,8 @@ def _is_there(file: Path, content: Mapping[str, Any], part: str) -> bool:
     if not isinstance(content[part], str):
         return True
     inside = re.sub(r"^(\.\./)+", "", content[part])  # Roboflow's are relative to elsewhere
-    bases = (file.parent, file.parent / str(content.get("path") or "."), Path())
+    home = content.get("path")
+    bases = (file.parent, file.parent / (home if isinstance(home, str) else "."), Path())
     return any((base / name).exists() for base in bases for name in (content[part], inside))
 
 
