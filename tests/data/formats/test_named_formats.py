@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from support.coco_files import small
 from support.format_files import to_coco
 from visionkit.cli.main import main
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.formats.convert import convert
 from visionkit.data.formats.writing import IDS, OBJECT_IDS
+from visionkit.errors import DataError
 
 SETS = {
     "coco_mini": ("coco_mini/annotations/instances_val2017.json", "coco_mini/val2017"),
@@ -142,3 +144,41 @@ def test_bad_input_exits_with_3_and_leaves_nothing(tmp_path, capsys, format):
     arguments = ["data", "convert", str(tmp_path / "in"), str(out), "--from", format]
     assert main(arguments) == 3 and "1 problem" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+FAULTS = [
+    {"bbox": None},  # no fault: that of the mask
+    {"bbox": [1, 2, 3]},
+    {"bbox": [0, 0, float("nan"), 1]},
+    {"bbox": None, "segmentation": {"size": [10, 20], "counts": [0, 200]}},  # no fault
+    {"segmentation": [[1, 2]]},
+    {"segmentation": [["a"] * 6]},
+    {"segmentation": [[1, 2, 3, 4, 5, 6, 7]]},
+    {"segmentation": "x"},
+    {"segmentation": {"size": [10, 20], "counts": "~~"}},
+    {"segmentation": {"size": [10, 20], "counts": [5]}},
+    {"segmentation": {"size": [99999, 99999], "counts": [99999 * 99999]}},
+    {"segmentation": [[0, 0, 1e30, 0, 1e30, 1e30]]},
+    {"category_id": 77},
+    {"category_id": "a"},
+    {"image_id": 1e300},
+    {"attributes": [1]},  # no fault
+    {"iscrowd": "x"},
+]
+
+
+@pytest.mark.parametrize("fault", range(len(FAULTS)))
+@pytest.mark.parametrize("format", ["voc", "labelme", "cvat"])
+def test_faults_of_a_coco_file(tmp_path, format, fault):
+    """Those that its reader finds are listed, and nothing is written."""
+    data = small()
+    data["annotations"][0] |= FAULTS[fault]
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    if fault in (0, 3, 15):
+        convert(tmp_path / "a.json", tmp_path / "out", to=format)
+        box = to_coco(format, tmp_path / "out", tmp_path / "b.json")["annotations"][0]["bbox"]
+        assert box == ([0, 0, 20, 10] if fault == 3 else [2, 2, 6, 6])
+        return
+    with pytest.raises(DataError, match="annotations"):
+        convert(tmp_path / "a.json", tmp_path / "out", to=format)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

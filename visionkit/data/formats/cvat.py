@@ -28,6 +28,7 @@ from visionkit.data.formats.outlines import (
     fault_of,
     joined,
     note_other_box,
+    outline_of,
     turned,
     window_of,
     window_rle,
@@ -394,21 +395,21 @@ def _shapes_xml(
         values = seen.setdefault(label, {}).setdefault(key, [])
         if value not in values[: MOST_CHOICES + 1]:
             values.append(value)
-    mask, (x, y, w, h) = one.get("segmentation"), one["bbox"]
+    mask, (x, y, w, h) = outline_of(one, image)
     if mask:
-        note_other_box(one, losses, place)
+        note_other_box(mask, [x, y, w, h], losses, place)
     z_order = one.get("z_order", 0)
     common = {"label": label, "source": "manual", "occluded": int(occluded is True)}
     more = {"z_order": z_order if isinstance(z_order, int) else 0}
     found: list[tuple[str, dict[str, Any]]] = []
-    if isinstance(mask, list) and mask:
+    if isinstance(mask, list):
         for part in mask:
             pairs = zip(part[::2], part[1::2], strict=True)
             points = ";".join(f"{_text(x)},{_text(y)}" for x, y in pairs)
             found.append(("polygon", {"points": points}))
         if len(mask) > 1:
             more |= {"group_id": next(groups)}
-    elif isinstance(mask, dict) and mask and (window := window_of(mask)) is not None:
+    elif isinstance(mask, dict) and (window := window_of(mask)) is not None:
         found = [("mask", _runs(*window))]
     else:
         if mask:

@@ -33,6 +33,7 @@ from visionkit.data.formats.outlines import (
     fault_of,
     joined,
     note_other_box,
+    outline_of,
     window_of,
     window_rle,
 )
@@ -143,7 +144,7 @@ class LabelMeReader(Reader):
             inside = os.path.normpath(os.path.join(folder, relative))
             names[:0] = [] if inside.split("/")[0] in ("..", ".") else [inside]
         stem = os.path.splitext(file)[0] + os.path.splitext(base)[1]
-        name = images.find(*names, base, stem) if base else images.find(stem)
+        name = images.find(*names, *([base, f"images/{base}"] if base else []), stem)
         size = _given_size(content)
         if name is not None:
             size = images.size(name, size)
@@ -346,13 +347,13 @@ def _shapes(names: NewNames, image: Record, one: Record) -> list[Record]:
     shape: Record = {"label": label, "flags": flags, "description": one.get("description", "")}
     if more := {key: value for key, value in attributes.items() if key not in flags}:
         shape["attributes"] = more
-    mask, (x, y, w, h) = one.get("segmentation"), one["bbox"]
+    mask, (x, y, w, h) = outline_of(one, image)
     if mask:
-        note_other_box(one, losses, place)
-    if isinstance(mask, list) and mask:
+        note_other_box(mask, [x, y, w, h], losses, place)
+    if isinstance(mask, list):
         parts = [[part[i : i + 2] for i in range(0, len(part), 2)] for part in mask]
         return [shape | {"shape_type": "polygon", "points": part} for part in parts]
-    if isinstance(mask, dict) and mask:
+    if isinstance(mask, dict):
         if (window := window_of(mask)) is not None:
             bitmap, left, top = window
             file = io.BytesIO()

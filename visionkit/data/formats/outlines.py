@@ -8,7 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from visionkit.data.coco.segmentations import LONGEST, mask_area, mask_box, to_rle
+from visionkit.data.coco.segmentations import (
+    LONGEST,
+    find_fault,
+    mask_area,
+    mask_box,
+    plain_mask,
+    to_rle,
+)
 from visionkit.data.formats.base import Losses, Record
 from visionkit.data.image_io import Size
 
@@ -124,8 +131,22 @@ def window_of(rle: Record) -> tuple[np.ndarray, int, int] | None:
     return np.ascontiguousarray(bitmap[top : bottom + 1, left : right + 1]), left, top
 
 
-def note_other_box(record: Record, losses: Losses, place: str) -> None:
+def outline_of(record: Record, image: Record) -> tuple[Any, list[float]]:
+    """The mask of an annotation, None without one, and its box x, y, w, h, by default that of the
+    mask. What has a fault, which the reader reports, is None, and zeros."""
+    mask, box = plain_mask(record.get("segmentation")), record.get("bbox")
+    size = mask.get("size") if isinstance(mask, dict) else None
+    try:
+        if size not in (None, [image["height"], image["width"]]) or find_fault(mask):
+            mask = None
+        found = np.array(box or mask_box(mask), np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None, [0.0] * 4
+    is_sound = found.shape == (4,) and bool(np.isfinite(found).all())
+    return (mask, found.tolist()) if is_sound else (None, [0.0] * 4)
+
+
+def note_other_box(mask: Any, box: list[float], losses: Losses, place: str) -> None:
     """Count a box that is not that of the object's mask, in a format that has one of the two."""
-    of_mask = mask_box(record["segmentation"])
-    if np.abs(np.subtract(of_mask, record["bbox"])).max() > EXACT:
+    if np.abs(np.subtract(mask_box(mask), box)).max() > EXACT:
         losses.add("boxes that become those of their masks", place)

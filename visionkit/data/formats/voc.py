@@ -30,7 +30,7 @@ from visionkit.data.formats.image_files import (
     part_of,
 )
 from visionkit.data.formats.named import numbered
-from visionkit.data.formats.outlines import boxed, outlined, window_rle
+from visionkit.data.formats.outlines import boxed, outline_of, outlined, window_rle
 from visionkit.data.formats.writing import IDS, NewNames, as_text, warn_without
 from visionkit.data.formats.xml import (
     LARGEST,
@@ -94,8 +94,9 @@ class VocReader(Reader):
             raise DataError(f"{self.problems.source}: there are no XML files; {hint}")
         if options.get("images") is None:
             names = ("JPEGImages", "images", "Images")
-            found = [folder / name for name in names if (folder / name).is_dir()]
-            self.images = found[0] if found else self.annotations
+            homes = [folder / name for name in names if (folder / name).is_dir()]
+            homes += [home for home in (self.annotations, folder) if ImageFiles(home).names]
+            self.images = homes[0] if homes else self.annotations
 
     @cached_property
     def _images(self) -> ImageFiles:
@@ -391,12 +392,13 @@ _XML = """<annotation>
 def _object_xml(names: NewNames, image: Record, one: Record) -> str:
     """One object; "" if it has no area, which is counted."""
     losses, place = names.reader.losses, names.place(image, one)
-    box = _whole_corners(one["bbox"], (image["height"], image["width"]), losses, place)
+    mask, bounds = outline_of(one, image)
+    box = _whole_corners(bounds, (image["height"], image["width"]), losses, place)
     name = names.category(image, one)
     if box is None or not name:
         return ""
     names.note_keys(image, (), one)
-    if one.get("segmentation"):
+    if mask:
         losses.add("masks, of which the box remains", place)
     attributes = names.attributes(image, one)
     if one.get("iscrowd"):
