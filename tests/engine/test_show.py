@@ -1,6 +1,7 @@
 """`show` draws the images of a class, and as augmented ones the batches of training."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -185,6 +186,27 @@ def test_class_folders(tmp_path):
     (tmp_path / "c.yaml").write_text(json.dumps(content))
     sheet = show(tmp_path / "c.yaml", tmp_path / "a.jpg", class_name="dog")
     assert [*sheet.shown.values()] == [1]
+
+
+def test_no_image_to_show_is_an_error(file, tmp_path):
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"no image with 'cat' to show\n.*0\.png"):
+        show(file, tmp_path / "a.jpg", class_name="cat")
+    assert not (tmp_path / "a.jpg").exists()
+
+
+def test_the_parts_of_a_folder_are_below_each_other(file, tmp_path):
+    """COCO as Roboflow writes it: a folder for each part, with images and annotations."""
+    content = json.loads(file.read_text())
+    for one in content["images"]:
+        del one["semantic"]
+    for part in ("train", "valid"):
+        shutil.copytree(tmp_path / "images", tmp_path / f"data/{part}")
+        (tmp_path / f"data/{part}/_annotations.coco.json").write_text(json.dumps(content))
+    sheet = show(tmp_path / "data", tmp_path / "a.jpg", n=1)
+    folder = tmp_path / "data"
+    assert sheet.shown == {f"{folder} train": 1, f"{folder} val": 1}
 
 
 def test_wrong_arguments(config, file, tmp_path):

@@ -20,7 +20,7 @@ from visionkit.data.contracts import original, read_sample
 from visionkit.data.datasets.folder import ImageFolder
 from visionkit.data.datasets.idx import Idx
 from visionkit.data.loading.source import Source, split_key
-from visionkit.data.tools.opened import LabeledFile
+from visionkit.data.tools.opened import LabeledFile, open_parts
 from visionkit.data.tools.stats import is_config
 from visionkit.engine.setup import load_init_from, reused_classes, splits_read
 from visionkit.errors import ArgumentError, DataError, check_counts, plural, printable, unknown
@@ -30,6 +30,7 @@ from visionkit.visualization.plots import draw_for_heads
 
 LARGEST = 64_000_000  # pixels of a sheet, about: of more than 100 images each is smaller
 SMALLEST_CELL = 64
+REASONS = 5  # why images cannot be read, in an error
 SUFFIXES = (".jpg", ".jpeg", ".png")
 TITLE = 44  # pixels
 CAPTION = 26
@@ -90,8 +91,14 @@ def show(
     else:
         if augmented or overrides:
             raise ArgumentError("data show: --augmented and overrides apply to a config only")
-        group, unreadable = _of_file(LabeledFile(target, images), n, class_name)
-        groups = [group]
+        files, unreadable = [*open_parts(target, images).values()], list[str]()
+        if class_name is not None:
+            names = [known.names for data in files for known in data.classes.values()]
+            _check_class(class_name, chain.from_iterable(names))
+        groups = [_of_file(data, n, class_name, unreadable) for data in files]
+    if not any(group.images for group in groups):
+        which = "" if class_name is None else f" with {class_name!r}"
+        raise DataError(f"{printable(target)}: no image{which} to show", *unreadable[:REASONS])
     save_image(_sheet(groups, n), path, quality=90)
     return Sheet(str(out), {one.title: len(one.images) for one in groups}, unreadable)
 
@@ -189,20 +196,18 @@ def _stored(
             yield sample.image, target
 
 
-def _of_file(data: LabeledFile, n: int, class_name: str | None) -> tuple[Group, list[str]]:
+def _of_file(data: LabeledFile, n: int, class_name: str | None, unreadable: list[str]) -> Group:
     if not data.has_images:
         raise DataError(
             f"{printable(data.source)}: its images are not found near it; name their folder with "
             "--images DIR"
         )
     names = {key: classes.names for key, classes in data.classes.items()}
-    if class_name is not None:
-        _check_class(class_name, chain.from_iterable(names.values()))
-    group, unreadable, captions = Group(data.source, [], []), list[str](), _captions(data)
+    group, captions = Group(data.source, [], []), _captions(data)
     for image, target in _stored(data, n, class_name, names, unreadable):
         group.images.append(draw_target(image, target, names))
         group.captions.append(captions(target))
-    return group, unreadable
+    return group
 
 
 def _check_class(name: str, known: Any) -> None:

@@ -162,6 +162,24 @@ def test_near_duplicates_within_and_across_files(tmp_path):
     assert (absent["where"], absent["value"]) == (str(train), 1)
 
 
+def test_the_parts_of_a_folder_are_counted_apart(tmp_path):
+    """A YOLO dataset whose parts have an image in common."""
+    for part, seeds in (("train", (0, 1)), ("val", (2, 0))):
+        for seed in seeds:
+            noise(tmp_path / f"data/images/{part}/{seed}.jpg", seed)
+            label = tmp_path / f"data/labels/{part}/{seed}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text("0 0.5 0.5 0.25 0.5\n")
+    text = "path: .\ntrain: images/train\nval: images/val\nnames: [cat]\n"
+    (tmp_path / "data/data.yaml").write_text(text)
+    record, _ = data_stats(tmp_path / "data")
+    train, val = record["data"]
+    assert (train, val) == (f"{tmp_path / 'data'} train", f"{tmp_path / 'data'} val")
+    assert record["data"][train]["sizes"] == {"small": 2, "medium": 0, "large": 0}  # 20x30
+    [found] = record["near_duplicates_across"]
+    assert found["images"] == 1
+
+
 def test_without_images_nothing_is_opened(tmp_path):
     noise(tmp_path / "images/a.jpg", 0)
     path = coco(tmp_path / "gt.json", [("a.jpg", 80, 60)], [(0, "cat", 1, 1, 30, 30)])

@@ -23,10 +23,13 @@ class LabeledFile(Coco):
 
     images: their folder; by default the one that the format names or, for COCO, that is found near
         the file.
+    split: the part of the data to read; by default all.
     """
 
-    def __init__(self, source: str | Path, images: str | Path | None = None):
-        reader, index = open_any(source, images)
+    def __init__(
+        self, source: str | Path, images: str | Path | None = None, split: str | None = None
+    ):
+        reader, index = open_any(source, images, split)
         self.source = str(source)
         self.absent: dict[int, str] = {}  # by the row of the image, why
         folder = images_of(reader, index, images)
@@ -59,13 +62,32 @@ class LabeledFile(Coco):
                 self.absent[fault.place.index] = fault.message
 
 
-def open_any(source: str | Path, images: str | Path | None = None) -> tuple[Reader, CocoIndex]:
+def open_parts(source: str | Path, images: str | Path | None = None) -> dict[str, LabeledFile]:
+    """A file or folder of annotations, or each part of a folder with several parts, such as
+    `train`, by name."""
+    parts = recognize(source).parts
+    if len(parts) < 2:
+        return {str(source): LabeledFile(source, images)}
+    found = {}
+    for part, spec in parts.items():
+        name = f"{source} {part}"
+        if "annotations" in spec:
+            found[name] = LabeledFile(spec["annotations"], images or spec["images"])
+        else:
+            found[name] = LabeledFile(source, images, part)
+        found[name].source = name
+    return found
+
+
+def open_any(
+    source: str | Path, images: str | Path | None = None, split: str | None = None
+) -> tuple[Reader, CocoIndex]:
     """The reader of annotations whose format is recognized, and the records as a COCO index.
     DataError with all malformed records."""
     path = Path(source)
     if images is not None and not Path(images).is_dir():
         raise ArgumentError(f"--images: {printable(images)} is not a folder")
-    options: dict[str, Any] = {} if images is None else {"images": images}
+    options: dict[str, Any] = {"images": images, "split": split}
     reader = open_reader(recognize(path).format, path, **options)
     if isinstance(reader, CocoReader):
         reader.problems.raise_any()
@@ -77,6 +99,6 @@ def images_of(reader: Reader, index: CocoIndex, given: str | Path | None) -> Pat
     """The folder of the images; None if it is not found."""
     if given is not None:
         return Path(given)
-    if not isinstance(reader, CocoReader):
+    if not isinstance(reader, CocoReader) or reader.images != reader.source:
         return reader.images
     return find_images(reader.source, index.images.names.texts())

@@ -22,7 +22,7 @@ from visionkit.data.loading.source import iter_splits, split_key
 from visionkit.data.resize import ImageSize
 from visionkit.data.tools.near_duplicates import Look, look_all, near_groups
 from visionkit.data.tools.object_stats import Objects, deciles, describe_objects
-from visionkit.data.tools.opened import LabeledFile
+from visionkit.data.tools.opened import open_parts
 from visionkit.data.tools.suggestions import suggestions
 from visionkit.errors import ArgumentError, ConfigError, DataError, printable
 from visionkit.runs.terminal import progress_bar
@@ -89,7 +89,8 @@ def data_stats(
     else:
         if overrides:
             raise ArgumentError("data stats: overrides apply to a config only")
-        parts = [Part(str(name), LabeledFile(name, images), str(name)) for name in names]
+        opened = [one for name in names for one in open_parts(name, images).items()]
+        parts = [Part(name, data, name) for name, data in opened]
     for part in parts if read_images else ():
         part.looks = _looks(part)
     described, across = {part.name: describe(part) for part in parts}, across_splits(parts)
