@@ -37,12 +37,18 @@ def train(args: argparse.Namespace) -> None:
             resumed = args.resume if isinstance(args.resume, str) else None
             raise stopped_before_training(resumed, stop.received) from None
     from visionkit.distributed import collectives
-    from visionkit.engine import train
+    from visionkit.engine import folds, train
     from visionkit.metrics.report import metric_lines
 
+    if args.folds is not None:
+        options = {"overwrite": args.overwrite, "strict": args.strict}
+        trained = folds.train_folds(config, args.folds, resume=resume, **options)
+        if collectives.rank() == 0:
+            tell(trained.lines())
+        return
     run = train.train(config, resume=resume, overwrite=args.overwrite, strict=args.strict)
     if collectives.rank() == 0:
-        print_lines([*metric_lines(run.metrics), f"run: {run.directory}"])
+        tell([*metric_lines(run.metrics), f"run: {run.directory}"])
 
 
 def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
@@ -60,6 +66,14 @@ def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
         raise ConfigError("train: --resume continues a run, --overwrite replaces it: give only one")
     if args.strict and not resume:
         raise ConfigError("train: --strict compares the data of a run with --resume: give both")
+    if args.folds is not None:
+        if isinstance(resume, str) or config is None:
+            raise ConfigError(
+                "train: --folds needs the config, and --resume without a run then continues all "
+                "folds: visionkit train CONFIG --folds DIR --resume"
+            )
+        checked = load_config(config, args.overrides, allow_plugins=args.allow_plugins)
+        return checked, bool(resume)
     if isinstance(resume, str):
         words = [config, *args.overrides] if config else args.overrides
         return resumed_config(resume, words, allow_plugins=args.allow_plugins), True
@@ -146,7 +160,7 @@ def _show(metrics: dict[str, float], facts: dict[str, Any], as_json: bool) -> No
         print(*text_lines(head, parts), sep="\n")
 
 
-def print_lines(lines: list[str]) -> None:
+def tell(lines: list[str]) -> None:
     """Print what a command has done. If that fails, it is done all the same."""
     try:
         print(*map(printable, lines), sep="\n", flush=True)
@@ -174,7 +188,7 @@ def report(args: argparse.Namespace) -> None:
     )
     if args.json:
         write_text(Path(args.json), to_json(record) + "\n")
-    print_lines([*record["summary"], f"wrote {record['page']}"])
+    tell([*record["summary"], f"wrote {record['page']}"])
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
@@ -222,7 +236,7 @@ def export(args: argparse.Namespace) -> None:
             raise VisionkitError(
                 f"export: stopped by {stop.received}; nothing is written"
             ) from None
-    print_lines([to_json(record)] if args.json else export_text(record))
+    tell([to_json(record)] if args.json else export_text(record))
 
 
 def search(args: argparse.Namespace) -> int:
@@ -237,9 +251,7 @@ def search(args: argparse.Namespace) -> int:
 
 def _report(done: str, unreadable: int) -> int:
     """Returns the exit code: that of a DataError if images are missing."""
-    print_lines(
-        [f"{done}; {plural(unreadable, 'image')} could not be read" if unreadable else done]
-    )
+    tell([f"{done}; {plural(unreadable, 'image')} could not be read" if unreadable else done])
     return DataError.exit_code if unreadable else 0
 
 
@@ -286,7 +298,7 @@ def init(args: argparse.Namespace) -> None:
 
     path = init(args.name, args.file)
     word = printable(shlex.quote(str(path)))
-    print_lines(
+    tell(
         [
             f"wrote {path}; edit it, then:",
             f"  visionkit check {word}",

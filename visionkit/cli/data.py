@@ -66,7 +66,7 @@ def convert(args: argparse.Namespace) -> None:
         skip_bad=args.skip_bad,
     )
     _write(report, done._asdict())
-    _print(done.lines())
+    _tell(done.lines())
 
 
 def _add_stats(sub: argparse.ArgumentParser) -> None:
@@ -105,7 +105,7 @@ def stats(args: argparse.Namespace) -> None:
         return
     from visionkit.cli.stats_text import stats_text
 
-    _print([*stats_text(record).split("\n"), *([f"wrote {args.html}"] if page else [])])
+    _tell([*stats_text(record).split("\n"), *([f"wrote {args.html}"] if page else [])])
 
 
 def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
@@ -125,7 +125,7 @@ def split(args: argparse.Namespace) -> None:
     from visionkit.data.tools.split import split
 
     options = {"by": args.by, "seed": args.seed, "images": args.images}
-    _print(split(args.source, args.parts, args.out, **options).lines())
+    _tell(split(args.source, args.parts, args.out, **options).lines())
 
 
 def _add_kfold(sub: argparse.ArgumentParser) -> None:
@@ -138,7 +138,7 @@ def kfold(args: argparse.Namespace) -> None:
     from visionkit.data.tools.split import kfold
 
     options = {"by": args.by, "seed": args.seed, "images": args.images}
-    _print(kfold(args.source, args.k, args.out, **options).lines())
+    _tell(kfold(args.source, args.k, args.out, **options).lines())
 
 
 def _add_division(sub: argparse.ArgumentParser) -> None:
@@ -164,7 +164,7 @@ def merge(args: argparse.Namespace) -> None:
     from visionkit.data.tools.merge import merge
 
     options = {"rename": args.map, "labeled": args.labeled, "images": args.images}
-    _print(merge(args.sources, args.out, **options).lines())
+    _tell(merge(args.sources, args.out, **options).lines())
 
 
 def _add_sample(sub: argparse.ArgumentParser) -> None:
@@ -179,7 +179,7 @@ def _add_sample(sub: argparse.ArgumentParser) -> None:
 def sample(args: argparse.Namespace) -> None:
     from visionkit.data.tools.sample import sample
 
-    _print(sample(args.source, args.n, args.out, by=args.by, seed=args.seed).lines())
+    _tell(sample(args.source, args.n, args.out, by=args.by, seed=args.seed).lines())
 
 
 def _add_show(sub: argparse.ArgumentParser) -> None:
@@ -209,7 +209,7 @@ def show(args: argparse.Namespace) -> None:
         images=args.images,
         allow_plugins=args.allow_plugins,
     )
-    _print(sheet.lines())
+    _tell(sheet.lines())
 
 
 def _add_shapes(sub: argparse.ArgumentParser) -> None:
@@ -224,7 +224,7 @@ def shapes(args: argparse.Namespace) -> None:
     from visionkit.data.datasets.shapes import generate_shapes
 
     generate_shapes(args.out, images=args.images, size=args.size, seed=args.seed)
-    _print([f"wrote {plural(args.images, 'image')} and annotations.json to {args.out}"])
+    _tell([f"wrote {plural(args.images, 'image')} and annotations.json to {args.out}"])
 
 
 def _new_path(file: str | None, option: str = "--json") -> Path | None:
@@ -246,10 +246,10 @@ def _write(path: Path | None, record: dict[str, Any]) -> None:
         write_text(path, to_json(record) + "\n")
 
 
-def _print(lines: list[str]) -> None:
-    from visionkit.cli.commands import print_lines
+def _tell(lines: list[str]) -> None:
+    from visionkit.cli.commands import tell
 
-    print_lines(lines)
+    tell(lines)
 
 
 Run = Callable[[argparse.Namespace], int | None]

@@ -238,6 +238,8 @@ def _add_train(sub: argparse.ArgumentParser) -> None:
     _add_overrides(sub)
     sub.add_argument("--resume", nargs="?", const=True, metavar="RUN", help="continue a run")
     sub.add_argument("--overwrite", action="store_true", help="replace the run in output=")
+    text = "train one run for each fold that `visionkit data kfold` wrote there"
+    sub.add_argument("--folds", metavar="DIR", help=text)
     text = "with --resume: other data than that of the run is an error (exit code 3)"
     sub.add_argument("--strict", action="store_true", help=text)
     _add_offline(sub)

@@ -34,6 +34,7 @@ from visionkit.engine.report_files import (
     measured_record,
     metrics_table,
 )
+from visionkit.engine.report_folds import fold_page, folds_of
 from visionkit.engine.state import TrainingState, flattened
 from visionkit.errors import ArgumentError, DataError, package_version
 from visionkit.metrics.coco.engines import engine_version, pick_engine
@@ -138,7 +139,8 @@ def report_runs(
 ) -> tuple[Page, dict[str, Any]]:
     """A page on one or several runs, evaluated on their validation data, and its numbers.
 
-    The first run is compared with each of the others, on the same images.
+    The first run is compared with each of the others, on the same images; runs that are folds of
+    one cross-validation are summarized.
     """
     if not runs:
         raise ArgumentError("report: give at least one run")
@@ -148,6 +150,11 @@ def report_runs(
         evaluation = evaluated_run(run, overrides, heads=heads, allow_plugins=allow_plugins)
         name = letter if len(runs) > 1 else ""
         reports.append(Report(name, Path(run), evaluation, replicates))
+    if folds := folds_of([one.evaluation.predictor.config for one in reports]):
+        numbered = sorted(zip(folds.numbers, reports, strict=True), key=lambda pair: pair[0])
+        reports = [replace(one, name=f"fold {number}") for number, one in numbered]
+        unfinished = [line for one in reports for line in _unfinished(one)]
+        return fold_page(reports, folds, _about(reports), unfinished)
     return report_of(reports, images, iou)
 
 

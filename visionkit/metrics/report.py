@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from visionkit.errors import listed, plural, printable
@@ -62,11 +62,11 @@ def metric_lines(
     """
     families: dict[str, list[str]] = defaultdict(list)
     for name in metrics:
-        families[_family(name, metrics)].append(name)
+        families[family_of(name, metrics)].append(name)
     shown: list[str] = []
     remarks: dict[str, str] = {}  # behind the line of that name
     for name in metrics:
-        family = _family(name, metrics)
+        family = family_of(name, metrics)
         names = families[family]
         if not family or len(names) <= SHOWN:
             shown.append(name)
@@ -90,8 +90,9 @@ def metric_lines(
     return lines
 
 
-def _family(name: str, metrics: Mapping[str, float]) -> str:
-    """`objects/bbox/AP/` of `objects/bbox/AP/cat`; "" if the metric is not that of a class."""
+def family_of(name: str, metrics: Collection[str]) -> str:
+    """The common start of the names of a metric's classes: `objects/bbox/AP/` of
+    `objects/bbox/AP/cat`; "" if the metric is not that of a class."""
     parts = name.split("/")
     for i, part in enumerate(parts[:-1], start=1):
         prefix = "/".join(parts[:i])
