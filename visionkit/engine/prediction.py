@@ -428,6 +428,8 @@ def _records_of(
         record["score"] = float(scores[0])
         top = zip(labels[:TOP].tolist(), scores[:TOP].tolist(), strict=True)
         record["top"] = {classes.names[label]: score for label, score in top}
+        if "labels" in result:  # of a multi-label head
+            record["present"] = [classes.names[label] for label in as_numpy(result["labels"])]
     if "box" in kinds:
         record["bbox"] = _xywh(result["box"])
     if "semantic" in kinds:
