@@ -181,6 +181,9 @@ def test_arguments_of_the_dataset_are_kept(tmp_path: Path, divided: Path) -> Non
     assert {one["images"] for one in data_of(config, divided).values()} == {known}
     del config["data"]["val"]
     assert data_of(config, divided)["val"]["exif"] == "ignore"
+    config["data"]["holdout"] = 0.25
+    assert data_of(config, divided)["val"]["annotations"] == str(divided / "fold-3/val.json")
+    config["data"]["holdout"] = None
     yolo = {"type": "Yolo", "root": "somewhere", "classes": ["b", "a"]}
     config["data"] |= {"train": yolo, "val": {**yolo, "split": "val"}}
     found = data_of(config, divided)

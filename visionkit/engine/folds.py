@@ -103,6 +103,7 @@ def fold_config(config: Config, folds: Folds, number: int) -> Config:
             "give data.train.images=DIR, or repeat `visionkit data kfold` with --images DIR"
         )
     values = config.to_dict()
+    values["data"][name]["holdout"] = None  # the fold says what validates
     for split, spec in (("train", source.train), ("val", source.val or source.train)):
         file = str(folds.annotations(number, split))
         values["data"][name][split] = {
