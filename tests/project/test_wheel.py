@@ -98,9 +98,8 @@ def venv(folder, *options):
     return python, Path(run(python, "-c", code).strip())
 
 
-DATA = {"DIR": "shapes/images", "train.json": "shapes/annotations.json"}
-DATA |= {"val.json": "shapes/annotations.json", "images/": "shapes/images"}
-QUICK = {"train.epochs=40": "train.steps=1 data.workers=0", "320": "64"}
+DATA = {"DIR": "shapes", "images/": "shapes/images"}
+QUICK = {"train.epochs=40": "train.steps=1 data.workers=0 data.image_size=64"}
 
 
 def first_commands(images, size, settings):

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from visionkit.data.checks.findings import short
 from visionkit.data.files import diagnose
+from visionkit.data.formats import plain_yaml
 from visionkit.data.formats.csv_table import decoded
 from visionkit.data.map_files import UNLABELED
 from visionkit.errors import DataError, printable
@@ -194,8 +193,8 @@ def read_classes(file: str | Path) -> list[str] | Mapping[str, Value]:
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml", ".json"):
         try:
-            content = json.loads(text) if suffix == ".json" else yaml.load(text, _Loader)
-        except (ValueError, yaml.YAMLError, RecursionError) as error:
+            content = json.loads(text) if suffix == ".json" else plain_yaml.parse(text)
+        except (ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0] if str(error) else "too deep"
             raise DataError(f"{where} cannot be read [{printable(reason)}]") from None
         return _checked(_plain(content), where)
@@ -206,15 +205,6 @@ def read_classes(file: str | Path) -> list[str] | Mapping[str, Value]:
     if found:
         return _checked({m[1]: [int(m[i]) for i in (2, 3, 4)] for m in found}, where)
     return _checked(lines, where)
-
-
-class _Loader(yaml.BaseLoader):
-    """All values are texts: a class may be called `no`. Aliases, which could grow, are errors."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not supported")
-        return super().compose_node(parent, index)
 
 
 def _plain(content: Any) -> Any:

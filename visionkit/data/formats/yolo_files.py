@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from visionkit.data.checks.findings import short
 from visionkit.data.files import Links, unusable, visible_files
+from visionkit.data.formats import plain_yaml
 from visionkit.data.image_io import SUFFIXES
 from visionkit.errors import DataError, listed, plural, printable
 from visionkit.runs.files import open_regular
@@ -258,10 +257,9 @@ def read_text(path: Path) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file of one mapping; all scalars are strings, so that a class may be named `no`."""
     try:
-        content = yaml.load(read_text(path), yaml.BaseLoader)  # it makes no objects
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        text = " ".join(str(error).split()) or "nested too deeply"
-        raise DataError(f"{printable(path)} is not YAML: {printable(text)}") from None
+        content = plain_yaml.parse(read_text(path))
+    except ValueError as error:
+        raise DataError(f"{printable(path)} is not YAML: {printable(error)}") from None
     if not isinstance(content, dict):
         raise DataError(f"{printable(path)} is {short(content)}, not a mapping with 'names'")
     return content
