@@ -6,7 +6,9 @@ import math
 
 from support.small_runs import config
 from visionkit.cli.main import main
+from visionkit.config import load_config
 from visionkit.data.datasets.shapes import generate_shapes
+from visionkit.engine.progress import default_best
 from visionkit.engine.train import train
 
 
@@ -33,6 +35,7 @@ def test_a_run_from_a_csv_file(tmp_path):
     run = train(spec, {"output": str(tmp_path / "run")})
     assert {f"classification/AP/{name}" for name in names} < run.metrics.keys()
     assert 0 < run.metrics["classification/mAP"] <= 1
+    assert default_best(load_config(run.directory / "config.yaml")) == "classification/mAP"
     assert math.isfinite(run.metrics["classification/loss/total"])
     image, out = tmp_path / "val" / "images" / "000001.jpg", tmp_path / "out"
     arguments = [str(run.directory), str(image), "--out", str(out)]

@@ -127,6 +127,11 @@ def head_class(config: Config, head: str) -> Any:
     return resolve("heads", config.heads[head]["type"])
 
 
+def main_metric(config: Config, head: str) -> str:
+    """The metric of a head that selects the best checkpoint by default."""
+    return head_class(config, head).main_metric_of(config.heads[head])
+
+
 def check_class(section: str, name: str, cls: type) -> None:
     """Raise ConfigError unless a class has what every component of its section must have; list all
     that is missing."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from visionkit.config import Config, load_config
-from visionkit.config.components import arguments_of, head_class, resolve
+from visionkit.config.components import arguments_of, main_metric, resolve
 from visionkit.config.yaml import read as read_yaml
 from visionkit.data.datasets import Coco, ImageFolder, Shapes
 from visionkit.data.datasets.label_files import LabelFiles
@@ -254,7 +254,7 @@ def _is_ours(file: Path) -> bool:
 
 def _main_metrics(config: Config) -> list[str]:
     source = next(iter(config.data.values()))
-    return [f"{head}/{head_class(config, head).main_metric}" for head in source.feeds]
+    return [f"{head}/{main_metric(config, head)}" for head in source.feeds]
 
 
 def _write(result: TrainedFolds, folds: Folds) -> None:

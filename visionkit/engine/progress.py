@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from visionkit.config import Config
-from visionkit.config.components import head_class
+from visionkit.config.components import main_metric
 from visionkit.distributed import collectives
 from visionkit.engine.loggers import Loggers
 from visionkit.errors import ConfigError, unknown
@@ -85,7 +85,7 @@ def default_best(config: Config) -> str | None:
         return None
     name, spec = next(iter(validated.items()))
     prefix = f"{name}/" if len(validated) > 1 else ""
-    return f"{prefix}{spec.feeds[0]}/{head_class(config, spec.feeds[0]).main_metric}"
+    return f"{prefix}{spec.feeds[0]}/{main_metric(config, spec.feeds[0])}"
 
 
 class Progress:

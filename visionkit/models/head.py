@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,13 @@ class Head(nn.Module):
     single_object: ClassVar[bool] = False  # it wants images with a single object
     cell: int | None = None  # input pixels of the side of its smallest cell, if cells find objects
     draw_threshold: ClassVar[float] = 0.5  # score from which its objects are drawn by default
-    main_metric: ClassVar[str]  # the metric that selects the best checkpoint by default
+    main_metric: str  # of the class: the metric that selects the best checkpoint by default
     default_transforms: ClassVar[tuple[str, ...]] = ()  # types: the augmentation that suits it
+
+    @classmethod
+    def main_metric_of(cls, arguments: Mapping[str, Any]) -> str:
+        """The `main_metric` of a head with these arguments, by default that of all."""
+        return cls.main_metric
 
     def loss(self, features: Features, batch: Batch) -> dict[str, Loss]:
         """Loss terms by name: the same names for any batch, also without a labeled image."""

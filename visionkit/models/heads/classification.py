@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,7 @@ class Classification(Head):
         self.level = pick_level(levels, level, default=list(levels)[-1])
         self.stride = levels[self.level].stride
         self.multilabel = multilabel
+        self.main_metric = self.main_metric_of({"multilabel": multilabel})
         self.label_smoothing = label_smoothing
         self.threshold = threshold
         # Of each class, or of all, instead of `threshold`; never those of the evaluation.
@@ -66,6 +67,10 @@ class Classification(Head):
         self.linear = nn.Linear(levels[self.level].channels, len(self.classes))
         weights = weights_in_order(self.classes, class_weights or {})
         self.register_buffer("class_weights", torch.tensor(weights), persistent=False)
+
+    @classmethod
+    def main_metric_of(cls, arguments: Mapping[str, Any]) -> str:
+        return "mAP" if arguments.get("multilabel") else cls.main_metric
 
     def forward(self, features: Features, sizes: Tensor | None = None) -> dict[str, Tensor]:
         """`logits` (B, K) in float32."""
