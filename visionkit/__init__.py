@@ -28,17 +28,24 @@ if TYPE_CHECKING:  # for type checkers; at runtime `__getattr__` imports what is
     from visionkit.config.shipped import ShippedConfig, list_configs
     from visionkit.config.starter import init
     from visionkit.data.datasets.shapes import generate_shapes
+    from visionkit.data.formats.convert import convert
     from visionkit.data.sample import Sample
+    from visionkit.data.tools.merge import merge_data
+    from visionkit.data.tools.sample import sample_data
+    from visionkit.data.tools.split import kfold_data, split_data
+    from visionkit.data.tools.stats import data_stats
     from visionkit.engine.benchmark import benchmark
     from visionkit.engine.check import check
     from visionkit.engine.check_report import CheckReport
     from visionkit.engine.evaluate import evaluate
     from visionkit.engine.export.export import export
+    from visionkit.engine.folds import train_folds
     from visionkit.engine.predict import load, predict
     from visionkit.engine.prediction import PredictedObject, Prediction
     from visionkit.engine.reporting import report
     from visionkit.engine.results import predict_files
     from visionkit.engine.search import SearchResult, search, search_files
+    from visionkit.engine.show import show_data
     from visionkit.engine.torch_model import Predictor
     from visionkit.engine.train import TrainedRun, train
     from visionkit.metrics.coco.evaluator import CocoEvaluator, evaluate_files
@@ -63,6 +70,7 @@ _HOME = {
     **dict.fromkeys(("PredictedObject", "Prediction"), "engine.prediction"),
     **dict.fromkeys(("SearchResult", "search", "search_files"), "engine.search"),
     **dict.fromkeys(("TrainedRun", "train"), "engine.train"),
+    **dict.fromkeys(("kfold_data", "split_data"), "data.tools.split"),
     **dict.fromkeys(("CocoEvaluator", "evaluate_files"), "metrics.coco.evaluator"),
     **dict.fromkeys(("fetch_weights", "list_weights"), "models.published"),
     "CheckReport": "engine.check_report",
@@ -71,12 +79,18 @@ _HOME = {
     "Sample": "data.sample",
     "benchmark": "engine.benchmark",
     "check": "engine.check",
+    "convert": "data.formats.convert",
+    "data_stats": "data.tools.stats",
     "evaluate": "engine.evaluate",
     "export": "engine.export.export",
     "generate_shapes": "data.datasets.shapes",
     "init": "config.starter",
+    "merge_data": "data.tools.merge",
     "predict_files": "engine.results",
     "report": "engine.reporting",
+    "sample_data": "data.tools.sample",
+    "show_data": "engine.show",
+    "train_folds": "engine.folds",
 }
 __all__ = [
     "Backbone",
@@ -108,22 +122,30 @@ __all__ = [
     "VisionkitError",
     "benchmark",
     "check",
+    "convert",
+    "data_stats",
     "evaluate",
     "evaluate_files",
     "export",
     "fetch_weights",
     "generate_shapes",
     "init",
+    "kfold_data",
     "list_configs",
     "list_weights",
     "load",
     "load_config",
+    "merge_data",
     "predict",
     "predict_files",
     "report",
+    "sample_data",
     "search",
     "search_files",
+    "show_data",
+    "split_data",
     "train",
+    "train_folds",
 ]
 
 

@@ -15,7 +15,7 @@ from support.runs import cut_off
 from visionkit.cli import main
 from visionkit.config import load_config
 from visionkit.data.datasets.shapes import generate_shapes
-from visionkit.data.tools.split import kfold
+from visionkit.data.tools.split import kfold_data as kfold
 from visionkit.engine import folds
 from visionkit.engine.reporting import report
 from visionkit.engine.train import train

@@ -11,7 +11,8 @@ from PIL import Image
 import visionkit.engine.train as training
 from visionkit.config import load_config
 from visionkit.data.build import build_sources
-from visionkit.engine.show import first_batches, show
+from visionkit.engine.show import first_batches
+from visionkit.engine.show import show_data as show
 from visionkit.errors import ArgumentError, DataError
 from visionkit.types import IGNORE
 

@@ -44,11 +44,11 @@ def train(args: argparse.Namespace) -> None:
         options = {"overwrite": args.overwrite, "strict": args.strict}
         trained = folds.train_folds(config, args.folds, resume=resume, **options)
         if collectives.rank() == 0:
-            tell(trained.lines())
+            print_lines(trained.lines())
         return
     run = train.train(config, resume=resume, overwrite=args.overwrite, strict=args.strict)
     if collectives.rank() == 0:
-        tell([*metric_lines(run.metrics), f"run: {run.directory}"])
+        print_lines([*metric_lines(run.metrics), f"run: {run.directory}"])
 
 
 def _training_config(args: argparse.Namespace) -> tuple[Config, bool]:
@@ -160,7 +160,7 @@ def _show(metrics: dict[str, float], facts: dict[str, Any], as_json: bool) -> No
         print(*text_lines(head, parts), sep="\n")
 
 
-def tell(lines: list[str]) -> None:
+def print_lines(lines: list[str]) -> None:
     """Print what a command has done. If that fails, it is done all the same."""
     try:
         print(*map(printable, lines), sep="\n", flush=True)
@@ -188,7 +188,7 @@ def report(args: argparse.Namespace) -> None:
     )
     if args.json:
         write_text(Path(args.json), to_json(record) + "\n")
-    tell([*record["summary"], f"wrote {record['page']}"])
+    print_lines([*record["summary"], f"wrote {record['page']}"])
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
@@ -236,7 +236,7 @@ def export(args: argparse.Namespace) -> None:
             raise VisionkitError(
                 f"export: stopped by {stop.received}; nothing is written"
             ) from None
-    tell([to_json(record)] if args.json else export_text(record))
+    print_lines([to_json(record)] if args.json else export_text(record))
 
 
 def search(args: argparse.Namespace) -> int:
@@ -251,7 +251,9 @@ def search(args: argparse.Namespace) -> int:
 
 def _report(done: str, unreadable: int) -> int:
     """Returns the exit code: that of a DataError if images are missing."""
-    tell([f"{done}; {plural(unreadable, 'image')} could not be read" if unreadable else done])
+    print_lines(
+        [f"{done}; {plural(unreadable, 'image')} could not be read" if unreadable else done]
+    )
     return DataError.exit_code if unreadable else 0
 
 
@@ -298,7 +300,7 @@ def init(args: argparse.Namespace) -> None:
 
     path = init(args.name, args.file)
     word = printable(shlex.quote(str(path)))
-    tell(
+    print_lines(
         [
             f"wrote {path}; edit it, then:",
             f"  visionkit check {word}",

@@ -122,10 +122,10 @@ def _add_split(sub: argparse.ArgumentParser) -> None:
 
 
 def split(args: argparse.Namespace) -> None:
-    from visionkit.data.tools.split import split
+    from visionkit.data.tools.split import split_data
 
     options = {"by": args.by, "seed": args.seed, "images": args.images}
-    _tell(split(args.source, args.parts, args.out, **options).lines())
+    _tell(split_data(args.source, args.parts, args.out, **options).lines())
 
 
 def _add_kfold(sub: argparse.ArgumentParser) -> None:
@@ -135,10 +135,10 @@ def _add_kfold(sub: argparse.ArgumentParser) -> None:
 
 
 def kfold(args: argparse.Namespace) -> None:
-    from visionkit.data.tools.split import kfold
+    from visionkit.data.tools.split import kfold_data
 
     options = {"by": args.by, "seed": args.seed, "images": args.images}
-    _tell(kfold(args.source, args.k, args.out, **options).lines())
+    _tell(kfold_data(args.source, args.k, args.out, **options).lines())
 
 
 def _add_division(sub: argparse.ArgumentParser) -> None:
@@ -161,10 +161,10 @@ def _add_merge(sub: argparse.ArgumentParser) -> None:
 
 
 def merge(args: argparse.Namespace) -> None:
-    from visionkit.data.tools.merge import merge
+    from visionkit.data.tools.merge import merge_data
 
     options = {"rename": args.map, "labeled": args.labeled, "images": args.images}
-    _tell(merge(args.sources, args.out, **options).lines())
+    _tell(merge_data(args.sources, args.out, **options).lines())
 
 
 def _add_sample(sub: argparse.ArgumentParser) -> None:
@@ -177,9 +177,10 @@ def _add_sample(sub: argparse.ArgumentParser) -> None:
 
 
 def sample(args: argparse.Namespace) -> None:
-    from visionkit.data.tools.sample import sample
+    from visionkit.data.tools.sample import sample_data
 
-    _tell(sample(args.source, args.n, args.out, by=args.by, seed=args.seed).lines())
+    done = sample_data(args.source, args.n, args.out, by=args.by, seed=args.seed)
+    _tell(done.lines())
 
 
 def _add_show(sub: argparse.ArgumentParser) -> None:
@@ -197,9 +198,9 @@ def _add_show(sub: argparse.ArgumentParser) -> None:
 
 
 def show(args: argparse.Namespace) -> None:
-    from visionkit.engine.show import show
+    from visionkit.engine.show import show_data
 
-    sheet = show(
+    sheet = show_data(
         args.target,
         args.out,
         args.overrides,
@@ -247,9 +248,9 @@ def _write(path: Path | None, record: dict[str, Any]) -> None:
 
 
 def _tell(lines: list[str]) -> None:
-    from visionkit.cli.commands import tell
+    from visionkit.cli.commands import print_lines
 
-    tell(lines)
+    print_lines(lines)
 
 
 Run = Callable[[argparse.Namespace], int | None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,8 +146,9 @@ def _base(config: Config) -> Path:
 
 
 def train_folds(
-    config: Config,
+    config: Config | str | Path | Mapping[str, Any],
     folds: str | Path,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
     resume: bool = False,
     overwrite: bool = False,
@@ -155,6 +156,7 @@ def train_folds(
 ) -> TrainedFolds:
     """Train a config once for each fold, one after the other.
 
+    config, overrides: as for `train`.
     folds: the folder that `visionkit data kfold` wrote.
     resume: skip the folds that are finished, continue the one that was interrupted, train the
         others.
@@ -168,6 +170,8 @@ def train_folds(
     check_flags(resume=resume, overwrite=overwrite, strict=strict)
     if resume and overwrite:
         raise ArgumentError("resume continues the runs, overwrite replaces them: give only one")
+    if not isinstance(config, Config):
+        config = load_config(config, overrides)
     found = read_folds(folds)
     configs = [fold_config(config, found, number) for number in range(1, found.k + 1)]
     base = _base(config)

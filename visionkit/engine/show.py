@@ -58,7 +58,7 @@ class Group(NamedTuple):
     captions: list[str]
 
 
-def show(
+def show_data(
     target: str | Path,
     out: str | Path,
     overrides: Mapping[str, Any] | Sequence[str] = (),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from visionkit.data.datasets.coco import Coco
-from visionkit.data.tools.merge import merge
+from visionkit.data.tools.merge import merge_data as merge
 from visionkit.errors import ArgumentError, ConfigError, DataError
 
 

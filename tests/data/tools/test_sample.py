@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from visionkit.data.tools.sample import sample
+from visionkit.data.tools.sample import sample_data as sample
 from visionkit.errors import ArgumentError, ConfigError
 
 

@@ -14,7 +14,9 @@ from PIL import Image
 
 from visionkit.cli import main
 from visionkit.data.datasets import Coco
-from visionkit.data.tools.split import Divided, deviations, kfold, split
+from visionkit.data.tools.split import Divided, deviations
+from visionkit.data.tools.split import kfold_data as kfold
+from visionkit.data.tools.split import split_data as split
 from visionkit.errors import ArgumentError, ConfigError, DataError
 
 PARTS = {"train": 0.8, "val": 0.1, "test": 0.1}

@@ -87,7 +87,7 @@ IDS = ("id", "image_id", "category_id")
 Place = tuple[int, int]  # of an image: the number of its file, and its row there
 
 
-def merge(
+def merge_data(
     sources: Sequence[str | Path],
     out: str | Path,
     *,

@@ -36,7 +36,7 @@ class Sampled(NamedTuple):
         return [f"wrote {self.out}: {what}{folder}"]
 
 
-def sample(
+def sample_data(
     source: str | Path,
     n: int,
     out: str | Path | None = None,

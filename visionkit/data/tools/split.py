@@ -96,7 +96,7 @@ class Divided(NamedTuple):
         return [*lines, f"wrote {self.out}; train with:", f"  {self.command}"]
 
 
-def split(
+def split_data(
     source: str | Path,
     parts: Mapping[str, float],
     out: str | Path,
@@ -139,7 +139,7 @@ def split(
     return Divided(labeled, out, dict(parts), part, notes, command)
 
 
-def kfold(
+def kfold_data(
     source: str | Path,
     k: int,
     out: str | Path,

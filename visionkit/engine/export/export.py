@@ -64,7 +64,7 @@ class Options:
     precision: Precision
     check: int
     max_drop: float
-    names_data: bool = False  # whether overrides name the data: then generated images are no choice
+    names_data: bool = False  # overrides name the data, so generated images cannot replace them
 
 
 def export(
