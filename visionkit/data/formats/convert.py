@@ -67,7 +67,8 @@ class Converted(NamedTuple):
         lines += self.notes
         if not self.losses and not self.dropped:
             lines.append("nothing is lost")
-        known = f"; images are in {self.images_folder}" if self.images_folder else ""
+        is_file = self.to == "coco" and self.images_folder
+        known = f"; images are in {self.images_folder}" if is_file else ""
         return [*lines, f"wrote {self.out}{known}"]
 
 
