@@ -343,3 +343,12 @@ def test_names_are_escaped(tmp_path):
     root = exports.class_folders(tmp_path / "a")
     (root / "cat").rename(root / "c\nat")
     assert "\n" not in recognize(root).words
+
+
+@pytest.mark.parametrize("named", ["", "data.yaml"])
+def test_parts_with_the_same_images_are_one(tmp_path, named):
+    """YOLO needs a `val`, so data of one part name it twice."""
+    exports.yolo_pair(tmp_path / "images", 3)
+    exports.text(tmp_path / "data.yaml", "train: images\nval: images\nnames: [cat, dog]\n")
+    found = recognize(tmp_path / named)
+    assert [*found.parts] == ["train"] and "train and val" not in found.words

@@ -278,7 +278,7 @@ def _yolo(folder: Folder) -> Recognized | None:
     for file in [*files, *folder.ending(".yaml", ".yml")]:
         if content := _data_yaml(file):
             root = folder.path if file in files else file
-            specs = _yolo_specs(root, [p for p in ("train", "val", "test") if content.get(p)])
+            specs = _yolo_specs(root, _yaml_parts(content))
             missing = [p for p in specs if p != ALL and not _is_there(file, content, p)]
             specs = {part: spec for part, spec in specs.items() if part not in missing}
             count = plural(len(content["names"]), "class", "classes")
@@ -294,6 +294,14 @@ def _yolo(folder: Folder) -> Recognized | None:
     if folder.has_images and _has(folder, YOLO.format, ".txt"):
         return _made("yolo", "*.txt next to each image", _yolo_specs(folder.path, ()))
     return None
+
+
+def _yaml_parts(content: dict[str, Any]) -> list[str]:
+    """The parts of a data.yaml without those that are the same images again: YOLO needs `val`, so
+    data of one part name it twice."""
+    parts = [part for part in ("train", "val", "test") if content.get(part)]
+    values = [content[part] for part in parts]
+    return [part for i, part in enumerate(parts) if content[part] not in values[:i]]
 
 
 def _yolo_specs(root: Path, parts: Any) -> dict[str, dict[str, Any]]:
@@ -433,7 +441,7 @@ def _file(path: Path) -> Recognized:
         what = f"is a {kind.name} file of one image"
         raise DataError(f"{where} {what}: name the folder, {printable(path.parent)}")
     if path.suffix.lower() in (".yaml", ".yml") and (content := _data_yaml(path)):
-        parts = [part for part in ("train", "val", "test") if content.get(part)]
+        parts = _yaml_parts(content)
         count = plural(len(content["names"]), "class", "classes")
         return _made("yolo", f"{path.name} with {count}", _yolo_specs(path, parts))
     if kind is CSV:
