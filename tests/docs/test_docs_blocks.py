@@ -68,14 +68,23 @@ def folder_for(config, root):
 
 def test_the_list_of_commands_is_that_of_the_program():
     listed = [words for page, words in EVERY if page.name == "commands.md" and len(words) > 1]
-    parser, names = main._parser()
-    assert {*names} - {"val"} <= {words[1] for words in listed if words[0] == "visionkit"}
-    actions = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    listed = [words[1:] for words in listed if words[0] == "visionkit"]
+    every = kinds(main._parser()[0])
+    assert {*every} - {"val"} == {name for name, *_ in listed} & {*every}
+    for group in ("data", "weights"):
+        parsers = kinds(every[group])
+        assert {*parsers} == {words[1] for words in listed if words[0] == group}
+        every |= {f"{group} {kind}": parser for kind, parser in parsers.items()}
     for words in listed:
-        if words[0] == "visionkit" and words[1] in names and words[1] not in ("data", "weights"):
-            shown = actions.choices[words[1]].format_help()
-            options = re.findall(r"--[a-z-]+", " ".join(words[2:]))
-            assert all(option in shown for option in options), words
+        nested = words[0] in ("data", "weights")
+        shown = every.get(" ".join(words[: 1 + nested]))
+        options = re.findall(r"--[a-z-]+", " ".join(words))
+        assert shown is None or all(one in shown.format_help() for one in options), words
+
+
+def kinds(parser):
+    """The parsers below one, by their names."""
+    return next(a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction))
 
 
 def test_scripts_that_are_named_exist_and_have_these_options():
