@@ -135,6 +135,9 @@ def test_files_of_colors(tmp_path, name, text):
         ("a.json", "3", "expected names"),
         ("a.csv", "cat,1\ncat,2\n", "row 2 is 'cat,2'"),
         ("a.txt", "cat\ncat\n", "a class is there twice"),
+        ("a.txt", "cat: 1\ncat: 2\n", "the class 'cat' is there twice"),
+        ("a.txt", "cat: 1\ndog\n", "the line 'dog' has no number"),
+        ("a.txt", "cat: [1, 2]", "'cat' is [1, 2]: must be a number, or [r, g, b]"),
         ("a.txt", "", "expected names"),
     ],
 )
@@ -174,12 +177,36 @@ def test_all_that_is_wrong_is_listed(tmp_path):
 
 def test_maps_of_0_and_255_have_a_hint(tmp_path):
     plain(tmp_path, np.where(MAP == 0, 0, 255).astype(np.uint8))
-    with pytest.raises(DataError, match="`background: 0, object: 255`"):
+    with pytest.raises(DataError, match="`background: 0` and `object: 255`"):
         [*MasksReader(tmp_path).records()]
     found = objects(MasksReader(tmp_path, classes={"background": 0, "object": 255}))
     assert [name for name, *_ in found[0][1]] == ["object"]
     save(tmp_path / "labels" / "a.png", MAP > 0)  # of one bit
     assert objects(MasksReader(tmp_path, classes=["background", "object"])) == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["background: 0\nobject: 255\n", "background: 0, object: 255", "background:0\nobject:255"],
+)
+def test_maps_of_0_and_255_without_classes_have_the_lines_to_write(tmp_path, text):
+    plain(tmp_path, np.where(MAP == 0, 0, 255).astype(np.uint8))
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(DataError) as caught:
+        convert(tmp_path, tmp_path / "o.json")
+    file = tmp_path / "classes.txt"
+    lines = f"write two lines to {file}: `background: 0` and `object: 255`"
+    assert "0 and 255 alone" in str(caught.value) and lines in str(caught.value)
+    file.write_text(text)
+    pixels = [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert objects(MasksReader(tmp_path)) == [("a.jpg", [("object", pixels, 0)])]
+
+
+def test_other_maps_without_classes_have_the_general_hint(tmp_path):
+    plain(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(DataError, match="names in the order of the numbers"):
+        MasksReader(tmp_path)
 
 
 def test_other_folders_names_and_parts(tmp_path):

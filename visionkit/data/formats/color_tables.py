@@ -25,6 +25,7 @@ NAMES_FILES = (
     *("labelmap.txt", "class_dict.csv"),
 )
 _CVAT_LINE = re.compile(r"([^:#]+):(\d+),(\d+),(\d+):")  # of its labelmap.txt
+_ENTRY = re.compile(r"([^:,\[\]]+?)\s*:\s*(\d{1,9}|\[[\d,\s]+\])\s*(?:,\s*|$)")  # name: number
 
 # name: number and color. Those that no class of an object or region has are not labeled.
 CITYSCAPES: dict[str, tuple[int, tuple[int, int, int]]] = {
@@ -178,8 +179,8 @@ def read_classes(file: str | Path) -> list[str] | Mapping[str, Value]:
     `BUILT_IN`.
 
     YAML or JSON: a list of names, `{name: number}`, `{name: [r, g, b]}` or `{number: name}`, also
-    below `names`; CSV: `name,number` or `name,r,g,b`; text: a name in each line, or CVAT's
-    `labelmap.txt`. DataError for anything else.
+    below `names`; CSV: `name,number` or `name,r,g,b`; text: in each line a name, `name: number` or
+    `name: [r, g, b]`, or CVAT's `labelmap.txt`. DataError for anything else.
     """
     path = Path(file)
     if str(file) in BUILT_IN and not path.exists():
@@ -204,7 +205,24 @@ def read_classes(file: str | Path) -> list[str] | Mapping[str, Value]:
     found = [match for line in lines if (match := _CVAT_LINE.match(line))]
     if found:
         return _checked({m[1]: [int(m[i]) for i in (2, 3, 4)] for m in found}, where)
-    return _checked(lines, where)
+    return _checked(_of_entries(lines, where) or lines, where)
+
+
+def _of_entries(lines: list[str], where: str) -> dict[str, Value]:
+    """The values by name of lines `name: number` or `name: [r, g, b]`; {} if no line is one."""
+    others = [line for line in lines if _ENTRY.sub("", line)]
+    if len(others) == len(lines):
+        return {}
+    if others:
+        hint = "write `name: number` in each line, or names alone"
+        raise DataError(f"{where}: the line {short(others[0])} has no number: {hint}")
+    found: dict[str, Value] = {}
+    for name, value in (entry for line in lines for entry in _ENTRY.findall(line)):
+        if name in found:
+            raise DataError(f"{where}: the class {short(name)} is there twice")
+        numbers = [int(text) for text in re.findall(r"\d+", value)]
+        found[name] = numbers if value.startswith("[") else numbers[0]
+    return found
 
 
 def _plain(content: Any) -> Any:

@@ -29,6 +29,7 @@ from visionkit.data.formats.image_files import ImageFiles, part_of
 from visionkit.data.image_io import SUFFIXES, Refused, deep_values, open_image
 from visionkit.data.map_files import color_codes, map_pairs
 from visionkit.errors import DataError, listed, plural, printable
+from visionkit.types import IGNORE
 
 BACKGROUND = ("background", "_background_")  # classes that are not objects
 IMAGES = ("images", "imgs", "img", "JPEGImages", "image")
@@ -38,6 +39,7 @@ _CITYSCAPES = re.compile(
 )
 _KINDS = ("instanceIds", "labelIds", "labelTrainIds", "color")  # the best first
 THINGS = 24  # the first class of Cityscapes with instances
+LOOKED_AT = 100  # maps whose values suggest classes
 BORDERS = (255, 224 << 16 | 224 << 8 | 192)  # of the objects in VOC's maps
 
 
@@ -121,7 +123,7 @@ class MasksReader(Reader):
             yield {"id": image_id, "file_name": name, "height": height, "width": width}, own
         if not count and image_id and self._values <= {0, 255}:
             what = "the maps have the values 0 and 255 alone, and 255 is not labeled"
-            hint = "if it is a class, write a file of classes such as `background: 0, object: 255`"
+            hint = f"if it is a class, write {_two_lines(Path(self._root))}"
             self.problems.add("", what, hint, kind="class-map")
 
     @property
@@ -369,12 +371,38 @@ def _known_table(root: Path, maps: Path, first: str) -> ClassTable:
         return BUILT_IN["ade20k"]
     if maps.name in ("SegmentationClass", "SegmentationObject"):
         return BUILT_IN["voc"]
+    if count := _black_and_white(maps):
+        shown = "1 map has" if count == 1 else f"{count} maps have"
+        raise DataError(
+            f"maps {printable(maps)}: unknown classes: the first {shown} the values 0 and 255 "
+            f"alone: write {_two_lines(maps)} (`object` can have another name)"
+        )
     raise DataError(
         f"maps {printable(maps)}: unknown classes: write their names in the order of the "
         f"numbers to {printable(maps.parent / 'classes.txt')}, or name a file with --classes: "
         "`name: number` or `name: [r, g, b]` in each line of a .yaml; or one of "
         f"{', '.join(BUILT_IN)}"
     )
+
+
+def _two_lines(maps: Path) -> str:
+    """The classes of maps that have 0 and 255 alone, and their file."""
+    file = printable(maps.parent / "classes.txt")
+    return f"two lines to {file}: `background: 0` and `object: 255`"
+
+
+def _black_and_white(maps: Path) -> int:
+    """How many maps were looked at if all have the values 0 and 255 alone, else 0."""
+    names = sorted(name for _, name in visible_files(maps) if name.lower().endswith(SUFFIXES))
+    found: set[int] = set()
+    for name in names[:LOOKED_AT]:
+        try:
+            found.update(np.unique(read_values(maps / name, colored=False).numbers).tolist())
+        except ValueError:
+            return 0
+        if not found <= {0, IGNORE}:
+            return 0
+    return len(names[:LOOKED_AT]) if IGNORE in found else 0
 
 
 def _labels_pattern(images: Path, maps: Path, first: str) -> str:
