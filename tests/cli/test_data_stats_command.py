@@ -73,3 +73,24 @@ def test_what_cannot_be_read_ends_with_its_exit_code(file, tmp_path, capsys):
     (tmp_path / "bad.json").write_text('{"images": []}')
     assert main(["data", "stats", str(tmp_path / "bad.json")]) == 3
     assert "bad.json" in capsys.readouterr().err
+
+
+def test_the_yaml_file_of_a_yolo_dataset_is_data_and_no_config(tmp_path, capsys):
+    for part in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / folder / part).mkdir(parents=True)
+        Image.new("RGB", (80, 60)).save(tmp_path / "images" / part / "a.jpg")
+        (tmp_path / "labels" / part / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    file = tmp_path / "data.yaml"
+    file.write_text("path: .\ntrain: images/train\nval: images/val\nnames: {0: raccoon}\n")
+    assert main(["data", "stats", str(file), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)["data"]
+    assert [(name, one["images"]) for name, one in data.items()] == [
+        (f"{file} train", 1),
+        (f"{file} val", 1),
+    ]
+    assert main(["data", "show", str(file), "--out", str(tmp_path / "s.jpg")]) == 0
+    assert "1 image of" in capsys.readouterr().out
+    (tmp_path / "config.yaml").write_text("name: x\n0: 1\n")
+    assert main(["data", "stats", str(tmp_path / "config.yaml")]) == 2
+    assert "a key must be a string" in capsys.readouterr().err

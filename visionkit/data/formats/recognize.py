@@ -321,6 +321,11 @@ def _data_yaml(file: Path) -> dict[str, Any]:
     return content if is_data and {"train", "val", "nc", "path"} & content.keys() else {}
 
 
+def is_data_yaml(path: Path) -> bool:
+    """Whether it is the YAML file of a YOLO dataset, and not a config."""
+    return path.suffix.lower() in (".yaml", ".yml") and bool(_data_yaml(path))
+
+
 def _is_there(file: Path, content: Mapping[str, Any], part: str) -> bool:
     """Whether a part that a YAML file names is there; lists of paths are not checked."""
     if not isinstance(content[part], str):

@@ -17,6 +17,7 @@ from visionkit.data.build import open_sources
 from visionkit.data.checks.findings import merge_errors
 from visionkit.data.coco.annotations import Annotations
 from visionkit.data.contracts import original
+from visionkit.data.formats.recognize import is_data_yaml
 from visionkit.data.image_io import Exif
 from visionkit.data.loading.source import iter_splits, split_key
 from visionkit.data.resize import ImageSize
@@ -101,9 +102,10 @@ def data_stats(
 
 
 def is_config(target: str | Path) -> bool:
-    """Whether it is a YAML file, or the name of a shipped config and not a file or folder."""
+    """Whether it is a YAML file that is not a YOLO dataset's, or the name of a shipped config and
+    not a file or folder."""
     path = Path(target)
-    named = path.suffix in (".yaml", ".yml") and not path.is_dir()
+    named = path.suffix in (".yaml", ".yml") and not path.is_dir() and not is_data_yaml(path)
     return named or not path.exists()
 
 
