@@ -71,6 +71,32 @@ def test_bad_images_empty_folders_and_unknown_classes_are_listed(tmp_path):
         convert(tmp_path / "none", tmp_path / "x.json", format="folders")
 
 
+@pytest.mark.parametrize("to", ["labelme", "masks", "voc", "yolo"])
+def test_formats_without_classes_of_images_are_refused_if_there_are_no_objects(tmp_path, to):
+    for name in ("cat/a.jpg", "dog/b.jpg"):
+        image(tmp_path / "in" / name)
+    message = "2 images have classes, and there are no objects.*use --to coco or csv or cvat"
+    with pytest.raises(ConfigError, match=message):
+        convert(tmp_path / "in", tmp_path / "out", to=to)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert not convert(tmp_path / "in", tmp_path / "out", to="csv").losses
+
+
+def test_classes_of_images_next_to_objects_are_counted_as_lost(tmp_path):
+    image(tmp_path / "a.jpg")
+    data = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 3, "height": 2, "class_id": [0, 1]}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2]}],
+        "categories": [{"id": 1, "name": "x"}], "image_classes": ["wet", "dark"],
+    }  # fmt: skip
+    (tmp_path / "gt.json").write_text(json.dumps(data))
+    done = convert(tmp_path / "gt.json", tmp_path / "out", to="yolo")
+    assert {one["kind"]: one["count"] for one in done.losses} == {
+        "ids of images and objects: both are numbered again": 2,
+        "classes of images": 2,
+    }
+
+
 # --- Semantic maps that the records of images name -----------------------------------------------
 
 

@@ -176,3 +176,23 @@ def test_round_trip_of_real_data(real_data, tmp_path, annotations, images, objec
     lost = {loss["kind"]: loss["count"] for loss in done.losses}
     assert count == objects == done.objects
     assert moved == other_boxes == lost[yolo_writer.OTHER_BOX]
+
+
+@pytest.mark.parametrize("to", ["cvat", "csv", "labelme", "masks", "voc", "yolo"])
+def test_classes_without_names_have_their_numbers_in_each_format(tmp_path, to):
+    for i in range(2):
+        for folder in ("images", "labels"):
+            (tmp_path / "y" / folder).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 10)).save(tmp_path / "y" / "images" / f"{i}.png")
+        line = f"{i} .2 .2 .6 .2 .6 .6 .2 .6\n"
+        (tmp_path / "y" / "labels" / f"{i}.txt").write_text(line)
+    done = convert(tmp_path / "y", tmp_path / "out", to=to)
+    assert (done.objects, done.categories) == (2, 2)
+    source = tmp_path / "out" / "boxes.csv" if to == "csv" else tmp_path / "out"
+    images = tmp_path / "y" / "images"
+    convert(source, tmp_path / "back.json", format=to, images=images)
+    back = json.loads((tmp_path / "back.json").read_text())
+    assert [one["name"] for one in back["categories"]] == ["0", "1"]
+    assert [one["category_id"] for one in back["annotations"]] == [
+        one["id"] for one in back["categories"]
+    ]

@@ -8,10 +8,12 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from visionkit.data.checks.findings import Problems
+from visionkit.data.coco.image_classes import SHOWN_KEY
 from visionkit.data.coco.index import (
     FORMAT,
     SMALLEST,
@@ -26,10 +28,18 @@ from visionkit.data.formats.base import Parts, Reader, Record, WriteOptions, blo
 from visionkit.data.formats.detect import READERS, WRITERS, open_reader, recognize
 from visionkit.data.formats.image_files import inner_name
 from visionkit.data.loading import cache
-from visionkit.errors import ConfigError, DataError, package_version, plural, printable, unknown
+from visionkit.errors import (
+    ConfigError,
+    DataError,
+    package_version,
+    plural,
+    printable,
+    unknown,
+)
 from visionkit.runs.files import replacing, to_json
 
 AUTO = "auto"
+OF_IMAGES = ("coco", "csv", "cvat")  # the formats with classes of images
 FEW_FILES = 1000  # are read again at each start
 
 
@@ -99,7 +109,7 @@ def convert(
     found = recognize(source).format if format == AUTO else format
     options: dict[str, Any] = {"images": images, "classes": classes, "split": split}
     reader = open_reader(found, source, **options, skip_bad=skip_bad)
-    counted = _Counted(reader)
+    counted = _Counted(reader, to)
     if to == "coco":
         write_coco(counted, out)
     else:
@@ -137,18 +147,32 @@ def check_out(out: Path, source: Path) -> None:
 
 
 class _Counted(Reader):
-    """A reader that counts what is read through it."""
+    """A reader that counts what is read through it, for a writer of the format `to`. All but COCO's
+    need the categories from the first image on."""
 
-    def __init__(self, reader: Reader):
+    def __init__(self, reader: Reader, to: str):
         self.__dict__ = reader.__dict__  # the same lists, problems and losses
-        self._reader = reader
+        self._reader, self._to = reader, to
         self.name = reader.name  # type: ignore[misc]  # of this one
-        self.images_read = self.objects_read = 0
+        self.images_read = self.objects_read = self.images_with_class = 0
+
+    def records(self) -> Iterator[tuple[Record, list[Record]]]:
+        records = super().records()
+        if self._to != "coco":
+            first = next(records)
+            records = chain([first], records if self.categories else [*records])
+        yield from records
+        if self._to not in OF_IMAGES and self.images_with_class and not self.objects_read:
+            named = " or ".join(OF_IMAGES)
+            count = plural(self.images_with_class, "image has", "images have")
+            what = f"{count} classes, and there are no objects: --to {self._to} would lose them all"
+            raise ConfigError(f"{self.problems.source}: {what}; use --to {named}")
 
     def read(self) -> Iterator[tuple[Record, list[Record]]]:
         for image, own in self._reader.read():
             self.images_read += 1
             self.objects_read += len(own)
+            self.images_with_class += SHOWN_KEY in image
             yield image, own
 
     def files(self) -> list[Path]:

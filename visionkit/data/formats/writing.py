@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from visionkit.data.checks.findings import short
+from visionkit.data.coco.image_classes import SHOWN_KEY, UNKNOWN_KEY
 from visionkit.data.formats.base import Reader, Record
 from visionkit.data.formats.image_files import base_name, inner_name
 
 _IMAGE = {"id", "file_name", "height", "width"}
 _OBJECT = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation", "source"}
 _OBJECT.add("attributes")
+_OF_CLASSES = (SHOWN_KEY, UNKNOWN_KEY, "identity")
 IDS = "ids of images and objects: both are numbered again"
 OBJECT_IDS = "ids of objects, which are numbered again"
 ALL = "all"  # the part of images of which no part is known
@@ -103,9 +105,15 @@ class NewNames:
         `kept`."""
         known = _IMAGE if one is None else _OBJECT
         record = image if one is None else one
-        if more := sorted(map(str, record.keys() - known - set(kept))):
+        more = sorted(map(str, record.keys() - known - set(kept)))
+        place = str(image.get("file_name")) if one is None else self.place(image, one)
+        if one is None and SHOWN_KEY in more:
+            shown = image[SHOWN_KEY]
+            count = len(shown) if isinstance(shown, list) else 1
+            self.reader.losses.add("classes of images", place, count)
+            more = [key for key in more if key not in _OF_CLASSES]
+        if more:
             kind = f"{'image' if one is None else 'annotation'} records with other keys"
-            place = str(image.get("file_name")) if one is None else self.place(image, one)
             self.reader.losses.add(kind, f"{place}: {', '.join(more)}")
 
     def note_unused(self) -> None:

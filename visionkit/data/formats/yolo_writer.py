@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 from visionkit.data.coco.segmentations import mask_box
@@ -42,7 +41,7 @@ def write_yolo(reader: Reader, out: Path, options: WriteOptions) -> Losses:
         (folder / "labels").mkdir()
         copies = ImageCopies(options.images, folder / "images", reader.problems)
         numbers: dict[int, int] = {}
-        for image, own in _known(reader):
+        for image, own in reader.records():
             numbers = numbers or _class_numbers(reader)
             name, stem = names.image(image)
             if not name:  # a problem
@@ -63,13 +62,6 @@ def write_yolo(reader: Reader, out: Path, options: WriteOptions) -> Losses:
     if options.images is None:
         log.warning("the images are not at hand (--images DIR): put them into %s/images", out)
     return reader.losses
-
-
-def _known(reader: Reader) -> Iterator[tuple[Record, list[Record]]]:
-    """The records, once the categories are known."""
-    records = reader.records()
-    first = next(records)
-    return chain([first], records if reader.categories else list(records))
 
 
 def _lines(
