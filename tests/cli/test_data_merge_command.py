@@ -30,7 +30,8 @@ def test_merge_prints_what_it_has_done(files, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "changed: 1 image id, 1 object id, 1 category id that an earlier file has, too",
-        f"wrote {out}: 2 images, 2 objects of 2 classes; images are in {tmp_path}",
+        f"wrote {out}: 2 images, 2 objects of 2 classes; images are in {tmp_path}; train with:",
+        f"  visionkit train CONFIG data.train.images={tmp_path} data.train.annotations={out}",
     ]
     content = json.loads(out.read_text())
     assert [one["name"] for one in content["categories"]] == ["cat", "wolf"]
@@ -44,6 +45,9 @@ def test_what_is_wrong_has_its_exit_code(files, tmp_path, capsys):
     assert main(["data", "merge", *files, *out, "--map", str(tmp_path / "map.yaml")]) == 2
     assert "did you mean 'dog'" in capsys.readouterr().err
     (tmp_path / "bad.json").write_text("{}")
+    bad = [str(tmp_path / "bad.json"), "--map", str(tmp_path / "no.yaml")]
+    assert main(["data", "merge", *bad, *out]) == 2  # before the data are read
+    assert "no.yaml" in capsys.readouterr().err
     assert main(["data", "merge", str(tmp_path / "bad.json"), *out]) == 3
     assert "'images' is missing" in capsys.readouterr().err
     assert not (tmp_path / "c.json").exists()
@@ -52,7 +56,9 @@ def test_what_is_wrong_has_its_exit_code(files, tmp_path, capsys):
 def test_sample_names_its_file(files, tmp_path, capsys):
     assert main(["data", "sample", files[0], "--n", "1", "--by", "class"]) == 0
     out = tmp_path / "a-1.json"
-    assert f"wrote {out}: 1 of 1 image, 1 object" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"wrote {out}: 1 of 1 image, 1 object" in printed
+    assert f"train CONFIG data.train.images={tmp_path} data.train.annotations={out}" in printed
     assert out.is_file()
     assert main(["data", "sample", files[0], "--n", "5"]) == 2
     assert "has 1 image" in capsys.readouterr().err

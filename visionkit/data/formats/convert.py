@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -79,7 +80,19 @@ class Converted(NamedTuple):
             lines.append("nothing is lost")
         is_file = self.to == "coco" and self.images_folder
         known = f"; images are in {self.images_folder}" if is_file else ""
-        return [*lines, f"wrote {self.out}{known}"]
+        if is_file:
+            return [
+                *lines,
+                f"wrote {self.out}{known}; train with:",
+                f"  {train_command(self.images_folder, self.out)}",
+            ]
+        return [*lines, f"wrote {self.out}"]
+
+
+def train_command(images: str | Path, annotations: str | Path) -> str:
+    """The command that trains on a COCO file."""
+    words = [f"data.train.images={images}", f"data.train.annotations={annotations}"]
+    return shlex.join(["visionkit", "train", "CONFIG", *words])
 
 
 def convert(

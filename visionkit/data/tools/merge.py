@@ -17,7 +17,7 @@ from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.tables import UNMAPPED
 from visionkit.data.files import resolve
 from visionkit.data.formats.base import Reader, Record
-from visionkit.data.formats.convert import check_out, write_coco
+from visionkit.data.formats.convert import check_out, train_command, write_coco
 from visionkit.data.tools.merged_records import (
     Members,
     joined_image,
@@ -52,7 +52,9 @@ class Merge(NamedTuple):
         classes = plural(self.categories, "class", "classes")
         return [
             *lines,
-            f"wrote {self.out}: {what} of {classes}; images are in {self.images_folder}",
+            f"wrote {self.out}: {what} of {classes}; images are in {self.images_folder}; "
+            "train with:",
+            f"  {train_command(self.images_folder, self.out)}",
         ]
 
 
@@ -117,10 +119,13 @@ def merge_data(
             f"--images: got {plural(len(images), 'folder')} for {plural(len(sources), 'file')}; "
             "give one for all, or one for each in their order"
         )
+    where = "--map"
+    if isinstance(rename, (str, Path)):  # before any data, which may take long
+        where, rename = printable(rename), yaml.read(rename)[0]
     folders: list[str | Path | None] = [*images] or [None]
     folders *= len(sources) if len(folders) == 1 else 1
     inputs = [_open(source, folder) for source, folder in zip(sources, folders, strict=True)]
-    _rename(inputs, rename)
+    _rename(inputs, rename, where)
     merged = _Merged(inputs, out, labeled=labeled)
     write_coco(merged, out, merged.members)
     return Merge(
@@ -154,14 +159,10 @@ def _open(source: str | Path, given: str | Path | None) -> Input:
     return Input(str(source), reader, index, folder, names, classes, other_members(reader))
 
 
-def _rename(inputs: Sequence[Input], rename: str | Path | Mapping[str, Any] | None) -> None:
+def _rename(inputs: Sequence[Input], rename: Mapping[str, Any] | None, where: str) -> None:
     """Give classes their new names. ConfigError for unknown files and classes."""
     if rename is None:
         return
-    where = "--map"
-    if isinstance(rename, (str, Path)):
-        where = printable(rename)
-        rename = yaml.read(rename)[0]
     by_file = {key: value for key, value in rename.items() if isinstance(value, Mapping)}
     if by_file and len(by_file) < len(rename):
         raise ConfigError(f"{where}: give {{old: new}} or {{file: {{old: new}}}}, not both in one")

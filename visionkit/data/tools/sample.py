@@ -12,7 +12,7 @@ from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.image_classes import read_image_classes
 from visionkit.data.coco.index import CocoIndex
 from visionkit.data.formats.base import Reader, Record
-from visionkit.data.formats.convert import check_out, write_coco
+from visionkit.data.formats.convert import check_out, train_command, write_coco
 from visionkit.data.tools.merged_records import moved_map, other_members
 from visionkit.data.tools.opened import images_of, open_any
 from visionkit.errors import ArgumentError, DataError, plural, printable
@@ -33,7 +33,8 @@ class Sampled(NamedTuple):
         """What to print."""
         what = f"{self.images} of {plural(self.of, 'image')}, {plural(self.objects, 'object')}"
         folder = f"; images are in {self.images_folder}" if self.images_folder else ""
-        return [f"wrote {self.out}: {what}{folder}"]
+        command = train_command(self.images_folder or "DIR", self.out)
+        return [f"wrote {self.out}: {what}{folder}; train with:", f"  {command}"]
 
 
 def sample_data(
