@@ -1,6 +1,7 @@
 """Folders of classes, IDX files, and folders of unlabeled images."""
 
 import gzip
+import json
 import struct
 
 import numpy as np
@@ -9,7 +10,8 @@ from PIL import Image
 
 from visionkit.config import load_config
 from visionkit.config.components import build, components
-from visionkit.data.checks.summary import dataset_summary
+from visionkit.data.checks.summary import dataset_summary, summary_lines
+from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.folder import ImageFolder, Images
 from visionkit.data.datasets.idx import Idx
 from visionkit.data.files import is_visible
@@ -222,3 +224,17 @@ def test_images_for_a_folder_of_images_are_answered_with_root(task, tmp_path):
     config = load_config(task, [f"data.train.images={tmp_path}", "data.val=null"])
     with pytest.raises(DataError, match=r"is a folder; give a file, or a folder .* as `root` inst"):
         build("datasets", config.data["main"].train)
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_objects_are_counted_where_there_are_boxes(boxes, tmp_path):
+    """A file of image classes alone has none to count; one that could have some has zero."""
+    image = {"id": 1, "file_name": "a.png", "width": 8, "height": 8, "class_id": [0]}
+    content = {"images": [image], "annotations": [], "image_classes": ["cat"]}
+    content["categories"] = [{"id": 1, "name": "ox"}] * boxes
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    data = Coco(str(tmp_path), str(tmp_path / "a.json"))
+    summary = {"sources": {"main": {"train": dataset_summary(data)}}}
+    expected = "data.train: 1 image" + ", 0 objects" * boxes
+    assert summary_lines(summary) == [expected]

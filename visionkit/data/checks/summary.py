@@ -58,8 +58,9 @@ def data_summary(
 
 
 def dataset_summary(dataset: Any, found: Iterable[Finding] = ()) -> dict[str, Any]:
-    """How many images and objects are used; what was dropped, fixed, and kept although something
-    is wrong with it, by kind; a hash of the content; the class lists with the data's own ids."""
+    """How many images and objects (None without boxes) are used; what was dropped, fixed, and kept
+    although something is wrong with it, by kind; a hash of the content; the class lists with the
+    data's own ids."""
     if hasattr(dataset, "counts"):
         counts = dataset.counts()
     else:
@@ -67,7 +68,9 @@ def dataset_summary(dataset: Any, found: Iterable[Finding] = ()) -> dict[str, An
     more = count_findings(found)
     counts = {done: kinds | more[done] for done, kinds in counts.items()}
     objects: Any = getattr(dataset, "num_objects", None)
-    if unused := getattr(dataset, "num_unused", 0):
+    if "boxes" not in dataset.keys:
+        objects = None  # it has classes of whole images, or maps
+    elif unused := getattr(dataset, "num_unused", 0):
         objects -= unused
         counts["dropped"]["unlabeled-class"] = unused
     return {
