@@ -287,7 +287,7 @@ def test_boxes_are_the_same_after_a_round_trip(tmp_path):
     done = convert(tmp_path / "gt.json", tmp_path / "csv", to="csv")
     assert {one["kind"]: one["count"] for one in done.losses} == {
         "masks, of which the box is kept": 1,
-        "image records with other keys": 1,
+        "image records with other keys (license)": 1,
         "classes without objects": 1,
     }
     convert(tmp_path / "gt.json", tmp_path / "again", to="csv")

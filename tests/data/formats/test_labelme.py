@@ -217,7 +217,7 @@ def test_what_is_written(tmp_path):
     done = convert(tmp_path / "a.json", tmp_path / "out", to="labelme", images=tmp_path / "images")
     assert {loss["kind"]: loss["count"] for loss in done.losses} == {
         "ids of images and objects: both are numbered again": 5,
-        "annotation records with other keys": 1,
+        "annotation records with other keys (score)": 1,
         "crowd regions, which become shapes with a flag": 1,
     }
     files = [str(p.relative_to(tmp_path / "out")) for p in sorted((tmp_path / "out").rglob("*.*"))]

@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from visionkit.data.checks.findings import Problems
 from visionkit.data.files import Links
 from visionkit.data.image_io import Exif
-from visionkit.errors import ConfigError, DataError, plural, printable
+from visionkit.errors import ConfigError, DataError, listed, plural, printable
 
 Record: TypeAlias = dict[str, Any]
 Parts = Literal["bridge", "largest", "error"]
@@ -33,11 +33,13 @@ class Losses:
 
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[str]] = field(default_factory=dict)
+    keys: dict[str, set[str]] = field(default_factory=dict)
 
-    def add(self, kind: str, place: object, count: int = 1) -> None:
+    def add(self, kind: str, place: object, count: int = 1, keys: Iterable[str] = ()) -> None:
         """`kind` is a phrase that follows a count, such as "masks that become boxes"; `place` says
-        where, such as "images/3.jpg: annotation 17"."""
+        where, such as "images/3.jpg: annotation 17"; `keys` which members of records are lost."""
         self.counts[kind] += count
+        self.keys.setdefault(kind, set()).update(keys)
         places = self.places.setdefault(kind, [])
         if len(places) < FIRST:
             places.append(printable(place))
@@ -46,7 +48,10 @@ class Losses:
         """A line for each kind, and one for each of its first places."""
         lines = []
         for kind, count in self.counts.most_common():
-            lines += [f"lost: {count} {kind}", *(f"  {place}" for place in self.places[kind])]
+            lines += [
+                f"lost: {count} {self._named(kind)}",
+                *(f"  {place}" for place in self.places[kind]),
+            ]
             if count > FIRST:
                 lines.append(f"  ... and {count - len(self.places[kind])} more")
         return lines
@@ -54,9 +59,14 @@ class Losses:
     def record(self) -> list[Record]:
         """The same for a JSON report."""
         return [
-            {"kind": kind, "count": count, "first": self.places[kind]}
+            {"kind": self._named(kind), "count": count, "first": self.places[kind]}
             for kind, count in self.counts.most_common()
         ]
+
+    def _named(self, kind: str) -> str:
+        """The kind with the keys that are lost."""
+        keys = [printable(key) for key in sorted(self.keys[kind])]
+        return f"{kind} ({listed(keys)})" if keys else kind
 
 
 class Reader:

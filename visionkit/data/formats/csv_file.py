@@ -365,8 +365,8 @@ def write_csv(reader: Reader, out: Path, options: WriteOptions) -> Losses:
             corners = [round(value, DIGITS) for value in (x, y, x + w, y + h)]
             if one.get("segmentation"):
                 reader.losses.add("masks, of which the box is kept", place)
-            if names.attributes(image, one):
-                reader.losses.add("objects with attributes", place)
+            if found := names.attributes(image, one):
+                reader.losses.add("objects with attributes", place, keys=found)
             crowds |= bool(one.get("iscrowd"))
             boxes.append([name, *sides, label, *corners, one.get("iscrowd", 0), image_ids[-1]])
             boxes[-1].append(one.get("id"))

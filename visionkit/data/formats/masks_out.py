@@ -101,8 +101,8 @@ class _Maps:
             self.names.note_keys(self.image, (), one)
             if not self.names.category(self.image, one):
                 continue
-            if self.names.attributes(self.image, one):
-                self.reader.losses.add("objects with attributes", place)
+            if found := self.names.attributes(self.image, one):
+                self.reader.losses.add("objects with attributes", place, keys=found)
             if not one.get("segmentation"):
                 self.reader.losses.add("objects without a mask, whose box is not labeled", place)
                 self._ignore(one["bbox"])

@@ -114,7 +114,7 @@ class NewNames:
             more = [key for key in more if key not in _OF_CLASSES]
         if more:
             kind = f"{'image' if one is None else 'annotation'} records with other keys"
-            self.reader.losses.add(kind, f"{place}: {', '.join(more)}")
+            self.reader.losses.add(kind, f"{place}: {', '.join(more)}", keys=more)
 
     def note_unused(self) -> None:
         """Count classes without objects as lost."""

@@ -80,9 +80,10 @@ def _lines(
         if not names.category(image, one):
             continue
         names.note_keys(image, (), one)
-        for kind, key in ((CROWD, "iscrowd"), (ATTRIBUTES, "attributes")):
-            if one.get(key):
-                reader.losses.add(kind, place)
+        if one.get("iscrowd"):
+            reader.losses.add(CROWD, place)
+        if attributes := one.get("attributes"):
+            reader.losses.add(ATTRIBUTES, place, keys=map(str, attributes))
         polygon = parts_of(one, size, options.parts, reader, place)
         found.append((numbers[one["category_id"]], one, polygon, place))
     has_masks = any(polygon for _, _, polygon, _ in found)
