@@ -145,6 +145,12 @@ def test_runs_that_are_there(
     kfold(divided.parent / "shapes/annotations.json", 3, tmp_path / "others", seed=1)
     with pytest.raises(ConfigError, match="x-fold-2 was trained on other data"):
         folds.train_folds(config, tmp_path / "others", resume=True)
+    divided.rename(tmp_path / "before")  # divided again into the same folder
+    (tmp_path / "others").rename(divided)
+    with pytest.raises(ConfigError, match=r"x-fold-1 was trained on other data(.|\n)*--overwrite"):
+        folds.train_folds(config, divided, resume=True)
+    divided.rename(tmp_path / "others")
+    (tmp_path / "before").rename(divided)
     again = folds.train_folds(load_config(spec(output, lr=0.5)), divided, resume=True)
     assert "x-fold-1: was trained with other settings: train.lr" in caplog.text
     assert again.metrics == trained.metrics

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 from visionkit.config import Config, load_config
 from visionkit.config.components import arguments_of, main_metric, resolve
 from visionkit.config.yaml import read as read_yaml
+from visionkit.data.build import SPLITS, open_sources
+from visionkit.data.checks.summary import fingerprint
 from visionkit.data.datasets import Coco, ImageFolder, Shapes
 from visionkit.data.datasets.label_files import LabelFiles
+from visionkit.data.loading.source import iter_splits
 from visionkit.data.tools.split import FOLDS, VERSION
 from visionkit.distributed import collectives
 from visionkit.engine.state import flattened
@@ -230,8 +233,11 @@ def _states(configs: list[Config], file: Path, *, resume: bool, overwrite: bool)
             continue
         states.append("finished" if state == "finished" else "resumed")
         before, now = read_yaml(run / "config.yaml")[0], config.to_dict()
-        if _files_of(before) != _files_of(now):
-            problems.append(f"output: {run} was trained on other data than this fold")
+        if _files_of(before) != _files_of(now) or _labels_differ(run, config):
+            problems.append(
+                f"output: {run} was trained on other data than this fold has now; replace all "
+                "folds with --overwrite, or choose another output="
+            )
         old, new = flattened(before.get("train") or {}), flattened(now["train"])
         if other := [key for key, value in new.items() if old.get(key, value) != value]:
             keys = listed([f"train.{key}" for key in other], 5)
@@ -246,6 +252,18 @@ def _files_of(config: Mapping[str, Any]) -> set[Path]:
     sources = [source for source in config["data"].values() if isinstance(source, dict)]
     specs = [source.get(split) or {} for source in sources for split in ("train", "val")]
     return {Path(spec["annotations"]).resolve() for spec in specs if "annotations" in spec}
+
+
+def _labels_differ(run: Path, config: Config) -> bool:
+    """Whether the labels that a run used, by its data.json, are others than the config's."""
+    used = directory.read_data(run).get("sources", {})
+    sources, _ = open_sources(config, SPLITS)
+    return any(
+        fingerprint(dataset) != before
+        for source in sources
+        for split, dataset in iter_splits(source)
+        if (before := used.get(source.name, {}).get(split, {}).get("fingerprint"))
+    )
 
 
 def _is_ours(file: Path) -> bool:
