@@ -161,8 +161,9 @@ def test_all_that_is_wrong_is_listed(tmp_path):
     for name, values in {"c": MAP, "d": MAP + np.uint8(6), "f": MAP}.items():
         save(tmp_path / "labels" / f"{name}.png", values)
     save(tmp_path / "labels" / "e.png", np.zeros((2, 3, 3), np.uint8))
+    out = tmp_path.with_name(f"{tmp_path.name}.json")
     with pytest.raises(DataError) as caught:
-        convert(tmp_path, tmp_path / "o.json", format="masks")
+        convert(tmp_path, out, format="masks")
     text = str(caught.value)
     assert "5 problems" in text or "6 problems" in text
     assert "b.jpg: its map b.png is not in" in text
@@ -170,8 +171,8 @@ def test_all_that_is_wrong_is_listed(tmp_path):
     assert "labels/c.png: the size is 3x2, but the image 'c.jpg' has 3x3" in text
     assert "labels/d.png: has 6 pixels with values of no class: 5, 6, 7, 8" in text
     assert "labels/e.png: it has colors, but the classes have none" in text
-    assert not (tmp_path / "o.json").exists()
-    done = convert(tmp_path, tmp_path / "o.json", format="masks", skip_bad=True)
+    assert not out.exists()
+    done = convert(tmp_path, out, format="masks", skip_bad=True)
     assert (done.images, done.dropped) == (1, {"missing-file": 2, "class-map": 3})
 
 
@@ -193,7 +194,7 @@ def test_maps_of_0_and_255_without_classes_have_the_lines_to_write(tmp_path, tex
     plain(tmp_path, np.where(MAP == 0, 0, 255).astype(np.uint8))
     (tmp_path / "classes.txt").unlink()
     with pytest.raises(DataError) as caught:
-        convert(tmp_path, tmp_path / "o.json")
+        convert(tmp_path, tmp_path.with_name(f"{tmp_path.name}.json"))
     file = tmp_path / "classes.txt"
     lines = f"write two lines to {file}: `background: 0` and `object: 255`"
     assert "0 and 255 alone" in str(caught.value) and lines in str(caught.value)

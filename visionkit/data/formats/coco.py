@@ -13,14 +13,22 @@ from visionkit.data.formats.base import Reader, Record
 
 
 class CocoReader(Reader):
-    """The records of a COCO JSON file, unchanged."""
+    """The records of a COCO JSON file, unchanged. Faults are known before `read`, which raises them
+    unless `skip_bad` drops their objects."""
 
     name = "COCO"
 
     def __init__(self, source: str | Path, **options: Any):
         super().__init__(source, **options)
         self.index = open_index(source)
-        self.problems.findings += self.index.faults.findings + self.index.mask_faults.findings
+        faults = self.index.faults.findings + self.index.mask_faults.findings
+        self._dropped: set[int] = set()  # rows of objects
+        for fault in faults:
+            if self.skip_bad and fault.place is not None and fault.place.list == "annotations":
+                self._dropped.add(fault.place.index)
+                self.skipped[fault.kind] += 1
+            else:
+                self.problems.findings.append(fault)
         self.categories = self.index.categories
         self.lists = {key: self.index.names[key] for key in NAME_LISTS if self.index.names[key]}
 
@@ -28,11 +36,14 @@ class CocoReader(Reader):
         return [self.source]
 
     def read(self) -> Iterator[tuple[Record, list[Record]]]:
+        self.problems.raise_any()  # writers get sound records
         images, objects = self.index.images, self.index.objects
         rows = objects.rows_by_image()
         starts = np.searchsorted(objects.image[rows], np.arange(len(images.ids) + 1))
         for i in range(len(images.ids)):
             own = rows[starts[i] : starts[i + 1]].tolist()
+            own = [row for row in own if row not in self._dropped]
             yield images.record(i), [objects.record(row) for row in own]
         for row in rows[: starts[0]].tolist():  # of no image
-            self.losses.add("objects of unknown images", f"annotations[{row}]")
+            if row not in self._dropped:
+                self.losses.add("objects of unknown images", f"annotations[{row}]")

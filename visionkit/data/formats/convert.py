@@ -153,6 +153,10 @@ def check_out(out: Path, source: Path) -> None:
     """ConfigError unless `out` can be made: it must not exist, be the source, or lie in it."""
     if out.resolve() == source.resolve():
         raise ConfigError(f"{printable(out)} is the source; name another output")
+    if source.is_dir() and out.resolve().is_relative_to(source.resolve()):
+        raise ConfigError(
+            f"{printable(out)} lies in the source {printable(source)}; name an output outside of it"
+        )
     if out.exists() or out.is_symlink():
         raise ConfigError(f"{printable(out)} already exists; name a new one")
     if not out.absolute().parent.is_dir():
