@@ -39,7 +39,7 @@ _CITYSCAPES = re.compile(
 )
 _KINDS = ("instanceIds", "labelIds", "labelTrainIds", "color")  # the best first
 THINGS = 24  # the first class of Cityscapes with instances
-LOOKED_AT = 100  # maps whose values suggest classes
+READ_FIRST = 100  # maps whose values suggest classes
 BORDERS = (255, 224 << 16 | 224 << 8 | 192)  # of the objects in VOC's maps
 
 
@@ -392,17 +392,17 @@ def _two_lines(maps: Path) -> str:
 
 
 def _black_and_white(maps: Path) -> int:
-    """How many maps were looked at if all have the values 0 and 255 alone, else 0."""
+    """How many maps were read if all have the values 0 and 255 alone, else 0."""
     names = sorted(name for _, name in visible_files(maps) if name.lower().endswith(SUFFIXES))
     found: set[int] = set()
-    for name in names[:LOOKED_AT]:
+    for name in names[:READ_FIRST]:
         try:
             found.update(np.unique(read_values(maps / name, colored=False).numbers).tolist())
         except ValueError:
             return 0
         if not found <= {0, IGNORE}:
             return 0
-    return len(names[:LOOKED_AT]) if IGNORE in found else 0
+    return len(names[:READ_FIRST]) if IGNORE in found else 0
 
 
 def _labels_pattern(images: Path, maps: Path, first: str) -> str:
