@@ -406,7 +406,7 @@ def test_the_command(detector, tmp_path, capsys):
     image, out = str(tmp_path / "a.png"), str(tmp_path / "out")
     words = ["predict", str(detector), image, "--out", out]
     assert main([*words, "--threshold", "0.3", "--heads", "objects"]) == 0
-    assert "wrote predictions.json" in capsys.readouterr().out
+    assert f"wrote predictions.json and overlays to {out}: 1 image, " in capsys.readouterr().out
     assert main([*words, "data.image_size=96"]) == 0
     assert main([*words, "--heads", "none"]) == 2
     assert main([*words, "train.lr=1"]) == 2

@@ -14,6 +14,7 @@ from visionkit.engine.inputs import find_images
 from visionkit.engine.prediction import Prediction, to_records
 from visionkit.engine.results import (
     EMBEDDINGS,
+    Counts,
     EmbeddingWriter,
     _write_maps,
     predict_files,
@@ -152,6 +153,28 @@ def test_files_of_a_joint_model(prediction, tmp_path):
     rows = [record["row"] for record in records if record["head"] == "vector"]
     assert rows == [0, 1]
     predict_files(OfPrediction(prediction), [tmp_path / "in"], out)  # again, over its own results
+
+
+@pytest.mark.parametrize(
+    ("scores", "text"),
+    [
+        ([0.9, 0.6, 0.2], "2 images, 4 objects"),
+        ([0.04, 0.3], "2 images, 0 objects; the highest score is 0.3"),
+        ([], "2 images, 0 objects"),
+        (None, "2 images"),
+    ],
+)
+def test_what_was_found_is_counted(scores, text, tmp_path):
+    """Of two images with the same objects, those drawn from 0.5 on; without any, the best score."""
+    boxes = torch.tensor([[1.0, 2, 9, 8]]).repeat(len(scores or ()), 1)
+    found = {"boxes": boxes, "scores": torch.tensor(scores or [])}
+    found["labels"] = torch.zeros(len(boxes), dtype=torch.long)
+    heads = {"det": {"embedding": torch.ones(3)} if scores is None else found}
+    one = Prediction(heads, {"det": THINGS}, IMAGE)
+    counts = Counts()
+    for _ in range(2):
+        counts.add(one)
+    assert str(counts) == text
 
 
 class Interrupted(OfPrediction):

@@ -199,7 +199,7 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 def predict(args: argparse.Namespace) -> int:
     from visionkit.engine.predict import load
-    from visionkit.engine.results import predict_files
+    from visionkit.engine.results import write_predictions
 
     settings = [w for w in args.inputs if OVERRIDE.match(w) and not Path(w).exists()]
     inputs = [word for word in args.inputs if word not in settings]
@@ -211,10 +211,9 @@ def predict(args: argparse.Namespace) -> int:
         heads=args.heads,
         allow_plugins=args.allow_plugins,
     )
-    unreadable = predict_files(
-        predictor, inputs, args.out, threshold=args.threshold, batch_size=args.batch_size
-    )
-    return _report(f"wrote predictions.json and overlays to {args.out}", unreadable)
+    counts = write_predictions(predictor, inputs, args.out, args.threshold, args.batch_size)
+    done = f"wrote predictions.json and overlays to {args.out}: {counts}"
+    return _report(done, counts.unreadable)
 
 
 def export(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from visionkit.engine.inputs import find_images
 from visionkit.engine.predict import BATCH, Overrides, loaded, predict_each
 from visionkit.engine.prediction import Prediction, to_records
 from visionkit.engine.predictor import BasePredictor
-from visionkit.errors import ConfigError, DataError, check_counts
+from visionkit.errors import ConfigError, DataError, check_counts, plural
 from visionkit.runs.files import json_list, remove_strays, replacing, write_text
 from visionkit.types import as_numpy
 from visionkit.visualization.draw import color_of, save_image
@@ -25,6 +26,36 @@ from visionkit.visualization.draw import color_of, save_image
 log = logging.getLogger("visionkit")
 PREDICTIONS, EMBEDDINGS = "predictions.json", "embeddings.npz"
 UNFINISHED = ".{}.unfinished"  # a file in the folder of results that are not complete yet
+
+
+@dataclass
+class Counts:
+    """How much was predicted: `objects` are those drawn, None if no head finds objects; `highest`
+    is the highest score of an object, drawn or not, None without any."""
+
+    images: int = 0
+    unreadable: int = 0
+    objects: int | None = None
+    highest: float | None = None
+
+    def add(self, prediction: Prediction) -> None:
+        self.images += 1
+        shown = prediction.above().heads
+        for head, result in prediction.heads.items():
+            if "boxes" in result and "attributes" not in result:  # those describe others' boxes
+                self.objects = (self.objects or 0) + len(shown[head]["boxes"])
+                if len(result["scores"]):
+                    self.highest = max(self.highest or 0.0, float(result["scores"].max()))
+
+    def __str__(self) -> str:
+        """`60 images, 0 objects; the highest score is 0.04`."""
+        text = plural(self.images, "image")
+        if self.objects is None:
+            return text
+        text = f"{text}, {plural(self.objects, 'object')}"
+        if self.objects or self.highest is None:
+            return text
+        return f"{text}; the highest score is {self.highest:.2g}"
 
 
 def predict_files(
@@ -54,6 +85,18 @@ def predict_files(
     """
     check_counts(batch_size=batch_size)
     predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins)
+    return write_predictions(predictor, inputs, out, threshold, batch_size).unreadable
+
+
+def write_predictions(
+    predictor: BasePredictor,
+    inputs: str | Path | Sequence[str | Path],
+    out: str | Path,
+    threshold: float | str | None = None,
+    batch_size: int = BATCH,
+) -> Counts:
+    """As `predict_files`, of a loaded model; returns the counts."""
+    check_counts(batch_size=batch_size)
     _use_threshold(predictor, threshold)
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     out = Path(out)
@@ -67,7 +110,7 @@ def predict_files(
         save_image(image, overlays[file], quality=92)
         return prediction, _write_maps(prediction, overlays[file], out)
 
-    unreadable, embeddings = 0, EmbeddingWriter()
+    counts, embeddings = Counts(), EmbeddingWriter()
     with (
         results_folder(out, inputs, PREDICTIONS),
         json_list(out / PREDICTIONS) as add,
@@ -76,18 +119,19 @@ def predict_files(
         for image_id, (file, result) in enumerate(results, start=1):
             if isinstance(result, DataError):
                 log.error("skipped: %s", result)
-                unreadable += 1
+                counts.unreadable += 1
                 continue
             prediction, maps = result
+            counts.add(prediction)
             extra = maps | embeddings.add(files[file], prediction)
             names = {"file_name": files[file], "overlay": _below(out, overlays[file])}
             for record in to_records(prediction, image_id):
                 add({**names, **record, **extra.get(record["head"], {})})
     embeddings.save(out)
     predictor.write_latent_images(out)
-    if unreadable == len(files):
+    if counts.unreadable == len(files):
         raise DataError(f"predict: none of the {len(files)} images could be read")
-    return unreadable
+    return counts
 
 
 def _use_threshold(predictor: BasePredictor, threshold: float | str | None) -> None:
