@@ -251,6 +251,10 @@ def test_a_folder_that_exists_is_kept(tmp_path: Path) -> None:
 def test_too_few_images_for_folds(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 image in 1 group do not fill the parts fold-1"):
         kfold(written(tmp_path, coco(1)), 2, tmp_path / "out")
+    with pytest.raises(
+        DataError, match=r"fold-5 \(0.05\) and 15 more: fold-\d+(, fold-\d+){4} and "
+    ):
+        kfold(written(tmp_path, coco(10)), 20, tmp_path / "out")
     with pytest.raises(ArgumentError, match="got 1; expected an integer >= 2"):
         kfold(written(tmp_path, coco(1)), 1, tmp_path / "out")
 
@@ -281,6 +285,9 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         main.main(["data", "split", str(file), "--parts", "train=.5,val=.5", f"--out={out}"]) == 0
     )
     text = capsys.readouterr().out
+    twice = ["--parts", "a=0.9,b=0.2,b=0.1", f"--out={tmp_path / 'twice'}"]
+    assert main.main(["data", "split", str(file), *twice]) == 2
+    assert "b is there twice" in capsys.readouterr().err
     objects = len(coco()["annotations"])
     assert f"read 60 images, {objects} labels of 3 classes as COCO" in text
     table = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from visionkit.data.tools.stats import data_stats
-from visionkit.errors import ArgumentError, ConfigError, DataError
+from visionkit.errors import ArgumentError, DataError
 
 
 def noise(path, seed, size=(80, 60)):
@@ -338,7 +338,7 @@ def test_wrong_arguments(small, tmp_path):
         data_stats(tmp_path / "train.json", ["train.epochs=1"])
     with pytest.raises(ArgumentError, match="not a folder"):
         data_stats(tmp_path / "train.json", images=tmp_path / "no")
-    with pytest.raises(ConfigError, match=r"nothing\.json"):
+    with pytest.raises(DataError, match=r"nothing\.json does not exist"):
         data_stats(tmp_path / "nothing.json")
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(DataError, match="not an object"):

@@ -240,11 +240,11 @@ def divide(
     count = len(np.unique(groups))
     if not sizes.all():
         empty = [name for name, size in zip(shares, sizes, strict=True) if not size]
-        wanted = ", ".join(f"{name} ({share:.3g})" for name, share in shares.items())
+        wanted = listed([f"{name} ({share:.3g})" for name, share in shares.items()], 5)
         what = f"{plural(len(files), 'image')} in {plural(count, 'group')}"
         raise DataError(
             f"{labeled.reader.problems.source}: {what} do not fill the parts {wanted}: "
-            f"{listed(empty)} would be empty; use fewer parts, larger shares or smaller groups"
+            f"{listed(empty, 5)} would be empty; use fewer parts, larger shares or smaller groups"
         )
     largest, least = int(np.bincount(groups).max()), min(values) * len(files)
     if count < len(files) and largest > least:

@@ -102,11 +102,11 @@ def data_stats(
 
 
 def is_config(target: str | Path) -> bool:
-    """Whether it is a YAML file that is not a YOLO dataset's, or the name of a shipped config and
-    not a file or folder."""
+    """Whether it is a YAML file that is not a YOLO dataset's, or the name of a shipped config:
+    without a suffix, and not a file or folder."""
     path = Path(target)
     named = path.suffix in (".yaml", ".yml") and not path.is_dir() and not is_data_yaml(path)
-    return named or not path.exists()
+    return named or not (path.exists() or path.suffix)
 
 
 def _of_config(target: Any, overrides: Any, *, allow_plugins: bool) -> list[Part]:
