@@ -68,7 +68,7 @@ def dataset_summary(dataset: Any, found: Iterable[Finding] = ()) -> dict[str, An
     more = count_findings(found)
     counts = {done: kinds | more[done] for done, kinds in counts.items()}
     objects: Any = getattr(dataset, "num_objects", None)
-    if "boxes" not in dataset.keys:
+    if "boxes" not in getattr(dataset, "keys", ("boxes",)):
         objects = None  # it has classes of whole images, or maps
     elif unused := getattr(dataset, "num_unused", 0):
         objects -= unused
