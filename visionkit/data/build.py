@@ -21,6 +21,7 @@ from visionkit.data.contracts import (
     is_custom,
     original,
 )
+from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.part import held_out
 from visionkit.data.formats.recognize import looks_like
 from visionkit.data.loading.source import Source, TransformedDataset, iter_splits, split_key
@@ -250,7 +251,8 @@ def _check_keys(where: str, dataset: Dataset, feeds: list[str], config: Config) 
 
 def _multilabel_fault(dataset: Dataset, head: str, config: Config) -> str:
     """Why a head cannot use the classes of images, of which each has one or several; or ""."""
-    several = getattr(dataset, "multilabel", None)
+    own = original(dataset)  # a subclass of one of visionkit's may change what samples have
+    several = None if is_custom(own) and isinstance(own, Coco) else getattr(own, "multilabel", None)
     wanted = config.heads[head].get("multilabel")
     if several is None or bool(wanted) == several:
         return ""

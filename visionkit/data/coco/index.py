@@ -34,7 +34,6 @@ from visionkit.data.coco.tables import (
     nested,
 )
 from visionkit.data.formats.kinds import other_file, other_format
-from visionkit.data.formats.recognize import looks_like
 from visionkit.data.loading import cache
 from visionkit.errors import DataError
 
@@ -188,8 +187,11 @@ def read_index(path: Path, chunk: int = CHUNK) -> CocoIndex:
     Raises DataError if it is not a COCO file; all other faults are in the index.
     """
     source = f"annotation file {path}"
-    if path.is_dir() and (hint := looks_like(path, "")):
-        raise DataError(f"{source} is a folder: {hint}")
+    if path.is_dir():
+        from visionkit.data.formats.recognize import looks_like  # imports Pillow
+
+        if hint := looks_like(path, ""):
+            raise DataError(f"{source} is a folder: {hint}")
     if hint := other_file(path):
         raise DataError(f"{source} {hint}")
     faults = Problems(source, path)
