@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from visionkit.data.checks.findings import Problems
 from visionkit.data.files import Links
 from visionkit.data.image_io import Exif
-from visionkit.errors import ConfigError, DataError, listed, plural, printable
+from visionkit.errors import ConfigError, DataError, listed, printable
 
 Record: TypeAlias = dict[str, Any]
 Parts = Literal["bridge", "largest", "error"]
@@ -45,16 +45,8 @@ class Losses:
             places.append(printable(place))
 
     def lines(self) -> list[str]:
-        """A line for each kind, and one for each of its first places."""
-        lines = []
-        for kind, count in self.counts.most_common():
-            lines += [
-                f"lost: {count} {self._named(kind)}",
-                *(f"  {place}" for place in self.places[kind]),
-            ]
-            if count > FIRST:
-                lines.append(f"  ... and {count - len(self.places[kind])} more")
-        return lines
+        """What to print."""
+        return loss_lines(self.record())
 
     def record(self) -> list[Record]:
         """The same for a JSON report."""
@@ -67,6 +59,16 @@ class Losses:
         """The kind with the keys that are lost."""
         keys = [printable(key) for key in sorted(self.keys[kind])]
         return f"{kind} ({listed(keys)})" if keys else kind
+
+
+def loss_lines(losses: Sequence[Record]) -> list[str]:
+    """A line for each kind of the records of `Losses`, and one for each of its first places."""
+    lines = []
+    for loss in losses:
+        more = ["  ..."] if loss["count"] > len(loss["first"]) else []
+        places = [f"  {place}" for place in loss["first"]]
+        lines += [f"lost: {loss['count']} {loss['kind']}", *places, *more]
+    return lines
 
 
 class Reader:
@@ -139,14 +141,9 @@ class Reader:
         if not count:
             raise DataError(f"{self.problems.source}: no images")
 
-    def skipped_lines(self) -> list[str]:
-        return [
-            f"dropped: {plural(count, 'bad record')} ({kind})"
-            for kind, count in self.skipped.items()
-        ]
 
-
-Writer: TypeAlias = Callable[["Reader", Path, "WriteOptions"], Losses]
+# It adds what the format has no place for to the losses of the reader.
+Writer: TypeAlias = Callable[["Reader", Path, "WriteOptions"], None]
 
 
 @dataclass(frozen=True)

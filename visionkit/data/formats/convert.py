@@ -25,7 +25,7 @@ from visionkit.data.coco.index import (
 )
 from visionkit.data.coco.records import AnnotationReader, ImageReader
 from visionkit.data.files import diagnose
-from visionkit.data.formats.base import Parts, Reader, Record, WriteOptions, blocks
+from visionkit.data.formats.base import Parts, Reader, Record, WriteOptions, blocks, loss_lines
 from visionkit.data.formats.detect import READERS, WRITERS, open_reader, recognize
 from visionkit.data.formats.image_files import inner_name
 from visionkit.data.loading import cache
@@ -69,24 +69,19 @@ class Converted(NamedTuple):
             classes = plural(self.categories, "class", "classes")
             found.append(f"{plural(self.objects, 'object')} of {classes}")
         lines = [f"read {', '.join(found)} as {self.format}"]
-        for loss in self.losses:
-            lines += [f"lost: {loss['count']} {loss['kind']}"]
-            lines += [f"  {place}" for place in loss["first"]]
-            if loss["count"] > len(loss["first"]):
-                lines.append("  ...")
+        lines += loss_lines(self.losses)
         lines += [f"dropped: {count} bad ({kind})" for kind, count in self.dropped.items()]
         lines += self.notes
         if not self.losses and not self.dropped:
             lines.append("nothing is lost")
         is_file = self.to == "coco" and self.images_folder
-        known = f"; images are in {self.images_folder}" if is_file else ""
-        if is_file:
-            return [
-                *lines,
-                f"wrote {self.out}{known}; train with:",
-                f"  {train_command(self.images_folder, self.out)}",
-            ]
-        return [*lines, f"wrote {self.out}"]
+        if not is_file:
+            return [*lines, f"wrote {self.out}"]
+        return [
+            *lines,
+            f"wrote {self.out}; images are in {self.images_folder}; train with:",
+            f"  {train_command(self.images_folder, self.out)}",
+        ]
 
 
 def train_command(images: str | Path, annotations: str | Path) -> str:
@@ -127,7 +122,7 @@ def convert(
         write_coco(counted, out)
     else:
         folder = _images_of(reader)
-        reader.losses = WRITERS[to](counted, out, WriteOptions(images=folder, parts=parts))
+        WRITERS[to](counted, out, WriteOptions(images=folder, parts=parts))
     return Converted(
         str(source),
         reader.name,

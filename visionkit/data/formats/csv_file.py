@@ -13,7 +13,7 @@ from visionkit.data.checks.findings import short
 from visionkit.data.coco.image_classes import SHOWN_KEY, UNKNOWN_KEY, class_id_record
 from visionkit.data.coco.index import RELATIVE
 from visionkit.data.files import resolve
-from visionkit.data.formats.base import Losses, Reader, Record, WriteOptions, new_folder
+from visionkit.data.formats.base import Reader, Record, WriteOptions, new_folder
 from visionkit.data.formats.csv_table import CLASSES_HINT, Row, Table, columns_of
 from visionkit.data.formats.image_files import ImageFiles, base_name, inner_name
 from visionkit.data.formats.writing import NewNames
@@ -337,7 +337,7 @@ def _whole(text: str) -> int:
 # --- Writing -------------------------------------------------------------------------------------
 
 
-def write_csv(reader: Reader, out: Path, options: WriteOptions) -> Losses:
+def write_csv(reader: Reader, out: Path, options: WriteOptions) -> None:
     """Write `boxes.csv`, a row for each object, and where images have classes `labels.csv`. Images
     are not copied. Ids have columns if they do not count from 1."""
     if out.suffix.lower() == ".csv":
@@ -382,7 +382,6 @@ def write_csv(reader: Reader, out: Path, options: WriteOptions) -> Losses:
             _write_table(folder / "boxes.csv", [_BOX_HEADER, *boxes], kept)
         if labels:
             _write_labels(folder / "labels.csv", labels, reader)
-    return reader.losses
 
 
 _BOX_HEADER = ["file", "image_width", "image_height", "label", "xmin", "ymin", "xmax", "ymax"]

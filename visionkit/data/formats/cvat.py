@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from visionkit.data.checks.findings import short
-from visionkit.data.formats.base import Losses, Reader, Record, WriteOptions, new_folder
+from visionkit.data.formats.base import Reader, Record, WriteOptions, new_folder
 from visionkit.data.formats.image_files import (
     ImageCopies,
     ImageFiles,
@@ -310,7 +310,7 @@ def _rle(given: dict[str, str], size: Size) -> Record:
     return window_rle(bitmap.reshape(height, width), left, top, size)
 
 
-def write_cvat(reader: Reader, out: Path, options: WriteOptions) -> Losses:
+def write_cvat(reader: Reader, out: Path, options: WriteOptions) -> None:
     """Write `annotations.xml`, and copies of the images in `images`.
 
     Shapes of one object have one `group_id`; RLEs become masks. The attribute `occluded` is that of
@@ -354,7 +354,6 @@ def write_cvat(reader: Reader, out: Path, options: WriteOptions) -> Losses:
             file.write("</annotations>\n")
         body.unlink()
     warn_without(options.images, f"into {out}/images")
-    return reader.losses
 
 
 def _given(values: dict[str, Any]) -> str:

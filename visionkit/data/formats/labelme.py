@@ -18,7 +18,7 @@ from PIL import Image
 from visionkit.data.checks.findings import short
 from visionkit.data.coco.tables import FARTHEST
 from visionkit.data.files import find_fault, visible_files
-from visionkit.data.formats.base import Losses, Reader, Record, WriteOptions, new_folder
+from visionkit.data.formats.base import Reader, Record, WriteOptions, new_folder
 from visionkit.data.formats.image_files import (
     ImageCopies,
     ImageFiles,
@@ -291,7 +291,7 @@ def _attributes(shape: Record) -> Record:
     return (shape.get("attributes") or {}) | (shape.get("flags") or {}) | more
 
 
-def write_labelme(reader: Reader, out: Path, options: WriteOptions) -> Losses:
+def write_labelme(reader: Reader, out: Path, options: WriteOptions) -> None:
     """Write a JSON file for each image, copies of the images next to them, and the classes in
     `labels.txt`.
 
@@ -330,7 +330,6 @@ def write_labelme(reader: Reader, out: Path, options: WriteOptions) -> Losses:
         classes = [str(each["name"]) for each in reader.categories]
         (folder / LABELS).write_text("".join(f"{c}\n" for c in classes), encoding="utf-8")
     warn_without(options.images, f"next to the JSON files in {out}")
-    return reader.losses
 
 
 def _shapes(names: NewNames, image: Record, one: Record) -> list[Record]:

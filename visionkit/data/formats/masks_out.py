@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from visionkit.data.coco.segmentations import to_rle
-from visionkit.data.formats.base import Losses, Reader, Record, WriteOptions, new_folder
+from visionkit.data.formats.base import Reader, Record, WriteOptions, new_folder
 from visionkit.data.formats.image_files import ImageCopies
 from visionkit.data.formats.masks import BACKGROUND
 from visionkit.data.formats.writing import NewNames
@@ -22,7 +22,7 @@ HIDDEN = "objects without a visible pixel: smaller ones cover them, or their mas
 COVERED = "objects of which smaller ones cover pixels"
 
 
-def write_masks(reader: Reader, out: Path, options: WriteOptions) -> Losses:
+def write_masks(reader: Reader, out: Path, options: WriteOptions) -> None:
     """Write `labels`, 8-bit maps of classes with `classes.txt`, as `LabelMaps` reads them, and
     `instances`, 16-bit maps of objects with `instances.json`, a panoptic COCO file that keeps
     classes, ids and crowds; with `images` if they are at hand. Smaller objects lie on top."""
@@ -57,7 +57,6 @@ def write_masks(reader: Reader, out: Path, options: WriteOptions) -> Losses:
         content = {"images": records, "annotations": annotations, "categories": reader.categories}
         text = to_json({**reader.lists, **content})
         (folder / "instances.json").write_text(text + "\n", encoding="utf-8")
-    return reader.losses
 
 
 def _labels(reader: Reader) -> dict[Any, int]:

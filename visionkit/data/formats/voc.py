@@ -338,7 +338,7 @@ def _indices(image: Image.Image) -> np.ndarray:
     return np.array(image)
 
 
-def write_voc(reader: Reader, out: Path, options: WriteOptions) -> Losses:
+def write_voc(reader: Reader, out: Path, options: WriteOptions) -> None:
     """Write `Annotations`, lists in `ImageSets/Main`, and copies of the images in `JPEGImages`.
 
     Corners become whole pixels, crowd regions difficult objects, and masks are lost. Attributes
@@ -373,7 +373,6 @@ def write_voc(reader: Reader, out: Path, options: WriteOptions) -> Losses:
         for part, stems in lists.items():
             (main / f"{part}.txt").write_text("".join(f"{s}\n" for s in stems), encoding="utf-8")
     warn_without(options.images, f"into {out}/JPEGImages")
-    return reader.losses
 
 
 _XML = """<annotation>

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from visionkit.data.coco.segmentations import mask_box
-from visionkit.data.formats.base import Losses, Reader, Record, WriteOptions, new_folder
+from visionkit.data.formats.base import Reader, Record, WriteOptions, new_folder
 from visionkit.data.formats.image_files import ImageCopies
 from visionkit.data.formats.polygons import clipped, parts_of
 from visionkit.data.formats.writing import IDS, NewNames
@@ -30,7 +30,7 @@ val: images
 """
 
 
-def write_yolo(reader: Reader, out: Path, options: WriteOptions) -> Losses:
+def write_yolo(reader: Reader, out: Path, options: WriteOptions) -> None:
     """Write `labels/`, a text file for each image, `data.yaml` and, if the images are at hand,
     copies of them in `images/`. Objects with a mask become polygons, others boxes.
 
@@ -61,7 +61,6 @@ def write_yolo(reader: Reader, out: Path, options: WriteOptions) -> Losses:
         (folder / "data.yaml").write_text(_data_yaml(reader), encoding="utf-8")
     if options.images is None:
         log.warning("the images are not at hand (--images DIR): put them into %s/images", out)
-    return reader.losses
 
 
 def _lines(

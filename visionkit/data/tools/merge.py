@@ -16,7 +16,7 @@ from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.index import CocoIndex
 from visionkit.data.coco.tables import UNMAPPED
 from visionkit.data.files import resolve
-from visionkit.data.formats.base import Reader, Record
+from visionkit.data.formats.base import Reader, Record, loss_lines
 from visionkit.data.formats.convert import check_out, train_command, write_coco
 from visionkit.data.tools.merged_records import (
     Members,
@@ -44,10 +44,7 @@ class Merge(NamedTuple):
 
     def lines(self) -> list[str]:
         """What to print."""
-        lines = [*self.notes]
-        for loss in self.losses:
-            lines += [f"lost: {loss['count']} {loss['kind']}"]
-            lines += [f"  {place}" for place in loss["first"]]
+        lines = [*self.notes, *loss_lines(self.losses)]
         what = f"{plural(self.images, 'image')}, {plural(self.objects, 'object')}"
         classes = plural(self.categories, "class", "classes")
         return [
