@@ -17,17 +17,17 @@ onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper, shape_inference  # noqa: E402  # after the skip
 
-RNG = np.random.default_rng(0)
 BOTH = {"int8": lambda path, out: quantize_int8(path, out, feeds()), "fp16": to_fp16}
 
 
-def weight(name, *shape, scale=0.2):
-    return numpy_helper.from_array((RNG.normal(size=shape) * scale).astype(np.float32), name)
+def weight(rng, name, *shape, scale=0.2):
+    return numpy_helper.from_array((rng.normal(size=shape) * scale).astype(np.float32), name)
 
 
 def detector(path):
     """A file in the manner of an exported detector: images to two maps of scores, which are joined,
     and to coordinates that half precision could not hold; with an input that may be left out."""
+    rng = np.random.default_rng(2)
     graph = helper.make_graph(
         [
             helper.make_node("Cast", ["images"], ["pixels"], name="cast", to=TensorProto.FLOAT),
@@ -60,9 +60,13 @@ def detector(path):
             numpy_helper.from_array(np.array(255, np.float32), "scale"),
             numpy_helper.from_array(np.array(0.3333, np.float32), "far"),
             numpy_helper.from_array(np.array([[9000, 9000]]), "sizes"),
-            *(weight("w0", 16, 3, 3, 3), weight("b0", 16), weight("w1", 16, 16, 3, 3)),
-            weight("w2", 4, 16, 1, 1),
-            *(weight("g", 16), weight("b", 16), weight("m", 16)),
+            *(
+                weight(rng, "w0", 16, 3, 3, 3),
+                weight(rng, "b0", 16),
+                weight(rng, "w1", 16, 16, 3, 3),
+            ),
+            weight(rng, "w2", 4, 16, 1, 1),
+            *(weight(rng, "g", 16), weight(rng, "b", 16), weight(rng, "m", 16)),
             numpy_helper.from_array(np.ones(16, np.float32), "v"),
         ],
     )
