@@ -11,7 +11,9 @@ from torchvision.transforms.v2 import functional as F
 
 from visionkit.data import transforms as T
 from visionkit.data.masks import Bitmap, Polygons, paint
+from visionkit.data.resize import fit
 from visionkit.data.sample import Sample
+from visionkit.data.transforms.color import color_map
 
 COLORS = torch.tensor([[60, 200, 90], [230, 80, 40], [30, 90, 220]], dtype=torch.uint8)
 GEOMETRIC = [
@@ -230,12 +232,12 @@ def test_images_without_labels_and_without_objects():
 
 
 def test_fit_makes_the_longest_side_the_size():
-    assert T.fit((480, 640), 320) == (240, 320)
-    assert T.fit((640, 480), 320) == (320, 240)
-    assert T.fit((1, 1000), 100) == (1, 100)
+    assert fit((480, 640), 320) == (240, 320)
+    assert fit((640, 480), 320) == (320, 240)
+    assert fit((1, 1000), 100) == (1, 100)
     for side in range(1, 300):
-        assert max(T.fit((side, 97), 224)) == 224
-        assert T.fit((side, 300), 300) == (side, 300)
+        assert max(fit((side, 97), 224)) == 224
+        assert fit((side, 300), 300) == (side, 300)
 
 
 @settings(max_examples=80, deadline=None)
@@ -245,14 +247,14 @@ def test_fit_makes_the_longest_side_the_size():
 def test_fit_rounds_as_torchvision_does(height, width, image_size):
     transform = GeneralizedRCNNTransform(*image_size, [0.0] * 3, [1.0] * 3, size_divisible=1)
     (expected,) = transform([torch.zeros(3, height, width)])[0].image_sizes
-    assert T.fit((height, width), image_size) == tuple(expected)
+    assert fit((height, width), image_size) == tuple(expected)
 
 
 def test_a_fixed_size_is_that_of_every_image():
     for size in ((480, 640), (640, 480), (1, 1000), (300, 200)):
-        assert T.fit(size, "300x200") == (200, 300)  # width first
+        assert fit(size, "300x200") == (200, 300)  # width first
     sample, rng = scene(0), np.random.default_rng(0)
-    moved = sample.resize(T.fit(sample.size, "96x30"))  # from 160x120
+    moved = sample.resize(fit(sample.size, "96x30"))  # from 160x120
     np.testing.assert_allclose(moved.boxes, sample.boxes * ([96 / 160, 30 / 120] * 2), rtol=1e-6)
     assert T.RandomResizedCrop()(sample, rng, "50x70").size == (70, 50)
     assert T.ScaleJitter(low=0.5, high=0.5)(sample, rng, "50x70").size == (35, 25)
@@ -325,13 +327,13 @@ def test_hue_turns_red_to_green_and_keeps_gray_and_luma():
     red, gray = np.array([200.0, 40, 40]), np.array([90.0, 90, 90])
     luma = np.array([0.299, 0.587, 0.114])
     for turn in (0.05, 1 / 3, -0.2):
-        turned = T.color_map(1, turn) @ red
+        turned = color_map(1, turn) @ red
         assert turned @ luma == pytest.approx(red @ luma)
-        assert T.color_map(1, turn) @ gray == pytest.approx(gray)
-        assert T.color_map(1, -turn) @ turned == pytest.approx(red)
-    assert np.argmax(T.color_map(1, 1 / 3) @ red) == 1
-    assert np.argmax(T.color_map(1, -1 / 3) @ red) == 2
-    assert T.color_map(1, 1) == pytest.approx(np.eye(3))
+        assert color_map(1, turn) @ gray == pytest.approx(gray)
+        assert color_map(1, -turn) @ turned == pytest.approx(red)
+    assert np.argmax(color_map(1, 1 / 3) @ red) == 1
+    assert np.argmax(color_map(1, -1 / 3) @ red) == 2
+    assert color_map(1, 1) == pytest.approx(np.eye(3))
 
 
 def test_colors_saturate_instead_of_wrapping_around():

@@ -33,7 +33,7 @@ from visionkit.data.contracts import (
 from visionkit.data.loading.workers import Ticket, image_name, load_batches
 from visionkit.data.resize import ImageSize
 from visionkit.data.sample import Sample
-from visionkit.data.transforms import resized_first
+from visionkit.data.transforms.compose import resized_first
 from visionkit.distributed import collectives
 from visionkit.errors import ConfigError, DataError, ResourceError, VisionkitError, plural, shortage
 from visionkit.types import Batch, Dataset, Target
