@@ -44,6 +44,9 @@ def test_what_is_wrong_has_its_exit_code(files, tmp_path, capsys):
     (tmp_path / "map.yaml").write_text("dgo: wolf\n")
     assert main(["data", "merge", *files, *out, "--map", str(tmp_path / "map.yaml")]) == 2
     assert "did you mean 'dog'" in capsys.readouterr().err
+    (tmp_path / "map.yaml").write_text("")
+    assert main(["data", "merge", *files, *out, "--map", str(tmp_path / "map.yaml")]) == 2
+    assert "map.yaml: is empty; expected lines 'old: new'" in capsys.readouterr().err
     (tmp_path / "bad.json").write_text("{}")
     bad = [str(tmp_path / "bad.json"), "--map", str(tmp_path / "no.yaml")]
     assert main(["data", "merge", *bad, *out]) == 2  # before the data are read

@@ -8,6 +8,8 @@ import pytest
 
 from support.coco_files import SQUARE, save, small
 from visionkit.cli.main import main
+from visionkit.data.datasets import Coco
+from visionkit.errors import DataError
 
 KEYS = {
     "kind", "severity", "file", "list", "index", "id", "key", "value", "message", "hint",
@@ -213,3 +215,14 @@ def test_class_maps_that_the_file_names(folder):
     _, report = check(folder, content, "--images", str(folder / "images"))
     found = {f["kind"]: f["message"] for f in report["findings"]}
     assert "has the value 7" in found["class-map"] and "70" in found["unlabeled-map"]
+
+
+def test_a_folder_without_any_of_the_images_is_named_first(tmp_path):
+    images = [{"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 6} for i in range(3)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    with pytest.raises(DataError) as caught:
+        Coco(tmp_path, tmp_path / "gt.json")
+    first, *others = caught.value.findings
+    assert "none of the 3 images is in" in first.message and "images=DIR" in first.hint
+    assert [found.place.index for found in others] == [0, 1, 2]

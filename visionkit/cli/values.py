@@ -62,7 +62,7 @@ def shares(text: str) -> dict[str, float]:
         if name.strip() in found:
             raise argparse.ArgumentTypeError(f"got {text}; {name.strip()} is there twice")
         found[name.strip()] = fraction(share) if share else -1.0
-    if min(found.values(), default=-1.0) <= 0 or abs(sum(found.values()) - 1) > 1e-6:
-        wanted = "names with shares that add up to 1, such as train=0.8,val=0.2"
+    if len(found) < 2 or min(found.values()) <= 0 or abs(sum(found.values()) - 1) > 1e-6:
+        wanted = "two or more names with shares that add up to 1, such as train=0.8,val=0.2"
         raise argparse.ArgumentTypeError(f"got {text}; expected {wanted}")
     return found

@@ -52,10 +52,13 @@ class Fault(NamedTuple):
     message: str
 
 
-def read(path: str | Path) -> tuple[dict[str, Any], dict[Key, int]]:
+def read(
+    path: str | Path, expected: str = "a config begins with a line like 'task: detection'"
+) -> tuple[dict[str, Any], dict[Key, int]]:
     """The mapping in that file, and the line (from 1) of each of its keys.
 
-    List items have their number as a key. Raises ConfigError with file and line of each fault.
+    List items have their number as a key. Raises ConfigError with file and line of each fault;
+    for an empty file with what was `expected`.
     """
     value, lines, faults = _load(_read_text(path))
     if faults:
@@ -63,7 +66,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], dict[Key, int]]:
         more = [f"{path}: and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
         raise ConfigError(*shown, *more)
     if not lines:
-        raise ConfigError(f"{path}: is empty; a config begins with a line like 'task: detection'")
+        raise ConfigError(f"{path}: is empty; {expected}")
     if not isinstance(value, dict):
         raise ConfigError(f"{path}:{lines[()]}: a config is a mapping, lines of 'key: value'")
     return value, lines

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from support import exports
 from visionkit.data.formats.convert import convert
-from visionkit.errors import ConfigError, DataError
+from visionkit.errors import ArgumentError, ConfigError, DataError
 
 
 @pytest.fixture
@@ -42,3 +43,29 @@ def test_an_output_in_the_source_is_refused(source, tmp_path):
         with pytest.raises(ConfigError, match="lies in the source"):
             convert(tmp_path / "labels", tmp_path / out, to=to)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_boxes_with_a_negative_side_are_dropped_and_counted(source, tmp_path):
+    content = json.loads(source.read_text())
+    for one in content["annotations"]:
+        del one["segmentation"]
+    content["annotations"][0]["bbox"] = [20, 20, -5, 3]
+    source.write_text(json.dumps(content))
+    done = convert(source, tmp_path / "out", to="cvat")
+    assert {"kind": "objects whose boxes have a negative side", "count": 1,
+            "first": ["annotations[0]"]} in done.losses  # fmt: skip
+    assert done.objects == 1
+
+
+def test_parts_that_one_file_joins_are_named(tmp_path):
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            exports.images(tmp_path / "in" / part / name, 1, part)
+    done = convert(tmp_path / "in", tmp_path / "out.json")
+    assert done.notes == ["the parts train and val are joined; --split NAME converts one"]
+    assert convert(tmp_path / "in", tmp_path / "val.json", split="val").notes == []
+
+
+def test_an_empty_source_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="SRC is empty"):
+        convert("", tmp_path / "out.json")

@@ -79,6 +79,21 @@ def split_csv(root):
     return root
 
 
+def yolo_in_each_part(root):
+    """Each part is a dataset of its own, whose YAML file names its images twice."""
+    for part in BOTH:
+        exports.yolo_pair(root / part / "images", 2)
+        text = "train: images\nval: images\nnames: [cat, dog]\n"
+        exports.text(root / part / "data.yaml", text)
+    return root
+
+
+def one_class_in_a_part(root):
+    for name in ("train/cat", "train/dog", "val/cat"):
+        exports.images(root / name, 2)
+    return root
+
+
 def unlabeled(root):
     exports.images(root, 2)
     return root
@@ -134,6 +149,16 @@ CASES = {
         yolo_without_yaml,
         "a YOLO dataset (labels/*.txt next to images/)",
         {"all": YOLO},
+    ),
+    "yolo in each part": (
+        yolo_in_each_part,
+        "a YOLO dataset (in each part data.yaml with 2 classes; parts train and val)",
+        {part: {"type": "Yolo", "root": part, "split": "train"} for part in BOTH},
+    ),
+    "one class in a part": (
+        one_class_in_a_part,
+        "class folders (in each part 2: cat, dog; parts train and val)",
+        {part: {"type": "ImageFolder", "root": part} for part in BOTH},
     ),
     "darknet": (darknet, "a YOLO dataset (*.txt next to each image)", {"all": YOLO}),
     "voc": (
@@ -337,6 +362,11 @@ def test_a_folder_of_coco_files_is_read_by_part(tmp_path):
         open_reader("coco", exports.roboflow_yolo(tmp_path / "y"))
     with pytest.raises(DataError, match="images without labels: there are no annotations"):
         open_reader("images", tmp_path)
+
+
+def test_a_device_is_neither_a_file_nor_a_folder():
+    with pytest.raises(DataError, match="/dev/null is neither a file nor a folder"):
+        recognize("/dev/null")
 
 
 def test_names_are_escaped(tmp_path):

@@ -96,6 +96,7 @@ class Annotations:
         self.semantic_names: list[str] = index.images.semantic.texts()
         if images is not None:
             self._find_files(images, problems, links)
+            self._report_another_folder(images, problems)
         self.selected: SelectedObjects = choose_objects(
             index,
             self.file_names,
@@ -173,6 +174,16 @@ class Annotations:
         if self.attributes is not None:
             counts["attributes"] = (self.attributes.values[self.selected.rows] == 1).sum(0)
         return counts
+
+    def _report_another_folder(self, images: Path, problems: Problems) -> None:
+        """Where none of several images is there, say first that their folder is another one."""
+        missing = [(found.kind, found.key) for found in problems.findings]
+        count = missing.count(("missing-file", "file_name"))
+        if count == len(self.file_names) > 2:
+            what = f"none of the {count} images is in {printable(images)}"
+            hint = "give data.train.images=DIR data.train.annotations=FILE"
+            problems.add("", what, hint, kind="missing-file", value=str(images))
+            problems.findings.insert(0, problems.findings.pop())
 
     def _find_files(self, images: Path, problems: Problems, links: Links) -> None:
         """Make names relative to their folders; add those that are not there, or lead out of it."""

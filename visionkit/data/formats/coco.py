@@ -39,10 +39,13 @@ class CocoReader(Reader):
         self.problems.raise_any()  # writers get sound records
         images, objects = self.index.images, self.index.objects
         rows = objects.rows_by_image()
+        negative = set(np.flatnonzero((objects.bbox[:, 2:] < 0).any(1)).tolist())
+        for row in sorted(negative - self._dropped):
+            self.losses.add("objects whose boxes have a negative side", f"annotations[{row}]")
         starts = np.searchsorted(objects.image[rows], np.arange(len(images.ids) + 1))
         for i in range(len(images.ids)):
             own = rows[starts[i] : starts[i + 1]].tolist()
-            own = [row for row in own if row not in self._dropped]
+            own = [row for row in own if row not in self._dropped and row not in negative]
             yield images.record(i), [objects.record(row) for row in own]
         for row in rows[: starts[0]].tolist():  # of no image
             if row not in self._dropped:

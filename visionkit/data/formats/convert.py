@@ -30,6 +30,7 @@ from visionkit.data.formats.detect import READERS, WRITERS, open_reader, recogni
 from visionkit.data.formats.image_files import inner_name
 from visionkit.data.loading import cache
 from visionkit.errors import (
+    ArgumentError,
     ConfigError,
     DataError,
     package_version,
@@ -108,16 +109,22 @@ def convert(
     for formats of folders a new folder. Raises DataError with all malformed records, which
     `skip_bad` drops and counts; ConfigError for an unknown format and an `out` that exists.
     """
+    if not str(source):
+        raise ArgumentError("convert: SRC is empty; name a folder or file of annotations")
     source, out = Path(source), Path(out)
     for name, known, extra in ((to, WRITERS, ("coco",)), (format, READERS, (AUTO,))):
         if name not in {*known, *extra}:
             what = f"convert: unknown format {name!r}"
             raise ConfigError(unknown(name, [*known, *extra], what))
     check_out(out, source)
-    found = recognize(source).format if format == AUTO else format
+    recognized = recognize(source) if format == AUTO else None
+    found = recognized.format if recognized else format
     options: dict[str, Any] = {"images": images, "classes": classes, "split": split}
     reader = open_reader(found, source, **options, skip_bad=skip_bad)
     counted = _Counted(reader, to)
+    if recognized and split is None and len(recognized.parts) > 1:
+        names = " and ".join(recognized.parts)
+        reader.notes.append(f"the parts {names} are joined; --split NAME converts one")
     if to == "coco":
         write_coco(counted, out)
     else:

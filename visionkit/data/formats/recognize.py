@@ -114,6 +114,8 @@ def recognize(source: str | Path) -> Recognized:
         raise DataError(f"{where} does not exist")
     if path.is_file():
         return _file(path)
+    if not path.is_dir():
+        raise DataError(f"{where} is neither a file nor a folder")
     found = _fitting(Folder(path), DEEPEST)
     if len(found) > 1:
         raise DataError(
@@ -201,19 +203,24 @@ def _fitting(folder: Folder, deepest: int) -> list[Recognized]:
 
 def _of_parts(folder: Folder) -> list[Recognized]:
     """The formats of which each part has its own folder."""
-    parts = {
-        part: [one for detect in DETECTORS if (one := detect(Folder(path)))]
-        for part, path in folder.parts().items()
-    }
+    parts = {}
+    for part, path in folder.parts().items():
+        found = [one for detect in DETECTORS if (one := detect(Folder(path)))]
+        parts[part] = found or list(filter(None, [_class_folders(Folder(path), least=1)]))
     formats = dict.fromkeys(one.format for found in parts.values() for one in found)
     merged = []
     for format in formats:
         own = {p: one for p, found in parts.items() for one in found if one.format == format}
-        specs = {part: one.parts.get(ALL) or one.parts.get(part) for part, one in own.items()}
-        evidence = re.sub(r".*?\((.*)\)$", r"\1", next(iter(own.values())).words)
-        known = {part: spec for part, spec in specs.items() if spec}
+        known = {part: spec for part, one in own.items() if (spec := _spec_of(part, one))}
+        evidence = re.sub(r".*?\((.*?)(; parts? .*)?\)$", r"\1", next(iter(own.values())).words)
         merged += [_made(format, f"in each part {evidence}", known)] if known else []
     return merged
+
+
+def _spec_of(part: str, found: Recognized) -> dict[str, Any] | None:
+    """The dataset of the folder of one part, which may name itself in another way."""
+    only = next(iter(found.parts.values())) if len(found.parts) == 1 else None
+    return found.parts.get(ALL) or found.parts.get(part) or only
 
 
 def _made(format: str, evidence: str, parts: Mapping[str, dict[str, Any]]) -> Recognized:
@@ -406,10 +413,11 @@ def _csv_gives(file: str) -> tuple[str, ...]:
     return ("boxes", "labels") if is_box else ("class_id", "identity")
 
 
-def _class_folders(folder: Folder) -> Recognized | None:
+def _class_folders(folder: Folder, least: int = 2) -> Recognized | None:
+    """Folders of images, at least so many, that may be named after classes."""
     names = [path.name for path in folder.folders.values()]
     of_others = OF_OTHERS & folder.folders.keys() or any(part_of(n) != ALL for n in names)
-    if len(names) < 2 or folder.has_images or of_others:
+    if len(names) < least or folder.has_images or of_others:
         return None
     for path in islice(folder.folders.values(), TRIED):
         inner = Folder(path)
@@ -471,6 +479,6 @@ def _unknown(folder: Folder) -> str:
     return (
         f"{printable(folder.path)}: the format is not recognized{hint}; it has the folders {names} "
         f"and the files {files}; known are {', '.join(name for name in NAMES.values())}: "
-        "docs/guide/data.md shows their files; name the format with --from, or the dataset as "
-        "`data.train: {type: ..., ...}`"
+        "docs/guide/data.md shows their files; name the format (`visionkit data convert "
+        "--from`), or the dataset in a config as `data.train: {type: ..., ...}`"
     )

@@ -118,7 +118,7 @@ def merge_data(
         )
     where = "--map"
     if isinstance(rename, (str, Path)):  # before any data, which may take long
-        where, rename = printable(rename), yaml.read(rename)[0]
+        where, rename = printable(rename), yaml.read(rename, "expected lines 'old: new'")[0]
     folders: list[str | Path | None] = [*images] or [None]
     folders *= len(sources) if len(folders) == 1 else 1
     inputs = [_open(source, folder) for source, folder in zip(sources, folders, strict=True)]
