@@ -178,6 +178,7 @@ def test_predict_never_writes_over_images(run, shapes, capsys):
     assert "choose another folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_predict_leaves_other_peoples_files_and_can_be_repeated(run, shapes, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "000001.jpg").write_bytes(b"mine")
@@ -290,6 +291,7 @@ def test_options_that_are_not_numbers_say_what_they_should_be(words, says, capsy
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk, where there is one")
 def test_output_that_cannot_be_written_is_reported_without_a_traceback():
     with open("/dev/full", "w") as full:

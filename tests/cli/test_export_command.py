@@ -104,6 +104,7 @@ def test_a_signal_leaves_no_file(run, tmp_path, monkeypatch, capsys, number, cod
         assert "export: stopped by SIGTERM; nothing is written" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_that_fails_its_check_ends_with_exit_code_1(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify, "problems_of", lambda *_: ["scene: 1 of 5 images are the same"])
     assert export(run, "--out", str(tmp_path / "model.onnx"), "--check", "1") == 1

@@ -75,6 +75,7 @@ def close_all():
         os.close(descriptor)
 
 
+@pytest.mark.slow
 def test_closed_streams(place):
     run_all(place, preexec_fn=close_all)
     for file in [file for file in place.rglob("*") if file.is_file()]:

@@ -121,7 +121,13 @@ def test_verify_knows_a_whole_model(tmp_path, hub, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "squeezenet1_0", "mobilenet_v3_small", "efficientnet_b0"]
+    "name",
+    [
+        "resnet18",
+        "squeezenet1_0",
+        "mobilenet_v3_small",
+        pytest.param("efficientnet_b0", marks=pytest.mark.slow),
+    ],
 )
 def test_verify_knows_a_classifier_and_what_it_advises_loads(name, tmp_path, hub, capsys):
     file = tmp_path / "mine.pth"

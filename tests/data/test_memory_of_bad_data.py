@@ -33,6 +33,7 @@ for name in sys.argv[3:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_absurd_coordinates_are_refused_in_a_second_and_little_memory(tmp_path):
     save(tmp_path, small())

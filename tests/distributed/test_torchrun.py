@@ -66,9 +66,8 @@ def uninterrupted(spec, output):
     train(spec, {"output": output})
 
 
-@pytest.mark.parametrize(
-    "rendezvous", ["--standalone", pytest.param("--master-port", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rendezvous", ["--standalone", "--master-port"])
 def test_a_restarted_run_ends_with_the_weights_of_an_uninterrupted_one(rendezvous, tmp_path):
     """Also where nobody named its directory, and where torchrun's store keeps dead ranks."""
     with socket.socket() as free:

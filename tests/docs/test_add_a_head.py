@@ -58,6 +58,7 @@ def test_the_pages_commands_train_evaluate_and_predict(folder):
     assert '"counts": [' in (folder / "predictions/predictions.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_part_of_the_report_is_on_the_page(folder, tmp_path):
     method = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
     (tmp_path / "counting.py").write_text(block("python") + "\n" + method)
@@ -69,6 +70,7 @@ def test_the_part_of_the_report_is_on_the_page(folder, tmp_path):
     assert "Mean error by class" in page and "found: [" in page and "not shown" not in page
 
 
+@pytest.mark.slow
 def test_a_typing_mistake_is_reported(folder):
     (folder / "wrong.yaml").write_text(block("yaml").replace("beta:", "bta:"))
     result = visionkit(folder, "config", "wrong.yaml")

@@ -34,7 +34,13 @@ def two_sources():
     return benchmark(small("joint_two_sources.yaml"), {"data.workers": 1}, steps=3)
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("*.yaml")))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.name, marks=[pytest.mark.slow] * (path.stem != "joint_shapes"))
+        for path in sorted(CONFIGS.glob("*.yaml"))
+    ],
+)
 def test_every_shipped_config_has_a_profile(name):
     spec = small(name)
     result = benchmark(spec, steps=1)

@@ -100,6 +100,7 @@ def test_a_checkpoint_of_an_earlier_version_has_none(run, tmp_path):
     assert load(tmp_path / "old.pt").draw_threshold == {"detection": 0.4}
 
 
+@pytest.mark.slow
 def test_they_survive_resume_init_from_and_a_choice_of_heads(tmp_path):
     config = joint(steps=150, validate=100, lr=0.05)
     for source in ("street", "places"):

@@ -134,7 +134,9 @@ def test_a_source_never_trains_a_head_that_it_does_not_feed(tmp_path, monkeypatc
     assert {"boxes/objects/bbox/AP", "places/scene/top1"} <= last.keys()
 
 
-@pytest.mark.parametrize("weighting", ["uncertainty", "pcgrad"])
+@pytest.mark.parametrize(
+    "weighting", ["uncertainty", pytest.param("pcgrad", marks=pytest.mark.slow)]
+)
 def test_other_weightings_train_and_are_logged(weighting, tmp_path):
     heads = {"objects": OBJECTS, "scene": SCENE}
     data = {"boxes": source("objects"), "places": source("scene", "objects", seed=1)}
@@ -243,6 +245,7 @@ class TestGrowing:
         only = visionkit.evaluate(run, heads=["map"])  # by the same names
         assert only["main_before/map/mIoU"] == pytest.approx(last["main_before/map/mIoU"])
 
+    @pytest.mark.slow
     def test_without_freezing_the_statistics_move(self, first, tmp_path):
         """A negative control of the first test."""
         run = train(self.grown(first, tmp_path / "run", freeze=["init_heads"])).directory
@@ -250,6 +253,7 @@ class TestGrowing:
         assert any(not torch.equal(t, after[n]) for n, t in before.items() if "running" in n)
         assert all(torch.equal(t, after[n]) for n, t in before.items() if "heads." in n)
 
+    @pytest.mark.slow
     def test_it_resumes_without_the_first_run(self, first, tmp_path):
         import shutil
 

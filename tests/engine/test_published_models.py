@@ -181,6 +181,7 @@ def test_other_names_are_errors(name, message, at_hand, image, capsys):
     assert not os.path.exists("out") and "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_fetched_end_predict_without_a_folder(
     at_hand, image, monkeypatch, capsys
 ):

@@ -82,7 +82,9 @@ def runs(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(
+    "task", [pytest.param(t, marks=[pytest.mark.slow] * (t == "mask_rcnn")) for t in TASKS]
+)
 def test_the_numbers_are_those_of_evaluate_and_each_head_has_its_parts(runs, task):
     run = runs(task)
     record, parsed = page_of(run)
@@ -159,7 +161,9 @@ def test_what_two_runs_differ_in_is_shown(runs, tmp_path):
     assert words.count("differs") == 1 + words.count("output")
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task != "embedding"])  # all found
+@pytest.mark.parametrize(
+    "task", [task for task in TASKS if task not in ("embedding", "mask_rcnn")]
+)  # all found
 def test_two_runs_show_the_same_images_side_by_side(runs, tmp_path, task):
     """Each image of a gallery, with what the other run makes of it next to it."""
     run = runs(task)

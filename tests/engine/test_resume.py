@@ -90,7 +90,13 @@ CASES = list(itertools.islice(ENDLESS, max(len(MODELS), len(ROWS))))
 
 
 @pytest.mark.parametrize(
-    ("model", "row"), CASES, ids=["-".join(map(str, (*m, *r.values()))) for m, r in CASES]
+    ("model", "row"),
+    [
+        pytest.param(
+            m, r, marks=[pytest.mark.slow] * (i >= 5), id="-".join(map(str, (*m, *r.values())))
+        )
+        for i, (m, r) in enumerate(CASES)
+    ],
 )
 def test_a_run_that_is_cut_off_goes_on_bit_for_bit(model, row, tmp_path):
     check_resuming(*model, row, tmp_path)

@@ -15,7 +15,13 @@ NAMES = sorted(  # a ResNet-101 is built as a ResNet-50 is, and takes twice as l
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
+HEAVY = ("maskrcnn", "v2", "deeplabv3_resnet50")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * any(h in n for h in HEAVY)) for n in NAMES],
+)
 def test_a_step_without_data(name):
     few = ["head.box_batch_size=16", "head.rpn_post_nms_train=50"] * ("rcnn" in name)
     words = [*quick_settings(f"torchvision/{name}.yaml"), "data.batch_size=2", *few]

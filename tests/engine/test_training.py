@@ -55,7 +55,13 @@ def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("task", TASKS)
+QUICK = ("classification", "instance_segmentation")
+
+
+@pytest.mark.parametrize(
+    "task",
+    [pytest.param(task, marks=[pytest.mark.slow] * (task not in QUICK)) for task in TASKS],
+)
 def test_a_run_leaves_what_it_promises(task, tmp_path):
     result = train(config(task, tmp_path / "run"))
     run = result.directory
@@ -181,6 +187,7 @@ def test_early_stopping(tmp_path, caplog):
     assert told in caplog.text
 
 
+@pytest.mark.slow
 def test_evaluating_a_run_gives_the_figures_of_its_validation_in_bfloat16_too(tmp_path):
     result = train(config("semantic_segmentation", tmp_path / "run", precision="bf16"))
     assert repr(visionkit.evaluate(tmp_path / "run")) == repr(result.metrics)

@@ -191,6 +191,7 @@ def test_runs_under_bf16_autocast():
     assert len(prediction["boxes"]) > 0
 
 
+@pytest.mark.slow
 def test_two_images_are_overfitted():
     torch.manual_seed(0)
     head = FCOS(LEVELS, CLASSES, num_convs=1)

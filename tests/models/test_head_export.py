@@ -35,7 +35,12 @@ def inputs(head, count, seed):
     return images, sizes, boxes
 
 
-@pytest.fixture(scope="module", params=heads.__all__)
+# Others export in tests/engine/export, or take long.
+SLOW = ("FasterRCNN", "MaskRCNN", "RetinaNet", "FCOS")
+PARAMS = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in heads.__all__]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def network(request):
     model = small_model(getattr(heads, request.param), 3).eval()
     for parameter in model.heads["head"].parameters():  # or all scores are nearly the same

@@ -212,6 +212,7 @@ def test_unknown_roi_level_is_refused():
         FasterRCNN(LEVELS, CLASSES, roi_levels=["p9"])
 
 
+@pytest.mark.slow
 def test_two_images_are_learned_and_found_in_original_pixels(head):
     batch = two_images()
     features = telling_features(batch)

@@ -51,7 +51,7 @@ def images_and_sizes(batch, seed=1):
     return images, torch.tensor([[64, 96], [50, 96], [64, 41], [33, 64], [20, 20]])[:batch]
 
 
-@pytest.mark.parametrize("head_class", HEADS)
+@pytest.mark.parametrize("head_class", [pytest.param(FasterRCNN, marks=pytest.mark.slow), MaskRCNN])
 @torch.no_grad()
 def test_an_exported_model_takes_any_batch_and_finds_the_same(head_class):
     model = pipeline(head_class)

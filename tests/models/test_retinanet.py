@@ -313,6 +313,7 @@ def test_images_without_objects_or_labels_give_losses_with_a_graph(labeled):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
 
 
+@pytest.mark.slow
 def test_two_images_are_overfitted():
     head = small()
     features = features_for(LEVELS, 2, requires_grad=True)

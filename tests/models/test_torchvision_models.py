@@ -117,7 +117,7 @@ def same_order(prediction, labels, theirs):
 @pytest.mark.parametrize(
     "name",
     [  # its parts are compared in test_torchvision_rcnn.py
-        pytest.param(name, marks=pytest.mark.slow) if name == "maskrcnn_resnet50_fpn" else name
+        pytest.param(name, marks=[pytest.mark.slow] * ("rcnn_resnet50" in name or "v2" in name))
         for name in MODELS
     ],
 )
@@ -211,6 +211,7 @@ def test_the_rows_of_a_coco_model_are_selected_by_class_name(tmp_path):
     assert torch.equal(predictor.bbox_pred.bias, reference.bbox_pred.bias[rows])
 
 
+@pytest.mark.slow
 def test_names_of_pascal_voc_are_those_of_coco(tmp_path, caplog):
     """Published detectors have COCO's names, segmentation models those of Pascal VOC."""
     torch.manual_seed(0)

@@ -178,7 +178,12 @@ def random_targets():
     return targets
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [  # R-CNNs of the same backbone with masks are compared, too
+        pytest.param(n, marks=[pytest.mark.slow] * (n == "fasterrcnn_resnet50_fpn")) for n in MODELS
+    ],
+)
 def test_same_losses_and_gradients(name):
     theirs, ours, features = setting(name)
     targets = random_targets()

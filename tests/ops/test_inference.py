@@ -164,7 +164,10 @@ def predictions_of(model):
         return model.predictions(model.features(batch), batch, [*model.heads])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "instance_segmentation")) for n in NAMES],
+)
 def test_cast_weights_leave_predictions_equal(name):
     model, _, _ = configured(name)
     fold_norms(model)

@@ -121,6 +121,7 @@ def outside_of_the_clone(folder):
     }
 
 
+@pytest.mark.slow
 def test_the_readmes_first_commands_need_no_clone(wheel, tmp_path):
     """In a venv with the wheel and, for the rest, the packages of this one; all in one process."""
     python, packages = venv(tmp_path / "venv", "--without-pip")

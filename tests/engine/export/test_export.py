@@ -112,6 +112,7 @@ def test_the_file_says_what_it_is(run, tmp_path):
     assert onnx.load(tmp_path / "model.onnx").metadata_props[-1].key == "visionkit_sha256"
 
 
+@pytest.mark.slow
 def test_a_detector_is_checked_by_its_objects(detector, tmp_path):
     record = visionkit.export(detector, tmp_path / "model.onnx")
     (head,) = record["check"]["heads"].values()
@@ -296,6 +297,7 @@ def test_a_torch_export_file_has_the_same_graph_and_is_checked(run, tmp_path):
     assert found["classification_probs"].shape == (3, 6)
 
 
+@pytest.mark.slow
 def test_a_fixed_size_and_batch_are_those_of_the_file(detector, tmp_path):
     record = visionkit.export(detector, tmp_path / "model.onnx", size=(32, 64), batch=2)
     (head,) = record["check"]["heads"].values()

@@ -77,7 +77,7 @@ def types_of(name):
     return {"objects": heads.TaskAligned, "head": cls} if name == "Attributes" else {"head": cls}
 
 
-QUICK = ("Classification", "SemanticFPN", "TaskAligned")  # the others take 10 to 30 s to export
+QUICK = ("Classification", "TaskAligned")  # the others take 10 to 30 s to export
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in heads.__all__ if name not in QUICK]
 
 
@@ -102,6 +102,7 @@ def test_onnxruntime_computes_the_same(exported, batch):
     assert_same(eager(model, pixels, sizes[-1:].expand(len(pixels), 2)), found, "head")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "types",
     [
@@ -130,7 +131,7 @@ def test_images_without_objects(types):
             assert_same(eager(model, pixels, sizes), found, name)
 
 
-@pytest.mark.parametrize("batch", [2, None])
+@pytest.mark.parametrize("batch", [2, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_fixed_size(batch):
     model = build({"objects": heads.TaskAligned, "scene": heads.Classification})
     pixels, sizes = images((2, 64, 96), (9, 5))
