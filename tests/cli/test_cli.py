@@ -359,6 +359,7 @@ def test_settings_that_fit_another_dataset_replace_the_generated_one(capsys):
     assert "train: {type: ImageFolder, root: DIR}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_ends_the_process_with_its_workers(shapes, tmp_path):
     (tmp_path / "images").mkdir()
     for image in (shapes / "images").iterdir():

@@ -125,7 +125,7 @@ def test_verify_knows_a_whole_model(tmp_path, hub, capsys):
     [
         "resnet18",
         "squeezenet1_0",
-        "mobilenet_v3_small",
+        pytest.param("mobilenet_v3_small", marks=pytest.mark.slow),
         pytest.param("efficientnet_b0", marks=pytest.mark.slow),
     ],
 )

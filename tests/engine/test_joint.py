@@ -236,6 +236,7 @@ class TestGrowing:
             for key, value in result.items():
                 assert torch.equal(value, new.heads[head][key]), (head, key)
 
+    @pytest.mark.slow
     def test_old_metrics_are_validated_along(self, first, tmp_path):
         run = train(self.grown(first, tmp_path / "run")).directory
         last = lines(run, "val")[-1]

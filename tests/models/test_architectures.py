@@ -74,7 +74,9 @@ def test_other_files_are_none():
     assert models_like({}) == []
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * ("resnet" in n)) for n in WHOLE]
+)
 def test_coco_means_the_weights_of_that_config(name):
     found = with_published(load_config(name, ["weights=coco"]))
     (entry,) = (one for one in entries() if one.name == name)

@@ -280,7 +280,7 @@ def test_cells_are_rescaled_to_a_length():
     torch.testing.assert_close(neck(maps)["c3"][:, 3], maps["c3"][:, 3] / 4)
 
 
-@pytest.mark.parametrize("lite", [False, True])
+@pytest.mark.parametrize("lite", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_neck_and_head_can_be_exported(lite):
     torch.manual_seed(0)
     more = {"lite": True} if lite else {"unpadded": 2, "conv7": 8, "rescale": 20.0}

@@ -57,13 +57,9 @@ MODELS = {
         TV_SMALL,
     ),
 }
-# The largest is also compared as a whole, in test_torchvision_models.py.
-QUICK = [
-    pytest.param(name, marks=pytest.mark.slow)
-    if name.startswith("maskrcnn") and "v2" in name
-    else name
-    for name in MODELS
-]
+# An R-CNN of the same backbone with masks does all that one without does.
+SLOW = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2")
+CHOSEN = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS]
 
 
 @functools.cache
@@ -121,7 +117,7 @@ def image_list():
     return ImageList(torch.zeros(len(SIZES), 3, *PADDED), SIZES)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", CHOSEN)
 @torch.no_grad()
 def test_same_predictions(name):
     theirs, ours, features = setting(name)
@@ -149,7 +145,7 @@ def check_masks(rles, probs, size):
     assert tie.mean() < 1e-3
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", CHOSEN)
 @torch.no_grad()
 def test_same_proposals_within_each_image(name):
     theirs, ours, features = setting(name)
@@ -178,12 +174,7 @@ def random_targets():
     return targets
 
 
-@pytest.mark.parametrize(
-    "name",
-    [  # R-CNNs of the same backbone with masks are compared, too
-        pytest.param(n, marks=[pytest.mark.slow] * (n == "fasterrcnn_resnet50_fpn")) for n in MODELS
-    ],
-)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_same_losses_and_gradients(name):
     theirs, ours, features = setting(name)
     targets = random_targets()

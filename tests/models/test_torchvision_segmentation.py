@@ -68,7 +68,14 @@ def count(model):
 @pytest.mark.parametrize(
     ("name", "aux"),
     [
-        *((name, not name.startswith("lraspp")) for name in MODELS),
+        *(  # a ResNet-101 is built as a ResNet-50 is
+            pytest.param(
+                name,
+                not name.startswith("lraspp"),
+                marks=[pytest.mark.slow] * ("resnet101" in name or name == "fcn_resnet50"),
+            )
+            for name in MODELS
+        ),
         ("deeplabv3_mobilenet_v3_large", False),
     ],
 )

@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from support.paths import ROOT
 
 SCRIPT = """
@@ -47,6 +49,7 @@ print("all done")
 """
 
 
+@pytest.mark.slow
 def test_nothing_reaches_the_network_and_no_secret_is_written(tmp_path):
     secret = "s3cr3t-0f-th3-3nv1r0nm3nt"
     home = {"HOME": str(tmp_path / "home"), "VISIONKIT_CACHE": str(tmp_path / "cache")}

@@ -67,7 +67,12 @@ LASTING = ("building", "reading", "validation", "plots")  # what is not waited f
 CALL = {"step": 2, "save": 2, "last save": 5}
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+QUICK = ("step", "save", "validation")
+
+
+@pytest.mark.parametrize(
+    "moment", [pytest.param(m, marks=[pytest.mark.slow] * (m not in QUICK)) for m in MOMENTS]
+)
 def test_a_signal_at_any_moment(moment, whole, tmp_path, monkeypatch):
     where, name, step = MOMENTS[moment]
     number = signal.Signals([*STOPPING][list(MOMENTS).index(moment) % len(STOPPING)])

@@ -355,6 +355,7 @@ class Other(Classification):
 """
 
 
+@pytest.mark.slow
 def test_a_custom_head_needs_consent_and_a_postprocess(tmp_path, monkeypatch):
     (tmp_path / "own_heads.py").write_text(CUSTOM)
     monkeypatch.syspath_prepend(tmp_path)

@@ -177,6 +177,7 @@ def test_raw_outputs_are_those_of_forward():
         np.testing.assert_allclose(found[name], forward[head][key], atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_file_is_clean(capfd):
     """Nothing is printed, no path of this machine is inside, and the model stays as it is."""
     model = build({"scene": heads.Classification})
@@ -201,6 +202,7 @@ def test_the_file_is_clean(capfd):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow
 def test_a_perceptron_takes_images_of_its_size_with_their_padding():
     model = build({"digit": heads.Classification}, backbone=MLP(size=28), neck=False)
     run_session = session(to_onnx(exported_program(model, ["digit"])))
