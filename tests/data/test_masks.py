@@ -12,7 +12,7 @@ from support.run_lengths import run_lengths
 from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.records import AnnotationReader
 from visionkit.data.coco.segmentations import find_fault
-from visionkit.data.masks import Bitmap, Polygons, paint
+from visionkit.data.masks import Bitmap, Polygons, paint, scaling
 
 
 def polygons(*parts):
@@ -57,39 +57,39 @@ def test_polygons_are_painted_as_by_pycocotools(parts, height, width):
 def test_nothing_is_an_empty_mask():
     none = Polygons(np.zeros((0, 2)), np.zeros(0, int))
     assert not one(none, (4, 5)).any()
-    assert not one(none.map(np.array([2, 2]), np.array([1, 1])), (4, 5)).any()
+    assert not one(none.map(scaling(np.array([2, 2]), np.array([1, 1]))), (4, 5)).any()
     assert paint([], (4, 5)).shape == (0, 4, 5)
 
 
 def test_outlines_beyond_the_image_paint_nothing():
     square = polygons([10, 10, 20, 10, 20, 20, 10, 20])
     for offset in ([100, 0], [0, 100], [-100, 0], [0, -100]):
-        assert not one(square.map(np.ones(2), np.array(offset)), (30, 30)).any()
+        assert not one(square.map(scaling(np.ones(2), np.array(offset))), (30, 30)).any()
 
 
 def test_flips_and_crops_of_bitmaps_are_exact():
     mask = np.random.default_rng(0).random((7, 9)) < 0.5
     original = bitmap(mask)
-    flipped = original.map(np.array([-1, 1]), np.array([9, 0]))
+    flipped = original.map(scaling(np.array([-1, 1]), np.array([9, 0])))
     assert (one(flipped, (7, 9)) == mask[:, ::-1]).all()
-    both = flipped.map(np.array([1, -1]), np.array([0, 7]))
+    both = flipped.map(scaling(np.array([1, -1]), np.array([0, 7])))
     assert (one(both, (7, 9)) == mask[::-1, ::-1]).all()
-    cropped = both.map(np.ones(2), np.array([-2, -3]))
+    cropped = both.map(scaling(np.ones(2), np.array([-2, -3])))
     assert (one(cropped, (4, 5)) == mask[::-1, ::-1][3:7, 2:7]).all()
-    doubled = cropped.map(np.array([2, 2]), np.zeros(2))
+    doubled = cropped.map(scaling(np.array([2, 2]), np.zeros(2)))
     assert (one(doubled, (8, 10)) == mask[::-1, ::-1][3:7, 2:7].repeat(2, 0).repeat(2, 1)).all()
 
 
 def test_a_shrunk_bitmap_takes_the_pixel_under_each_center():
     mask = np.zeros((9, 9), bool)
     mask[4, 4] = True
-    third = bitmap(mask).map(np.array([1 / 3, 1 / 3]), np.zeros(2))
+    third = bitmap(mask).map(scaling(np.array([1 / 3, 1 / 3]), np.zeros(2)))
     assert one(third, (3, 3)).tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_a_bitmap_smaller_than_the_canvas_leaves_the_rest_empty():
     mask = np.ones((3, 3), bool)
-    found = one(bitmap(mask).map(np.ones(2), np.array([2, 1])), (6, 6))
+    found = one(bitmap(mask).map(scaling(np.ones(2), np.array([2, 1]))), (6, 6))
     assert found[1:4, 2:5].all() and found.sum() == 9
 
 

@@ -10,7 +10,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as F
 
 from visionkit.data import transforms as T
-from visionkit.data.masks import Bitmap, Polygons, paint
+from visionkit.data.masks import Bitmap, Polygons, paint, scaling
 from visionkit.data.resize import fit
 from visionkit.data.sample import Sample
 from visionkit.data.transforms.color import color_map
@@ -23,7 +23,23 @@ GEOMETRIC = [
     T.RandomResizedCrop(scale=(0.2, 1.0)),
     T.RandomCrop(low=0.3, p=1),
 ]
-ALL = [*GEOMETRIC, T.ColorJitter(hue=0.3), T.Grayscale(p=1)]
+ALL = [
+    *GEOMETRIC,
+    T.Affine(degrees=30),
+    T.Perspective(p=1),
+    T.Rotate90(p=1),
+    T.Letterbox(),
+    T.ColorJitter(hue=0.3),
+    T.Equalize(p=1),
+    T.GaussianBlur(p=1),
+    T.Grayscale(p=1),
+    T.Jpeg(p=1),
+    T.Noise(p=1),
+    T.RandAugment(),
+    T.RandomErasing(p=1),
+    T.TrivialAugment(),
+]
+ALWAYS_THE_SAME = (T.HorizontalFlip, T.VerticalFlip, T.Grayscale, T.Equalize, T.Letterbox)
 
 
 def scene(seed, size=(120, 160)):
@@ -172,7 +188,7 @@ def test_the_box_of_a_cut_object_is_that_of_what_is_left_of_it():
     sample.boxes = np.array([[0, 0, 80, 80]] * 2, np.float32)
     sample.labels, sample.iscrowd = np.arange(2), np.zeros(2, bool)
     sample.area = np.ones(2, np.float32)
-    sample.segmentations = [half, half.map(np.array([-1, -1]), np.array([80, 80]))]
+    sample.segmentations = [half, half.map(scaling([-1, -1], [80, 80]))]
     right = sample.crop(0, 60, 100, 40).target()  # the first has a corner of 20 x 20 left
     assert np.abs(right["boxes"].numpy() - [[0, 0, 20, 20], [0, 0, 20, 80]]).max() <= 1
     below = sample.crop(50, 50, 50, 50).hflip().resize((100, 100)).target()
@@ -201,17 +217,19 @@ def test_only_the_given_generator_matters(transform):
     np.random.seed(5)
     torch.manual_seed(5)
     assert all(torch.equal(a, b) for a, b in zip(first, images(0), strict=True))
-    if not isinstance(transform, T.HorizontalFlip | T.VerticalFlip | T.Grayscale):
+    if not isinstance(transform, ALWAYS_THE_SAME):
         others = images(1)
         assert not all(
             a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, others, strict=True)
         )
 
 
-@pytest.mark.parametrize("kind", [T.HorizontalFlip, T.VerticalFlip, T.Grayscale, T.RandomCrop])
+@pytest.mark.parametrize("kind", [type(one) for one in ALL if hasattr(one, "p")])
 def test_probabilities(kind):
-    sample = scene(0)
-    rng = np.random.default_rng(0)
+    sample, rng = scene(0, (24, 32)), np.random.default_rng(0)
+    if kind is T.ScaleJitter:  # which resizes always
+        assert kind(p=0)(sample, rng, 32) is sample
+        return
     changed = sum(kind(p=0.3)(sample, rng, 96) is not sample for _ in range(500))
     assert 110 < changed < 190
     assert kind(p=0)(sample, rng, 96) is sample

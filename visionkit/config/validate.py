@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from torch import nn
 
-from visionkit.config.components import arguments_of, components
+from visionkit.config.components import arguments_of, build, components, resolve
 from visionkit.config.config import (
     SOURCE_KEYS,
     Config,
@@ -203,11 +203,28 @@ def _check_source(
     if fitting.get("transforms") is None:
         types = [heads[head]["type"] for head in fitting.get("feeds", ()) if head in heads]
         fitting["transforms"] = default_transforms(types)
-    fitting["transforms"] = [
-        _check_component("transforms", transform, (*key, "transforms", str(index)), problems)
-        for index, transform in enumerate(fitting["transforms"])
-    ]
+    fitting["transforms"] = _check_transforms(fitting["transforms"], key, problems)
     return SourceConfig(**{"feeds": [], **fitting})
+
+
+def _check_transforms(specs: list[Any], key: Key, problems: ConfigProblems) -> list[dict[str, Any]]:
+    """Those of visionkit are made once, as their arguments may contradict each other."""
+    checked: list[dict[str, Any]] = []
+    for index, spec in enumerate(specs):
+        place = (*key, "transforms", str(index))
+        spec = _check_component("transforms", spec, place, problems)
+        if spec.get("type") in components("transforms"):
+            try:
+                build("transforms", spec)
+            except ConfigError as error:
+                problems.add(place, str(error))
+        if spec and getattr(resolve("transforms", spec["type"]), "resizes", False):
+            types = [one.get("type") for one in checked]
+            if "Letterbox" in types:
+                what = f"{spec['type']} resizes what Letterbox ({types.index('Letterbox')}) made"
+                problems.add(place, f"{what}; remove one of the two")
+        checked.append(spec)
+    return checked
 
 
 def _check_holdout(

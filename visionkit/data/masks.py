@@ -1,17 +1,39 @@
 """The outline of one object, transformed as numbers and painted once, at the final size.
 
-`Polygons` and `Bitmap` are the two kinds; both are exact under flips and crops.
+`Polygons` and `Bitmap` are the two kinds; both are exact under flips, crops and quarter turns.
+A point (x, y) is at (0, 0) in the upper left corner of the image, and at (w, h) in the lower right
+one. A (3, 3) matrix moves it: (x', y') = (u / t, v / t), where (u, v, t) = matrix @ (x, y, 1).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
 import numpy as np
 from pycocotools import mask as coco_mask
+
+Pair: TypeAlias = Sequence[float]
+
+
+def scaling(scale: np.ndarray | Pair, offset: np.ndarray | Pair = (0, 0)) -> np.ndarray:
+    """The matrix that moves a point to `scale * point + offset`; both are (x, y)."""
+    return np.array([[scale[0], 0, offset[0]], [0, scale[1], offset[1]], [0, 0, 1]], float)
+
+
+def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points (..., 2) where a (3, 3) matrix moves them."""
+    places = points @ matrix[:2, :2].T + matrix[:2, 2]
+    if matrix[2].tolist() == [0, 0, 1]:
+        return places
+    return places / (points @ matrix[2, :2] + matrix[2, 2])[..., None]
+
+
+def extent(points: np.ndarray) -> np.ndarray:
+    """The bounds (..., 4) xyxy of points (..., P, 2)."""
+    return np.concatenate([points.min(-2), points.max(-2)], -1)
 
 
 @dataclass(frozen=True)
@@ -25,9 +47,28 @@ class Polygons:
     def known(self) -> bool:
         return len(self.points) > 0
 
-    def map(self, scale: np.ndarray, offset: np.ndarray) -> Polygons:
-        """Each point goes to `scale * point + offset`; both are (x, y)."""
-        return Polygons(self.points * scale + offset, self.ends)
+    def map(self, matrix: np.ndarray) -> Polygons:
+        """The outline where a (3, 3) matrix moves it."""
+        return Polygons(moved(self.points, matrix), self.ends)
+
+    def corners(self) -> np.ndarray:
+        """Points (P, 2) with the bounds of the outline; none if it is not known."""
+        return self.points
+
+    def clip(self, size: tuple[int, int]) -> Polygons:
+        """The part of the outline inside an image of `size` (h, w)."""
+        limit = np.array([size[1], size[0]])
+        if (self.points >= 0).all() and (self.points <= limit).all():
+            return self
+        parts = []
+        for part in np.split(self.points, self.ends[:-1]):
+            for axis in (0, 1):
+                part = _half(part, part[:, axis])
+                part = _half(part, limit[axis] - part[:, axis])
+            if len(part) > 2:
+                parts.append(part.clip(0, limit))  # what crosses an edge is on it up to rounding
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        return Polygons(np.concatenate([np.zeros((0, 2)), *parts]), ends)
 
     def paint(self, canvas: np.ndarray) -> None:
         """Set the object's pixels of `canvas` (h, w) uint8, which must be zero, to one.
@@ -59,29 +100,68 @@ class Bitmap:
 
     counts: bytes  # COCO's compressed run lengths
     size: tuple[int, int]  # (h, w) of the coded pixels
-    scale: np.ndarray | float = 1.0  # (x, y): a coded point lies at scale * point + offset now
-    offset: np.ndarray | float = 0.0
+    matrix: np.ndarray = field(default_factory=lambda: np.eye(3))  # coded points go there
     known: ClassVar[bool] = True
 
-    def map(self, scale: np.ndarray, offset: np.ndarray) -> Bitmap:
-        """Each point goes to `scale * point + offset`; both are (x, y)."""
-        return replace(self, scale=self.scale * scale, offset=self.offset * scale + offset)
+    @classmethod
+    def of(cls, mask: np.ndarray) -> Bitmap:
+        """The bitmap of a mask (h, w) of true and false or of 0 and 1."""
+        code = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+        return cls(code["counts"], (mask.shape[0], mask.shape[1]))
+
+    def map(self, matrix: np.ndarray) -> Bitmap:
+        """The pixels where a (3, 3) matrix moves them."""
+        return replace(self, matrix=matrix @ self.matrix)
+
+    def corners(self) -> np.ndarray:
+        """Points (P, 2) with the bounds of the pixels; none if there is no pixel."""
+        return self._corners(self._coded())
+
+    def clip(self, size: tuple[int, int]) -> Bitmap:
+        """The part inside an image of `size` (h, w); coded again unless that is all."""
+        corners = self.corners()
+        if (corners >= 0).all() and (corners <= [size[1], size[0]]).all():
+            return self
+        return Bitmap.of(paint([self], size)[0])
 
     def paint(self, canvas: np.ndarray) -> None:
         """Set the object's pixels of `canvas` (h, w) uint8, which must be zero, to one.
 
         Each pixel takes the value of the coded pixel that its center falls into.
         """
-        coded = coco_mask.decode({"size": list(self.size), "counts": self.counts})
-        scale, offset = np.broadcast_to(self.scale, 2), np.broadcast_to(self.offset, 2)
-        rows, columns = (
-            np.floor((np.arange(canvas.shape[axis]) + 0.5 - offset[1 - axis]) / scale[1 - axis])
-            for axis in (0, 1)
-        )
-        inside_y = np.flatnonzero((rows >= 0) & (rows < self.size[0]))
-        inside_x = np.flatnonzero((columns >= 0) & (columns < self.size[1]))
-        source = np.ix_(rows[inside_y].astype(int), columns[inside_x].astype(int))
-        canvas[np.ix_(inside_y, inside_x)] = coded[source]
+        coded, matrix = self._coded(), self.matrix
+        if not matrix[[0, 1, 2, 2], [1, 0, 0, 1]].any():  # it only scales and moves
+            rows, columns = (
+                np.floor((np.arange(length) + 0.5 - offset) / scale)
+                for length, offset, scale in zip(
+                    canvas.shape, matrix[1::-1, 2], np.diag(matrix)[1::-1], strict=True
+                )
+            )
+            inside_y = np.flatnonzero((rows >= 0) & (rows < self.size[0]))
+            inside_x = np.flatnonzero((columns >= 0) & (columns < self.size[1]))
+            source = np.ix_(rows[inside_y].astype(int), columns[inside_x].astype(int))
+            canvas[np.ix_(inside_y, inside_x)] = coded[source]
+            return
+        if not coded.any():
+            return
+        bounds = extent(self._corners(coded)).clip(0, canvas.shape[::-1] * 2)
+        (left, top), (right, bottom) = np.floor(bounds[:2]), np.ceil(bounds[2:])
+        y, x = np.mgrid[int(top) : int(bottom), int(left) : int(right)]
+        found = moved(np.stack([x, y], -1) + 0.5, np.linalg.inv(matrix))
+        column, row = np.moveaxis(np.floor(found).astype(int), -1, 0)
+        inside = (row >= 0) & (row < self.size[0]) & (column >= 0) & (column < self.size[1])
+        canvas[y[inside], x[inside]] = coded[row[inside], column[inside]]
+
+    def _coded(self) -> np.ndarray:
+        return coco_mask.decode({"size": list(self.size), "counts": self.counts})
+
+    def _corners(self, coded: np.ndarray) -> np.ndarray:
+        """The ends of the rows of pixels (h, w) where they have been moved to."""
+        rows = np.flatnonzero(coded.any(1))
+        left = coded[rows].argmax(1)
+        right = self.size[1] - coded[rows, ::-1].argmax(1)
+        points = [np.stack([x, y], 1) for x in (left, right) for y in (rows, rows + 1)]
+        return moved(np.concatenate(points), self.matrix)
 
 
 Segmentation: TypeAlias = Polygons | Bitmap
@@ -93,3 +173,17 @@ def paint(segmentations: Sequence[Segmentation], size: tuple[int, int]) -> np.nd
     for mask, segmentation in zip(canvas, segmentations, strict=True):
         segmentation.paint(mask)
     return canvas.view(bool)
+
+
+def _half(polygon: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The part of a polygon (P, 2) on one side of a line; `inside` (P,) is the distance of each
+    point from it, negative on the other side (Sutherland and Hodgman, 1974)."""
+    keep = inside >= 0
+    if keep.all():
+        return polygon
+    after, inside_after = np.roll(polygon, -1, 0), np.roll(inside, -1)
+    crosses = keep != (inside_after >= 0)
+    share = inside[crosses] / (inside[crosses] - inside_after[crosses])
+    both = np.stack([polygon, after], 1)  # each point, then where its edge crosses the line
+    both[crosses, 1] = polygon[crosses] + share[:, None] * (after - polygon)[crosses]
+    return both[np.stack([keep, crosses], 1)]

@@ -5,22 +5,39 @@ A transform with `resizes = True` resizes the image to the network's size itself
 none, the image is resized before the first.
 """
 
-from visionkit.data.transforms.color import ColorJitter, Grayscale
+from visionkit.data.transforms.color import ColorJitter, Equalize, Grayscale
 from visionkit.data.transforms.compose import Compose as Compose  # for other training loops
 from visionkit.data.transforms.geometry import (
+    Affine,
     HorizontalFlip,
+    Letterbox,
+    Perspective,
     RandomCrop,
     RandomResizedCrop,
+    Rotate90,
     ScaleJitter,
     VerticalFlip,
 )
+from visionkit.data.transforms.policies import RandAugment, TrivialAugment
+from visionkit.data.transforms.quality import GaussianBlur, Jpeg, Noise, RandomErasing
 
 __all__ = [  # what `type:` can name under `transforms`
+    "Affine",
     "ColorJitter",
+    "Equalize",
+    "GaussianBlur",
     "Grayscale",
     "HorizontalFlip",
+    "Jpeg",
+    "Letterbox",
+    "Noise",
+    "Perspective",
+    "RandAugment",
     "RandomCrop",
+    "RandomErasing",
     "RandomResizedCrop",
+    "Rotate90",
     "ScaleJitter",
+    "TrivialAugment",
     "VerticalFlip",
 ]
