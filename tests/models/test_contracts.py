@@ -259,8 +259,9 @@ def test_sources_feed_heads(head_class, dataset):
     assert loss.isfinite()
 
 
-def test_an_object_without_a_mask_trains_its_box_and_not_its_mask(dataset):
-    model = small_model(HEADS["MaskRCNN"], dataset)
+@pytest.mark.parametrize("name", [n for n, h in HEADS.items() if "masks" in h.required_targets])
+def test_an_object_without_a_mask_trains_its_box_and_not_its_mask(dataset, name):
+    model = small_model(HEADS[name], dataset)
     batch = batch_of(dataset, [0, 1])
     for target in batch.targets:
         target["masks"] = torch.zeros_like(target["masks"])

@@ -90,7 +90,7 @@ def test_the_best_of_each_level_are_those_of_a_full_sort(top_n):
     corners = torch.arange(sum(per_level)).float()[:, None].expand(-1, 4)
     offsets = torch.zeros(3, sum(per_level), 4)
     places = Locations(corners[:, :2], torch.ones(sum(per_level)), per_level, (1, 1))
-    boxes, labels, best, levels = best_of_each_level(scores, offsets, places, top_n)
+    boxes, labels, best, levels, _ = best_of_each_level(scores, offsets, places, top_n)
     index = boxes[..., 0].long()
     assert torch.equal(levels, torch.bucketize(index, torch.tensor([30, 42]), right=True))
     assert best.shape == (3, sum(min(top_n, n * num_classes) for n in per_level))

@@ -85,6 +85,15 @@ HEADS: dict[str, Case] = {
         small={"num_convs": 0},
         resumed={"num_convs": 1},
     ),
+    "AlignedMask": Case(
+        "aligned_mask",
+        "instance_segmentation",
+        pyramid=True,
+        class_layer="classification.predict",
+        golden={"num_convs": 1, "mask_size": 14},
+        small={"num_convs": 0, "mask_convs": 0},
+        resumed={"num_convs": 1, "mask_convs": 1, "mask_size": 7},
+    ),
     "SSD": Case(
         "ssd",
         "detection",

@@ -37,6 +37,18 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0) ->
     return (logits.sigmoid() - targets).abs() ** beta * cross_entropy
 
 
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy plus dice loss (Milletari et al. 2016) of each of R masks: (R,).
+
+    `logits` (R, s, s); `targets` (R, s, s) in 0..1.
+    """
+    logits, targets = logits.float().flatten(1), targets.float().flatten(1)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+    probs = logits.sigmoid()
+    shared, total = (probs * targets).sum(1), (probs.square() + targets.square()).sum(1)
+    return cross_entropy + 1 - (2 * shared + 1) / (total + 1)  # 1: empty masks have no ratio
+
+
 def marginal_cross_entropy(logits: Tensor, possible: Tensor) -> Tensor:
     """-log of the total probability of the classes that are possible (Shi et al. 2021): (...,).
 

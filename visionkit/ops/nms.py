@@ -14,13 +14,21 @@ from torchvision.ops import batched_nms
 from torchvision.ops import nms as torchvision_nms
 
 from visionkit.ops.boxes import rescale_boxes
-from visionkit.types import Batch, HeadPrediction
+from visionkit.ops.original import encode_masks
+from visionkit.types import Batch, HeadPrediction, as_numpy
 
 Among = Literal["class", "all"]
 
 
 def suppress(
-    boxes: Tensor, scores: Tensor, labels: Tensor, *, iou: float, among: Among, count: int
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    *,
+    iou: float,
+    among: Among,
+    count: int,
+    **others: Tensor,
 ) -> dict[str, Tensor]:
     """The best detections of each image that do not overlap, best first.
 
@@ -29,14 +37,18 @@ def suppress(
     are. A box with a negative score (B, N) is not a candidate.
 
     Returns `boxes` (B, M, 4), `scores` and `labels` (B, M), with M = min(N, count), and `count`
-    (B,) int64, the detections of each image. The rows behind them are zero.
+    (B,) int64, the detections of each image; of `others` (B, N, C) the same rows, (B, M, C). The
+    rows behind them are zero.
     """
     order = nms(boxes, scores, None if among == "all" else labels, iou, count)
     padding = order < 0
     order = order.clamp(min=0)
-    boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+    rows = {
+        name: value.gather(1, order[:, :, None].expand(-1, -1, value.shape[2]))
+        for name, value in {"boxes": boxes, **others}.items()
+    }
     return {
-        "boxes": boxes.masked_fill(padding[:, :, None], 0),
+        **{name: value.masked_fill(padding[:, :, None], 0) for name, value in rows.items()},
         "scores": scores.gather(1, order).masked_fill(padding, 0),
         "labels": labels.gather(1, order).masked_fill(padding, 0),
         "count": (~padding).sum(1),
@@ -44,17 +56,21 @@ def suppress(
 
 
 def detections(found: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
-    """What `suppress` returns, as a prediction for each image, with boxes in original pixels."""
-    columns = (found[key] for key in ("boxes", "scores", "labels"))
-    rows = zip(*columns, found["count"].tolist(), batch.targets, strict=True)
-    return [
-        {
-            "boxes": rescale_boxes(boxes[:count], target["size"], target["orig_size"]),
-            "scores": scores[:count],
-            "labels": labels[:count],
-        }
-        for boxes, scores, labels, count, target in rows
-    ]
+    """What `suppress` returns, as a prediction for each image, with boxes in original pixels.
+
+    `masks` (B, M, s, s), the probabilities within each box, become COCO's compressed RLE.
+    """
+    predictions: list[HeadPrediction] = []
+    for image, (count, target) in enumerate(
+        zip(found["count"].tolist(), batch.targets, strict=True)
+    ):
+        boxes, scores, labels = (found[key][image, :count] for key in ("boxes", "scores", "labels"))
+        boxes = rescale_boxes(boxes, target["size"], target["orig_size"])
+        predictions.append({"boxes": boxes, "scores": scores, "labels": labels})
+        if "masks" in found:
+            arrays = as_numpy(found["masks"][image, :count]), as_numpy(boxes)
+            predictions[-1]["masks"] = encode_masks(*arrays, target["orig_size"])
+    return predictions
 
 
 # One operator to torch.export, since a loop over images would fix the size of the batch.

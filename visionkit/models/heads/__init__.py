@@ -1,5 +1,6 @@
 """Heads: what `type:` can name under `head` and `heads`."""
 
+from visionkit.models.heads.aligned_mask import AlignedMask
 from visionkit.models.heads.attributes import Attributes
 from visionkit.models.heads.autoencoder import VAE, Autoencoder
 from visionkit.models.heads.classification import Classification
@@ -18,6 +19,7 @@ __all__ = [
     "LRASPP",
     "SSD",
     "VAE",
+    "AlignedMask",
     "Attributes",
     "Autoencoder",
     "Classification",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import Annotated, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -178,6 +178,7 @@ class DenseHead(Head):
     class_key = "labels"
     main_metric = "bbox/AP"
     default_transforms = ("HorizontalFlip", "ScaleJitter")
+    row_outputs: ClassVar[tuple[str, ...]] = ()  # of `forward`, with a row for each candidate
 
     def __init__(
         self,
@@ -215,32 +216,45 @@ class DenseHead(Head):
         """The best of each level, M in all: `boxes` (B, M, 4) in input pixels, `scores` and
         `labels` (B, M). M depends on the size of the batch's images and `pre_nms_top_n` alone."""
         scores, offsets, places = self.dense_predictions(features)
-        boxes, labels, best, _ = best_of_each_level(scores, offsets, places, self.pre_nms_top_n)
-        boxes = clip(boxes, places.image_size if sizes is None else sizes)
-        return {"boxes": boxes, "scores": best, "labels": labels}
+        best = best_of_each_level(scores, offsets, places, self.pre_nms_top_n)
+        boxes = clip(best.boxes, places.image_size if sizes is None else sizes)
+        return {"boxes": boxes, "scores": best.scores, "labels": best.labels}
 
     def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
         """The detections that stay, as `visionkit.ops.nms.suppress` returns them."""
         boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs["labels"]
         scores = scores.masked_fill(scores <= self.score_threshold, -1)
+        others = {name: outputs[name] for name in self.row_outputs}
         return suppress(
-            boxes, scores, labels, iou=self.nms_iou, among=self.nms, count=self.max_detections
+            *(boxes, scores, labels),
+            iou=self.nms_iou,
+            among=self.nms,
+            count=self.max_detections,
+            **others,
         )
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
-        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
+        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first; and its N
+        `masks` in COCO's compressed RLE, if `postprocess` returns masks."""
         return detections(self.postprocess(outputs, batch.padded_size), batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return CocoEvaluator(dataset, types=("bbox",))
 
 
-def best_of_each_level(
-    scores: Tensor, offsets: Tensor, places: Places, top_n: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes (B, M, 4) and class, score and number of the level, each (B, M), of the `top_n` best
-    of each level of `scores` (B, P, K), or of all where there are fewer. `offsets` (B, P, 4) lead
-    from the places to the boxes. With `scores` (B, P) the class is 0."""
+class Best(NamedTuple):
+    """The M best candidates of each image."""
+
+    boxes: Tensor  # (B, M, 4), not clipped
+    labels: Tensor  # (B, M)
+    scores: Tensor  # (B, M)
+    levels: Tensor  # (B, M): numbers of the levels
+    places: Tensor  # (B, M): indices of the places
+
+
+def best_of_each_level(scores: Tensor, offsets: Tensor, places: Places, top_n: int) -> Best:
+    """The `top_n` best of each level of `scores` (B, P, K), or all where there are fewer. `offsets`
+    (B, P, 4) lead from the places to the boxes. With `scores` (B, P) the class is 0."""
     index, labels, best, levels = [], [], [], []
     first = 0
     for number, level in enumerate(scores.split(places.per_level, 1)):
@@ -260,7 +274,7 @@ def best_of_each_level(
         first += level.shape[1]
     chosen = torch.cat(index, 1)
     boxes = places.boxes(offsets.gather(1, chosen[..., None].expand(-1, -1, 4)), chosen)
-    return boxes, torch.cat(labels, 1), torch.cat(best, 1), torch.cat(levels, 1)
+    return Best(boxes, *(torch.cat(parts, 1) for parts in (labels, best, levels)), chosen)
 
 
 def cells_first(maps: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from visionkit.models.heads.rcnn.roi_heads import (
 from visionkit.models.heads.rcnn.rpn import RPN, TopN
 from visionkit.ops.layers import OptionalNorm
 from visionkit.ops.nms import Among, detections
-from visionkit.ops.original import encode_masks
 from visionkit.ops.roi_align import flatten_boxes
 from visionkit.types import (
     Batch,
@@ -39,7 +38,6 @@ from visionkit.types import (
     Level,
     Loss,
     Size,
-    as_numpy,
 )
 
 # Of the second stage; the first knows no classes
@@ -176,7 +174,8 @@ class FasterRCNN(Head):
         return outputs
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
-        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first."""
+        """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first; of Mask R-CNN
+        also N `masks`, dicts of COCO's compressed RLE."""
         return detections(self.postprocess(outputs, batch.padded_size), batch)
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
@@ -242,15 +241,6 @@ class MaskRCNN(FasterRCNN):
         image = rows // used.shape[1]
         probs = self._mask_logits(features, boxes[rows], image, labels[rows]).sigmoid()
         return found | {"masks": pad_rows(probs, rows, used) * used[:, :, None, None]}
-
-    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
-        """As `FasterRCNN.decode`, and N `masks`, dicts of COCO's compressed RLE."""
-        predictions = super().decode(outputs, batch)
-        for found, probs, target in zip(predictions, outputs["masks"], batch.targets, strict=True):
-            boxes = found["boxes"]
-            arrays = as_numpy(probs[: len(boxes)]), as_numpy(boxes)
-            found["masks"] = encode_masks(*arrays, target["orig_size"])
-        return predictions
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return CocoEvaluator(dataset, types=("bbox", "segm"))

@@ -43,6 +43,7 @@ class Output(NamedTuple):
 
     class_logits: Tensor  # (B, P, K)
     distances: Tensor  # (B, P, 4): to the left, top, right, bottom side, in cells
+    hidden: list[Tensor]  # (B, C, h, w) of each level: what the distances are predicted from
 
 
 class Assigned(NamedTuple):
@@ -97,8 +98,9 @@ class TaskAligned(DenseHead):
 
     def outputs(self, features: Features) -> Output:
         maps = [features[name] for name in self.levels]
-        class_logits, log_distances = self.classification(maps), self.regression(maps)
-        return Output(class_logits, log_distances.clamp(max=MAX_LOG_DISTANCE).exp())
+        class_logits, hidden = self.classification(maps), self.regression.hidden(maps)
+        log_distances = self.regression.predictions(hidden)
+        return Output(class_logits, log_distances.clamp(max=MAX_LOG_DISTANCE).exp(), hidden)
 
     def dense_predictions(self, features: Features) -> tuple[Tensor, Tensor, Locations]:
         output = self.outputs(features)
@@ -112,17 +114,27 @@ class TaskAligned(DenseHead):
         score. Locations in a crowd region do not learn that they show background, and none learns
         anything about a class that is not labeled in its image, but from an object of that class.
         """
-        output = self.outputs(features)
         locations = locations_of(self.levels, features)
+        losses, _ = self.detection_losses(self.outputs(features), locations, batch)
+        return losses
+
+    def detection_losses(
+        self, output: Output, locations: Locations, batch: Batch
+    ) -> tuple[dict[str, Loss], list[Assigned | None]]:
+        """The losses, and what the locations of each image learn; None for an image without
+        labels."""
+        learned: list[Assigned | None] = []
         class_loss = output.class_logits[:0].sum()
         box_loss = output.distances[:0].sum()
         total = class_loss.detach()
         for image, target in enumerate(batch.targets):
             if any(key not in target for key in self.required_targets):
+                learned.append(None)
                 continue
             logits = output.class_logits[image]
             boxes = locations.boxes(output.distances[image])
             assigned = self._assign(logits, boxes, locations, target)
+            learned.append(assigned)
             losses = quality_focal_loss(logits, assigned.target_scores)
             class_loss = class_loss + (losses * assigned.loss_mask).sum()
             found = (assigned.objects >= 0).nonzero()[:, 0]
@@ -130,10 +142,8 @@ class TaskAligned(DenseHead):
             truth = target["boxes"][assigned.objects[found]]
             box_loss = box_loss + (giou_loss(boxes[found], truth) * weights).sum()
             total = total + weights.sum()
-        return {
-            "classification": Loss(class_loss, total),
-            "box_reg": Loss(self.box_weight * box_loss, total),
-        }
+        box_reg = Loss(self.box_weight * box_loss, total)
+        return {"classification": Loss(class_loss, total), "box_reg": box_reg}, learned
 
     @torch.no_grad()
     def _assign(
@@ -234,9 +244,17 @@ class Branch(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """One (B, channels, h, w) map per level to (B, P, out_channels) in float32."""
+        return self.predictions(self.hidden(maps))
+
+    def hidden(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """One (B, channels, h, w) map per level after the convolutions."""
         outputs = []
         for x, norms in zip(maps, self.norms, strict=True):
             for conv, norm in zip(self.convs, norms.children(), strict=True):
                 x = F.relu(norm(conv(x)), inplace=True)
-            outputs.append(cells_first(self.predict(x)))
-        return torch.cat(outputs, 1)
+            outputs.append(x)
+        return outputs
+
+    def predictions(self, hidden: Sequence[Tensor]) -> Tensor:
+        """One hidden map per level to (B, P, out_channels) in float32."""
+        return torch.cat([cells_first(self.predict(x)) for x in hidden], 1)

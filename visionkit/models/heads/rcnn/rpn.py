@@ -72,7 +72,7 @@ class RPN(nn.Module):
     def propose(self, outputs: RPNOutput, sizes: Size | Tensor, top: TopN) -> tuple[Tensor, Tensor]:
         """Boxes (B, M, 4) within the valid sizes (B, 2), the best first, and how many (B,) of
         each image are proposals. The rows behind them are zero."""
-        boxes, _, logits, levels = best_of_each_level(
+        boxes, _, logits, levels, _ = best_of_each_level(
             outputs.logits.float(), outputs.offsets.float(), outputs.anchors, top.pre_nms
         )
         boxes, scores = clip(boxes, sizes), logits.sigmoid()
