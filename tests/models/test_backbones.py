@@ -5,7 +5,7 @@ import torch
 from torchvision import models
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from support.backbones import pixels
+from support.backbones import assert_equal_but_for_rounding, pixels, randomize_norms
 from visionkit.config.components import components
 from visionkit.config.schema import convert, expected, mismatch, signature_arguments
 from visionkit.errors import ConfigError
@@ -242,3 +242,27 @@ def test_small_stem_for_tiny_images():
         "c3": 8,
     }
     assert [x.shape[-1] for x in features.values()] == [28, 14, 7, 4]
+
+
+def test_a_resnet_vd_is_timms_resnet_d(tmp_path):
+    """Stem, shortcuts and names of parameters: a classifier of timm loads."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = randomize_norms(timm.create_model("resnet50d", num_classes=3)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = Torchvision(name="resnet50", vd=True, weights=str(tmp_path / "w.pth")).eval()
+    images = pixels(1, 3, 64, 96)
+    with torch.no_grad():
+        found = ours(images)["c5"]
+        expected = theirs.forward_features(ours.normalize(images, None, like=ours.body))
+    assert_equal_but_for_rounding(found, expected)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"name": "vgg16"}, {"stem": "small"}, {"name": "resnet50", "dilated": True}]
+)
+def test_only_a_usual_resnet_has_a_variant_vd(arguments):
+    with pytest.raises(ConfigError, match=r"vd: got true for"):
+        Torchvision(vd=True, **arguments)
+    with pytest.raises(ConfigError, match=r"no weights are published as 'resnet18vd'"):
+        Torchvision(vd=True, weights="default")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
+import support.heads
 from visionkit.config.components import components
 from visionkit.data.datasets.shapes import Shapes
 from visionkit.data.loading.source import Source, collate
@@ -36,7 +37,7 @@ def small_model(cls: type[Head], dataset) -> VisionModel:
     neck = FPN(backbone.levels, channels=32)
     classes = dataset.classes[cls.class_key].names if cls.class_key else ()
     if "boxes_from" not in inspect.signature(cls).parameters:
-        heads = {"head": cls(neck.levels, classes)}
+        heads = {"head": cls(neck.levels, classes, **support.heads.HEADS[cls.__name__].contract)}
     else:
         heads = {"head": cls(neck.levels, classes, boxes_from="truth"), "truth": Truth()}
     return VisionModel(backbone, neck, heads, {"head": 1.0})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_contracts import HEADS, Truth
 
+import support.heads
 from golden.recipes import BACKBONE, NECK
 from support.heads import GOLDEN_RCNN
 from visionkit.data.loading.source import collate
@@ -36,6 +37,7 @@ def small_model(cls, num_classes):
         heads = {"head": cls(neck.levels, classes, boxes_from="truth"), "truth": Truth()}
     else:
         small = {key: value for key, value in GOLDEN_RCNN.items() if key in known}
+        small |= support.heads.HEADS[cls.__name__].contract
         heads = {"head": cls(neck.levels, classes, **small)}
     return VisionModel(backbone, neck, heads, {"head": 1.0})
 

@@ -48,7 +48,8 @@ def model_of(name, dataset):
     torch.manual_seed(0)
     backbone = Torchvision(name="resnet18", norm="group")
     neck = FPN(backbone.levels, channels=32)
-    head = components("heads")[name](neck.levels, dataset.classes["labels"].names)
+    names, small = dataset.classes["labels"].names, HEADS[name].contract
+    head = components("heads")[name](neck.levels, names, **small)
     return VisionModel(backbone, neck, {"head": head}, {"head": 1.0})
 
 

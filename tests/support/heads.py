@@ -1,7 +1,6 @@
 """How each head of the package is tested: a new one needs an entry in `HEADS`, and no other list.
 
-`tests/models/test_every_head.py` fails until it has one. The contract tests and the export tests
-take no settings.
+`tests/models/test_every_head.py` fails until it has one.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ class Case:
     pyramid: whether it needs an FPN.
     class_layer: of a head that finds objects, a regular expression of the end of the name of the
         layers with the class logits, whose outputs are (anchors of a cell) x (classes).
+    contract: arguments in the contract tests, of a head that is slow with its defaults.
     golden: arguments in the 20 steps that the golden file holds (`golden/recipes.py`).
     small: arguments in runs of 3 steps (`small_runs.py`).
     resumed: arguments in runs that are cut off and resumed (`runs.py`); None: a head with the
@@ -31,6 +31,7 @@ class Case:
     task: str | None
     pyramid: bool = False
     class_layer: str | None = None
+    contract: Arguments = field(default_factory=dict)
     golden: Arguments = field(default_factory=dict)
     small: Arguments = field(default_factory=dict)
     resumed: Arguments | None = field(default_factory=dict)
@@ -51,6 +52,13 @@ RESUMED_RCNN = {
     "box_batch_size": 8,
     "box_hidden": 8,
     "box_pool_size": 2,
+}
+SMALL_RTDETR = {
+    "channels": 32,
+    "num_layers": 2,
+    "feed_forward": 32,
+    "num_queries": 30,
+    "denoising": 10,
 }
 PIXELS = {"dropout": 0.0, "norm": "group"}
 
@@ -100,6 +108,16 @@ HEADS: dict[str, Case] = {
         pyramid=True,
         class_layer=r"classification_head\.module_list\.\d+",
         resumed={"box_ratios": [[2], [2]], "lite": True},
+    ),
+    "RTDETR": Case(
+        "rtdetr",
+        "detection",
+        pyramid=True,
+        class_layer=r"(enc_score_head|decoder\.class_embed\.\d+)",
+        contract={"channels": 64, "num_layers": 2, "num_queries": 50, "denoising": 20},
+        golden=SMALL_RTDETR,
+        small=SMALL_RTDETR,
+        resumed={**SMALL_RTDETR, "channels": 8, "attention_heads": 2},
     ),
     "MaskRCNN": Case(
         "mask_rcnn",

@@ -173,7 +173,8 @@ def examine(path: Path) -> dict[str, Any]:
     state, content = checkpoint.load_state_dict(path)
     sha256 = download.sha256(path)
     named = CHECKSUM.search(path.name)
-    same = [one for one in published.entries() if sha256.startswith(one.checksum)]
+    known = [one for one in published.entries() if one.checksum]
+    same = [one for one in known if sha256.startswith(one.checksum)]
     expected = [one for one in published.entries() if one.file == path.name]
     verdict = "unknown"
     if same or named:

@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).parents[1]
 FOLDERS = {  # within the folder of configs, and what is in them
     "": "Recipes",
     "torchvision": "Models of torchvision, with the values that fit its published weights",
+    "transformers": "Models of transformers, with the values that fit their published weights",
 }
 NEAREST = 3  # names in the answer to an unknown one
 SUFFIXES = (".yaml", ".yml")
@@ -53,7 +54,7 @@ class ShippedConfig:
 
 
 def list_configs() -> list[ShippedConfig]:
-    """All shipped configs: visionkit's own by name, then those of torchvision's models."""
+    """All shipped configs: visionkit's own by name, then those of published models."""
     found = [_describe(name, path) for name, path in shipped_configs().items()]
     return sorted(found, key=lambda config: ([*FOLDERS].index(config.group), config.name))
 

@@ -140,10 +140,11 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def published_for(model: VisionModel, config: Config) -> Published | None:
-    """The weights that are published for a model with these tensors; None if there are none. Of
-    several models that differ in settings alone, the one whose settings are most like `config`."""
+    """The weights that torchvision publishes for a model with these tensors; None if there are
+    none. Of several models that differ in settings alone, the one whose settings are most like
+    `config`."""
     own = _shapes(_renamed(model.state_dict()))
-    found = [one for one in entries() if one.kind == "model" and one.default]
+    found = [one for one in entries() if one.kind == "model" and one.default and not one.on_hub]
     fitting = [one for one in found if own and _agrees(own, one.name)]
     return min(fitting, key=lambda one: _differences(config, one.name), default=None)
 

@@ -18,6 +18,7 @@ from visionkit.models.contracts import checked_levels
 from visionkit.models.model import VisionModel
 from visionkit.models.published import NO_CLASS, Published, entries, fetch, find, of_file
 from visionkit.models.weights import config_kind, load_model_weights
+from visionkit.runs.checkpoint import COUNTER
 from visionkit.runs.files import means_file
 from visionkit.types import Classes
 
@@ -174,12 +175,32 @@ def _published_for(config: Config) -> Published:
     if len(config.heads) > 1:
         raise _several_heads(config)
     model = _build(config, dict.fromkeys(config.heads, SOME), pretrained=False)
-    found = published_for(model, config)
+    found = published_for(model, config) or _of_hub_for(model, config)
     if found is None:
         like = [f"  {line}" for line in _alternatives(config)]
         raise ConfigError(f"weights: none are published on COCO for {model.kind}", *like)
     log.info("weights: coco are %s", found.member)
     return found
+
+
+def _of_hub_for(model: VisionModel, config: Config) -> Published | None:
+    """The first of the hub's models that has these tensors; None if there is none."""
+    (spec,), own = config.heads.values(), _shapes(model)
+    for one in (one for one in entries() if one.on_hub):
+        other = load_config(shipped_configs()[one.name])
+        (theirs,), same = other.heads.values(), ("type", "name")
+        if theirs["type"] != spec["type"] or any(
+            other.backbone.get(key) != config.backbone.get(key) for key in same
+        ):
+            continue  # at once: building a model takes a second
+        if _shapes(_build(other, dict.fromkeys(other.heads, SOME), pretrained=False)) == own:
+            return one
+    return None
+
+
+def _shapes(model: VisionModel) -> list[tuple[int, ...]]:
+    """The shapes of all tensors, in their order; the name of the head does not matter."""
+    return [tuple(t.shape) for n, t in model.state_dict().items() if not n.endswith(COUNTER)]
 
 
 def _several_heads(config: Config) -> ConfigError:

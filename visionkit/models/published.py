@@ -1,11 +1,12 @@
 """Published weights by name: what there is, where its files are, and how they get here.
 
-An entry is a member of one of torchvision's weight enums. Names, addresses, checksums, sizes and
-metrics are those of the enum; nothing is copied. Whole models are those for which visionkit ships
-a config of the same name; the others are classifiers, whose layers a backbone uses.
+An entry is a member of one of torchvision's weight enums, or a repository of the Hugging Face Hub
+(`HUB`). Of the first, names, addresses, checksums, sizes and metrics are those of the enum; nothing
+is copied. Whole models are those for which visionkit ships a config of the same name; the others
+are classifiers, whose layers a backbone uses.
 
     one = find("maskrcnn_resnet50_fpn_v2")  # or "MaskRCNN_ResNet50_FPN_V2_Weights.COCO_V1"
-    path = fetch(one)  # searched in `folders()`, else downloaded; always compared to its SHA-256
+    path = fetch(one)  # searched in `folders()`, else downloaded; compared to its SHA-256
 
 `weights: NAME` of a config, `backbone.weights: NAME`, `visionkit.load(NAME)` and `visionkit
 weights` are built on these two. Addresses `hf://` are those of files, see `runs.hub`.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,10 +26,11 @@ from urllib.parse import urlsplit
 import torch
 from torchvision import models
 from torchvision.models import WeightsEnum, get_model_weights, list_models
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from visionkit.config.shipped import shipped_configs
 from visionkit.errors import CheckpointError, ConfigError
-from visionkit.runs import checkpoint, download, files
+from visionkit.runs import checkpoint, download, files, hub
 from visionkit.runs.download import SETTING, without_login
 from visionkit.runs.files import means_file
 
@@ -42,16 +45,34 @@ METRICS = {
     "acc@1": "top-1",
     "acc@5": "top-5",
 }
+# Models of the Hugging Face Hub by name: the box AP on COCO val2017 that their authors state
+# (github.com/lyuwenyu/RT-DETR), and megabytes. License: Apache-2.0. The best comes first.
+HUB_OWNER = "PekingU"
+HUB = {
+    "rtdetr_v2_r18vd": (48.1, 77.1),
+    "rtdetr_v2_r34vd": (49.9, 120.1),
+    "rtdetr_v2_r50vd": (53.4, 164.1),
+    "rtdetr_v2_r101vd": (54.3, 293.0),
+    "rtdetr_r18vd": (46.5, 77.1),
+    "rtdetr_r34vd": (48.9, 120.1),
+    "rtdetr_r50vd": (53.1, 164.1),
+    "rtdetr_r101vd": (54.3, 293.0),
+    "rtdetr_r18vd_coco_o365": (49.2, 77.1),
+    "rtdetr_r50vd_coco_o365": (55.3, 164.1),
+    "rtdetr_r101vd_coco_o365": (56.2, 293.0),
+}
 
 
 @dataclass(frozen=True)
 class Published:
-    """Weights that torchvision publishes.
+    """Weights that torchvision publishes, or that are in a repository of the Hugging Face Hub.
 
     name: torchvision's name of the model, such as `resnet50`; for a whole model that of its config.
-    member: the member of the enum, such as `ResNet50_Weights.IMAGENET1K_V2`.
+    member: the member of the enum, such as `ResNet50_Weights.IMAGENET1K_V2`; or `hf://` and the
+        repository.
     default: whether `name` alone means these weights.
-    checksum: hex digits that begin the SHA-256 of the file, from its name.
+    checksum: hex digits that begin the SHA-256 of the file, from its name; empty for the hub, whose
+        package compares it itself.
     size: of the file, in megabytes (1024 * 1024 bytes).
     license: empty where torchvision states none.
     metrics: by name (see METRICS), in percent, on `dataset`.
@@ -73,8 +94,15 @@ class Published:
     pixels: dict[str, tuple[float, ...]]
 
     @property
+    def on_hub(self) -> bool:
+        return hub.is_hub(self.url)
+
+    @property
     def file(self) -> str:
-        """The name of its file."""
+        """The name of its file; for the hub with the repository before it."""
+        if self.on_hub:
+            address = hub.parse(self.url)
+            return f"{address.repo}/{address.file}"
         return Path(urlsplit(self.url).path).name
 
     def has_name(self, name: str) -> bool:
@@ -88,12 +116,39 @@ def entries() -> tuple[Published, ...]:
 
     shipped = shipped_configs()
     whole = [n for m in (models.detection, models.segmentation) for n in list_models(m)]
-    return tuple(
+    found = [
         _entry(name, weights, kind)
         for kind, names in (("model", [n for n in whole if n in shipped]), ("backbone", NAMES))
         for name in sorted(names)
         for weights in get_model_weights(name)
+    ]
+    first = next(number for number, one in enumerate(found) if one.kind == "backbone")
+    return (
+        *found[:first],
+        *(_of_hub(name, *values) for name, values in HUB.items()),
+        *found[first:],
     )
+
+
+def _of_hub(name: str, box_ap: float, size: float) -> Published:
+    return Published(
+        name=name,
+        member=f"hf://{HUB_OWNER}/{name}",
+        kind="model",
+        default=True,
+        url=f"hf://{HUB_OWNER}/{name}",
+        checksum="",
+        size=size,
+        license="Apache-2.0",
+        dataset="COCO-val2017",
+        metrics={"box AP": box_ap},
+        classes=_names(FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]),
+        pixels={},
+    )
+
+
+def _names(categories: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name.replace("__background__", "background") for name in categories)
 
 
 def _entry(name: str, weights: WeightsEnum, kind: Any) -> Published:
@@ -112,7 +167,7 @@ def _entry(name: str, weights: WeightsEnum, kind: Any) -> Published:
         license=meta.get("license", ""),
         dataset=dataset,
         metrics={METRICS[key]: value for key, value in values.items() if key in METRICS},
-        classes=tuple(n.replace("__background__", "background") for n in meta["categories"] or ()),
+        classes=_names(meta["categories"] or ()),
         pixels=pixels,
     )
 
@@ -152,6 +207,8 @@ def is_published(name: str, kind: str | None = None) -> bool:
 def is_model_name(run: str | Path) -> bool:
     """Whether what should be a run or a checkpoint is the name of a published model instead; a path
     that exists wins. CheckpointError for another name, which is none of the three."""
+    if isinstance(run, str) and hub.is_hub(run) and is_published(run, "model"):
+        return True
     if not isinstance(run, str) or not run or means_file(run) or Path(run).exists():
         return False
     try:
@@ -169,8 +226,11 @@ def is_model_name(run: str | Path) -> bool:
 
 
 def of_file(path: str | Path) -> Published | None:
-    """The whole model whose file has that name, which has a part of its checksum."""
-    return next((e for e in entries() if e.kind == "model" and e.file == Path(path).name), None)
+    """The whole model whose file has that name, which has a part of its checksum, or whose address
+    it is."""
+    name = Path(path).name
+    whole = [one for one in entries() if one.kind == "model"]
+    return next((e for e in whole if e.file == name or e.has_name(str(path))), None)
 
 
 def nearest(name: str, kind: str | None = None) -> str:
@@ -205,7 +265,10 @@ def hub_folder() -> Path:
 
 
 def at_hand(one: Published) -> Path | None:
-    """Its file, if it is in one of `folders()`; the content is not checked."""
+    """Its file, if it is in one of `folders()` or the cache of the hub; the content is not
+    checked."""
+    if one.on_hub:
+        return hub.at_hand(one.url)
     return next((f / one.file for f in folders() if (f / one.file).is_file()), None)
 
 
@@ -215,6 +278,8 @@ def fetch(one: Published, *, instead: str = "") -> Path:
 
     Raises CheckpointError if the file at hand is another, or if no download works, with why.
     """
+    if one.on_hub:
+        return hub.fetch(one.url)
     if path := at_hand(one):
         return _verified(one, path)
     target = hub_folder() / one.file

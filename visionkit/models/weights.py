@@ -1,5 +1,5 @@
-"""Weights of a whole model from a file: a visionkit checkpoint, or a state_dict of visionkit or
-torchvision.
+"""Weights of a whole model from a file: a visionkit checkpoint, or a state_dict of visionkit,
+torchvision or, of RT-DETR, transformers.
 
 Rows of classes go by the names of the classes, whatever their order in the file. All other tensors
 go by name, and all of the model's must be in the file, in their shape.
@@ -18,6 +18,7 @@ from torchvision.models.segmentation import FCN_ResNet50_Weights
 
 from visionkit.config.shipped import shipped_configs
 from visionkit.errors import CheckpointError, ConfigError, listed, plural, unknown
+from visionkit.models import rtdetr_files
 from visionkit.models.architectures import AUXILIARY, is_torchvisions, models_like, our_names
 from visionkit.models.model import VisionModel
 from visionkit.models.published import NO_CLASS, of_file
@@ -39,6 +40,7 @@ TORCHVISION_CLASSES = {
         FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1.meta["categories"],
     )
 }
+COCO_CLASSES = tuple(name for name in TORCHVISION_CLASSES[91][1:] if name != NO_CLASS)
 # Classes that have another name in COCO than in Pascal VOC, and so in torchvision's files
 VOC_NAMES = {
     "airplane": "aeroplane",
@@ -88,6 +90,10 @@ def load_model_weights(
         names = _torchvision_classes(
             model, head, state, classes[head].names, rename or {}, sure=sure
         )
+    elif rtdetr_files.is_rtdetr(state):
+        head = _only_head(model, path)
+        state = rtdetr_files.our_names(state, head)
+        names = _rtdetr_classes(head, path, state, classes[head].names, rename or {})
     origin = Origin(path, state, names, kind)
     if is_run(content):
         origin = checkpoint_origin(path, content)
@@ -153,6 +159,20 @@ def _torchvision_classes(
                 log.info("heads.%s: classes of another name: %s", head, listed(pairs))
             return {head: names[background:]}
     return {}
+
+
+def _rtdetr_classes(
+    head: str,
+    path: str,
+    state: Mapping[str, Tensor],
+    ours: Sequence[str],
+    rename: Mapping[str, str],
+) -> dict[str, Sequence[str]]:
+    """The classes of a file of transformers' RT-DETR; none if they are not known."""
+    count = len(state[f"heads.{head}.enc_score_head.weight"])
+    names = rtdetr_files.class_names(path, count, COCO_CLASSES)
+    aliases = _aliases(names, ours, rename)
+    return {head: [aliases.get(name, name) for name in names]} if names else {}
 
 
 def _aliases(

@@ -55,6 +55,17 @@ def rescale_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int
     return boxes * boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
 
 
+def corners_of(boxes_cxcywh: Tensor) -> Tensor:
+    """Boxes (..., 4) from their center, width and height (..., 4)."""
+    center, half = boxes_cxcywh[..., :2], 0.5 * boxes_cxcywh[..., 2:]
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def centers_of(boxes: Tensor) -> Tensor:
+    """The center, width and height (..., 4) of boxes (..., 4)."""
+    return torch.cat(_center_and_extent(boxes), dim=-1)
+
+
 def area(boxes: Tensor) -> Tensor:
     """Width times height (...) of boxes (..., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
@@ -74,6 +85,16 @@ def box_iou(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
     """Intersection over union (N, M), in 0..1; 0 where both boxes are empty."""
     shared = pairwise_intersection(boxes_N4, boxes_M4)
     union = area(boxes_N4)[:, None] + area(boxes_M4) - shared
+    return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union (...), in 0..1, of boxes (..., 4) with those at their place."""
+    extent = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(
+        boxes[..., :2], others[..., :2]
+    )
+    shared = extent.clamp(min=0).prod(-1)
+    union = area(boxes) + area(others) - shared
     return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 

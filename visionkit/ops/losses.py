@@ -69,3 +69,16 @@ def giou_loss(boxes: Tensor, targets: Tensor) -> Tensor:
     hull = area(torch.cat([high[..., :2], low[..., 2:]], dim=-1))
     tiny = 1e-7  # two empty boxes: no division by zero
     return 1 - shared / (union + tiny) + (hull - union) / (hull + tiny)
+
+
+def varifocal_loss(
+    logits: Tensor, targets: Tensor, positive: Tensor, *, alpha: float = 0.75, gamma: float = 2.0
+) -> Tensor:
+    """Cross-entropy with targets in 0..1, of the shape of `logits` (Zhang et al. 2021, arXiv
+    2008.13367): weighted by the target where it is `positive` (bool), elsewhere by alpha times the
+    probability to the power of gamma.
+    """
+    logits, targets = logits.float(), targets.float()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    background = alpha * logits.detach().sigmoid() ** gamma
+    return targets.where(positive, background) * cross_entropy

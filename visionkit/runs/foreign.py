@@ -65,6 +65,7 @@ VISIONKIT_MODEL = "a visionkit model"
 # Architectures by their names of tensors: all patterns must occur. The first that fits counts.
 ARCHITECTURES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (VISIONKIT_MODEL, (r"heads\.\w+\.", r"backbone\.")),
+    ("transformers' RT-DETR", (r"(model\.)?encoder_input_proj\.", r"(model\.)?enc_score_head\.")),
     ("torchvision's Keypoint R-CNN", (r"rpn\.", r"roi_heads\.keypoint_")),
     ("torchvision's Mask R-CNN v2", (r"roi_heads\.mask_", r"roi_heads\.box_head\.0\.0\.")),
     ("torchvision's Mask R-CNN", (r"rpn\.", r"roi_heads\.mask_")),

@@ -82,6 +82,20 @@ def fetch(text: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
+def at_hand(text: str) -> Path | None:
+    """The file at that address, if it is in the folder VISIONKIT_WEIGHTS or in the hub's cache."""
+    address = parse(text)
+    if found := _in_folder(address):
+        return found
+    try:
+        from huggingface_hub import try_to_load_from_cache
+
+        path = try_to_load_from_cache(address.repo, address.file, revision=address.revision)
+    except Exception:  # an incomplete installation may raise anything
+        return None
+    return Path(path) if isinstance(path, str) else None
+
+
 def _in_folder(address: Address) -> Path | None:
     given = os.environ.get(SETTING, "")
     if not given or is_url(given):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from math import log2
 from typing import Annotated, Any, Literal
@@ -25,7 +26,7 @@ from visionkit.models.backbones.norm import (
     resolve_norm,
 )
 from visionkit.models.backbones.weights import fit, load
-from visionkit.ops.layers import constant_bias
+from visionkit.ops.layers import constant_bias, init_convs
 from visionkit.types import Level, Size
 
 RESNET = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
@@ -54,6 +55,9 @@ class Torchvision(nn.Module):
         1e-5`; its DeepLabV3 takes [4, 16], dilated.
     stem: `small`, for a ResNet on images of about 28 pixels: one 3x3 convolution of stride 1
         without pooling. The levels are then c0..c3, and `freeze_at: 1` includes `layer1`.
+    vd: of a ResNet: a stem of three 3x3 convolutions, and shortcuts that halve the map by averaging
+        (ResNet-D of He et al. 2019, arXiv 1812.01187). torchvision has no weights of it; `weights`
+        may be the file of timm's `resnet50d` and of others like it.
     dilated: the last stages (two in a ResNet from 50 layers on, one in a MobileNetV3) keep the
         stride of the one before and dilate their convolutions (Chen et al. 2017, 1706.05587).
     reduced_tail: of a MobileNetV3: half the channels in the last stage, as for SSDLite.
@@ -80,6 +84,7 @@ class Torchvision(nn.Module):
         name: Annotated[str, OneOf(NAMES)] = "resnet18",
         out_indices: list[Natural] | None = None,
         stem: Literal["imagenet", "small"] = "imagenet",
+        vd: bool = False,
         dilated: bool = False,
         reduced_tail: bool = False,
         expanded: bool = False,
@@ -96,7 +101,7 @@ class Torchvision(nn.Module):
         # A residual block starts as the identity (Goyal et al. 2017, section 5.1), unless its norms
         # are frozen and could never leave zero.
         zero_init = resolve_norm(norm, weights) != "frozen"
-        model = _classifier(name, stem, dilated, zero_init, reduced_tail)
+        model = _classifier(name, stem, dilated, zero_init, reduced_tail, vd)
         classifier_keys = list(model.state_dict())
         convert_norms(model, norm, weights, norm_eps, norm_momentum)
         root, layers = _layers(name, model, expanded)
@@ -125,7 +130,7 @@ class Torchvision(nn.Module):
             prefix = f"{root}." if root else ""
             fit(
                 self.body,
-                load(name, weights),
+                load(f"{name}vd" if vd else name, weights),
                 origin=weights,
                 file_key=lambda key: prefix + key,
                 ignored=classifier_keys,
@@ -161,6 +166,7 @@ def _classifier(
     dilated: bool = False,
     zero_init: bool = False,
     reduced_tail: bool = False,
+    vd: bool = False,
 ) -> nn.Module:
     """torchvision's model with random weights. ConfigError for a combination that it lacks."""
     if name not in NAMES:
@@ -168,6 +174,11 @@ def _classifier(
     is_resnet = FAMILIES[_family(name)] is RESNET
     if stem == "small" and (dilated or not is_resnet):
         raise ConfigError(f"stem: got 'small'; expected 'imagenet' for {name}, dilated={dilated}")
+    if vd and (dilated or stem == "small" or not is_resnet):
+        raise ConfigError(
+            f"vd: got true for {name} with stem={stem!r}, dilated={dilated}; expected a ResNet "
+            "with stem='imagenet' that is not dilated"
+        )
     if dilated and not re.match(DILATABLE, name):
         raise ConfigError(
             f"dilated: got true, which {name} cannot be; choose a ResNet from 50 layers on or a "
@@ -182,6 +193,8 @@ def _classifier(
     elif dilated:
         arguments["dilated"] = True
     model: Any = _vgg(name) if _family(name) == "vgg" else models.get_model(name, **arguments)
+    if vd:
+        _make_vd(model)
     if stem == "small":
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
@@ -189,6 +202,25 @@ def _classifier(
     if _family(name) == "densenet":
         model.features.append(nn.ReLU(inplace=True))  # torchvision applies it in forward
     return model
+
+
+def _make_vd(model: Any) -> None:
+    """Change torchvision's ResNet into its variant `vd`, whose parameters have timm's names."""
+    width = model.conv1.out_channels
+    convs: list[nn.Module] = []
+    for before, after, stride in ((3, width // 2, 2), (width // 2, width // 2, 1)):
+        conv = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
+        convs += [conv, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    convs.append(nn.Conv2d(width // 2, width, 3, padding=1, bias=False))
+    model.conv1 = nn.Sequential(*convs)
+    init = partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu")
+    init_convs(model.conv1, init)
+    for number, stage in enumerate((model.layer1, model.layer2, model.layer3, model.layer4)):
+        block = stage[0]
+        before, after = block.conv1.in_channels, getattr(block, "bn3", block.bn2).num_features
+        halve = nn.AvgPool2d(2, ceil_mode=True) if number else nn.Identity()
+        conv = nn.Conv2d(before, after, 1, bias=False)
+        block.downsample = init_convs(nn.Sequential(halve, conv, nn.BatchNorm2d(after)), init)
 
 
 def _vgg(name: str) -> Any:

@@ -9,6 +9,7 @@ from visionkit.models.heads.embedding import Embedding
 from visionkit.models.heads.fcos import FCOS
 from visionkit.models.heads.localization import Localization
 from visionkit.models.heads.retinanet import RetinaNet
+from visionkit.models.heads.rtdetr import RTDETR
 from visionkit.models.heads.semantic import FCN, LRASPP, DeepLabV3, SemanticFPN
 from visionkit.models.heads.ssd import SSD
 from visionkit.models.heads.task_aligned import TaskAligned
@@ -17,6 +18,7 @@ __all__ = [
     "FCN",
     "FCOS",
     "LRASPP",
+    "RTDETR",
     "SSD",
     "VAE",
     "AlignedMask",

@@ -1,6 +1,7 @@
 """Necks: what `type:` can name under `neck`."""
 
 from visionkit.models.necks.fpn import FPN
+from visionkit.models.necks.hybrid import HybridEncoder
 from visionkit.models.necks.ssd import SSDExtra
 
-__all__ = ["FPN", "SSDExtra"]
+__all__ = ["FPN", "HybridEncoder", "SSDExtra"]
