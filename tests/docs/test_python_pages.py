@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 def test_the_python_of_the_prediction_page(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     code = blocks("docs/guide/prediction.md")
-    assert len(code) == 3
+    assert len(code) == 4
     session = {}
     for number, block in enumerate(code):
         exec(compile(block, f"prediction.md, block {number}", "exec"), session)

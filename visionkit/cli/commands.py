@@ -98,6 +98,9 @@ def evaluate(args: argparse.Namespace) -> None:
         return
     if args.run_directory is None:
         raise ConfigError("eval: give RUN, or --gt FILE and --pred FILE")
+    from visionkit.ops.views import Views
+
+    views = Views.of(args.tta, args.tiles, args.overlap)
     own = (args.type, args.engine, args.trust, args.max_detections, args.ignore_categories)
     if any(own):
         raise ConfigError(
@@ -115,6 +118,7 @@ def evaluate(args: argparse.Namespace) -> None:
         allow_plugins=args.allow_plugins,
         intervals=args.intervals,
         analysis=args.analysis,
+        views=views,
     )
     if collectives.rank() == 0:
         _show(metrics, facts, args.json)
@@ -125,6 +129,8 @@ def _eval_files(args: argparse.Namespace) -> None:
         raise ConfigError("eval: give both --gt FILE and --pred FILE")
     if args.run_directory or args.overrides or args.heads:
         raise ConfigError("eval: RUN, key=value and --heads do not apply to --gt and --pred")
+    if (args.tta, args.tiles, args.overlap) != (None, None, None):
+        raise ConfigError("eval: --tta, --tiles and --overlap need a model, not --gt and --pred")
     from visionkit.metrics.coco.evaluator import MOST, score_files
 
     metrics, facts = score_files(
@@ -154,6 +160,9 @@ def _show(metrics: dict[str, float], facts: dict[str, Any], as_json: bool) -> No
         print(to_json(record))
         return
     print(*metric_lines(metrics, facts.get("classes"), facts.get("intervals")), sep="\n")
+    if "views" in facts:
+        views = ", ".join(f"{name} {value}" for name, value in facts["views"].items())
+        print(f"each image was predicted from several views: {views}")
     if "scoring" in facts:
         print(f"scored by {facts['coco_engine']}, {facts['scoring']}")
     for head, parts in analysis.items():
@@ -210,6 +219,9 @@ def predict(args: argparse.Namespace) -> int:
         [*settings, *args.overrides],
         heads=args.heads,
         allow_plugins=args.allow_plugins,
+        tta=args.tta,
+        tiles=args.tiles,
+        overlap=args.overlap,
     )
     counts = write_predictions(predictor, inputs, args.out, args.threshold, args.batch_size)
     done = f"wrote predictions.json and overlays to {args.out}: {counts}"

@@ -265,6 +265,7 @@ def _add_eval(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--intervals", action="store_true", help=text)
     text = "what `visionkit report` shows, as text: classes, confusion, error types"
     sub.add_argument("--analysis", action="store_true", help=text)
+    _add_views(sub)
     _add_offline(sub)
 
 
@@ -301,7 +302,17 @@ def _add_predict(sub: argparse.ArgumentParser) -> None:
     text = "images of equal size per forward pass (default: 4)"
     sub.add_argument("--batch-size", type=values.count, default=4, metavar="N", help=text)
     sub.add_argument("--heads", type=values.names, metavar="A,B", help="only these heads")
+    _add_views(sub)
     _add_offline(sub)
+
+
+def _add_views(sub: argparse.ArgumentParser) -> None:
+    text = "predict also from the mirrored image, and from other scales of its size; then merge"
+    sub.add_argument("--tta", metavar="flip,0.83,1.2", help=text)
+    text = "predict also from tiles of N pixels of the image, at least 64; then merge"
+    sub.add_argument("--tiles", type=values.count, metavar="N", help=text)
+    text = "share of a tile's side that the next one has, too (default: 0.2)"
+    sub.add_argument("--overlap", type=float, metavar="SHARE", help=text)
 
 
 def _add_export(sub: argparse.ArgumentParser) -> None:

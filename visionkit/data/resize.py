@@ -37,6 +37,11 @@ def fit(size: tuple[int, int], image_size: ImageSize) -> tuple[int, int]:
     return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
 
+def scaled(size: Size, scale: float) -> Size:
+    """A (h, w) times a factor."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def fit_within(size: Size, image_size: ImageSize, limit: Size | None) -> Size:
     """The (h, w) in a network whose input has the size `limit`; None: any size."""
     if limit is not None and fixed_size(image_size) is not None:

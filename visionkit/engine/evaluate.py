@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 
 from visionkit.config import Config, load_config
@@ -21,7 +20,8 @@ from visionkit.distributed import collectives
 from visionkit.engine.export.onnx_file import read_onnx_info
 from visionkit.engine.failures import propagate_failures
 from visionkit.engine.onnx_model import OnnxPredictor, is_onnx, load_onnx
-from visionkit.engine.torch_model import Predictor, load_model
+from visionkit.engine.torch_model import Predictor, as_tensors, load_model
+from visionkit.engine.views import predict_views
 from visionkit.errors import ArgumentError, ConfigError, VisionkitError, listed
 from visionkit.metrics import comparison
 from visionkit.metrics.coco.engines import engine_version, pick_engine
@@ -34,12 +34,14 @@ from visionkit.metrics.thresholds import Thresholds
 from visionkit.models.build import build_model
 from visionkit.models.contracts import checked_coverage, checked_metrics, checked_parts
 from visionkit.models.model import VisionModel
+from visionkit.ops.views import Tta, Views
 from visionkit.runs import files
 from visionkit.runs.files import reason
 from visionkit.runs.terminal import progress_bar
 from visionkit.types import Batch, Classes, Evaluator, HeadPrediction, Loss
 
 log = logging.getLogger("visionkit")
+PLAIN = Views()  # each image alone
 LossRecord = tuple[float, float, float]  # sum, count and min_count of a term in a batch
 # The predictions for a batch of a source, and losses if there are any, by head.
 Infer: TypeAlias = Callable[
@@ -53,6 +55,9 @@ def evaluate(
     *,
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
+    tta: Tta = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> dict[str, float]:
     """Metrics of a trained run on its validation data, or on other data given by `overrides`.
 
@@ -62,10 +67,14 @@ def evaluate(
     _segm.json), which pycocotools reads. NaN where a metric is not defined, as without ground
     truth. `run` and `allow_plugins` as for `load`.
 
+    With `tta` or `tiles` (see `Predictor.use_views`), the metrics are those of predictions from
+    several views of each image; losses are still those of the images alone.
+
     Raises ConfigError if there is no validation data, DataError if it cannot be used, and the
     errors of `load`.
     """
-    return evaluate_run(run, overrides, heads=heads, allow_plugins=allow_plugins)[0]
+    views = Views.of(tta, tiles, overlap)
+    return evaluate_run(run, overrides, heads=heads, allow_plugins=allow_plugins, views=views)[0]
 
 
 class Evaluation(NamedTuple):
@@ -92,17 +101,22 @@ def evaluate_run(
     allow_plugins: bool = False,
     intervals: bool = False,
     analysis: bool = False,
+    views: Views = PLAIN,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """`evaluate`, and the other content of RUN/eval/metrics.json: `coco_engine`, the program that
-    computed the COCO metrics, and its version; `scoring`, the rule of these; and `classes`, a
-    `Coverage` for each metric that is over classes. With `intervals`, 95 % intervals by metric;
-    with `analysis`, the parts of a report by head."""
+    computed the COCO metrics, and its version; `scoring`, the rule of these; `classes`, a
+    `Coverage` for each metric that is over classes; and `views`, if there were several of each
+    image. With `intervals`, 95 % intervals by metric; with `analysis`, the parts of a report by
+    head."""
     with propagate_failures():
         evaluated = evaluated_file if is_onnx(run) else evaluated_run
-        found = evaluated(run, overrides, heads=heads, allow_plugins=allow_plugins)
+        options: Any = {"heads": heads, "allow_plugins": allow_plugins, "views": views}
+        found = evaluated(run, overrides, **options)
         metrics, evaluators = found.metrics, found.evaluators
         coco = {name: e for name, e in evaluators.items() if isinstance(e, CocoEvaluator)}
         facts: dict[str, Any] = {"classes": coverage_of(evaluators)}
+        if not views.is_plain:
+            facts["views"] = views.record()
         if coco:
             facts["coco_engine"] = engine_version(pick_engine())
             facts["scoring"] = "; ".join(dict.fromkeys(e.rule for e in coco.values()))
@@ -128,6 +142,7 @@ def evaluated_run(
     *,
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
+    views: Views = PLAIN,
 ) -> Evaluation:
     """`evaluate`, without writing anything, and all that the metrics come from."""
     if is_onnx(run):
@@ -135,11 +150,36 @@ def evaluated_run(
     collectives.setup()
     with propagate_failures():
         predictor = load_model(run, overrides, heads=heads, fold=False, allow_plugins=allow_plugins)
+        predictor.set_views(views)
         sources = _validated(predictor.config, predictor.classes, predictor.heads)
         metrics, evaluators = evaluate_model(
-            predictor.model, sources, dtype=predictor.dtype, workers=predictor.config.workers
+            predictor.model,
+            sources,
+            dtype=predictor.dtype,
+            workers=predictor.config.workers,
+            infer=None if views.is_plain else _from_views(predictor),
         )
         return Evaluation(predictor, sources, metrics, evaluators)
+
+
+def _from_views(predictor: Predictor) -> Infer:
+    """The losses of a batch, and the predictions of its images as `Predictor.predict` makes them
+    from several views, where there are several."""
+    assert predictor.views is not None
+    plan = predictor.views.plan
+
+    def infer(batch: Batch, source: Source) -> Any:
+        model, dataset = predictor.model, source.val
+        found, losses = model.infer(batch, source.feeds, predictor.dtype, with_losses=True)
+        for place, target in enumerate(batch.targets):
+            if dataset is not None and len(plan(target["orig_size"])) > 1:
+                image = dataset[target["position"]].image
+                (merged,) = predict_views(predictor, [image], source.feeds)
+                for head, result in merged.items():
+                    found[head][place] = on_device(result, batch.images.device)
+        return found, losses
+
+    return infer
 
 
 def _validated(config: Config, classes: dict[str, Classes], heads: Sequence[str]) -> list[Source]:
@@ -159,11 +199,13 @@ def evaluated_file(
     *,
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
+    views: Views = PLAIN,
 ) -> FileEvaluation:
     """`evaluated_run` for an exported file: it predicts, from the images as they are stored, and
     the config in it says how that is scored. `overrides` may name other data only."""
     collectives.setup()
     predictor, config = _opened_file(path, overrides, heads, allow_plugins=allow_plugins)
+    predictor.set_views(views)
     model = build_model(config, predictor.classes, pretrained=False)
 
     def infer(batch: Batch, source: Source) -> Any:
@@ -179,10 +221,10 @@ def evaluated_file(
     )
 
 
-def as_tensors(prediction: Mapping[str, Any]) -> HeadPrediction:
-    """The prediction of an exported file, which has arrays, as evaluators take it."""
+def on_device(prediction: Mapping[str, Any], device: torch.device) -> HeadPrediction:
+    """A prediction with all its tensors there."""
     found: Any = {
-        key: torch.as_tensor(value) if isinstance(value, np.ndarray | np.generic) else value
+        key: value.to(device) if isinstance(value, torch.Tensor) else value
         for key, value in prediction.items()
     }
     return found

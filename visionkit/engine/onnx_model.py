@@ -19,13 +19,15 @@ from visionkit.config.config import SourceConfig
 from visionkit.config.schema import convert, expected
 from visionkit.config.yaml import parse
 from visionkit.data.image_io import read_array, to_array
-from visionkit.data.resize import ImageSize, fit_within, resized, resized_floats
+from visionkit.data.resize import ImageSize, fit_within, resized, resized_floats, scaled
 from visionkit.engine.export.metadata import HeadInfo, ModelInfo
 from visionkit.engine.export.onnx_file import is_onnx, read_onnx_info
 from visionkit.engine.predictor import BasePredictor, ImageInput, chosen, file_of
 from visionkit.errors import ArgumentError, CheckpointError, ConfigError, install_hint, plural
 from visionkit.metrics.thresholds import Thresholds, draw_thresholds
+from visionkit.ops.merging import merged
 from visionkit.ops.original import encode_masks, rescaled, semantic_map
+from visionkit.ops.views import View
 from visionkit.types import Size
 from visionkit.visualization.draw import Threshold
 
@@ -107,7 +109,7 @@ class OnnxPredictor(BasePredictor):
             self.info.thresholds,
         )
 
-    def _boxes_from(self, head: str) -> str | None:
+    def base_of(self, head: str) -> str | None:
         return self.info.heads[head].boxes_from
 
     def has_embedding(self, head: str) -> bool:
@@ -136,31 +138,53 @@ class OnnxPredictor(BasePredictor):
         """They share onnxruntime's threads."""
         yield min(most, self.threads), None
 
-    def _infer(self, images: Sequence[np.ndarray]) -> list[dict[str, dict[str, Any]]]:
+    def infer(
+        self,
+        images: Sequence[np.ndarray],
+        heads: Sequence[str] | None = None,
+        *,
+        scale: float = 1.0,
+        views: bool = False,
+    ) -> list[dict[str, dict[str, Any]]]:
+        if scale != 1 and self.info.size is not None:
+            height, width = self.info.size
+            raise ArgumentError(
+                f"tta: {self.path} was exported for images of {height}x{width} (height x width), "
+                "so no other scale can be given to it; export it with --dynamic"
+            )
         results: list[dict[str, dict[str, Any]]] = [{} for _ in images]
-        for rule in dict.fromkeys(self._image_size[head] for head in self.heads):
-            heads = [head for head in self.heads if self._image_size[head] == rule]
-            sizes = [fit_within(image.shape[1:], rule, self.info.size) for image in images]
+        wanted = self.heads if heads is None else heads
+        for rule in dict.fromkeys(self._image_size[head] for head in wanted):
+            own = [head for head in wanted if self._image_size[head] == rule]
+            sizes = [
+                scaled(fit_within(image.shape[1:], rule, self.info.size), scale) for image in images
+            ]
             small = [resized(*pair) for pair in zip(images, sizes, strict=True)]
-            found = self.infer_resized(small, [image.shape[1:] for image in images], heads)
+            shapes = [image.shape[1:] for image in images]
+            found = self.infer_resized(small, shapes, own, views=views)
             for result, one in zip(results, found, strict=True):
                 result |= one
         return results
 
     def infer_resized(
-        self, images: Sequence[np.ndarray], orig: Sequence[Size], heads: Sequence[str]
+        self,
+        images: Sequence[np.ndarray],
+        orig: Sequence[Size],
+        heads: Sequence[str],
+        *,
+        views: bool = False,
     ) -> list[dict[str, dict[str, Any]]]:
         """The results of these heads for images (3, h, w) that are resized already; `orig` are the
-        (h, w) that they had."""
+        (h, w) that they had. With `views`, those from which several views are merged."""
         padded = self._padded([image.shape[1:] for image in images])
-        sources = {name: None for h in heads for name in (h, self._boxes_from(h)) if name}
+        sources = {name: None for h in heads for name in (h, self.base_of(h)) if name}
         names = [n for head in sources for n in _outputs(head, self.info.heads[head])]
         rows = self._run(images, padded, names)
         places = [
             Place(one.shape[1:], padded, size) for one, size in zip(images, orig, strict=True)
         ]
         return [
-            {head: self._decoded(head, row, place) for head in heads}
+            {head: self._decoded(head, row, place, views) for head in heads}
             for row, place in zip(rows, places, strict=True)
         ]
 
@@ -197,7 +221,9 @@ class OnnxPredictor(BasePredictor):
             rows += [{name: c[i] for name, c in columns.items()} for i in range(len(part))]
         return rows
 
-    def _decoded(self, head: str, row: Mapping[str, np.ndarray], place: Place) -> dict[str, Any]:
+    def _decoded(
+        self, head: str, row: Mapping[str, np.ndarray], place: Place, views: bool
+    ) -> dict[str, Any]:
         """A `HeadPrediction` of arrays, from the outputs for one image: what `decode` of the head
         does after `postprocess`. Outputs of a custom head stay as they are."""
         info = self.info.heads[head]
@@ -221,6 +247,8 @@ class OnnxPredictor(BasePredictor):
             if "box" in own:
                 found["box"] = rescaled(own["box"], place.size, place.orig)
             return found
+        if "logits" in own and views:
+            return {"logits": own["logits"], "size": place.size, "padded": place.padded}
         if "logits" in own:
             return {"semantic": semantic_map(own["logits"], *place)}
         if "embedding" in own:
@@ -235,6 +263,14 @@ class OnnxPredictor(BasePredictor):
             image = resized_floats(image, place.size)
         latent = {key: np.asarray(own[key]) for key in ("latent_mean", "kl")}
         return {"reconstruction": np.rint(image * np.float32(255)).astype(np.uint8), **latent}
+
+    def merge(
+        self, head: str, found: Sequence[dict[str, Any]], views: Sequence[View]
+    ) -> dict[str, Any]:
+        if "box" in found[0] or "probs" not in found[0]:
+            return merged(found, views)
+        probs = merged([{"probs": one["probs"]} for one in found], views)["probs"]
+        return self._classes_of(head, probs)
 
     def _classes_of(self, head: str, probs: np.ndarray) -> dict[str, Any]:
         default = self.info.heads[head].threshold

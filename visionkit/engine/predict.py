@@ -26,6 +26,7 @@ from visionkit.errors import (
     check_counts,
     check_flags,
 )
+from visionkit.ops.views import Tta, Views
 from visionkit.types import is_tensor
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ def load(
     heads: Sequence[str] | None = None,
     fold: bool = True,
     allow_plugins: bool = False,
+    tta: Tta = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> Predictor | OnnxPredictor:
     """Load the trained model of a run directory (its best checkpoint), of a checkpoint file, of an
     exported ONNX file, or of published weights: `load("maskrcnn_resnet50_fpn_v2")`. A path of that
@@ -60,6 +64,8 @@ def load(
     visionkit that the checkpoint names are imported, which runs their modules, only with
     `allow_plugins`; without it, ConfigError.
 
+    With `tta` or `tiles` it predicts from several views of each image, see `use_views`.
+
     An ONNX file needs no torch and no plug-ins. Of `overrides` it takes `data.image_size` and
     `train.device`; all else is in the file.
 
@@ -67,6 +73,20 @@ def load(
     `overrides` and `heads`.
     """
     check_flags(fold=fold)
+    Views.of(tta, tiles, overlap)  # before anything is loaded
+    predictor = _loaded(run, overrides, heads, fold=fold, allow_plugins=allow_plugins)
+    predictor.use_views(tta, tiles, overlap)
+    return predictor
+
+
+def _loaded(
+    run: str | Path,
+    overrides: Overrides,
+    heads: Sequence[str] | None,
+    *,
+    fold: bool,
+    allow_plugins: bool,
+) -> Predictor | OnnxPredictor:
     if is_onnx(run):
         return load_onnx(run, overrides, heads=heads)
     try:
@@ -86,14 +106,19 @@ def loaded(
     *,
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
+    views: tuple[Tta, int | None, float | None] = (None, None, None),
 ) -> BasePredictor:
-    """The model itself, or what `load` returns for a path; ArgumentError for options
-    of `load` next to a model that is loaded already."""
+    """The model itself, or what `load` returns for a path; ArgumentError for options of `load` next
+    to a model that is loaded already. `views` are tta, tiles and overlap."""
+    tta, tiles, overlap = views
     if not isinstance(model, BasePredictor):
-        return load(model, overrides, heads=heads, allow_plugins=allow_plugins)
-    if heads is not None or overrides:
-        what = "overrides" if overrides else "heads"
-        raise ArgumentError(f"{what}: do not apply to a loaded model; give them to load()")
+        options: Any = {"tta": tta, "tiles": tiles, "overlap": overlap}
+        return load(model, overrides, heads=heads, allow_plugins=allow_plugins, **options)
+    given = {"overrides": overrides, "heads": heads is not None, "tta": tta is not None}
+    given |= {"tiles": tiles is not None, "overlap": overlap is not None}
+    for what, is_given in given.items():
+        if is_given:
+            raise ArgumentError(f"{what}: do not apply to a loaded model; give them to load()")
     return model
 
 
@@ -107,6 +132,9 @@ def predict(  # type: ignore[overload-overlap]  # a list is an Iterable too
     batch_size: int = 1,
     skip_unreadable: Literal[False] = False,
     allow_plugins: bool = False,
+    tta: Tta = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> list[Prediction]: ...
 
 
@@ -120,6 +148,9 @@ def predict(  # type: ignore[overload-overlap]  # a list is an Iterable too
     batch_size: int = 1,
     skip_unreadable: bool,
     allow_plugins: bool = False,
+    tta: Tta = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> list[Prediction | None]: ...
 
 
@@ -133,6 +164,9 @@ def predict(
     batch_size: int = 1,
     skip_unreadable: Literal[False] = False,
     allow_plugins: bool = False,
+    tta: Tta = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> Iterator[Prediction]: ...
 
 
@@ -146,6 +180,9 @@ def predict(
     batch_size: int = 1,
     skip_unreadable: bool,
     allow_plugins: bool = False,
+    tta: Tta = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> Iterator[Prediction | None]: ...
 
 
@@ -158,6 +195,9 @@ def predict(
     batch_size: int = 1,
     skip_unreadable: bool = False,
     allow_plugins: bool = False,
+    tta: Tta = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> list[Any] | Iterator[Any]:
     """What a model finds in images: a run directory, a checkpoint, an ONNX file, or what `load`
     returned.
@@ -171,7 +211,8 @@ def predict(
     are those of `load`. An image that is missing or cannot be read is a DataError, which names it;
     with `skip_unreadable` it is logged, and None is in its place.
     """
-    predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins)
+    views = tta, tiles, overlap
+    predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins, views=views)
     check_flags(skip_unreadable=skip_unreadable)
     check_counts(batch_size=batch_size)
     single = isinstance(inputs, (str, Path, Image.Image, np.ndarray, bytes, Mapping)) or is_tensor(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from visionkit.engine.inputs import NO_NAME
 from visionkit.engine.prediction import Prediction, checked_threshold
+from visionkit.engine.views import predict_views, try_views
 from visionkit.errors import (
     ArgumentError,
     ConfigError,
@@ -24,6 +25,7 @@ from visionkit.errors import (
     unknown,
 )
 from visionkit.metrics.thresholds import PRECISIONS, Thresholds
+from visionkit.ops.views import Tta, View, Views
 from visionkit.types import Classes
 from visionkit.visualization.draw import Threshold
 
@@ -41,12 +43,14 @@ class BasePredictor:
     classes: each head's class list.
     draw_threshold: the score from which objects are drawn, of all heads or of each.
     value_range: of the pixels of images of more than 8 bits.
+    views: which views of an image it predicts from; None: the image itself alone.
     """
 
     heads: list[str]
     classes: dict[str, Classes]
     draw_threshold: float | dict[str, Threshold]
     value_range: tuple[float, float] | None
+    views: Views | None = None
 
     @property
     def thresholds(self) -> Mapping[str, Thresholds]:
@@ -57,7 +61,7 @@ class BasePredictor:
         """The score from which the objects of each head of the model are drawn by default."""
         raise NotImplementedError
 
-    def _boxes_from(self, head: str) -> str | None:
+    def base_of(self, head: str) -> str | None:
         """The head whose boxes that one describes."""
         raise NotImplementedError
 
@@ -69,8 +73,22 @@ class BasePredictor:
         """The image as (3, h, w) uint8, as `predict` reads it."""
         raise NotImplementedError
 
-    def _infer(self, images: Sequence[Any]) -> list[dict[str, dict[str, Any]]]:
-        """The results of each head for images that `read` returned."""
+    def infer(
+        self,
+        images: Sequence[Any],
+        heads: Sequence[str] | None = None,
+        *,
+        scale: float = 1.0,
+        views: bool = False,
+    ) -> list[dict[str, dict[str, Any]]]:
+        """The results of each head, or of these, for images that `read` returned, which go through
+        it together at that factor of the image size. With `views`, what `merge` takes."""
+        raise NotImplementedError
+
+    def merge(
+        self, head: str, found: Sequence[dict[str, Any]], views: Sequence[View]
+    ) -> dict[str, Any]:
+        """The result of a head for an image, of those for its views."""
         raise NotImplementedError
 
     @contextmanager
@@ -104,7 +122,7 @@ class BasePredictor:
         if wanted != "best":
             percent = percent_of(wanted)
             for name in self.draw_threshold:
-                base = self._boxes_from(name) or name
+                base = self.base_of(name) or name
                 if base in known:
                     names = self.classes[base].names
                     found = known[base].at_precision(percent, names)
@@ -178,10 +196,32 @@ class BasePredictor:
 
     def predict_pixels(self, pixels: Sequence[Any]) -> list[Prediction]:
         """`predict_batch` for images that `read` returned."""
+        results = predict_views(self, pixels) if self.views else self.infer(pixels)
         return [
             Prediction(result, self.classes, image, self.draw_threshold)
-            for result, image in zip(self._infer(pixels), pixels, strict=True)
+            for result, image in zip(results, pixels, strict=True)
         ]
+
+    def use_views(
+        self, tta: Tta = None, tiles: int | None = None, overlap: float | None = None
+    ) -> None:
+        """Predict from several views of each image: the image itself, and
+
+        tta: `flip`, mirrored, and numbers, at these factors of the image size; a list, or one
+            string such as "flip,0.83,1.2". All combinations are views.
+        tiles: also tiles of so many pixels of the image, at least 64, that overlap by the share
+            `overlap` (0.2 by default, below 0.9) of their side.
+
+        Without any, the image alone. ArgumentError for wrong values, and for a head whose
+        predictions cannot be merged.
+        """
+        self.set_views(Views.of(tta, tiles, overlap))
+
+    def set_views(self, views: Views) -> None:
+        """As `use_views`."""
+        if not views.is_plain:
+            try_views(self, views)
+        self.views = None if views.is_plain else views
 
 
 def percent_of(text: str) -> int:

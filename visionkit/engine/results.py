@@ -19,6 +19,7 @@ from visionkit.engine.predict import BATCH, Overrides, loaded, predict_each
 from visionkit.engine.prediction import Prediction, to_records
 from visionkit.engine.predictor import BasePredictor
 from visionkit.errors import ConfigError, DataError, check_counts, plural
+from visionkit.ops.views import Tta
 from visionkit.runs.files import json_list, remove_strays, replacing, write_text
 from visionkit.types import as_numpy
 from visionkit.visualization.draw import color_of, save_image
@@ -68,12 +69,16 @@ def predict_files(
     batch_size: int = BATCH,
     heads: Sequence[str] | None = None,
     allow_plugins: bool = False,
+    tta: Tta = None,
+    tiles: int | None = None,
+    overlap: float | None = None,
 ) -> int:
     """Predict images and folders of images and write the results to the folder `out`, as `visionkit
     predict` does; returns how many images could not be read.
 
-    `model` is a path as for `load`, or what that returned; `overrides`, `heads` and `allow_plugins`
-    as for `load`. `batch_size` images of equal size go through the model together.
+    `model` is a path as for `load`, or what that returned; `overrides`, `heads`, `allow_plugins`,
+    `tta`, `tiles` and `overlap` as for `load`. `batch_size` images of equal size go through the
+    model together.
 
     Writes OUT/predictions.json with every prediction; for each image an overlay of those with a
     score of at least `threshold` (see `Predictor.use_threshold`), and its semantic maps, in the
@@ -84,7 +89,8 @@ def predict_files(
     not exist or no image can be read, DivergedError for numbers that are not finite.
     """
     check_counts(batch_size=batch_size)
-    predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins)
+    views = tta, tiles, overlap
+    predictor = loaded(model, overrides, heads=heads, allow_plugins=allow_plugins, views=views)
     return write_predictions(predictor, inputs, out, threshold, batch_size).unreadable
 
 
@@ -98,6 +104,8 @@ def write_predictions(
     """As `predict_files`, of a loaded model; returns the counts."""
     check_counts(batch_size=batch_size)
     _use_threshold(predictor, threshold)
+    if predictor.views is not None:
+        log.info("each image is predicted from several views: %s", predictor.views)
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
     out = Path(out)
     found = find_images(inputs)

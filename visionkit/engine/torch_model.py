@@ -8,25 +8,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from visionkit.config import Config, load_config
 from visionkit.data.image_io import read_image, to_pixels
 from visionkit.data.loading.source import collate
-from visionkit.data.resize import ImageSize, fit
+from visionkit.data.resize import ImageSize, fit, scaled
 from visionkit.data.sample import Sample
 from visionkit.engine.predictor import BasePredictor, ImageInput, chosen, file_of
 from visionkit.errors import CheckpointError, ConfigError, check_flags, listed
 from visionkit.metrics.thresholds import Thresholds, saved_thresholds
 from visionkit.models.build import build_model, build_published
+from visionkit.models.contracts import check_result
 from visionkit.models.heads.embedding import Embedding
 from visionkit.models.model import VisionModel
 from visionkit.models.published import is_model_name
 from visionkit.ops.inference import cast_weights, fold_norms, pick_device, pick_precision
+from visionkit.ops.views import View
 from visionkit.runs import checkpoint
 from visionkit.runs.checkpoint import load_weights
-from visionkit.types import Classes
+from visionkit.types import Classes, HeadPrediction
 from visionkit.visualization.draw import Threshold
 
 Overrides: TypeAlias = Mapping[str, Any] | Sequence[str]
@@ -76,7 +79,7 @@ class Predictor(BasePredictor):
     def _default_threshold(self) -> dict[str, Threshold]:
         return self.model.draw_threshold
 
-    def _boxes_from(self, head: str) -> str | None:
+    def base_of(self, head: str) -> str | None:
         return self.model.head(head).boxes_from
 
     def has_embedding(self, head: str) -> bool:
@@ -106,20 +109,36 @@ class Predictor(BasePredictor):
         return read_image(file, value_range=self.value_range)
 
     @torch.inference_mode()
-    def _infer(self, images: Sequence[Tensor]) -> list[dict[str, dict[str, Any]]]:
+    def infer(
+        self,
+        images: Sequence[Tensor],
+        heads: Sequence[str] | None = None,
+        *,
+        scale: float = 1.0,
+        views: bool = False,
+    ) -> list[dict[str, dict[str, Any]]]:
         results: list[dict[str, dict[str, Any]]] = [{} for _ in images]
-        for size in dict.fromkeys(self._image_size[head] for head in self.heads):
-            heads = [head for head in self.heads if self._image_size[head] == size]
-            batch = collate([_item(image, i, size) for i, image in enumerate(images)], size)
-            batch = batch.to(self.device)
-            predictions, _ = self.model.infer(batch, heads, self.dtype)
-            for head in heads:
+        wanted = self.heads if heads is None else heads
+        for size in dict.fromkeys(self._image_size[head] for head in wanted):
+            own = [head for head in wanted if self._image_size[head] == size]
+            items = [_item(image, i, size, scale) for i, image in enumerate(images)]
+            batch = collate(items, size if scale == 1 else None).to(self.device)
+            predictions, _ = self.model.infer(batch, own, self.dtype, views=views)
+            for head in own:
                 for result, prediction in zip(results, predictions[head], strict=True):
                     result[head] = {
                         key: value.cpu() if isinstance(value, Tensor) else value
                         for key, value in prediction.items()
                     }
         return results
+
+    def merge(
+        self, head: str, found: Sequence[dict[str, Any]], views: Sequence[View]
+    ) -> dict[str, Any]:
+        many: Any = found
+        result: Any = as_tensors(self.model.head(head).merge(many, views))
+        check_result(f"heads.{head}: merge()", result)
+        return result
 
     @contextmanager
     def divided(self, most: int) -> Generator[tuple[int, Callable[[], None]], None, None]:
@@ -167,8 +186,17 @@ def class_lists_of(state: dict[str, Any]) -> dict[str, Classes]:
     return {h: Classes(tuple(c["names"]), tuple(c["ids"])) for h, c in state["classes"].items()}
 
 
-def _item(image: Tensor, image_id: int, size: ImageSize) -> tuple[Tensor, Any]:
+def as_tensors(prediction: Mapping[str, Any]) -> HeadPrediction:
+    """A prediction with tensors in place of arrays, as evaluators take it."""
+    found: Any = {
+        key: torch.as_tensor(value) if isinstance(value, np.ndarray | np.generic) else value
+        for key, value in prediction.items()
+    }
+    return found
+
+
+def _item(image: Tensor, image_id: int, size: ImageSize, scale: float) -> tuple[Tensor, Any]:
     _, height, width = image.shape
     sample = Sample(image, image_id, orig_size=(height, width))
-    sample = sample.resize(fit(sample.size, size))
+    sample = sample.resize(scaled(fit(sample.size, size), scale))
     return sample.image, sample.target()

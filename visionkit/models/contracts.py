@@ -104,11 +104,12 @@ def checked_predictions(head: str, found: Any, count: int) -> list[HeadPredictio
     for result in found:
         if not isinstance(result, dict) or not all(isinstance(key, str) for key in result):
             raise _broken(what, result, "a dict of results by name for each image")
-        _check_result(what, result)
+        check_result(what, result)
     return found
 
 
-def _check_result(what: str, result: dict[str, Any]) -> None:
+def check_result(what: str, result: Mapping[str, Any]) -> None:
+    """ConfigError for the prediction of one image that is not as `HeadPrediction` says."""
     wanted = ALONE | (OF_EACH_BOX if "boxes" in result else {})
     for key, dimensions in wanted.items():
         value = result.get(key)

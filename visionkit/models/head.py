@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from visionkit.ops import merging
+from visionkit.ops.views import View
 from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Loss, Size
 
 
@@ -74,6 +76,17 @@ class Head(nn.Module):
             boxes = [target.get("boxes", none) for target in batch.targets]
             arguments.append(pad_sequence(boxes, batch_first=True))
         return self.decode(self(features, *arguments), batch)
+
+    def predict_view(self, features: Features, batch: Batch) -> list[HeadPrediction]:
+        """`predict` for views of images, several of each: what `merge` takes."""
+        return self.predict(features, batch)
+
+    def merge(self, found: Sequence[HeadPrediction], views: Sequence[View]) -> HeadPrediction:
+        """One prediction for an image of those for its `views`, each in the pixels of its view;
+        tensors on the CPU, or arrays. ArgumentError for what cannot be merged: all but objects,
+        semantic maps, probabilities and embeddings; see `visionkit.ops.merging`."""
+        merged: Any = merging.merged(found, views)
+        return merged
 
     def evaluator(self, dataset: Dataset) -> Evaluator:
         """A fresh evaluator of this head's predictions on that dataset."""

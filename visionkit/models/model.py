@@ -94,9 +94,10 @@ class VisionModel(nn.Module):
         }
 
     def predictions(
-        self, features: Features, batch: Batch, heads: Iterable[str]
+        self, features: Features, batch: Batch, heads: Iterable[str], *, views: bool = False
     ) -> dict[str, list[HeadPrediction]]:
-        """Each head's predictions, a list with one dict for each image.
+        """Each head's predictions, a list with one dict for each image; with `views`, those that
+        its `merge` takes.
 
         A head that describes the boxes of another one gets the boxes that that one predicts; they
         are in its own predictions too.
@@ -104,11 +105,11 @@ class VisionModel(nn.Module):
         heads = list(heads)
         boxes_from = {name: self.head(name).boxes_from for name in heads}
         bases = [on or name for name, on in boxes_from.items()]
-        found = {name: self._predicted(name, features, batch) for name in dict.fromkeys(bases)}
+        found = {n: self._predicted(n, features, batch, views) for n in dict.fromkeys(bases)}
         for name, on in boxes_from.items():
             if on is not None:
                 objects = contracts.boxes_of(name, on, found[on])
-                described = self._predicted(name, features, _with_boxes(batch, objects))
+                described = self._predicted(name, features, _with_boxes(batch, objects), views)
                 found[name] = [
                     {**more, "boxes": one["boxes"], "scores": one["scores"]}
                     for more, one in zip(described, objects, strict=True)
@@ -116,17 +117,26 @@ class VisionModel(nn.Module):
         return {name: found[name] for name in heads}
 
     def infer(
-        self, batch: Batch, heads: Iterable[str], dtype: torch.dtype, *, with_losses: bool = False
+        self,
+        batch: Batch,
+        heads: Iterable[str],
+        dtype: torch.dtype,
+        *,
+        with_losses: bool = False,
+        views: bool = False,
     ) -> tuple[dict[str, list[HeadPrediction]], dict[str, dict[str, Loss]]]:
         """Each head's predictions for a batch on the model's device, computed in that precision;
-        and its losses, from the same features."""
+        and its losses, from the same features. `views` as for `predictions`."""
         with autocast(batch.images.device, dtype):
             features = self.features(batch)
-            predictions = self.predictions(features, batch, heads)
+            predictions = self.predictions(features, batch, heads, views=views)
             return predictions, self.losses(features, batch, heads) if with_losses else {}
 
-    def _predicted(self, head: str, features: Features, batch: Batch) -> list[HeadPrediction]:
-        found = self.head(head).predict(features, batch)
+    def _predicted(
+        self, head: str, features: Features, batch: Batch, views: bool
+    ) -> list[HeadPrediction]:
+        own = self.head(head)
+        found = own.predict_view(features, batch) if views else own.predict(features, batch)
         return contracts.checked_predictions(head, found, len(batch))
 
     def evaluator(self, head: str, dataset: Dataset) -> Evaluator:

@@ -107,13 +107,7 @@ def semantic_map(logits: np.ndarray, size: Size, padded: Size, orig_size: Size) 
     same logit, the first counts. Cells that see only padding are excluded: at the edge the
     outermost valid cell counts alone.
     """
-    grid: Sequence[int] = logits.shape[1:]
-    counts = [-(-side * n // whole) for side, n, whole in zip(size, grid, padded, strict=True)]
-    cells = np.asarray(logits[:, : counts[0], : counts[1]], np.float32)
-    rows, columns = (
-        _samples(_centers(orig, whole * count / (side * n), count), count)
-        for orig, side, whole, n, count in zip(orig_size, size, padded, grid, counts, strict=True)
-    )
+    cells, rows, columns = cells_at(logits, size, padded, orig_size)
     lines = [columns.of(np.ascontiguousarray(one.T)).T for one in cells]  # K of (ch, w)
     lines = [np.ascontiguousarray(one) for one in lines]
     found = np.zeros(orig_size, np.uint8)
@@ -126,6 +120,21 @@ def semantic_map(logits: np.ndarray, size: Size, padded: Size, orig_size: Size) 
             labels[logit > best] = label
             np.maximum(best, logit, out=best)
     return found
+
+
+def cells_at(
+    logits: np.ndarray, size: Size, padded: Size, orig_size: Size
+) -> tuple[np.ndarray, Samples, Samples]:
+    """The cells (K, c, r) float32 of `logits` that see a part of the image, and where the rows and
+    the columns of the original image are among them; see `semantic_map`."""
+    grid: Sequence[int] = logits.shape[1:]
+    counts = [-(-side * n // whole) for side, n, whole in zip(size, grid, padded, strict=True)]
+    cells = np.asarray(logits[:, : counts[0], : counts[1]], np.float32)
+    rows, columns = (
+        _samples(_centers(orig, whole * count / (side * n), count), count)
+        for orig, side, whole, n, count in zip(orig_size, size, padded, grid, counts, strict=True)
+    )
+    return cells, rows, columns
 
 
 def _centers(pixels: int, covered: float, cells: int) -> np.ndarray:

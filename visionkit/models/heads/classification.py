@@ -14,6 +14,7 @@ from visionkit.errors import ConfigError, unknown
 from visionkit.metrics.accuracy import Accuracy, MultiLabelAccuracy
 from visionkit.models.head import Head
 from visionkit.ops.layers import masked_mean, valid_cells
+from visionkit.ops.views import View
 from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Loss, Size
 
 TINY = 1e-12  # least sum of class weights
@@ -109,6 +110,14 @@ class Classification(Head):
         if self.multilabel:
             return [{"probs": probs, "labels": self._present(probs)} for probs in found]
         return [{"probs": probs, "label": probs.argmax(), "score": probs.max()} for probs in found]
+
+    def merge(self, found: Sequence[HeadPrediction], views: Sequence[View]) -> HeadPrediction:
+        """The mean of the probabilities, and the classes by that."""
+        merged = super().merge([{"probs": one["probs"]} for one in found], views)
+        if not self.multilabel:
+            return merged
+        probs = torch.as_tensor(merged["probs"])
+        return {"probs": probs, "labels": self._present(probs)}
 
     def _present(self, probs: Tensor) -> Tensor:
         ranked = probs.argsort(descending=True)

@@ -96,6 +96,17 @@ class SemanticHead(Head):
         """Each image's `semantic` (h, w) uint8, the class of every original pixel."""
         return semantic_maps(outputs["logits"], batch)
 
+    def predict_view(self, features: Features, batch: Batch) -> list[HeadPrediction]:
+        """Each image's `logits` (K, h, w), which cover `padded`, the (h, w) of the batch, and the
+        `size` that is valid of it."""
+        found: list[Any] = [
+            {"logits": logits, "size": target["size"], "padded": batch.padded_size}
+            for logits, target in zip(
+                self(features, batch.size_tensor)["logits"].float(), batch.targets, strict=True
+            )
+        ]
+        return found
+
     def evaluator(self, dataset: Dataset) -> Evaluator:
         return ConfusionMatrix(self.classes, dataset)
 
