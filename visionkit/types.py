@@ -84,7 +84,8 @@ class Target(TypedDict, total=False):
     size: Size  # (h, w) of the image in the batch; beyond is padding
     orig_size: Size  # (h, w) of the image as stored and annotated
     position: int  # its place in the stream of images, the key of all randomness
-    # () int64: class of the whole image; or of several (K,) float32: 1 yes, 0 no, NaN unknown
+    # () int64: class of the whole image; or of several (K,) float32: 1 yes, 0 no, NaN unknown; or
+    # of mixed images (K,) float32: the share of each class
     class_id: Tensor
     boxes: Tensor  # (N, 4) float32
     labels: Tensor  # (N,) int64
@@ -96,7 +97,8 @@ class Target(TypedDict, total=False):
     semantic: Tensor  # (h, w) uint8 semantic map at `size`; 255 = IGNORE
     semantic_labeled: Tensor  # (S,) bool; a pixel of no labeled class may be any other class
     identity: Tensor  # () int64: who or what the image shows, for embeddings
-    replaces: str  # the error of the unreadable image that it replaces; removed at once
+    replaces: list[str]  # errors of unreadable images that it replaces; removed at once
+    not_pasted: int  # objects of classes that are not labeled in it; removed at once
 
 
 class HeadPrediction(TypedDict, total=False):
@@ -246,6 +248,7 @@ class Dataset(Protocol):
     - `image_path(index)`, `map_path(index)`: its files, which are checked before training
     - `findings()`, `counts()`: what the checks at opening found, see `visionkit.data.checks`
     - `class_counts()`: the number of objects or images of each class, by class_key
+    - `occurrences()`: by class_key, the images (M,) and the classes (M,) of what that counts
     - `multilabel`: whether `class_id` of a sample is a list with a number for each class
     - `fingerprint`: a hash of its content
     - `unusable`: by target key, the `Problems` that are errors only if a head needs the key
@@ -266,9 +269,15 @@ class Transform(Protocol):
     `dataclasses.replace`; it changes nothing in place. All its randomness comes from `rng`, a
     `numpy.random.Generator`. `size` is the `image_size` of the config. Images have the network's
     size already, unless a transform of the list has `resizes = True`: then that one resizes them.
+
+    A transform of several images has an attribute `others`, how many more it takes, and gets them
+    as a list: `transform(sample, rng, size, others)`. They have passed the transforms before it,
+    but for those of several images. It is called with the probability `p`, if it has this
+    attribute, until `data.close_last`. If it has `mixes_classes = True`, the `class_id` of samples
+    is a tuple with the share of each class.
     """
 
-    def __call__(self, sample: Any, rng: Any, size: Any) -> Any: ...
+    def __call__(self, sample: Any, rng: Any, size: Any, *others: Any) -> Any: ...
 
 
 class Logger(Protocol):

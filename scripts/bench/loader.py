@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from visionkit.data.datasets.coco import Coco
-from visionkit.data.loading.source import InfiniteBatchSampler, Source
+from visionkit.data.loading.samplers import InfiniteBatchSampler
+from visionkit.data.loading.source import Source
 from visionkit.data.transforms import HorizontalFlip
 
 

@@ -10,7 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from visionkit.data.datasets.shapes import Shapes
-from visionkit.data.loading.source import TransformedDataset, collate
+from visionkit.data.loading.items import TransformedDataset
+from visionkit.data.loading.source import collate
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import (
     ColorJitter,

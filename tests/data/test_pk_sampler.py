@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from visionkit.data.loading.source import PKBatchSampler
+from visionkit.data.loading.samplers import PKBatchSampler
 from visionkit.distributed import collectives
 from visionkit.errors import ConfigError, DataError
 

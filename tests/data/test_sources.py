@@ -11,7 +11,8 @@ from visionkit.config import load_config
 from visionkit.data.build import build_sources
 from visionkit.data.checks.findings import Problems
 from visionkit.data.coco.records import read_categories
-from visionkit.data.loading.source import InfiniteBatchSampler, Source
+from visionkit.data.loading.samplers import InfiniteBatchSampler
+from visionkit.data.loading.source import Source
 from visionkit.data.sample import Sample
 from visionkit.data.transforms import HorizontalFlip, ScaleJitter
 from visionkit.engine.check import check

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from support.ranks import on_ranks
 from support.small_runs import SMALL_RUNS
 from visionkit.config import load_config
-from visionkit.data.loading.source import InfiniteBatchSampler
+from visionkit.data.loading.samplers import InfiniteBatchSampler
 from visionkit.distributed import collectives, launch
 from visionkit.engine.setup import build_training
 from visionkit.errors import ConfigError

@@ -11,7 +11,8 @@ from support.small_runs import SHAPES, SMALL_RUNS, TASKS
 from visionkit.config import load_config
 from visionkit.data.build import build_sources
 from visionkit.data.loading import source
-from visionkit.data.loading.source import Source, TransformedDataset
+from visionkit.data.loading.items import TransformedDataset
+from visionkit.data.loading.source import Source
 from visionkit.distributed import collectives
 from visionkit.engine.evaluate import _loss_value, evaluate_model
 from visionkit.engine.setup import build_training

@@ -108,8 +108,8 @@ def test_configs_of_the_pages_are_good_ones(number, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     _, text = CONFIGS[number]
     text = text.replace("{...}", SHAPES)
-    if "images_per_identity" in text:  # the reference of all keys; these two exclude each other
-        text = re.sub(r"(?m)^ *group_by_aspect_ratio.*\n", "", text)
+    if "images_per_identity" in text:  # the reference of all keys; it excludes these two
+        text = re.sub(r"(?m)^ *(group_by_aspect_ratio|sampling):.*\n", "", text)
     (tmp_path / "c.yaml").write_text(text)
     config, _ = read(tmp_path / "c.yaml")
     if "init_from" in config or not {"task", "heads"} & config.keys():

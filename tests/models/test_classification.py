@@ -172,3 +172,40 @@ def test_multi_label_loss_is_smoothed_binary_cross_entropy():
     expected = F.binary_cross_entropy_with_logits(logits, torch.tensor([[0.9, 0.1, 0.1]]))
     loss = losses_of(head, features, class_batch([1.0, 0.0, 0.0]))["classification"]
     torch.testing.assert_close(loss, expected)
+
+
+SHARES = [[0.7, 0.3, 0.0], [0.0, 0.25, 0.75]]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_shares_of_classes_are_learned_as_probabilities(smoothing):
+    torch.manual_seed(0)
+    weights = {"cat": 2.0, "fox": 0.5}
+    head = Classification(LEVELS, CLASSES, label_smoothing=smoothing, class_weights=weights)
+    features = random_features(2)
+    logits, truth = head(features)["logits"], torch.tensor(SHARES)
+    found = head.loss(features, class_batch(*SHARES))["classification"]
+    factors = torch.tensor([2.0, 1.0, 0.5])
+    expected = F.cross_entropy(logits, truth, factors, label_smoothing=smoothing, reduction="sum")
+    torch.testing.assert_close(found.sum, expected)
+    naive = sum(w * q for row in SHARES for w, q in zip((2.0, 1.0, 0.5), row, strict=True))
+    assert found.count.item() == pytest.approx(naive)
+    whole = head.loss(features, class_batch([1.0, 0.0, 0.0], [0.0, 0.0, 1.0]))["classification"]
+    hard = head.loss(features, class_batch(0, 2))["classification"]
+    torch.testing.assert_close(whole.value, hard.value)
+
+
+def test_shares_of_several_classes_are_learned_as_probabilities():
+    torch.manual_seed(0)
+    head, features = Classification(LEVELS, CLASSES, multilabel=True), random_features(2)
+    truth = torch.tensor([[0.7, 0.3, math.nan], [0.0, 1.0, 0.4]])
+    found = head.loss(features, class_batch(*truth.tolist()))["classification"]
+    p = head(features)["logits"].sigmoid()
+    naive = [
+        -(q * p[i, k].log() + (1 - q) * (1 - p[i, k]).log())
+        for i, row in enumerate(truth.tolist())
+        for k, q in enumerate(row)
+        if q == q
+    ]
+    torch.testing.assert_close(found.sum, sum(naive))
+    assert found.count.item() == 5

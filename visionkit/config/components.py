@@ -194,7 +194,11 @@ def _dataset_faults(cls: type) -> Iterator[str]:
 
 
 def _transform_faults(cls: type) -> Iterator[str]:
-    yield from _method_faults(cls, "__call__", "sample", "rng", "size")
+    others: Any = getattr(cls, "others", 0)
+    if type(others) is not int or others < 0:
+        yield f"its 'others' is {shorten(repr(others))}; expected how many more images it takes"
+    several = ("others",) if others else ()
+    yield from _method_faults(cls, "__call__", "sample", "rng", "size", *several)
     if not isinstance(resizes := getattr(cls, "resizes", False), bool):
         yield f"its 'resizes' is {shorten(repr(resizes))}; expected True or False"
 

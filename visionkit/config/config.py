@@ -115,6 +115,12 @@ class SourceConfig:
     image_size: Side | tuple[Side, Side] | FixedSize = 320
     value_range: tuple[float, float] | None = None  # of pixels of more than 8 bits, as [low, high]
     transforms: list[dict[str, Any]] | None = None  # null: the default of the heads; []: none
+    # Share of the run at whose end transforms of several images, such as Mosaic, do nothing
+    close_last: Fraction = 0.1
+    # (low, high) of a random factor of `image_size` for each training batch; null: none
+    multi_scale: tuple[Positive, Positive] | None = None
+    # `repeat_factor: 0.01` repeats images of rare classes, `balanced: class` makes classes equal
+    sampling: dict[str, Any] | None = None
     labeled_classes: list[str] | None = None  # null: all classes of the dataset
     images_per_identity: Annotated[int, Range(2)] | None = None  # in a batch
     group_by_aspect_ratio: bool | None = None  # null: if the sizes of the images are known

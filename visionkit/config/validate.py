@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from torch import nn
@@ -189,6 +190,7 @@ def _check_source(
     if group and fitting.get("group_by_aspect_ratio"):
         message = "conflicts with 'images_per_identity'; give one of the two"
         problems.add((*key, "group_by_aspect_ratio"), message)
+    _check_sampling(fitting, key, problems)
     for name, what in (
         ("feeds", "at least one head; or remove the source"),
         ("labeled_classes", "at least one class, or null for all classes of the dataset"),
@@ -204,6 +206,7 @@ def _check_source(
         types = [heads[head]["type"] for head in fitting.get("feeds", ()) if head in heads]
         fitting["transforms"] = default_transforms(types)
     fitting["transforms"] = _check_transforms(fitting["transforms"], key, problems)
+    _check_mixing(fitting, heads, key, problems)
     return SourceConfig(**{"feeds": [], **fitting})
 
 
@@ -225,6 +228,58 @@ def _check_transforms(specs: list[Any], key: Key, problems: ConfigProblems) -> l
                 problems.add(place, f"{what}; remove one of the two")
         checked.append(spec)
     return checked
+
+
+def _check_sampling(fitting: dict[str, Any], key: Key, problems: ConfigProblems) -> None:
+    """`sampling` and `multi_scale`."""
+    span = fitting.get("multi_scale")
+    if span is not None and span[0] > span[1]:
+        problems.add((*key, "multi_scale"), f"got {list(span)}; expected [low, high], low <= high")
+    match given := fitting.get("sampling"):
+        case None | {"balanced": "class"} if given is None or len(given) == 1:
+            pass
+        case {"repeat_factor": float(share) | int(share)} if (
+            len(given) == 1 and share is not True and 0 < share <= 1
+        ):
+            pass
+        case _:
+            message = f"got {given}; expected {{repeat_factor: 0.01}} or {{balanced: class}}"
+            problems.add((*key, "sampling"), message)
+    if given is not None and fitting.get("images_per_identity"):
+        message = "conflicts with 'images_per_identity', by which images are drawn; remove one"
+        problems.add((*key, "sampling"), message)
+
+
+def _check_mixing(
+    fitting: dict[str, Any], heads: dict[str, dict[str, Any]], key: Key, problems: ConfigProblems
+) -> None:
+    """Transforms of several images, which do not suit every head."""
+    fed = {}
+    for head in fitting.get("feeds", ()):
+        with suppress(ConfigError):  # reported with the head
+            fed[head] = resolve("heads", heads.get(head, {}).get("type"))
+    learned = {target: head for head, cls in fed.items() for target in cls.required_targets}
+    for index, spec in enumerate(fitting["transforms"]):
+        cls = resolve("transforms", spec["type"]) if "type" in spec else None
+        if not getattr(cls, "others", 0):
+            continue
+        where, name = (*key, "transforms", str(index)), spec["type"]
+        if fitting.get("images_per_identity"):
+            message = f"{name} conflicts with 'images_per_identity'; remove one of the two"
+            problems.add(where, message)
+        for head, head_cls in fed.items():
+            if head_cls.single_object:
+                message = f"{name} makes images of several objects, but head {head!r}"
+                problems.add(where, f"{message} ({head_cls.__name__}) wants one; remove {name}")
+        unfit = getattr(cls, "unfit", {})
+        for target in unfit.keys() & learned.keys():
+            head = learned[target]
+            message = f"{name} does not suit head {head!r} ({fed[head].__name__})"
+            problems.add(where, f"{message}: {unfit[target]}")
+        if getattr(cls, "mixes_classes", False) and {"class_id", "boxes"} <= learned.keys():
+            both = f"{learned['class_id']!r} and {learned['boxes']!r}"
+            message = f"{name} cannot suit both heads {both}: classes of images and of objects"
+            problems.add(where, f"{message} want other shares; feed them from two sources")
 
 
 def _check_holdout(

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 
 from visionkit.config import Config, SourceConfig, missing_paths
@@ -24,9 +25,11 @@ from visionkit.data.contracts import (
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.datasets.part import held_out
 from visionkit.data.formats.recognize import looks_like
-from visionkit.data.loading.source import Source, TransformedDataset, iter_splits, split_key
+from visionkit.data.loading.items import TransformedDataset
+from visionkit.data.loading.samplers import balanced, repeat_factors
+from visionkit.data.loading.source import Source, iter_splits, split_key
 from visionkit.data.loading.workers import refuse_unguarded
-from visionkit.errors import ConfigError, DataError, VisionkitError, is_blank, listed
+from visionkit.errors import ConfigError, DataError, VisionkitError, is_blank, listed, plural
 from visionkit.types import Classes, Dataset
 
 log = logging.getLogger("visionkit")
@@ -92,7 +95,71 @@ def open_sources(
         except DataError as error:
             hint = _generated_hint(spec, split) + _other_classes_hint(where, dataset, error)
             errors.append(_located(where, error, hint, "classes"))
-    sources = [
+    return _sources(config, opened, errors), errors
+
+
+def _transforms(name: str, spec: SourceConfig, train: Dataset | None) -> list[Any]:
+    """The transforms of a source. ConfigError for one that needs more images than there are, or
+    labels that the training data lack."""
+    where = split_key(name, "transforms")
+    made = [
+        build("transforms", one, key=f"data.{name}.transforms") for one in spec.transforms or ()
+    ]
+    if train is None:
+        return made
+    for number, transform in enumerate(made):
+        kind, others = type(transform).__name__, getattr(transform, "others", 0)
+        if others >= len(train):
+            raise ConfigError(
+                f"{where}.{number}: {kind} makes an image of {others + 1}, but the training data "
+                f"has {plural(len(train), 'image')}; remove it"
+            )
+        for key in getattr(transform, "needs", ()):
+            if key not in train.keys:
+                hint = _HINTS.get(key, "").split(", use a head")[0]
+                raise ConfigError(
+                    f"{where}.{number}: {kind} needs {key!r}, which the training data does not "
+                    f"give; it gives {', '.join(train.keys) or 'only images'}. {hint}, or remove "
+                    f"{kind}"
+                )
+    return made
+
+
+def _repeats(name: str, config: Config, train: Any) -> np.ndarray | None:
+    """How often each training image comes in a pass, as `sampling` says; None: once."""
+    spec = config.data[name]
+    if spec.sampling is None or train is None:
+        return None
+    where = split_key(name, "sampling")
+    found = train.occurrences() if hasattr(train, "occurrences") else {}
+    learned = {key for head, key in class_keys(config).items() if head in spec.feeds}
+    key = next((key for key in ("labels", "class_id") if key in learned and key in found), None)
+    if key is None:
+        raise ConfigError(
+            f"{where}: the training data does not know which classes an image has before it is "
+            "read, or no head learns them; remove this key"
+        )
+    images, classes = found[key]
+    if not len(images):
+        raise ConfigError(f"{where}: no image has a class; remove this key")
+    if "repeat_factor" in spec.sampling:
+        return repeat_factors(images, classes, len(train), spec.sampling["repeat_factor"])
+    return balanced(images, classes, len(train))
+
+
+def _sources(
+    config: Config, opened: dict[tuple[str, str], Dataset], errors: list[VisionkitError]
+) -> list[Source]:
+    """The sources with these datasets; `errors` gets those of transforms and sampling."""
+    repeats: dict[str, np.ndarray | None] = {}
+    transforms: dict[str, list[Any]] = {}
+    for name, spec in config.data.items():
+        try:
+            transforms[name] = _transforms(name, spec, opened.get((name, "train")))
+            repeats[name] = _repeats(name, config, opened.get((name, "train")))
+        except ConfigError as error:
+            errors.append(error)
+    return [
         Source(
             name=name,
             feeds=spec.feeds,
@@ -100,17 +167,17 @@ def open_sources(
             val=opened.get((name, "val")),
             batch_size=spec.batch_size,
             image_size=spec.image_size,
-            transforms=[
-                build("transforms", t, key=f"data.{name}.transforms") for t in spec.transforms or ()
-            ],
+            transforms=transforms.get(name, ()),
             eval_batch_size=config.train.eval_batch_size,
             images_per_identity=spec.images_per_identity,
             group_by_aspect_ratio=spec.group_by_aspect_ratio,
             skip_unreadable=spec.on_unreadable_image == "skip",
+            repeats=repeats.get(name),
+            multi_scale=spec.multi_scale,
+            close_last=spec.close_last,
         )
         for name, spec in config.data.items()
     ]
-    return sources, errors
 
 
 def class_keys(config: Config) -> dict[str, str | None]:

@@ -76,6 +76,19 @@ class ClassMappedDataset:
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def occurrences(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By class_key, the images and the classes of the labeled objects, or of the images; none
+        if the dataset does not know them before it reads an image."""
+        found = self.dataset.occurrences() if hasattr(self.dataset, "occurrences") else {}
+        mapped = {}
+        for key, (images, classes) in found.items():
+            new = self._tables[key][classes]
+            kept = new != UNMAPPED
+            if key in self._labeled:
+                kept &= self._labeled[key][new]
+            mapped[key] = images[kept], new[kept]
+        return mapped
+
     def __len__(self) -> int:
         return len(self.dataset)
 

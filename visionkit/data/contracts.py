@@ -337,9 +337,12 @@ def _names(classes: Mapping[str, Classes], key: str) -> tuple[str, ...]:
 def _check_scalars(faults: Faults, sample: Sample, classes: Mapping[str, Classes]) -> None:
     names = _names(classes, "class_id")
     class_id, identity = sample.class_id, sample.identity
-    if isinstance(class_id, list | tuple):  # of a head with `multilabel`
+    if isinstance(class_id, list | tuple):  # of a head with `multilabel`, or of mixed images
         known = [value for value in class_id if value == value]  # not NaN
-        if len(class_id) != len(names) or any(value not in (0, 1) for value in known):
+        mixed = isinstance(class_id, tuple)
+        if len(class_id) != len(names) or not all(
+            0 <= value <= 1 if mixed else value in (0, 1) for value in known
+        ):
             faults.add("class_id", class_id, f"{len(names)} numbers, each 0., 1. or NaN (unknown)")
     elif class_id is not None and (type(class_id) is not int or not 0 <= class_id < len(names)):
         faults.add("class_id", class_id, f"an int, {_range(names)}")

@@ -51,10 +51,11 @@ class Sample:
     labeled: np.ndarray | None = None  # (K,) bool, see `Target`; None = all classes
     semantic: Tensor | None = None  # (h, w) uint8
     semantic_labeled: np.ndarray | None = None  # (S,) bool; None = all classes
-    # A sequence has for each class 1 (present), 0 or NaN (not known).
+    # A sequence has for each class 1 (present), 0 or NaN (not known), or of mixed images its share.
     class_id: int | Sequence[float] | None = None
     identity: int | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)  # keys for custom heads
+    not_pasted: int = 0  # objects of another image, as this one does not label their class
 
     @classmethod
     def from_target(cls, image: Tensor, target: Mapping[str, Any]) -> Sample:
@@ -223,6 +224,8 @@ class Sample:
                 target["semantic_labeled"] = torch.from_numpy(self.semantic_labeled)
         if self.boxes is not None:
             self._add_objects(target)
+        if self.not_pasted:
+            target["not_pasted"] = self.not_pasted
         target.update(self.extra)  # type: ignore[typeddict-item]  # of custom heads
         return target
 

@@ -223,7 +223,7 @@ def _has(target: Target, name: str, names: Names) -> bool:
             continue
         label, values = [*known].index(name), as_numpy(target[key])  # type: ignore[literal-required]  # a class_key
         if key == "attributes" or (key == "class_id" and values.ndim):
-            if (values[..., label] == 1).any():
+            if (values[..., label] > 0).any():
                 return True
         elif (values == label).any():
             return True

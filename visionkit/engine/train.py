@@ -176,7 +176,13 @@ def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -
     trained = [source for source in sources if source.train is not None]
     accumulate = settings.accumulate_grad_batches
     with contextlib.ExitStack() as stack:
-        streams = open_streams(state.config, trained, stack, start=progress.step * accumulate)
+        streams = open_streams(
+            state.config,
+            trained,
+            stack,
+            start=progress.step * accumulate,
+            total=progress.total_steps * accumulate,
+        )
         _validate_if_due(state, sources, stop)  # where a stopped run did not reach it
         while progress.step < progress.total_steps and not progress.early_end:
             step = progress.step
@@ -211,12 +217,19 @@ def _run_steps(state: TrainingState, sources: list[Source], stop: StopRequest) -
 
 
 def open_streams(
-    config: Config, sources: Iterable[Source], stack: contextlib.ExitStack, start: int = 0
+    config: Config,
+    sources: Iterable[Source],
+    stack: contextlib.ExitStack,
+    start: int = 0,
+    total: int | None = None,
 ) -> dict[str, Iterator[Batch]]:
-    """The endless batches of each source from number `start` on; `stack` ends their workers."""
+    """The endless batches of each source from number `start` on, in a run of `total`; `stack` ends
+    their workers."""
     streams: dict[str, Iterator[Batch]] = {}
     for source in sources:
-        stream = source.train_batches(seed=config.train.seed, start=start, workers=config.workers)
+        stream = source.train_batches(
+            seed=config.train.seed, start=start, workers=config.workers, total=total
+        )
         streams[source.name] = stack.enter_context(contextlib.closing(stream))
     return streams
 

@@ -255,8 +255,14 @@ def draw_target(
     if "class_id" in target:
         names = class_names.get("class_id", ())
         class_id = as_numpy(target["class_id"])
-        present = np.flatnonzero(class_id == 1).tolist() if class_id.ndim else [int(class_id)]
-        canvas.lines([(name_of(names, label), color_of(label)) for label in present])
+        shown = np.flatnonzero(class_id > 0).tolist() if class_id.ndim else [int(class_id)]
+        shares = {k: float(class_id[k]) if class_id.ndim else 1.0 for k in shown}
+        canvas.lines(
+            [
+                (name_of(names, k) + (f" {share:.0%}" if share < 1 else ""), color_of(k))
+                for k, share in shares.items()
+            ]
+        )
     if (identity := int(target.get("identity", -1))) >= 0:
         canvas.lines([(f"identity {identity}", color_of(identity))])
     if "boxes" in target:

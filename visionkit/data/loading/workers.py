@@ -48,7 +48,15 @@ GUARDS = {"__name__", "__main__", "parent_process", "current_process"}
 HANG_SECONDS = 300  # for one image, or for making a batch of loaded images
 ALIGNMENT = 64  # bytes; each tensor of a packed batch begins at a multiple
 
-Ticket: TypeAlias = tuple[int, int]  # an image's index, and its position in the stream
+
+class Ticket(NamedTuple):
+    """An image of a batch: its index, its position in the stream, and the number of the batch."""
+
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    position: int
+    step: int = 0
+
+
 Item: TypeAlias = tuple[Tensor, Target]
 
 _NOTHING_YET = -(2**62)
@@ -271,7 +279,7 @@ class _Batches(TorchDataset):
         try:
             return pack(batch)
         except Exception as error:  # values of custom targets may have methods that fail
-            for (index, _), target in zip(tickets, batch.targets, strict=True):
+            for (index, *_), target in zip(tickets, batch.targets, strict=True):
                 for key, value in target.items():
                     if not isinstance(value, Tensor) and not _can_be_sent(value):
                         return DataError(

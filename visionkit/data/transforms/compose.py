@@ -36,6 +36,12 @@ class Compose:
         if wrong:
             hint = "instances, such as HorizontalFlip(p=0.5)"
             raise ArgumentError(f"transforms: got {wrong[0]!r:.60}; expected a list of {hint}")
+        if several := [one for one in self.transforms if getattr(one, "others", 0)]:
+            raise ArgumentError(
+                f"transforms: {type(several[0]).__name__} takes several images, and Compose gets "
+                "one; train from a config, or call the transform with samples: "
+                "transform(sample, rng, image_size, others)"
+            )
 
     def __call__(
         self, image: Any, target: Mapping[str, Any] | None = None

@@ -24,8 +24,8 @@ class Classification(Head):
     """One class per image (softmax), or with `multilabel` any number of them (sigmoids).
 
     `class_id` of a target is () int64, or with `multilabel` (K,) float with 1 for each class that
-    the image shows, 0 for the others and NaN for those that are not known. Padding is excluded from
-    the pooling.
+    the image shows, 0 for the others and NaN for those that are not known. Mixed images have (K,)
+    float shares in both cases (Zhang et al. 2018). Padding is excluded from the pooling.
 
     level: the feature map to pool; by default the coarsest.
     dropout: probability with which a pooled feature is dropped in training.
@@ -93,7 +93,8 @@ class Classification(Head):
             total = F.binary_cross_entropy_with_logits(logits, soft, weights, reduction="sum")
             return {"classification": Loss(total, known.sum().to(total.dtype))}
         total = F.cross_entropy(logits, truth, weights, label_smoothing=smoothing, reduction="sum")
-        return {"classification": Loss(total, weights[truth].sum(), TINY)}
+        weight = weights @ truth.T if truth.is_floating_point() else weights[truth]
+        return {"classification": Loss(total, weight.sum(), TINY)}
 
     def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
         """`probs` (B, K)."""
