@@ -15,12 +15,14 @@ WHOLE = View(SIZE, (0, 0, 60, 40))
 MIRRORED = WHOLE._replace(flip=True)
 
 
-def naive(boxes, scores, views, iou):
-    """The loops of the paper, section 3, one number at a time."""
+def naive(boxes, scores, of, views, iou):
+    """The loops of the paper, section 3, one number at a time; one box of each view."""
     clusters, members = [], []
     for row in sorted(range(len(boxes)), key=lambda row: -scores[row]):
         best, highest = None, iou
         for place, (x1, y1, x2, y2) in enumerate(clusters):
+            if of[row] in {of[one] for one in members[place]}:
+                continue
             a1, b1, a2, b2 = boxes[row]
             shared = max(0, min(x2, a2) - max(x1, a1)) * max(0, min(y2, b2) - max(y1, b1))
             union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - shared
@@ -48,11 +50,11 @@ def test_boxes_equal_a_naive_reference(seed):
     centers = rng.uniform(20, 80, (12, 2))[rng.integers(0, 12, 60)] + rng.normal(0, 2, (60, 2))
     sides = rng.uniform(8, 25, (60, 2))
     boxes = np.concatenate([centers - sides / 2, centers + sides / 2], 1)
-    scores = rng.uniform(0.01, 1, 60)
-    found, found_scores, groups = weighted_boxes(boxes, scores, 4, iou=0.4)
-    expected, expected_scores, members = naive(boxes.tolist(), scores.tolist(), 4, 0.4)
+    scores, of = rng.uniform(0.01, 1, 60), rng.integers(0, 4, 60)
+    found, found_scores, groups = weighted_boxes(boxes, scores, of, 4, iou=0.4)
+    expected, expected_scores, members = naive(boxes.tolist(), scores.tolist(), of, 4, 0.4)
     assert [group.tolist() for group in groups] == members
-    assert max(map(len, members)) > 4  # more than there are views
+    assert 1 < max(map(len, members)) <= 4
     np.testing.assert_allclose(found, expected)
     np.testing.assert_allclose(found_scores, expected_scores)
 
@@ -60,19 +62,29 @@ def test_boxes_equal_a_naive_reference(seed):
 def test_a_worked_example():
     """Two views of one object and a box that one view alone has: weights 0.8 and 0.4."""
     boxes = np.array([[0.0, 0, 10, 10], [0, 0, 13, 10], [30, 30, 40, 40]])
-    found, scores, groups = weighted_boxes(boxes, np.array([0.8, 0.4, 0.6]), 2)
+    found, scores, groups = weighted_boxes(boxes, np.array([0.8, 0.4, 0.6]), np.array([0, 1, 0]), 2)
     np.testing.assert_allclose(found, [[0, 0, (0.8 * 10 + 0.4 * 13) / 1.2, 10], [30, 30, 40, 40]])
     np.testing.assert_allclose(scores, [0.6, 0.3])  # mean; and half, as one of two views saw it
     assert [group.tolist() for group in groups] == [[0, 1], [2]]
 
 
+def test_boxes_of_one_view_stay_apart():
+    """And do not lower the score of the one that another view confirms."""
+    boxes = np.array([[0.0, 0, 10, 10], [0, 0, 10, 10], [1, 0, 11, 10]])
+    found, scores, groups = weighted_boxes(boxes, np.array([0.9, 0.7, 0.1]), np.array([0, 1, 0]), 2)
+    assert [group.tolist() for group in groups] == [[0, 1], [2]]
+    np.testing.assert_allclose(scores, [0.8, 0.05])
+    np.testing.assert_allclose(found, [[0, 0, 10, 10], [1, 0, 11, 10]])
+
+
 def test_nothing_found():
-    boxes, scores, groups = weighted_boxes(np.zeros((0, 4)), np.zeros(0), 2)
+    none = np.zeros(0, int)
+    boxes, scores, groups = weighted_boxes(np.zeros((0, 4)), np.zeros(0), none, 2)
     assert boxes.shape == (0, 4) and scores.shape == (0,) and groups == []
 
 
 def test_scores_of_zero_and_boxes_without_area_do_no_harm():
-    boxes, scores, _ = weighted_boxes(np.array([[1.0, 1, 1, 1]] * 2), np.zeros(2), 2)
+    boxes, scores, _ = weighted_boxes(np.array([[1.0, 1, 1, 1]] * 2), np.zeros(2), np.arange(2), 2)
     assert np.isfinite(boxes).all() and (scores == 0).all()
 
 

@@ -78,9 +78,12 @@ def fused(parts: Sequence[Objects]) -> Objects:
     every = Objects.joined(parts)
     boxes, scores, labels = [np.zeros((0, 4))], [np.zeros(0)], [every.labels[:0]]
     groups: list[np.ndarray] = []
+    of = np.repeat(np.arange(len(parts)), [len(part.boxes) for part in parts])
     for label in np.unique(every.labels):
         rows = np.flatnonzero(every.labels == label)
-        own, own_scores, members = weighted_boxes(every.boxes[rows], every.scores[rows], len(parts))
+        own, own_scores, members = weighted_boxes(
+            every.boxes[rows], every.scores[rows], of[rows], len(parts)
+        )
         boxes.append(own)
         scores.append(own_scores)
         labels.append(np.full(len(own), label))
@@ -98,32 +101,40 @@ def fused(parts: Sequence[Objects]) -> Objects:
 
 
 def weighted_boxes(
-    boxes: np.ndarray, scores: np.ndarray, views: int, iou: float = FUSED_IOU
+    boxes: np.ndarray, scores: np.ndarray, of: np.ndarray, views: int, iou: float = FUSED_IOU
 ) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Weighted boxes fusion (Solovyev et al. 2019) of the boxes (N, 4) of one class.
+    """Weighted boxes fusion (Solovyev et al. 2019) of the boxes (N, 4) of one class that were found
+    in the views `of` (N,), numbers below `views`.
 
     By falling score, each box joins the fused box that it overlaps most, with an IoU above `iou`,
     or begins a new one. A fused box is the mean of its boxes, weighted by their scores; its score
-    is their mean, times min(number of boxes, views) / views.
+    is their mean, times the share of the views that have a box in it.
+
+    Unlike in the paper, a fused box has at most one box of each view: of two boxes that one view
+    found, its detector has decided that they are two objects. Else the many boxes of low scores
+    around an object would lower its score.
 
     Returns boxes (M, 4), scores (M,) and of each the rows that it was made of.
     """
     fused_boxes, sums = np.zeros((len(boxes), 4)), np.zeros((len(boxes), 4))
     totals = np.zeros(len(boxes))
+    has = np.zeros((len(boxes), views), bool)
     groups: list[list[int]] = []
     weights = np.maximum(scores, TINY)
     for row in np.argsort(-scores, kind="stable").tolist():
         overlaps = overlap(boxes[row], fused_boxes[: len(groups)])
+        overlaps[has[: len(groups), of[row]]] = 0
         best = int(overlaps.argmax()) if len(groups) else 0
         if len(groups) and overlaps[best] > iou:
             groups[best].append(row)
         else:
             best = len(groups)
             groups.append([row])
+        has[best, of[row]] = True
         sums[best] += weights[row] * boxes[row]
         totals[best] += weights[row]
         fused_boxes[best] = sums[best] / totals[best]
-    fused_scores = [scores[group].mean() * min(len(group), views) / views for group in groups]
+    fused_scores = [scores[group].sum() / views for group in groups]
     members = [np.array(group) for group in groups]
     return fused_boxes[: len(groups)], np.array(fused_scores), members
 

@@ -22,8 +22,8 @@ def joined(parts: Sequence[Objects], windows: Sequence[View]) -> Objects:
     Two boxes of one class, found in two windows, are the same object if they overlap by an IoU of
     `SEAM_IOU` within what both windows see.
 
-    1. A box that ends at a border of its tile is cut: the object continues. If another tile sees all
-       of it, uncut, it is dropped: that tile sees the object better.
+    1. A box that ends at a border of its tile is cut: the object continues. If another tile sees
+       all of it, uncut, it is dropped: that tile sees the object better.
     2. Of uncut boxes that are the same object the one with the highest score stays.
     3. A cut box that is the same object as an uncut one is dropped. Others are pieces: those that
        are the same object become one, with the box around them, all their masks, the highest score.
