@@ -202,7 +202,9 @@ class Backbone(Protocol):
     as bytes and a checkpoint is self-contained. Beyond each image's valid size the normalized
     input is zero; while the model is exported, `sizes` is a tensor (B, 2). It returns a float map
     (B, channels, H / stride, W / stride) for each of `levels` in their order, from fine to coarse.
-    The layers inside are not part of this contract.
+    The layers inside are not part of this contract. It may also have `layers()`, the names of its
+    parameters by layer for `train.layer_decay`, and a class method `largest_side(**arguments)`, the
+    largest side of images that it takes or None, which is checked with the config.
     """
 
     levels: dict[str, Level]

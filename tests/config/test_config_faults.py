@@ -30,7 +30,7 @@ RANGES = {
     "train.clip_norm": (["0", ".nan"], "a number > 0 or null"),
     "train.warmup_steps": (["-1"], "an integer >= 0 or null"),
     "train.precision": (["fp8", "16"], "'auto' or 'fp32' or 'bf16' or 'fp16'"),
-    "train.optimizer": (["sdg"], "'sgd' or 'adamw'"),
+    "train.optimizer": (["sdg", "Adm"], "did you mean"),
     "train.schedule": (["cosin"], "'cosine' or 'multistep' or 'constant'"),
     "data.batch_size": (["0", "-4", "1.5"], "an integer >= 1"),
     "data.workers": (["-1", "100000", "all"], "an integer >= 0 and <= 256"),

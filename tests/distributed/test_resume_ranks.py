@@ -18,7 +18,7 @@ CASES = {
     },
     "both are killed": {
         **{"what": "embedding", "ranks": 2, "cuts": [(4, "kill", 2)]},
-        **{"precision": "bf16", "ema": 0.9},
+        **{"precision": "bf16", "ema": 0.9, "unfreeze_after": {"^backbone": 1}},
     },
     "both are killed in validation": {
         **{"what": "pair", "ranks": 2, "cuts": [(3, "kill in validation", 0)]},

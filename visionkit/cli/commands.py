@@ -23,7 +23,16 @@ from visionkit.runs.terminal import discard_output
 if TYPE_CHECKING:
     from visionkit.config import Config
 
-SECTIONS = ("configs", "heads", "backbones", "necks", "datasets", "transforms", "loggers")
+SECTIONS = (
+    "configs",
+    "heads",
+    "backbones",
+    "necks",
+    "datasets",
+    "transforms",
+    "loggers",
+    "optimizers",
+)
 OVERRIDE = re.compile(r"-{0,2}[A-Za-z_][\w.-]*=")
 
 

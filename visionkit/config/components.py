@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from visionkit.config.renamed import renamed_type
@@ -28,7 +29,7 @@ from visionkit.errors import ConfigError, DataError, VisionkitError, listed, sho
 from visionkit.types import Target
 
 if TYPE_CHECKING:
-    from visionkit.config.config import Config
+    from visionkit.config.config import Config, TrainConfig
 
 PACKAGES = {  # what a section's `type:` can name is in the `__all__` of its package
     "backbones": "visionkit.models.backbones",
@@ -37,8 +38,13 @@ PACKAGES = {  # what a section's `type:` can name is in the `__all__` of its pac
     "datasets": "visionkit.data.datasets",
     "transforms": "visionkit.data.transforms",
     "loggers": "visionkit.engine.loggers",
+    "optimizers": "visionkit.engine.optimizers",
 }
-INJECTED = {"heads": ("levels", "classes"), "necks": ("levels",)}  # arguments no config gives
+INJECTED = {  # arguments that no config gives
+    "heads": ("levels", "classes"),
+    "necks": ("levels",),
+    "optimizers": ("params", "lr", "weight_decay"),  # of `train`
+}
 SETTING = "VISIONKIT_ALLOW_PLUGINS"  # environment variable; "1" allows plugins
 
 
@@ -132,6 +138,24 @@ def main_metric(config: Config, head: str) -> str:
     return head_class(config, head).main_metric_of(config.heads[head])
 
 
+def any_case(section: str, name: Any) -> Any:
+    """The name of visionkit's own component that is written so in any case; else as it is."""
+    names = {own.lower(): own for own in components(section)}
+    return names.get(name.lower(), name) if isinstance(name, str) else name
+
+
+def optimizer_spec(train: TrainConfig) -> dict[str, Any]:
+    """`train.optimizer` as a type with all its arguments, except the parameters."""
+    given = train.optimizer
+    given = {"type": given} if isinstance(given, str) else given
+    name = any_case("optimizers", given["type"])
+    usual: dict[str, dict[str, Any]] = {
+        "SGD": {"momentum": train.momentum, "fused": True},
+        "AdamW": {"fused": True},
+    }
+    return {**usual.get(name, {}), "lr": train.lr, **given, "type": name}
+
+
 def check_class(section: str, name: str, cls: type) -> None:
     """Raise ConfigError unless a class has what every component of its section must have; list all
     that is missing."""
@@ -210,6 +234,13 @@ def _logger_faults(cls: type) -> Iterator[str]:
     yield from _method_faults(cls, "end", "status")
 
 
+def _optimizer_faults(cls: type) -> Iterator[str]:
+    if not issubclass(cls, torch.optim.Optimizer):
+        yield "it must derive from torch.optim.Optimizer"
+    elif "lr" not in inspect.signature(cls).parameters or not _takes(cls, "params"):
+        yield "its __init__ does not take (params, lr=..., its arguments)"
+
+
 def _method_faults(cls: type, name: str, *arguments: str) -> Iterator[str]:
     """That the method is missing or takes other arguments than these."""
     # Not by `getattr`, which would find the __call__ of any class: that makes an instance.
@@ -241,6 +272,7 @@ _CONTRACTS: dict[str, tuple[str, Callable[[type], Iterator[str]]]] = {
     "datasets": ("visionkit.types.Dataset", _dataset_faults),
     "transforms": ("visionkit.types.Transform", _transform_faults),
     "loggers": ("visionkit.types.Logger", _logger_faults),
+    "optimizers": ("torch.optim.Optimizer", _optimizer_faults),
 }
 
 
@@ -291,7 +323,8 @@ def _plugins(value: Any, key: Key) -> Iterator[tuple[Key, Mapping[str, Any]]]:
         if _names_a_class(key) and isinstance(name, str) and re.fullmatch(r"\w+(\.\w+)+", name):
             yield key, value
         for part, item in value.items():
-            yield from _plugins(item, (*key, str(part)))
+            short = (*key, part) == ("train", "optimizer") and isinstance(item, str)
+            yield from _plugins({"type": item} if short else item, (*key, str(part)))
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(value):
             short = key == ("train", "loggers") and isinstance(item, str)
@@ -304,7 +337,7 @@ def _names_a_class(key: Key) -> bool:
             return True
         case ("data", *_, "train" | "val") | ("data", *_, "transforms", _):
             return True
-        case ("train", "loggers", _):
+        case ("train", "loggers", _) | ("train", "optimizer"):
             return True
     return False
 

@@ -31,7 +31,7 @@ class TrainConfig:
     epochs: Count | None = 12  # passes over the largest source; null when `steps` is given
     steps: Count | None = None  # optimizer steps, instead of `epochs`
     lr: Positive = 0.01  # learning rate after the warm-up
-    optimizer: Literal["sgd", "adamw"] = "sgd"  # SGD with momentum, or AdamW
+    optimizer: str | dict[str, Any] = "sgd"  # sgd, adamw, another one of torch, or custom
     momentum: Annotated[float, Range(0, 1)] = 0.9  # of SGD
     weight_decay: NonNegative = 1e-4  # of weights; biases and norms are not decayed
     warmup_steps: Natural | None = None  # linear warm-up; null: a tenth of the run, at most 500
@@ -50,6 +50,10 @@ class TrainConfig:
         default_factory=list
     )
     lr_scale: dict[str, NonNegative] = field(  # factors of the learning rate by regex, multiplied
+        default_factory=dict
+    )
+    layer_decay: Annotated[float, Range(0, 1, open=True)] = 1.0  # of the rate, by layer; 1: none
+    unfreeze_after: dict[str, NonNegative] = field(  # epochs without training, by regex
         default_factory=dict
     )
     on_nonfinite: Literal["error", "skip"] = "error"  # a loss or gradient that is NaN or infinite
@@ -81,8 +85,14 @@ def problems_of(config: TrainConfig) -> dict[str, str]:
     for name in ("ema", "momentum"):
         if getattr(config, name) == 1:
             found[name] = "got 1.0; expected a number >= 0 and < 1"
-    patterns = {f"freeze.{index}": pattern for index, pattern in enumerate(config.freeze)}
-    for name, pattern in [*patterns.items(), *(("lr_scale", key) for key in config.lr_scale)]:
+    patterns = [(f"freeze.{index}", pattern) for index, pattern in enumerate(config.freeze)]
+    for name in ("lr_scale", "unfreeze_after"):
+        patterns += [(name, pattern) for pattern in getattr(config, name)]
+    late = max(config.unfreeze_after.values(), default=0)
+    if config.epochs is not None and late and late >= config.epochs:
+        what = f"got {late:g} epochs; expected fewer than the {config.epochs} of the run"
+        found["unfreeze_after"] = f"{what}, or use train.freeze"
+    for name, pattern in patterns:
         if pattern in FREEZE:
             found[name] = f"got {pattern!r}, renamed to {FREEZE[pattern]!r} in 0.2"
         try:

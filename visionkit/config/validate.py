@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import nn
 
-from visionkit.config.components import arguments_of, build, components, resolve
+from visionkit.config.components import (
+    any_case,
+    arguments_of,
+    build,
+    components,
+    optimizer_spec,
+    resolve,
+)
 from visionkit.config.config import (
     SOURCE_KEYS,
     Config,
@@ -75,6 +84,8 @@ def check(long: dict[str, Any], name: str, problems: ConfigProblems) -> Config:
             problems.add((key,), "is for `weights` or `init_from`, and neither is given")
     train = _check_training(given.get("train") or {}, problems)
     _check_best(train, given.get("heads", {}), sources, problems)
+    if not problems:  # it may build a model
+        _check_sides(backbone, sources, problems)
     problems.raise_found()
     return Config(
         name=name,
@@ -121,6 +132,33 @@ def _check_component(section: str, spec: Any, key: Key, problems: ConfigProblems
         return {}
     arguments = {name: value for name, value in spec.items() if name != "type"}
     return {"type": spec["type"], **check_arguments(arguments, accepted, key, problems)}
+
+
+def _check_sides(
+    backbone: dict[str, Any], sources: dict[str, SourceConfig], problems: ConfigProblems
+) -> None:
+    """That the backbone takes images of these sizes, where its class has a `largest_side`."""
+    arguments = {name: value for name, value in backbone.items() if name != "type"}
+    largest_side = getattr(resolve("backbones", backbone["type"]), "largest_side", None)
+    try:
+        largest = largest_side(**arguments) if largest_side else None
+    except ConfigError as error:
+        name, _, text = str(error).partition(": ")
+        known = name in arguments
+        key = ("backbone", name) if known else ("backbone",)
+        problems.add(key, text if known else str(error))
+        return
+    for name, source in sources.items():
+        size = source.image_size
+        sides: Any = fixed_size(size) or (size if isinstance(size, tuple) else (size,))
+        side = max(sides)
+        if largest is not None and side > largest:
+            problems.add(
+                ("data", name, "image_size"),
+                f"got {size!r}, but {backbone.get('name', backbone['type'])} takes images of at "
+                f"most {largest}x{largest} pixels; set it to {largest}, or build the backbone for "
+                f"larger ones (backbone.image_size={-(-side // 32) * 32})",
+            )
 
 
 def _check_value(value: Any, annotation: Any, key: Key, problems: ConfigProblems) -> Any:
@@ -326,22 +364,39 @@ def _check_training(given: dict[str, Any], problems: ConfigProblems) -> TrainCon
     if fitting.get("steps") is not None:
         fitting["epochs"] = None
     fitting["loggers"] = [
-        _check_logger(spec, ("train", "loggers", str(number)), problems)
+        _check_named("loggers", spec, ("train", "loggers", str(number)), problems)
         for number, spec in enumerate(fitting.get("loggers", ()))
     ]
     train = TrainConfig(**fitting)
     for name, message in problems_of(train).items():
         problems.add(("train", *name.split(".")), message)
-    return train
+    return _check_optimizer(train, problems)
 
 
-def _check_logger(spec: Any, key: Key, problems: ConfigProblems) -> dict[str, Any]:
+def _check_named(section: str, spec: Any, key: Key, problems: ConfigProblems) -> dict[str, Any]:
     """A name, or a mapping with arguments; the names of visionkit's in any case."""
     spec = {"type": spec} if isinstance(spec, str) else dict(spec)
-    names = {name.lower(): name for name in components("loggers")}
-    if isinstance(spec.get("type"), str):
-        spec["type"] = names.get(spec["type"].lower(), spec["type"])
-    return _check_component("loggers", spec, key, problems)
+    if "type" in spec:
+        spec["type"] = any_case(section, spec["type"])
+    return _check_component(section, spec, key, problems)
+
+
+def _check_optimizer(train: TrainConfig, problems: ConfigProblems) -> TrainConfig:
+    """The settings with the arguments of the optimizer as annotated; one is made, to know that it
+    accepts their values."""
+    key, given = ("train", "optimizer"), train.optimizer
+    if isinstance(given, str):
+        problems.renamed((*key, "type"), key)
+    checked = _check_named("optimizers", given, key, problems)
+    if checked.keys() != ({"type"} if isinstance(given, str) else given.keys()):
+        return train  # it has problems
+    if isinstance(given, dict):
+        train = replace(train, optimizer=checked)
+    try:
+        build("optimizers", optimizer_spec(train), [nn.Parameter(torch.zeros(1))])
+    except (ConfigError, RuntimeError, TypeError) as error:
+        problems.add(key, str(error).removeprefix("optimizers: "))
+    return train
 
 
 def _check_best(

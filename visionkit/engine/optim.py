@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import bisect
 import copy
+import inspect
+import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -16,26 +18,36 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from visionkit.config import TrainConfig
+from visionkit.config.components import build, optimizer_spec
 from visionkit.distributed import collectives
 from visionkit.errors import ConfigError
+from visionkit.models.backbones.layers import layers_of
 from visionkit.models.backbones.norm import batch_statistics
 from visionkit.models.model import VisionModel
+
+log = logging.getLogger("visionkit")
 
 
 class Learner:
     """A model in training mode and everything that changes it in a step."""
 
     def __init__(
-        self, model: VisionModel, settings: TrainConfig, total_steps: int, dtype: torch.dtype
+        self,
+        model: VisionModel,
+        settings: TrainConfig,
+        total_steps: int,
+        dtype: torch.dtype,
+        *,
+        steps_per_epoch: int = 0,
     ) -> None:
-        model.train()
+        """Without `steps_per_epoch` all that trains does so from the first step on."""
         self.model, self.settings, self.total_steps = model, settings, total_steps
         self.device, self.dtype = next(model.parameters()).device, dtype
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.statistics = batch_statistics(model)
         self.optimizer = build_optimizer(model, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        self.gradients = gradient_combiner(settings.weighting, model)
+        self._starts = first_steps(model, settings.unfreeze_after, steps_per_epoch, total_steps)
+        self._trained = -1  # how many groups of `unfreeze_after` train by now
+        self.unfreeze(0)
         self.ema = ModelEMA(model, settings.ema) if settings.ema else None
         self.terms_checked = False  # whether the losses of a first step are alike on all ranks
 
@@ -43,6 +55,24 @@ class Learner:
     def averaged(self) -> VisionModel:
         """The model to validate and to predict with: the moving average, if there is one."""
         return self.ema.model if self.ema else self.model
+
+    def unfreeze(self, step: int) -> None:
+        """Let train in that step what `train.unfreeze_after` says, and nothing else of it. What
+        does not train yet has no gradient, no statistics and no state in the optimizer."""
+        trained = sum(start <= step for start in {*self._starts.values()})
+        if trained == self._trained:
+            return
+        if self._trained >= 0:
+            log.info("step %d: more parameters train (train.unfreeze_after)", step + 1)
+        self._trained = trained
+        for parameter, start in self._starts.items():
+            parameter.requires_grad_(start <= step)
+        self.model.train()  # batch norms follow their weights
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise ConfigError("train.unfreeze_after: leaves no parameter to train at first")
+        self.statistics = batch_statistics(self.model)
+        self.gradients = gradient_combiner(self.settings.weighting, self.model)
 
     def set_lr(self, step: int) -> float:
         """Set the learning rate of that step and return it."""
@@ -70,7 +100,10 @@ class Learner:
         """Restore everything except the weights of the model itself."""
         if self.ema:
             self.ema.model.load_state_dict(saved["average"])
-        self.optimizer.load_state_dict(_regrouped(saved["optimizer"], self.optimizer.state_dict()))
+        arguments = {*inspect.signature(type(self.optimizer)).parameters} - {"lr"}
+        settings = {*arguments, "params", "param_names", "scale", "weight_decay"}
+        own = self.optimizer.state_dict()
+        self.optimizer.load_state_dict(_regrouped(saved["optimizer"], own, settings))
         self.scaler.load_state_dict(saved["scaler"])
 
 
@@ -192,25 +225,64 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
         raise ConfigError(f"train.freeze: {patterns} leaves no parameter to train")
 
 
+def first_steps(
+    model: nn.Module, unfreeze_after: Mapping[str, float], steps_per_epoch: int, total_steps: int
+) -> dict[nn.Parameter, int]:
+    """The first step of each parameter that `train.unfreeze_after`, epochs by regex, holds back;
+    of several regexes that match, the latest. ConfigError for one that changes nothing."""
+    starts: dict[nn.Parameter, int] = {}
+    for pattern, epochs in unfreeze_after.items():
+        start, key = round(epochs * steps_per_epoch), f"train.unfreeze_after: {pattern!r}"
+        found = {n: p for n, p in model.named_parameters() if re.search(pattern, n)}
+        late = [parameter for parameter in found.values() if parameter.requires_grad]
+        if found and not late:
+            raise ConfigError(
+                f"{key}: never trains, as train.freeze or backbone.freeze_at freezes it for good; "
+                "remove one of the two"
+            )
+        if start >= max(total_steps, 1):
+            raise ConfigError(
+                f"{key}: got {epochs:g} epochs of {steps_per_epoch} steps; the run ends after "
+                f"{total_steps} steps: give fewer, or use train.freeze"
+            )
+        starts |= {parameter: max(start, starts.get(parameter, 0)) for parameter in late}
+    return starts
+
+
+def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """The factors of the learning rate of the backbone's parameters by name: `layer_decay` for the
+    last layer, its square for the one before (Clark et al. 2020, arXiv 2003.10555; Bao et al. 2021,
+    2106.08254)."""
+    if layer_decay == 1:
+        return {}
+    layers = layers_of(model.get_submodule("backbone"))
+    return {
+        f"backbone.{name}": layer_decay ** (len(layers) - number)
+        for number, names in enumerate(layers)
+        for name in names
+    }
+
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD or AdamW. Biases and norms are not decayed; `lr_scale` multiplies by name.
+    """The optimizer of the config. Biases and norms are not decayed; `lr_scale` multiplies by name,
+    `layer_decay` by layer.
 
     Each group keeps its factor of the learning rate as `scale`; see `set_lr`.
     """
+    by_layer = layer_scales(model, config.layer_decay)
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = math.prod(f for p, f in config.lr_scale.items() if re.search(p, name))
+            scale *= by_layer.get(name, 1.0)
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((float(scale), decay), []).append((name, parameter))
     params: list[dict[str, Any]] = [
         {"params": members, "scale": scale, "weight_decay": decay}
         for (scale, decay), members in groups.items()
     ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(params, lr=config.lr, fused=True)
-    optimizer = torch.optim.SGD(params, lr=config.lr, momentum=config.momentum, fused=True)
-    if config.momentum:
+    optimizer = build("optimizers", optimizer_spec(config), params, key="train.optimizer")
+    if isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"]:
         # The fused kernel allocates it uninitialized and fills it at the first step, unless fp16's
         # scaler skips that one, as it usually does: then the second step would read garbage.
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
@@ -218,21 +290,26 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return optimizer
 
 
-def _regrouped(saved: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+def _regrouped(
+    saved: dict[str, Any], own: dict[str, Any], settings: Collection[str]
+) -> dict[str, Any]:
     """The saved state of each parameter, by name, in the own groups with their own settings.
 
-    So a resumed run may change the groups and their settings, such as `lr_scale`. Only `lr`, which
-    each step sets, stays as saved: a state that is restored and saved is the same.
+    So a resumed run may change the groups and their settings, such as `lr_scale`. What is not
+    an argument of the optimizer, such as a count of steps, stays as saved, and so does `lr`, which
+    each step sets: a state that is restored and saved is the same.
     """
     old = {
-        name: (saved["state"].get(index), group["lr"])
+        name: (saved["state"].get(index), group)
         for group in saved["param_groups"]
         for name, index in zip(group["param_names"], group["params"], strict=True)
     }
     state, groups = dict(own["state"]), []
     for group in own["param_groups"]:
         names = [name for name in group["param_names"] if name in old]
-        groups.append({**group, "lr": old[names[0]][1]} if names else group)
+        before = old[names[0]][1] if names else group
+        kept = {key: before[key] for key in group if key not in settings and key in before}
+        groups.append({**group, **kept})
         for name, index in zip(group["param_names"], group["params"], strict=True):
             found = old.get(name, (None,))[0]
             if found is not None:

@@ -89,7 +89,11 @@ def setup(
     batches = max(source.steps_per_epoch for source in sources if source.train is not None)
     steps_per_epoch = -(-batches // settings.accumulate_grad_batches)
     total_steps = settings.steps or (settings.epochs or 0) * steps_per_epoch  # one is given
-    learner = Learner(model, settings, total_steps, dtype)
+    learner = Learner(model, settings, total_steps, dtype, steps_per_epoch=steps_per_epoch)
+    if settings.layer_decay < 1:
+        scales = [group["scale"] for group in learner.optimizer.param_groups]
+        words = "train.layer_decay: learning rates from %.3g, of the first layer, to %.3g"
+        log.info(words, settings.lr * min(scales), settings.lr * max(scales))
     progress = Progress(config, run, total_steps, steps_per_epoch)
     sizes = {name: len(dataset) for name, dataset in _datasets(sources)}
     hashes = collectives.on_main_rank(
@@ -161,7 +165,8 @@ def build_initial_model(
     if config.train.channels_last:
         model = model.to(memory_format=torch.channels_last)
     frozen = _frozen_patterns(config)
-    check_patterns(model, {"train.freeze": frozen, "train.lr_scale": config.train.lr_scale})
+    patterns = {"train.freeze": frozen, "train.lr_scale": config.train.lr_scale}
+    check_patterns(model, {**patterns, "train.unfreeze_after": config.train.unfreeze_after})
     freeze(model, frozen)
     if config.train.sync_batchnorm and collectives.world_size() > 1:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -177,8 +177,9 @@ class TrainingState:
         now = {head: c.names for head, c in self.classes.items()}
         if before != now:
             raise CheckpointError(f"--resume: the run has the classes {before}, the data now {now}")
-        old, new = saved["config"]["train"]["optimizer"], self.config.train.optimizer
-        if old != new:
+        given = saved["config"]["train"]["optimizer"], self.config.train.optimizer
+        old, new = (one if isinstance(one, str) else one["type"] for one in given)
+        if old.lower() != new.lower():
             raise CheckpointError(f"--resume: train.optimizer is {new!r}, but the run's is {old!r}")
         checkpoint.load_weights(self.learner.model, saved["model"], "--resume: the checkpoint")
         try:

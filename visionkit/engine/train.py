@@ -242,6 +242,7 @@ def train_step(
     """
     model, settings = learner.model, learner.settings
     seed_step(settings.seed, step, learner.device)
+    learner.unfreeze(step)
     lr = learner.set_lr(step)
     learner.optimizer.zero_grad(set_to_none=True)
     share = settings.accumulate_grad_batches

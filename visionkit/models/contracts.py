@@ -55,7 +55,7 @@ def checked_features(part: str, module: nn.Module, features: Any, images: Tensor
             and found.is_floating_point()
             and found.shape[:2] == (batch, channels)
             and found.ndim == 4
-            and all(map(_is_near, found.shape[2:], [side / stride for side in sides]))
+            and all(map(is_near, found.shape[2:], [side / stride for side in sides]))
         )
         if not fits:
             cells = " x ".join(f"{side}/{stride}" for side in sides)
@@ -69,7 +69,7 @@ def checked_features(part: str, module: nn.Module, features: Any, images: Tensor
     return features
 
 
-def _is_near(cells: int, expected: float) -> bool:
+def is_near(cells: int, expected: float) -> bool:
     """Whether a map has as many cells along a side, give or take the padding of convolutions."""
     return expected / 1.5 - 1 <= cells <= 1.5 * expected + 1
 

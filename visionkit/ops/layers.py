@@ -137,6 +137,11 @@ def normal_noise(like: Tensor, targets: Sequence[Target]) -> Tensor:
     return torch.stack(rows).to(like)
 
 
+def level_name(stride: int, prefix: str = "c") -> str:
+    """The name of a level: `c4` for stride 16; `s14` for 14, not a power of two."""
+    return f"s{stride}" if stride & (stride - 1) else f"{prefix}{stride.bit_length() - 1}"
+
+
 def valid_cells(sizes: Tensor | None, features: Tensor, stride: int) -> Tensor:
     """Which cells of `features` (B, C, h, w) see a part of their image: (B, h, w) bool.
 

@@ -56,8 +56,9 @@ class Normalize(nn.Module):
 
 def memory_format(module: nn.Module) -> torch.memory_format:
     """The memory format of a backbone, as its first convolution has it."""
-    weight = next(p for p in module.parameters() if p.dim() == 4)
-    return torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+    weight = next((p for p in module.parameters() if p.dim() == 4), None)
+    plain = weight is None or weight.is_contiguous()
+    return torch.contiguous_format if plain else torch.channels_last
 
 
 Norm = Literal["auto", "batch", "frozen", "group"]

@@ -9,8 +9,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from visionkit.config.schema import Count, Fraction
+from visionkit.config.schema import Count, Fraction, Natural
 from visionkit.errors import ConfigError, DataError
+from visionkit.models.backbones.layers import freeze_layers, keep_frozen
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD, Normalize, Rgb
 from visionkit.ops.layers import group_norm
 from visionkit.types import Level, Size
@@ -56,6 +57,18 @@ class Stages(nn.Module):
             features[name] = x
         return features
 
+    def _freeze(self, freeze_at: int) -> None:
+        """Stop training the first parts, of which a stem with parameters is one."""
+        parts = {"stem": self.stem, **{f"stages.{n}": part for n, part in enumerate(self.stages)}}
+        names = [[f"{key}.{name}" for name, _ in p.named_parameters()] for key, p in parts.items()]
+        freeze_layers(self, [part for part in names if part], freeze_at)
+
+    def train(self, mode: bool = True) -> Stages:
+        """Frozen layers stay in evaluation mode."""
+        super().train(mode)
+        keep_frozen(self)
+        return self
+
 
 class TinyCNN(Stages):
     """Stages of convolution, normalization, activation and 2x2 pooling; levels c1, c2, ...
@@ -68,6 +81,7 @@ class TinyCNN(Stages):
     kernel: side of the convolutions' windows; their padding keeps the size.
     norm: between convolution and activation; `batch` needs the fewest steps.
     pool: the largest or the mean of each 2x2 window.
+    freeze_at: number of leading stages that do not train, neither parameters nor statistics.
     mean, std: of the pixels, in 0..1.
     """
 
@@ -79,6 +93,7 @@ class TinyCNN(Stages):
         kernel: Count = 3,
         norm: Literal["none", "batch", "group"] = "none",
         pool: Literal["max", "avg"] = "max",
+        freeze_at: Natural = 0,
         mean: Rgb = IMAGENET_MEAN,
         std: Rgb = IMAGENET_STD,
     ) -> None:
@@ -94,6 +109,7 @@ class TinyCNN(Stages):
             self.stages.append(nn.Sequential(conv, *after))
             self.levels[f"c{number}"] = Level(width, stride=2**number)
             before = width
+        self._freeze(freeze_at)
 
 
 class MLP(nn.Module):
@@ -169,6 +185,8 @@ class LightResNet(Stages):
 
     widths: channels of each stage; the stem has half of the first, then the first.
     depths: blocks in each stage.
+    freeze_at: number of leading parts that do not train, neither parameters nor statistics: 1 is
+        the stem, 2 adds the first stage.
     mean, std: of the pixels, in 0..1.
     """
 
@@ -177,6 +195,7 @@ class LightResNet(Stages):
         *,
         widths: tuple[Count, ...] = (32, 64, 128, 256),
         depths: tuple[Count, ...] = (1, 2, 2, 2),
+        freeze_at: Natural = 0,
         mean: Rgb = IMAGENET_MEAN,
         std: Rgb = IMAGENET_STD,
     ) -> None:
@@ -199,6 +218,7 @@ class LightResNet(Stages):
             self.stages.append(nn.Sequential(*blocks))
             self.levels[f"c{number + 2}"] = Level(width, stride=2 ** (number + 2))
             before = width
+        self._freeze(freeze_at)
 
 
 class Block(nn.Module):

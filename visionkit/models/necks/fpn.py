@@ -14,8 +14,10 @@ from torchvision.ops.feature_pyramid_network import (
 
 from visionkit.config.schema import Count
 from visionkit.errors import ConfigError
-from visionkit.ops.layers import NORM_LAYERS, HalvingConv, OptionalNorm
+from visionkit.ops.layers import NORM_LAYERS, HalvingConv, OptionalNorm, level_name
 from visionkit.types import Features, Level
+
+ExtraLevels = Literal["none", "pool", "p6", "p6p7"]
 
 
 class FPN(FeaturePyramidNetwork):
@@ -42,7 +44,7 @@ class FPN(FeaturePyramidNetwork):
         *,
         channels: Count = 256,
         in_features: list[str] | None = None,
-        extra_levels: Literal["none", "pool", "p6", "p6p7"] = "pool",
+        extra_levels: ExtraLevels = "pool",
         extra_from: Literal["pyramid", "backbone"] = "pyramid",
         norm: OptionalNorm = "none",
     ) -> None:
@@ -53,21 +55,12 @@ class FPN(FeaturePyramidNetwork):
             )
         chosen = chosen_levels(levels, in_features)
         widths = [level.channels for level in chosen.values()]
-        extra: ExtraFPNBlock | None = None
-        if extra_levels == "pool":
-            extra = LastLevelMaxPool()
-        elif extra_levels != "none":
-            source = widths[-1] if extra_from == "backbone" else None
-            extra = _ExtraConvs(channels, two=extra_levels == "p6p7", from_backbone=source)
+        extra = extra_block(
+            extra_levels, channels, widths[-1] if extra_from == "backbone" else None
+        )
         super().__init__(widths, channels, extra_blocks=extra, norm_layer=NORM_LAYERS[norm])
         self._inputs = list(chosen)
-        self.levels = {
-            re.sub(r"^c(\d+)$", r"p\1", name): Level(channels, level.stride)
-            for name, level in chosen.items()
-        }
-        for _ in range({"none": 0, "pool": 1, "p6": 1, "p6p7": 2}[extra_levels]):
-            stride = 2 * max(level.stride for level in self.levels.values())
-            self.levels[f"p{stride.bit_length() - 1}"] = Level(channels, stride)
+        self.levels = pyramid_levels(chosen, channels, extra_levels)
 
     def forward(self, features: Features) -> dict[str, Tensor]:
         """The backbone's (B, C, H, W) maps by name to (B, channels, H, W) maps by name."""
@@ -80,6 +73,32 @@ def chosen_levels(levels: dict[str, Level], names: list[str] | None) -> dict[str
     if names is not None and not (names and levels.keys() >= {*names}):
         raise ConfigError(f"in_features: got {names}; expected some of {', '.join(levels)}")
     return {name: level for name, level in levels.items() if names is None or name in names}
+
+
+def extra_block(
+    extra_levels: ExtraLevels, channels: int, from_backbone: int | None = None
+) -> ExtraFPNBlock | None:
+    """What makes the levels beyond the coarsest, `FPN` says how; `from_backbone` is the width of
+    the backbone's map if the convolutions read that one."""
+    if extra_levels == "none":
+        return None
+    if extra_levels == "pool":
+        return LastLevelMaxPool()
+    return _ExtraConvs(channels, two=extra_levels == "p6p7", from_backbone=from_backbone)
+
+
+def pyramid_levels(
+    inputs: dict[str, Level], channels: int, extra_levels: ExtraLevels
+) -> dict[str, Level]:
+    """The levels of a pyramid over these inputs, one for each and then the extra ones."""
+    levels = {
+        re.sub(r"^c(\d+)$", r"p\1", name): Level(channels, level.stride)
+        for name, level in inputs.items()
+    }
+    for _ in range({"none": 0, "pool": 1, "p6": 1, "p6p7": 2}[extra_levels]):
+        stride = 2 * max(level.stride for level in levels.values())
+        levels[level_name(stride, "p")] = Level(channels, stride)
+    return levels
 
 
 class _ExtraConvs(ExtraFPNBlock):
