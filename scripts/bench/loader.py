@@ -4,7 +4,8 @@
 
 `torchvision_float` is CocoDetection with `wrap_dataset_for_transforms_v2` and a v2 pipeline that
 resizes floats, as its detection models do; `torchvision_uint8` resizes before the conversion, which
-is faster. Both pad the batch. `visionkit` is `Source.train_batches`. All read the same images in
+is faster. Both pad the batch. `visionkit` is `Source.train_batches`; with `--affine` it also turns,
+scales and shears images, which the others do not. All read the same images in
 the same order, with masks and with only boxes. The sides alternate over multiple rounds, each with
 new workers and some unmeasured batches first; prints medians and ratios as JSON.
 """
@@ -28,7 +29,7 @@ from torchvision.transforms import v2
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.samplers import InfiniteBatchSampler
 from visionkit.data.loading.source import Source
-from visionkit.data.transforms import HorizontalFlip
+from visionkit.data.transforms import Affine, HorizontalFlip
 
 
 class Indices:
@@ -84,7 +85,8 @@ def of_torchvision(args: argparse.Namespace, masks: bool, resize_floats: bool) -
 
 def of_visionkit(args: argparse.Namespace, masks: bool) -> Callable:
     dataset = Coco(args.images, args.annotations, masks=masks)
-    source = Source("main", ["x"], dataset, None, args.batch, args.size, [HorizontalFlip()])
+    transforms = [HorizontalFlip(), *[Affine()] * args.affine]
+    source = Source("main", ["x"], dataset, None, args.batch, args.size, transforms)
     return lambda round_: source.train_batches(seed=round_, start=0, workers=args.workers)
 
 
@@ -129,6 +131,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=count, default=40, help="batches in a round")
     parser.add_argument("--rounds", type=count, default=5)
+    parser.add_argument("--affine", action="store_true", help="visionkit warps images too")
     parser.add_argument("--boxes", action="store_true", help="only the case without masks")
     args = parser.parse_args()
     torch.manual_seed(0)

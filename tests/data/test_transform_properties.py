@@ -3,15 +3,18 @@
 The truth of a mask is the mask itself, moved as an image: three objects are the three channels.
 """
 
+import operator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import max_pool2d
 
 from visionkit.config.components import components
 from visionkit.data import transforms as T
 from visionkit.data.datasets.shapes import Shapes
+from visionkit.data.loading.source import Source
 from visionkit.data.transforms import policies
 from visionkit.data.transforms.compose import resized_first
 from visionkit.types import IGNORE
@@ -83,10 +86,13 @@ def bounds(mask):
 
 
 def agree(mask, truth):
-    """Half a pixel along the edge is much of a small star."""
-    if (pixels := truth.sum()) >= 1000:
+    """They differ in few pixels, or in more that all touch the edge, as of a small star."""
+    if truth.sum() >= 1000:
         iou = float((mask & truth).sum() / (mask | truth).sum())
-        assert iou >= (0.97 if pixels >= 5000 else 0.93)
+        assert iou >= 0.93
+        ends = [max_pool2d(s * truth[None].float(), 3, 1, 1) for s in (-1, 1)]
+        inside = -ends[0] == ends[1]
+        assert iou >= 0.97 or not (inside & (mask != truth)).any()
 
 
 def check(sample, transforms, seed):
@@ -143,3 +149,21 @@ def test_every_transform_is_here():
     tested = {type(one) for one in [*GEOMETRIC, *PIXELS]} | {T.RandomErasing}
     alone = {one for one in components("transforms").values() if not getattr(one, "others", 0)}
     assert alone <= tested  # those of several images: test_mixing.py
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_with_workers_and_after_a_resume(workers):
+    dataset = Shapes(num_images=6, size=64)
+    erasing = T.RandomErasing(p=1)
+    for transforms in ([FIRST[2], *OTHERS, *PIXELS, erasing], [T.Affine(), FIRST[0], T.Rotate90()]):
+        source = Source("main", ["x"], dataset, None, 3, 64, transforms)
+        whole = source.train_batches(seed=5, start=0, workers=0)
+        resumed = source.train_batches(seed=5, start=2, workers=workers)
+        expected = [next(whole) for _ in range(4)][2:]
+        for one, other in zip(expected, (next(resumed) for _ in range(2)), strict=True):
+            assert torch.equal(one.images, other.images)
+            for mine, theirs in zip(one.targets, other.targets, strict=True):
+                assert mine.keys() == theirs.keys()
+                for key, value in mine.items():
+                    same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
+                    assert same(value, theirs[key]), key
