@@ -7,7 +7,8 @@ resizes floats, as its detection models do; `torchvision_uint8` resizes before t
 is faster. Both pad the batch. `visionkit` is `Source.train_batches`; with `--affine` it also turns,
 scales and shears images, which the others do not. All read the same images in
 the same order, with masks and with only boxes. The sides alternate over multiple rounds, each with
-new workers and some unmeasured batches first; prints medians and ratios as JSON.
+new workers and some unmeasured batches first; prints medians and ratios as JSON. `--mosaic`
+measures visionkit alone, with `Mosaic` and `Affine`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torchvision.transforms import v2
 from visionkit.data.datasets.coco import Coco
 from visionkit.data.loading.samplers import InfiniteBatchSampler
 from visionkit.data.loading.source import Source
-from visionkit.data.transforms import Affine, HorizontalFlip
+from visionkit.data.transforms import Affine, HorizontalFlip, Mosaic
 
 
 class Indices:
@@ -85,7 +86,8 @@ def of_torchvision(args: argparse.Namespace, masks: bool, resize_floats: bool) -
 
 def of_visionkit(args: argparse.Namespace, masks: bool) -> Callable:
     dataset = Coco(args.images, args.annotations, masks=masks)
-    transforms = [HorizontalFlip(), *[Affine()] * args.affine]
+    first = Mosaic() if args.mosaic else HorizontalFlip()
+    transforms = [first, *[Affine()] * (args.affine or args.mosaic)]
     source = Source("main", ["x"], dataset, None, args.batch, args.size, transforms)
     return lambda round_: source.train_batches(seed=round_, start=0, workers=args.workers)
 
@@ -100,11 +102,10 @@ def images_per_second(batches: Iterator, steps: int, batch: int, warmup: int) ->
 
 
 def measure(args: argparse.Namespace, masks: bool) -> dict:
-    makers = {
-        "torchvision_float": of_torchvision(args, masks, resize_floats=True),
-        "torchvision_uint8": of_torchvision(args, masks, resize_floats=False),
-        "visionkit": of_visionkit(args, masks),
-    }
+    makers = {"visionkit": of_visionkit(args, masks)}
+    if not args.mosaic:
+        makers["torchvision_float"] = of_torchvision(args, masks, resize_floats=True)
+        makers["torchvision_uint8"] = of_torchvision(args, masks, resize_floats=False)
     rates: dict[str, list[float]] = {name: [] for name in makers}
     for round_ in range(args.rounds):
         for name, maker in makers.items():
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--steps", type=count, default=40, help="batches in a round")
     parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--affine", action="store_true", help="visionkit warps images too")
+    parser.add_argument("--mosaic", action="store_true", help="mosaics, of visionkit alone")
     parser.add_argument("--boxes", action="store_true", help="only the case without masks")
     args = parser.parse_args()
     torch.manual_seed(0)

@@ -58,7 +58,7 @@ def test_a_target_becomes_a_sample_and_comes_back(form):
 
 
 def test_every_key_of_a_target_is_taken():
-    own = {*Target.__annotations__} - {"size", "orig_size", "position", "replaces"}
+    own = {*Target.__annotations__} - {"size", "orig_size", "position", "replaces", "not_pasted"}
     assert own == {*TARGET} and {f.name for f in fields(Sample)} >= own - {"masks"}
 
 

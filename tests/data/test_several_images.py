@@ -24,6 +24,7 @@ from visionkit.data.transforms import (
     RandomResizedCrop,
 )
 from visionkit.distributed import collectives
+from visionkit.engine.train import train
 from visionkit.errors import ArgumentError, ConfigError, DataError
 from visionkit.types import Classes
 
@@ -276,3 +277,20 @@ def test_mixing_does_not_suit_classes_of_images_and_objects_together(tmp_path):
     )
     with pytest.raises(ConfigError, match=r"c.yaml:7: .*'scene' and 'objects': .* two sources"):
         load_config(path)
+
+
+def test_a_run_tells_the_loader_its_length(tmp_path, monkeypatch):
+    path = config_file(tmp_path, "classification", ["{type: MixUp, p: 1.0}"])
+    found, load = [], Source.train_batches
+
+    def recorded(self, **options):
+        found.append(options["total"])
+        for batch in load(self, **options):
+            found.append([bool((t["class_id"].max() < 1).item()) for t in batch.targets])
+            yield batch
+
+    monkeypatch.setattr(Source, "train_batches", recorded)
+    overrides = {"train.steps": 5, "data.close_last": 0.4, "data.train.num_images": 40}
+    train(path, {**overrides, "data.workers": 0, "output": str(tmp_path / "run")})
+    total, *mixed = found
+    assert total == 5 and [any(batch) for batch in mixed[:5]] == [True] * 3 + [False] * 2

@@ -175,6 +175,34 @@ def paint(segmentations: Sequence[Segmentation], size: tuple[int, int]) -> np.nd
     return canvas.view(bool)
 
 
+def map_all(segmentations: Sequence[Segmentation], matrix: np.ndarray) -> list[Segmentation]:
+    """All outlines where a (3, 3) matrix moves them; the points of all polygons at once."""
+    lengths, points = _all_points(segmentations)
+    parts = np.split(moved(points, matrix), np.cumsum(lengths)[:-1]) if lengths else []
+    return [
+        Polygons(part, one.ends) if isinstance(one, Polygons) else one.map(matrix)
+        for one, part in zip(segmentations, parts, strict=True)
+    ]
+
+
+def clip_all(segmentations: Sequence[Segmentation], size: tuple[int, int]) -> list[Segmentation]:
+    """The part of each outline inside an image of `size` (h, w); itself if all of it is."""
+    lengths, points = _all_points(segmentations)
+    outside = np.flatnonzero(((points < 0) | (points > [size[1], size[0]])).any(1))
+    leaving = {*np.searchsorted(np.cumsum(lengths), outside, side="right").tolist()}
+    return [
+        one.clip(size) if i in leaving or isinstance(one, Bitmap) else one
+        for i, one in enumerate(segmentations)
+    ]
+
+
+def _all_points(segmentations: Sequence[Segmentation]) -> tuple[list[int], np.ndarray]:
+    """How many points each object's polygons have, and all of them (P, 2)."""
+    points = [one.points for one in segmentations if isinstance(one, Polygons)]
+    lengths = [len(one.points) if isinstance(one, Polygons) else 0 for one in segmentations]
+    return lengths, np.concatenate([np.zeros((0, 2)), *points])
+
+
 def _half(polygon: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """The part of a polygon (P, 2) on one side of a line; `inside` (P,) is the distance of each
     point from it, negative on the other side (Sutherland and Hodgman, 1974)."""

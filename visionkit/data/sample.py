@@ -21,7 +21,9 @@ from visionkit.data.masks import (
     Bitmap,
     Polygons,
     Segmentation,
+    clip_all,
     extent,
+    map_all,
     moved,
     paint,
     scaling,
@@ -127,7 +129,7 @@ class Sample:
         must fit. The rest is gray (`fill`, 0 to 255), in semantic maps `IGNORE`."""
         new = self._visible()._map(scaling((1, 1), (left, top)), size)
         window = (..., slice(top, top + self.size[0]), slice(left, left + self.size[1]))
-        new.image = self.image.new_full((3, *size), fill)
+        new.image = self.image.new_full((*size, 3), fill).permute(2, 0, 1)  # as images are read
         new.image[window] = self.image
         if self.semantic is not None:
             new.semantic = self.semantic.new_full(size, IGNORE)
@@ -186,7 +188,7 @@ class Sample:
         """Without what an earlier crop left outside of the image, and could come into view."""
         if self.segmentations is None or self.boxes is None:
             return self
-        parts = [whole.clip(self.size) for whole in self.segmentations]
+        parts = clip_all(self.segmentations, self.size)
         pairs = zip(self.segmentations, parts, strict=True)
         gone = [part is not whole and not len(part.corners()) for whole, part in pairs]
         return replace(self, segmentations=parts, boxes=self.boxes * ~np.array(gone, bool)[:, None])
@@ -206,7 +208,7 @@ class Sample:
         if self.boxes is not None:
             new.boxes = _clipped(extent(moved(_corners(self.boxes), matrix)), size)
         if self.segmentations is not None:
-            new.segmentations = [s.map(matrix) for s in self.segmentations]
+            new.segmentations = map_all(self.segmentations, matrix)
         return new
 
     def target(self) -> Target:

@@ -23,8 +23,7 @@ from visionkit.config.schema import Fraction, Positive
 from visionkit.data.masks import Bitmap, Polygons, extent, paint
 from visionkit.data.resize import ImageSize, fit
 from visionkit.data.sample import Sample
-from visionkit.data.transforms.geometry import _random_window, window
-from visionkit.errors import ConfigError
+from visionkit.data.transforms.geometry import _random_window, check_span, window
 from visionkit.types import IGNORE
 
 FAINT = 0.2  # share of an image below which its objects are hardly to be seen
@@ -56,7 +55,7 @@ class Mosaic:
         scale: tuple[Positive, Positive] = (1.0, 2.0),
         p: Fraction = 1.0,
     ):
-        _check_range("scale", scale)
+        check_span("scale", scale)
         self.side, self.scale, self.p = (2 if grid == 4 else 3), scale, p
         self.others = grid - 1
 
@@ -180,7 +179,7 @@ class CopyPaste:
         min_visible: Fraction = 0.1,
         p: Fraction = 0.5,
     ):
-        _check_range("scale", scale)
+        check_span("scale", scale)
         self.share, self.scale, self.min_visible, self.p = share, scale, min_visible, p
 
     def __call__(
@@ -244,11 +243,6 @@ class CopyPaste:
         if sample.segmentations is not None:
             changed.segmentations = outlines
         return _rows(changed, np.flatnonzero(kept))
-
-
-def _check_range(name: str, span: tuple[float, float]) -> None:
-    if span[0] > span[1]:
-        raise ConfigError(f"{name}: got {list(span)}; expected [low, high]")
 
 
 def _borders(rng: np.random.Generator, length: int, parts: int) -> list[int]:
