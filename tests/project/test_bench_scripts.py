@@ -55,6 +55,7 @@ def reported(script, *words):
         ("loop.py", [__file__], "a config is a .yaml file"),
         ("loop.py", ["nowhere.yaml"], "config: got nowhere.yaml; not found"),
         ("predict.py", [BENCH, BENCH], "has no checkpoints/best.pt or last.pt"),
+        ("small_objects.py", ["nowhere", BENCH, BENCH], "run: got nowhere; not found"),
         ("roi_align.py", ["--rounds", "0"], "--rounds: got 0; expected an integer >= 1"),
         ("time_to_quality.py", ["--train", BENCH, "no"], "--train: got no; not found"),
     ],
