@@ -16,7 +16,7 @@ from visionkit.models.build import build_model, with_published
 from visionkit.models.published import entries
 from visionkit.types import Classes
 
-WHOLE = [one.name for one in entries() if one.kind == "model"]
+WHOLE = [one.name for one in entries() if one.kind == "model" and not one.on_hub]
 SMALL = "lraspp_mobilenet_v3_large"  # 12 MB
 
 
