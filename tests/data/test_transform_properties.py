@@ -106,8 +106,9 @@ def check(sample, transforms, seed):
     resized = any(isinstance(one, T.ScaleJitter | T.RandomResizedCrop) for one in transforms)
     follows = np.zeros(len(truth), bool) if last.cut is None else last.cut
     for number, mask, box in zip(kept, target["masks"], target["boxes"], strict=True):
-        if follows[number] or not resized:  # else a tip may lose its pixels
-            assert (bounds(mask) - box).abs().max() <= 1
+        # Boxes that move as numbers alone are of the old mask, whose tips the new one may lack.
+        if follows[number] or not resized:
+            assert (bounds(mask) - box).abs().max() <= (1 if follows[number] else 2)
         agree(mask, truth[number])
     dropped = [n for n in range(len(truth)) if n not in kept]
     assert all(truth[n].sum() <= 2 * max(height, width) for n in dropped)
