@@ -163,6 +163,13 @@ def test_training_without_validation_and_for_epochs(tmp_path):
     assert (run / "checkpoints/best.pt").exists()
 
 
+def test_a_run_without_validation_images_has_no_report(tmp_path, caplog):
+    spec = config("classification", tmp_path / "run", steps=1)
+    spec["data"]["val"] = None
+    run = train(spec).directory
+    assert not (run / "report.html").exists() and "report failed" not in caplog.text
+
+
 def test_the_rate_in_the_log_is_the_one_that_is_scaled(tmp_path):
     """Whatever group of parameters comes first."""
     rates = []

@@ -356,7 +356,7 @@ def _finish(state: TrainingState, sources: list[Source], stop: StopRequest) -> T
     collectives.all_gather_object(None)  # if the last save fails, all ranks fail
     with stop.interruptible():
         _draw(state, sources)
-        if settings.report and settings.validate:
+        if settings.report and settings.validate and any(s.val is not None for s in sources):
             write_report(state, sources)
     if progress.early_end:
         log.info("%s", progress.early_end)

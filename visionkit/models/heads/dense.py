@@ -174,7 +174,7 @@ class DenseHead(Head):
         object is found as two classes.
     """
 
-    required_targets = ("boxes", "labels")
+    required_targets: ClassVar[tuple[str, ...]] = ("boxes", "labels")
     class_key = "labels"
     main_metric = "bbox/AP"
     default_transforms = ("HorizontalFlip", "ScaleJitter")
@@ -274,7 +274,7 @@ def best_of_each_level(scores: Tensor, offsets: Tensor, places: Places, top_n: i
         first += level.shape[1]
     chosen = torch.cat(index, 1)
     boxes = places.boxes(offsets.gather(1, chosen[..., None].expand(-1, -1, 4)), chosen)
-    return Best(boxes, *(torch.cat(parts, 1) for parts in (labels, best, levels)), chosen)
+    return Best(boxes, torch.cat(labels, 1), torch.cat(best, 1), torch.cat(levels, 1), chosen)
 
 
 def cells_first(maps: Tensor) -> Tensor:
