@@ -90,7 +90,10 @@ def test_it_needs_nothing_from_the_internet(site):
 def test_every_public_name_has_its_place(anchors):
     names = [f"visionkit.{name}" for name in visionkit.__all__]
     for section, package in PACKAGES.items():
-        names += [f"{package}.{name}" for name in components(section)]
+        ours = {
+            n for n, cls in components(section).items() if cls.__module__.startswith("visionkit")
+        }
+        names += [f"{package}.{name}" for name in ours]  # torch documents its optimizers
     assert {*names} <= anchors, {*names} - anchors
 
 

@@ -128,8 +128,8 @@ def test_a_diverged_model_is_told_by_the_image(run, data, capsys, monkeypatch):
 
     predictions = VisionModel.predictions
 
-    def broken(self, *args):
-        found = predictions(self, *args)
+    def broken(self, *args, **options):
+        found = predictions(self, *args, **options)
         for one in found["objects"]:
             one["boxes"] = one["boxes"] * float("nan")
         return found

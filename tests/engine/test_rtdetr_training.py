@@ -17,6 +17,7 @@ from visionkit.models.weights import COCO_CLASSES
 DATA = Path(os.environ.get("VISIONKIT_TEST_DATA", "/nowhere")) / "coco_mini"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs VISIONKIT_TEST_DATA")
 def test_the_loss_falls_on_photos_from_the_weights_of_a_file(tmp_path):
     model = transformers_model(2, 80)

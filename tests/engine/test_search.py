@@ -33,7 +33,7 @@ class Colors(nn.Module):
     def head(self, name):
         return self.heads[name]
 
-    def infer(self, batch, heads, dtype):
+    def infer(self, batch, heads, dtype, views=False):
         self.seen.append((heads, batch.sizes))
         pairs = zip(batch.images, batch.sizes, strict=True)
         vectors = [image[:, :h, :w].float().mean((1, 2)) for image, (h, w) in pairs]
@@ -189,7 +189,10 @@ def test_the_head_is_the_only_one_or_named(images):
 def test_a_vector_that_is_not_finite_names_the_image(images):
     predictor = by_color()
     unsound = [{"embedding": torch.tensor([1.0, float("nan")])}]
-    predictor.model.infer = lambda batch, heads, dtype: ({"look": unsound * len(batch)}, {})
+    predictor.model.infer = lambda batch, heads, dtype, views=False: (
+        {"look": unsound * len(batch)},
+        {},
+    )
     with pytest.raises(DivergedError, match=r"lime\.png: the predicted 'embedding'"):
         search(images, predictor=predictor)
 

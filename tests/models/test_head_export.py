@@ -36,7 +36,7 @@ def inputs(head, count, seed):
 
 
 # Others export in tests/engine/export, or take long.
-SLOW = ("TaskAligned", "FasterRCNN", "MaskRCNN", "RetinaNet", "FCOS")
+SLOW = ("TaskAligned", "AlignedMask", "RTDETR", "FasterRCNN", "MaskRCNN", "RetinaNet", "FCOS")
 PARAMS = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in heads.__all__]
 
 
