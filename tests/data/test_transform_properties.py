@@ -138,12 +138,14 @@ def test_random_lists_move_all_alike(shapes, without_colors):
 @few_or_many
 @pytest.mark.parametrize("transform", PIXELS, ids=lambda t: type(t).__name__)
 def test_labels_stay_where_only_pixels_change(shapes, transform):
+    unchanged = 0  # a weak blur or little noise may round to nothing
     for index in range(len(shapes)):
         sample = shapes[index]
         changed = transform(sample, np.random.default_rng(index), SIZE)
+        unchanged += torch.equal(changed.image, sample.image)
         assert changed.image.dtype == torch.uint8 and changed.size == sample.size
-        assert not torch.equal(changed.image, sample.image)
         assert replace(changed, image=sample.image) == sample
+    assert unchanged < 0.1 * len(shapes)
 
 
 def test_every_transform_is_here():
