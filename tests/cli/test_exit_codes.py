@@ -239,7 +239,7 @@ def test_a_mistyped_run_is_answered_with_those_next_to_it(capsys, tmp_path, monk
     monkeypatch.chdir(tmp_path / "runs")
     assert main(["eval", "detection-01"]) == 4
     said = capsys.readouterr().err
-    assert "detection-001" in said and "deeplabv3_" in said.partition("; nearest: ")[2]
+    assert "detection-001" in said and "; nearest: rtdetr_r101vd, deeplabv3_" in said
     assert main(["eval", "elsewhere/detection-01"]) == 4
     assert "next to it" not in capsys.readouterr().err
 

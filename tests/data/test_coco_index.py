@@ -98,12 +98,13 @@ def test_every_record_comes_back(tmp_path):
 
 
 @pytest.mark.parametrize("style", [{}, {"separators": (",", ":")}, {"indent": 1}])
-def test_chunks_may_end_anywhere(tmp_path, style):
+@pytest.mark.parametrize(("step", "near"), [(29, 3), pytest.param(7, 1, marks=pytest.mark.slow)])
+def test_chunks_may_end_anywhere(tmp_path, style, step, near):
     text = json.dumps(content(ODD), ensure_ascii=False, **style)
-    for chunk in range(1, len(text), 29):
+    for chunk in range(1, len(text), step):
         check(index_of(tmp_path, text, chunk=chunk), content(ODD))
     first = text.index('"annotations"')
-    for chunk in range(1, 300, 3):  # places around the first records
+    for chunk in range(1, 300, near):  # places around the first records
         check(index_of(tmp_path, text[:first] + text[first:], chunk=chunk), content(ODD))
 
 

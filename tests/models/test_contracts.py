@@ -23,7 +23,7 @@ from visionkit.ops.boxes import rescale_boxes
 HEADS = components("heads")
 SIZE = 96
 # Heads that share all or nearly all of their code with another one, which is trained.
-RELATED = {"FasterRCNN", "MaskRCNN", "RetinaNet", "DeepLabV3", "LRASPP", "VAE"}
+RELATED = {"FasterRCNN", "RetinaNet", "DeepLabV3", "LRASPP", "VAE"}
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def inputs(head, count, seed):
     return images, sizes, boxes
 
 
-# Others export in tests/engine/export, or take long.
+# These also export in tests/engine/export or test_rcnn_export.py, or take long.
 SLOW = ("TaskAligned", "AlignedMask", "RTDETR", "FasterRCNN", "MaskRCNN", "RetinaNet", "FCOS")
 PARAMS = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in heads.__all__]
 
