@@ -21,7 +21,7 @@ def shapes(seed, count=12):
 def config(output, heads, data, **settings):
     small = {"steps": 3, "log_every": 1, "precision": "fp32", "plots": False}
     return {
-        "backbone": {"type": "Torchvision", "name": "resnet18"},
+        "backbone": {"type": "LightResNet"},
         "neck": {"type": "FPN", "channels": 32},
         "heads": heads,
         "data": {"workers": 0, **data},

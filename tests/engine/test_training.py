@@ -31,7 +31,7 @@ def config(task, output, **settings):
     small = {"steps": 4, "log_every": 1, "precision": "fp32", "plots": False, "ema": 0.9}
     spec = {
         "task": task,
-        "backbone": {"type": "Torchvision", "name": "resnet18"},
+        "backbone": {"type": "LightResNet"},
         "data": {
             "train": {**SHAPES, "seed": 0},
             "val": {**SHAPES, "num_images": 5, "seed": 1},
