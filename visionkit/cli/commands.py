@@ -304,8 +304,10 @@ def check(args: argparse.Namespace) -> int:
 
 def config(args: argparse.Namespace) -> None:
     from visionkit.config import load_config
+    from visionkit.models.build import check_parts
 
     checked = load_config(args.config, args.overrides, allow_plugins=args.allow_plugins)
+    check_parts(checked)
     text = checked.to_yaml()
     try:
         text.encode(sys.stdout.encoding or "utf-8")

@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from visionkit.config import Config, load_config
-from visionkit.config.components import arguments_of, build, head_class, resolve
+from visionkit.config.components import arguments_of, build, components, head_class, resolve
+from visionkit.config.config import fixed_size
 from visionkit.config.shipped import list_configs, shipped_configs
-from visionkit.errors import ConfigError, listed
+from visionkit.errors import ConfigError, VisionkitError, listed
 from visionkit.models.architectures import published_for
 from visionkit.models.backbones.norm import IMAGENET_MEAN, IMAGENET_STD
 from visionkit.models.contracts import checked_levels
@@ -20,7 +23,7 @@ from visionkit.models.published import NO_CLASS, Published, entries, fetch, find
 from visionkit.models.weights import config_kind, load_model_weights
 from visionkit.runs.checkpoint import COUNTER
 from visionkit.runs.files import means_file
-from visionkit.types import Classes
+from visionkit.types import Batch, Classes
 
 log = logging.getLogger("visionkit")
 
@@ -92,6 +95,38 @@ def _build(config: Config, classes: dict[str, Classes], pretrained: bool) -> Vis
     model.kind = config_kind(vars(config))
     model.class_names = {name: classes[name].names for name in heads}
     return model
+
+
+def check_parts(config: Config) -> None:
+    """Raise ConfigError if backbone, neck and heads do not fit each other or `data.image_size`.
+
+    Nothing is computed and no file is read: the model has no memory, where it can be built so.
+    Custom classes, whose code may need memory, are left to `visionkit check`.
+    """
+    parts = [("backbones", config.backbone), *([("necks", config.neck)] if config.neck else [])]
+    if any(spec["type"] not in components(section) for section, spec in parts):
+        return
+    heads = {n: spec for n, spec in config.heads.items() if spec["type"] in components("heads")}
+    ours, classes = replace(config, heads=heads), dict.fromkeys(heads, SOME)
+    try:
+        with torch.device("meta"):
+            model = _build(ours, classes, pretrained=False)
+    except Exception:  # either a misfit or a module that cannot be built so
+        model = _build(ours, classes, pretrained=False)
+    model = model.to("meta").eval()
+    for name, source in config.data.items():
+        size = source.image_size
+        sides: Any = fixed_size(size) or (size if isinstance(size, tuple) else (size, size))
+        images = torch.zeros(1, 3, *sides, dtype=torch.uint8, device="meta")
+        target: Any = {"size": sides}
+        try:
+            with torch.no_grad():
+                model.features(Batch(images, [target]))
+        except VisionkitError as error:
+            where = "data" if len(config.data) == 1 else f"data.{name}"
+            raise ConfigError(f"{where}.image_size: {error}") from error
+        except Exception as error:  # computing may need the values, of which there are none
+            log.debug("%s is not checked: %s", config.architecture, error)
 
 
 def _backbone_spec(spec: dict[str, Any], pretrained: bool) -> dict[str, Any]:

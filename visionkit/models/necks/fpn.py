@@ -71,7 +71,9 @@ class FPN(FeaturePyramidNetwork):
 def chosen_levels(levels: dict[str, Level], names: list[str] | None) -> dict[str, Level]:
     """The levels of these names, all for None. ConfigError if there is none of such a name."""
     if names is not None and not (names and levels.keys() >= {*names}):
-        raise ConfigError(f"in_features: got {names}; expected some of {', '.join(levels)}")
+        what = f"in_features: got {names}; expected some of {', '.join(levels)}"
+        single = ", the only level of the backbone; `neck: {type: SimpleFPN}` makes several of one"
+        raise ConfigError(what + (single if len(levels) == 1 else ", the levels of the backbone"))
     return {name: level for name, level in levels.items() if names is None or name in names}
 
 
