@@ -16,6 +16,7 @@ from visionkit.errors import ConfigError, DataError
 from visionkit.models.backbones.layers import layers_of
 from visionkit.models.backbones.timm import Timm
 from visionkit.models.build import build_model
+from visionkit.ops.layers import SkippingConv
 from visionkit.types import Classes
 
 timm = pytest.importorskip("timm")
@@ -44,6 +45,7 @@ FAMILIES = {
     "hrnet_w18_small": {},
     "resnet10t": {},
     "repvit_m0_9": {},
+    "fastvit_t8": {},
 }
 FAST = {  # models of timm that are made for tests
     "test_vit": {"neck": "SimpleFPN"},
@@ -111,6 +113,29 @@ def test_a_training_step_of_three_families(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_training_step_of_every_family(name):
     check(name, FAMILIES[name])
+
+
+def test_thin_convolutions_with_a_stride_train_in_channels_last_order():
+    """Those of FastViT's stem end the process as torch computes their gradient."""
+    with torch.device("meta"):
+        body = Timm(name="fastvit_t8").body
+    thin = [m for m in body.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3]
+    assert {type(m) for m in thin if m.kernel_size == (1, 1)} == {SkippingConv}
+    assert {type(m) for m in thin if m.kernel_size == (3, 3)} == {nn.Conv2d}
+
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 30)
+    usual = nn.Conv2d(3, 8, 1, stride=2)
+    skipping = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2))
+    skipping.load_state_dict({f"0.{key}": value for key, value in usual.state_dict().items()})
+    SkippingConv.replace_in(skipping)
+    skipping = skipping.to(memory_format=torch.channels_last)
+    expected = usual(images)
+    got = skipping(images.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(got, expected, atol=1e-6)
+    expected.square().sum().backward()
+    got.square().sum().backward()
+    assert torch.allclose(skipping[0].weight.grad, usual.weight.grad, rtol=1e-4)
 
 
 # --- sizes of images ---

@@ -79,6 +79,26 @@ class HalvingConv(nn.Conv2d):
             return super().forward(x.float()).to(x.dtype)
 
 
+class SkippingConv(nn.Conv2d):
+    """A 1x1 convolution with a stride and without padding, on the cells that the stride leaves.
+
+    The same result; but with fewer than 8 input channels in channels-last order, the gradient of
+    the weight by torch 2.14 on a CPU reads beyond its memory, which can end the process.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(x[..., ::rows, ::columns], self.weight, self.bias)
+
+    @classmethod
+    def replace_in(cls, module: nn.Module) -> None:
+        """Make those convolutions inside `module` of this class that need it."""
+        for conv in module.modules():
+            if type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.stride != (1, 1):
+                if conv.in_channels < 8 and conv.groups == 1 and conv.padding == (0, 0):
+                    conv.__class__ = cls
+
+
 def lite_conv(
     channels: int, out: int, *, kernel: int = 1, stride: int = 1, depthwise: bool = False
 ) -> nn.Sequential:

@@ -21,7 +21,7 @@ from visionkit.models.backbones.layers import by_depth, freeze_layers, keep_froz
 from visionkit.models.backbones.norm import Normalize, Rgb, resolve_norm
 from visionkit.models.backbones.weights import fit, read
 from visionkit.models.contracts import is_near
-from visionkit.ops.layers import level_name
+from visionkit.ops.layers import SkippingConv, level_name
 from visionkit.runs.download import OFFLINE, is_offline
 from visionkit.types import Level, Size
 
@@ -74,6 +74,7 @@ class Timm(nn.Module):
             _load(timm, name, self.body, weights, partial_weights, image_size)
         if resolve_norm(norm, weights) == "frozen":
             self.body = timm.layers.freeze_batch_norm_2d(self.body)
+        SkippingConv.replace_in(self.body)
         freeze_layers(self.body, self._groups(coarse=True) if freeze_at else [], freeze_at)
         trained = timm.get_pretrained_cfg(name)
         self.normalize = Normalize(mean or trained.mean, std or trained.std)
