@@ -6,16 +6,17 @@ import torch
 from torch import nn
 
 from support.backbones import pixels
-from visionkit.config import load_config
+from visionkit.config import TrainConfig, load_config
 from visionkit.config.components import arguments_of
 from visionkit.data.build import build_sources
-from visionkit.engine.optim import Learner
+from visionkit.engine.optim import Learner, build_optimizer
 from visionkit.engine.setup import build_initial_model
 from visionkit.engine.train import train_step
 from visionkit.errors import ConfigError, DataError
 from visionkit.models.backbones.layers import layers_of
 from visionkit.models.backbones.timm import Timm
 from visionkit.models.build import build_model
+from visionkit.models.model import VisionModel
 from visionkit.ops.layers import SkippingConv
 from visionkit.types import Classes
 
@@ -337,3 +338,40 @@ def test_it_exports(name):
         want = model.backbone(images, [(96, 90)])
     for key, value in want.items():
         torch.testing.assert_close(exported[key], value, rtol=1e-4, atol=1e-4)
+
+
+# --- weight decay ---
+
+
+def undecayed(name):
+    """The parameters of a backbone that the optimizer does not decay."""
+    with torch.device("meta"):
+        model = VisionModel(Timm(name=name), None, {}, {})
+    optimizer = build_optimizer(model, TrainConfig(optimizer="adamw", weight_decay=0.1))
+    spared = [g for g in optimizer.param_groups if g["weight_decay"] == 0]
+    return {key.removeprefix("backbone.body.") for g in spared for key in g["param_names"]}
+
+
+@pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224"])
+def test_what_timm_does_not_decay_is_not_decayed(name):
+    optim = pytest.importorskip("timm.optim")
+    with torch.device("meta"):
+        theirs, body = timm.create_model(name), Timm(name=name).body
+    listed = theirs.no_weight_decay()
+    spared, _ = optim.param_groups_weight_decay(theirs, 0.1, no_weight_decay_list=listed)
+    names = {id(parameter): key for key, parameter in theirs.named_parameters()}
+    expected = {names[id(parameter)] for parameter in spared["params"]}
+    own = {
+        key: key.removeprefix("model.").replace("layers_", "layers.")
+        for key, _ in body.named_parameters()
+    }
+    assert undecayed(name) == {key for key, in_file in own.items() if in_file in expected}
+    assert any("pos" in key or "relative" in key for key in undecayed(name))
+
+
+def test_factors_of_channels_are_not_decayed_and_all_weights_are():
+    spared = undecayed("fastvit_t8")
+    assert "stages_0.blocks.0.token_mixer.layer_scale.gamma" in spared  # (48, 1, 1)
+    with torch.device("meta"):
+        named = dict(Timm(name="fastvit_t8").body.named_parameters())
+    assert not [key for key in spared if key.endswith("weight") and named[key].ndim > 1]

@@ -264,18 +264,21 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of the config. Biases and norms are not decayed; `lr_scale` multiplies by name,
-    `layer_decay` by layer.
+    """The optimizer of the config. Biases, norms and what the backbone's `no_weight_decay()` names
+    are not decayed; `lr_scale` multiplies by name, `layer_decay` by layer.
 
     Each group keeps its factor of the learning rate as `scale`; see `set_lr`.
     """
     by_layer = layer_scales(model, config.layer_decay)
+    listed: set[str] = getattr(getattr(model, "backbone", None), "no_weight_decay", set)()
+    undecayed = {f"backbone.{name}" for name in listed}
     groups: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = math.prod(f for p, f in config.lr_scale.items() if re.search(p, name))
             scale *= by_layer.get(name, 1.0)
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            decays = parameter.ndim > 1 and name not in undecayed
+            decay = config.weight_decay if decays else 0.0
             groups.setdefault((float(scale), decay), []).append((name, parameter))
     params: list[dict[str, Any]] = [
         {"params": members, "scale": scale, "weight_decay": decay}

@@ -93,10 +93,10 @@ class SkippingConv(nn.Conv2d):
     @classmethod
     def replace_in(cls, module: nn.Module) -> None:
         """Make those convolutions inside `module` of this class that need it."""
-        for conv in module.modules():
-            if type(conv) is nn.Conv2d and conv.kernel_size == (1, 1) and conv.stride != (1, 1):
-                if conv.in_channels < 8 and conv.groups == 1 and conv.padding == (0, 0):
-                    conv.__class__ = cls
+        for conv in (m for m in module.modules() if type(m) is nn.Conv2d):
+            is_point = conv.kernel_size == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+            if is_point and conv.stride != (1, 1) and conv.in_channels < 8:
+                conv.__class__ = cls
 
 
 def lite_conv(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from math import lcm
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -120,6 +121,21 @@ class Timm(nn.Module):
         """The names of the parameters by layer, from the images on, as timm groups them."""
         return [[f"body.{name}" for name in names] for names in self._groups(coarse=False)]
 
+    def no_weight_decay(self) -> set[str]:
+        """The names of parameters that are not decayed: those that timm lists, such as positions
+        and class tokens, and factors of channels or heads, whatever their shape."""
+        model = self._classifier()
+        listed: Iterable[str] = getattr(model, "no_weight_decay", tuple)()
+        in_file = _file_keys(self.body, list(model.state_dict()))
+        return {
+            f"body.{name}"
+            for name, parameter in self.body.named_parameters()
+            if any(fnmatchcase(in_file(name), pattern) for pattern in listed)
+            or (
+                max(parameter.shape, default=1) == parameter.numel() and not name.endswith("weight")
+            )
+        }
+
     @classmethod
     def largest_side(
         cls,
@@ -137,9 +153,7 @@ class Timm(nn.Module):
 
     def _groups(self, *, coarse: bool) -> list[list[str]]:
         """The parameters of the body by stage, or by block if not `coarse`."""
-        timm = timm_module()
-        with torch.random.fork_rng(devices=[]):
-            model = timm.create_model(self.name)
+        timm, model = timm_module(), self._classifier()
         if not hasattr(model, "group_matcher"):
             return by_depth(self.body)
         numbers = timm.models.group_parameters(model, model.group_matcher(coarse), reverse=True)
@@ -148,6 +162,11 @@ class Timm(nn.Module):
         for name, _ in self.body.named_parameters():
             groups.setdefault(numbers[in_file(name)], []).append(name)
         return [groups[number] for number in sorted(groups)]
+
+    def _classifier(self) -> Any:
+        """The whole model as timm has it, without memory."""
+        with torch.device("meta"):
+            return timm_module().create_model(self.name)
 
     def _check_sides(self, sizes: Sequence[Size]) -> None:
         only = self._sizes.only
