@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from visionkit.ops import seams
 from visionkit.ops.merging import merge_objects
 from visionkit.ops.views import View, Views
 
@@ -187,3 +188,25 @@ def test_a_view_alone_is_as_it_was():
     found = merge_objects([one], VIEWS[:1])
     assert found["boxes"].tolist() == [[50, 10, 90, 30], [10, 10, 30, 30]]
     assert View(SIZE, (0, 0, 180, 100)) == VIEWS[0]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 7, 2**20])
+def test_pairs_that_overlap_are_those_of_a_loop_over_all(at_a_time, monkeypatch):
+    monkeypatch.setattr(seams, "PAIRS", at_a_time)
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 40, (60, 2))  # with equal sides, boxes that touch, and empty ones
+    boxes = np.concatenate([low, low + rng.integers(0, 12, (60, 2))], 1).astype(np.float64)
+    expected = {
+        (i, j)
+        for i in range(60)
+        for j in range(i)
+        if (np.minimum(boxes[i, 2:], boxes[j, 2:]) > np.maximum(boxes[i, :2], boxes[j, :2])).all()
+    }
+    found = [
+        (max(pair), min(pair))
+        for first, second in seams._overlapping(boxes)
+        for pair in zip(first.tolist(), second.tolist(), strict=True)
+        if (boxes[[*pair], 2:].min(0) > boxes[[*pair], :2].max(0)).all()  # empty ones do not
+    ]
+    assert len(expected) > 50 and len(found) == len(set(found)) and set(found) == expected
+    assert not [*seams._overlapping(np.zeros((0, 4)))]

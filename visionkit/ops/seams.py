@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from visionkit.ops.fusion import Objects, means, overlap
 from visionkit.ops.views import View
 
 SEAM_IOU = 0.5  # of boxes of two windows, within what both see
+PAIRS = 2**20  # of boxes at a time, which bounds the memory
+Same = dict[int, float]  # other rows that are the same object, each with its IoU
 MARGIN = 64  # a box that ends within 1/64 of a tile's side from its border is cut by it
 
 
@@ -40,14 +41,14 @@ def joined(parts: Sequence[Objects], windows: Sequence[View]) -> Objects:
     for tile in range(1, len(windows)):
         seen |= (of != tile) & _inside(every.boxes, safe[tile])
     regions = np.array([view.window for view in windows], np.float64)[of]
+    same = _same_objects(every, regions, of)
     groups: list[list[int]] = []
     for label in np.unique(every.labels):
         own = every.labels == label
-        same = _Same(every.boxes, regions, of)
         whole = _best_of_each(np.flatnonzero(own & ~cut), every.scores, same)
-        pieces = np.flatnonzero(own & cut & ~seen)
-        kept = np.array([group[0] for group in whole], np.intp)
-        alone = [row for row in pieces.tolist() if not same(row, kept).any()]
+        kept = {group[0] for group in whole}
+        pieces = np.flatnonzero(own & cut & ~seen).tolist()
+        alone = [row for row in pieces if kept.isdisjoint(same.get(row, ()))]
         groups += whole + _components(alone, same)
     return _stand_ins(every, of, cut, groups, windows)
 
@@ -110,55 +111,71 @@ def _inside(boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
     return np.asarray(inside.all(1))
 
 
-@dataclass
-class _Same:
-    """Which boxes are the same object, see `joined`."""
-
-    boxes: np.ndarray  # (N, 4)
-    regions: np.ndarray  # (N, 4): the window of each
-    of: np.ndarray  # (N,): its number
-
-    def __call__(self, row: int, others: np.ndarray) -> np.ndarray:
-        """The IoU (M,) of a row with others (M,) where they are the same object, else 0."""
-        found = np.zeros(len(others))
-        low, high = self.boxes[others, :2].T, self.boxes[others, 2:].T
-        x1, y1, x2, y2 = self.boxes[row].tolist()
-        near = (low[0] < x2) & (low[1] < y2) & (high[0] > x1) & (high[1] > y1)
-        places = np.flatnonzero(near & (self.of[others] != self.of[row]))
-        some = others[places]  # few of many: the rest would take most of the time
-        low = np.maximum(self.regions[row, :2], self.regions[some, :2])
-        high = np.minimum(self.regions[row, 2:], self.regions[some, 2:])
+def _same_objects(every: Objects, regions: np.ndarray, of: np.ndarray) -> dict[int, Same]:
+    """For each row the others, with their IoU, that are the same object, see `joined`; rows without
+    any are not there. `regions` (N, 4) are their windows, `of` (N,) the numbers of these."""
+    found: dict[int, Same] = {}
+    for first, second in _overlapping(every.boxes):
+        kept = (of[first] != of[second]) & (every.labels[first] == every.labels[second])
+        first, second = first[kept], second[kept]
+        low = np.maximum(regions[first, :2], regions[second, :2])
+        high = np.minimum(regions[first, 2:], regions[second, 2:])
         one, two = (
-            np.concatenate([boxes[..., :2].clip(low, high), boxes[..., 2:].clip(low, high)], 1)
-            for boxes in (np.broadcast_to(self.boxes[row], (len(some), 4)), self.boxes[some])
+            np.concatenate([boxes[:, :2].clip(low, high), boxes[:, 2:].clip(low, high)], 1)
+            for boxes in (every.boxes[first], every.boxes[second])
         )
         ious = overlap(one, two)
-        found[places] = np.where((high > low).all(1) & (ious >= SEAM_IOU), ious, 0)
-        return found
+        places = np.flatnonzero((high > low).all(1) & (ious >= SEAM_IOU))
+        rows = first[places].tolist(), second[places].tolist(), ious[places].tolist()
+        for left, right, iou in zip(*rows, strict=True):
+            found.setdefault(left, {})[right] = iou
+            found.setdefault(right, {})[left] = iou
+    return found
 
 
-def _best_of_each(rows: np.ndarray, scores: np.ndarray, same: _Same) -> list[list[int]]:
+def _overlapping(boxes: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The pairs of rows whose boxes (N, 4) overlap, some at a time. In the order of their left
+    sides, a box is compared with those that begin before it ends."""
+    order = np.argsort(boxes[:, 0], kind="stable")
+    x1, y1, x2, y2 = boxes[order].T
+    places = np.arange(len(order))
+    counts = np.maximum(np.searchsorted(x1, x2) - places - 1, 0)
+    start = 0
+    while start < len(order):
+        totals = counts[start:].cumsum()
+        stop = start + max(1, int(np.searchsorted(totals, PAIRS, side="right")))
+        some = counts[start:stop]
+        first = np.repeat(places[start:stop], some)
+        second = first + 1 + np.arange(len(first)) - np.repeat(some.cumsum() - some, some)
+        near = (y1[second] < y2[first]) & (y2[second] > y1[first])
+        yield order[first[near]], order[second[near]]
+        start = stop
+
+
+def _best_of_each(
+    rows: np.ndarray, scores: np.ndarray, same: Mapping[int, Same]
+) -> list[list[int]]:
     """Groups of the same object, each with its best row first."""
-    kept = np.zeros(len(rows), np.intp)
-    groups: list[list[int]] = []
+    groups: dict[int, list[int]] = {}
     for row in rows[np.argsort(-scores[rows], kind="stable")].tolist():
-        ious = same(row, kept[: len(groups)])
-        if ious.any():
-            groups[int(ious.argmax())].append(row)
+        near = [(iou, best) for best, iou in same.get(row, {}).items() if best in groups]
+        if near:
+            groups[max(near)[1]].append(row)
         else:
-            kept[len(groups)] = row
-            groups.append([row])
-    return groups
+            groups[row] = [row]
+    return [*groups.values()]
 
 
-def _components(rows: Sequence[int], same: _Same) -> list[list[int]]:
+def _components(rows: Sequence[int], same: Mapping[int, Same]) -> list[list[int]]:
     """Groups of rows that are the same object, directly or by others."""
-    left, groups = [*rows], []
+    left, groups = dict.fromkeys(rows), []
     while left:
-        group = [left.pop(0)]
+        group = [next(iter(left))]
+        del left[group[0]]
         for row in group:  # it grows
-            near = same(row, np.array(left, np.intp)) > 0
-            group += [one for one, is_near in zip(left, near, strict=True) if is_near]
-            left = [one for one, is_near in zip(left, near, strict=True) if not is_near]
+            near = [one for one in sorted(same.get(row, ())) if one in left]
+            group += near
+            for one in near:
+                del left[one]
         groups.append(group)
     return groups
