@@ -203,8 +203,9 @@ class Backbone(Protocol):
     input is zero; while the model is exported, `sizes` is a tensor (B, 2). It returns a float map
     (B, channels, H / stride, W / stride) for each of `levels` in their order, from fine to coarse.
     The layers inside are not part of this contract. It may also have `layers()`, the names of its
-    parameters by layer for `train.layer_decay`, and a class method `largest_side(**arguments)`, the
-    largest side of images that it takes or None, which is checked with the config.
+    parameters by layer for `train.layer_decay`, and class methods `largest_side(**arguments)` and
+    `smallest_side(**arguments)`, the sides of images that it takes or None, which are checked with
+    the config.
     """
 
     levels: dict[str, Level]

@@ -104,6 +104,7 @@ def problems_of(config: TrainConfig) -> dict[str, str]:
 
 Side = Annotated[int, Range(8, 8192)]  # of an image, in pixels
 FixedSize = Annotated[str, Form(r"[1-9]\d*x[1-9]\d*", "'WIDTHxHEIGHT'")]
+DIVISOR = 32  # batches are padded to a multiple of the coarsest stride of the usual backbones
 
 
 def fixed_size(image_size: int | tuple[int, int] | str) -> tuple[int, int] | None:
@@ -113,6 +114,11 @@ def fixed_size(image_size: int | tuple[int, int] | str) -> tuple[int, int] | Non
         return None
     width, height = map(int, image_size.split("x"))
     return height, width
+
+
+def scaled_side(pixels: int, factor: float) -> int:
+    """A side of a batch whose size changes by `multi_scale`, a multiple of `DIVISOR`."""
+    return max(1, round(pixels * factor / DIVISOR)) * DIVISOR
 
 
 @dataclass(frozen=True)

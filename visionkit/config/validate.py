@@ -20,12 +20,14 @@ from visionkit.config.components import (
     resolve,
 )
 from visionkit.config.config import (
+    DIVISOR,
     SOURCE_KEYS,
     Config,
     SourceConfig,
     TrainConfig,
     fixed_size,
     problems_of,
+    scaled_side,
 )
 from visionkit.config.renamed import renamed_key, renamed_type
 from visionkit.config.schema import (
@@ -85,7 +87,8 @@ def check(long: dict[str, Any], name: str, problems: ConfigProblems) -> Config:
     train = _check_training(given.get("train") or {}, problems)
     _check_best(train, given.get("heads", {}), sources, problems)
     if not problems:  # it may build a model
-        _check_sides(backbone, sources, problems)
+        _check_sides("backbone", backbone, sources, problems)
+        _check_sides("neck", neck, sources, problems)
     problems.raise_found()
     return Config(
         name=name,
@@ -135,30 +138,57 @@ def _check_component(section: str, spec: Any, key: Key, problems: ConfigProblems
 
 
 def _check_sides(
-    backbone: dict[str, Any], sources: dict[str, SourceConfig], problems: ConfigProblems
+    part: Literal["backbone", "neck"],
+    spec: dict[str, Any] | None,
+    sources: dict[str, SourceConfig],
+    problems: ConfigProblems,
 ) -> None:
-    """That the backbone takes images of these sizes, where its class has a `largest_side`."""
-    arguments = {name: value for name, value in backbone.items() if name != "type"}
-    largest_side = getattr(resolve("backbones", backbone["type"]), "largest_side", None)
+    """That the backbone or neck takes images of these sizes, where its class has a `largest_side`
+    or `smallest_side`."""
+    if not spec:
+        return
+    arguments = {name: value for name, value in spec.items() if name != "type"}
+    cls: Any = resolve(f"{part}s", spec["type"])
+    what = arguments.get("name", spec["type"])
     try:
-        largest = largest_side(**arguments) if largest_side else None
+        limits = [
+            getattr(cls, name)(**arguments) if hasattr(cls, name) else None
+            for name in ("largest_side", "smallest_side")
+        ]
     except ConfigError as error:
         name, _, text = str(error).partition(": ")
-        known = name in arguments
-        key = ("backbone", name) if known else ("backbone",)
-        problems.add(key, text if known else str(error))
+        if name in arguments:
+            problems.add((part, name), text)
+        else:
+            problems.add((part,), str(error))
         return
+    largest, smallest = limits
     for name, source in sources.items():
-        size = source.image_size
+        size, span = source.image_size, source.multi_scale
         sides: Any = fixed_size(size) or (size if isinstance(size, tuple) else (size,))
         side = max(sides)
+        key = ("data", name, "image_size")
         if largest is not None and side > largest:
-            problems.add(
-                ("data", name, "image_size"),
-                f"got {size!r}, but {backbone.get('name', backbone['type'])} takes images of at "
-                f"most {largest}x{largest} pixels; set it to {largest}, or build the backbone for "
-                f"larger ones (backbone.image_size={-(-side // 32) * 32})",
-            )
+            hint = f"set it to {largest}"
+            if "image_size" in arguments_of(f"{part}s", spec["type"]):
+                larger = -(-side // DIVISOR) * DIVISOR
+                hint += f", or build the {part} for larger ones ({part}.image_size={larger})"
+            most = f"takes images of at most {largest}x{largest} pixels; {hint}"
+            problems.add(key, f"got {size!r}, but {what} {most}")
+        elif smallest is not None and side < smallest:
+            least = f"takes images of at least {smallest}x{smallest} pixels; set it to {smallest}"
+            problems.add(key, f"got {size!r}, but {what} {least}")
+        elif span is not None:
+            low, high = (scaled_side(side, factor) for factor in span)
+            if (largest is not None and high > largest) or (
+                smallest is not None and low < smallest
+            ):
+                only = f"at most {largest}" if smallest is None else f"{smallest} to {largest}"
+                problems.add(
+                    ("data", name, "multi_scale"),
+                    f"got {[*span]}, which makes images of {low} to {high} pixels (the longest "
+                    f"side), but {what} takes {only}; change its range, or remove it",
+                )
 
 
 def _check_value(value: Any, annotation: Any, key: Key, problems: ConfigProblems) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionkit.config.config import fixed_size
+from visionkit.config.config import fixed_size, scaled_side
 from visionkit.data.checks.findings import finding
 from visionkit.data.contracts import (
     breaks_contract,
@@ -29,7 +29,6 @@ from visionkit.errors import DataError, ResourceError, VisionkitError, shortage
 from visionkit.types import Dataset, Target
 
 MAX_TRIES = 100  # images drawn to replace one before its error is raised
-DIVISOR = 32  # batches are padded to a multiple of the coarsest stride of the usual backbones
 KEPT_BYTES = 2**27  # of pixels of images that are near in the stream, in each worker
 
 
@@ -216,14 +215,11 @@ def scaled(
         return image_size
     factor = np.random.default_rng((seed, step, 5)).uniform(*multi_scale)
 
-    def side(pixels: int) -> int:
-        return max(1, round(pixels * factor / DIVISOR)) * DIVISOR
-
     if isinstance(image_size, str):
-        return "x".join(str(side(int(pixels))) for pixels in image_size.split("x"))
+        return "x".join(str(scaled_side(int(pixels), factor)) for pixels in image_size.split("x"))
     if isinstance(image_size, int):
-        return side(image_size)
-    return side(image_size[0]), side(image_size[1])
+        return scaled_side(image_size, factor)
+    return scaled_side(image_size[0], factor), scaled_side(image_size[1], factor)
 
 
 def replacements(

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from visionkit.config.config import fixed_size
-from visionkit.data.loading.items import DIVISOR, TransformedDataset
+from visionkit.config.config import DIVISOR, fixed_size
+from visionkit.data.loading.items import TransformedDataset
 from visionkit.data.loading.samplers import POOL, InfiniteBatchSampler, PKBatchSampler, Stream
 from visionkit.data.loading.workers import Ticket, load_batches
 from visionkit.data.resize import ImageSize

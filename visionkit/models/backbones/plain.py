@@ -4,7 +4,7 @@ convolutional network and a multilayer perceptron."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "group": group_norm,
 }
+SIDE = 28  # pixels of the images of digits
 POOLS: dict[str, Callable[..., nn.Module]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 
 
@@ -132,7 +133,7 @@ class MLP(nn.Module):
     def __init__(
         self,
         *,
-        size: Count = 28,
+        size: Count = SIDE,
         hidden: tuple[Count, ...] = (512,),
         dropout: Fraction = 0.2,
         activation: Activation = "relu",
@@ -151,6 +152,13 @@ class MLP(nn.Module):
             self.layers.append(nn.Dropout(dropout))
             width = units
         self.levels = {"flat": Level(channels=width, stride=size)}
+
+    @classmethod
+    def largest_side(cls, *, size: int = SIDE, **others: Any) -> int:
+        """The only side of images that such a backbone takes."""
+        return size
+
+    smallest_side = largest_side
 
     def forward(
         self, images: Tensor, sizes: Sequence[Size] | Tensor | None = None

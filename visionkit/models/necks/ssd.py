@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,6 +74,11 @@ class SSDExtra(nn.Module):
             self.extra.append(_lite_block(width, out) if lite else _Block(width, out, padded))
             width, stride = out, 2 * stride if padded else _unpadded_stride(stride)
             self.levels[f"e{number}"] = Level(width, stride)
+
+    @classmethod
+    def largest_side(cls, *, unpadded: int = 0, **others: Any) -> int | None:
+        """The largest side of images for such a neck, None for any."""
+        return LARGEST if unpadded else None
 
     def forward(self, features: Features) -> dict[str, Tensor]:
         """The backbone's (B, C, H, W) maps by name to maps by name, with the extra ones."""
