@@ -118,11 +118,17 @@ class Bitmap:
         return self._corners(self._coded())
 
     def clip(self, size: tuple[int, int]) -> Bitmap:
-        """The part inside an image of `size` (h, w); coded again unless that is all."""
-        corners = self.corners()
-        if (corners >= 0).all() and (corners <= [size[1], size[0]]).all():
+        """The coded pixels whose centers are inside an image of `size` (h, w), moved as before:
+        nothing is sampled twice."""
+        coded, limit = self._coded(), [size[1], size[0]]
+        corners = self._corners(coded)
+        if (corners >= 0).all() and (corners <= limit).all():
             return self
-        return Bitmap.of(paint([self], size)[0])
+        rows, columns = np.nonzero(coded)
+        centers = moved(np.stack([columns, rows], 1) + 0.5, self.matrix)
+        gone = ((centers < 0) | (centers >= limit)).any(1)
+        coded[rows[gone], columns[gone]] = 0
+        return replace(self, counts=coco_mask.encode(coded)["counts"])
 
     def paint(self, canvas: np.ndarray) -> None:
         """Set the object's pixels of `canvas` (h, w) uint8, which must be zero, to one.
