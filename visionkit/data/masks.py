@@ -215,7 +215,8 @@ def _half(polygon: np.ndarray, inside: np.ndarray) -> np.ndarray:
     keep = inside >= 0
     if keep.all():
         return polygon
-    after, inside_after = np.roll(polygon, -1, 0), np.roll(inside, -1)
+    order = np.arange(1, len(polygon) + 1) % len(polygon)
+    after, inside_after = polygon[order], inside[order]
     crosses = keep != (inside_after >= 0)
     share = inside[crosses] / (inside[crosses] - inside_after[crosses])
     both = np.stack([polygon, after], 1)  # each point, then where its edge crosses the line

@@ -127,10 +127,15 @@ class Sample:
     def pad(self, top: int, left: int, size: tuple[int, int], fill: int = FILL) -> Sample:
         """The image on a canvas of `size` (h, w), with its upper left corner at (top, left); it
         must fit. The rest is gray (`fill`, 0 to 255), in semantic maps `IGNORE`."""
+        image = self.image.new_full((*size, 3), fill).permute(2, 0, 1)  # as images are read
+        return self.onto(top, left, image)
+
+    def onto(self, top: int, left: int, image: Tensor) -> Sample:
+        """As `pad`, on the canvas `image` (3, h, w) uint8, which is changed."""
+        size = (image.shape[-2], image.shape[-1])
         new = self._visible()._map(scaling((1, 1), (left, top)), size)
         window = (..., slice(top, top + self.size[0]), slice(left, left + self.size[1]))
-        new.image = self.image.new_full((*size, 3), fill).permute(2, 0, 1)  # as images are read
-        new.image[window] = self.image
+        image[window], new.image = self.image, image
         if self.semantic is not None:
             new.semantic = self.semantic.new_full(size, IGNORE)
             new.semantic[window] = self.semantic
@@ -320,7 +325,8 @@ def _bilinear(image: Tensor, inverse: np.ndarray, size: tuple[int, int], fill: i
     if inverse[2, :2].any():
         a, b, c = rows[2]
         grid /= (a * x + c + b * y)[..., None]
-    pixels = image.contiguous()[None].float().sub_(fill)
+    pixels = torch.empty(1, *image.shape)
+    pixels[0].copy_(image).sub_(fill)  # of a channel at a time, which is faster to sample
     return grid_sample(pixels, grid, align_corners=False)[0].add_(fill + 0.5).to(torch.uint8)
 
 
@@ -344,9 +350,10 @@ def _has_extent(boxes: np.ndarray) -> np.ndarray:
 def _box_of(outline: Segmentation, mask: np.ndarray) -> np.ndarray:
     """The xyxy box of what is visible of an outline, at most a pixel from that of its mask (h, w):
     a thin tip may have no pixel. Zeros if the mask is empty."""
-    if not mask.any():
+    rows = np.flatnonzero(mask.any(1))
+    if not len(rows):
         return np.zeros(4)
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    columns = np.flatnonzero(mask[rows[0] : rows[-1] + 1].any(0))
     seen = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
     corners = outline.clip((mask.shape[0], mask.shape[1])).corners()
     return extent(corners).clip(seen - 1, seen + 1) if len(corners) else seen

@@ -22,7 +22,7 @@ from torch import Tensor
 from visionkit.config.schema import Fraction, Positive
 from visionkit.data.masks import Bitmap, Polygons, extent, paint
 from visionkit.data.resize import ImageSize, fit
-from visionkit.data.sample import Sample
+from visionkit.data.sample import FILL, Sample
 from visionkit.data.transforms.geometry import _random_window, check_span, window
 from visionkit.types import IGNORE
 
@@ -65,6 +65,7 @@ class Mosaic:
         height, width = window(sample.size, size)
         rows, columns = (_borders(rng, length, self.side) for length in (height, width))
         samples = [sample, *others]
+        image = sample.image.new_full((height, width, 3), FILL).permute(2, 0, 1)
         placed: list[Sample] = []
         for place, which in enumerate(rng.permutation(len(samples)).tolist()):
             row, column = divmod(place, self.side)
@@ -76,15 +77,11 @@ class Mosaic:
             # At the corner of its tile that is nearest to the middle.
             top += (space[0] - part.size[0]) * (self.side - 1 - row) // (self.side - 1)
             left += (space[1] - part.size[1]) * (self.side - 1 - column) // (self.side - 1)
-            one = part.pad(top, left, (height, width))
-            if placed:
-                inside = (..., slice(top, top + part.size[0]), slice(left, left + part.size[1]))
-                placed[0].image[inside] = part.image
-            placed.append(one)
+            placed.append(part.onto(top, left, image))
         maps = [one.semantic for one in placed if one.semantic is not None]
         # At most one map has another value than IGNORE, which is the largest, at a pixel.
         semantic = torch.stack(maps).amin(0) if maps else None
-        return _whole(sample, placed, placed[0].image, semantic)
+        return _whole(sample, placed, image, semantic)
 
 
 class MixUp:
