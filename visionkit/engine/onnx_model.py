@@ -176,13 +176,32 @@ class OnnxPredictor(BasePredictor):
     ) -> list[dict[str, dict[str, Any]]]:
         """The results of these heads for images (3, h, w) that are resized already; `orig` are the
         (h, w) that they had. With `views`, those from which several views are merged."""
+        rows = self.outputs(images, heads)
+        return self.decoded(rows, [image.shape[1:] for image in images], orig, heads, views=views)
+
+    def outputs(
+        self, images: Sequence[np.ndarray], heads: Sequence[str]
+    ) -> list[dict[str, np.ndarray]]:
+        """The outputs `<head>_<output>` of the file for images (3, h, w) that are resized already:
+        those of these heads, and of the heads whose boxes they describe."""
         padded = self._padded([image.shape[1:] for image in images])
         sources = {name: None for h in heads for name in (h, self.base_of(h)) if name}
         names = [n for head in sources for n in _outputs(head, self.info.heads[head])]
-        rows = self._run(images, padded, names)
-        places = [
-            Place(one.shape[1:], padded, size) for one, size in zip(images, orig, strict=True)
-        ]
+        return self._run(images, padded, names)
+
+    def decoded(
+        self,
+        rows: Sequence[Mapping[str, np.ndarray]],
+        sizes: Sequence[Size],
+        orig: Sequence[Size],
+        heads: Sequence[str],
+        *,
+        views: bool = False,
+    ) -> list[dict[str, dict[str, Any]]]:
+        """The results of these heads from the `outputs` for images of these (h, w), which had the
+        (h, w) `orig` before."""
+        padded = self._padded(sizes)
+        places = [Place(size, padded, before) for size, before in zip(sizes, orig, strict=True)]
         return [
             {head: self._decoded(head, row, place, views) for head in heads}
             for row, place in zip(rows, places, strict=True)

@@ -19,7 +19,7 @@ from visionkit.engine.export.onnx_ops import translations
 from visionkit.errors import ConfigError, install_hint, shorten
 from visionkit.models.model import VisionModel
 from visionkit.ops.inference import fold_norms
-from visionkit.types import Size
+from visionkit.types import Features, Size
 
 if TYPE_CHECKING:
     import onnx
@@ -62,13 +62,19 @@ class ExportModel(nn.Module):
         if model.neck is not None:
             self.at.part = "neck"
             features = model.neck(features)
+        return self.outputs(features, sizes, images.shape[-2:])
+
+    def outputs(
+        self, features: Features, sizes: Tensor, padded: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """The same of the `features` of images of (h, w) `padded`."""
         found: dict[str, dict[str, Tensor]] = {}
+        height, width = padded
         for name in self.heads:
-            self.at.part, head = f"heads.{name}", model.head(name)
+            self.at.part, head = f"heads.{name}", self.model.head(name)
             boxes = () if head.boxes_from is None else (found[head.boxes_from]["boxes"],)
             outputs = head(features, sizes, *boxes)
             if self.decode == "full":
-                height, width = images.shape[-2:]
                 outputs = head.postprocess(outputs, (height, width))
             found[name] = outputs
         # A copy of each: an output may be that of another head, or an input.

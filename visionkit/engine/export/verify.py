@@ -34,7 +34,8 @@ from visionkit.engine.export.metadata import ModelInfo
 from visionkit.engine.onnx_model import OnnxPredictor, open_session
 from visionkit.engine.torch_model import Predictor
 from visionkit.errors import ConfigError, DataError
-from visionkit.types import Batch, Evaluator
+from visionkit.models.model import VisionModel
+from visionkit.types import Batch, Evaluator, Features
 
 ONNX = ".onnx"
 GENERATED = 8  # images, where there are no others
@@ -174,9 +175,7 @@ def compared(
         heads = {head: found[head] for head in source.feeds}
         scores = {} if why or exported.predictor is None else _evaluators(predictor, source)
         for batch, names in _batches(source, exported.info):
-            _compare_tensors(graph, exported, batch, heads, names)
-            if exported.predictor is not None:
-                _compare_predictions(predictor, exported, batch, names, heads, scores)
+            _compare_batch(graph, exported, batch, heads, names, scores)
         for head, pair in scores.items():
             one = found[head]
             one.metric = predictor.model.head(head).main_metric
@@ -216,18 +215,38 @@ def _in_input(batch: Batch, info: ModelInfo) -> Batch:
 
 
 @torch.inference_mode()
-def _compare_tensors(
+def _compare_batch(
     graph: ExportModel,
     exported: Exported,
     batch: Batch,
     found: Mapping[str, HeadComparison],
     names: Sequence[str],
+    scores: Mapping[str, tuple[Evaluator, Evaluator]],
 ) -> None:
-    """Outputs of the graph before and after the export; of files that nothing reads back, objects
-    too."""
-    sizes = batch.size_tensor
-    expected = {k: v.numpy() for k, v in graph(batch.images, sizes).items()}
-    own = exported.run(batch.images.numpy(), sizes.numpy())
+    """Outputs of the graph before and after the export, from the features of `eval` and from what
+    `predict` reads of the file; then the predictions that both make of them."""
+    features, sizes = graph.model.features(batch), batch.size_tensor
+    expected = graph.outputs(features, sizes, batch.padded_size)
+    rows: list[dict[str, np.ndarray]] = []
+    if exported.predictor is None:
+        own = exported.run(batch.images.numpy(), sizes.numpy())
+    else:
+        pixels = [x[:, :h, :w].numpy() for x, (h, w) in zip(batch.images, batch.sizes, strict=True)]
+        rows = exported.predictor.outputs(pixels, [*found])
+        own = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    _compare_tensors({k: v.numpy() for k, v in expected.items()}, own, exported, found, names)
+    if rows:
+        _compare_predictions(graph.model, features, exported, rows, batch, names, found, scores)
+
+
+def _compare_tensors(
+    expected: Mapping[str, np.ndarray],
+    own: Mapping[str, np.ndarray],
+    exported: Exported,
+    found: Mapping[str, HeadComparison],
+    names: Sequence[str],
+) -> None:
+    """Outputs; of files that nothing reads back, objects too."""
     for head, one in found.items():
         pair = [_of_head(outputs, head, exported.info) for outputs in (expected, own)]
         differences = tensor_differences(*pair)
@@ -248,21 +267,21 @@ def _of_head(
 
 
 def _compare_predictions(
-    predictor: Predictor,
+    model: VisionModel,
+    features: Features,
     exported: Exported,
+    rows: Sequence[Mapping[str, np.ndarray]],
     batch: Batch,
     names: Sequence[str],
     found: Mapping[str, HeadComparison],
     scores: Mapping[str, tuple[Evaluator, Evaluator]],
 ) -> None:
-    """What `eval` scores, and what `predict` finds with the file, in the same pixels: another
-    implementation may round some of them in another way."""
-    expected, _ = predictor.model.infer(batch, found, torch.float32)
+    """What `eval` scores, and what `predict` finds with the file: another implementation may round
+    some of them in another way."""
+    expected = model.predictions(features, batch, found)
     assert exported.predictor is not None
-    pixels = [x[:, :h, :w].numpy() for x, (h, w) in zip(batch.images, batch.sizes, strict=True)]
-    own = exported.predictor.infer_resized(
-        pixels, [t["orig_size"] for t in batch.targets], [*found]
-    )
+    before = [target["orig_size"] for target in batch.targets]
+    own = exported.predictor.decoded(rows, batch.sizes, before, [*found])
     for head, one in found.items():
         theirs = [as_tensors(prediction[head]) for prediction in own]
         for name, *pair in zip(names, expected[head], theirs, strict=True):
