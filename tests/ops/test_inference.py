@@ -13,7 +13,6 @@ from visionkit.models.backbones.torchvision import Torchvision
 from visionkit.models.build import build_model
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
-from visionkit.models.necks.hybrid import HybridEncoder, RepVGG
 from visionkit.ops.inference import LAYERS, NORMS, cast_weights, fold_norms
 from visionkit.types import Batch, Classes, Level
 
@@ -188,18 +187,3 @@ def test_a_predictor_casts_a_bf16_model_and_no_other():
         model, config, classes = configured("detection_small", precision)
         layers = [m for m in Predictor(model, config, classes).model.modules() if type(m) in LAYERS]
         assert layers and {layer.weight.dtype for layer in layers} == {dtype}
-
-
-@torch.inference_mode()
-def test_the_branches_of_the_hybrid_encoder_become_one_convolution():
-    backbone = LightResNet()
-    neck = HybridEncoder(backbone.levels, channels=16, num_blocks=2, attention_heads=2)
-    model, images = with_norms(backbone, neck), batch()
-    expected = model.features(images)
-    convolutions = sum(isinstance(m, nn.Conv2d) for m in model.modules())
-    blocks = [m for m in model.modules() if isinstance(m, RepVGG)]
-    fold_norms(model)
-    assert len(blocks) == 8 and norms_in(model) == 0
-    assert sum(isinstance(m, nn.Conv2d) for m in model.modules()) == convolutions - 8
-    for name, level in model.features(images).items():
-        assert (level - expected[name]).abs().max() < 1e-5 * expected[name].abs().max()

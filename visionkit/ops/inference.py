@@ -80,8 +80,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def fold_norms(model: Any) -> int:
-    """Fold the norms of a VisionModel's backbone and neck, and merge the branches of modules with a
-    method `merge_branches`; returns the number of folded norms.
+    """Fold the norms of a VisionModel's backbone and neck; returns the number of folded norms.
 
     Outputs stay the same but for rounding.
     """
@@ -94,9 +93,6 @@ def fold_norms(model: Any) -> int:
         conv.weight = nn.Parameter(conv.weight * scale.view(-1, 1, 1, 1))
         parent, name = places[norm]
         setattr(parent, name, _after(norm))
-    for module in model.modules():
-        if hasattr(module, "merge_branches"):
-            module.merge_branches()
     return len(pairs)
 
 

@@ -161,19 +161,10 @@ class RepVGG(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = ConvNorm(channels, channels, 3, act=False)
-        self.conv2: Any = ConvNorm(channels, channels, 1, act=False)
+        self.conv2 = ConvNorm(channels, channels, 1, act=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        merged = isinstance(self.conv2, nn.Identity)
-        return F.silu(self.conv1(x) if merged else self.conv1(x) + self.conv2(x))
-
-    def merge_branches(self) -> None:
-        """Add the 1x1 convolution to the center of the 3x3 one, once their norms are folded."""
-        one, two = self.conv1, self.conv2
-        if all(isinstance(branch.norm, nn.Identity) for branch in (one, two)):
-            one.conv.weight += F.pad(two.conv.weight, (1, 1, 1, 1))
-            one.conv.bias += two.conv.bias
-            self.conv2 = nn.Identity()
+        return F.silu(self.conv1(x) + self.conv2(x))
 
 
 class CSPRep(nn.Module):
