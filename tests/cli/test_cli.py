@@ -22,8 +22,7 @@ def run(tmp_path_factory):
     output = tmp_path_factory.mktemp("cli") / "run"
     config = "instance_segmentation.yaml"
     words = [str(CONFIGS / config), *quick_settings(config), f"output={output}"]
-    words += ["backbone={type: LightResNet}", "head.box_score_threshold=0.0"]
-    assert main(["train", *words]) == 0
+    assert main(["train", *words, "head.box_score_threshold=0.0"]) == 0
     return output
 
 
