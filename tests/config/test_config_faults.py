@@ -55,10 +55,7 @@ def test_a_value_out_of_range_is_answered_with_the_range(key):
 
 
 def test_a_fixed_image_size_has_sides_in_the_range():
-    assert (
-        load_config("detection_small", ["data.image_size=300x200"]).data["main"].image_size
-        == "300x200"
-    )
+    assert load_config(CONFIG, ["data.image_size=300x200"]).data["main"].image_size == "300x200"
     for value in ("7x300", "300x8193"):
         with pytest.raises(ConfigError, match=rf"image_size: got '{value}'; expected sides of 8 "):
             load_config(CONFIG, [f"data.image_size={value}"])

@@ -7,6 +7,7 @@ from support.rtdetr import small_config
 from support.runs import spec
 from visionkit.config import load_config
 from visionkit.errors import ConfigError
+from visionkit.models.build import check_parts
 
 
 def with_scales(config, image_size, span):
@@ -37,8 +38,8 @@ def test_a_model_of_one_size_is_refused(tmp_path):
     )
     check_refused(with_scales(config, "64x64", [1.0, 1.5]), r"got .* 64 to 96 pixels .*, but MLP")
     assert load_config(with_scales(config, 64, [0.9, 1.1]))  # 32 times 2 at either end
-    with pytest.raises(ConfigError, match=r"data.main.image_size: got 32, but MLP .* at least 64"):
-        load_config(with_scales(config, 32, None))
+    with pytest.raises(ConfigError, match=r"data.image_size: MLP: .*32x32.*=64"):
+        check_parts(load_config(with_scales(config, 32, None)))
 
 
 def test_necks_for_small_images_are_refused(tmp_path):

@@ -143,8 +143,8 @@ def _check_sides(
     sources: dict[str, SourceConfig],
     problems: ConfigProblems,
 ) -> None:
-    """That the backbone or neck takes images of these sizes, where its class has a `largest_side`
-    or `smallest_side`."""
+    """That the backbone or neck takes images of these sizes, and those that `multi_scale` makes of
+    them, where its class has a `largest_side` or `smallest_side`."""
     if not spec:
         return
     arguments = {name: value for name, value in spec.items() if name != "type"}
@@ -163,21 +163,19 @@ def _check_sides(
             problems.add((part,), str(error))
         return
     largest, smallest = limits
+    takes_size = "image_size" in arguments_of(f"{part}s", spec["type"])  # others are run to know
     for name, source in sources.items():
         size, span = source.image_size, source.multi_scale
         sides: Any = fixed_size(size) or (size if isinstance(size, tuple) else (size,))
         side = max(sides)
-        key = ("data", name, "image_size")
-        if largest is not None and side > largest:
-            hint = f"set it to {largest}"
-            if "image_size" in arguments_of(f"{part}s", spec["type"]):
-                larger = -(-side // DIVISOR) * DIVISOR
-                hint += f", or build the {part} for larger ones ({part}.image_size={larger})"
-            most = f"takes images of at most {largest}x{largest} pixels; {hint}"
-            problems.add(key, f"got {size!r}, but {what} {most}")
-        elif smallest is not None and side < smallest:
-            least = f"takes images of at least {smallest}x{smallest} pixels; set it to {smallest}"
-            problems.add(key, f"got {size!r}, but {what} {least}")
+        if largest is not None and side > largest and takes_size:
+            larger = -(-side // DIVISOR) * DIVISOR
+            problems.add(
+                ("data", name, "image_size"),
+                f"got {size!r}, but {what} takes images of at most {largest}x{largest} pixels; set "
+                f"it to {largest}, or build the {part} for larger ones "
+                f"({part}.image_size={larger})",
+            )
         elif span is not None:
             low, high = (scaled_side(side, factor) for factor in span)
             if (largest is not None and high > largest) or (
