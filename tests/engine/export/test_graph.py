@@ -13,6 +13,7 @@ from support.onnx_sessions import assert_same, eager, images, keep_few_objects, 
 from visionkit.engine.export.graph import exported_program, to_onnx
 from visionkit.errors import ConfigError
 from visionkit.models import heads
+from visionkit.models.backbones.efficientnet_lite import EfficientNetLite0
 from visionkit.models.backbones.plain import MLP, TinyCNN
 from visionkit.models.head import Head
 from visionkit.models.model import VisionModel
@@ -266,3 +267,11 @@ def test_without_the_extra_the_command_to_install_it(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"pip install .*\[onnx\]"):
         to_onnx(program)
+
+
+def test_padding_before_a_stride_is_a_plain_number_in_the_graph():
+    """A symbol in it would be in the sizes of all later maps: an export of minutes, not seconds."""
+    model = build({"classes": heads.Classification}, EfficientNetLite0(), neck=False)
+    nodes = exported_program(model, ["classes"]).graph.nodes
+    padding = [node.args[1] for node in nodes if node.target is torch.ops.aten.pad.default]
+    assert padding == [[0, 1, 0, 1], [0, 1, 0, 1], [1, 2, 1, 2], [0, 1, 0, 1], [1, 2, 1, 2]]

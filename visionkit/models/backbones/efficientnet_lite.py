@@ -165,7 +165,7 @@ def _conv(
 def _pad(x: Tensor, kernel: int) -> Tensor:
     """Zeros around a map before a convolution of stride 2, so that its output has half the sides,
     rounded up. On an even side the end gets one more."""
-    (top, bottom), (left, right) = (
-        ((kernel - 2 + side % 2) // 2, (kernel - 1 + side % 2) // 2) for side in x.shape[-2:]
-    )
+    # A plain number: as a symbol of an export, it would be in the size of every later map.
+    least = [kernel - (1 if side % 2 else 2) for side in x.shape[-2:]]
+    (top, bottom), (left, right) = ((pixels // 2, (pixels + 1) // 2) for pixels in least)
     return F.pad(x, (left, right, top, bottom))
