@@ -142,3 +142,24 @@ def test_an_untrusted_config_of_0_1_is_named_and_imports_nothing(tmp_path, monke
                        r"\.train\.type: coco\.Coco: renamed to 'type: Coco'"):  # fmt: skip
         load_config(spec, origin="last.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("train.batch_size=4", "data.batch_size"),
+        ("batch=4", "data.batch_size"),
+        ("data.num_workers=2", "data.workers"),
+        ("workers=2", "data.workers"),
+        ("imgsz=320", "data.image_size"),
+        ("data.train.image_size=320", "data.image_size"),
+        ("epochs=3", "train.epochs"),
+        ("data.lr=0.1", "train.lr"),
+        ("train.learning_rate=0.1", "train.lr"),
+    ],
+)
+def test_a_key_of_another_section_or_program_is_answered_with_its_place(override, meant):
+    with pytest.raises(ConfigError) as caught:
+        load_config("detection_small", [override])
+    key = override.partition("=")[0]
+    assert str(caught.value) == f"override {override}: {key}: unknown key; did you mean '{meant}'?"

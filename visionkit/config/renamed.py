@@ -30,6 +30,29 @@ USUAL = {  # arguments of datasets under other names, and what may be meant; the
     **dict.fromkeys(("labels", "ann_file", "annFile", "annotation", "json"), ("annotations",)),
     **dict.fromkeys(("path", "dir", "folder", "img_dir", "data_root"), ("root", "images")),
 }
+ELSEWHERE = {  # keys and what other programs call them, which are looked for in any section
+    name: f"{section}.{key}"
+    for section, keys in {
+        "data": {
+            "batch_size": "batch",
+            "image_size": "imgsz img_size input_size",
+            "workers": "num_workers",
+            "transforms": "augmentations",
+        },
+        "train": {
+            "epochs": "num_epochs max_epochs",
+            "lr": "lr0 learning_rate",
+            "weight_decay": "",
+            "warmup_steps": "",
+            "optimizer": "",
+            "device": "",
+            "seed": "",
+            "precision": "amp",
+        },
+    }.items()
+    for key, others in keys.items()
+    for name in (key, *others.split())
+}
 REMOVED = {"cache_gb": "decoded images are not cached; delete this key"}
 FREEZE = {"old heads": "init_heads"}  # patterns of `train.freeze`
 
@@ -57,12 +80,14 @@ TORCHVISION: dict[str, Callable[[Mapping[str, Any]], str]] = {  # old type -> to
 
 
 def renamed_key(name: str, accepted: Collection[str]) -> str | None:
-    """What became of a key of 0.1; None if it was none, or none of this section."""
+    """What became of a key of 0.1, or where a key of another section is; None for all others."""
     if name in REMOVED:
         return f"removed in 0.2: {REMOVED[name]}"
     if (other := OPPOSITE.get(name)) in accepted:
         return f"is called {other!r} and means the opposite: {name}: false is {other}: true"
-    return f"renamed to {KEYS[name]!r} in 0.2" if KEYS.get(name) in accepted else None
+    if KEYS.get(name) in accepted:
+        return f"renamed to {KEYS[name]!r} in 0.2"
+    return f"unknown key; did you mean {ELSEWHERE[name]!r}?" if name in ELSEWHERE else None
 
 
 def usual_key(name: str, accepted: Collection[str]) -> str:
