@@ -15,6 +15,7 @@ from visionkit.errors import ConfigError
 from visionkit.models import heads
 from visionkit.models.backbones.efficientnet_lite import EfficientNetLite0
 from visionkit.models.backbones.plain import MLP, TinyCNN
+from visionkit.models.backbones.timm import Timm
 from visionkit.models.head import Head
 from visionkit.models.model import VisionModel
 from visionkit.models.necks.fpn import FPN
@@ -275,3 +276,17 @@ def test_padding_before_a_stride_is_a_plain_number_in_the_graph():
     nodes = exported_program(model, ["classes"]).graph.nodes
     padding = [node.args[1] for node in nodes if node.target is torch.ops.aten.pad.default]
     assert padding == [[0, 1, 0, 1], [0, 1, 0, 1], [1, 2, 1, 2], [0, 1, 0, 1], [1, 2, 1, 2]]
+
+
+@pytest.mark.slow  # half a minute: the sizes of all maps are fractions
+def test_images_that_the_backbone_pads_itself():
+    """As a transformer does whose patches have 14 pixels. ONNX rounds the quotient of a negative
+    number towards 0, Python down."""
+    pytest.importorskip("timm")
+    backbone = Timm(name="test_resnet", out_indices=[1])
+    backbone._sizes = backbone._sizes._replace(multiple=56)
+    model = build({"classes": heads.Classification}, backbone, neck=False)
+    run_session = session(to_onnx(exported_program(model, ["classes"])))
+    for pixels, sizes in (images((2, 64, 96), (3, 30)), images((1, 160, 32))):
+        found = run(run_session, images=pixels, sizes=sizes)
+        assert_same(eager(model, pixels, sizes), found, "classes")

@@ -108,7 +108,8 @@ class Timm(nn.Module):
             return features
         strides = {name: level.stride for name, level in self.levels.items()}
         return {
-            n: x[..., : -(-h // strides[n]), : -(-w // strides[n])] for n, x in features.items()
+            name: x[..., : _parts(h, strides[name]), : _parts(w, strides[name])]
+            for name, x in features.items()
         }
 
     def train(self, mode: bool = True) -> Timm:
@@ -255,7 +256,13 @@ class _Sizes(NamedTuple):
 
     def padded(self, side: int) -> int:
         """The side of the images that the model gets for a side of the batch."""
-        return self.only or -(-side // self.multiple) * self.multiple
+        return self.only or _parts(side, self.multiple) * self.multiple
+
+
+def _parts(side: int, of: int) -> int:
+    """How many parts of that size cover a side. No `-(-side // of)`: exported to ONNX, the division
+    of a negative number rounds towards 0."""
+    return (side + of - 1) // of
 
 
 _KNOWN: dict[tuple[Any, ...], _Sizes] = {}
