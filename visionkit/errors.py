@@ -231,13 +231,18 @@ def _twin(name: str, names: Iterable[str]) -> str | None:
 
 
 def unknown(
-    name: object, valid: Iterable[str], what: str = "unknown key", limit: int = SHOWN_NAMES
+    name: object,
+    valid: Iterable[str],
+    what: str = "unknown key",
+    limit: int = SHOWN_NAMES,
+    meant: str | None = None,
 ) -> str:
     """`unknown key; did you mean 'lr'? valid: ...`; of more options than `limit` those most like
-    the name."""
+    the name. `meant` is known to be meant; None: the nearest option, if one is near."""
     by_lower = {option.lower(): option for option in valid}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
-    guess = f"; did you mean {by_lower[close[0]]!r}?" if close else ";"
+    if meant is None and (close := difflib.get_close_matches(str(name).lower(), by_lower, n=1)):
+        meant = by_lower[close[0]]
+    guess = f"; did you mean {meant!r}?" if meant else ";"
     if twin := _twin(str(name), by_lower.values()):
         guess = f"; did you mean {twin!a}, the same in another Unicode form?"
     shown, more = [*by_lower], ""

@@ -162,4 +162,12 @@ def test_a_key_of_another_section_or_program_is_answered_with_its_place(override
     with pytest.raises(ConfigError) as caught:
         load_config("detection_small", [override])
     key = override.partition("=")[0]
-    assert str(caught.value) == f"override {override}: {key}: unknown key; did you mean '{meant}'?"
+    text = f"override {override}: {key}: unknown key; did you mean '{meant}'? valid: "
+    assert str(caught.value).startswith(text)
+
+
+def test_a_key_of_another_section_beside_several_sources():
+    with pytest.raises(ConfigError) as caught:
+        load_config("joint_two_sources", ["data.num_workers=2"])
+    text = "data.num_workers: unknown key; did you mean 'data.workers'?"
+    assert str(caught.value) == f"override data.num_workers=2: {text}"

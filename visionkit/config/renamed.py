@@ -30,7 +30,7 @@ USUAL = {  # arguments of datasets under other names, and what may be meant; the
     **dict.fromkeys(("labels", "ann_file", "annFile", "annotation", "json"), ("annotations",)),
     **dict.fromkeys(("path", "dir", "folder", "img_dir", "data_root"), ("root", "images")),
 }
-ELSEWHERE = {  # keys and what other programs call them, which are looked for in any section
+ELSEWHERE = {  # where a key is that some look for in another section, or by another name
     name: f"{section}.{key}"
     for section, keys in {
         "data": {
@@ -80,14 +80,12 @@ TORCHVISION: dict[str, Callable[[Mapping[str, Any]], str]] = {  # old type -> to
 
 
 def renamed_key(name: str, accepted: Collection[str]) -> str | None:
-    """What became of a key of 0.1, or where a key of another section is; None for all others."""
+    """What became of a key of 0.1; None if it was none, or none of this section."""
     if name in REMOVED:
         return f"removed in 0.2: {REMOVED[name]}"
     if (other := OPPOSITE.get(name)) in accepted:
         return f"is called {other!r} and means the opposite: {name}: false is {other}: true"
-    if KEYS.get(name) in accepted:
-        return f"renamed to {KEYS[name]!r} in 0.2"
-    return f"unknown key; did you mean {ELSEWHERE[name]!r}?" if name in ELSEWHERE else None
+    return f"renamed to {KEYS[name]!r} in 0.2" if KEYS.get(name) in accepted else None
 
 
 def usual_key(name: str, accepted: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from visionkit.config.renamed import renamed_key, usual_key
+from visionkit.config.renamed import ELSEWHERE, renamed_key, usual_key
 from visionkit.config.yaml import Key
 from visionkit.errors import ConfigError, VisionkitError, printable, shorten, unknown
 
@@ -201,9 +201,9 @@ def check_arguments(
     fitting = {}
     for name, value in given.items():
         if name not in accepted:
-            meant = usual_key(name, accepted)
-            known = renamed_key(name, accepted) or unknown(meant, accepted, limit=len(accepted))
-            problems.add((*key, str(name)), known)
+            meant, place = usual_key(name, accepted), ELSEWHERE.get(name)
+            known = unknown(meant, accepted, limit=len(accepted), meant=place)
+            problems.add((*key, str(name)), renamed_key(name, accepted) or known)
             continue
         try:
             fitting[name] = problems.fit(value, accepted[name].annotation, (*key, name))

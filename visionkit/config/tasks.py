@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from visionkit.config.components import head_base, resolve
-from visionkit.config.renamed import renamed_key
+from visionkit.config.renamed import ELSEWHERE, renamed_key
 from visionkit.config.schema import ConfigProblems
 from visionkit.errors import ConfigError, unknown
 
@@ -59,7 +59,7 @@ def to_long_form(config: dict[str, Any], problems: ConfigProblems) -> dict[str, 
     for key in config:
         if key not in valid:
             renamed = renamed_key(key, {*valid} - {"name"})  # not that of a backbone
-            problems.add((str(key),), renamed or unknown(key, valid))
+            problems.add((str(key),), renamed or unknown(key, valid, meant=ELSEWHERE.get(key)))
     long = {key: config[key] for key in config if key in SECTIONS}
     if is_long:
         return {**long, "heads": config["heads"]}

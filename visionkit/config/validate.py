@@ -29,7 +29,7 @@ from visionkit.config.config import (
     problems_of,
     scaled_side,
 )
-from visionkit.config.renamed import renamed_key, renamed_type
+from visionkit.config.renamed import ELSEWHERE, renamed_key, renamed_type
 from visionkit.config.schema import (
     Argument,
     ConfigProblems,
@@ -231,7 +231,8 @@ def _check_data(
                 message = "has neither 'train' nor 'val'; expected a dataset for one of them"
                 problems.add(key, message)
         elif name not in SOURCE_KEYS:
-            problems.add(key, renamed_key(name, SOURCE_KEYS) or mismatch(spec, dict))
+            place = f"unknown key; did you mean {ELSEWHERE[name]!r}?" if name in ELSEWHERE else None
+            problems.add(key, renamed_key(name, SOURCE_KEYS) or place or mismatch(spec, dict))
     return workers, sources
 
 
