@@ -1,6 +1,7 @@
 """Wrong arguments from Python: one error, a TypeError and a ValueError, says what is accepted."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from visionkit.data.datasets.idx import Idx
 from visionkit.data.datasets.label_maps import LabelMaps
 from visionkit.engine.prediction import Prediction
 from visionkit.engine.torch_model import Predictor
+from visionkit.engine.train import TrainedRun
 from visionkit.errors import ArgumentError, ConfigError
 from visionkit.metrics.coco.evaluator import evaluate_files
 from visionkit.models.build import build_model
@@ -34,6 +36,12 @@ CALLS = {  # function and arguments, and what the error says
         "fold: got None; expected True or False",
     ),
     "evaluate": (visionkit.evaluate, [3], {}, f"run: got 3; {PATH}"),
+    "evaluate a trained run": (
+        visionkit.evaluate,
+        [TrainedRun(Path("run"), {})],
+        {},
+        "did you mean its .directory?",
+    ),
     "predict with": (visionkit.predict, [None, "a.jpg"], {}, PATH),
     "train": (visionkit.train, [None], {}, "expected a config file or a dict, got a NoneType"),
     "train overrides": (visionkit.train, [SHORT, None], {}, f"overrides: got None; {OVERRIDES}"),

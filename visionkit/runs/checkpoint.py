@@ -363,9 +363,10 @@ def load_latest(run: str | Path, *, resume: bool = False) -> tuple[Path, dict[st
     wrong with each.
     """
     if not isinstance(run, (str, os.PathLike)):
+        meant = "; did you mean its .directory?" if hasattr(run, "directory") else ""
         raise ArgumentError(
             f"run: got {shorten(repr(run))}; expected the path of a run directory or a checkpoint "
-            "file"
+            f"file{meant}"
         )
     run = hub.fetch(run) if hub.is_hub(run) else Path(run)
     if run.is_file():
