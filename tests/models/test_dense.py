@@ -27,13 +27,13 @@ def maps():
     return {n: torch.zeros(1, 8, 64 // lv.stride, 64 // lv.stride) for n, lv in LEVELS.items()}
 
 
-def head_that_finds_four(head_class, **arguments):
+def head_that_finds_four(head_class, labels=LABELS, **arguments):
     """The four boxes, found at four locations."""
     head = head_class(LEVELS, CLASSES, num_convs=0, nms_iou=0.6, **arguments).eval()
     locations = locations_of(LEVELS, maps())
     places = torch.tensor([9, 63, 10, 70])
     scores, distances = torch.zeros(1, 80, 2), torch.ones(1, 80, 4)
-    scores[0, places, LABELS] = SCORES
+    scores[0, places, labels] = SCORES
     centers, strides = locations.centers[places], locations.strides[places, None]
     distances[0, places, :2] = (centers - BOXES[:, :2]) / strides
     distances[0, places, 2:] = (BOXES[:, 2:] - centers) / strides
@@ -56,6 +56,17 @@ def test_nms_says_which_of_four_detections_stay(head_class):
     assert found_by(head_that_finds_four(head_class)) == stay["class"]  # the default
     above = head_that_finds_four(head_class, score_threshold=0.7)
     assert found_by(above) == [(A, 0), (B, 1)]  # scores must be higher than the threshold
+
+
+@pytest.mark.parametrize(("head_class", "votes"), [(TaskAligned, True), (FCOS, False)])
+def test_only_task_aligned_votes_by_default(head_class, votes):
+    """B and A are of one class here; at an IoU of 0.6 A suppresses B, which then has a vote."""
+    (voted, label), *_ = found_by(head_that_finds_four(head_class, labels=LABELS * 0))
+    assert label == 0 and (voted[3] < A[3]) == votes and voted[:3] == A[:3]
+    (voted, _), *_ = found_by(
+        head_that_finds_four(head_class, labels=LABELS * 0, score_voting=not votes)
+    )
+    assert (voted[3] < A[3]) != votes
 
 
 class AnchorHead(DenseHead):

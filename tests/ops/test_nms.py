@@ -7,11 +7,14 @@ stays in any case: a detection that is suppressed suppresses none.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torchvision.ops import batched_nms
 
-from visionkit.ops.nms import suppress
+from visionkit.ops.boxes import box_iou
+from visionkit.ops.nms import suppress, vote
 
 A, B, C, D = [0, 0, 40, 40], [0, 0, 40, 32], [0, 0, 40, 20], [44, 44, 60, 60]
 NAMES = {tuple(box): name for box, name in zip((A, B, C, D), "ABCD", strict=True)}
@@ -120,3 +123,56 @@ def test_the_number_of_rows_follows_the_boxes_in_an_exported_model():
     for number in (2, 3, 30):
         found = program.module()(*rows(number))
         assert found["boxes"].shape == (2, min(number, 4), 4)
+
+
+def voted(boxes, scores, labels, count=4):
+    """What stays at an IoU of 0.6, before and after the vote."""
+    found = suppress(boxes, scores, labels, iou=0.6, among="class", count=count)
+    return found, vote(found, boxes, scores, labels)
+
+
+def test_a_box_is_the_mean_of_the_candidates_around_it_by_hand():
+    boxes, scores = BOXES[None, [0, 2]], SCORES[None, [0, 2]]  # B and A, which overlap by 4/5
+    before, after = voted(boxes, scores, torch.zeros(1, 2, dtype=torch.int64))
+    assert before["count"].tolist() == [1] and before["boxes"][0, 0].tolist() == A
+    share = 0.8 * math.exp(-(0.2**2) / 0.025)  # 0.8 x 0.202 of B, against 0.9 of A
+    height = (0.9 * 40 + share * 32) / (0.9 + share)
+    torch.testing.assert_close(after["boxes"][0, 0], torch.tensor([0, 0, 40, height]))
+    assert not after["boxes"][0, 1:].any()  # the rows behind
+    assert all(after[key] is before[key] for key in ("scores", "labels", "count"))
+
+
+def test_other_classes_and_candidates_below_the_threshold_do_not_vote():
+    _, after = voted(BOXES[None], SCORES[None], torch.tensor([[1, 1, 0, 2]]))
+    assert after["boxes"][0].round().int().tolist() == [A, B, C, D]
+    _, after = voted(BOXES[None], torch.tensor([[-1.0, 0.6, 0.9, -1.0]]), LABELS[None])
+    assert after["boxes"][0].round().int().tolist() == [A, D, [0] * 4, [0] * 4]
+    before, after = voted(BOXES[None], torch.full((1, 4), -1.0), LABELS[None])
+    assert not before["count"].any() and not after["boxes"].any()
+
+
+def test_voting_equals_a_loop_and_stays_in_the_image(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(3, 60, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + 20 + torch.rand(3, 60, 2, generator=generator) * 30], 2)
+    boxes = boxes.clamp(max=50)
+    scores = torch.rand(3, 60, generator=generator) - 0.2
+    labels = torch.randint(0, 2, (3, 60), generator=generator)
+    before, after = voted(boxes, scores, labels, count=20)
+    for image in range(3):
+        for row in range(int(before["count"][image])):
+            box, label = before["boxes"][image, row], before["labels"][image, row]
+            total, weighted = 0.0, torch.zeros(4, dtype=torch.float64)
+            for other, score, its_label in zip(
+                boxes[image], scores[image], labels[image], strict=True
+            ):
+                if score >= 0 and its_label == label:
+                    iou = box_iou(box[None], other[None]).item()
+                    weight = score.item() * math.exp(-((1 - iou) ** 2) / 0.025)
+                    total += weight
+                    weighted += weight * other.double()
+            torch.testing.assert_close(
+                after["boxes"][image, row].double(), weighted / total, rtol=1e-5, atol=1e-5
+            )
+    assert after["boxes"].min() >= 0 and after["boxes"].max() <= 50
+    assert (after["boxes"] - before["boxes"]).abs().max() > 1

@@ -72,19 +72,21 @@ def area(boxes: Tensor) -> Tensor:
 
 
 def pairwise_intersection(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
-    """Common area (N, M) of every box of the first with every box of the second."""
+    """Common area (..., N, M) of every box of the first (..., N, 4) with every box of the second
+    (..., M, 4)."""
     # One coordinate at a time: contiguous (N, M) rows are several times faster than (N, M, 2).
-    x1, y1, x2, y2 = boxes_N4[:, :, None].unbind(1)
-    to_x1, to_y1, to_x2, to_y2 = boxes_M4.unbind(1)
+    x1, y1, x2, y2 = boxes_N4[..., None].unbind(-2)
+    to_x1, to_y1, to_x2, to_y2 = boxes_M4[..., None, :, :].unbind(-1)
     width = torch.minimum(x2, to_x2).sub_(torch.maximum(x1, to_x1)).clamp_(min=0)
     height = torch.minimum(y2, to_y2).sub_(torch.maximum(y1, to_y1)).clamp_(min=0)
     return width.mul_(height)
 
 
 def box_iou(boxes_N4: Tensor, boxes_M4: Tensor) -> Tensor:
-    """Intersection over union (N, M), in 0..1; 0 where both boxes are empty."""
+    """Intersection over union (..., N, M), in 0..1, of boxes (..., N, 4) and (..., M, 4); 0 where
+    both boxes are empty."""
     shared = pairwise_intersection(boxes_N4, boxes_M4)
-    union = area(boxes_N4)[:, None] + area(boxes_M4) - shared
+    union = area(boxes_N4)[..., None] + area(boxes_M4)[..., None, :] - shared
     return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 

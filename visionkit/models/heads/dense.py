@@ -20,7 +20,7 @@ from visionkit.metrics.coco.evaluator import CocoEvaluator
 from visionkit.models.head import Head
 from visionkit.ops.boxes import Weights, clip, decode
 from visionkit.ops.layers import cell_corners
-from visionkit.ops.nms import Among, detections, suppress
+from visionkit.ops.nms import Among, detections, suppress, vote
 from visionkit.types import Batch, Dataset, Evaluator, Features, HeadPrediction, Level, Size
 
 Prior = Annotated[float, Range(low=0, high=0.5, open=True)]
@@ -172,6 +172,8 @@ class DenseHead(Head):
         in an image.
     nms: whether only the detections of one `class` suppress each other, or `all`, so that no
         object is found as two classes.
+    score_voting: whether a detection's box becomes the mean of all candidates around it, those
+        that it suppressed among them (Kim & Lee 2020).
     """
 
     required_targets: ClassVar[tuple[str, ...]] = ("boxes", "labels")
@@ -188,6 +190,7 @@ class DenseHead(Head):
         pre_nms_top_n: Count = 1000,
         nms_iou: Fraction = 0.6,
         nms: Among = "class",
+        score_voting: bool = False,
         max_detections: Count = 100,
     ) -> None:
         super().__init__()
@@ -195,6 +198,7 @@ class DenseHead(Head):
         self.cell = min(level.stride for level in levels.values())
         self.score_threshold, self.pre_nms_top_n = score_threshold, pre_nms_top_n
         self.nms_iou, self.nms, self.max_detections = nms_iou, nms, max_detections
+        self.score_voting = score_voting
 
     @property
     def channels(self) -> int:
@@ -221,17 +225,18 @@ class DenseHead(Head):
         return {"boxes": boxes, "scores": best.scores, "labels": best.labels}
 
     def postprocess(self, outputs: dict[str, Tensor], size: Size) -> dict[str, Tensor]:
-        """The detections that stay, as `visionkit.ops.nms.suppress` returns them."""
+        """The detections that stay, as `visionkit.ops.nms.suppress` returns them, and `vote`."""
         boxes, scores, labels = outputs["boxes"], outputs["scores"], outputs["labels"]
         scores = scores.masked_fill(scores <= self.score_threshold, -1)
         others = {name: outputs[name] for name in self.row_outputs}
-        return suppress(
+        found = suppress(
             *(boxes, scores, labels),
             iou=self.nms_iou,
             among=self.nms,
             count=self.max_detections,
             **others,
         )
+        return vote(found, boxes, scores, labels) if self.score_voting else found
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> list[HeadPrediction]:
         """Each image's `boxes` (N, 4), `scores` (N,) and `labels` (N,), best first; and its N

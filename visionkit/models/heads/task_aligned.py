@@ -86,9 +86,12 @@ class TaskAligned(DenseHead):
         box_weight: NonNegative = 2.0,
         prior: Prior = 0.01,
         score_threshold: Fraction = 0.05,
+        score_voting: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(levels, score_threshold=score_threshold, **kwargs)
+        super().__init__(
+            levels, score_threshold=score_threshold, score_voting=score_voting, **kwargs
+        )
         self.center_radius, self.top_k = center_radius, top_k
         self.alpha, self.beta, self.box_weight = alpha, beta, box_weight
         self.classification = Branch(self.channels, len(classes), num_convs, len(levels))
