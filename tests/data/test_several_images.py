@@ -189,6 +189,19 @@ def test_the_size_of_a_batch_is_that_of_its_number():
     assert {*sides} == {256, 288, 320, 352, 384}  # 240 to 400, to multiples of 32
 
 
+def test_progressive_sizes_grow_and_then_stay():
+    data, scales = Plain(30), {"multi_scale": (0.5, 1.0), "progressive": True}
+    source = Source("main", ["x"], data, None, 2, "128x128", **scales)
+    shapes = [tuple(b.images.shape[-2:]) for b in batches(source, 20, total=20)]
+    sides = [h for h, _ in shapes]
+    # The factor is 0.5 + 0.5 k / 14 in batch k, up to batch 14 = 0.7 x 20; 0.625 is half-way to 96.
+    assert sides == [64] * 4 + [96] * 7 + [128] * 9
+    assert [b.images.shape[-1] for b in batches(source, 4, start=9, total=20)] == sides[9:13]
+    # Without the length of the run, as in a benchmark, the factor is random.
+    assert {b.images.shape[-1] for b in batches(source, 20)} == {64, 96, 128}
+    assert scaled(320, (0.5, 1.0), 0, 0, 0) == 320  # a run without steps to grow in
+
+
 def test_multi_scale_resizes_images_and_labels():
     data = Shapes(num_images=8, size=64, seed=1)
     source = Source("main", ["x"], data, None, 2, 64, multi_scale=(1.5, 1.5))

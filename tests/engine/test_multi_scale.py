@@ -22,6 +22,14 @@ def check_refused(config, message):
         load_config(config)
 
 
+def test_progressive_sizes_need_a_range(tmp_path):
+    config = with_scales(spec("fcos", tmp_path), 64, None)
+    config["data"]["main"]["progressive"] = True
+    with pytest.raises(ConfigError, match=r"data.main.progressive: needs 'multi_scale', such as"):
+        load_config(config)
+    assert load_config(with_scales(config, 64, [0.5, 1.0])).data["main"].progressive
+
+
 def of_timm(name, neck, folder, **backbone):
     config = spec("fcos", folder, steps=2)
     config["backbone"] = {"type": "Timm", "name": name, **backbone}

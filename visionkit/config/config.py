@@ -135,6 +135,7 @@ class SourceConfig:
     close_last: Fraction = 0.1
     # (low, high) of a random factor of `image_size` for each training batch; null: none
     multi_scale: tuple[Positive, Positive] | None = None
+    progressive: bool = False  # the factor is not random, but grows from low to high in the run
     # `repeat_factor: 0.01` repeats images of rare classes, `balanced: class` makes classes equal
     sampling: dict[str, Any] | None = None
     labeled_classes: list[str] | None = None  # null: all classes of the dataset

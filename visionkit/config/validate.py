@@ -298,10 +298,13 @@ def _check_transforms(specs: list[Any], key: Key, problems: ConfigProblems) -> l
 
 
 def _check_sampling(fitting: dict[str, Any], key: Key, problems: ConfigProblems) -> None:
-    """`sampling` and `multi_scale`."""
+    """`sampling`, `multi_scale` and `progressive`."""
     span = fitting.get("multi_scale")
     if span is not None and span[0] > span[1]:
         problems.add((*key, "multi_scale"), f"got {list(span)}; expected [low, high], low <= high")
+    if fitting.get("progressive") and span is None:
+        message = "needs 'multi_scale', such as [0.5, 1.0]: between these the size grows"
+        problems.add((*key, "progressive"), message)
     match given := fitting.get("sampling"):
         case None | {"balanced": "class"} if given is None or len(given) == 1:
             pass

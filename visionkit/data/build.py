@@ -174,6 +174,7 @@ def _sources(
             skip_unreadable=spec.on_unreadable_image == "skip",
             repeats=repeats.get(name),
             multi_scale=spec.multi_scale,
+            progressive=spec.progressive,
             close_last=spec.close_last,
         )
         for name, spec in config.data.items()

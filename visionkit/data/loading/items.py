@@ -46,6 +46,7 @@ class TransformedDataset:
         its own block, those that do not show the same image. Each is read like the image of that
         position, and at best once for all that take it.
     multi_scale: (low, high) of a factor of `image_size`, drawn for each batch.
+    grown_at: the batch from which that factor is high, after growing from low; None: it is drawn.
     closed_from: the batch from which transforms of several images do nothing; None: never.
     """
 
@@ -59,6 +60,7 @@ class TransformedDataset:
     near: int = 64
     multi_scale: tuple[float, float] | None = None
     closed_from: int | None = None
+    grown_at: int | None = None
     _block: int = field(default=-1, init=False)
     _kept: dict[int, tuple[Sample, list[str]]] = field(default_factory=dict, init=False)
 
@@ -66,7 +68,7 @@ class TransformedDataset:
         index, position, step = Ticket(*ticket)
         what = image_name(self.dataset, index)
         rng = np.random.default_rng((self.seed, position, 1))
-        size = scaled(self.image_size, self.multi_scale, self.seed, step)
+        size = scaled(self.image_size, self.multi_scale, self.seed, step, self.grown_at)
         active = self._active(step, rng)
         sample, replaces = self._first(index, position, active, size)
         for place, transform in enumerate(active):
@@ -207,14 +209,21 @@ def _named(what: str, doing: str, call: Callable[..., Any], *arguments: Any) -> 
 
 
 def scaled(
-    image_size: ImageSize, multi_scale: tuple[float, float] | None, seed: int, step: int
+    image_size: ImageSize,
+    multi_scale: tuple[float, float] | None,
+    seed: int,
+    step: int,
+    grown_at: int | None = None,
 ) -> ImageSize:
-    """The `image_size` of a batch: with `multi_scale` times a random factor, each side a multiple
-    of `DIVISOR`."""
+    """The `image_size` of a batch: with `multi_scale` times a factor, random or growing until
+    `grown_at`, each side a multiple of `DIVISOR`."""
     if multi_scale is None:
         return image_size
-    factor = np.random.default_rng((seed, step, 5)).uniform(*multi_scale)
-
+    if grown_at is None:
+        factor = np.random.default_rng((seed, step, 5)).uniform(*multi_scale)
+    else:
+        low, high = multi_scale
+        factor = high if step >= grown_at else low + (high - low) * step / grown_at
     if isinstance(image_size, str):
         return "x".join(str(scaled_side(int(pixels), factor)) for pixels in image_size.split("x"))
     if isinstance(image_size, int):

@@ -29,6 +29,7 @@ from visionkit.types import Batch, Dataset, Target
 log = logging.getLogger("visionkit")
 
 NEAR = 64  # at least so many images are near in the stream
+GROWS = 0.7  # share of a run in which `progressive` sizes grow
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Source:
     skip_unreadable: whether training replaces images that cannot be read.
     repeats: (N,) how often each training image comes in a pass, see `samplers.Stream`.
     multi_scale: (low, high) of a factor of `image_size`, drawn for each training batch.
+    progressive: whether the factor grows instead, from low to high in the first GROWS of a run.
     close_last: the share of a run at whose end transforms of several images do nothing.
     """
 
@@ -58,6 +60,7 @@ class Source:
     skip_unreadable: bool = False
     repeats: np.ndarray | None = None
     multi_scale: tuple[float, float] | None = None
+    progressive: bool = False
     close_last: float = 0.1
 
     def __post_init__(self) -> None:
@@ -75,7 +78,8 @@ class Source:
         self, *, seed: int, start: int, workers: int, total: int | None = None
     ) -> Generator[Batch, None, None]:
         """This rank's endless shuffled batches, from batch number `start` on, in a run of `total`
-        batches; None: without an end that transforms of several images would heed."""
+        batches; None: without an end that transforms of several images and `progressive` would
+        heed."""
         dataset: Any = self._dataset("train")
         pool = POOL * self.batch_size
         transformed = TransformedDataset(
@@ -88,6 +92,7 @@ class Source:
             near=-(-NEAR // pool) * pool,
             multi_scale=self.multi_scale,
             closed_from=None if total is None else round(total * (1 - self.close_last)),
+            grown_at=round(total * GROWS) if self.progressive and total is not None else None,
         )
         sampler: InfiniteBatchSampler | PKBatchSampler
         if (per_identity := self.images_per_identity) is None:
