@@ -198,10 +198,11 @@ def test_it_is_what_a_naive_assignment_gives(seed):
 # --- The head ------------------------------------------------------------------------------------
 
 
-def test_losses_by_hand():
+@pytest.mark.parametrize("arguments", [{}, {"focal_beta": 1.0}])
+def test_losses_by_hand(arguments):
     """From the assignment: the quality focal loss of all cells, and 1 - GIoU of those that
     detect, weighted by their target scores."""
-    head = small_head(box_weight=3.0).eval()
+    head = small_head(box_weight=3.0, **arguments).eval()
     maps, truth = features(1), target([[8, 8, 40, 48], [40, 20, 62, 60]], [1, 2])
     with torch.no_grad():
         losses, output = losses_of(head, maps, batch_of(truth)), head.outputs(maps)
@@ -218,7 +219,7 @@ def test_losses_by_hand():
             wanted = float(quality[p]) if n >= 0 and truth["labels"][n] == k else 0.0
             prob = float(probs[p, k])
             entropy = -wanted * math.log(prob) - (1 - wanted) * math.log(1 - prob)
-            classification += abs(prob - wanted) ** 2 * entropy
+            classification += abs(prob - wanted) ** arguments.get("focal_beta", 2.0) * entropy
         if n >= 0:
             (x1, y1, x2, y2), (u1, v1, u2, v2) = boxes[p].tolist(), truth["boxes"][n].tolist()
             hull = (max(x2, u2) - min(x1, u1)) * (max(y2, v2) - min(y1, v1))

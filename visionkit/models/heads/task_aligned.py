@@ -65,6 +65,8 @@ class TaskAligned(DenseHead):
     center_radius: locations within so many cells of an object's center may detect it.
     top_k: how many locations of all levels detect an object, at most.
     alpha, beta: exponents of score and IoU in the alignment that chooses them.
+    focal_beta: exponent of |score - target|, by which each score's loss is weighted. With less than
+        the 2 of Li et al. 2020, scores that are not far off learn faster.
     box_weight: of the box loss against the classification loss.
     prior: the class probability at the start (Lin et al. 2017).
     kwargs: the other arguments of `DenseHead`.
@@ -83,6 +85,7 @@ class TaskAligned(DenseHead):
         top_k: Count = 10,
         alpha: NonNegative = 0.5,
         beta: NonNegative = 6.0,
+        focal_beta: NonNegative = 2.0,
         box_weight: NonNegative = 2.0,
         prior: Prior = 0.01,
         score_threshold: Fraction = 0.05,
@@ -94,6 +97,7 @@ class TaskAligned(DenseHead):
         )
         self.center_radius, self.top_k = center_radius, top_k
         self.alpha, self.beta, self.box_weight = alpha, beta, box_weight
+        self.focal_beta = focal_beta
         self.classification = Branch(self.channels, len(classes), num_convs, len(levels))
         self.regression = Branch(self.channels, 4, num_convs, len(levels))
         constant_bias(self.classification.predict, prior_bias(prior))
@@ -138,7 +142,7 @@ class TaskAligned(DenseHead):
             boxes = locations.boxes(output.distances[image])
             assigned = self._assign(logits, boxes, locations, target)
             learned.append(assigned)
-            losses = quality_focal_loss(logits, assigned.target_scores)
+            losses = quality_focal_loss(logits, assigned.target_scores, beta=self.focal_beta)
             class_loss = class_loss + (losses * assigned.loss_mask).sum()
             found = (assigned.objects >= 0).nonzero()[:, 0]
             weights = assigned.target_scores[found].amax(1)
